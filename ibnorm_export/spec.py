@@ -1,0 +1,334 @@
+"""THE definition of the operator's identity and parameters. Standard library only.
+
+    mu = mean(x); d = x - mu; c = g(d / lambda)
+    y  = scale * (c - mean(c)) / sqrt(var(c) + epsilon) + bias
+
+with g(t) = t (S), sign(t) ln(1 + |t|) (L) or tanh(t) (T). Torch module, NumPy reference, ONNX
+function bodies, kernels and plugins all take their names and parameters from here; a contract
+test holds the compiled libraries to `SCHEMA`.
+
+Source: arXiv 2510.25262, section 4.2. The paper leaves the place of lambda open, so a
+`Convention` is part of every checkpoint; it is resolved once, in `IBNormSpec.from_convention`,
+to the canonical pair (lambda, epsilon). Nothing past this module knows of conventions.
+"""
+
+from __future__ import annotations
+
+import enum
+import fnmatch
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from ibnorm_export.errors import SpecError
+
+__all__ = [
+    # the operator
+    "DOMAIN",
+    "OP_TYPES",
+    "OP_VERSION",
+    "SCHEMA",
+    "SKIP_OP_TYPES",
+    # one norm
+    "Compression",
+    "Convention",
+    "Grouping",
+    "IBNormSpec",
+    # all norms of a model
+    "LayerRule",
+    "NormConfig",
+    "NormKind",
+]
+
+DOMAIN: Final = "ai.ibnorm"
+OP_VERSION: Final = 1
+
+
+class Compression(enum.StrEnum):
+    """The odd function g that pulls a centred activation towards the mean."""
+
+    LINEAR = "S"
+    LOGARITHMIC = "L"
+    TANH = "T"
+
+    @property
+    def op_type(self) -> str:
+        """ONNX op type, e.g. `IBNormL`."""
+        return f"IBNorm{self.value}"
+
+    @property
+    def skip_op_type(self) -> str:
+        """ONNX op type of the form with a residual addition in front, e.g. `SkipIBNormL`."""
+        return f"SkipIBNorm{self.value}"
+
+
+OP_TYPES: Final = tuple(c.op_type for c in Compression)
+SKIP_OP_TYPES: Final = tuple(c.skip_op_type for c in Compression)
+
+#: What every compiled library reports through `ibnorm_schema()`, to the letter.
+SCHEMA: Final[dict[str, Any]] = {
+    "domain": DOMAIN,
+    "version": OP_VERSION,
+    "ops": [*OP_TYPES, *SKIP_OP_TYPES],
+    "types": ["float", "float16", "bfloat16"],
+    "attributes": {"lambd": "float", "epsilon": "float", "axis": "int", "plugin_namespace": "string"},
+}
+
+
+class Convention(enum.StrEnum):
+    """Where lambda stands in a checkpoint's compression f(r), r = |x - mu|."""
+
+    DIVIDE = "divide"  # g(r / lambda)
+    UNIT_SLOPE = "unit_slope"  # lambda * g(r / lambda)
+    MULTIPLY = "multiply"  # g(lambda * r) / lambda
+    OUTER = "outer"  # g(r) / lambda
+
+
+class Grouping(enum.StrEnum):
+    """Which values share one mean and variance."""
+
+    LAST = "last"  # the last axis
+    AXES = "axes"  # axes [axis, rank), as in ONNX LayerNormalization
+    BATCH = "batch"  # running statistics per channel
+
+
+class NormKind(enum.StrEnum):
+    """What stands at one place of a layer-dependent model."""
+
+    IBNORM = "ibnorm"
+    LAYERNORM = "layernorm"
+    RMSNORM = "rmsnorm"
+    BATCHNORM = "batchnorm"
+
+
+def _as_float32(value: float) -> float:
+    """`value` rounded to the nearest float32, the type of an ONNX float attribute."""
+    try:
+        return float(struct.unpack("<f", struct.pack("<f", value))[0])
+    except OverflowError:
+        return math.inf
+
+
+def _legal(enum_type: type[enum.StrEnum], value: object, name: str) -> Any:
+    try:
+        return enum_type(value)  # type: ignore[arg-type]
+    except ValueError:
+        legal = ", ".join(repr(m.value) for m in enum_type)
+        raise SpecError(f"{name} is {value!r}; it must be one of {legal}") from None
+
+
+def _number(value: object, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise SpecError(f"{name} is {value!r}; it must be a number")
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+def _flag(value: object, name: str) -> bool:
+    if not isinstance(value, bool):
+        raise SpecError(f"{name} is {value!r}; it must be true or false")
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class IBNormSpec:
+    """One norm in canonical form: f(r) = g(r / lambd).
+
+    Args:
+        compression: g.
+        lambd: canonical lambda, in units of the activation; finite and above 0.
+        epsilon: canonical epsilon, added to the variance of the *compressed* values; finite, >= 0.
+        scale: whether the model has a multiplicative parameter (`weight`).
+        bias: whether the model has an additive parameter (`bias`).
+        grouping: which values share statistics.
+        axis: first normalised axis for `Grouping.AXES`, else -1.
+
+    Raises:
+        SpecError: a value is outside its legal set, or vanishes or overflows in float32, the type
+            that it has in an ONNX file.
+    """
+
+    compression: Compression
+    lambd: float = 4.0
+    epsilon: float = 1e-5
+    scale: bool = True
+    bias: bool = True
+    grouping: Grouping = Grouping.LAST
+    axis: int = -1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "compression", _legal(Compression, self.compression, "compression"))
+        object.__setattr__(self, "grouping", _legal(Grouping, self.grouping, "grouping"))
+        object.__setattr__(self, "lambd", _number(self.lambd, "lambda"))
+        object.__setattr__(self, "epsilon", _number(self.epsilon, "epsilon"))
+        # Below the smallest normal float32 a kernel that flushes subnormals would divide by zero.
+        smallest = 2.0**-126
+        if not (smallest <= _as_float32(self.lambd) < math.inf):
+            raise SpecError(
+                f"lambda is {self.lambd!r}; it must be finite and above 0 (and at least {smallest:.3g}, "
+                "the smallest normal float32)"
+            )
+        if not (0.0 <= self.epsilon and _as_float32(self.epsilon) < math.inf):
+            raise SpecError(f"epsilon is {self.epsilon!r}; it must be finite and not negative")
+        if isinstance(self.axis, bool) or not isinstance(self.axis, int):
+            raise SpecError(f"axis is {self.axis!r}; it must be an integer")
+        if self.grouping is Grouping.LAST and self.axis != -1:
+            raise SpecError(f"axis is {self.axis}; with grouping 'last' it must be -1 (or say grouping 'axes')")
+
+    @classmethod
+    def from_convention(
+        cls, compression: Compression | str, lambd: float, epsilon: float, convention: Convention | str, **rest: Any
+    ) -> IBNormSpec:
+        """Resolve a checkpoint's reading of lambda to the canonical pair, exactly.
+
+        Standardisation cancels any outer factor k of f, but epsilon is measured against k^2 var(c):
+        f = k * g(r / lambda) with epsilon equals f = g(r / lambda) with epsilon / k^2.
+
+        Raises:
+            SpecError: as for the constructor, and for an unknown convention.
+        """
+        kind = _legal(Convention, convention, "convention")
+        lambd, epsilon = _number(lambd, "lambda"), _number(epsilon, "epsilon")
+        cls(compression, lambd, epsilon)  # type: ignore[arg-type]  # the values as written must be legal too
+        squared = lambd * lambd
+        canonical: dict[Convention, tuple[float, float]] = {
+            Convention.DIVIDE: (lambd, epsilon),
+            Convention.UNIT_SLOPE: (lambd, epsilon / squared if squared else math.inf),
+            Convention.MULTIPLY: (1.0 / lambd, epsilon * squared),
+            Convention.OUTER: (1.0, epsilon * squared),
+        }
+        return cls(compression, *canonical[kind], **rest)  # type: ignore[arg-type]
+
+    @property
+    def op_type(self) -> str:
+        """ONNX op type that computes this norm."""
+        return self.compression.op_type
+
+    def attributes(self) -> dict[str, float | int | str]:
+        """Every attribute of the ONNX node, all of which are always spelled out.
+
+        `axis` is always -1 in version 1. `plugin_namespace` "" makes TensorRT prefer a loaded
+        plugin to the function; other runtimes ignore it.
+        """
+        return {
+            "lambd": _as_float32(self.lambd),
+            "epsilon": _as_float32(self.epsilon),
+            "axis": -1,
+            "plugin_namespace": "",
+        }
+
+    def to_config(self) -> dict[str, Any]:
+        """The `ibnorm` section of config.json for this norm, in the `divide` convention."""
+        return {
+            "compression": self.compression.value,
+            "lambda": self.lambd,
+            "epsilon": self.epsilon,
+            "convention": Convention.DIVIDE.value,
+            "scale": self.scale,
+            "bias": self.bias,
+            "grouping": self.grouping.value,
+            "axis": self.axis,
+        }
+
+    def __str__(self) -> str:
+        affine = {(True, True): "scale and bias", (True, False): "scale", (False, True): "bias"}
+        has = affine.get((self.scale, self.bias), "no affine")
+        return f"IBNorm-{self.compression.value} (lambda {self.lambd:g}, epsilon {self.epsilon:g}, {has})"
+
+
+@dataclass(frozen=True, slots=True)
+class LayerRule:
+    """What stands at the module paths that a glob matches: `norm` says what, `spec` how."""
+
+    match: str
+    norm: NormKind
+    spec: IBNormSpec
+
+
+_SPEC_KEYS: Final = ("compression", "lambda", "epsilon", "convention", "scale", "bias", "grouping", "axis")
+
+
+@dataclass(frozen=True, slots=True)
+class NormConfig:
+    """The `ibnorm` section of a checkpoint: one norm for all places, and rules for exceptions.
+
+    All norms of the architecture are replaced, the final one too, unless a rule says otherwise;
+    of several rules that match a path, the last wins.
+    """
+
+    default: IBNormSpec
+    layers: tuple[LayerRule, ...] = ()
+
+    @classmethod
+    def from_config(cls, section: object) -> NormConfig:
+        """Read the `ibnorm` section of config.json.
+
+        Args:
+            section: the parsed JSON value.
+
+        Raises:
+            SpecError: a key is missing, unknown or has an illegal value; the message names it.
+        """
+        if not isinstance(section, Mapping):
+            raise SpecError(f"the ibnorm section is {section!r}; it must be an object")
+        written = dict(section)
+        rules = written.pop("layers", [])
+        default = cls._spec(written, "ibnorm")
+        if not isinstance(rules, list):
+            raise SpecError(f"ibnorm.layers is {rules!r}; it must be a list of rules")
+        return cls(default, tuple(cls._rule(rule, written, i) for i, rule in enumerate(rules)))
+
+    @staticmethod
+    def _spec(written: Mapping[str, Any], where: str) -> IBNormSpec:
+        unknown = sorted(set(written) - set(_SPEC_KEYS))
+        if unknown:
+            raise SpecError(f"{where} has unknown keys {unknown}; legal keys are {[*_SPEC_KEYS, 'layers']}")
+        for key in ("compression", "lambda", "epsilon", "convention"):
+            if key not in written:
+                hint = (
+                    " (where lambda stands in the compression is open in the paper, so it is never guessed: "
+                    "'divide', 'unit_slope', 'multiply' or 'outer')"
+                    if key == "convention"
+                    else ""
+                )
+                raise SpecError(f"{where}.{key} is missing{hint}")
+        return IBNormSpec.from_convention(
+            written["compression"],
+            written["lambda"],
+            written["epsilon"],
+            written["convention"],
+            scale=_flag(written.get("scale", True), f"{where}.scale"),
+            bias=_flag(written.get("bias", True), f"{where}.bias"),
+            grouping=written.get("grouping", Grouping.LAST),
+            axis=written.get("axis", -1),
+        )
+
+    @classmethod
+    def _rule(cls, rule: object, base: Mapping[str, Any], index: int) -> LayerRule:
+        where = f"ibnorm.layers[{index}]"
+        if not isinstance(rule, Mapping) or not isinstance(rule.get("match"), str):
+            raise SpecError(f"{where} is {rule!r}; it must be an object with a glob under 'match'")
+        own = {k: v for k, v in rule.items() if k not in ("match", "norm")}
+        kind: NormKind = _legal(NormKind, rule.get("norm", NormKind.IBNORM), f"{where}.norm")
+        return LayerRule(rule["match"], kind, cls._spec({**base, **own}, where))
+
+    def at(self, path: str) -> tuple[NormKind, IBNormSpec]:
+        """What stands at module path `path`."""
+        for rule in reversed(self.layers):
+            if fnmatch.fnmatchcase(path, rule.match):
+                return rule.norm, rule.spec
+        return NormKind.IBNORM, self.default
+
+    def to_config(self) -> dict[str, Any]:
+        """The `ibnorm` section that reads back as this value."""
+        section = self.default.to_config()
+        if self.layers:
+            section["layers"] = [
+                {"match": r.match, "norm": r.norm.value, **r.spec.to_config()} for r in self.layers
+            ]
+        return section
+
