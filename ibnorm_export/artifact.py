@@ -1,0 +1,280 @@
+"""An exported ONNX file: what it says of itself, its norm nodes and weights, and safe reading and writing.
+
+Nothing here runs a model, so a hostile file can be looked at: external data must lie beside the
+file, inside its folder, and be as long as it claims before a byte of it is used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import google.protobuf.message
+import numpy as np
+import onnx
+import onnx.external_data_helper
+import onnx.helper
+import onnx.numpy_helper
+from numpy.typing import NDArray
+
+from ibnorm_export.errors import ExportError, ModelFileError
+from ibnorm_export.spec import DOMAIN, OP_TYPES, SKIP_OP_TYPES
+
+__all__ = ["METADATA_FORMAT", "ExportedModel", "NormNode", "Tensor", "new_file"]
+
+METADATA_FORMAT: Final = "1"
+_PREFIX: Final = "ibnorm."
+
+_DTYPE_NAMES: Final = {
+    onnx.TensorProto.FLOAT: "fp32",
+    onnx.TensorProto.FLOAT16: "fp16",
+    onnx.TensorProto.BFLOAT16: "bf16",
+    onnx.TensorProto.DOUBLE: "fp64",
+    onnx.TensorProto.INT64: "int64",
+    onnx.TensorProto.INT32: "int32",
+    onnx.TensorProto.BOOL: "bool",
+}
+
+
+def dtype_name(elem_type: int) -> str:
+    """Short name of an ONNX element type, e.g. "fp16"."""
+    return _DTYPE_NAMES.get(elem_type) or onnx.TensorProto.DataType.Name(elem_type).lower()
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """An input or output: name, short dtype name, and shape with dynamic axes by name."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NormNode:
+    """One IBNorm or SkipIBNorm node of the graph; `module` is its path in the torch model."""
+
+    name: str
+    module: str
+    op_type: str
+    attributes: Mapping[str, Any]
+    scale: str
+    bias: str
+
+
+def _value(info: onnx.ValueInfoProto) -> Tensor:
+    tensor = info.type.tensor_type
+    shape = tuple(d.dim_param or (d.dim_value if d.HasField("dim_value") else "?") for d in tensor.shape.dim)
+    return Tensor(info.name, dtype_name(tensor.elem_type), shape)
+
+
+class ExportedModel:
+    """An ONNX file on disk.
+
+    Args:
+        path: the .onnx file; external data is looked for beside it.
+
+    Raises:
+        ModelFileError: the file is missing, unreadable, truncated or not ONNX, or its external
+            data is missing, too short or outside its folder.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.exists():
+            raise ModelFileError(f"{self.path} does not exist")
+        if self.path.is_dir():
+            raise ModelFileError(f"{self.path} is a folder; an .onnx file is wanted")
+        try:
+            self.proto = onnx.load(self.path, load_external_data=False)
+        except google.protobuf.message.DecodeError as error:
+            raise ModelFileError(f"{self.path} is truncated or is not an ONNX file: {error}") from error
+        except OSError as error:
+            raise ModelFileError(f"{self.path} cannot be read: {error.strerror or error}") from error
+        if not self.proto.graph.node or not self.proto.opset_import:
+            raise ModelFileError(f"{self.path} is truncated or is not an ONNX file: it has no graph")
+        self._external = self._check_external()
+
+    def _check_external(self) -> tuple[Path, ...]:
+        folder = self.path.resolve().parent
+        files: dict[str, Path] = {}
+        for tensor in onnx.external_data_helper._get_all_tensors(self.proto):
+            if tensor.data_location != onnx.TensorProto.EXTERNAL:
+                continue
+            entry = {e.key: e.value for e in tensor.external_data}
+            location = entry.get("location", "")
+            file = (folder / location).resolve()
+            if not location or Path(location).is_absolute() or not file.is_relative_to(folder):
+                raise ModelFileError(
+                    f"{self.path}: external data of {tensor.name!r} points outside the file's folder: {location!r}"
+                )
+            if not file.is_file():
+                raise ModelFileError(f"{self.path}: its external data {location} is missing; it belongs beside the file")
+            try:
+                offset, length = int(entry.get("offset", 0)), int(entry.get("length", 0))
+            except ValueError as error:
+                raise ModelFileError(f"{self.path}: external data of {tensor.name!r} has no valid place") from error
+            if offset < 0 or length < 0 or offset + length > file.stat().st_size:
+                raise ModelFileError(
+                    f"{self.path}: its external data {location} is truncated: {tensor.name!r} ends at byte "
+                    f"{offset + length}, the file has {file.stat().st_size}"
+                )
+            files[location] = file
+        return tuple(files.values())
+
+    @cached_property
+    def size_bytes(self) -> int:
+        """Of the file and its external data."""
+        return sum(file.stat().st_size for file in (self.path, *self._external))
+
+    @cached_property
+    def metadata(self) -> dict[str, Any]:
+        """What the export wrote about the model; empty for a file of another tool."""
+        found: dict[str, Any] = {}
+        for entry in self.proto.metadata_props:
+            if entry.key.startswith(_PREFIX):
+                try:
+                    found[entry.key.removeprefix(_PREFIX)] = json.loads(entry.value)
+                except ValueError as error:
+                    raise ModelFileError(f"{self.path}: metadata {entry.key!r} is not valid JSON") from error
+        return found
+
+    def require_metadata(self) -> dict[str, Any]:
+        """`metadata`, of a format that this version reads.
+
+        Raises:
+            ModelFileError: there is none, or it is of another format.
+        """
+        if not self.metadata:
+            raise ModelFileError(
+                f"{self.path} carries no ibnorm metadata: it was not written by `ibnorm-export export`, or a tool "
+                "stripped it. Export the checkpoint again"
+            )
+        if self.metadata.get("format") != METADATA_FORMAT:
+            raise ModelFileError(
+                f"{self.path} has metadata format {self.metadata.get('format')!r}; this version reads "
+                f"{METADATA_FORMAT!r}. Export the checkpoint again"
+            )
+        return self.metadata
+
+    @property
+    def opset(self) -> int:
+        """Version of the default domain."""
+        return next((o.version for o in self.proto.opset_import if o.domain in ("", "ai.onnx")), 0)
+
+    @property
+    def dtype(self) -> str:
+        """"fp32", "fp16" or "bf16": the type that the weights are computed in."""
+        counts: Counter[str] = Counter()
+        for tensor in self.proto.graph.initializer:
+            name = dtype_name(tensor.data_type)
+            if name in ("fp32", "fp16", "bf16"):
+                counts[name] += int(np.prod(tensor.dims))
+        return counts.most_common(1)[0][0] if counts else "fp32"
+
+    @cached_property
+    def inputs(self) -> tuple[Tensor, ...]:
+        weights = {tensor.name for tensor in self.proto.graph.initializer}
+        return tuple(_value(v) for v in self.proto.graph.input if v.name not in weights)
+
+    @cached_property
+    def outputs(self) -> tuple[Tensor, ...]:
+        return tuple(_value(v) for v in self.proto.graph.output)
+
+    @cached_property
+    def norms(self) -> tuple[NormNode, ...]:
+        """Every IBNorm and SkipIBNorm node, in the order of the graph."""
+        found = []
+        for node in self.proto.graph.node:
+            if node.domain != DOMAIN or node.op_type not in (*OP_TYPES, *SKIP_OP_TYPES):
+                continue
+            props = {p.key: p.value for p in node.metadata_props}
+            attributes = {}
+            for attribute in node.attribute:
+                value = onnx.helper.get_attribute_value(attribute)
+                attributes[attribute.name] = value.decode(errors="replace") if isinstance(value, bytes) else value
+            scale, bias = (*node.input[-2:], "", "")[:2]
+            module = props.get("module", node.name)
+            found.append(NormNode(node.name, module, node.op_type, attributes, scale, bias))
+        return tuple(found)
+
+    @cached_property
+    def operators(self) -> dict[str, int]:
+        """How many nodes of each op type, most frequent first."""
+        counts = Counter(f"{n.domain}::{n.op_type}" if n.domain else n.op_type for n in self.proto.graph.node)
+        return dict(counts.most_common())
+
+    @cached_property
+    def weights(self) -> dict[str, onnx.TensorProto]:
+        """Initializers by name; values are read with `array`."""
+        return {tensor.name: tensor for tensor in self.proto.graph.initializer}
+
+    def array(self, name: str) -> NDArray[Any]:
+        """Value of an initializer; external data is mapped, not read.
+
+        Raises:
+            ModelFileError: its bytes do not make the tensor that it claims to be.
+        """
+        tensor = self.weights[name]
+        try:
+            if tensor.data_location != onnx.TensorProto.EXTERNAL:
+                return onnx.numpy_helper.to_array(tensor)
+            entry = {e.key: e.value for e in tensor.external_data}
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+            return np.memmap(
+                self.path.parent / entry["location"],
+                dtype=dtype,
+                mode="r",
+                offset=int(entry.get("offset", 0)),
+                shape=tuple(tensor.dims),
+            )
+        except (ValueError, TypeError, KeyError) as error:
+            raise ModelFileError(f"{self.path}: initializer {name!r} is damaged: {error}") from error
+
+
+@contextlib.contextmanager
+def new_file(target: Path, error: type[Exception] = ExportError) -> Iterator[Path]:
+    """A folder beside `target` to write it in; what is there at the end is moved into place.
+
+    The block writes a file called `target.name`, and may write others that belong beside it. On any
+    exception, an interrupt included, the folder is removed and what stood at the target stays.
+    Companions are moved first and the old target is removed before them, so at no moment does a
+    file under the target's name stand beside companions that are not its own.
+
+    Raises:
+        error: the place cannot be written (no such folder, no permission, no space).
+    """
+    try:
+        if target.is_dir():
+            raise error(f"{target} is a folder; name the file to write")
+        if not target.parent.is_dir():
+            raise error(f"cannot write {target}: the folder {target.parent} does not exist")
+        beside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".partial"))
+    except OSError as cause:
+        raise error(f"cannot write {target}: {cause.strerror or cause}") from cause
+    try:
+        yield beside
+        companions = [file for file in beside.iterdir() if file.name != target.name]
+        if companions:
+            target.unlink(missing_ok=True)
+        for file in companions:
+            os.replace(file, target.parent / file.name)
+        os.replace(beside / target.name, target)
+    except OSError as cause:
+        raise error(f"cannot write {target}: {cause.strerror or cause}") from cause
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def metadata_props(values: Mapping[str, Any]) -> dict[str, str]:
+    """`values` as the metadata of an ONNX file, keys in order, values as JSON."""
+    return {f"{_PREFIX}{key}": json.dumps(values[key], sort_keys=True) for key in sorted(values)}

@@ -1,0 +1,183 @@
+"""A model in memory that is ready to be exported, compared or timed: the type between `models` and the rest."""
+
+from __future__ import annotations
+
+import copy
+import enum
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ibnorm_export.errors import CheckpointError
+from ibnorm_export.module import IBNorm
+from ibnorm_export.spec import IBNormSpec
+
+__all__ = ["Arrays", "CustomModel", "DType", "InputSpec", "LoadedModel", "cast_parameters"]
+
+Arrays = dict[str, NDArray[Any]]
+
+
+class DType(enum.StrEnum):
+    """Element types that a model is exported, compared and timed in."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+
+    @property
+    def torch(self) -> torch.dtype:
+        return {DType.FP32: torch.float32, DType.FP16: torch.float16, DType.BF16: torch.bfloat16}[self]
+
+
+@dataclass(frozen=True, slots=True)
+class InputSpec:
+    """One input of a model.
+
+    Args:
+        name: as in the ONNX file.
+        shape: an integer is fixed, a string names a dynamic axis.
+        floating: True where values have the model's own dtype, False for int64.
+    """
+
+    name: str
+    shape: tuple[int | str, ...]
+    floating: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CustomModel:
+    """What a user's own factory (`--model package.module:factory`) returns.
+
+    Args:
+        module: the model, norms in place, weights of any value (they are loaded into it).
+        inputs: in the order of `module.forward`.
+        outputs: names of what forward returns, one tensor or a tuple of them.
+        sample: (generator, index) -> arrays by input name; None draws normal values and
+            small integers.
+        exact: makes a float64 copy of `module` compute in float64 throughout; needed only where
+            the model's own code forces another type.
+        opset: default opset for export.
+    """
+
+    module: nn.Module
+    inputs: tuple[InputSpec, ...]
+    outputs: tuple[str, ...] = ("output",)
+    sample: Callable[[np.random.Generator, int], Arrays] | None = None
+    exact: Callable[[nn.Module], None] | None = None
+    opset: int = 20
+
+
+def cast_parameters(module: nn.Module, dtype: torch.dtype) -> None:
+    """Convert parameters and saved buffers to `dtype`, in place, one at a time.
+
+    Buffers that a checkpoint does not save (rotary frequencies) keep their type: `module.half()`
+    would round them, and no framework serves a model so.
+    """
+    saved = set(module.state_dict(keep_vars=True))
+    done: dict[int, Tensor] = {}
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        if name in saved and tensor.is_floating_point() and id(tensor) not in done:
+            tensor.data = tensor.data.to(dtype)
+            done[id(tensor)] = tensor
+
+
+class _Entry(nn.Module):
+    """Tensors in, tuple of tensors out: the signature that is exported."""
+
+    def __init__(self, checkpoint: nn.Module, call: Callable[..., tuple[Tensor, ...]]) -> None:
+        super().__init__()
+        self.checkpoint = checkpoint
+        self._call = call
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return self._call(self.checkpoint, *tensors)
+
+
+def _all_valid(arrays: Arrays) -> dict[str, NDArray[np.bool_]]:
+    return {}
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model with its weights, and all that the toolchain must know about it.
+
+    Args:
+        module: in evaluation mode, on the CPU, parameters as the checkpoint stores them.
+        family: name of the architecture, e.g. "llama".
+        inputs, outputs: of `call`, in order.
+        call: (module, *tensors) -> tuple of outputs.
+        sample: (generator, index) -> inputs shaped as in use; the index walks through the shapes
+            that matter (batch 1, one token, padding, ...).
+        valid: inputs -> for some outputs, which leading positions have a defined value (padding
+            has none); outputs that are not named count whole.
+        exact: makes a float64 copy of `module` compute in float64 throughout.
+        opset: default opset for export.
+        source: where the checkpoint came from, as given.
+        source_sha256: hash of its config and weights.
+        section: the `ibnorm` section, or None for a model built by the user's own code.
+        warnings: what the user should know about the weights.
+    """
+
+    module: nn.Module
+    family: str
+    inputs: tuple[InputSpec, ...]
+    outputs: tuple[str, ...]
+    call: Callable[..., tuple[Tensor, ...]]
+    sample: Callable[[np.random.Generator, int], Arrays]
+    source: str
+    source_sha256: str
+    valid: Callable[[Arrays], dict[str, NDArray[np.bool_]]] = _all_valid
+    exact: Callable[[nn.Module], None] | None = None
+    opset: int = 20
+    section: Mapping[str, Any] | None = None
+    warnings: tuple[str, ...] = ()
+    norms: Mapping[str, IBNormSpec] = field(init=False)
+
+    def __post_init__(self) -> None:
+        norms = {path: m.spec for path, m in self.module.named_modules() if isinstance(m, IBNorm)}
+        if not norms:
+            raise CheckpointError(
+                f"{self.source}: the model has no IBNorm module. A class of your own becomes one through "
+                "ibnorm_export.models.register_adapter(YourClass, convert)"
+            )
+        object.__setattr__(self, "norms", norms)
+
+    def entry(self, module: nn.Module | None = None) -> nn.Module:
+        """The callable of positional tensors that is exported and compiled."""
+        return _Entry(self.module if module is None else module, self.call).eval()
+
+    def in_dtype(self, dtype: torch.dtype) -> nn.Module:
+        """A copy of `module` with parameters in `dtype`; `module` itself where it is that already."""
+        floats = {p.dtype for p in self.module.parameters() if p.is_floating_point()}
+        if floats == {dtype}:
+            return self.module
+        module = copy.deepcopy(self.module)
+        cast_parameters(module, dtype)
+        return module
+
+    def in_float64(self) -> nn.Module:
+        """A copy of `module` that computes in float64 throughout: the truth of every comparison."""
+        module = self.in_dtype(torch.float64)
+        if module is self.module:
+            module = copy.deepcopy(module)
+        if self.exact is not None:
+            self.exact(module)
+        return module
+
+    def example(self) -> tuple[Tensor, ...]:
+        """Small inputs to trace with: every dynamic axis above 1 and of its own size where free."""
+        sizes: dict[str, int] = {}
+        tensors = []
+        for spec in self.inputs:
+            shape = [n if isinstance(n, int) else sizes.setdefault(n, 2 + len(sizes) * 5) for n in spec.shape]
+            if spec.floating:
+                dtype = next(p.dtype for p in self.module.parameters() if p.is_floating_point())
+                tensors.append(torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype))
+            else:
+                tensors.append(torch.ones(shape, dtype=torch.int64))
+        return tuple(tensors)

@@ -1,0 +1,61 @@
+"""What every runner offers, and the way from a backend's name to a runner."""
+
+from __future__ import annotations
+
+from typing import Final, Protocol
+
+from ibnorm_export.artifact import ExportedModel
+from ibnorm_export.errors import BackendUnavailable
+from ibnorm_export.loaded import Arrays
+
+__all__ = ["BACKENDS", "Runner", "open_runner"]
+
+#: Backend names of the command line, and what they are.
+BACKENDS: Final = {
+    "ort-cpu": "ONNX Runtime on the CPU, all optimisations on",
+    "reference": "onnx.reference, the standard's own evaluator (slow)",
+}
+
+
+class Runner(Protocol):
+    """Runs one model.
+
+    Floating inputs may be of any floating type; a runner converts them to the model's. Outputs are
+    in the type that the model computes, or float32 where NumPy lacks it (bfloat16).
+    """
+
+    @property
+    def name(self) -> str:
+        """Of the backend, e.g. "ort-cpu"."""
+
+    def run(self, inputs: Arrays) -> Arrays:
+        """Outputs by name for `inputs` by name."""
+
+
+def open_runner(backend: str, model: ExportedModel, threads: int | None = None) -> Runner:
+    """A runner for `model` on the named backend.
+
+    Args:
+        backend: a key of `BACKENDS`.
+        model: what to run.
+        threads: of the runtime; None is its default.
+
+    Raises:
+        BackendUnavailable: the runtime is not installed here.
+        ModelFileError: the runtime cannot load the model.
+    """
+    try:
+        if backend == "ort-cpu":
+            from ibnorm_export.runners.ort_runner import OrtRunner
+
+            return OrtRunner.from_file(model, threads=threads)
+        if backend == "reference":
+            from ibnorm_export.runners.reference_runner import ReferenceRunner
+
+            return ReferenceRunner(model)
+    except ModuleNotFoundError as error:
+        raise BackendUnavailable(
+            f"backend {backend} needs the package {error.name}, which is not installed: "
+            "pip install 'ibnorm-export[cpu]'"
+        ) from error
+    raise BackendUnavailable(f"there is no backend {backend!r}; there are {', '.join(BACKENDS)}")

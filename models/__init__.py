@@ -1,0 +1,13 @@
+"""Architectures whose norms are replaced by IBNorm, and how their checkpoints are read.
+
+Built on transformers' own models: the norms of the stock architecture are replaced
+(`ibnorm_export.replace_norms`), the architecture is never forked.
+"""
+
+from __future__ import annotations
+
+from ibnorm_export.loaded import CustomModel, InputSpec, LoadedModel
+from ibnorm_export.models.checkpoint import load, new_model, save
+from ibnorm_export.models.registry import FAMILIES, register_adapter
+
+__all__ = ["FAMILIES", "CustomModel", "InputSpec", "LoadedModel", "load", "new_model", "register_adapter", "save"]

@@ -1,0 +1,76 @@
+"""The families this package knows, and the users' own norm classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from torch import nn
+
+from ibnorm_export.errors import CheckpointError
+from ibnorm_export.models.family import Family
+from ibnorm_export.models.llama import Llama
+from ibnorm_export.models.vit import ViT
+from ibnorm_export.module import IBNorm
+from ibnorm_export.spec import IBNormSpec
+
+__all__ = ["FAMILIES", "adapt", "preset", "register_adapter"]
+
+FAMILIES: Final[dict[str, Family]] = {family.name: family for family in (Llama(), ViT())}
+
+# Filled by register_adapter as the user's modules are imported, like every registry of classes.
+_ADAPTERS: Final[dict[type[nn.Module], Callable[[nn.Module], IBNormSpec]]] = {}
+
+
+def register_adapter(norm: type[nn.Module], convert: Callable[[nn.Module], IBNormSpec]) -> None:
+    """Say what a norm class of your own computes, so that models with it can be exported.
+
+    Args:
+        norm: the class. Its parameters are called `weight` and `bias`; both are optional.
+        convert: (instance) -> its spec. State your reading of lambda there, with
+            `IBNormSpec.from_convention`; `scale` and `bias` are taken from the instance.
+
+    Example:
+        register_adapter(MyNorm, lambda m: IBNormSpec.from_convention("L", m.lam, m.eps, "divide"))
+    """
+    _ADAPTERS[norm] = convert
+
+
+def adapt(module: nn.Module) -> None:
+    """Replace every instance of a registered class in `module`, in place, keeping its parameters."""
+    for path, norm in list(module.named_modules(remove_duplicate=False)):
+        convert = _ADAPTERS.get(type(norm))
+        if convert is None:
+            continue
+        if not path:
+            raise CheckpointError("the model itself is a norm; put it inside a module")
+        weight, bias = (getattr(norm, name, None) for name in ("weight", "bias"))
+        parameter = weight if weight is not None else bias
+        size = getattr(norm, "normalized_shape", None) if parameter is None else parameter.shape
+        if size is None:
+            raise CheckpointError(
+                f"{path} ({type(norm).__name__}) has neither weight, bias nor normalized_shape: its size is unknown"
+            )
+        features = int(size if isinstance(size, int) else size[-1])
+        given = convert(norm)
+        spec = IBNormSpec(
+            given.compression, given.lambd, given.epsilon, weight is not None, bias is not None,
+            given.grouping, given.axis,
+        )  # fmt: skip
+        new = IBNorm(features, spec)
+        new.weight, new.bias = weight, bias
+        module.set_submodule(path, new)
+
+
+def preset(name: str) -> tuple[Family, dict[str, object]]:
+    """Family and config.json of a size of the paper, e.g. "llama-60m" or "vit-s16".
+
+    Raises:
+        CheckpointError: there is none of that name.
+    """
+    known = {f"{family.name}-{size}": (family, config) for family in FAMILIES.values()
+             for size, config in family.presets.items()}  # fmt: skip
+    if name not in known:
+        raise CheckpointError(f"there is no preset {name!r}; there are {', '.join(known)}")
+    family, config = known[name]
+    return family, dict(config)
