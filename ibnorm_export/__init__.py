@@ -29,7 +29,7 @@ __all__ = [
     "skip_ibnorm",
 ]
 
-_LAZY = {name: "ibnorm_export.module" for name in ("IBNorm", "SkipIBNorm", "ibnorm", "replace_norms", "skip_ibnorm")}
+_LAZY = dict.fromkeys(("IBNorm", "SkipIBNorm", "ibnorm", "replace_norms", "skip_ibnorm"), "ibnorm_export.module")
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import tempfile
 from collections import Counter
@@ -118,7 +117,7 @@ class ExportedModel:
                     f"{self.path}: external data of {tensor.name!r} points outside the file's folder: {location!r}"
                 )
             if not file.is_file():
-                raise ModelFileError(f"{self.path}: its external data {location} is missing; it belongs beside the file")
+                raise ModelFileError(f"{self.path}: its external data {location} is missing; it belongs beside it")
             try:
                 offset, length = int(entry.get("offset", 0)), int(entry.get("length", 0))
             except ValueError as error:
@@ -173,7 +172,7 @@ class ExportedModel:
 
     @property
     def dtype(self) -> str:
-        """"fp32", "fp16" or "bf16": the type that the weights are computed in."""
+        """ "fp32", "fp16" or "bf16": the type that the weights are computed in."""
         counts: Counter[str] = Counter()
         for tensor in self.proto.graph.initializer:
             name = dtype_name(tensor.data_type)
@@ -267,8 +266,8 @@ def new_file(target: Path, error: type[Exception] = ExportError) -> Iterator[Pat
         if companions:
             target.unlink(missing_ok=True)
         for file in companions:
-            os.replace(file, target.parent / file.name)
-        os.replace(beside / target.name, target)
+            file.replace(target.parent / file.name)
+        (beside / target.name).replace(target)
     except OSError as cause:
         raise error(f"cannot write {target}: {cause.strerror or cause}") from cause
     finally:

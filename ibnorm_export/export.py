@@ -345,7 +345,8 @@ def build(model: LoadedModel, options: ExportOptions, progress: Progress = silen
         passes.InlinePass()(graph_model)
         passes.RemoveUnusedOpsetsPass()(graph_model)
     graph_model.graph.name = model.family
-    graph_model.producer_name, graph_model.producer_version = "ibnorm-export", importlib.metadata.version("ibnorm-export")
+    graph_model.producer_name = "ibnorm-export"
+    graph_model.producer_version = importlib.metadata.version("ibnorm-export")
     graph_model.doc_string = None
     graph_model.metadata_props.clear()
     graph_model.metadata_props.update(metadata_props(_describe(model, options, opset)))

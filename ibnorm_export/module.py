@@ -250,9 +250,7 @@ class IBNorm(nn.Module):
     ) -> None:
         super().__init__()
         if spec.grouping is not Grouping.LAST:
-            raise SpecError(
-                f"grouping is {spec.grouping.value!r}; this version normalises the last axis only ('last')"
-            )
+            raise SpecError(f"grouping is {spec.grouping.value!r}; this version normalises the last axis only ('last')")
         if features < 1:
             raise SpecError(f"features is {features}; it must be at least 1")
         self.features = features

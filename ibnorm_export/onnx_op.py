@@ -123,9 +123,7 @@ def node(
     name: str = "",
 ) -> onnx.NodeProto:
     """The IBNorm node between the named values, every attribute spelled out."""
-    return onnx.helper.make_node(
-        spec.op_type, [x, scale, bias], [y], name=name, domain=DOMAIN, **spec.attributes()
-    )
+    return onnx.helper.make_node(spec.op_type, [x, scale, bias], [y], name=name, domain=DOMAIN, **spec.attributes())
 
 
 def skip_node(

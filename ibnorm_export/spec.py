@@ -172,7 +172,7 @@ class IBNormSpec:
                 f"lambda is {self.lambd!r}; it must be finite and above 0 (and at least {smallest:.3g}, "
                 "the smallest normal float32)"
             )
-        if not (0.0 <= self.epsilon and _as_float32(self.epsilon) < math.inf):
+        if not (self.epsilon >= 0.0 and _as_float32(self.epsilon) < math.inf):
             raise SpecError(f"epsilon is {self.epsilon!r}; it must be finite and not negative")
         if isinstance(self.axis, bool) or not isinstance(self.axis, int):
             raise SpecError(f"axis is {self.axis!r}; it must be an integer")
@@ -327,8 +327,5 @@ class NormConfig:
         """The `ibnorm` section that reads back as this value."""
         section = self.default.to_config()
         if self.layers:
-            section["layers"] = [
-                {"match": r.match, "norm": r.norm.value, **r.spec.to_config()} for r in self.layers
-            ]
+            section["layers"] = [{"match": r.match, "norm": r.norm.value, **r.spec.to_config()} for r in self.layers]
         return section
-

@@ -286,7 +286,9 @@ def _check_static(exported: ExportedModel, model: LoadedModel, reach: _Reach) ->
             compared += 1
             in_file.add(id(tensor))
             # a buffer that no checkpoint saves keeps its own type in the file
-            problem = _compare_weight(exported.array(stored), tensor, dtype if name in state else tensor.dtype, transposed)
+            problem = _compare_weight(
+                exported.array(stored), tensor, dtype if name in state else tensor.dtype, transposed
+            )
             if problem:
                 findings.append(Finding(f"weight {stored}", problem))
     for name, tensor in state.items():
@@ -326,9 +328,7 @@ class _Reach(TorchDispatchMode):
         def note(path: str) -> Any:
             return lambda *_: self.norms.add(path)
 
-        hooks = [
-            m.register_forward_hook(note(path)) for path, m in module.named_modules() if isinstance(m, IBNorm)
-        ]
+        hooks = [m.register_forward_hook(note(path)) for path, m in module.named_modules() if isinstance(m, IBNorm)]
         tensors = [torch.from_numpy(inputs[s.name]) for s in model.inputs]
         tensors = [t.double() if t.is_floating_point() else t for t in tensors]
         try:
@@ -455,7 +455,9 @@ def _check_numeric(
                 continue
             a, o, t = (_select(arrays, name, valid) for arrays in (actual, torchs, true))
             if not np.isfinite(t).all():
-                findings.append(Finding(f"output {name}", f"sample {index}: the checkpoint itself gives NaN or infinity"))
+                findings.append(
+                    Finding(f"output {name}", f"sample {index}: the checkpoint itself gives NaN or infinity")
+                )
             elif not np.isfinite(o).all():
                 findings.append(
                     Finding(
@@ -483,9 +485,7 @@ def _check_numeric(
                     f"PyTorch in {dtype.value} has {output.torch_error:.3g}, allowed is {output.allowed:.3g}",
                 )
             )
-    return NumericReport(
-        options.backend, dtype.value, method, len(samples), outputs, tuple(findings), tuple(notes)
-    )
+    return NumericReport(options.backend, dtype.value, method, len(samples), outputs, tuple(findings), tuple(notes))
 
 
 def read_inputs(path: str | Path, model: LoadedModel) -> Arrays:
@@ -554,7 +554,9 @@ def verify(
         raise ModelFileError(f"samples is {options.samples}; it must be at least 1")
     notes = list(model.warnings)
     if metadata.get("source_sha256") != model.source_sha256:
-        notes.append("the file was exported from another copy of this checkpoint (the hashes of config and weights differ)")
+        notes.append(
+            "the file was exported from another copy of this checkpoint (the hashes of config and weights differ)"
+        )
     dtype = DType(exported.dtype).torch
     if inputs is None:
         rng = np.random.default_rng(options.seed)
@@ -575,4 +577,3 @@ def verify(
     static = _check_static(exported, model, reach) if options.static else None
     numeric = _check_numeric(exported, model, truth, options, inputs, reach.narrow, progress)
     return ParityReport(str(exported.path), model.source, static, numeric, tuple(notes))
-

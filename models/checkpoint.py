@@ -387,4 +387,3 @@ def save(model: PreTrainedModel, folder: str | Path) -> None:
             shutil.move(new, folder)
     except OSError as error:
         raise CheckpointError(f"cannot write the checkpoint {folder}: {error.strerror or error}") from error
-

@@ -86,9 +86,7 @@ class Llama(Family):
         # The stock model's own positions, with the batch axis that RotaryEmbedding of opset 23 asks for.
         positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand(input_ids.shape)
         return (
-            module(
-                input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, use_cache=False
-            ).logits,
+            module(input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, use_cache=False).logits,
         )
 
     def sample(self, module: nn.Module, rng: np.random.Generator, index: int) -> Arrays:

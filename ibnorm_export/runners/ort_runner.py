@@ -89,7 +89,10 @@ class OrtRunner:
         return cls(proto.SerializeToString(), threads)
 
     def run(self, inputs: Arrays) -> Arrays:
-        converted = {n: np.ascontiguousarray(a.astype(self._types[n] or a.dtype, copy=False)) for n, a in inputs.items()}
+        converted = {
+            name: np.ascontiguousarray(array.astype(self._types.get(name) or array.dtype, copy=False))
+            for name, array in inputs.items()
+        }
         try:
             outputs = self._session.run(None, converted)
         except OrtError as error:
