@@ -1,0 +1,171 @@
+"""The numeric verdict: what the file computes, against PyTorch in float64, by PyTorch's own error."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from ibnorm_export.artifact import ExportedModel
+from ibnorm_export.errors import ModelFileError
+from ibnorm_export.loaded import Arrays, DType, LoadedModel
+from ibnorm_export.parity import BOUNDS, Bound, Finding, NumericReport, OutputParity
+from ibnorm_export.progress import Progress
+from ibnorm_export.runners.base import Runner, open_runner
+from ibnorm_export.runners.torch_runner import TorchRunner
+
+__all__ = ["check_numeric", "round_inputs"]
+
+
+def _relative(difference: float, norm: float) -> float:
+    if norm == 0.0:
+        return 0.0 if difference == 0.0 else float("inf")
+    return float(np.sqrt(difference / norm))
+
+
+@dataclass
+class _Sums:
+    """Running sums of one output over the samples."""
+
+    per_sample: list[tuple[float, float, float]] = field(default_factory=list)  # runtime, torch, truth: squares
+    max_abs: float = 0.0
+    dot: float = 0.0
+    actual: float = 0.0
+    agree: int = 0
+    rows: int = 0
+    elements: int = 0
+
+    def add(self, actual: NDArray[Any], own: NDArray[Any], truth: NDArray[Any]) -> None:
+        a, o, t = (v.astype(np.float64) for v in (actual, own, truth))
+        with np.errstate(invalid="ignore", over="ignore"):
+            self.per_sample.append((float(((a - t) ** 2).sum()), float(((o - t) ** 2).sum()), float((t**2).sum())))
+            self.max_abs = float(np.maximum(self.max_abs, np.abs(a - t).max(initial=0.0)))
+            self.dot += float((a * t).sum())
+            self.actual += float((a**2).sum())
+        if t.ndim >= 2 and t.shape[-1] > 1 and t.size:
+            self.agree += int((a.argmax(-1) == t.argmax(-1)).sum())
+            self.rows += int(np.prod(t.shape[:-1]))
+        self.elements += t.size
+
+    def judge(self, name: str, bound: Bound) -> OutputParity:
+        runtime, own, truth = (sum(column) for column in zip(*self.per_sample, strict=True))
+        error, own_error = _relative(runtime, truth), _relative(own, truth)
+        allowed = bound.factor * own_error + bound.floor
+        # A short sample must not hide behind long ones: each is held to its own bound too, with
+        # PyTorch's error over all samples as the least yardstick.
+        worst, worst_error, each = 0, 0.0, True
+        for index, (r, o, t) in enumerate(self.per_sample):
+            sample_error = _relative(r, t)
+            if not sample_error <= worst_error:
+                worst, worst_error = index, sample_error
+            each = each and sample_error <= bound.factor * max(_relative(o, t), own_error) + bound.floor
+        norms = float(np.sqrt(self.actual) * np.sqrt(truth))
+        return OutputParity(
+            name=name,
+            max_abs=self.max_abs,
+            error=error,
+            torch_error=own_error,
+            worst_sample=worst,
+            worst_sample_error=worst_error,
+            allowed=allowed,
+            ratio=error / own_error if own_error else (0.0 if error == 0.0 else float("inf")),
+            cosine=self.dot / norms if norms else 1.0,
+            top1_agreement=self.agree / self.rows if self.rows else None,
+            elements=self.elements,
+            passed=bool(np.isfinite(own_error) and error <= allowed and each),
+        )
+
+
+def _select(arrays: Arrays, name: str, valid: dict[str, NDArray[np.bool_]]) -> NDArray[Any]:
+    return arrays[name][valid[name]] if name in valid else arrays[name]
+
+
+def round_inputs(inputs: Arrays, dtype: torch.dtype) -> Arrays:
+    """Floating inputs as the model will see them, in float32, so that nobody is blamed for rounding them."""
+    return {
+        name: torch.from_numpy(a).to(dtype).float().numpy() if np.issubdtype(a.dtype, np.floating) else a
+        for name, a in inputs.items()
+    }
+
+
+def _open(exported: ExportedModel, backend: str, dtype: DType) -> tuple[Runner, str]:
+    if backend == "ort-cpu" and dtype is not DType.FP32:
+        from ibnorm_export.rounding import rounding_copy
+        from ibnorm_export.runners.ort_runner import OrtRunner
+
+        return OrtRunner.from_proto(rounding_copy(exported)), (
+            f"a copy that rounds every node's output to {dtype.value} by explicit Casts and does arithmetic in "
+            f"float32: on a CPU, ONNX Runtime computes {dtype.value} graphs in float32 without that rounding, or not "
+            "at all"
+        )
+    return open_runner(backend, exported), "the file as it is"
+
+
+def check_numeric(
+    exported: ExportedModel, model: LoadedModel, truth: nn.Module, backend: str, samples: Sequence[Arrays],
+    narrow: frozenset[str], progress: Progress,
+) -> NumericReport:  # fmt: skip
+    dtype = DType(exported.dtype)
+    runner, method = _open(exported, backend, dtype)
+    own = TorchRunner(model, model.in_dtype(dtype.torch))
+    exact = TorchRunner(model, truth)
+    sums = {name: _Sums() for name in model.outputs}
+    findings: list[Finding] = []
+    notes: list[str] = []
+    if narrow:
+        notes.append(
+            f"the float64 truth is not float64 throughout ({', '.join(sorted(narrow)[:3])}): give CustomModel an "
+            "`exact` function"
+        )
+    for index, inputs in enumerate(samples):
+        progress("comparing", index, len(samples))
+        valid = model.valid(inputs)
+        true, torchs = exact.run(inputs), own.run(inputs)
+        try:
+            actual = runner.run(inputs)
+        except ModelFileError as error:
+            findings.append(Finding(f"sample {index}", str(error)))
+            continue
+        for name in model.outputs:
+            if name not in actual or actual[name].shape != true[name].shape:
+                got = actual[name].shape if name in actual else "missing"
+                findings.append(Finding(f"output {name}", f"sample {index}: is {got}; it must be {true[name].shape}"))
+                continue
+            a, o, t = (_select(arrays, name, valid) for arrays in (actual, torchs, true))
+            if not np.isfinite(t).all():
+                findings.append(
+                    Finding(f"output {name}", f"sample {index}: the checkpoint itself gives NaN or infinity")
+                )
+            elif not np.isfinite(o).all():
+                findings.append(
+                    Finding(
+                        f"output {name}",
+                        f"sample {index}: PyTorch itself overflows in {dtype.value}: the model does not fit this type",
+                    )
+                )
+            elif not np.isfinite(a).all():
+                findings.append(
+                    Finding(
+                        f"output {name}",
+                        f"sample {index}: {int((~np.isfinite(a)).sum())} of {a.size} values are NaN or infinity where "
+                        f"PyTorch's are finite: an overflow in {dtype.value}",
+                    )
+                )
+            sums[name].add(a, o, t)
+    progress("comparing", len(samples), len(samples))
+    outputs = tuple(s.judge(name, BOUNDS[dtype]) for name, s in sums.items() if s.per_sample)
+    for output in outputs:
+        if not output.passed:
+            findings.append(
+                Finding(
+                    f"output {output.name}",
+                    f"relative error {output.error:.3g} against float64 (worst sample {output.worst_sample_error:.3g}); "
+                    f"PyTorch in {dtype.value} has {output.torch_error:.3g}, allowed is {output.allowed:.3g}",
+                )
+            )
+    return NumericReport(backend, dtype.value, method, len(samples), outputs, tuple(findings), tuple(notes))

@@ -1,0 +1,117 @@
+"""What a comparison found: reports that are true or false, explain themselves and serialise."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from ibnorm_export.errors import ParityError
+from ibnorm_export.loaded import DType
+
+__all__ = ["BOUNDS", "Bound", "Finding", "NumericReport", "OutputParity", "ParityReport", "StaticReport"]
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A runtime passes with error <= factor * (PyTorch's own error) + floor; errors are norm-wise relative."""
+
+    factor: float
+    floor: float
+
+
+#: The one table of tolerances.
+#: fp32: another order of summation costs up to about twice PyTorch's error; the floor covers models
+#: so small that PyTorch's own error is luck. Halves: rounding of storage dominates and is the same
+#: on both sides, so the factor is tighter and nothing is forgiven absolutely.
+BOUNDS: Final = {DType.FP32: Bound(3.0, 1e-6), DType.FP16: Bound(2.0, 0.0), DType.BF16: Bound(2.0, 0.0)}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is wrong, where, and in words."""
+
+    where: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}"
+
+
+@dataclass(frozen=True, slots=True)
+class StaticReport:
+    """What reading the file showed; true when nothing is wrong and something was read."""
+
+    norms: int
+    weights: int
+    findings: tuple[Finding, ...]
+    notes: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return not self.findings and self.norms > 0 and self.weights > 0
+
+
+@dataclass(frozen=True, slots=True)
+class OutputParity:
+    """One output over all samples. Errors are norm-wise relative to the float64 truth."""
+
+    name: str
+    max_abs: float
+    error: float
+    torch_error: float
+    worst_sample: int
+    worst_sample_error: float
+    allowed: float
+    ratio: float
+    cosine: float
+    top1_agreement: float | None
+    elements: int
+    passed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NumericReport:
+    """What running the file showed; true when every output passed and there was one."""
+
+    backend: str
+    dtype: str
+    method: str
+    samples: int
+    outputs: tuple[OutputParity, ...]
+    findings: tuple[Finding, ...]
+    notes: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.outputs) and all(o.passed for o in self.outputs) and not self.findings
+
+
+@dataclass(frozen=True, slots=True)
+class ParityReport:
+    """Both verdicts; true only when each that was asked for is."""
+
+    model: str
+    checkpoint: str
+    static: StaticReport | None
+    numeric: NumericReport | None
+    notes: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        asked = [part for part in (self.static, self.numeric) if part is not None]
+        return bool(asked) and all(asked)
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """All findings, static first."""
+        return tuple(f for part in (self.static, self.numeric) if part is not None for f in part.findings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, with `verdict` "pass" or "fail" for the whole and for each part."""
+        content = asdict(self)
+        for name, part in (("static", self.static), ("numeric", self.numeric)):
+            if part is not None:
+                content[name]["verdict"] = "pass" if part else "fail"
+        return {"verdict": "pass" if self else "fail", **content}
+
+    def raise_if_failed(self) -> None:
+        """Raise ParityError with the first findings when the report is false."""
+        if not self:
+            raise ParityError(f"{self.model}: " + "; ".join(str(f) for f in self.findings[:3]))
