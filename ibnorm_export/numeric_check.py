@@ -161,11 +161,9 @@ def check_numeric(
     outputs = tuple(s.judge(name, BOUNDS[dtype]) for name, s in sums.items() if s.per_sample)
     for output in outputs:
         if not output.passed:
-            findings.append(
-                Finding(
-                    f"output {output.name}",
-                    f"relative error {output.error:.3g} against float64 (worst sample {output.worst_sample_error:.3g}); "
-                    f"PyTorch in {dtype.value} has {output.torch_error:.3g}, allowed is {output.allowed:.3g}",
-                )
+            what = (
+                f"relative error {output.error:.3g} against float64 (worst sample {output.worst_sample_error:.3g}); "
+                f"PyTorch in {dtype.value} has {output.torch_error:.3g}, allowed is {output.allowed:.3g}"
             )
+            findings.append(Finding(f"output {output.name}", what))
     return NumericReport(backend, dtype.value, method, len(samples), outputs, tuple(findings), tuple(notes))

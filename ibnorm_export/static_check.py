@@ -16,6 +16,7 @@ from ibnorm_export.artifact import ExportedModel, NormNode
 from ibnorm_export.loaded import DType, LoadedModel
 from ibnorm_export.module import IBNorm
 from ibnorm_export.parity import Finding, StaticReport
+from ibnorm_export.reach import Reach
 from ibnorm_export.spec import DOMAIN
 
 __all__ = ["check_static"]

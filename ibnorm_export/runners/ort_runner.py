@@ -13,7 +13,7 @@ from ibnorm_export.artifact import ExportedModel
 from ibnorm_export.errors import ModelFileError
 from ibnorm_export.loaded import Arrays
 
-__all__ = ["OrtError", "OrtRunner", "share_threads"]
+__all__ = ["OrtError", "OrtRunner"]
 
 #: Everything that ONNX Runtime raises of its own.
 OrtError = (
@@ -38,21 +38,12 @@ _NUMPY_TYPES = {
 }
 
 
-def share_threads(threads: int) -> None:
-    """One thread pool for all sessions made with `threads="shared"`; call before the first session.
-
-    Pools of several sessions spin against each other and wreck timings.
-    """
-    ort.set_global_thread_pool_sizes(threads, 1)
-
-
 class OrtRunner:
     """An ONNX Runtime session on the CPU, at the optimisation level that is served (ORT_ENABLE_ALL).
 
     Args:
         source: a file, or a serialised model.
-        threads: of this session's own pool; None is the runtime's default; 0 uses the pool of
-            `share_threads`.
+        threads: of the session; None is the runtime's default.
 
     Raises:
         ModelFileError: the runtime cannot load the model; its own words follow.
@@ -64,9 +55,7 @@ class OrtRunner:
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.log_severity_level = 4  # errors arrive as exceptions; the log would repeat them
-        if threads == 0:
-            options.use_per_session_threads = False
-        elif threads is not None:
+        if threads is not None:
             options.intra_op_num_threads = threads
         label = "the model" if isinstance(source, bytes) else str(source)
         try:

@@ -1,0 +1,69 @@
+"""`ibnorm-export bench`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import psutil
+import typer
+
+from ibnorm_export.bench import BenchOptions, BenchReport
+from ibnorm_export.cli import options
+from ibnorm_export.cli.console import out, print_json, show_progress, table
+
+
+def bench_command(
+    model_file: options.ModelFile,
+    backend: options.Backend = "ort-cpu",
+    checkpoint: Annotated[Path | None, typer.Option("--checkpoint", metavar="DIR", help="Needed by --against.")] = None,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Size of the batch axis.")] = 1,
+    seq: Annotated[int, typer.Option("--seq", min=1, help="Size of the sequence axis, where there is one.")] = 128,
+    against: Annotated[str, typer.Option("--against", metavar="LIST", help="Compare with: torch, torch.compile.")] = "",
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="Of every contender. [default: physical cores]")
+    ] = None,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Turns of each contender.")] = 30,
+    seed: options.Seed = 0,
+    model: options.Factory = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Measure latency in interleaved rounds, with equal threads; ratios are taken within each round.
+
+    Example: ibnorm-export bench llama.onnx --checkpoint checkpoints/llama --against torch,torch.compile
+    """
+    from ibnorm_export import models
+    from ibnorm_export.artifact import ExportedModel
+    from ibnorm_export.contest import contest
+
+    count = threads or psutil.cpu_count(logical=False) or 1
+    names = [name.strip() for name in against.split(",") if name.strip()]
+    with show_progress() as progress:
+        exported = ExportedModel(model_file)
+        loaded = None if checkpoint is None else models.load(checkpoint, model)
+        report = contest(
+            exported, backend, loaded, names, {"batch": batch, "sequence": seq}, count, BenchOptions(rounds=rounds),
+            seed, progress,
+        )  # fmt: skip
+    if as_json:
+        print_json({"model": str(model_file), **report.to_dict()})
+    else:
+        print_report(str(model_file), report)
+
+
+def print_report(title: str, report: BenchReport) -> None:
+    """The report for a person."""
+    shapes = ", ".join(f"{name} {list(shape)}" for name, shape in report.inputs.items())
+    rows = table(f"{title}: {shapes}, {report.threads} threads", "contender", "p50 ms", "p90 ms", "p99 ms", "samples/s")
+    for latency in report.latencies:
+        rows.add_row(
+            latency.name, f"{latency.p50_ms:.3f}", f"{latency.p90_ms:.3f}", f"{latency.p99_ms:.3f}",
+            f"{latency.throughput_per_s:.1f}",
+        )  # fmt: skip
+    out.print(rows)
+    for ratio in report.ratios:
+        out.print(
+            f"time of {ratio.name} over {ratio.against}: {ratio.median:.2f} "
+            f"(middle half of {report.rounds} rounds: {ratio.p25:.2f} to {ratio.p75:.2f}; below 1 is faster)",
+            markup=False,
+        )

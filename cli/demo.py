@@ -1,0 +1,46 @@
+"""`ibnorm-export demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ibnorm_export.cli import options
+from ibnorm_export.cli.bench import print_report as print_bench
+from ibnorm_export.cli.console import out, print_json, show_progress
+from ibnorm_export.cli.verify import print_report as print_parity
+
+
+def demo_command(
+    folder: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where everything goes.")] = Path("demo"),
+    minutes: Annotated[float, typer.Option("--minutes", help="Of training for each of the two models.")] = 0.75,
+    text: Annotated[
+        Path | None, typer.Option("--text", metavar="FILE", help="Your own text to train on. [default: CPython's docs]")
+    ] = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Do the main job on real input, with nothing to download: train, export, verify, benchmark, report.
+
+    Example: ibnorm-export demo --out demo
+    """
+    from ibnorm_export.models.demo import run_demo
+    from ibnorm_export.models.demo_report import write_report
+
+    with show_progress() as progress:
+        result = run_demo(folder, minutes, text, progress)
+        report = write_report(result, folder / "report.html")
+    if as_json:
+        print_json({**result.to_dict(), "report": str(report)})
+    else:
+        for model in result.models:
+            out.print(f"{model.name}: {model.norm}", style="bold", markup=False)
+            out.print(f"trained to {model.goal}: {'reached' if model.reached else 'NOT reached'}", markup=False)
+            for parity in model.parity:
+                print_parity(parity)
+            print_bench(f"{model.name}.onnx", model.latency)
+        out.print(f"report: {report}", style="bold", markup=False)
+        out.print(f"verdict: {'pass' if result else 'fail'}", style="bold", markup=False)
+    if not result:
+        raise typer.Exit(1)

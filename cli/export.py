@@ -1,0 +1,64 @@
+"""`ibnorm-export export`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ibnorm_export.cli import options
+from ibnorm_export.cli.console import out, print_json, show_progress
+from ibnorm_export.loaded import DType
+
+
+def export_command(
+    checkpoint: options.Checkpoint,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="MODEL.onnx", help="The file to write.")],
+    task: Annotated[str, typer.Option("--task", help="What to export: forward (no cache).")] = "forward",
+    dtype: Annotated[DType, typer.Option("--dtype", help="Of weights and activations.")] = DType.FP32,
+    opset: Annotated[
+        int | None, typer.Option("--opset", help="ONNX opset, 18 to 26. [default: LLaMA 23, ViT 20, bf16 at least 22]")
+    ] = None,
+    inline: Annotated[
+        bool, typer.Option("--inline", help="Expand the norms, for runtimes without local functions (OpenVINO).")
+    ] = False,
+    model: options.Factory = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Write a trained checkpoint as one ONNX file: one node per norm, its meaning beside it.
+
+    Example: ibnorm-export export checkpoints/llama -o llama.onnx
+    """
+    from ibnorm_export import models
+    from ibnorm_export.export import ExportOptions, export
+
+    with show_progress() as progress:
+        progress("reading the checkpoint", 0, 4)
+        loaded = models.load(checkpoint, model)
+        exported = export(loaded, output, ExportOptions(dtype, opset, inline, task), progress)
+    if as_json:
+        print_json(
+            {
+                "path": str(exported.path),
+                "size_bytes": exported.size_bytes,
+                "norms": len(exported.norms),
+                "opset": exported.opset,
+                "dtype": exported.dtype,
+                "inputs": [asdict(t) for t in exported.inputs],
+                "outputs": [asdict(t) for t in exported.outputs],
+                "warnings": list(loaded.warnings),
+                "metadata": exported.metadata,
+            }
+        )
+        return
+    for warning in loaded.warnings:
+        out.print(f"warning: {warning}", style="yellow", markup=False)
+    norms = "norms expanded" if inline else f"{len(exported.norms)} IBNorm nodes"
+    out.print(
+        f"{exported.path}: {exported.size_bytes / 1e6:.1f} MB, {exported.dtype}, opset {exported.opset}, {norms}",
+        markup=False,
+    )
+    extra = f" --model {model}" if model else ""
+    out.print(f"next: ibnorm-export verify {exported.path} {checkpoint}{extra}", style="dim", markup=False)

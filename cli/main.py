@@ -1,0 +1,106 @@
+"""`ibnorm-export`: a command is options -> one library call -> print. Exceptions become exit codes here.
+
+Exit codes: 0 good; 1 a gate failed; 2 bad input or usage; 3 backend not available; 70 internal
+error; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import Annotated, Any, NoReturn
+
+import click
+import typer
+
+from ibnorm_export import __version__
+from ibnorm_export.cli.bench import bench_command
+from ibnorm_export.cli.console import err, print_json
+from ibnorm_export.cli.demo import demo_command
+from ibnorm_export.cli.doctor import doctor_command
+from ibnorm_export.cli.export import export_command
+from ibnorm_export.cli.inspect import inspect_command
+from ibnorm_export.cli.verify import verify_command
+from ibnorm_export.errors import IBNormError
+
+__all__ = ["app", "run"]
+
+INTERNAL_ERROR = 70
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="ibnorm-export",
+    help="Export, verify and benchmark models that normalise with IBNorm. Start with: ibnorm-export demo",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"ibnorm-export {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="On an error, show the traceback too.")] = False,
+) -> None:
+    pass
+
+
+app.command("export")(export_command)
+app.command("verify")(verify_command)
+app.command("bench")(bench_command)
+app.command("inspect")(inspect_command)
+app.command("doctor")(doctor_command)
+app.command("demo")(demo_command)
+
+
+def _interrupt(signum: int, frame: Any) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _fail(message: str, code: int, kind: str) -> int:
+    line = " ".join(message.split())
+    if "--json" in sys.argv:
+        print_json({"error": {"kind": kind, "message": line}, "exit_code": code})
+    err.print(f"ibnorm-export: {line}", style="bold red", markup=False)
+    return code
+
+
+def _run() -> int:
+    try:
+        result = app(standalone_mode=False)
+    except IBNormError as error:
+        return _fail(str(error), error.exit_code, type(error).__name__)
+    except click.UsageError as error:
+        hint = f" (see {error.ctx.command_path} --help)" if error.ctx is not None else ""
+        return _fail(f"{error.format_message()}{hint}", 2, "usage")
+    except (KeyboardInterrupt, click.Abort):
+        return _fail("interrupted; nothing was left half-written", INTERRUPTED, "interrupted")
+    except MemoryError as error:
+        return _fail(f"not enough memory: {error or 'use a smaller model or a machine with more'}", 2, "memory")
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        return _fail(f"{error.strerror or error}{where}", 2, "system")
+    except Exception as error:
+        if "--debug" in sys.argv:
+            raise
+        return _fail(
+            f"internal error: {type(error).__name__}: {error}. Please report it, with the output of "
+            "`ibnorm-export --debug ...`",
+            INTERNAL_ERROR,
+            "internal",
+        )
+    return result if isinstance(result, int) else 0
+
+
+def run() -> NoReturn:
+    """Entry point of the console script."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    sys.exit(_run())

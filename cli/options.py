@@ -1,0 +1,30 @@
+"""Options that several commands share: one wording, one type."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ibnorm_export.runners.base import BACKENDS
+
+Checkpoint = Annotated[
+    Path,
+    typer.Argument(
+        metavar="CHECKPOINT",
+        help="Hugging Face folder with an ibnorm section in config.json; with --model a .safetensors or .pt file too.",
+    ),
+]
+ModelFile = Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="A file written by `ibnorm-export export`.")]
+Factory = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="PACKAGE.MODULE:FACTORY",
+        help="Your own code: a callable that returns ibnorm_export.models.CustomModel.",
+    ),
+]
+Backend = Annotated[str, typer.Option("--backend", help=f"One of: {', '.join(BACKENDS)}.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Of the random inputs.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]

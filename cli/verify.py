@@ -1,0 +1,78 @@
+"""`ibnorm-export verify`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ibnorm_export.cli import options
+from ibnorm_export.cli.console import out, print_json, show_progress, table
+from ibnorm_export.parity import ParityReport
+
+
+def verify_command(
+    model_file: options.ModelFile,
+    checkpoint: options.Checkpoint,
+    backend: options.Backend = "ort-cpu",
+    samples: Annotated[int, typer.Option("--samples", min=1, help="How many inputs to draw.")] = 4,
+    inputs: Annotated[
+        Path | None, typer.Option("--inputs", metavar="FILE.npz", help="Your own inputs, by name, instead.")
+    ] = None,
+    seed: options.Seed = 0,
+    numeric_only: Annotated[
+        bool, typer.Option("--numeric-only", help="Leave out the static verdict (nodes, attributes, weights).")
+    ] = False,
+    model: options.Factory = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Compare an exported file with its checkpoint; exit 1 when it says or computes something else.
+
+    Example: ibnorm-export verify llama.onnx checkpoints/llama
+    """
+    from ibnorm_export import models
+    from ibnorm_export.artifact import ExportedModel
+    from ibnorm_export.verify import VerifyOptions, read_inputs, verify
+
+    with show_progress() as progress:
+        progress("reading the checkpoint", 0, 0)
+        exported = ExportedModel(model_file)
+        loaded = models.load(checkpoint, model)
+        given = None if inputs is None else [read_inputs(inputs, loaded)]
+        report = verify(exported, loaded, VerifyOptions(backend, samples, seed, not numeric_only), given, progress)
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        print_report(report)
+    if not report:
+        raise typer.Exit(1)
+
+
+def print_report(report: ParityReport) -> None:
+    """The report for a person."""
+    if report.numeric is not None and report.numeric.outputs:
+        rows = table(
+            f"{report.model}: {report.numeric.backend}, {report.numeric.dtype}, {report.numeric.samples} samples",
+            "output", "max abs", "rel. error", "PyTorch's own", "ratio", "allowed", "cosine", "top-1", "",
+        )  # fmt: skip
+        for o in report.numeric.outputs:
+            top1 = "" if o.top1_agreement is None else f"{o.top1_agreement:.2%}"
+            rows.add_row(
+                o.name, f"{o.max_abs:.2e}", f"{o.error:.2e}", f"{o.torch_error:.2e}", f"{o.ratio:.2f}",
+                f"{o.allowed:.2e}", f"{o.cosine:.9f}", top1, "pass" if o.passed else "FAIL",
+            )  # fmt: skip
+        out.print(rows)
+        out.print(f"numeric: ran {report.numeric.method}", style="dim", markup=False)
+    if report.static is not None:
+        out.print(
+            f"static: {report.static.norms} norms and {report.static.weights} weights compared, "
+            f"{len(report.static.findings)} findings",
+            markup=False,
+        )
+    parts = [part for part in (report.static, report.numeric) if part is not None]
+    for note in (*report.notes, *(n for part in parts for n in part.notes)):
+        out.print(f"note: {note}", style="yellow", markup=False)
+    for finding in report.findings:
+        out.print(f"FAIL {finding}", style="red", markup=False)
+    out.print(f"verdict: {'pass' if report else 'fail'}", style="bold green" if report else "bold red", markup=False)

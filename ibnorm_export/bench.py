@@ -1,0 +1,150 @@
+"""(Runner, Runner, ..., inputs) -> BenchReport: latency, and ratios that a noisy machine cannot fake.
+
+Contenders take turns, round by round, so that drift of the machine meets all of them alike. Each
+turn runs one untimed pass first (the other contender's threads may still be spinning, and caches
+hold its data), then a few timed ones. A ratio is taken within each round and its median over rounds
+is reported with the middle half of the rounds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from ibnorm_export.environment import environment
+from ibnorm_export.errors import IBNormError
+from ibnorm_export.loaded import Arrays
+from ibnorm_export.progress import Progress, silent
+from ibnorm_export.runners.base import Runner
+
+__all__ = ["BenchOptions", "BenchReport", "Latency", "Ratio", "bench"]
+
+
+@dataclass(frozen=True, slots=True)
+class BenchOptions:
+    """How to measure.
+
+    Args:
+        rounds: how often each contender has its turn.
+        repeats: timed passes in one turn.
+        warmup_ms: time given to each contender before the first round.
+    """
+
+    rounds: int = 30
+    repeats: int = 3
+    warmup_ms: float = 500.0
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """One contender: times of single passes."""
+
+    name: str
+    passes: int
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    throughput_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """Time of `name` over time of `against`: below 1 is faster. Median over rounds, and the middle half."""
+
+    name: str
+    against: str
+    median: float
+    p25: float
+    p75: float
+
+
+@dataclass(frozen=True, slots=True)
+class BenchReport:
+    """Latencies of all contenders on the same inputs, first one first, and its ratio to each other."""
+
+    inputs: Mapping[str, tuple[int, ...]]
+    batch: int
+    threads: int
+    rounds: int
+    latencies: tuple[Latency, ...]
+    ratios: tuple[Ratio, ...]
+    environment: Mapping[str, Any]
+
+    def __bool__(self) -> bool:
+        return bool(self.latencies)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def _time_ms(runner: Runner, inputs: Arrays) -> float:
+    start = time.perf_counter_ns()
+    runner.run(inputs)
+    return (time.perf_counter_ns() - start) / 1e6
+
+
+def bench(
+    contenders: Sequence[Runner],
+    inputs: Arrays,
+    threads: int,
+    options: BenchOptions | None = None,
+    progress: Progress = silent,
+) -> BenchReport:
+    """Measure runners against each other in interleaved rounds.
+
+    Args:
+        contenders: the first is what is judged; the others it is compared with.
+        inputs: given to each of them; the first axis of each is the batch.
+        threads: that every contender was set up with (recorded, not set here).
+        options: see `BenchOptions`.
+        progress: called as the work goes on.
+
+    Raises:
+        IBNormError: there is nothing to measure, or fewer than one round.
+    """
+    options = BenchOptions() if options is None else options
+    if not contenders or options.rounds < 1 or options.repeats < 1:
+        raise IBNormError(
+            f"nothing to measure: {len(contenders)} models, {options.rounds} rounds of {options.repeats} passes"
+        )
+    for runner in contenders:
+        progress(f"warming up {runner.name}", 0, options.rounds)
+        runner.run(inputs)  # may compile
+        start = time.perf_counter()
+        while (time.perf_counter() - start) * 1e3 < options.warmup_ms:
+            runner.run(inputs)
+    times: list[list[list[float]]] = [[] for _ in contenders]
+    for index in range(options.rounds):
+        progress("measuring", index, options.rounds)
+        order = range(len(contenders)) if index % 2 == 0 else reversed(range(len(contenders)))
+        for which in order:
+            runner = contenders[which]
+            runner.run(inputs)
+            times[which].append([_time_ms(runner, inputs) for _ in range(options.repeats)])
+    progress("measuring", options.rounds, options.rounds)
+
+    batch = next((int(a.shape[0]) for a in inputs.values() if a.ndim), 1)
+    latencies = []
+    for runner, turns in zip(contenders, times, strict=True):
+        passes = np.array(turns).ravel()
+        p50, p90, p99 = (float(p) for p in np.percentile(passes, (50, 90, 99)))
+        latencies.append(Latency(runner.name, passes.size, p50, p90, p99, batch * 1e3 / p50))
+    per_round = [np.median(np.array(turns), axis=1) for turns in times]
+    ratios = []
+    for runner, medians in zip(contenders[1:], per_round[1:], strict=True):
+        p25, median, p75 = (float(p) for p in np.percentile(per_round[0] / medians, (25, 50, 75)))
+        ratios.append(Ratio(contenders[0].name, runner.name, median, p25, p75))
+    return BenchReport(
+        inputs={name: tuple(array.shape) for name, array in inputs.items()},
+        batch=batch,
+        threads=threads,
+        rounds=options.rounds,
+        latencies=tuple(latencies),
+        ratios=tuple(ratios),
+        environment=environment(),
+    )

@@ -1,0 +1,100 @@
+"""Set up an exported file and PyTorch for a fair race: same inputs, same threads, one thread pool."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from ibnorm_export.artifact import ExportedModel
+from ibnorm_export.bench import BenchOptions, BenchReport, bench
+from ibnorm_export.errors import BackendUnavailable, IBNormError, ModelFileError
+from ibnorm_export.loaded import Arrays, DType, LoadedModel
+from ibnorm_export.progress import Progress, silent
+from ibnorm_export.runners.base import Runner, open_runner
+
+__all__ = ["OPPONENTS", "contest", "draw"]
+
+#: What `--against` takes.
+OPPONENTS: Final = ("torch", "torch.compile")
+
+
+def draw(model: ExportedModel, sizes: Mapping[str, int], seed: int = 0) -> Arrays:
+    """Random inputs of an exported file for the given sizes of its dynamic axes.
+
+    Integers are below 2 (valid as tokens and as a mask); a mask is all ones.
+
+    Raises:
+        ModelFileError: an axis has no size, or an input has a type that cannot be drawn.
+    """
+    rng = np.random.default_rng(seed)
+    arrays: dict[str, Any] = {}
+    for tensor in model.inputs:
+        shape = []
+        for axis in tensor.shape:
+            if isinstance(axis, str) and axis not in sizes:
+                raise ModelFileError(f"{model.path}: no size is known for axis {axis!r} of {tensor.name}")
+            shape.append(sizes[axis] if isinstance(axis, str) else axis)
+        if tensor.name == "attention_mask":
+            arrays[tensor.name] = np.ones(shape, dtype=np.int64)
+        elif tensor.dtype == "int64":
+            arrays[tensor.name] = rng.integers(0, 2, shape, dtype=np.int64)
+        elif tensor.dtype in ("fp32", "fp16", "bf16"):
+            arrays[tensor.name] = rng.standard_normal(shape, dtype=np.float32)
+        else:
+            raise ModelFileError(f"{model.path}: inputs of type {tensor.dtype} ({tensor.name}) cannot be drawn")
+    return arrays
+
+
+def contest(
+    exported: ExportedModel,
+    backend: str,
+    model: LoadedModel | None,
+    against: Sequence[str],
+    sizes: Mapping[str, int],
+    threads: int,
+    options: BenchOptions | None = None,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> BenchReport:
+    """Race an exported file on a backend against PyTorch on its checkpoint.
+
+    Args:
+        exported: the file.
+        backend: see `ibnorm_export.runners.BACKENDS`.
+        model: the checkpoint; needed for an opponent.
+        against: of `OPPONENTS`; may be empty.
+        sizes: of the dynamic axes, by name.
+        threads: of every contender; torch's are restored afterwards.
+        options, seed, progress: see `bench`.
+
+    Raises:
+        IBNormError: an unknown opponent, or one without a checkpoint.
+        BackendUnavailable: the backend is not installed, or cannot compute the file's type here.
+    """
+    for name in against:
+        if name not in OPPONENTS:
+            raise IBNormError(f"cannot compare with {name!r}; known are {', '.join(OPPONENTS)}")
+    if against and model is None:
+        raise IBNormError(f"comparing with {', '.join(against)} needs the checkpoint: add --checkpoint DIR")
+    dtype = DType(exported.dtype)
+    if backend == "ort-cpu" and dtype is DType.BF16:
+        raise BackendUnavailable(
+            "ONNX Runtime has no bfloat16 kernels on the CPU (MatMul among them), so this model cannot be timed "
+            "here: export --dtype fp32, or use a GPU"
+        )
+    inputs = draw(exported, sizes, seed)
+    contenders: list[Runner] = [open_runner(backend, exported, threads)]
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        if against and model is not None:
+            from ibnorm_export.runners.torch_runner import TorchRunner
+
+            module = model.in_dtype(dtype.torch)
+            contenders += [TorchRunner(model, module, compiled=name == "torch.compile") for name in against]
+        return bench(contenders, inputs, threads, options, progress)
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,326 @@
+"""The main job on real input, with nothing to download: train, save, export, verify, benchmark, report.
+
+The LLaMA reads bytes of English text that every CPython ships (`pydoc_data.topics`); the ViT reads
+scikit-learn's handwritten digits.
+"""
+
+from __future__ import annotations
+
+import math
+import pydoc_data.topics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import psutil
+import sklearn.datasets
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ibnorm_export.analysis import excess_kurtosis, information_bottleneck
+from ibnorm_export.artifact import ExportedModel
+from ibnorm_export.bench import BenchOptions, BenchReport
+from ibnorm_export.contest import contest
+from ibnorm_export.errors import CheckpointError
+from ibnorm_export.export import ExportOptions, export
+from ibnorm_export.loaded import Arrays, DType, LoadedModel
+from ibnorm_export.models.checkpoint import load, new_model, save
+from ibnorm_export.module import IBNorm
+from ibnorm_export.parity import ParityReport
+from ibnorm_export.progress import Progress, silent
+from ibnorm_export.spec import Compression, IBNormSpec
+from ibnorm_export.verify import VerifyOptions, verify
+
+__all__ = ["MAX_BITS_PER_BYTE", "MIN_ACCURACY", "DemoModel", "DemoResult", "Evaluation", "run_demo"]
+
+#: What the trained models must reach, on data held out from training.
+MAX_BITS_PER_BYTE: Final = 3.6
+MIN_ACCURACY: Final = 0.90
+
+_LLAMA: Final = {
+    "model_type": "llama", "hidden_size": 128, "intermediate_size": 344, "num_hidden_layers": 4,
+    "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 256, "max_position_embeddings": 512,
+    "tie_word_embeddings": True,
+}  # fmt: skip
+_VIT: Final = {
+    "model_type": "vit", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4,
+    "num_attention_heads": 4, "image_size": 8, "patch_size": 2, "num_channels": 1, "num_labels": 10,
+    "hidden_dropout_prob": 0.1,
+}  # fmt: skip
+_CONTEXT: Final = 128
+_EVALUATIONS: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """One look at a model in training, on held-out data.
+
+    Args:
+        seconds: of training so far.
+        loss: cross-entropy in bits: per byte for text, per image for digits.
+        accuracy: share of right predictions.
+        about_target, about_input: I(T; Y) and I(T; X) in bits, T the final norm's output.
+        kurtosis_in, kurtosis_out: mean excess kurtosis of the final norm's input and output.
+    """
+
+    seconds: float
+    loss: float
+    accuracy: float
+    about_target: float
+    about_input: float
+    kurtosis_in: float
+    kurtosis_out: float
+
+
+@dataclass(frozen=True, slots=True)
+class DemoModel:
+    """One trained model and what became of it."""
+
+    name: str
+    norm: str
+    goal: str
+    reached: bool
+    checkpoint: str
+    evaluations: tuple[Evaluation, ...]
+    parity: tuple[ParityReport, ...]
+    latency: BenchReport
+
+    def __bool__(self) -> bool:
+        return self.reached and bool(self.parity) and all(self.parity)
+
+
+@dataclass(frozen=True, slots=True)
+class DemoResult:
+    """True when every model reached its goal and passed parity in every type."""
+
+    folder: str
+    models: tuple[DemoModel, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.models) and all(self.models)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        models = [
+            {
+                **{k: v for k, v in asdict(m).items() if k not in ("parity", "latency")},
+                "verdict": "pass" if m else "fail",
+                "parity": [report.to_dict() for report in m.parity],
+                "latency": m.latency.to_dict(),
+            }
+            for m in self.models
+        ]
+        return {"verdict": "pass" if self else "fail", "folder": self.folder, "models": models}
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """Something to learn."""
+
+    batches: Callable[[torch.Generator], tuple[Arrays, Tensor]]  # inputs, targets
+    held_out: tuple[Arrays, Tensor]
+    logits: Callable[[nn.Module, Arrays], Tensor]
+    final_norm: str
+    embedding: Callable[[nn.Module, Arrays], Tensor]  # (n, features), one row for each target
+
+
+def _text(path: Path | None) -> bytes:
+    if path is None:
+        return "\n\n".join(pydoc_data.topics.topics.values()).encode()
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"the text {path} cannot be read: {error.strerror or error}") from error
+    if len(text) < 20_000:
+        raise CheckpointError(f"the text {path} has {len(text)} bytes; at least 20000 are needed to train on")
+    return text
+
+
+def _text_task(text: bytes) -> _Task:
+    data = torch.from_numpy(np.frombuffer(text, dtype=np.uint8).astype(np.int64))
+    cut = len(data) * 9 // 10
+    training, rest = data[:cut], data[cut:]
+
+    def windows(source: Tensor, starts: Tensor) -> tuple[Arrays, Tensor]:
+        rows = torch.stack([source[int(s) : int(s) + _CONTEXT + 1] for s in starts])
+        ids = rows[:, :-1].numpy()
+        return {"input_ids": ids, "attention_mask": np.ones_like(ids)}, rows[:, 1:]
+
+    def batches(generator: torch.Generator) -> tuple[Arrays, Tensor]:
+        return windows(training, torch.randint(len(training) - _CONTEXT - 1, (16,), generator=generator))
+
+    def logits(model: nn.Module, inputs: Arrays) -> Tensor:
+        result: Tensor = model(input_ids=torch.from_numpy(inputs["input_ids"]), use_cache=False).logits
+        return result
+
+    def embedding(model: nn.Module, inputs: Arrays) -> Tensor:
+        assert isinstance(model, PreTrainedModel)
+        return model.get_input_embeddings()(torch.from_numpy(inputs["input_ids"])).flatten(0, 1)
+
+    held_out = windows(rest, torch.linspace(0, len(rest) - _CONTEXT - 2, 32))
+    return _Task(batches, held_out, logits, "model.norm", embedding)
+
+
+def _digits_task() -> _Task:
+    images, labels = sklearn.datasets.load_digits(return_X_y=True)
+    pixels = ((images.reshape(-1, 1, 8, 8) - 4.9) / 6.0).astype(np.float32)
+    order = np.random.default_rng(0).permutation(len(labels))
+    pixels, labels = pixels[order], labels[order].astype(np.int64)
+    cut = len(labels) * 4 // 5
+
+    def batches(generator: torch.Generator) -> tuple[Arrays, Tensor]:
+        chosen = torch.randint(cut, (64,), generator=generator).numpy()
+        return {"pixel_values": pixels[chosen]}, torch.from_numpy(labels[chosen])
+
+    def logits(model: nn.Module, inputs: Arrays) -> Tensor:
+        result: Tensor = model(pixel_values=torch.from_numpy(inputs["pixel_values"])).logits
+        return result
+
+    def embedding(model: nn.Module, inputs: Arrays) -> Tensor:
+        return torch.from_numpy(inputs["pixel_values"]).flatten(1)
+
+    held_out = ({"pixel_values": pixels[cut:]}, torch.from_numpy(labels[cut:]))
+    return _Task(batches, held_out, logits, "vit.layernorm", embedding)
+
+
+def _evaluate(model: nn.Module, task: _Task, seconds: float) -> Evaluation:
+    norm = model.get_submodule(task.final_norm)
+    assert isinstance(norm, IBNorm)
+    seen: list[tuple[Tensor, Tensor]] = []
+    hook = norm.register_forward_hook(lambda _, args, out: seen.append((args[0].detach(), out.detach())))
+    inputs, targets = task.held_out
+    model.eval()
+    try:
+        with torch.no_grad():
+            logits = task.logits(model, inputs)
+            embedded = task.embedding(model, inputs)
+    finally:
+        hook.remove()
+        model.train()
+    before, after = seen[0]
+    if before.dim() == 3 and targets.dim() == 1:  # a classifier reads its first token
+        before, after = before[:, 0], after[:, 0]
+    before, after = before.reshape(-1, before.shape[-1]), after.reshape(-1, after.shape[-1])
+    logits, targets = logits.reshape(-1, logits.shape[-1]), targets.reshape(-1)
+    chosen = np.random.default_rng(0).choice(len(targets), min(256, len(targets)), replace=False)
+    bottleneck = information_bottleneck(embedded.numpy()[chosen], after.numpy()[chosen], targets.numpy()[chosen])
+    return Evaluation(
+        seconds=seconds,
+        loss=float(F.cross_entropy(logits, targets)) / math.log(2.0),
+        accuracy=float((logits.argmax(-1) == targets).float().mean()),
+        about_target=bottleneck.about_target,
+        about_input=bottleneck.about_input,
+        kurtosis_in=excess_kurtosis(before.numpy()),
+        kurtosis_out=excess_kurtosis(after.numpy()),
+    )
+
+
+def _train(
+    model: nn.Module, task: _Task, rate: float, seconds: float, what: str, progress: Progress
+) -> tuple[Evaluation, ...]:
+    """AdamW for a given time, learning rate by a cosine over that time; time spent in evaluations is not counted."""
+    generator = torch.Generator().manual_seed(0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01, betas=(0.9, 0.95))
+    model.train()
+    evaluations = [_evaluate(model, task, 0.0)]
+    spent, step = 0.0, 0
+    while spent < seconds:
+        start = time.perf_counter()
+        share = spent / seconds
+        warm = min(1.0, (step + 1) / 20)
+        for group in optimizer.param_groups:
+            group["lr"] = rate * warm * (0.05 + 0.95 * 0.5 * (1.0 + math.cos(math.pi * share)))
+        inputs, targets = task.batches(generator)
+        logits = task.logits(model, inputs)
+        loss = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        spent += time.perf_counter() - start
+        step += 1
+        if spent >= seconds * len(evaluations) / _EVALUATIONS:
+            evaluations.append(_evaluate(model, task, spent))
+        progress(f"{what}: {evaluations[-1].loss:.2f} bits", min(int(spent), int(seconds)), int(seconds))
+    model.eval()
+    return tuple(evaluations)
+
+
+def _real_inputs(task: _Task, count: int) -> Iterator[Arrays]:
+    inputs, _ = task.held_out
+    for index in range(count):
+        yield {name: array[index * 4 : index * 4 + 4] for name, array in inputs.items()}
+
+
+def _ship(
+    checkpoint: Path, file: Path, task: _Task, sizes: dict[str, int], progress: Progress
+) -> tuple[tuple[ParityReport, ...], BenchReport]:
+    """Export, verify on drawn and real inputs, in fp32 and fp16; benchmark fp32 against PyTorch."""
+    reports = []
+    exported: ExportedModel | None = None
+    for dtype in (DType.FP16, DType.FP32):
+        target = file if dtype is DType.FP32 else file.with_suffix(f".{dtype.value}.onnx")
+        exported = export(load(checkpoint), target, ExportOptions(dtype=dtype), progress)
+        model: LoadedModel = load(checkpoint)
+        rng = np.random.default_rng(0)
+        inputs = [*(model.sample(rng, index) for index in range(4)), *_real_inputs(task, 2)]
+        reports.append(verify(exported, model, VerifyOptions(), inputs, progress))
+    assert exported is not None
+    threads = psutil.cpu_count(logical=False) or 1
+    options = BenchOptions(rounds=20, warmup_ms=200.0)
+    latency = contest(exported, "ort-cpu", load(checkpoint), ["torch"], sizes, threads, options, progress=progress)
+    return tuple(reversed(reports)), latency
+
+
+def run_demo(
+    folder: str | Path, minutes: float = 0.75, text: str | Path | None = None, progress: Progress = silent
+) -> DemoResult:
+    """Train an IBNorm-L LLaMA and an IBNorm-T ViT, and do the main job with both.
+
+    Args:
+        folder: gets `llama/` and `vit/` (checkpoints) and the .onnx files; made if missing.
+        minutes: of training for each model.
+        text: a file to train the LLaMA on; None takes CPython's own documentation.
+        progress: called as the work goes on.
+
+    Raises:
+        CheckpointError: the text cannot be used, minutes is not positive, or the folder cannot be
+            written.
+    """
+    folder = Path(folder)
+    if not minutes > 0.0:
+        raise CheckpointError(f"minutes is {minutes}; it must be above 0")
+    source = _text(None if text is None else Path(text))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"cannot make the folder {folder}: {error.strerror or error}") from error
+    plans: list[tuple[str, _Task, dict[str, Any], IBNormSpec, float, dict[str, int]]] = [
+        ("llama", _text_task(source), _LLAMA, IBNormSpec(Compression.LOGARITHMIC, bias=False), 4e-3,
+         {"batch": 1, "sequence": 128}),
+        ("vit", _digits_task(), _VIT, IBNormSpec(Compression.TANH), 2e-3, {"batch": 8}),
+    ]  # fmt: skip
+    done = []
+    for name, task, config, spec, rate, sizes in plans:
+        model = new_model(config, spec)
+        evaluations = _train(model, task, rate, minutes * 60.0, f"training {name}", progress)
+        save(model, folder / name)
+        parity, latency = _ship(folder / name, folder / f"{name}.onnx", task, sizes, progress)
+        last = evaluations[-1]
+        if name == "llama":
+            goal, reached = (
+                f"{last.loss:.2f} bits per byte (at most {MAX_BITS_PER_BYTE})",
+                last.loss <= MAX_BITS_PER_BYTE,
+            )
+        else:
+            goal, reached = (
+                f"{last.accuracy:.1%} of digits right (at least {MIN_ACCURACY:.0%})",
+                last.accuracy >= MIN_ACCURACY,
+            )
+        done.append(DemoModel(name, str(spec), goal, reached, str(folder / name), evaluations, parity, latency))
+    return DemoResult(str(folder), tuple(done))

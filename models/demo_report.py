@@ -1,0 +1,98 @@
+"""The page that shows a person what the demo did."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ibnorm_export.models.demo import DemoModel, DemoResult
+from ibnorm_export.report import Curve, Section, curves, latency_bars, parity_bars, render
+
+__all__ = ["write_report"]
+
+_NAMES = {"llama": "Byte-level LLaMA on English text", "vit": "ViT on handwritten digits"}
+
+
+def _section(model: DemoModel) -> Section:
+    seconds = [e.seconds for e in model.evaluations]
+    unit = "bits per byte" if model.name == "llama" else "bits per image"
+    rows = []
+    for report in model.parity:
+        if report.numeric is None or report.static is None:
+            continue
+        for o in report.numeric.outputs:
+            rows.append(
+                (
+                    f"{o.name} ({report.numeric.dtype})",
+                    f"{o.error:.2e}",
+                    f"{o.torch_error:.2e}",
+                    f"{o.ratio:.2f}",
+                    f"{o.max_abs:.2e}",
+                    f"{o.cosine:.9f}",
+                    "" if o.top1_agreement is None else f"{o.top1_agreement:.2%}",
+                    f"{report.static.norms} norms, {report.static.weights} weights",
+                    "pass" if report else "fail",
+                )
+            )
+    plots = (
+        (
+            curves(
+                "Learning",
+                "seconds of training",
+                unit,
+                [
+                    Curve("loss on held-out data", seconds, [e.loss for e in model.evaluations]),
+                    Curve("accuracy", seconds, [e.accuracy for e in model.evaluations], right=True),
+                ],
+                "accuracy",
+            ),
+            "Cross-entropy and share of right predictions on data that was not trained on.",
+        ),
+        (
+            curves(
+                "Information in the final norm's output",
+                "seconds of training",
+                "bits",
+                [
+                    Curve("I(T; Y), about the target", seconds, [e.about_target for e in model.evaluations]),
+                    Curve("I(T; X), about the input", seconds, [e.about_input for e in model.evaluations]),
+                ],
+            ),
+            "Matrix-based Renyi estimate of order 1.01 on 256 held-out samples, Gaussian kernel of median width.",
+        ),
+        (
+            curves(
+                "Excess kurtosis around the final norm",
+                "seconds of training",
+                "excess kurtosis",
+                [
+                    Curve("input", seconds, [e.kurtosis_in for e in model.evaluations]),
+                    Curve("output", seconds, [e.kurtosis_out for e in model.evaluations]),
+                ],
+            ),
+            "0 is Gaussian. The compression lowers the tails: the output lies below the input.",
+        ),
+        (parity_bars("Parity", model.parity), "The exported file is as near to float64 as PyTorch itself."),
+        (latency_bars("Latency", model.latency), "Interleaved rounds with equal threads; fp32, no fused kernel."),
+    )
+    ratios = "; ".join(
+        f"time over {r.against}: {r.median:.2f} (middle half {r.p25:.2f} to {r.p75:.2f})" for r in model.latency.ratios
+    )
+    return Section(
+        title=_NAMES.get(model.name, model.name),
+        text=(f"{model.norm}. Reached {model.goal}.", f"ONNX Runtime on {model.latency.threads} threads, {ratios}."),
+        head=("output", "error", "PyTorch's own", "ratio", "max abs", "cosine", "top-1", "compared", "verdict"),
+        rows=tuple(rows),
+        plots=plots,
+    )
+
+
+def write_report(result: DemoResult, path: str | Path) -> Path:
+    """Write the page.
+
+    Raises:
+        IBNormError: the file cannot be written.
+    """
+    summary = "; ".join(f"{m.name}: {m.goal}, parity {'passed' if all(m.parity) else 'FAILED'}" for m in result.models)
+    environment = result.models[0].latency.environment
+    sections = [_section(model) for model in result.models]
+    return render(path, "IBNorm: trained, exported, verified, timed", bool(result), summary, sections, environment)
