@@ -33,7 +33,7 @@ __all__ = ["METADATA_FORMAT", "ExportedModel", "NormNode", "Tensor", "new_file"]
 METADATA_FORMAT: Final = "1"
 _PREFIX: Final = "ibnorm."
 
-_DTYPE_NAMES: Final = {
+_DTYPE_NAMES: Final[dict[int, str]] = {
     onnx.TensorProto.FLOAT: "fp32",
     onnx.TensorProto.FLOAT16: "fp16",
     onnx.TensorProto.BFLOAT16: "bf16",
@@ -46,7 +46,7 @@ _DTYPE_NAMES: Final = {
 
 def dtype_name(elem_type: int) -> str:
     """Short name of an ONNX element type, e.g. "fp16"."""
-    return _DTYPE_NAMES.get(elem_type) or onnx.TensorProto.DataType.Name(elem_type).lower()
+    return _DTYPE_NAMES.get(elem_type) or str(onnx.TensorProto.DataType.Name(elem_type)).lower()
 
 
 @dataclass(frozen=True, slots=True)

@@ -161,6 +161,10 @@ def _plain_names(graph: ir.Graph) -> None:
             graph.initializers[value.name] = value
 
 
+def _transposed(matrix: ir.TensorProtocol, name: str) -> Callable[[], ir.TensorProtocol]:
+    return lambda: ir.Tensor(np.ascontiguousarray(matrix.numpy().T), name=name)
+
+
 def _transpose_weights(graph: ir.Graph) -> None:
     """A matrix that is only used transposed is stored so, as NAME.T, and computed when written.
 
@@ -179,12 +183,7 @@ def _transpose_weights(graph: ir.Graph) -> None:
             name, matrix = f"{source.name}.T", source.const_value
             shape = ir.Shape(reversed(source.shape.numpy()))
             # the transposed copy lives only while it is being written
-            lazy = ir.LazyTensor(
-                lambda matrix=matrix, name=name: ir.Tensor(np.ascontiguousarray(matrix.numpy().T), name=name),
-                dtype=source.dtype,
-                shape=shape,
-                name=name,
-            )
+            lazy = ir.LazyTensor(_transposed(matrix, name), dtype=source.dtype, shape=shape, name=name)
             value = ir.Value(name=name, shape=shape, type=ir.TensorType(source.dtype), const_value=lazy)
             graph.register_initializer(value)
             transposed[source.name] = value
@@ -298,7 +297,7 @@ def _attach_functions(model: ir.Model, opset: int) -> None:
     used = {node.op_type for node in model.graph if node.domain == DOMAIN}
     for op_type, body in onnx_op.functions(opset).items():
         if op_type in used:
-            function = ir.from_proto(body)
+            function = ir.serde.deserialize_function(body)
             model.functions[function.identifier()] = function
 
 

@@ -26,7 +26,7 @@ import onnx.parser
 from ibnorm_export.errors import SpecError
 from ibnorm_export.spec import DOMAIN, OP_VERSION, Compression, IBNormSpec
 
-__all__ = ["OPSETS", "function", "functions", "node", "skip_function", "skip_node"]
+__all__ = ["OPSETS", "function", "functions", "node", "opset_imports", "skip_function", "skip_node"]
 
 #: Opsets of the default domain that the function bodies are valid in. 18 brought reductions with
 #: axes as an input; ONNX Runtime 1.31 and onnx 1.23 know the last.
@@ -114,6 +114,12 @@ def functions(opset: int) -> dict[str, onnx.FunctionProto]:
     return {body.name: body for body in bodies}
 
 
+def _make_node(op_type: str, inputs: list[str], outputs: list[str], spec: IBNormSpec, name: str) -> onnx.NodeProto:
+    made = onnx.helper.make_node(op_type, inputs, outputs, name=name, domain=DOMAIN)
+    made.attribute.extend(onnx.helper.make_attribute(key, value) for key, value in spec.attributes().items())
+    return made
+
+
 def node(
     x: str,  # (..., n)
     scale: str,  # (n,)
@@ -123,7 +129,7 @@ def node(
     name: str = "",
 ) -> onnx.NodeProto:
     """The IBNorm node between the named values, every attribute spelled out."""
-    return onnx.helper.make_node(spec.op_type, [x, scale, bias], [y], name=name, domain=DOMAIN, **spec.attributes())
+    return _make_node(spec.op_type, [x, scale, bias], [y], spec, name)
 
 
 def skip_node(
@@ -137,10 +143,7 @@ def skip_node(
     name: str = "",
 ) -> onnx.NodeProto:
     """The SkipIBNorm node: `total` = x + skip rounded to its type, `y` = IBNorm of `total`."""
-    return onnx.helper.make_node(
-        spec.compression.skip_op_type, [x, skip, scale, bias], [y, total], name=name, domain=DOMAIN,
-        **spec.attributes(),
-    )  # fmt: skip
+    return _make_node(spec.compression.skip_op_type, [x, skip, scale, bias], [y, total], spec, name)
 
 
 def opset_imports(opset: int) -> list[onnx.OperatorSetIdProto]:

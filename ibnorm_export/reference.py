@@ -6,6 +6,7 @@ statement of the three compressions.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,9 @@ __all__ = ["ibnorm", "skip_ibnorm"]
 
 Float64Array = NDArray[np.float64]
 
-_COMPRESS = {
+_COMPRESS: dict[Compression, Callable[[Float64Array], Float64Array]] = {
     Compression.LINEAR: lambda t: t,
-    Compression.LOGARITHMIC: lambda t: np.sign(t) * np.log1p(np.abs(t)),
+    Compression.LOGARITHMIC: lambda t: np.asarray(np.sign(t) * np.log1p(np.abs(t))),
     Compression.TANH: np.tanh,
 }
 

@@ -160,7 +160,8 @@ def _text_task(text: bytes) -> _Task:
 
     def embedding(model: nn.Module, inputs: Arrays) -> Tensor:
         assert isinstance(model, PreTrainedModel)
-        return model.get_input_embeddings()(torch.from_numpy(inputs["input_ids"])).flatten(0, 1)
+        rows: Tensor = model.get_input_embeddings()(torch.from_numpy(inputs["input_ids"])).flatten(0, 1)
+        return rows
 
     held_out = windows(rest, torch.linspace(0, len(rest) - _CONTEXT - 2, 32))
     return _Task(batches, held_out, logits, "model.norm", embedding)
@@ -239,7 +240,7 @@ def _train(
         logits = task.logits(model, inputs)
         loss = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1))
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         spent += time.perf_counter() - start
