@@ -65,6 +65,7 @@ class Evaluation:
         loss: cross-entropy in bits: per byte for text, per image for digits.
         accuracy: share of right predictions.
         about_target, about_input: I(T; Y) and I(T; X) in bits, T the final norm's output.
+        bottleneck: I(T; Y) - BETA * I(T; X) in bits.
         kurtosis_in, kurtosis_out: mean excess kurtosis of the final norm's input and output.
     """
 
@@ -73,6 +74,7 @@ class Evaluation:
     accuracy: float
     about_target: float
     about_input: float
+    bottleneck: float
     kurtosis_in: float
     kurtosis_out: float
 
@@ -216,6 +218,7 @@ def _evaluate(model: nn.Module, task: _Task, seconds: float) -> Evaluation:
         accuracy=float((logits.argmax(-1) == targets).float().mean()),
         about_target=bottleneck.about_target,
         about_input=bottleneck.about_input,
+        bottleneck=bottleneck.value(),
         kurtosis_in=excess_kurtosis(before.numpy()),
         kurtosis_out=excess_kurtosis(after.numpy()),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ibnorm_export.analysis import BETA
 from ibnorm_export.models.demo import DemoModel, DemoResult
 from ibnorm_export.report import Curve, Section, curves, latency_bars, parity_bars, render
 
@@ -55,6 +56,7 @@ def _section(model: DemoModel) -> Section:
                 [
                     Curve("I(T; Y), about the target", seconds, [e.about_target for e in model.evaluations]),
                     Curve("I(T; X), about the input", seconds, [e.about_input for e in model.evaluations]),
+                    Curve(f"value, I(T; Y) - {BETA:g} I(T; X)", seconds, [e.bottleneck for e in model.evaluations]),
                 ],
             ),
             "Matrix-based Renyi estimate of order 1.01 on 256 held-out samples, Gaussian kernel of median width.",
@@ -69,7 +71,7 @@ def _section(model: DemoModel) -> Section:
                     Curve("output", seconds, [e.kurtosis_out for e in model.evaluations]),
                 ],
             ),
-            "0 is Gaussian. The compression lowers the tails: the output lies below the input.",
+            "0 is Gaussian. L and T lower the kurtosis of values with Gaussian tails; S leaves it.",
         ),
         (parity_bars("Parity", model.parity), "The exported file is as near to float64 as PyTorch itself."),
         (latency_bars("Latency", model.latency), "Interleaved rounds with equal threads; fp32, no fused kernel."),

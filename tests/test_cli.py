@@ -1,0 +1,236 @@
+"""The commands as a user sees them: exit codes, one line for an error, one JSON object, verdicts."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from ibnorm_export.cli import main
+
+
+class Result:
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Any:
+    def run(*words: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["ibnorm-export", *map(str, words)])
+        capfd.readouterr()
+        code = main._run()
+        captured = capfd.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def exported(llama_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from ibnorm_export import models
+    from ibnorm_export.export import export
+
+    target = tmp_path_factory.mktemp("cli") / "llama.onnx"
+    export(models.load(llama_checkpoint), target)
+    return target
+
+
+COMMANDS = ["export", "verify", "bench", "inspect", "doctor", "demo"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example(cli: Any, command: str) -> None:
+    result = cli(command, "--help")
+    assert result.code == 0
+    assert f"Example: ibnorm-export {command}" in " ".join(result.out.split())
+    assert "--json" in result.out
+
+
+def test_export_and_verify(cli: Any, llama_checkpoint: Path, tmp_path: Path) -> None:
+    target = tmp_path / "m.onnx"
+    result = cli("export", llama_checkpoint, "-o", target, "--dtype", "fp16", "--json")
+    assert result.code == 0, result.err
+    assert result.json["dtype"] == "fp16"
+    assert result.json["norms"] == len(onnx.load(target).functions) * 5
+    result = cli("verify", target, llama_checkpoint, "--samples", 2, "--json")
+    assert result.code == 0, result.err
+    assert result.json["verdict"] == "pass"
+    assert result.json["static"]["verdict"] == result.json["numeric"]["verdict"] == "pass"
+    assert "explicit Casts" in result.json["numeric"]["method"]
+    (output,) = result.json["numeric"]["outputs"]
+    assert output["name"] == "logits"
+    assert 0 < output["error"] <= output["allowed"]
+
+
+def test_verify_prints_every_figure(cli: Any, exported: Path, llama_checkpoint: Path) -> None:
+    result = cli("verify", exported, llama_checkpoint)
+    assert result.code == 0, result.err
+    for word in ("logits", "max abs", "rel. error", "PyTorch's own", "ratio", "cosine", "top-1", "verdict: pass"):
+        assert word in result.out
+
+
+def test_a_failed_gate_is_exit_1_with_the_finding(
+    cli: Any, exported: Path, llama_checkpoint: Path, tmp_path: Path
+) -> None:
+    proto = onnx.load(exported)
+    node = next(n for n in proto.graph.node if n.op_type == "IBNormL")
+    next(a for a in node.attribute if a.name == "lambd").f = 4.1
+    onnx.save(proto, tmp_path / "bad.onnx")
+    result = cli("verify", tmp_path / "bad.onnx", llama_checkpoint, "--json")
+    assert result.code == 1
+    assert result.json["verdict"] == "fail"
+    assert result.json["static"]["verdict"] == "fail"
+    assert node.name in result.json["static"]["findings"][0]["where"]
+    result = cli("verify", tmp_path / "bad.onnx", llama_checkpoint)
+    assert result.code == 1
+    assert "verdict: fail" in result.out
+    assert "lambd" in result.out
+
+
+def test_verify_on_the_users_own_inputs(cli: Any, exported: Path, llama_checkpoint: Path, tmp_path: Path) -> None:
+    ids = np.arange(12).reshape(2, 6)
+    np.savez(tmp_path / "in.npz", input_ids=ids, attention_mask=np.ones_like(ids))
+    result = cli("verify", exported, llama_checkpoint, "--inputs", tmp_path / "in.npz", "--json")
+    assert result.code == 0, result.err
+    assert result.json["numeric"]["samples"] == 1
+    assert result.json["numeric"]["outputs"][0]["elements"] == 12 * 256
+    np.savez(tmp_path / "wrong.npz", input_ids=ids)
+    result = cli("verify", exported, llama_checkpoint, "--inputs", tmp_path / "wrong.npz")
+    assert result.code == 2
+    assert "attention_mask" in result.err
+
+
+def test_bench(cli: Any, exported: Path, llama_checkpoint: Path) -> None:
+    result = cli(
+        "bench", exported, "--checkpoint", llama_checkpoint, "--against", "torch", "--seq", 16, "--rounds", 3, "--json"
+    )
+    assert result.code == 0, result.err
+    report = result.json
+    assert [latency["name"] for latency in report["latencies"]] == ["ort-cpu", "torch"]
+    assert all(0 < x["p50_ms"] <= x["p90_ms"] <= x["p99_ms"] for x in report["latencies"])
+    assert report["ratios"][0]["p25"] <= report["ratios"][0]["median"] <= report["ratios"][0]["p75"]
+    assert report["inputs"]["input_ids"] == [1, 16]
+    assert report["environment"]["processor"]
+
+
+def test_inspect_reads_files_and_checkpoints(cli: Any, exported: Path, llama_checkpoint: Path) -> None:
+    file = cli("inspect", exported, "--json").json
+    checkpoint = cli("inspect", llama_checkpoint, "--json").json
+    assert [n["module"] for n in file["norms"]] == [n["module"] for n in checkpoint["norms"]]
+    assert file["metadata"]["source_sha256"] == checkpoint["source_sha256"]
+    assert file["functions"] == ["ai.ibnorm::IBNormL"]
+    assert "norms" in cli("inspect", exported).out
+
+
+def test_doctor(cli: Any) -> None:
+    result = cli("doctor", "--json")
+    assert result.code == 0, result.err
+    checks = {check["name"]: check for check in result.json["checks"]}
+    assert checks["ONNX Runtime"]["works"]
+    assert all(check["works"] or check["remedy"] for check in checks.values()), "what fails says what to do"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("verify", "missing.onnx", "nowhere"), 2, "missing.onnx does not exist"),
+        (("export", "nowhere", "-o", "x.onnx"), 2, "nowhere does not exist"),
+        (("inspect", "nowhere"), 2, "nowhere does not exist"),
+        (("export",), 2, "CHECKPOINT"),
+        (("frobnicate",), 2, "frobnicate"),
+        (("verify", "--frobnicate"), 2, "--frobnicate"),
+        (("export", "x", "-o", "y", "--dtype", "fp8"), 2, "fp8"),
+        (("demo", "--minutes", "0"), 2, "minutes"),
+        (("demo", "--text", "nowhere.txt"), 2, "nowhere.txt"),
+    ],
+)
+def test_bad_usage_is_one_line_and_exit_2(
+    cli: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: tuple[str, ...], code: int, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = cli(*words)
+    assert result.code == code
+    assert said in result.err
+    assert len(result.err.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_with_json_is_json(cli: Any) -> None:
+    result = cli("verify", "missing.onnx", "nowhere", "--json")
+    assert result.code == 2
+    assert result.json["exit_code"] == 2
+    assert "missing.onnx" in result.json["error"]["message"]
+
+
+def test_unknown_backend_and_opponent(cli: Any, exported: Path, llama_checkpoint: Path) -> None:
+    assert cli("verify", exported, llama_checkpoint, "--backend", "abacus").code == 2
+    result = cli("bench", exported, "--against", "abacus")
+    assert result.code == 2
+    assert "torch.compile" in result.err
+    assert "--checkpoint" in cli("bench", exported, "--against", "torch").err
+
+
+def test_bf16_cannot_be_timed_on_a_cpu(cli: Any, llama_checkpoint: Path, tmp_path: Path) -> None:
+    assert cli("export", llama_checkpoint, "-o", tmp_path / "m.onnx", "--dtype", "bf16").code == 0
+    result = cli("bench", tmp_path / "m.onnx")
+    assert result.code == 3
+    assert "bfloat16" in result.err
+
+
+def test_a_missing_runtime_is_exit_3(cli: Any, exported: Path, llama_checkpoint: Path, monkeypatch: Any) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.delitem(sys.modules, "ibnorm_export.runners.ort_runner", raising=False)
+    result = cli("verify", exported, llama_checkpoint)
+    assert result.code == 3
+    assert "pip install 'ibnorm-export[cpu]'" in result.err
+
+
+def test_an_unforeseen_error_is_exit_70(cli: Any, exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ibnorm_export import inspection
+
+    def broken(path: Path) -> dict[str, Any]:
+        raise ZeroDivisionError("planted")
+
+    monkeypatch.setattr(inspection, "inspect_file", broken)
+    result = cli("inspect", exported)
+    assert result.code == 70
+    assert "planted" in result.err
+    assert len(result.err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_export_leaves_nothing(signum: int, llama_checkpoint: Path, tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    code = (
+        "import sys, time, pathlib\n"
+        "from ibnorm_export import export as module\n"
+        "def slow(*a, **k):\n"
+        f"    pathlib.Path({str(started)!r}).touch(); time.sleep(60)\n"
+        "module._trace = slow\n"
+        "from ibnorm_export.cli.main import run\n"
+        f"sys.argv = ['ibnorm-export', 'export', {str(llama_checkpoint)!r}, '-o', {str(tmp_path / 'm.onnx')!r}]\n"
+        "run()\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not started.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(process.pid, signum)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in err
+    assert [p.name for p in tmp_path.iterdir()] == ["started"]

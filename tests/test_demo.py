@@ -1,0 +1,65 @@
+"""The demo, cut short: everything is made, parity passes, and the verdict is honest about the training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ibnorm_export.errors import CheckpointError
+from ibnorm_export.models.demo import MAX_BITS_PER_BYTE, MIN_ACCURACY, DemoResult, run_demo
+from ibnorm_export.models.demo_report import write_report
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory) -> DemoResult:
+    return run_demo(tmp_path_factory.mktemp("demo"), minutes=0.03)
+
+
+def test_two_checkpoints_and_their_files(short: DemoResult) -> None:
+    folder = Path(short.folder)
+    for name in ("llama", "vit"):
+        assert (folder / name / "config.json").is_file()
+        assert (folder / name / "model.safetensors").is_file()
+        assert (folder / f"{name}.onnx").is_file()
+        assert (folder / f"{name}.fp16.onnx").is_file()
+
+
+def test_parity_passes_in_fp32_and_fp16(short: DemoResult) -> None:
+    for model in short.models:
+        assert [r.numeric.dtype for r in model.parity if r.numeric] == ["fp32", "fp16"]
+        assert all(model.parity), [str(f) for r in model.parity for f in r.findings]
+        fp32 = model.parity[0].numeric
+        assert fp32 is not None
+        assert fp32.outputs[0].error <= 2e-6, "the function path at model level"
+
+
+def test_the_verdict_follows_what_was_reached(short: DemoResult) -> None:
+    llama, vit = short.models
+    assert llama.reached == (llama.evaluations[-1].loss <= MAX_BITS_PER_BYTE)
+    assert vit.reached == (vit.evaluations[-1].accuracy >= MIN_ACCURACY)
+    assert bool(short) == (llama.reached and vit.reached)
+    assert short.to_dict()["verdict"] == ("pass" if short else "fail")
+
+
+def test_training_is_watched(short: DemoResult) -> None:
+    for model in short.models:
+        assert len(model.evaluations) >= 3
+        assert model.evaluations[-1].loss < model.evaluations[0].loss
+        for e in model.evaluations:
+            assert all(np.isfinite([e.kurtosis_in, e.kurtosis_out, e.about_input, e.bottleneck]))
+            assert e.about_target > 0
+
+
+def test_the_report_shows_both_models(short: DemoResult, tmp_path: Path) -> None:
+    text = write_report(short, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert text.count("<svg") == 10
+    assert "Byte-level LLaMA" in text
+    assert "handwritten digits" in text
+
+
+def test_a_text_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("too short")
+    with pytest.raises(CheckpointError, match="at least 20000"):
+        run_demo(tmp_path / "out", text=tmp_path / "short.txt")
