@@ -10,7 +10,6 @@ import signal
 import sys
 from typing import Annotated, Any, NoReturn
 
-import click
 import typer
 
 from ibnorm_export import __version__
@@ -24,6 +23,9 @@ from ibnorm_export.cli.verify import verify_command
 from ibnorm_export.errors import IBNormError
 
 __all__ = ["app", "run"]
+
+# typer carries its own copy of click in recent versions; this is UsageError in all of them.
+_UsageError: Any = typer.BadParameter.__base__
 
 INTERNAL_ERROR = 70
 INTERRUPTED = 130
@@ -76,12 +78,16 @@ def _fail(message: str, code: int, kind: str) -> int:
 def _run() -> int:
     try:
         result = app(standalone_mode=False)
+        if result == INTERRUPTED:  # some versions of typer turn the interrupt into this value
+            raise KeyboardInterrupt
     except IBNormError as error:
         return _fail(str(error), error.exit_code, type(error).__name__)
-    except click.UsageError as error:
+    except _UsageError as error:
+        if not error.format_message():  # no arguments at all: the help was shown
+            return 2
         hint = f" (see {error.ctx.command_path} --help)" if error.ctx is not None else ""
         return _fail(f"{error.format_message()}{hint}", 2, "usage")
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted; nothing was left half-written", INTERRUPTED, "interrupted")
     except MemoryError as error:
         return _fail(f"not enough memory: {error or 'use a smaller model or a machine with more'}", 2, "memory")

@@ -18,9 +18,20 @@ from numpy.typing import NDArray
 from scipy.spatial.distance import pdist, squareform
 from scipy.stats import kurtosis as scipy_kurtosis
 
-__all__ = ["ALPHA", "InformationBottleneck", "entropy_bits", "excess_kurtosis", "gram", "information_bottleneck"]
+__all__ = [
+    "ALPHA",
+    "BETA",
+    "InformationBottleneck",
+    "entropy_bits",
+    "excess_kurtosis",
+    "gram",
+    "information_bottleneck",
+]
 
 Matrix = NDArray[np.float64]
+
+#: Weight of what is kept of the input in the bottleneck's value.
+BETA: Final = 0.5
 
 #: Order of the entropy: near 1, where it tends to Shannon's.
 ALPHA: Final = 1.01
@@ -66,7 +77,7 @@ class InformationBottleneck:
     about_target: float
     about_input: float
 
-    def value(self, beta: float = 0.5) -> float:
+    def value(self, beta: float = BETA) -> float:
         """I(T; Y) - beta * I(T; X): higher is a better bottleneck."""
         return self.about_target - beta * self.about_input
 

@@ -125,7 +125,7 @@ def curves(title: str, x_label: str, y_label: str, lines: Sequence[Curve], right
         left.set(title=title, xlabel=x_label, ylabel=y_label)
         left.grid(axis="y", color="#e5e7eb")
         if len(lines) > 1:
-            left.legend(handles=handles, frameon=False, fontsize=8)
+            left.legend(handles=handles, frameon=False, fontsize=8, loc="center right")
         return _svg(figure)
 
 

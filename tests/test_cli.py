@@ -40,6 +40,24 @@ def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> A
 
 
 @pytest.fixture(scope="module")
+def llama_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from ibnorm_export import IBNormSpec, models
+
+    config = {
+        "model_type": "llama",
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "vocab_size": 256,
+        "max_position_embeddings": 64,
+    }
+    folder = tmp_path_factory.mktemp("checkpoints") / "llama"
+    models.save(models.new_model(config, IBNormSpec("L", bias=False)), folder)  # type: ignore[arg-type]
+    return folder
+
+
+@pytest.fixture(scope="module")
 def exported(llama_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from ibnorm_export import models
     from ibnorm_export.export import export

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final, Protocol
 
 from ibnorm_export.artifact import ExportedModel
-from ibnorm_export.errors import BackendUnavailable
+from ibnorm_export.errors import BackendUnavailable, IBNormError
 from ibnorm_export.loaded import Arrays
 
 __all__ = ["BACKENDS", "Runner", "open_runner"]
@@ -41,6 +41,7 @@ def open_runner(backend: str, model: ExportedModel, threads: int | None = None) 
         threads: of the runtime; None is its default.
 
     Raises:
+        IBNormError: there is no such backend.
         BackendUnavailable: the runtime is not installed here.
         ModelFileError: the runtime cannot load the model.
     """
@@ -58,4 +59,4 @@ def open_runner(backend: str, model: ExportedModel, threads: int | None = None) 
             f"backend {backend} needs the package {error.name}, which is not installed: "
             "pip install 'ibnorm-export[cpu]'"
         ) from error
-    raise BackendUnavailable(f"there is no backend {backend!r}; there are {', '.join(BACKENDS)}")
+    raise IBNormError(f"there is no backend {backend!r}; there are {', '.join(BACKENDS)}")
