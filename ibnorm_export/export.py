@@ -37,7 +37,7 @@ from ibnorm_export.artifact import METADATA_FORMAT, ExportedModel, metadata_prop
 from ibnorm_export.errors import ExportError
 from ibnorm_export.loaded import DType, LoadedModel, cast_parameters
 from ibnorm_export.progress import Progress, silent
-from ibnorm_export.spec import DOMAIN, OP_VERSION, Compression
+from ibnorm_export.spec import DOMAIN, OP_TYPES, OP_VERSION, Compression
 
 __all__ = ["ExportOptions", "export"]
 
@@ -60,12 +60,14 @@ class ExportOptions:
         inline: expand the norms into standard operators, for runtimes without local functions
             (OpenVINO). Such a file cannot use the fused kernels.
         task: "forward" is inputs to outputs without a cache.
+        fuse_skip: make one SkipIBNorm of a residual Add and the norm behind it: same bits, one pass less.
     """
 
     dtype: DType = DType.FP32
     opset: int | None = None
     inline: bool = False
     task: str = "forward"
+    fuse_skip: bool = False
 
 
 def _translation(compression: Compression, skip: bool) -> Callable[..., Any]:
@@ -293,6 +295,41 @@ def _name_nodes(graph: ir.Graph) -> None:
             output.metadata_props.clear()
 
 
+def _fuse_skip(graph: ir.Graph) -> None:
+    """Add + IBNorm becomes SkipIBNorm where the sum is used elsewhere too (a pre-norm transformer's residual).
+
+    Only an Add without broadcasting, in the norm's own type: then the result is the same to the bit.
+    """
+    for norm in list(graph):
+        if norm.domain != DOMAIN or norm.op_type not in OP_TYPES:
+            continue
+        x = norm.inputs[0]
+        add = None if x is None else x.producer()
+        if x is None or add is None or add.domain != "" or add.op_type != "Add" or x.is_graph_output():
+            continue
+        a, b = add.inputs
+        if a is None or b is None or a.shape is None or a.shape != b.shape or len(x.uses()) < 2:
+            continue
+        skip = ir.node(
+            f"Skip{norm.op_type}",
+            [a, b, *norm.inputs[1:]],
+            attributes=norm.attributes,
+            domain=DOMAIN,
+            name=norm.name,
+            num_outputs=2,
+            metadata_props=dict(norm.metadata_props),
+        )
+        for new, old in zip(skip.outputs, (norm.outputs[0], x), strict=True):
+            new.shape, new.type, name = old.shape, old.type, old.name
+            old.name = f"{name}/unfused"
+            new.name = name
+        graph.insert_before(add, skip)
+        norm.outputs[0].replace_all_uses_with(skip.outputs[0], replace_graph_outputs=True)
+        graph.remove(norm, safe=True)
+        x.replace_all_uses_with(skip.outputs[1])
+        graph.remove(add, safe=True)
+
+
 def _attach_functions(model: ir.Model, opset: int) -> None:
     used = {node.op_type for node in model.graph if node.domain == DOMAIN}
     for op_type, body in onnx_op.functions(opset).items():
@@ -310,6 +347,7 @@ def _describe(model: LoadedModel, options: ExportOptions, opset: int) -> dict[st
         "dtype": options.dtype.value,
         "opset": opset,
         "inlined": options.inline,
+        "fuse_skip": options.fuse_skip,
         "config": model.section,
         "norms": {path: spec.to_config() for path, spec in model.norms.items()},
         "source_sha256": model.source_sha256,
@@ -339,6 +377,8 @@ def build(model: LoadedModel, options: ExportOptions, progress: Progress = silen
     kept = {name for key in model.module.state_dict() for name in (key, f"{key}.T")}
     _simplify(graph_model, kept)
     _name_nodes(graph)
+    if options.fuse_skip:
+        _fuse_skip(graph)
     _attach_functions(graph_model, opset)
     if options.inline:
         passes.InlinePass()(graph_model)

@@ -17,6 +17,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -30,6 +31,18 @@ from ibnorm_export.module import replace_norms
 from ibnorm_export.spec import IBNormSpec, NormConfig
 
 __all__ = ["load", "new_model", "read_config", "save"]
+
+#: What transformers raises for settings that do not make a model; its own words name the setting.
+_UNBUILDABLE = (
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    RuntimeError,
+    AttributeError,
+    ZeroDivisionError,
+    StrictDataclassError,
+)
 
 _EXAMPLE_SECTION = '"ibnorm": {"compression": "L", "lambda": 4.0, "epsilon": 1e-5, "convention": "divide"}'
 
@@ -168,8 +181,7 @@ def _load_folder(folder: Path) -> LoadedModel:
         raise CheckpointError(f"{folder}: a weight file is truncated or is not safetensors: {error}") from error
     except SpecError as error:
         raise CheckpointError(f"{folder}: {error}") from error
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError, ZeroDivisionError) as error:
-        # what transformers raises for settings that do not make a model; its own words name the setting
+    except _UNBUILDABLE as error:
         raise CheckpointError(f"{folder}: transformers cannot build a {kind} from it: {error}") from error
     _raise_mismatch(
         folder,
