@@ -168,13 +168,6 @@ def _check(x: Tensor, weight: Tensor | None, bias: Tensor | None, spec: IBNormSp
             )
 
 
-def _autocast(x: Tensor) -> Tensor:
-    """Under autocast a normalisation runs and returns float32, as `layer_norm` does."""
-    if torch.is_autocast_enabled(x.device.type) and x.dtype in (torch.float16, torch.bfloat16):
-        return x.float()
-    return x
-
-
 def ibnorm(
     x: Tensor,  # (..., n)
     weight: Tensor | None,  # (n,)
@@ -184,7 +177,8 @@ def ibnorm(
     """IBNorm over the last axis; differentiable.
 
     Args:
-        x: any floating dtype. Arithmetic is float64 for float64 and float32 otherwise.
+        x: any floating dtype, which the result has too, under autocast as well. Arithmetic is float64
+            for float64 and float32 otherwise.
         weight: scale, or None for ones; any floating dtype.
         bias: or None for zeros; any floating dtype.
         spec: compression, lambda (in units of x) and epsilon. Its `scale` and `bias` are not
@@ -196,7 +190,6 @@ def ibnorm(
     Source: arXiv 2510.25262, section 4.2.
     """
     _check(x, weight, bias, spec)
-    x = _autocast(x)
     if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
         return _forward(x, weight, bias, spec.lambd, spec.epsilon, spec.compression)
     return _OPS[spec.compression](x, weight, bias, spec.lambd, spec.epsilon)
@@ -219,7 +212,6 @@ def skip_ibnorm(
         raise SpecError(
             f"x is {x.dtype} {tuple(x.shape)} and skip is {skip.dtype} {tuple(skip.shape)}; they must be equal"
         )
-    x, skip = _autocast(x), _autocast(skip)
     if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
         total = (x + skip).contiguous()
         return _forward(total, weight, bias, spec.lambd, spec.epsilon, spec.compression), total
