@@ -1,0 +1,155 @@
+#!/usr/bin/env python3
+"""Where the coefficients of custom_ops/kernels/cpu/compress_simd.h come from.
+
+    python custom_ops/tools/fit_compressions.py
+
+prints both sets of coefficients and the error of the float32 evaluation, in units in the last
+place of the exact result, over every magnitude that a float32 can have. Needs NumPy alone.
+
+log1p(a), a >= 0. With k chosen so that (1 + a) / 2^k lies in [2/3, 4/3),
+
+    log1p(a) = k ln 2 + log1p(f),   f = (1 + a) / 2^k - 1 = a 2^-k + (2^-k - 1)
+
+a 2^-k is a scaling by a power of two, hence exact, and 2^-k - 1 is exact for k < 25 (beyond that
+the 1 does not reach the result): f carries one rounding, with or without a fused multiply-add, and
+for small a (k = 0) it *is* a. So no digit of a tiny a is lost in 1 + a, and no correction term is
+needed. On [-1/3, 1/3]: log1p(f) = f - f^2/2 + f^3 P(f), P by weighted minimax.
+
+The argument is clamped to 1.1e38 so that 2^-k stays a normal number.
+
+tanh(t) = sign(t) e / (e + 2) with e = exp(2|t|) - 1, |t| clamped to 9.02, beyond which tanh rounds
+to 1. With n = round(2|t| / ln 2) and r = 2|t| - n ln 2 (ln 2 in two parts),
+
+    e = 2^n p + (2^n - 1),   p = exp(r) - 1 = r + r^2 Q(r)
+
+2^n - 1 is exact for n < 25, and for tiny t (n = 0) e = p = r: nothing is lost there. The quotient
+damps the error of e by 2 / (e + 2), which is why this form is near 1 ulp where a direct rational
+approximation t N(t^2) / M(t^2) was measured at 6 near |t| = 8.
+
+Fits: Lawson's iteration (reweighted least squares) on a Chebyshev grid.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+F32 = np.float32
+LOG_DEGREE = 7
+EXP_DEGREE = 4
+TANH_LIMIT = 9.02
+
+
+def _grid(low: float, high: float, count: int) -> np.ndarray:
+    theta = np.linspace(0, np.pi, count)
+    return np.asarray((low + high) / 2 + (high - low) / 2 * np.cos(theta), dtype=np.longdouble)
+
+
+def _solve(a: np.ndarray, b: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Weighted least squares in extended precision (modified Gram-Schmidt)."""
+    a = a * weight[:, None]
+    b = b * weight
+    norms = np.sqrt((a * a).sum(axis=0))
+    a = a / norms
+    q = np.zeros_like(a)
+    r = np.zeros((a.shape[1], a.shape[1]), dtype=np.longdouble)
+    for j in range(a.shape[1]):
+        v = a[:, j].copy()
+        for _ in range(2):
+            for i in range(j):
+                dot = q[:, i] @ v
+                r[i, j] += dot
+                v -= dot * q[:, i]
+        r[j, j] = np.sqrt(v @ v)
+        q[:, j] = v / r[j, j]
+    rhs = q.T @ b
+    x = np.zeros(a.shape[1], dtype=np.longdouble)
+    for i in reversed(range(a.shape[1])):
+        x[i] = (rhs[i] - r[i, i + 1 :] @ x[i + 1 :]) / r[i, i]
+    return x / norms
+
+
+def _lawson(basis: np.ndarray, goal: np.ndarray) -> np.ndarray:
+    """Coefficients that minimise the largest |basis @ x - goal|."""
+    weight = np.ones_like(goal)
+    for _ in range(60):
+        x = _solve(basis, goal, np.sqrt(weight))
+        weight *= np.abs(basis @ x - goal)
+        weight /= weight.sum()
+    return x
+
+
+def fit_log() -> np.ndarray:
+    """P, lowest power first: log1p(f) = f - f^2/2 + f^3 P(f) on [-1/3, 1/3]."""
+    f = _grid(-1 / 3, 1 / 3, 1201)
+    f = f[np.abs(f) > 1e-3]
+    exact = np.log1p(f)
+    basis = np.stack([f ** (3 + i) / exact for i in range(LOG_DEGREE + 1)], axis=1)
+    goal = (exact - f + f * f / 2) / exact
+    return _lawson(basis, goal)
+
+
+def fit_exp() -> np.ndarray:
+    """Q, lowest power first: exp(r) - 1 = r + r^2 Q(r) on [-ln(2)/2, ln(2)/2]."""
+    r = _grid(-0.3467, 0.3467, 1201)
+    r = r[np.abs(r) > 1e-3]
+    exact = np.expm1(r)
+    basis = np.stack([r ** (2 + i) / exact for i in range(EXP_DEGREE + 1)], axis=1)
+    return _lawson(basis, (exact - r) / exact)
+
+
+def fma(a: np.ndarray, b: np.ndarray, c: np.ndarray | np.float32) -> np.ndarray:
+    return (a.astype(np.float64) * b + c).astype(F32)  # product exact in float64: one visible rounding, nearly always
+
+
+def horner(x: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
+    y = np.full_like(x, coefficients[-1])
+    for c in coefficients[-2::-1]:
+        y = fma(y, x, c)
+    return y
+
+
+def eval_log(a: np.ndarray, p: np.ndarray) -> np.ndarray:
+    a = np.minimum(a, F32(1.1e38))
+    u = (F32(1) + a).view(np.int32)
+    e = (u - np.int32(0x3F2AAAAB)) & np.int32(-0x800000)
+    s = (np.int32(0x3F800000) - e).view(F32)
+    f = fma(a, s, s - F32(1))
+    q = fma(horner(f, p), f, F32(-0.5))
+    log_f = fma(f * f, q, f)
+    return fma(e.astype(F32), F32(np.log(2) * 2.0**-23), log_f)
+
+
+def eval_tanh(t: np.ndarray, q: np.ndarray) -> np.ndarray:
+    twice = np.minimum(t, F32(TANH_LIMIT)) * F32(2)
+    n = np.round(twice * F32(1 / np.log(2)))
+    high = F32(float.fromhex("0x1.62E4p-1"))  # 15 bits: n * high is exact
+    r = fma(n, -high, twice)
+    r = fma(n, F32(-(np.log(2) - float(high))), r)
+    p = fma(r * r, horner(r, q), r)
+    s = ((n.astype(np.int32) + 127) << 23).view(F32)
+    e = fma(s, p, s - F32(1))
+    return e / (e + F32(2))
+
+
+def worst_ulp(found: np.ndarray, exact: np.ndarray) -> tuple[float, float]:
+    error = np.abs(found.astype(np.float64) - exact.astype(np.float64)) / np.spacing(exact.astype(F32)).astype(np.float64)
+    return float(error.max()), float(np.sqrt((error**2).mean()))
+
+
+def main() -> None:
+    p = fit_log().astype(F32)
+    q = fit_exp().astype(F32)
+    for name, coefficients in (("log1p P", p), ("expm1 Q", q)):
+        print(name, ", ".join(f"{float(c).hex()}F" for c in coefficients))
+        print("   ", ", ".join(f"{float(c):.9g}F" for c in coefficients))
+    bits = np.linspace(0x00000001, 0x7E9FFFFF, 6_000_001).astype(np.uint32)
+    every = bits.view(F32)
+    dense = np.linspace(1e-3, 12, 4_000_001).astype(F32)
+    for label, values in (("all magnitudes", every), ("0.001 to 12", dense)):
+        exact = values.astype(np.longdouble)
+        print(label, "log1p: worst %.2f ulp, rms %.2f" % worst_ulp(eval_log(values, p), np.log1p(exact)))
+        print(label, "tanh:  worst %.2f ulp, rms %.2f" % worst_ulp(eval_tanh(values, q), np.tanh(exact)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""Finds, checks and describes the built libraries.
+
+A library that is absent is no error: the package works through ONNX functions. A library that is
+there but cannot be used (built for another machine, another version of the operator) is reported
+with the reason and never registered.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.resources
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from ibnorm_export.errors import BackendUnavailable
+from ibnorm_export.spec import SCHEMA
+
+__all__ = ["NativeLibrary", "availability", "inspect", "ort_library"]
+
+_ORT_NAMES: Final = ("libibnorm_ort.so", "libibnorm_ort.dylib")
+_BUILD: Final = "run `make native` in a checkout, or install the package again with g++ and ONNX Runtime's headers there"
+
+
+@dataclass(frozen=True, slots=True)
+class NativeLibrary:
+    """One compiled library: true when it can be used, else it says what is wrong and what to do.
+
+    Args:
+        path: the file, or None where there is none.
+        schema: what the library says it implements, or None where it could not be asked.
+        providers: execution providers that it holds kernels for: "cpu", "cuda".
+        instruction_set: what its CPU kernels use on this machine: "avx512", "avx2" or "generic".
+        problem: why it cannot be used; empty when it can.
+        remedy: what to do about that; empty when it can be used.
+    """
+
+    path: Path | None
+    schema: dict[str, Any] | None = None
+    providers: tuple[str, ...] = ()
+    instruction_set: str = ""
+    problem: str = ""
+    remedy: str = ""
+
+    @property
+    def available(self) -> bool:
+        """Whether the library can be registered."""
+        return not self.problem
+
+    def __bool__(self) -> bool:
+        return self.available
+
+    def __str__(self) -> str:
+        if self.problem:
+            return f"{self.problem}; {self.remedy}"
+        return f"{self.path} (providers {', '.join(self.providers)}; CPU kernels {self.instruction_set})"
+
+
+def _text(library: ctypes.CDLL, function: str) -> str:
+    call = getattr(library, function)
+    call.restype = ctypes.c_char_p
+    raw = call()
+    return raw.decode("utf-8") if isinstance(raw, bytes) else ""
+
+
+def inspect(path: Path) -> NativeLibrary:
+    """What the library at `path` is, whether it can be used, and if not, why.
+
+    Loads it into the process, as ONNX Runtime would.
+    """
+    if not path.is_file():
+        return NativeLibrary(None, problem=f"{path} does not exist", remedy=_BUILD)
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        return NativeLibrary(
+            path,
+            problem=f"{path} cannot be loaded, most likely because it was built for another machine: {error}",
+            remedy=_BUILD,
+        )
+    try:
+        schema = json.loads(_text(library, "ibnorm_schema"))
+        build = json.loads(_text(library, "ibnorm_build"))
+        _ = library.RegisterCustomOps
+    except (AttributeError, ValueError) as error:
+        return NativeLibrary(path, problem=f"{path} is no IBNorm library: {error}", remedy=_BUILD)
+    if schema != SCHEMA:
+        return NativeLibrary(
+            path,
+            schema=schema,
+            problem=f"{path} implements {json.dumps(schema)}, this package {json.dumps(SCHEMA)}",
+            remedy=_BUILD,
+        )
+    return NativeLibrary(path, schema, tuple(build["providers"]), build["instruction_set"])
+
+
+def availability() -> NativeLibrary:
+    """The installed ONNX Runtime library, or what is missing, why, and what to do."""
+    folder = Path(str(importlib.resources.files("ibnorm_export"))) / "lib"
+    for name in _ORT_NAMES:
+        if (folder / name).is_file():
+            return inspect(folder / name)
+    return NativeLibrary(
+        None, problem="the fused kernels for ONNX Runtime are not installed (the function path is used)", remedy=_BUILD
+    )
+
+
+def ort_library() -> Path:
+    """The library to register with an ONNX Runtime session.
+
+    Raises:
+        BackendUnavailable: it is not installed, or cannot be used on this machine; says why.
+    """
+    found = availability()
+    if not found or found.path is None:
+        raise BackendUnavailable(str(found))
+    return found.path
