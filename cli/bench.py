@@ -10,7 +10,8 @@ import typer
 
 from ibnorm_export.bench import BenchOptions, BenchReport
 from ibnorm_export.cli import options
-from ibnorm_export.cli.console import out, print_json, show_progress, table
+from ibnorm_export.cli.console import err, out, print_json, print_norms, show_progress, table
+from ibnorm_export.runners.base import Kernels
 
 
 def bench_command(
@@ -25,6 +26,8 @@ def bench_command(
     ] = None,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Turns of each contender.")] = 30,
     seed: options.Seed = 0,
+    kernels: options.KernelChoice = Kernels.AUTO,
+    require_fused: options.RequireFused = False,
     model: options.Factory = None,
     as_json: options.AsJson = False,
 ) -> None:
@@ -43,12 +46,16 @@ def bench_command(
         loaded = None if checkpoint is None else models.load(checkpoint, model)
         report = contest(
             exported, backend, loaded, names, {"batch": batch, "sequence": seq}, count, BenchOptions(rounds=rounds),
-            seed, progress,
+            seed, kernels, progress,
         )  # fmt: skip
+    failed = require_fused and not report.all_fused
     if as_json:
-        print_json({"model": str(model_file), **report.to_dict()})
+        print_json({"verdict": "fail" if failed else "pass", "model": str(model_file), **report.to_dict()})
     else:
         print_report(str(model_file), report)
+    if failed:
+        err.print("verdict: fail (a norm did not run as a fused kernel)", style="bold red", markup=False)
+        raise typer.Exit(1)
 
 
 def print_report(title: str, report: BenchReport) -> None:
@@ -61,6 +68,7 @@ def print_report(title: str, report: BenchReport) -> None:
             f"{latency.throughput_per_s:.1f}",
         )  # fmt: skip
     out.print(rows)
+    print_norms(report.norms)
     for ratio in report.ratios:
         out.print(
             f"time of {ratio.name} over {ratio.against}: {ratio.median:.2f} "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -13,8 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from ibnorm_export import progress as progress_module
+from ibnorm_export.runners.base import NormExecution
 
-__all__ = ["err", "out", "print_json", "show_progress", "table"]
+__all__ = ["err", "out", "print_json", "print_norms", "show_progress", "table"]
 
 # piped output is not folded at the 80 columns that a missing terminal is taken to have
 out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
@@ -42,6 +43,14 @@ def table(title: str, *columns: str) -> Table:
     for index, column in enumerate(columns):
         made.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
     return made
+
+
+def print_norms(norms: Sequence[NormExecution]) -> None:
+    """How the norms ran, in one line."""
+    if not norms:
+        return
+    fused = [norm for norm in norms if norm.implementation == "fused"]
+    out.print(f"norms: {len(fused)} of {len(norms)} ran as fused kernels", style="dim", markup=False)
 
 
 @contextlib.contextmanager

@@ -24,6 +24,9 @@ def export_command(
     inline: Annotated[
         bool, typer.Option("--inline", help="Expand the norms, for runtimes without local functions (OpenVINO).")
     ] = False,
+    fuse_skip: Annotated[
+        bool, typer.Option("--fuse-skip/--no-fuse-skip", help="One SkipIBNorm for a residual Add and its norm.")
+    ] = False,
     model: options.Factory = None,
     as_json: options.AsJson = False,
 ) -> None:
@@ -37,7 +40,7 @@ def export_command(
     with show_progress() as progress:
         progress("reading the checkpoint", 0, 4)
         loaded = models.load(checkpoint, model)
-        exported = export(loaded, output, ExportOptions(dtype, opset, inline, task), progress)
+        exported = export(loaded, output, ExportOptions(dtype, opset, inline, task, fuse_skip), progress)
     if as_json:
         print_json(
             {

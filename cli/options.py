@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ibnorm_export.runners.base import BACKENDS
+from ibnorm_export.runners.base import BACKENDS, Kernels
 
 Checkpoint = Annotated[
     Path,
@@ -28,3 +28,7 @@ Factory = Annotated[
 Backend = Annotated[str, typer.Option("--backend", help=f"One of: {', '.join(BACKENDS)}.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Of the random inputs.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+KernelChoice = Annotated[
+    Kernels, typer.Option("--kernels", help="How the norms run: fused where installed (auto), fused, or function.")
+]
+RequireFused = Annotated[bool, typer.Option("--require-fused", help="Fail when a norm did not run as a fused kernel.")]

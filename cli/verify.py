@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from ibnorm_export.cli import options
-from ibnorm_export.cli.console import out, print_json, show_progress, table
+from ibnorm_export.cli.console import out, print_json, print_norms, show_progress, table
 from ibnorm_export.parity import ParityReport
+from ibnorm_export.runners.base import Kernels
 
 
 def verify_command(
@@ -24,6 +25,8 @@ def verify_command(
     numeric_only: Annotated[
         bool, typer.Option("--numeric-only", help="Leave out the static verdict (nodes, attributes, weights).")
     ] = False,
+    kernels: options.KernelChoice = Kernels.AUTO,
+    require_fused: options.RequireFused = False,
     model: options.Factory = None,
     as_json: options.AsJson = False,
 ) -> None:
@@ -35,12 +38,13 @@ def verify_command(
     from ibnorm_export.artifact import ExportedModel
     from ibnorm_export.verify import VerifyOptions, read_inputs, verify
 
+    wanted = VerifyOptions(backend, samples, seed, not numeric_only, kernels, require_fused)
     with show_progress() as progress:
         progress("reading the checkpoint", 0, 0)
         exported = ExportedModel(model_file)
         loaded = models.load(checkpoint, model)
         given = None if inputs is None else [read_inputs(inputs, loaded)]
-        report = verify(exported, loaded, VerifyOptions(backend, samples, seed, not numeric_only), given, progress)
+        report = verify(exported, loaded, wanted, given, progress)
     if as_json:
         print_json(report.to_dict())
     else:
@@ -64,6 +68,7 @@ def print_report(report: ParityReport) -> None:
             )  # fmt: skip
         out.print(rows)
         out.print(f"numeric: ran {report.numeric.method}", style="dim", markup=False)
+        print_norms(report.numeric.norms)
     if report.static is not None:
         out.print(
             f"static: {report.static.norms} norms and {report.static.weights} weights compared, "

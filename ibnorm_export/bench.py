@@ -19,7 +19,7 @@ from ibnorm_export.environment import environment
 from ibnorm_export.errors import IBNormError
 from ibnorm_export.loaded import Arrays
 from ibnorm_export.progress import Progress, silent
-from ibnorm_export.runners.base import Runner
+from ibnorm_export.runners.base import NormExecution, Runner
 
 __all__ = ["BenchOptions", "BenchReport", "Latency", "Ratio", "bench"]
 
@@ -73,6 +73,12 @@ class BenchReport:
     latencies: tuple[Latency, ...]
     ratios: tuple[Ratio, ...]
     environment: Mapping[str, Any]
+    norms: tuple[NormExecution, ...] = ()
+
+    @property
+    def all_fused(self) -> bool:
+        """Whether every norm of the first contender is known to have run as a fused kernel."""
+        return bool(self.norms) and all(norm.implementation == "fused" for norm in self.norms)
 
     def __bool__(self) -> bool:
         return bool(self.latencies)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -13,7 +14,7 @@ from ibnorm_export.bench import BenchOptions, BenchReport, bench
 from ibnorm_export.errors import BackendUnavailable, IBNormError, ModelFileError
 from ibnorm_export.loaded import Arrays, DType, LoadedModel
 from ibnorm_export.progress import Progress, silent
-from ibnorm_export.runners.base import Runner, open_runner
+from ibnorm_export.runners.base import Kernels, Runner, fused_library, open_runner
 
 __all__ = ["OPPONENTS", "contest", "draw"]
 
@@ -57,6 +58,7 @@ def contest(
     threads: int,
     options: BenchOptions | None = None,
     seed: int = 0,
+    kernels: Kernels = Kernels.AUTO,
     progress: Progress = silent,
 ) -> BenchReport:
     """Race an exported file on a backend against PyTorch on its checkpoint.
@@ -68,7 +70,9 @@ def contest(
         against: of `OPPONENTS`; may be empty.
         sizes: of the dynamic axes, by name.
         threads: of every contender; torch's are restored afterwards.
-        options, seed, progress: see `bench`.
+        options, progress: see `bench`.
+        seed: of the inputs.
+        kernels: how the norms run where the backend has a choice.
 
     Raises:
         IBNormError: an unknown opponent, or one without a checkpoint.
@@ -86,7 +90,7 @@ def contest(
             "here: export --dtype fp32, or use a GPU"
         )
     inputs = draw(exported, sizes, seed)
-    contenders: list[Runner] = [open_runner(backend, exported, threads)]
+    contenders: list[Runner] = [open_runner(backend, exported, threads, kernels)]
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -95,6 +99,11 @@ def contest(
 
             module = model.in_dtype(dtype.torch)
             contenders += [TorchRunner(model, module, compiled=name == "torch.compile") for name in against]
-        return bench(contenders, inputs, threads, options, progress)
+        report = bench(contenders, inputs, threads, options, progress)
     finally:
         torch.set_num_threads(before)
+    if backend != "ort-cpu":
+        return report
+    from ibnorm_export.runners.ort_runner import norm_executions
+
+    return replace(report, norms=norm_executions(exported, inputs, fused_library(backend, kernels)))

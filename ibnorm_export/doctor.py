@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
+from ibnorm_export import native
 from ibnorm_export.environment import environment, version_of
+from ibnorm_export.spec import SCHEMA
 
 __all__ = ["Check", "Diagnosis", "diagnose"]
 
@@ -56,6 +58,13 @@ def _onnxruntime() -> list[Check]:
     return [Check("ONNX Runtime", not both, f"{ort.__version__}, providers {', '.join(providers)}", remedy)]
 
 
+def _fused_kernels() -> Check:
+    library = native.availability()
+    if library:
+        return Check("Fused kernels for ONNX Runtime", True, f"{library}, schema version {SCHEMA['version']}")
+    return Check("Fused kernels for ONNX Runtime", False, library.problem, library.remedy)
+
+
 def _compiler() -> Check:
     compiler = shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")
     return Check(
@@ -80,6 +89,7 @@ def diagnose() -> Diagnosis:
     checks = [
         Check("PyTorch", True, torch.__version__),
         *_onnxruntime(),
+        _fused_kernels(),
         Check("onnx.reference", True, f"onnx {version_of('onnx')}"),
         _compiler(),
         _gpu(),

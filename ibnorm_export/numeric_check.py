@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 from torch import nn
@@ -16,10 +19,19 @@ from ibnorm_export.errors import ModelFileError
 from ibnorm_export.loaded import Arrays, DType, LoadedModel
 from ibnorm_export.parity import BOUNDS, Bound, Finding, NumericReport, OutputParity
 from ibnorm_export.progress import Progress
-from ibnorm_export.runners.base import Runner, open_runner
+from ibnorm_export.runners.base import Kernels, NormExecution, fused_library, open_runner
 from ibnorm_export.runners.torch_runner import TorchRunner
 
-__all__ = ["check_numeric", "round_inputs"]
+__all__ = ["Runtime", "check_numeric", "round_inputs"]
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """What runs the file: backend, how its norms run, and whether a norm that is not fused is a finding."""
+
+    backend: str
+    kernels: Kernels
+    require_fused: bool
 
 
 def _relative(difference: float, norm: float) -> float:
@@ -93,25 +105,36 @@ def round_inputs(inputs: Arrays, dtype: torch.dtype) -> Arrays:
     }
 
 
-def _open(exported: ExportedModel, backend: str, dtype: DType) -> tuple[Runner, str]:
-    if backend == "ort-cpu" and dtype is not DType.FP32:
-        from ibnorm_export.rounding import rounding_copy
-        from ibnorm_export.runners.ort_runner import OrtRunner
+def _rounding_file(exported: ExportedModel, folder: Path) -> ExportedModel:
+    from ibnorm_export.rounding import rounding_copy
 
-        return OrtRunner.from_proto(rounding_copy(exported)), (
-            f"a copy that rounds every node's output to {dtype.value} by explicit Casts and does arithmetic in "
-            f"float32: on a CPU, ONNX Runtime computes {dtype.value} graphs in float32 without that rounding, or not "
-            "at all"
-        )
-    return open_runner(backend, exported), "the file as it is"
+    ir.save(rounding_copy(exported), folder / "rounding.onnx", external_data="rounding.onnx.data")
+    return ExportedModel(folder / "rounding.onnx")
 
 
 def check_numeric(
-    exported: ExportedModel, model: LoadedModel, truth: nn.Module, backend: str, samples: Sequence[Arrays],
+    exported: ExportedModel, model: LoadedModel, truth: nn.Module, runtime: Runtime, samples: Sequence[Arrays],
     narrow: frozenset[str], progress: Progress,
 ) -> NumericReport:  # fmt: skip
+    """Run `exported`, `truth` (float64) and PyTorch in the file's own type on every sample, and compare."""
     dtype = DType(exported.dtype)
-    runner, method = _open(exported, backend, dtype)
+    if runtime.backend != "ort-cpu" or dtype is DType.FP32:
+        as_is = "the file as it is"
+        return _compare(exported, as_is, dtype, model, truth, runtime, samples, narrow, progress)
+    method = (
+        f"a copy that rounds every node's output to {dtype.value} by explicit Casts and does arithmetic in float32: "
+        f"on a CPU, ONNX Runtime computes {dtype.value} graphs in float32 without that rounding, or not at all"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        copy = _rounding_file(exported, Path(folder))
+        return _compare(copy, method, dtype, model, truth, runtime, samples, narrow, progress)
+
+
+def _compare(
+    file: ExportedModel, method: str, dtype: DType, model: LoadedModel, truth: nn.Module, runtime: Runtime,
+    samples: Sequence[Arrays], narrow: frozenset[str], progress: Progress,
+) -> NumericReport:  # fmt: skip
+    runner = open_runner(runtime.backend, file, kernels=runtime.kernels)
     own = TorchRunner(model, model.in_dtype(dtype.torch))
     exact = TorchRunner(model, truth)
     sums = {name: _Sums() for name in model.outputs}
@@ -166,4 +189,23 @@ def check_numeric(
                 f"PyTorch in {dtype.value} has {output.torch_error:.3g}, allowed is {output.allowed:.3g}"
             )
             findings.append(Finding(f"output {output.name}", what))
-    return NumericReport(backend, dtype.value, method, len(samples), outputs, tuple(findings), tuple(notes))
+    norms = _executions(file, runtime, samples[0])
+    if runtime.require_fused:
+        findings += [
+            Finding(f"norm {n.module}", "ran as a function, not as a fused kernel")
+            for n in norms
+            if n.implementation != "fused"
+        ]
+        if not norms:
+            findings.append(Finding("norms", f"backend {runtime.backend} cannot show that a fused kernel ran"))
+    return NumericReport(
+        runtime.backend, dtype.value, method, len(samples), outputs, tuple(findings), tuple(notes), norms
+    )
+
+
+def _executions(file: ExportedModel, runtime: Runtime, inputs: Arrays) -> tuple[NormExecution, ...]:
+    if runtime.backend != "ort-cpu":
+        return ()
+    from ibnorm_export.runners.ort_runner import norm_executions
+
+    return norm_executions(file, inputs, fused_library(runtime.backend, runtime.kernels))

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from ibnorm_export.errors import ParityError
 from ibnorm_export.loaded import DType
+from ibnorm_export.runners.base import NormExecution
 
 __all__ = ["BOUNDS", "Bound", "Finding", "NumericReport", "OutputParity", "ParityReport", "StaticReport"]
 
@@ -79,6 +80,7 @@ class NumericReport:
     outputs: tuple[OutputParity, ...]
     findings: tuple[Finding, ...]
     notes: tuple[str, ...] = ()
+    norms: tuple[NormExecution, ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.outputs) and all(o.passed for o in self.outputs) and not self.findings

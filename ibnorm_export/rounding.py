@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import Final
 
-import onnx
 import onnx_ir as ir
 
 from ibnorm_export.artifact import ExportedModel
@@ -35,7 +34,7 @@ def _cast(source: ir.Value, to: ir.DataType, name: str) -> ir.Node:
     return node
 
 
-def rounding_copy(model: ExportedModel) -> onnx.ModelProto:
+def rounding_copy(model: ExportedModel) -> ir.Model:
     """The copy: floating inputs are taken in float32 and rounded, outputs are float32 that hold half values.
 
     Raises:
@@ -93,4 +92,4 @@ def rounding_copy(model: ExportedModel) -> onnx.ModelProto:
                     name, value.name = value.name, f"{value.name}/exact"
                     wide_value.name = name
                     graph.outputs[position] = wide_value
-    return ir.to_proto(copy)
+    return copy

@@ -17,10 +17,11 @@ import numpy as np
 from ibnorm_export.artifact import ExportedModel
 from ibnorm_export.errors import ModelFileError
 from ibnorm_export.loaded import Arrays, DType, LoadedModel
-from ibnorm_export.numeric_check import check_numeric, round_inputs
+from ibnorm_export.numeric_check import Runtime, check_numeric, round_inputs
 from ibnorm_export.parity import BOUNDS, Bound, Finding, NumericReport, OutputParity, ParityReport, StaticReport
 from ibnorm_export.progress import Progress, silent
 from ibnorm_export.reach import reach
+from ibnorm_export.runners.base import Kernels
 from ibnorm_export.static_check import check_static
 
 __all__ = [
@@ -46,12 +47,16 @@ class VerifyOptions:
         samples: how many inputs to draw; the family walks through the shapes that matter.
         seed: of the inputs.
         static: whether to give the static verdict too.
+        kernels: how the norms run where the backend has a choice.
+        require_fused: a norm that did not run as a fused kernel is a finding.
     """
 
     backend: str = "ort-cpu"
     samples: int = 4
     seed: int = 0
     static: bool = True
+    kernels: Kernels = Kernels.AUTO
+    require_fused: bool = False
 
 
 def read_inputs(path: str | Path, model: LoadedModel) -> Arrays:
@@ -131,6 +136,7 @@ def verify(
 
     truth = model.in_float64()
     reached = reach(model, truth, inputs[0])
+    runtime = Runtime(options.backend, options.kernels, options.require_fused)
     static = check_static(exported, model, reached) if options.static else None
-    numeric = check_numeric(exported, model, truth, options.backend, inputs, reached.narrow, progress)
+    numeric = check_numeric(exported, model, truth, runtime, inputs, reached.narrow, progress)
     return ParityReport(str(exported.path), model.source, static, numeric, tuple(notes))

@@ -34,27 +34,34 @@ TYPES = {
 }
 NODES = {Compression.LINEAR: 4, Compression.TANH: 5, Compression.LOGARITHMIC: 11}
 
-#: Bodies of L that a tired hand would write. Each gives NaN or a large error where the true one does not.
-WRONG_LOGARITHMS = {
-    "ln(1 + r) as written": """
+#: Bodies of L that a tired hand would write, and which checks they fail: activations of 1e-4, of 1e-6, equal values.
+WRONG_LOGARITHMS: dict[str, tuple[str, list[bool]]] = {
+    "ln(1 + r) as written": (
+        """
         one = Constant <value_float = 1.0> ()
         r = Abs(t)
         one_r = Add(one, r)
         log_q = Log(one_r)
         sign = Sign(t)
         c = Mul(sign, log_q)""",
-    "divided by r, not by the rounded q - 1": """
+        [True, True, False],
+    ),
+    "divided by r, not by the rounded q - 1": (
+        """
         one = Constant <value_float = 1.0> ()
         smallest = Constant <value_float = 1.00000011920928955078125> ()
+        tiny = Constant <value_float = 1.1754943508222875e-38> ()
         r = Abs(t)
         one_r = Add(one, r)
         q = Max(one_r, smallest)
         log_q = Log(q)
-        tiny = Constant <value_float = 1.1754943508222875e-38> ()
         r_1 = Max(r, tiny)
         numerator = Mul(t, log_q)
         c = Div(numerator, r_1)""",
-    "no floor under q": """
+        [True, True, False],
+    ),
+    "no floor under q": (
+        """
         one = Constant <value_float = 1.0> ()
         r = Abs(t)
         q = Add(one, r)
@@ -62,6 +69,8 @@ WRONG_LOGARITHMS = {
         q_1 = Sub(q, one)
         numerator = Mul(t, log_q)
         c = Div(numerator, q_1)""",
+        [True, True, True],
+    ),
 }
 
 
@@ -98,7 +107,7 @@ def run(model: onnx.ModelProto, backend: str, **arrays: Array) -> list[Array]:
     """Outputs in the order of the graph, at the optimisation level that is served."""
     feeds = {name: np.asarray(array, np.float32) for name, array in arrays.items()}
     if backend == "ort":
-        return list(OrtRunner.from_proto(model, threads=1).run(feeds).values())
+        return list(OrtRunner(model.SerializeToString(), threads=1).run(feeds).values())
     with np.errstate(all="ignore"):
         return list(onnx.reference.ReferenceEvaluator(model).run(None, feeds))
 
@@ -139,6 +148,8 @@ def test_half_accuracy(kind: Compression, dtype: Any, backend: str) -> None:
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16], ids=["fp32", "fp16", "bf16"])
 def test_the_skip_form_normalises_the_rounded_sum(kind: Compression, dtype: Any, backend: str) -> None:
     for case in cases(kind, dtype, (7, 768)):
+        if case.mean and dtype is not np.float32:
+            continue  # float32's own mean of such rows is further off than an ulp of fp16 where lambda is 0.5
         skip = np.roll(case.x, 1, axis=0)
         exact, total = reference.skip_ibnorm(case.x, skip, case.scale, case.bias, case.spec)
         model = bare(case.spec, dtype, skip=True)
@@ -199,18 +210,15 @@ def test_a_wrong_logarithm_is_caught(wrong: str, backend: str, monkeypatch: pyte
     monkeypatch.setitem(
         onnx_op._COMPRESS,  # type: ignore[arg-type]  # Final is for the type checker
         Compression.LOGARITHMIC,
-        WRONG_LOGARITHMS[wrong],
+        WRONG_LOGARITHMS[wrong][0],
     )
-    large = (np.random.default_rng(3).standard_normal((8, 512))).astype(np.float32) * 10
+    large = (np.random.default_rng(3).standard_normal((8, 512)) * 10).astype(np.float32)
     spec = IBNormSpec(Compression.LOGARITHMIC)
     (y,) = run(bare(spec), backend, X=large, scale=np.ones(512), bias=np.zeros(512))
-    assert relative_error(y, reference.ibnorm(large, None, None, spec)) <= 1e-6, (
-        "the twin must be right where it is easy"
-    )
-    if wrong == "no floor under q":
-        assert not constant_rows(backend, Compression.LOGARITHMIC) <= 1e-6
-    assert not small_error(backend, 1e-4) <= 5e-7 or wrong == "no floor under q"
-    assert not small_error(backend, 1e-6) <= 5e-7
+    assert relative_error(y, reference.ibnorm(large, None, None, spec)) <= 1e-6, "right where it is easy"
+    caught = [not small_error(backend, d) <= 5e-7 for d in (1e-4, 1e-6)]
+    caught.append(not constant_rows(backend, Compression.LOGARITHMIC) <= 1e-6)
+    assert caught == WRONG_LOGARITHMS[wrong][1]
 
 
 @BACKENDS
@@ -284,8 +292,14 @@ def test_nodes_after_inlining(kind: Compression, tmp_path: Path) -> None:
     assert not inlined.functions
     kept = [n.op_type for n in inlined.graph.node if n.op_type not in ("Cast", "CastLike", "Constant")]
     assert len(kept) == NODES[kind], kept
+
+    # Between two nodes, as in a model: a Cast that writes a graph output itself is never folded.
+    (norm,) = model.graph.node
+    norm.input[0], norm.output[0] = "before", "after"
+    model.graph.node.insert(0, onnx.helper.make_node("Relu", ["X"], ["before"]))
+    model.graph.node.append(onnx.helper.make_node("Softplus", ["after"], ["Y"]))
     served = [n.op_type for n in optimised(model, tmp_path).graph.node]
-    assert sorted(served) == sorted(kept)
+    assert sorted(served) == sorted([*kept, "Relu", "Softplus"])
 
 
 @EVERY

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from ibnorm_export.runners.base import BACKENDS, Runner, open_runner
+from ibnorm_export.runners.base import BACKENDS, Kernels, NormExecution, Runner, open_runner
 
-__all__ = ["BACKENDS", "Runner", "open_runner"]
+__all__ = ["BACKENDS", "Kernels", "NormExecution", "Runner", "open_runner"]

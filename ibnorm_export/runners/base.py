@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import enum
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Protocol
 
+from ibnorm_export import native
 from ibnorm_export.artifact import ExportedModel
 from ibnorm_export.errors import BackendUnavailable, IBNormError
 from ibnorm_export.loaded import Arrays
 
-__all__ = ["BACKENDS", "Runner", "open_runner"]
+__all__ = ["BACKENDS", "Kernels", "NormExecution", "Runner", "fused_library", "open_runner"]
 
 #: Backend names of the command line, and what they are.
 BACKENDS: Final = {
     "ort-cpu": "ONNX Runtime on the CPU, all optimisations on",
     "reference": "onnx.reference, the standard's own evaluator (slow)",
 }
+
+
+class Kernels(enum.StrEnum):
+    """How the norms run where a backend has a choice."""
+
+    AUTO = "auto"  # fused where the library is installed, else the function
+    FUSED = "fused"  # an error where the library is not installed
+    FUNCTION = "function"  # standard operators, as on a machine without the library
 
 
 class Runner(Protocol):
@@ -32,13 +44,39 @@ class Runner(Protocol):
         """Outputs by name for `inputs` by name."""
 
 
-def open_runner(backend: str, model: ExportedModel, threads: int | None = None) -> Runner:
+@dataclass(frozen=True, slots=True)
+class NormExecution:
+    """What ran for one norm: its module path, op type, "fused" or "function", and the execution provider."""
+
+    module: str
+    op_type: str
+    implementation: str
+    provider: str
+
+
+def fused_library(backend: str, kernels: Kernels) -> Path | None:
+    """The library of fused kernels that a backend is given, or None for functions.
+
+    Raises:
+        BackendUnavailable: fused kernels are demanded and cannot be used here.
+    """
+    if not backend.startswith("ort-") or kernels is Kernels.FUNCTION:
+        return None
+    if kernels is Kernels.FUSED:
+        return native.ort_library()
+    return native.availability().path if native.availability() else None
+
+
+def open_runner(
+    backend: str, model: ExportedModel, threads: int | None = None, kernels: Kernels = Kernels.AUTO
+) -> Runner:
     """A runner for `model` on the named backend.
 
     Args:
         backend: a key of `BACKENDS`.
         model: what to run.
         threads: of the runtime; None is its default.
+        kernels: how the norms run.
 
     Raises:
         IBNormError: there is no such backend.
@@ -49,7 +87,7 @@ def open_runner(backend: str, model: ExportedModel, threads: int | None = None) 
         if backend == "ort-cpu":
             from ibnorm_export.runners.ort_runner import OrtRunner
 
-            return OrtRunner.from_file(model, threads=threads)
+            return OrtRunner(model.path, threads, fused_library(backend, kernels))
         if backend == "reference":
             from ibnorm_export.runners.reference_runner import ReferenceRunner
 
