@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import itertools
 import json
 import statistics
 import sys
@@ -133,7 +134,7 @@ def plain(spec: IBNormSpec | None, shape: tuple[int, ...], dtype: str, chain: in
     names = ["x", *(f"v{i}" for i in range(1, chain)), "y"]
     nodes = [
         layer_norm(a, b) if spec is None else onnx_op.node(a, "scale", "bias", b, spec, f"norm_{b}")
-        for a, b in zip(names, names[1:], strict=False)
+        for a, b in itertools.pairwise(names)
     ]
     return graph(nodes, shape, dtype, ["x"], ["y"])
 
@@ -189,7 +190,9 @@ class Bench:
         ]
         return float(8 * count / statistics.median(times[1:]) / 1e9)
 
-    def _times(self, models: list[tuple[onnx.ModelProto, bool, str]], shape: tuple[int, ...], repeats: int) -> list[float]:
+    def _times(
+        self, models: list[tuple[onnx.ModelProto, bool, str]], shape: tuple[int, ...], repeats: int
+    ) -> list[float]:
         rng = np.random.default_rng(3)
         bound = []
         for model, ours, dtype in models:

@@ -20,7 +20,7 @@ from ibnorm_export.spec import SCHEMA
 __all__ = ["NativeLibrary", "availability", "inspect", "ort_library"]
 
 _ORT_NAMES: Final = ("libibnorm_ort.so", "libibnorm_ort.dylib")
-_BUILD: Final = "run `make native` in a checkout, or install the package again with g++ and ONNX Runtime's headers there"
+_BUILD: Final = "run `make native` in a checkout, or install again with g++ and ONNX Runtime's headers there"
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,7 +129,8 @@ OrtStatus* read_shape(const OrtApi& api, const OrtValue* value, Shape* shape) {
   OrtTensorTypeAndShapeInfo* info = nullptr;
   IBNORM_TRY(api.GetTensorTypeAndShape(value, &info));
   OrtStatus* status = api.GetDimensionsCount(info, &shape->rank);
-  if (status == nullptr && shape->rank <= kMaxRank) status = api.GetDimensions(info, shape->dims, shape->rank);
+  // Of a higher rank, which is always an error, the first dimensions: the message shows them.
+  if (status == nullptr) status = api.GetDimensions(info, shape->dims, shape->rank < kMaxRank ? shape->rank : kMaxRank);
   api.ReleaseTensorTypeAndShapeInfo(info);
   return status;
 }

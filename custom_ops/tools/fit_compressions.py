@@ -132,7 +132,9 @@ def eval_tanh(t: np.ndarray, q: np.ndarray) -> np.ndarray:
 
 
 def worst_ulp(found: np.ndarray, exact: np.ndarray) -> tuple[float, float]:
-    error = np.abs(found.astype(np.float64) - exact.astype(np.float64)) / np.spacing(exact.astype(F32)).astype(np.float64)
+    error = np.abs(found.astype(np.float64) - exact.astype(np.float64)) / np.spacing(exact.astype(F32)).astype(
+        np.float64
+    )
     return float(error.max()), float(np.sqrt((error**2).mean()))
 
 
@@ -147,8 +149,8 @@ def main() -> None:
     dense = np.linspace(1e-3, 12, 4_000_001).astype(F32)
     for label, values in (("all magnitudes", every), ("0.001 to 12", dense)):
         exact = values.astype(np.longdouble)
-        print(label, "log1p: worst %.2f ulp, rms %.2f" % worst_ulp(eval_log(values, p), np.log1p(exact)))
-        print(label, "tanh:  worst %.2f ulp, rms %.2f" % worst_ulp(eval_tanh(values, q), np.tanh(exact)))
+        print(label, "log1p: worst {:.2f} ulp, rms {:.2f}".format(*worst_ulp(eval_log(values, p), np.log1p(exact))))
+        print(label, "tanh:  worst {:.2f} ulp, rms {:.2f}".format(*worst_ulp(eval_tanh(values, q), np.tanh(exact))))
 
 
 if __name__ == "__main__":
