@@ -97,10 +97,11 @@ def inspect(path: Path) -> NativeLibrary:
 
 def availability() -> NativeLibrary:
     """The installed ONNX Runtime library, or what is missing, why, and what to do."""
-    folder = Path(str(importlib.resources.files("ibnorm_export"))) / "lib"
+    package = importlib.resources.files("ibnorm_export")  # several folders in an editable install
     for name in _ORT_NAMES:
-        if (folder / name).is_file():
-            return inspect(folder / name)
+        file = package.joinpath("lib", name)
+        if file.is_file():
+            return inspect(Path(str(file)))
     return NativeLibrary(
         None, problem="the fused kernels for ONNX Runtime are not installed (the function path is used)", remedy=_BUILD
     )
