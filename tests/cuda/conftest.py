@@ -1,0 +1,33 @@
+"""The kernels, built for the emulator once per checkout and source."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+# The helper modules of this folder, under any import mode.
+sys.path.insert(0, str(Path(__file__).parent))
+
+import cuda_emulator
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--full-cuda-sweep` needs this folder (or a file in it) on the command line."""
+    parser.addoption("--full-cuda-sweep", action="store_true", help="cross every parameter of the emulator's sweep")
+
+
+@pytest.fixture(scope="session")
+def emulator() -> cuda_emulator.Emulator:
+    """The kernel source as it is in the checkout, compiled by g++."""
+    cxx = cuda_emulator.compiler()
+    if cxx is None:
+        pytest.skip("no C++ compiler: install g++ 12 or newer")
+    probe = subprocess.run(
+        [cxx, "-std=c++17", "-x", "c++", "-fsyntax-only", "-"], input="_Float16 x;", text=True, capture_output=True
+    )
+    if probe.returncode != 0:
+        pytest.skip(f"{cxx} has no _Float16 in C++: the emulator needs GCC 12 or Clang 15")
+    return cuda_emulator.Emulator(cuda_emulator.build(cuda_emulator.ROOT / ".cache" / "cuda-emulator"))
