@@ -50,7 +50,7 @@ def assert_accurate(y: Array, x: Array, scale: Array, bias: Array, spec: IBNormS
     else:
         ulp, equal = outside_one_ulp(y, expected, scale, bias)
         assert ulp <= 1.0
-        assert equal >= EQUAL_BAR
+        assert equal >= EQUAL_BAR or y.size < ELEMENTS  # a few elements make no statistic
 
 
 def same_bits(a: Array, b: Array) -> bool:
@@ -124,8 +124,10 @@ def test_rows(emulator: Emulator, dtype: str, cols: int, rows: int) -> None:
         guarded_x = stack.enter_context(guarded(emulator, x))
         y = stack.enter_context(emulator.guarded(x.shape, x.dtype))
         emulator.run(guarded_x, scale, bias, spec, y=y)
-        for row in {0, rows // 2, rows - 1} if rows else ():
-            assert same_bits(y[row], emulator.run(x[row : row + 1], scale, bias, spec, seed=7)[0])
+        y = y.copy()
+        del guarded_x
+    for row in {0, rows // 2, rows - 1} if rows else ():
+        assert same_bits(y[row], emulator.run(x[row : row + 1], scale, bias, spec, seed=7)[0])
 
 
 def test_no_columns(emulator: Emulator) -> None:
@@ -143,6 +145,7 @@ def test_touches_nothing_outside(emulator: Emulator, dtype: str, skipped: bool, 
     scale, bias = draw_parameters(rng, cols, dtype)
     x, skip = (draw_rows(rng, 5, cols, dtype, 1.0, 0.0) for _ in range(2))
     for at_end in (False, True):
+        # Nothing guarded outlives the block: a failing assertion would print unmapped memory.
         with ExitStack() as stack:
             inputs = [stack.enter_context(guarded(emulator, a, 0, at_end)) for a in (x, skip, scale, bias)]
             outputs = [stack.enter_context(emulator.guarded(x.shape, x.dtype, 0, at_end)) for _ in range(2)]
@@ -155,9 +158,11 @@ def test_touches_nothing_outside(emulator: Emulator, dtype: str, skipped: bool, 
                 y=outputs[0],
                 total=outputs[1] if skipped else None,
             )
-            assert_accurate(y, outputs[1] if skipped else x, scale, bias, spec, 0.0)
-            for given, kept in zip(inputs, (x, skip, scale, bias), strict=True):
-                assert same_bits(given, kept)
+            y, total = y.copy(), outputs[1].copy()
+            unchanged = [same_bits(given, kept) for given, kept in zip(inputs, (x, skip, scale, bias), strict=True)]
+            del inputs, outputs
+        assert_accurate(y, total if skipped else x, scale, bias, spec, 0.0)
+        assert all(unchanged)
 
 
 @pytest.mark.parametrize("cols", [16, 768, 4096])
@@ -172,12 +177,14 @@ def test_unaligned_pointers(emulator: Emulator, dtype: str, moved: int, cols: in
     offset = [0] * 6
     offset[moved] = DTYPES[dtype].itemsize
     with ExitStack() as stack:
-        x, skip, scale, bias = (
+        inputs = [
             stack.enter_context(guarded(emulator, a, offset[i], False)) for i, a in enumerate((x, skip, scale, bias))
-        )
+        ]
         y, total = (stack.enter_context(emulator.guarded(x.shape, x.dtype, offset[4 + i], False)) for i in range(2))
-        emulator.run(x, scale, bias, spec, skip=skip, y=y, total=total)
-        assert_accurate(y, total, scale, bias, spec, 0.0)
+        emulator.run(inputs[0], inputs[2], inputs[3], spec, skip=inputs[1], y=y, total=total)
+        y, total = y.copy(), total.copy()
+        del inputs
+    assert_accurate(y, total, scale, bias, spec, 0.0)
 
 
 @pytest.mark.parametrize("cols", [41, 768, 4096])

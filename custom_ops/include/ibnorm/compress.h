@@ -99,7 +99,7 @@ IBNORM_HOST_DEVICE float polynomial(float v, float k0, Rest... rest) {
 
 }  // namespace detail
 
-//! ln(1 + a) for a >= 0, to 1.2 ulp; infinity and NaN do not become finite.
+//! ln(1 + a) for 0 <= a < 2^126, to 1.2 ulp; infinity and NaN do not become finite.
 //!
 //! 1 + a = 2^e (1 + f) with 1 + f in [3/4, 3/2): e comes from the rounded 1 + a, but f from a itself
 //! in one fused step, f = a 2^-e + (2^-e - 1), so nothing of a small a is lost.
