@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-# The helper modules of this folder, under any import mode.
-sys.path.insert(0, str(Path(__file__).parent))
+# The helper modules of this folder and of benchmarks/, under any import mode.
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2] / "benchmarks")]
 
 import cuda_emulator
 

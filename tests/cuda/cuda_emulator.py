@@ -269,16 +269,18 @@ def norm_error(y: NDArray[Any], expected: NDArray[np.float64]) -> float:
 
 
 def outside_one_ulp(
-    y: NDArray[Any], expected: NDArray[np.float64], scale: NDArray[Any], bias: NDArray[Any]
+    y: NDArray[Any], expected: NDArray[np.float64], scale: NDArray[Any], bias: NDArray[Any], allowance: float = 0.0
 ) -> tuple[float, float]:
     """(largest error in ulp, fraction equal) against the float64 result rounded to y's type.
 
-    An ulp is taken at max(|y|, 2^-8 (|scale| + |bias|)), as the accuracy bar says.
+    An ulp is taken at max(|y|, 2^-8 (|scale| + |bias|)), as the accuracy bar says. An error below
+    `allowance` (|scale| + |bias|) counts as none.
     """
     rounded = expected.astype(y.dtype).astype(np.float64)
-    floor = (np.abs(scale.astype(np.float64)) + np.abs(bias.astype(np.float64))) * 2.0**-8
-    at = np.maximum(np.abs(rounded), floor)
+    size = np.abs(scale.astype(np.float64)) + np.abs(bias.astype(np.float64))
+    at = np.maximum(np.abs(rounded), size * 2.0**-8)
     fraction, least = (10, -14) if y.dtype == np.float16 else (7, -126)
     exponent = np.maximum(np.floor(np.log2(np.maximum(at, 2.0**-140))), least)
-    error = np.abs(y.astype(np.float64) - rounded) / 2.0 ** (exponent - fraction)
+    error = np.abs(y.astype(np.float64) - rounded)
+    error = np.where(error <= allowance * size, 0.0, error) / 2.0 ** (exponent - fraction)
     return float(error.max()), float((y.astype(np.float64) == rounded).mean())

@@ -27,8 +27,13 @@ COMPRESSIONS = tuple(Compression)
 #: Relative error in the norm of a tensor of at least 4096 elements (float32), by the mean of a row
 #: in standard deviations.
 FLOAT32_BAR = {0.0: 5e-7, 10.0: 1e-5}
-#: Fraction of float16 and bfloat16 elements equal to the rounded float64 result.
+#: Fraction of float16 and bfloat16 elements equal to the rounded float64 result. Not asked of two or
+#: three columns, where all rows give nearly the same few values and one of them near the middle of two
+#: representable numbers is thousands of elements.
 EQUAL_BAR = 0.99
+#: What float32 leaves of a mean of 10 standard deviations, in (|scale| + |bias|), may add to an ulp of
+#: a half type: rounding the mean moves every t alike, and g does not pass that on alike.
+OF_MEAN = {0.0: 0.0, 10.0: 1e-5}
 ELEMENTS = 4096
 
 Array = NDArray[Any]
@@ -48,9 +53,9 @@ def assert_accurate(y: Array, x: Array, scale: Array, bias: Array, spec: IBNormS
     if y.dtype == np.float32:
         assert norm_error(y, expected) <= FLOAT32_BAR[mean]
     else:
-        ulp, equal = outside_one_ulp(y, expected, scale, bias)
+        ulp, equal = outside_one_ulp(y, expected, scale, bias, OF_MEAN[mean])
         assert ulp <= 1.0
-        assert equal >= EQUAL_BAR or y.size < ELEMENTS  # a few elements make no statistic
+        assert equal >= EQUAL_BAR or y.size < ELEMENTS or y.shape[1] < 4  # a few elements make no statistic
 
 
 def same_bits(a: Array, b: Array) -> bool:

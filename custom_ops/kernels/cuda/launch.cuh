@@ -20,7 +20,7 @@ Kernel kernel_of(const Plan& plan) {
   using Choices = WarpVectors<kType>;
   if (plan.method == Method::kStream) return stream_kernel<kType, kAffineType, kCompression, kSkip>;
   if (plan.method == Method::kBlock) {
-    // threads = ceil(vectors / 256) * 32, so the first 4 * threads vectors exist from 257 vectors on.
+    // Every warp has between 128 and 256 vectors, so the first four of each lane exist.
     return row_kernel<kType, kAffineType, kCompression, kSkip, kBlockVectors, kBlockVectors / 2, true>;
   }
   constexpr int kVectors = Choices::kChoices[kChoice];
@@ -59,6 +59,10 @@ Status launch(const Problem& problem, cudaStream_t stream) {
   arguments.scale = problem.scale;
   arguments.bias = problem.bias;
   arguments.cols = problem.cols;
+  const std::int64_t warps = plan.threads / kWarpSize;
+  arguments.warp_vectors = plan.method == Method::kBlock
+                               ? static_cast<int>((problem.cols / kElementsOf<kType> + warps - 1) / warps)
+                               : 0;
   arguments.argument_factor = static_cast<float>(Compress::kArgumentScale / problem.lambd);
   arguments.epsilon = static_cast<float>(problem.epsilon * Compress::kUnit * Compress::kUnit);
   arguments.inverse_cols = static_cast<float>(1.0 / static_cast<double>(problem.cols));

@@ -22,6 +22,7 @@ struct Arguments {
   void* sum;          //!< [rows, cols] or null, only in skip kernels
   std::int64_t rows;
   std::int64_t cols;
+  int warp_vectors;       //!< 16-byte vectors of a row for each warp of a block kernel
   float argument_factor;  //!< Compressor::kArgumentScale / lambd
   float epsilon;          //!< in the compressor's unit
   float inverse_cols;     //!< 1 / cols
@@ -54,8 +55,8 @@ __device__ __forceinline__ float sum_of(const float* values) {
 
 //! One row in registers: a warp of its own, or (kBlock) a whole block.
 //!
-//! Thread t holds vectors t, t + threads, ... of the row. The plan sees to it that only the last
-//! kGuarded of its kVectors can lie beyond the row's end.
+//! A warp holds consecutive vectors of the row, its lane l the vectors l, l + 32, ... of those. The plan
+//! sees to it that only the last kGuarded of a lane's kVectors can lie beyond the warp's part.
 template <DType kType, DType kAffineType, Compression kCompression, bool kSkip, int kVectors, int kGuarded,
           bool kBlock>
 __global__ void __launch_bounds__(kBlock ? kMaxBlockThreads<kType> : kWarpSize * kWarpsPerBlock)
@@ -65,27 +66,29 @@ __global__ void __launch_bounds__(kBlock ? kMaxBlockThreads<kType> : kWarpSize *
   using Compress = Compressor<kCompression, kType>;
   constexpr int kElements = kElementsOf<kType>;
 
-  const int thread = static_cast<int>(threadIdx.x);
-  const int index = kBlock ? thread : thread % kWarpSize;
-  const int stride = kBlock ? static_cast<int>(blockDim.x) : kWarpSize;
-  const std::int64_t row = kBlock
-                               ? static_cast<std::int64_t>(blockIdx.x)
-                               : static_cast<std::int64_t>(blockIdx.x) * kWarpsPerBlock + thread / kWarpSize;
+  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
+  const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
+  const std::int64_t block = static_cast<std::int64_t>(blockIdx.x);
+  const std::int64_t row = kBlock ? block : block * kWarpsPerBlock + warp;
   if (!kBlock && row >= arguments.rows) return;  // the whole warp
   const int row_vectors = static_cast<int>(arguments.cols) / kElements;
+  // This warp's part of the row, and what of it lies inside.
+  const int begin = kBlock ? warp * arguments.warp_vectors : 0;
+  const int vectors = kBlock ? min(arguments.warp_vectors, row_vectors - begin) : row_vectors;
+  const int index = begin + lane;
   const std::int64_t first = row * row_vectors + index;
-  const auto inside = [&](int v) { return v < kVectors - kGuarded || index + v * stride < row_vectors; };
+  const auto inside = [&](int v) { return v < kVectors - kGuarded || lane + v * kWarpSize < vectors; };
 
   // All loads before the first use and before the first store, which may alias them.
   uint4 raw[kVectors];
   const uint4* const x = static_cast<const uint4*>(arguments.x) + first;
 #pragma unroll
-  for (int v = 0; v < kVectors; ++v) raw[v] = inside(v) ? x[v * stride] : uint4{0U, 0U, 0U, 0U};
+  for (int v = 0; v < kVectors; ++v) raw[v] = inside(v) ? x[v * kWarpSize] : uint4{0U, 0U, 0U, 0U};
   if constexpr (kSkip) {
     uint4 raw_skip[kVectors];
     const uint4* const skip = static_cast<const uint4*>(arguments.skip) + first;
 #pragma unroll
-    for (int v = 0; v < kVectors; ++v) raw_skip[v] = inside(v) ? skip[v * stride] : uint4{0U, 0U, 0U, 0U};
+    for (int v = 0; v < kVectors; ++v) raw_skip[v] = inside(v) ? skip[v * kWarpSize] : uint4{0U, 0U, 0U, 0U};
 #pragma unroll
     for (int v = 0; v < kVectors; ++v) {
       float left[kElements];
@@ -100,7 +103,7 @@ __global__ void __launch_bounds__(kBlock ? kMaxBlockThreads<kType> : kWarpSize *
       uint4* const sum = static_cast<uint4*>(arguments.sum) + first;
 #pragma unroll
       for (int v = 0; v < kVectors; ++v) {
-        if (inside(v)) sum[v * stride] = raw[v];
+        if (inside(v)) sum[v * kWarpSize] = raw[v];
       }
     }
   }
@@ -155,11 +158,11 @@ __global__ void __launch_bounds__(kBlock ? kMaxBlockThreads<kType> : kWarpSize *
     if (inside(v)) {
       float scale[kElements];
       float bias[kElements];
-      load_parameters(static_cast<const A*>(arguments.scale), index + v * stride, scale);
-      load_parameters(static_cast<const A*>(arguments.bias), index + v * stride, bias);
+      load_parameters(static_cast<const A*>(arguments.scale), index + v * kWarpSize, scale);
+      load_parameters(static_cast<const A*>(arguments.bias), index + v * kWarpSize, bias);
 #pragma unroll
       for (int e = 0; e < kElements; ++e) value[v][e] = fmaf(value[v][e] * deviation, scale[e], bias[e]);
-      y[v * stride] = pack(value[v], T{});
+      y[v * kWarpSize] = pack(value[v], T{});
     }
   }
 }

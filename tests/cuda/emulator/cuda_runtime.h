@@ -2,6 +2,7 @@
 //! CUDA thread as a fibre. Only what custom_ops/kernels/cuda uses is here.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -46,6 +47,8 @@ inline void __syncthreads() { emulator::barrier(); }
 inline float __shfl_xor_sync(unsigned mask, float value, int offset) {
   return emulator::shuffle_xor(mask, value, offset);
 }
+
+using std::min;
 
 struct alignas(16) uint4 {
   unsigned x, y, z, w;

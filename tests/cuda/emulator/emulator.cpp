@@ -304,7 +304,8 @@ int emulator_run(const void* x, const void* skip, const void* scale, const void*
 const char* emulator_failure() { return emulator::machine.failure.c_str(); }
 
 //! g of `count` values as the float32 (else half) kernels compute it, in their unit.
-void emulator_compress(const float* t, float* g, std::int64_t count, int compression, int half, int injection) {
+void emulator_compress(const float* t, float* g, std::int64_t count, int compression, int half,
+                       int injection) {
   using ibnorm::Compression;
   using ibnorm::Compressor;
   using ibnorm::DType;
