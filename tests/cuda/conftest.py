@@ -1,4 +1,7 @@
-"""The kernels, built for the emulator once per checkout and source."""
+"""The kernels, built for the emulator once per checkout and source.
+
+The options need this folder, or a file in it, on the command line.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +14,22 @@ import pytest
 # The helper modules of this folder and of benchmarks/, under any import mode.
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2] / "benchmarks")]
 
-import cuda_emulator
+import cuda_emulator  # noqa: E402
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--full-cuda-sweep` needs this folder (or a file in it) on the command line."""
     parser.addoption("--full-cuda-sweep", action="store_true", help="cross every parameter of the emulator's sweep")
+    parser.addoption("--all-mutants", action="store_true", help="plant every bug, not only the default ones")
+    parser.addoption("--kernels", type=Path, help="another custom_ops folder, with its objects in `built`")
+
+
+def _option(config: pytest.Config, name: str) -> object:
+    # Without the folder on the command line the options do not exist.
+    return config.getoption(name, default=None)
 
 
 @pytest.fixture(scope="session")
-def emulator() -> cuda_emulator.Emulator:
+def emulator(request: pytest.FixtureRequest) -> cuda_emulator.Emulator:
     """The kernel source as it is in the checkout, compiled by g++."""
     cxx = cuda_emulator.compiler()
     if cxx is None:
@@ -30,4 +39,7 @@ def emulator() -> cuda_emulator.Emulator:
     )
     if probe.returncode != 0:
         pytest.skip(f"{cxx} has no _Float16 in C++: the emulator needs GCC 12 or Clang 15")
+    other = _option(request.config, "--kernels")
+    if isinstance(other, Path) and other != cuda_emulator.ROOT / "custom_ops":
+        return cuda_emulator.Emulator(cuda_emulator.build(other / "built", other, extra=("-Wno-error", "-w")))
     return cuda_emulator.Emulator(cuda_emulator.build(cuda_emulator.ROOT / ".cache" / "cuda-emulator"))

@@ -47,6 +47,8 @@ _STATUS = ("ok", "invalid argument", "launch failed", "unsupported")
 #: Explicit instantiations with their own object file, and the dispatcher.
 _SOURCES = ("float32.cu", "float16.cu", "bfloat16.cu", "run.cu")
 _FLAGS = ("-std=c++17", "-O1", "-fPIC", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror")
+#: A misaligned 16-byte access faults on a GPU; here it traps, like other undefined behaviour.
+_TRAPS = ("-fsanitize=undefined", "-fsanitize-undefined-trap-on-error")
 
 
 class EmulationError(RuntimeError):
@@ -79,7 +81,7 @@ def build(folder: Path, sources: Path = ROOT / "custom_ops", extra: tuple[str, .
     headers = [*sorted((sources / "include" / "ibnorm").glob("*.h")), *sorted(kernels.glob("*.*h"))]
     headers += sorted(HARNESS.glob("*.h"))
     machine = ("-mfma", "-mf16c") if platform.machine() == "x86_64" else ()
-    flags = (*_FLAGS, *machine, *extra, "-Wno-unknown-pragmas", "-DIBNORM_EMULATED_INSTRUCTIONS")
+    flags = (*_FLAGS, *_TRAPS, *machine, *extra, "-Wno-unknown-pragmas", "-DIBNORM_EMULATED_INSTRUCTIONS")
     includes = [f"-I{HARNESS}", f"-I{sources / 'include'}", f"-I{kernels}"]
     common = hashlib.sha256("\0".join((cxx, *flags)).encode())
     for header in headers:

@@ -181,9 +181,9 @@ __global__ void __launch_bounds__(kMaxThreads) stream_kernel(const Arguments arg
   const int thread = static_cast<int>(threadIdx.x);
   const int threads = static_cast<int>(blockDim.x);
   const T* x = static_cast<const T*>(arguments.x) + start;
-  const T* const skip = static_cast<const T*>(arguments.skip) + start;
-  T* const sum = static_cast<T*>(arguments.sum) + start;
+  const T* const skip = kSkip ? static_cast<const T*>(arguments.skip) + start : nullptr;
   const bool stored = kSkip && arguments.sum != nullptr;
+  T* const sum = stored ? static_cast<T*>(arguments.sum) + start : nullptr;
 
   __shared__ float partial[3][kWarpSize];
   const auto rounded = [&](std::int64_t i) {

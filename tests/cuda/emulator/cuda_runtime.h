@@ -57,14 +57,7 @@ struct float2 {
   float x, y;
 };
 
-// A misaligned 16-byte access faults on a GPU; here the sanitizer build or this check reports it.
-namespace emulator {
-void check_alignment(const void* address);
-}
-inline uint4 __ldg(const uint4* from) {
-  emulator::check_alignment(from);
-  return *from;
-}
+inline uint4 __ldg(const uint4* from) { return *from; }
 
 inline float __uint_as_float(unsigned bits) {
   float v;

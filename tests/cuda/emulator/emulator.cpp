@@ -245,10 +245,6 @@ float shuffle_xor(unsigned mask, float value, int offset) {
 
 void barrier() { wait_in(State::kBarrier); }
 
-void check_alignment(const void* address) {
-  if (reinterpret_cast<std::uintptr_t>(address) % sizeof(uint4) != 0) fail("a 16-byte access is not aligned");
-}
-
 }  // namespace emulator
 
 // The bounds of the PTX ISA.
