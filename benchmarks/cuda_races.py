@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cuda_static import TYPES, ToolMissing, compile_ptx
+from cuda_static import TYPES, ToolMissingError, compile_ptx
 
 __all__ = ["CASES", "Case", "Proof", "entries", "prove", "without_barriers"]
 
@@ -105,15 +105,21 @@ def prove(ptx: Path, case: Case, dtype: str, folder: Path, timeout_s: int = 120)
     """Ask for one proof.
 
     Raises:
-        ToolMissing: sentryward is not on PATH.
+        ToolMissingError: sentryward is not on PATH.
     """
     program = shutil.which("sentryward")
     if program is None:
-        raise ToolMissing("sentryward is not on PATH: pip install sentryward in an environment of its own")
+        raise ToolMissingError("sentryward is not on PATH: pip install sentryward in an environment of its own")
     entry = next(e for e in entries(ptx) if re.search(case.pattern, e))
     parameter = f"{entry}_param_0"
-    values = [(_ROWS, "s64", case.rows), (_COLS, "s64", _columns(case, dtype)), (_WARP_VECTORS, "s32", case.warp_vectors)]
-    arguments: list[dict[str, Any]] = [{"parameter": parameter, "offset": o, "type": t, "value": v} for o, t, v in values]
+    values = [
+        (_ROWS, "s64", case.rows),
+        (_COLS, "s64", _columns(case, dtype)),
+        (_WARP_VECTORS, "s32", case.warp_vectors),
+    ]
+    arguments: list[dict[str, Any]] = [
+        {"parameter": parameter, "offset": o, "type": t, "value": v} for o, t, v in values
+    ]
     if case.skip and case.method == "stream":
         # The kernel branches on this pointer, and the tool takes no other value for one.
         arguments.append({"parameter": parameter, "offset": 40, "type": "pointer", "value": None})
@@ -168,7 +174,7 @@ def main() -> int:
             without_barriers(folder / "bfloat16.ptx", broken)
             control = prove(broken, next(c for c in CASES if c.method == "block"), "bfloat16", folder)
             print("without barriers:", control, flush=True)
-    except ToolMissing as missing:
+    except ToolMissingError as missing:
         print(f"cuda_races: {missing}", file=sys.stderr)
         return 3
     ok = all(p.result == "race_free" for p in proofs) and control.result != "race_free"

@@ -31,7 +31,7 @@ __all__ = [
     "TYPES",
     "Device",
     "Kernel",
-    "ToolMissing",
+    "ToolMissingError",
     "compile_library",
     "compile_ptx",
     "read_kernels",
@@ -45,13 +45,11 @@ INCLUDE = ROOT / "custom_ops" / "include"
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 TYPES = ("float32", "float16", "bfloat16")
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-_ROW = re.compile(
-    r"row_kernelILNS_5DTypeE(\d)ELS2_(\d)ELNS_11CompressionE(\d)ELb([01])ELi(\d+)ELi(\d+)ELb([01])E"
-)
+_ROW = re.compile(r"row_kernelILNS_5DTypeE(\d)ELS2_(\d)ELNS_11CompressionE(\d)ELb([01])ELi(\d+)ELi(\d+)ELb([01])E")
 _STREAM = re.compile(r"stream_kernelILNS_5DTypeE(\d)ELS2_(\d)ELNS_11CompressionE(\d)ELb([01])E")
 
 
-class ToolMissing(RuntimeError):
+class ToolMissingError(RuntimeError):
     """A tool is not installed; the message says which and where to get it."""
 
 
@@ -113,15 +111,17 @@ def tool(name: str) -> str:
     """Path of a CUDA tool: PATH, CUDA_HOME, or the PyPI packages of this environment.
 
     Raises:
-        ToolMissing: it is in none of them.
+        ToolMissingError: it is in none of them.
     """
     places = [Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin"]
     places += [Path(p) / "nvidia" / f"cu{v}" / "bin" for p in sys.path for v in (13, 12)]
     path = os.pathsep.join([os.environ.get("PATH", ""), *map(str, places)])
     found = shutil.which(name, path=path)
     if found is None:
-        package = {"nvcc": "the CUDA toolkit 12 or newer"}.get(name, f"nvidia-cuda-{name} from PyPI or the CUDA toolkit")
-        raise ToolMissing(f"{name} is not installed: take {package}")
+        package = {"nvcc": "the CUDA toolkit 12 or newer"}.get(
+            name, f"nvidia-cuda-{name} from PyPI or the CUDA toolkit"
+        )
+        raise ToolMissingError(f"{name} is not installed: take {package}")
     return found
 
 
@@ -176,7 +176,7 @@ def read_kernels(dtype: str, arch: str, folder: Path, sass: bool = True) -> list
     """Compile one data type for one architecture and read what came out.
 
     Raises:
-        ToolMissing: nvcc, or with `sass` cuobjdump or nvdisasm, is not installed.
+        ToolMissingError: nvcc, or with `sass` cuobjdump or nvdisasm, is not installed.
     """
     cubin = folder / f"{dtype}-{arch}.cubin"
     report = _nvcc([f"-arch={arch}", "-Xptxas", "-v", "-cubin", str(SOURCES / f"{dtype}.cu"), "-o", str(cubin)])
@@ -239,8 +239,12 @@ def slots_used(kernel: Kernel, device: Device) -> dict[str, float]:
     return used
 
 
-def compile_library(architectures: tuple[str, ...], folder: Path) -> tuple[int, float]:
-    """Bytes of the shared library with every kernel, and seconds to build it with two processes."""
+def compile_library(architectures: tuple[str, ...], folder: Path, extra: tuple[Path, ...] = ()) -> tuple[int, float]:
+    """Build folder/libkernels.so with every kernel and what `extra` sources export.
+
+    Returns:
+        Its bytes, stripped, and the seconds that two processes took.
+    """
     started = time.monotonic()
     codes = [f"-gencode=arch={a.replace('sm', 'compute')},code={a}" for a in architectures]
 
@@ -251,7 +255,7 @@ def compile_library(architectures: tuple[str, ...], folder: Path) -> tuple[int, 
         return made
 
     with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(one, [SOURCES / f"{n}.cu" for n in (*TYPES, "run")]))
+        objects = list(pool.map(one, [*(SOURCES / f"{n}.cu" for n in (*TYPES, "run")), *extra]))
     library = folder / "libkernels.so"
     link = ["-shared", "-cudart", "static", "-Xlinker", "--exclude-libs,ALL", *map(str, objects)]
     _nvcc([*codes[:1], *link, "-o", str(library)])
@@ -265,10 +269,8 @@ def _estimates(kernels: list[Kernel]) -> list[dict[str, Any]]:
     for cols in (1024, 2048, 4096, 8192):
         for kernel in kernels:
             capacity = kernel.elements * 32
-            if kernel.method == "warp":
-                wanted = capacity == cols
-            else:
-                wanted = kernel.method == "block" and cols > 2048
+            block = kernel.method == "block" and cols > 2048
+            wanted = capacity == cols if kernel.method == "warp" else block
             if wanted and kernel.affine == kernel.dtype:
                 used = {unit: round(part, 3) for unit, part in slots_used(kernel, H200).items()}
                 rows.append(
@@ -320,7 +322,7 @@ def main() -> int:
             for arch in architectures:
                 started = time.monotonic()
                 with ThreadPoolExecutor(2) as pool:
-                    read = pool.map(lambda dtype, a=arch: read_kernels(dtype, a, folder), TYPES)  # type: ignore[misc]
+                    read = pool.map(lambda dtype, a=arch: read_kernels(dtype, a, folder), TYPES)
                     kernels = [k for found in read for k in found]
                 report["architectures"].append(_summary(arch, kernels, time.monotonic() - started))
                 print(json.dumps(report["architectures"][-1]), flush=True)
@@ -334,7 +336,7 @@ def main() -> int:
             size, seconds = compile_library(architectures, folder)
             report["library"] = {"bytes": size, "build_seconds_2_processes": round(seconds, 1)}
             print(json.dumps(report["library"]), flush=True)
-    except ToolMissing as missing:
+    except ToolMissingError as missing:
         print(f"cuda_static: {missing}", file=sys.stderr)
         return 3
     if options.json:

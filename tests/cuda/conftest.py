@@ -41,5 +41,7 @@ def emulator(request: pytest.FixtureRequest) -> cuda_emulator.Emulator:
         pytest.skip(f"{cxx} has no _Float16 in C++: the emulator needs GCC 12 or Clang 15")
     other = _option(request.config, "--kernels")
     if isinstance(other, Path) and other != cuda_emulator.ROOT / "custom_ops":
-        return cuda_emulator.Emulator(cuda_emulator.build(other / "built", other, extra=("-Wno-error", "-w")))
-    return cuda_emulator.Emulator(cuda_emulator.build(cuda_emulator.ROOT / ".cache" / "cuda-emulator"))
+        return cuda_emulator.Emulator(cuda_emulator.build(other / "built", other, extra=cuda_emulator.MUTANT_FLAGS))
+    # The full sweep traps on every kind of undefined behaviour; that compiles twice as long.
+    extra = ("-fsanitize=undefined",) if _option(request.config, "--full-cuda-sweep") else ()
+    return cuda_emulator.Emulator(cuda_emulator.build(cuda_emulator.ROOT / ".cache" / "cuda-emulator", extra=extra))

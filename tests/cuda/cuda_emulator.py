@@ -23,6 +23,7 @@ from ibnorm_export.spec import Compression, IBNormSpec
 
 __all__ = [
     "DTYPES",
+    "MUTANT_FLAGS",
     "ROOT",
     "EmulationError",
     "Emulator",
@@ -47,8 +48,10 @@ _STATUS = ("ok", "invalid argument", "launch failed", "unsupported")
 #: Explicit instantiations with their own object file, and the dispatcher.
 _SOURCES = ("float32.cu", "float16.cu", "bfloat16.cu", "run.cu")
 _FLAGS = ("-std=c++17", "-O1", "-fPIC", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror")
-#: A misaligned 16-byte access faults on a GPU; here it traps, like other undefined behaviour.
-_TRAPS = ("-fsanitize=undefined", "-fsanitize-undefined-trap-on-error")
+#: A misaligned 16-byte access faults on a GPU; here it traps.
+_TRAPS = ("-fsanitize=alignment", "-fsanitize-undefined-trap-on-error")
+#: Quick to compile; a planted bug may leave something unused.
+MUTANT_FLAGS = ("-O0", "-w")
 
 
 class EmulationError(RuntimeError):
@@ -243,7 +246,7 @@ class Emulator:
         address = self._library.guarded_allocate(size, offset, int(at_end))
         data = (ctypes.c_uint8 * size).from_address(address)
         try:
-            yield np.frombuffer(data, np.uint8).view(kind).reshape(shape)
+            yield np.ctypeslib.as_array(data).view(kind).reshape(shape)
         finally:
             self._library.guarded_free(address, size, offset, int(at_end))
 

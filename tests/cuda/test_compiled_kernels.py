@@ -19,7 +19,7 @@ ARCHITECTURE = "sm_90"
 def _need(name: str) -> None:
     try:
         cuda_static.tool(name)
-    except cuda_static.ToolMissing as missing:
+    except cuda_static.ToolMissingError as missing:
         pytest.skip(str(missing))
 
 
@@ -31,7 +31,7 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> list[cuda_static.Kernel
         cuda_static.tool("cuobjdump")
         cuda_static.tool("nvdisasm")
         sass = True
-    except cuda_static.ToolMissing:
+    except cuda_static.ToolMissingError:
         sass = False
     folder = tmp_path_factory.mktemp("cubins")
     with ThreadPoolExecutor(2) as pool:

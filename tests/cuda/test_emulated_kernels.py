@@ -96,9 +96,7 @@ def test_sweep(
 @pytest.mark.parametrize("cols", [16, 760, 1024, 1500, 4096])
 @pytest.mark.parametrize("compression", COMPRESSIONS, ids=lambda c: c.value)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_worst_errors_of_the_instructions(
-    emulator: Emulator, dtype: str, compression: Compression, cols: int
-) -> None:
+def test_worst_errors_of_the_instructions(emulator: Emulator, dtype: str, compression: Compression, cols: int) -> None:
     """Each approximate instruction at the bound of the PTX ISA, always."""
     rng = np.random.default_rng(cols)
     spec = IBNormSpec(compression, 2.0, 1e-6)
@@ -255,9 +253,7 @@ def test_nearly_equal_values_keep_their_spread(
 @pytest.mark.parametrize("cols", [3, 41, 768, 1500, 4096])
 @pytest.mark.parametrize("compression", COMPRESSIONS, ids=lambda c: c.value)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_nan_and_infinity_poison_their_row(
-    emulator: Emulator, dtype: str, compression: Compression, cols: int
-) -> None:
+def test_nan_and_infinity_poison_their_row(emulator: Emulator, dtype: str, compression: Compression, cols: int) -> None:
     rng = np.random.default_rng(cols)
     spec = IBNormSpec(compression)
     scale, bias = draw_parameters(rng, cols, dtype)
@@ -382,5 +378,9 @@ def test_accepts_what_is_legal(emulator: Emulator) -> None:
     assert emulator.raw_run(nothing, **{**_GOOD, "rows": 0}) == 0
     assert emulator.raw_run(nothing, **{**_GOOD, "cols": 0}) == 0
     with pytest.raises(EmulationError, match="invalid argument"):
-        emulator.run(np.ones((1, 8), np.float32), np.ones(8, DTYPES["float16"]), np.ones(8, DTYPES["float16"]),
-                     IBNormSpec(Compression.LINEAR))
+        emulator.run(
+            np.ones((1, 8), np.float32),
+            np.ones(8, DTYPES["float16"]),
+            np.ones(8, DTYPES["float16"]),
+            IBNormSpec(Compression.LINEAR),
+        )

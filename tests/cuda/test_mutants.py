@@ -1,6 +1,6 @@
 """Planted kernel bugs, each with the test that must notice it.
 
-    python -m pytest tests/cuda/test_mutants.py --all-mutants
+python -m pytest tests/cuda/test_mutants.py --all-mutants
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from cuda_emulator import ROOT, Emulator, build
+from cuda_emulator import MUTANT_FLAGS, ROOT, Emulator, build
 
 KERNELS = "kernels/cuda"
 
@@ -218,7 +218,7 @@ def test_caught(mutant: Mutant, emulator: Emulator, tmp_path: Path, request: pyt
     text = file.read_text()
     assert mutant.old in text, "the kernels have changed: plant the bug anew"
     file.write_text(text.replace(mutant.old, mutant.new))
-    build(sources / "built", sources, extra=("-Wno-error", "-w"))  # it compiles: what fails is a test
+    build(sources / "built", sources, extra=MUTANT_FLAGS)  # it compiles: what fails is a test
     done = run_test(mutant.caught_by, sources)
     assert done.returncode not in (0, 2, 4, 5), f"{mutant.caught_by} passed or did not run:\n{done.stdout[-2000:]}"
 

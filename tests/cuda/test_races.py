@@ -16,7 +16,7 @@ def ptx(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("sentryward is not on PATH: pip install sentryward in an environment of its own")
     try:
         cuda_static.tool("nvcc")
-    except cuda_static.ToolMissing as missing:
+    except cuda_static.ToolMissingError as missing:
         pytest.skip(str(missing))
     made = tmp_path_factory.mktemp("ptx") / "bfloat16.ptx"
     cuda_static.compile_ptx("bfloat16", cuda_races.ARCHITECTURE, made)
