@@ -1,0 +1,350 @@
+"""What the compiler says about the CUDA kernels: registers, spills, access widths, issue slots, size.
+
+Needs nvcc; the parts that read SASS also need cuobjdump and nvdisasm (PyPI: nvidia-cuda-cuobjdump,
+nvidia-cuda-nvdisasm). Needs no GPU and measures no time on one.
+
+    python benchmarks/cuda_static.py --json benchmarks/results/cuda_static.json
+    python benchmarks/cuda_static.py --arch sm_80          # one architecture, to the screen
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = [
+    "ARCHITECTURES",
+    "H200",
+    "TYPES",
+    "Device",
+    "Kernel",
+    "ToolMissingError",
+    "compile_library",
+    "compile_ptx",
+    "read_kernels",
+    "slots_used",
+    "tool",
+]
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = ROOT / "custom_ops" / "kernels" / "cuda"
+INCLUDE = ROOT / "custom_ops" / "include"
+ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
+TYPES = ("float32", "float16", "bfloat16")
+_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+_ROW = re.compile(r"row_kernelILNS_5DTypeE(\d)ELS2_(\d)ELNS_11CompressionE(\d)ELb([01])ELi(\d+)ELi(\d+)ELb([01])E")
+_STREAM = re.compile(r"stream_kernelILNS_5DTypeE(\d)ELS2_(\d)ELNS_11CompressionE(\d)ELb([01])E")
+
+
+class ToolMissingError(RuntimeError):
+    """A tool is not installed; the message says which and where to get it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """What an estimate assumes of a GPU.
+
+    Args:
+        gigahertz: a sustained clock, below the highest one.
+        terabytes_per_s: the memory's nominal bandwidth, above what any copy reaches.
+    """
+
+    name: str
+    multiprocessors: int
+    gigahertz: float
+    terabytes_per_s: float
+
+    def slots_per_element(self, bytes_per_element: float) -> float:
+        """Thread instructions that can issue in the time the memory takes for one element."""
+        issue = self.multiprocessors * 4 * 32 * self.gigahertz * 1e9
+        return issue * bytes_per_element / (self.terabytes_per_s * 1e12)
+
+
+#: Both figures are on the pessimistic side: 1.755 GHz of at most 1.98, 4.8 TB/s nominal.
+H200 = Device("H200", 132, 1.755, 4.8)
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """One compiled kernel."""
+
+    name: str
+    method: str  # warp, block or stream
+    dtype: str
+    affine: str
+    compression: str
+    skip: bool
+    vectors: int
+    registers: int
+    stack_bytes: int
+    spill_bytes: int
+    #: The rest is 0 or empty where no cuobjdump is installed.
+    instructions: int
+    opcodes: dict[str, int]
+    access_bits: dict[str, dict[int, int]]  # load, store -> width in bits -> number
+
+    @property
+    def elements(self) -> int:
+        """Of one thread."""
+        return self.vectors * 16 // _BYTES[self.dtype]
+
+    @property
+    def bytes_per_element(self) -> int:
+        """Read and written in global memory, parameters (which stay in cache) apart."""
+        return _BYTES[self.dtype] * (4 if self.skip else 2)
+
+
+def tool(name: str) -> str:
+    """Path of a CUDA tool: PATH, CUDA_HOME, or the PyPI packages of this environment.
+
+    Raises:
+        ToolMissingError: it is in none of them.
+    """
+    places = [Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin"]
+    places += [Path(p) / "nvidia" / f"cu{v}" / "bin" for p in sys.path for v in (13, 12)]
+    path = os.pathsep.join([os.environ.get("PATH", ""), *map(str, places)])
+    found = shutil.which(name, path=path)
+    if found is None:
+        package = {"nvcc": "the CUDA toolkit 12 or newer"}.get(
+            name, f"nvidia-cuda-{name} from PyPI or the CUDA toolkit"
+        )
+        raise ToolMissingError(f"{name} is not installed: take {package}")
+    return found
+
+
+def _nvcc(arguments: list[str]) -> str:
+    command = [tool("nvcc"), "-std=c++17", "-O3", f"-I{INCLUDE}", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-4000:]}")
+    return done.stderr
+
+
+def compile_ptx(dtype: str, arch: str, to: Path) -> None:
+    """PTX of all kernels of one data type."""
+    _nvcc([f"-arch={arch}", "-ptx", str(SOURCES / f"{dtype}.cu"), "-o", str(to)])
+
+
+def _sass(cubin: Path) -> str:
+    cuobjdump = Path(tool("cuobjdump"))
+    disassembler = Path(tool("nvdisasm")).parent
+    environment = {**os.environ, "PATH": f"{disassembler}{os.pathsep}{os.environ.get('PATH', '')}"}
+    done = subprocess.run(
+        [str(cuobjdump), "-sass", str(cubin)], capture_output=True, text=True, check=True, env=environment
+    )
+    return done.stdout
+
+
+def _read_sass(text: str) -> dict[str, list[str]]:
+    """Opcodes of each function, in order, up to its last EXIT."""
+    functions: dict[str, list[str]] = {}
+    for part in text.split("Function : ")[1:]:
+        name, _, body = part.partition("\n")
+        codes = re.findall(r"/\*[0-9a-f]{4,5}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", body)
+        end = max(i for i, code in enumerate(codes) if code == "EXIT")
+        functions[name.strip()] = codes[: end + 1]
+    return functions
+
+
+def _access_bits(codes: list[str]) -> dict[str, dict[int, int]]:
+    widths: dict[str, Counter[int]] = {"load": Counter(), "store": Counter()}
+    for code in codes:
+        head, *rest = code.split(".")
+        if head not in ("LDG", "STG", "LD", "ST"):
+            continue
+        bits = next((int(r) for r in rest if r in ("64", "128")), None)
+        if bits is None:
+            bits = next((int(r[1:]) for r in rest if re.fullmatch(r"[US](8|16)", r)), 32)
+        widths["load" if head.startswith("L") else "store"][bits] += 1
+    return {kind: dict(sorted(counts.items())) for kind, counts in widths.items()}
+
+
+def read_kernels(dtype: str, arch: str, folder: Path, sass: bool = True) -> list[Kernel]:
+    """Compile one data type for one architecture and read what came out.
+
+    Raises:
+        ToolMissingError: nvcc, or with `sass` cuobjdump or nvdisasm, is not installed.
+    """
+    cubin = folder / f"{dtype}-{arch}.cubin"
+    report = _nvcc([f"-arch={arch}", "-Xptxas", "-v", "-cubin", str(SOURCES / f"{dtype}.cu"), "-o", str(cubin)])
+    codes = _read_sass(_sass(cubin)) if sass else {}
+    kernels = []
+    pattern = re.compile(
+        r"Compiling entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
+        r"(\d+) bytes spill loads.*?Used (\d+) registers",
+        re.DOTALL,
+    )
+    for name, stack, stores, loads, registers in pattern.findall(report):
+        row, stream = _ROW.search(name), _STREAM.search(name)
+        found = row or stream
+        if found is None:
+            raise RuntimeError(f"unknown kernel {name}")
+        own = codes.get(name, [])
+        kernels.append(
+            Kernel(
+                name=name,
+                method="stream" if row is None else "block" if row.group(7) == "1" else "warp",
+                dtype=TYPES[int(found.group(1))],
+                affine=TYPES[int(found.group(2))],
+                compression="SLT"[int(found.group(3))],
+                skip=found.group(4) == "1",
+                vectors=0 if row is None else int(row.group(5)),
+                registers=int(registers),
+                stack_bytes=int(stack),
+                spill_bytes=int(stores) + int(loads),
+                instructions=len(own),
+                opcodes=dict(Counter(code.split(".")[0] for code in own).most_common()),
+                access_bits=_access_bits(own),
+            )
+        )
+    return kernels
+
+
+#: Lanes per clock and scheduler of the units that take longer than one clock for a warp
+#: (arithmetic throughput table of the CUDA programming guide, compute capability 9.0).
+_SLOW_UNITS = {
+    "special function": (4, ("MUFU",)),
+    "integer and compare": (
+        16,
+        ("LOP3", "SHF", "FSETP", "FSEL", "FMNMX", "IADD3", "ISETP", "LEA", "PRMT", "SEL", "F2FP", "I2FP"),
+    ),
+    "shuffle and memory": (8, ("SHFL", "LDG", "STG", "LDS", "STS")),
+}
+
+
+def slots_used(kernel: Kernel, device: Device) -> dict[str, float]:
+    """Fraction of the clocks, at full nominal bandwidth, in which a row kernel keeps each unit busy.
+
+    Row kernels are unrolled and have no loop, so every instruction runs once for a full row; the
+    count is an upper bound for a thread's own elements.
+    """
+    available = device.slots_per_element(kernel.bytes_per_element)
+    used = {"issue": kernel.instructions / kernel.elements / available}
+    for unit, (lanes, codes) in _SLOW_UNITS.items():
+        clocks = sum(kernel.opcodes.get(code, 0) for code in codes) * 32 / lanes
+        used[unit] = clocks / kernel.elements / available
+    return used
+
+
+def compile_library(architectures: tuple[str, ...], folder: Path, extra: tuple[Path, ...] = ()) -> tuple[int, float]:
+    """Build folder/libkernels.so with every kernel and what `extra` sources export.
+
+    Returns:
+        Its bytes, stripped, and the seconds that two processes took.
+    """
+    started = time.monotonic()
+    codes = [f"-gencode=arch={a.replace('sm', 'compute')},code={a}" for a in architectures]
+
+    def one(source: Path) -> Path:
+        made = folder / f"{source.stem}.o"
+        flags = ["-Xfatbin", "-compress-all", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+        _nvcc([*codes, *flags, "-c", str(source), "-o", str(made)])
+        return made
+
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(one, [*(SOURCES / f"{n}.cu" for n in (*TYPES, "run")), *extra]))
+    library = folder / "libkernels.so"
+    link = ["-shared", "-cudart", "static", "-Xlinker", "--exclude-libs,ALL", *map(str, objects)]
+    _nvcc([*codes[:1], *link, "-o", str(library)])
+    subprocess.run(["strip", str(library)], check=False)
+    return library.stat().st_size, time.monotonic() - started
+
+
+def _estimates(kernels: list[Kernel]) -> list[dict[str, Any]]:
+    """The variants that the bandwidth bar names: 1024 to 8192 columns, parameters of the data's type."""
+    rows = []
+    for cols in (1024, 2048, 4096, 8192):
+        for kernel in kernels:
+            capacity = kernel.elements * 32
+            block = kernel.method == "block" and cols > 2048
+            wanted = capacity == cols if kernel.method == "warp" else block
+            if wanted and kernel.affine == kernel.dtype:
+                used = {unit: round(part, 3) for unit, part in slots_used(kernel, H200).items()}
+                rows.append(
+                    {
+                        "cols": cols,
+                        "dtype": kernel.dtype,
+                        "compression": kernel.compression,
+                        "skip": kernel.skip,
+                        "method": kernel.method,
+                        "registers": kernel.registers,
+                        "instructions_per_element": round(kernel.instructions / kernel.elements, 2),
+                        "used": used,
+                    }
+                )
+    return rows
+
+
+def _summary(arch: str, kernels: list[Kernel], seconds: float) -> dict[str, Any]:
+    row = [k for k in kernels if k.method != "stream"]
+    widths = sorted({b for k in row for counts in k.access_bits.values() for b in counts})
+    return {
+        "arch": arch,
+        "kernels": len(kernels),
+        "row_kernels": len(row),
+        "spill_bytes": sum(k.spill_bytes for k in kernels),
+        "stack_bytes": sum(k.stack_bytes for k in kernels),
+        "most_registers": {m: max(k.registers for k in kernels if k.method == m) for m in ("warp", "block", "stream")},
+        "row_kernel_access_bits": widths,
+        "compile_seconds": round(seconds, 1),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arch", action="append", help="sm_NN, repeatable (default: all that the package ships)")
+    parser.add_argument("--json", type=Path, help="write the report here")
+    options = parser.parse_args()
+    architectures = tuple(options.arch or ARCHITECTURES)
+    try:
+        version = re.search(r"release (\S+),", subprocess.check_output([tool("nvcc"), "--version"], text=True))
+        report: dict[str, Any] = {
+            "what": "compiler output and an estimate from it; nothing here was measured on a GPU",
+            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+            "nvcc": version.group(1) if version else "unknown",
+            "architectures": [],
+        }
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            for arch in architectures:
+                started = time.monotonic()
+                with ThreadPoolExecutor(2) as pool:
+                    read = pool.map(lambda dtype, a=arch: read_kernels(dtype, a, folder), TYPES)
+                    kernels = [k for found in read for k in found]
+                report["architectures"].append(_summary(arch, kernels, time.monotonic() - started))
+                print(json.dumps(report["architectures"][-1]), flush=True)
+                if arch == "sm_90":
+                    report["issue_slots"] = {
+                        "assumptions": asdict(H200),
+                        "meaning": "fraction of each unit's clocks used at the nominal bandwidth; below 1 the "
+                        "memory is the limit",
+                        "variants": _estimates(kernels),
+                    }
+            size, seconds = compile_library(architectures, folder)
+            report["library"] = {"bytes": size, "build_seconds_2_processes": round(seconds, 1)}
+            print(json.dumps(report["library"]), flush=True)
+    except ToolMissingError as missing:
+        print(f"cuda_static: {missing}", file=sys.stderr)
+        return 3
+    if options.json:
+        new = options.json.with_suffix(".new")
+        new.write_text(json.dumps(report, indent=1) + "\n")
+        new.rename(options.json)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
