@@ -1,0 +1,507 @@
+"""Verification: good files pass, every planted fault is a false report that names it, hostile input is refused.
+
+A verifier that cannot fail is worth nothing, so most of this module plants faults.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.helper
+import onnx.numpy_helper
+import pytest
+import torch
+
+from ibnorm_export import Compression, models, onnx_op
+from ibnorm_export.artifact import ExportedModel
+from ibnorm_export.errors import IBNormError, ModelFileError, ParityError
+from ibnorm_export.export import ExportOptions, export
+from ibnorm_export.loaded import DType, LoadedModel
+from ibnorm_export.parity import NumericReport, ParityReport, StaticReport
+from ibnorm_export.spec import DOMAIN
+from ibnorm_export.verify import VerifyOptions, read_inputs, verify
+
+Change = Callable[[onnx.ModelProto], None]
+
+
+@pytest.fixture(scope="session")
+def llama(llama_checkpoint: Path) -> LoadedModel:
+    return models.load(llama_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def vit(vit_checkpoint: Path) -> LoadedModel:
+    return models.load(vit_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def half_llama(llama_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportedModel:
+    """Exported from a model of its own: export converts the parameters in place."""
+    folder = tmp_path_factory.mktemp("half")
+    return export(models.load(llama_checkpoint), folder / "llama.onnx", ExportOptions(dtype=DType.FP16))
+
+
+@pytest.fixture(scope="session")
+def bf16_vit(vit_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportedModel:
+    folder = tmp_path_factory.mktemp("half")
+    return export(models.load(vit_checkpoint), folder / "vit.onnx", ExportOptions(dtype=DType.BF16))
+
+
+def planted(exported: ExportedModel, folder: Path, change: Change) -> ExportedModel:
+    """A copy of the file with a fault."""
+    proto = onnx.load(exported.path)
+    before = proto.SerializeToString()
+    change(proto)
+    assert proto.SerializeToString() != before, "nothing was planted"
+    onnx.save(proto, folder / "planted.onnx")
+    return ExportedModel(folder / "planted.onnx")
+
+
+# ---- good files ----
+
+
+def test_good_files_pass(
+    exported_llama: ExportedModel, exported_vit: ExportedModel, llama: LoadedModel, vit: LoadedModel
+) -> None:
+    for exported, model in ((exported_llama, llama), (exported_vit, vit)):
+        for backend in ("ort-cpu", "reference"):
+            report = verify(exported, model, VerifyOptions(backend=backend))
+            assert report, report.findings
+            assert report.static is not None
+            assert (report.static.norms, report.static.weights) == (5, len(model.module.state_dict()))
+            assert report.numeric is not None
+            assert (report.numeric.backend, report.numeric.dtype, report.numeric.samples) == (backend, "fp32", 4)
+            (logits,) = report.numeric.outputs
+            assert logits.error <= 2e-6
+            assert logits.top1_agreement == 1.0
+            assert logits.cosine == pytest.approx(1.0, abs=1e-9)
+            assert report.notes == ()
+            assert report.to_dict()["verdict"] == "pass"
+            report.raise_if_failed()
+
+
+def test_good_half_files_pass(
+    half_llama: ExportedModel, bf16_vit: ExportedModel, llama: LoadedModel, vit: LoadedModel
+) -> None:
+    for exported, model, dtype, size in ((half_llama, llama, "fp16", 2e-3), (bf16_vit, vit, "bf16", 2e-2)):
+        report = verify(exported, model)
+        assert report, report.findings
+        assert report.numeric is not None
+        assert report.numeric.dtype == dtype
+        assert "explicit Casts" in report.numeric.method
+        (logits,) = report.numeric.outputs
+        assert size / 1000 < logits.error < size, "it was rounded, and not more than a few times"
+    report = verify(half_llama, llama, VerifyOptions(backend="reference", samples=1))
+    assert report, report.findings
+
+
+def test_padding_is_not_judged(exported_llama: ExportedModel, llama: LoadedModel) -> None:
+    inputs = llama.sample(np.random.default_rng(0), 1)
+    report = verify(exported_llama, llama, inputs=[inputs])
+    assert report.numeric is not None
+    assert 0 < (inputs["attention_mask"] == 0).sum()
+    assert report.numeric.outputs[0].elements == int((inputs["attention_mask"] != 0).sum()) * 256
+
+
+def test_the_seed_decides_the_samples(exported_vit: ExportedModel, vit: LoadedModel) -> None:
+    first, same, other = (
+        verify(exported_vit, vit, VerifyOptions(seed=seed, samples=1)).numeric for seed in (1, 1, 2)
+    )
+    assert first == same
+    assert first is not None
+    assert other is not None
+    assert first.outputs[0].max_abs != other.outputs[0].max_abs
+
+
+# ---- planted faults ----
+
+
+def initializer(proto: onnx.ModelProto, name: str) -> onnx.TensorProto:
+    return next(t for t in proto.graph.initializer if t.name == name)
+
+
+def rewrite(proto: onnx.ModelProto, name: str, change: Callable[[np.ndarray[Any, Any]], Any]) -> None:
+    """Replace the values of an initializer, type and shape as they are."""
+    tensor = initializer(proto, name)
+    array = onnx.numpy_helper.to_array(tensor)
+    tensor.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(change(array.copy())), name))
+
+
+def norm_node(proto: onnx.ModelProto, index: int = 1) -> onnx.NodeProto:
+    return [n for n in proto.graph.node if n.domain == DOMAIN][index]
+
+
+def attribute(proto: onnx.ModelProto, name: str, value: float) -> None:
+    next(a for a in norm_node(proto).attribute if a.name == name).f = value
+
+
+def flip_one_sign(proto: onnx.ModelProto) -> None:
+    def flip(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        array.flat[np.abs(array).argmax()] *= -1
+        return array
+
+    rewrite(proto, "model.layers.0.mlp.down_proj.weight.T", flip)
+
+
+def tanh_for_logarithm(proto: onnx.ModelProto) -> None:
+    (body,) = proto.functions
+    wrong = onnx_op.function(Compression.TANH, 23)
+    wrong.name = body.name
+    body.CopyFrom(wrong)
+
+
+def drop_norm(proto: onnx.ModelProto) -> None:
+    node = norm_node(proto)
+    for other in proto.graph.node:
+        for position, name in enumerate(other.input):
+            if name == node.output[0]:
+                other.input[position] = node.input[0]
+    proto.graph.node.remove(node)
+
+
+def swap_scales(proto: onnx.ModelProto) -> None:
+    a, b = norm_node(proto, 1), norm_node(proto, 2)
+    a.input[1], b.input[1] = b.input[1], a.input[1]
+
+
+def transpose_one(proto: onnx.ModelProto) -> None:
+    rewrite(proto, "model.layers.1.self_attn.q_proj.weight.T", lambda a: a.T)
+
+
+def a_node_for_another_norm(proto: onnx.ModelProto) -> None:
+    """Two norms trade places: all the same attributes and weights, the wrong module each."""
+    a, b = norm_node(proto, 1), norm_node(proto, 2)
+    a.input[0], b.input[0] = b.input[0], a.input[0]
+
+
+def ones_that_are_not(proto: onnx.ModelProto) -> None:
+    rewrite(proto, "ibnorm.zeros.32", lambda a: a + 0.01)
+
+
+def a_body_with_other_wiring(proto: onnx.ModelProto) -> None:
+    (body,) = proto.functions
+    next(n for n in body.node if n.op_type == "LayerNormalization").input[0] = next(
+        n for n in body.node if n.op_type == "Div"
+    ).output[0]
+
+
+def a_body_with_another_epsilon(proto: onnx.ModelProto) -> None:
+    (body,) = proto.functions
+    node = next(n for n in body.node if n.op_type == "LayerNormalization")
+    epsilon = next(a for a in node.attribute if a.name == "epsilon")
+    epsilon.CopyFrom(onnx.helper.make_attribute("epsilon", 0.5))
+
+
+#: fault -> what a finding says, and whether running the file shows it too.
+FAULTS: dict[str, tuple[Change, str, bool]] = {
+    "sign of one weight": (flip_one_sign, "down_proj.weight.T: 1 of 2048 values differ .* in sign alone", True),
+    "T for L in the body": (tanh_for_logarithm, "function IBNormL: its body is not the operator's", True),
+    "lambda 4.1": (lambda p: attribute(p, "lambd", 4.1), "layers.0.post_attention_layernorm .*lambd is 4.0999", True),
+    "epsilon times 100": (lambda p: attribute(p, "epsilon", 1e-3), "post_attention_layernorm .*epsilon is 0.001", True),
+    "dropped norm": (drop_norm, "norm model.layers.0.post_attention_layernorm: .*dropped", True),
+    "swapped scales": (swap_scales, "scale is connected to 'model.layers.1.input_layernorm.weight'", True),
+    "transposed matrix": (transpose_one, "q_proj.weight.T: .* values differ", True),
+    "norms that trade places": (a_node_for_another_norm, "", True),
+    "zeros that are not": (ones_that_are_not, "constant ibnorm.zeros.32: must hold 0", True),
+    "other wiring in the body": (a_body_with_other_wiring, "function IBNormL: .*wiring or attributes", True),
+    "another epsilon in the body": (a_body_with_another_epsilon, "function IBNormL: .*wiring or attributes", True),
+}
+
+
+@pytest.mark.parametrize("fault", list(FAULTS))
+def test_a_planted_fault_is_named(
+    exported_llama: ExportedModel, llama: LoadedModel, tmp_path: Path, fault: str
+) -> None:
+    change, said, visible = FAULTS[fault]
+    try:
+        bad = planted(exported_llama, tmp_path, change)
+        report = verify(bad, llama)
+    except ModelFileError:
+        assert fault == "norms that trade places"  # a cycle: the runtime refuses the file
+        return
+    assert not report
+    assert report.to_dict()["verdict"] == "fail"
+    assert report.static is not None
+    assert report.numeric is not None
+    if said:
+        assert not report.static
+        import re
+
+        assert any(re.search(said, str(f)) for f in report.static.findings), report.static.findings
+    assert bool(report.numeric) is not visible
+    with pytest.raises(ParityError, match=r"planted\.onnx"):
+        report.raise_if_failed()
+
+
+@pytest.mark.parametrize("backend", ["ort-cpu", "reference"])
+@pytest.mark.parametrize("fault", ["sign of one weight", "T for L in the body"])
+def test_the_numeric_verdict_alone_finds_it(
+    exported_llama: ExportedModel, llama: LoadedModel, tmp_path: Path, fault: str, backend: str
+) -> None:
+    from ibnorm_export.runners.base import Kernels
+
+    bad = planted(exported_llama, tmp_path, FAULTS[fault][0])
+    report = verify(bad, llama, VerifyOptions(backend=backend, static=False, kernels=Kernels.FUNCTION))
+    assert report.static is None
+    assert not report
+    assert any(f.where == "output logits" and "relative error" in f.what for f in report.findings)
+
+
+def test_faults_in_a_half_precision_file(half_llama: ExportedModel, llama: LoadedModel, tmp_path: Path) -> None:
+    for change, said in (
+        (tanh_for_logarithm, "IBNormL"),
+        (lambda p: attribute(p, "lambd", 4.1), "lambd"),
+        (flip_one_sign, "sign alone"),
+    ):
+        report = verify(planted(half_llama, tmp_path, change), llama)
+        assert not report
+        assert any(said in str(f) for f in report.findings)
+
+
+def test_a_missing_function_is_named(exported_vit: ExportedModel, vit: LoadedModel, tmp_path: Path) -> None:
+    from ibnorm_export.runners.base import Kernels
+
+    def forget(proto: onnx.ModelProto) -> None:
+        del proto.functions[:]
+
+    report = verify(planted(exported_vit, tmp_path, forget), vit, VerifyOptions(kernels=Kernels.FUNCTION))
+    assert not report
+    assert any("IBNormT" in str(f) and "is not in the file" in str(f) for f in report.findings)
+
+
+def test_a_weight_that_is_not_in_the_file(exported_vit: ExportedModel, vit: LoadedModel, tmp_path: Path) -> None:
+    """The values are there under another name: nobody can say whose they are."""
+
+    def rename(proto: onnx.ModelProto) -> None:
+        initializer(proto, "classifier.bias").name = "nobody's"
+        for node in proto.graph.node:
+            for position, name in enumerate(node.input):
+                if name == "classifier.bias":
+                    node.input[position] = "nobody's"
+
+    report = verify(planted(exported_vit, tmp_path, rename), vit)
+    assert not report
+    assert report.numeric
+    assert any(f.where == "weight classifier.bias" for f in report.findings)
+
+
+def test_the_wrong_one_of_two_checkpoints(exported_vit: ExportedModel, vit_checkpoint: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    other = Path(shutil.copytree(vit_checkpoint, tmp_path / "other"))
+    weights = load_file(other / "model.safetensors")
+    weights["classifier.bias"] += 1e-3
+    save_file(weights, other / "model.safetensors", {"format": "pt"})
+    report = verify(exported_vit, models.load(other))
+    assert not report
+    assert [f.where for f in report.findings if f.where.startswith("weight")] == ["weight classifier.bias"]
+    assert any("another copy" in note for note in report.notes)
+
+
+def test_a_fault_in_an_inlined_file(vit: LoadedModel, vit_checkpoint: Path, tmp_path: Path) -> None:
+    """Its norms cannot be told from other nodes, so the numeric verdict alone decides, and the report says so."""
+    exported = export(models.load(vit_checkpoint), tmp_path / "inlined.onnx", ExportOptions(inline=True))
+
+    def change(proto: onnx.ModelProto) -> None:
+        node = next(n for n in proto.graph.node if n.op_type == "LayerNormalization")
+        next(a for a in node.attribute if a.name == "epsilon").f = 1e-2
+
+    assert verify(exported, vit)
+    report = verify(planted(exported, tmp_path, change), vit)
+    assert not report
+    assert report.static
+    assert any("inlined" in note for note in report.static.notes)
+
+
+# ---- overflow in half precision ----
+
+
+def scale_up_and_down(proto: onnx.ModelProto) -> None:
+    """Values of one projection are multiplied by 3e4 and divided again: nothing in float32, infinity in float16."""
+    node = next(n for n in proto.graph.node if n.op_type == "MatMul" and "down_proj" in n.input[1])
+    output = node.output[0]
+    node.output[0] = "up"
+    for name, value in (("large", 3e4), ("small", 1 / 3e4)):
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(value, np.float16), name))
+    place = list(proto.graph.node).index(node) + 1
+    proto.graph.node.insert(place, onnx.helper.make_node("Mul", ["up", "large"], ["up/large"], name="up/large"))
+    proto.graph.node.insert(place + 1, onnx.helper.make_node("Mul", ["up/large", "small"], [output], name="down"))
+    kind = next(v for v in proto.graph.value_info if v.name == output)
+    for name in ("up", "up/large"):
+        copy = proto.graph.value_info.add()
+        copy.CopyFrom(kind)
+        copy.name = name
+
+
+def loud(checkpoint: Path, folder: Path, factor: float) -> LoadedModel:
+    """A checkpoint whose first down_proj gives large products."""
+    from safetensors.torch import load_file, save_file
+
+    copy = Path(shutil.copytree(checkpoint, folder / "loud"))
+    weights = load_file(copy / "model.safetensors")
+    weights["model.layers.0.mlp.down_proj.weight"] *= factor
+    save_file(weights, copy / "model.safetensors", {"format": "pt"})
+    return models.load(copy)
+
+
+def test_an_overflow_that_the_file_has_and_pytorch_has_not(llama_checkpoint: Path, tmp_path: Path) -> None:
+    """On a CPU, ONNX Runtime computes this graph in float32, where nothing overflows."""
+    model = loud(llama_checkpoint, tmp_path, 1e5)
+    exported = export(model, tmp_path / "good.onnx", ExportOptions(dtype=DType.FP16))
+    report = verify(exported, model, VerifyOptions(static=False))
+    assert report, report.findings
+    bad = planted(exported, tmp_path, scale_up_and_down)
+    report = verify(bad, model, VerifyOptions(static=False))
+    assert not report
+    assert any("overflow in fp16" in f.what for f in report.findings), report.findings
+
+
+def test_an_overflow_of_the_model_itself(llama_checkpoint: Path, tmp_path: Path) -> None:
+    model = loud(llama_checkpoint, tmp_path, 3e7)
+    single = export(model, tmp_path / "single.onnx")
+    assert verify(single, model), "in float32 it fits"
+    with pytest.raises(AssertionError):
+        np.testing.assert_array_less(np.abs(model.module.model.layers[0].mlp.down_proj.weight.numpy()), 6e4)
+    model = loud(llama_checkpoint, tmp_path / "again", 3e7)
+    half = export(model, tmp_path / "half.onnx", ExportOptions(dtype=DType.FP16))
+    report = verify(half, model)
+    assert not report
+    assert any("NaN or infinity" in f.what or "overflows in fp16" in f.what for f in report.findings)
+
+
+# ---- reports ----
+
+
+def test_an_empty_report_is_false() -> None:
+    assert not StaticReport(0, 0, ())
+    assert not StaticReport(3, 0, ())
+    assert not NumericReport("ort-cpu", "fp32", "", 0, (), ())
+    assert not ParityReport("m", "c", None, None)
+    assert ParityReport("m", "c", StaticReport(1, 1, ()), None)
+    with pytest.raises(ParityError):
+        ParityReport("m", "c", None, None).raise_if_failed()
+
+
+# ---- inputs ----
+
+
+def ids(*shape: int) -> np.ndarray[Any, Any]:
+    return np.ones(shape, np.int64)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "said"),
+    [
+        ({"input_ids": ids(1, 3)}, "attention_mask"),
+        ({"input_ids": ids(1, 3), "attention_mask": ids(1, 3), "x": ids(1)}, "'x'"),
+        ({"input_ids": ids(1, 3), "attention_mask": ids(1, 4)}, "attention_mask has shape"),
+        ({"input_ids": ids(2, 3), "attention_mask": ids(1, 3)}, "attention_mask has shape"),
+        ({"input_ids": ids(3), "attention_mask": ids(3)}, "input_ids has shape"),
+        ({"input_ids": ids(1, 0), "attention_mask": ids(1, 0)}, "empty"),
+        ({"input_ids": ids(1, 3) * 0.5, "attention_mask": ids(1, 3)}, "input_ids is float64"),
+        ({"input_ids": np.array([["a"]]), "attention_mask": ids(1, 1)}, "input_ids is <U1"),
+        ({"input_ids": np.array([[None]]), "attention_mask": ids(1, 1)}, "plain arrays"),
+        ({"input_ids": ids(1, 3) * 256, "attention_mask": ids(1, 3)}, "256"),
+        ({"input_ids": ids(1, 3) * -1, "attention_mask": ids(1, 3)}, "-1"),
+    ],
+)
+def test_hostile_inputs(
+    exported_llama: ExportedModel, llama: LoadedModel, tmp_path: Path, arrays: dict[str, Any], said: str
+) -> None:
+    np.savez(tmp_path / "in.npz", **arrays)
+    with pytest.raises(IBNormError, match=said):
+        verify(exported_llama, llama, inputs=[read_inputs(tmp_path / "in.npz", llama)])
+
+
+@pytest.mark.parametrize("text", [b"", b"PK\x03\x04", b"no zip at all", b"\x93NUMPY\x01\x00"])
+def test_files_that_are_no_npz(llama: LoadedModel, tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "in.npz").write_bytes(text)
+    with pytest.raises(ModelFileError, match=r"in\.npz"):
+        read_inputs(tmp_path / "in.npz", llama)
+    np.save(tmp_path / "one.npy", ids(3))
+    with pytest.raises(ModelFileError, match=r"one\.npy"):
+        read_inputs(tmp_path / "one.npy", llama)
+    with pytest.raises(ModelFileError, match="does not exist"):
+        read_inputs(tmp_path / "none.npz", llama)
+
+
+def test_a_truncated_npz(llama: LoadedModel, tmp_path: Path) -> None:
+    np.savez(tmp_path / "in.npz", input_ids=ids(1, 3), attention_mask=ids(1, 3))
+    whole = (tmp_path / "in.npz").read_bytes()
+    for cut in (10, len(whole) // 2, len(whole) - 5):
+        (tmp_path / "in.npz").write_bytes(whole[:cut])
+        with pytest.raises(ModelFileError, match=r"in\.npz"):
+            read_inputs(tmp_path / "in.npz", llama)
+
+
+def test_inputs_are_converted(vit: LoadedModel, exported_vit: ExportedModel, tmp_path: Path) -> None:
+    np.savez(tmp_path / "in.npz", pixel_values=np.random.default_rng(0).standard_normal((3, 1, 8, 8)))
+    arrays = read_inputs(tmp_path / "in.npz", vit)
+    assert arrays["pixel_values"].dtype == np.float32
+    report = verify(exported_vit, vit, inputs=[arrays])
+    assert report, report.findings
+    assert report.numeric is not None
+    assert report.numeric.samples == 1
+
+
+# ---- what cannot be compared ----
+
+
+def test_files_that_do_not_belong_together(
+    exported_llama: ExportedModel, exported_vit: ExportedModel, llama: LoadedModel, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelFileError, match=r"is a vit model; .* is llama"):
+        verify(exported_vit, llama)
+
+    def strip(proto: onnx.ModelProto) -> None:
+        del proto.metadata_props[:]
+
+    with pytest.raises(ModelFileError, match="carries no ibnorm metadata"):
+        verify(planted(exported_llama, tmp_path, strip), llama)
+
+    def rename(proto: onnx.ModelProto) -> None:
+        proto.graph.input[0].name = "tokens"
+        for node in proto.graph.node:
+            for position, name in enumerate(node.input):
+                if name == "input_ids":
+                    node.input[position] = "tokens"
+
+    with pytest.raises(ModelFileError, match="tokens"):
+        verify(planted(exported_llama, tmp_path, rename), llama)
+
+
+def test_a_damaged_initializer_is_named(exported_llama: ExportedModel, llama: LoadedModel, tmp_path: Path) -> None:
+    def cut(proto: onnx.ModelProto) -> None:
+        tensor = initializer(proto, "model.norm.weight")
+        tensor.raw_data = tensor.raw_data[:-4]
+
+    with pytest.raises(ModelFileError, match=r"model\.norm\.weight|planted\.onnx"):
+        verify(planted(exported_llama, tmp_path, cut), llama)
+
+
+def test_options_out_of_range(exported_llama: ExportedModel, llama: LoadedModel) -> None:
+    with pytest.raises(ModelFileError, match="samples is 0"):
+        verify(exported_llama, llama, VerifyOptions(samples=0))
+    with pytest.raises(IBNormError, match="abacus.*ort-cpu"):
+        verify(exported_llama, llama, VerifyOptions(backend="abacus"))
+
+
+def test_a_checkpoint_with_nan_fails_and_says_why(
+    exported_vit: ExportedModel, vit_checkpoint: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    other = Path(shutil.copytree(vit_checkpoint, tmp_path / "other"))
+    weights = load_file(other / "model.safetensors")
+    weights["classifier.bias"][2] = torch.nan
+    save_file(weights, other / "model.safetensors", {"format": "pt"})
+    model = models.load(other)
+    report = verify(export(model, tmp_path / "m.onnx"), model)
+    assert not report
+    assert any("checkpoint itself gives NaN" in f.what for f in report.findings)
+    assert any("classifier.bias" in note for note in report.notes)
