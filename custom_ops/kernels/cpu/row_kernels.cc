@@ -30,8 +30,9 @@ constexpr std::int64_t kBlock = 64 * kWidth;  // floats per partial sum
 //! Columns whose float values are kept between the passes (64 KiB of stack); wider rows compute them again.
 constexpr std::int64_t kScratch = 16384;
 
-//! An output this large does not stay in any cache: written past it, it saves reading its lines first.
-constexpr std::int64_t kStreamBytes = std::int64_t{1} << 25;
+//! An output this large leaves a core's own caches before anyone reads it: written past them, it saves
+//! reading its lines first.
+constexpr std::int64_t kStreamBytes = std::int64_t{1} << 23;
 
 //! Sum over the columns of body(first column, lanes): lanes is kWidth but for the last, partial vector.
 //! The body returns `kSums` vectors to add up; lanes past the row must be 0.
@@ -85,43 +86,79 @@ IBNORM_INLINE void store(char* base, std::int64_t i, Vec v, int lanes, bool stre
   }
 }
 
-//! One row. `next_x` and `next_skip` are prefetched while this row is being worked on.
+//! Where one row lies.
+struct Place {
+  const char* x;
+  const char* skip;
+  char* y;
+  char* sum;
+  float* scratch;  // [kScratch + kWidth]
+};
+
+//! The rows of one problem. Where a row fits the scratch, its pass 1 runs inside the previous row's
+//! compression: the loads hide behind the arithmetic, and one of the four waits for a sum is gone.
 template <class T, class A, Compression kCompression, bool kSkip, bool kFits>
-struct Row {
+struct Rows {
   static constexpr bool kLinear = kCompression == Compression::kLinear;
   static constexpr bool kIsFloat = T::kSize == 4;
   static constexpr bool kStaged = kFits && (kSkip || !kIsFloat);  // scratch holds x as float after pass 1
   static constexpr bool kKeeps = kFits && !kLinear;               // scratch holds c after pass 2
+  static constexpr int kAhead = 2048;                             // bytes between a load and its prefetch
 
-  const char* x;
-  const char* skip;
   const char* scale;
   const char* bias;
-  char* y;
-  char* sum;
-  float* scratch;  // [kScratch + kWidth]
   std::int64_t cols;
   bool stream;
   float inverse_lambd;
   float epsilon;
+
+  Place at;
+  Place next;
+  bool has_next;
   float mean;
   float mean_low;
   float mean_c;
 
-  IBNORM_INLINE Vec input(std::int64_t i, int lanes) const {
+  static IBNORM_INLINE Vec input(const Place& p, std::int64_t i, int lanes) {
     if constexpr (!kSkip) {
-      return load<T>(x, i, lanes);
+      return load<T>(p.x, i, lanes);
     } else {
-      return T::round(load<T>(x, i, lanes) + load<T>(skip, i, lanes));
+      return T::round(load<T>(p.x, i, lanes) + load<T>(p.skip, i, lanes));
     }
   }
 
-  IBNORM_INLINE Vec source(std::int64_t i, int lanes) const {
-    if constexpr (kStaged) return Float32::load(reinterpret_cast<const char*>(scratch + i));
+  //! Pass 1 on one vector.
+  IBNORM_INLINE Vec read(const Place& p, std::int64_t i, int lanes) const {
+    const Vec v = input(p, i, lanes);
     if constexpr (kSkip) {
-      if (sum != nullptr) return load<T>(sum, i, lanes);  // x or skip may already be overwritten by it
+      if (p.sum != nullptr) store<T>(p.sum, i, v, lanes, stream);
     }
-    return input(i, lanes);
+    if constexpr (kStaged) Float32::store(reinterpret_cast<char*>(p.scratch + i), v);
+    return v;
+  }
+
+  IBNORM_INLINE Vec read_next(std::int64_t i, int lanes) const {
+    if (!kFits || !has_next) return Vec{};
+    __builtin_prefetch(next.x + i * T::kSize + kAhead);
+    if constexpr (kSkip) __builtin_prefetch(next.skip + i * T::kSize + kAhead);
+    return read(next, i, lanes);
+  }
+
+  //! Pass 1 of a row that no other row read ahead.
+  IBNORM_INLINE float read_all(const Place& p) const {
+    float one[1];
+    sum_columns<1>(cols, one, [&](std::int64_t i, int lanes) __attribute__((always_inline)) {
+      return Sums<1>{{read(p, i, lanes)}};
+    });
+    return one[0];
+  }
+
+  IBNORM_INLINE Vec source(std::int64_t i, int lanes) const {
+    if constexpr (kStaged) return Float32::load(reinterpret_cast<const char*>(at.scratch + i));
+    if constexpr (kSkip) {
+      if (at.sum != nullptr) return load<T>(at.sum, i, lanes);  // x or skip may already be overwritten by it
+    }
+    return input(at, i, lanes);
   }
 
   IBNORM_INLINE Vec compressed(std::int64_t i, int lanes) const {
@@ -129,90 +166,100 @@ struct Row {
   }
 
   IBNORM_INLINE Vec centred(std::int64_t i, int lanes) const {
-    if constexpr (kKeeps) return Float32::load(reinterpret_cast<const char*>(scratch + i)) - mean_c;
+    if constexpr (kKeeps) return Float32::load(reinterpret_cast<const char*>(at.scratch + i)) - mean_c;
     return compressed(i, lanes) - mean_c;
   }
 
-  IBNORM_INLINE void prefetch(const char* next_x, const char* next_skip, std::int64_t i) const {
-    if constexpr (kFits) {
-      __builtin_prefetch(next_x + i * T::kSize);
-      if constexpr (kSkip) __builtin_prefetch(next_skip + i * T::kSize);
-    }
-  }
-
-  IBNORM_INLINE void run(const char* next_x, const char* next_skip) {
+  //! Finishes the row at `at`, whose values add up to `total`; returns the total of the next one.
+  IBNORM_INLINE float finish(float total) {
     const float count = static_cast<float>(cols);
-    float one[1];
-    sum_columns<1>(cols, one, [&](std::int64_t i, int lanes) __attribute__((always_inline)) {
-      const Vec v = input(i, lanes);
-      if constexpr (kSkip) {
-        if (sum != nullptr) store<T>(sum, i, v, lanes, stream);
-      }
-      if constexpr (kStaged) Float32::store(reinterpret_cast<char*>(scratch + i), v);
-      return Sums<1>{{v}};
-    });
-    mean = one[0] / count;
+    mean = total / count;
     // What the quotient's rounding left: without it a mean of 10 deviations costs a tanh in half precision 2 ulp.
-    mean_low = static_cast<float>((one[0] - static_cast<double>(mean) * count) / count);
+    mean_low = static_cast<float>((total - static_cast<double>(mean) * count) / count);
 
+    float next_total;
+    float residual_sum;
+    float square_sum;
     if constexpr (kLinear) {
       // A first value this near the mean lies there by rounding: in a row of equal values it is the
       // residual of all of them, and subtracting it leaves exactly 0.
+      mean_c = 0.0F;
       const float first = compressed(0, cols < kWidth ? static_cast<int>(cols) : kWidth)[0];
       mean_c = __builtin_fabsf(first) <= 1e-4F * __builtin_fabsf(mean * inverse_lambd) ? first : 0.0F;
-    } else {
-      sum_columns<1>(cols, one, [&](std::int64_t i, int lanes) __attribute__((always_inline)) {
-        prefetch(next_x, next_skip, i);
-        const Vec c = compressed(i, lanes);
-        if constexpr (kKeeps) Float32::store(reinterpret_cast<char*>(scratch + i), c);
-        return Sums<1>{{lanes == kWidth ? c : keep(c, lanes)}};
+      float sums[3];
+      sum_columns<3>(cols, sums, [&](std::int64_t i, int lanes) __attribute__((always_inline)) {
+        const Vec e = lanes == kWidth ? centred(i, lanes) : keep(centred(i, lanes), lanes);
+        return Sums<3>{{e, e * e, read_next(i, lanes)}};
       });
-      mean_c = one[0] / count;
+      residual_sum = sums[0];
+      square_sum = sums[1];
+      next_total = sums[2];
+    } else {
+      float sums[2];
+      sum_columns<2>(cols, sums, [&](std::int64_t i, int lanes) __attribute__((always_inline)) {
+        const Vec c = compressed(i, lanes);
+        if constexpr (kKeeps) Float32::store(reinterpret_cast<char*>(at.scratch + i), c);
+        return Sums<2>{{lanes == kWidth ? c : keep(c, lanes), read_next(i, lanes)}};
+      });
+      mean_c = sums[0] / count;
+      next_total = sums[1];
+      sum_columns<2>(cols, sums, [&](std::int64_t i, int lanes) __attribute__((always_inline)) {
+        const Vec e = lanes == kWidth ? centred(i, lanes) : keep(centred(i, lanes), lanes);
+        return Sums<2>{{e, e * e}};
+      });
+      residual_sum = sums[0];
+      square_sum = sums[1];
     }
-
-    float two[2];
-    sum_columns<2>(cols, two, [&](std::int64_t i, int lanes) __attribute__((always_inline)) {
-      if constexpr (kLinear) prefetch(next_x, next_skip, i);
-      const Vec e = lanes == kWidth ? centred(i, lanes) : keep(centred(i, lanes), lanes);
-      return Sums<2>{{e, e * e}};
-    });
-    const float residual = two[0] / count;
+    const float residual = residual_sum / count;
     // Rounding may leave a constant row's difference a hair below 0.
-    const float spread = two[1] / count - residual * residual;
+    const float spread = square_sum / count - residual * residual;
     const float variance = spread < 0.0F ? 0.0F : spread;  // NaN stays NaN
     const float inverse = 1.0F / __builtin_sqrtf(variance + epsilon);
+    const float offset = -residual * inverse;
 
     std::int64_t i = 0;
-    for (; i + kWidth <= cols; i += kWidth) write(i, kWidth, residual, inverse);
-    if (i < cols) write(i, static_cast<int>(cols - i), residual, inverse);
+#pragma GCC unroll 2
+    for (; i + kWidth <= cols; i += kWidth) write(i, kWidth, inverse, offset);
+    if (i < cols) write(i, static_cast<int>(cols - i), inverse, offset);
+    return next_total;
   }
 
-  IBNORM_INLINE void write(std::int64_t i, int lanes, float residual, float inverse) const {
-    const Vec unit = (centred(i, lanes) - residual) * inverse;
-    store<T>(y, i, fma(unit, load<A>(scale, i, lanes), load<A>(bias, i, lanes)), lanes, stream);
+  IBNORM_INLINE void write(std::int64_t i, int lanes, float inverse, float offset) const {
+    const Vec unit = fma(centred(i, lanes), splat(inverse), splat(offset));
+    store<T>(at.y, i, fma(unit, load<A>(scale, i, lanes), load<A>(bias, i, lanes)), lanes, stream);
   }
 };
 
 template <class T, class A, Compression kCompression, bool kSkip, bool kFits>
 void run_rows(const Problem& p, std::int64_t row_begin, std::int64_t row_end, bool stream) noexcept {
-  alignas(64) float scratch[kFits ? kScratch + kWidth : 1];
-  const std::int64_t stride = p.cols * T::kSize;
-  Row<T, A, kCompression, kSkip, kFits> row;
-  row.scale = static_cast<const char*>(p.scale);
-  row.bias = static_cast<const char*>(p.bias);
-  row.scratch = scratch;
-  row.cols = p.cols;
-  row.inverse_lambd = 1.0F / p.lambd;
-  row.epsilon = p.epsilon;
-  row.stream = stream;
+  using Kernel = Rows<T, A, kCompression, kSkip, kFits>;
+  constexpr std::int64_t kRoom = kScratch + kWidth;
+  alignas(64) float scratch[kFits ? (Kernel::kStaged ? 2 * kRoom : kRoom) : 1];
+  Kernel rows;
+  rows.scale = static_cast<const char*>(p.scale);
+  rows.bias = static_cast<const char*>(p.bias);
+  rows.cols = p.cols;
+  rows.stream = stream;
+  rows.inverse_lambd = 1.0F / p.lambd;
+  rows.epsilon = p.epsilon;
+  const auto place = [&](std::int64_t r) {
+    const std::int64_t from = r * p.cols * T::kSize;
+    Place here;
+    here.x = static_cast<const char*>(p.x) + from;
+    here.skip = kSkip ? static_cast<const char*>(p.skip) + from : nullptr;
+    here.y = static_cast<char*>(p.y) + from;
+    here.sum = kSkip && p.sum != nullptr ? static_cast<char*>(p.sum) + from : nullptr;
+    here.scratch = Kernel::kStaged && r % 2 != 0 ? scratch + kRoom : scratch;
+    return here;
+  };
+  rows.next = place(row_begin);
+  float total = 0.0F;
   for (std::int64_t r = row_begin; r < row_end; ++r) {
-    const std::int64_t at = r * stride;
-    const std::int64_t next = r + 1 < row_end ? at + stride : at;
-    row.x = static_cast<const char*>(p.x) + at;
-    row.skip = kSkip ? static_cast<const char*>(p.skip) + at : nullptr;
-    row.y = static_cast<char*>(p.y) + at;
-    row.sum = kSkip && p.sum != nullptr ? static_cast<char*>(p.sum) + at : nullptr;
-    row.run(static_cast<const char*>(p.x) + next, kSkip ? static_cast<const char*>(p.skip) + next : nullptr);
+    rows.at = rows.next;
+    if (!kFits || r == row_begin) total = rows.read_all(rows.at);
+    rows.has_next = r + 1 < row_end;
+    if (rows.has_next) rows.next = place(r + 1);
+    total = rows.finish(total);
   }
   if (stream) fence_streams();
 }
