@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
+from conftest import VIT
 
-from ibnorm_export import IBNormSpec, models
-from ibnorm_export import export as export_package
+from ibnorm_export import IBNormSpec, NormConfig, models
 from ibnorm_export.artifact import ExportedModel
 from ibnorm_export.errors import ExportError, ModelFileError
 from ibnorm_export.export import ExportOptions, export
@@ -27,7 +28,6 @@ from ibnorm_export.loaded import DType, LoadedModel
 from ibnorm_export.runners.ort_runner import OrtRunner
 from ibnorm_export.verify import VerifyOptions, verify
 
-assert export_package is not None
 MODULE = sys.modules["ibnorm_export.export"]
 
 
@@ -91,7 +91,12 @@ def test_the_file_describes_itself(pair: tuple[ExportedModel, Path]) -> None:
     exported, checkpoint = pair
     model = models.load(checkpoint)
     found = exported.require_metadata()
-    assert (found["family"], found["dtype"], found["task"], found["inlined"]) == (model.family, "fp32", "forward", False)
+    assert (found["family"], found["dtype"], found["task"], found["inlined"]) == (
+        model.family,
+        "fp32",
+        "forward",
+        False,
+    )
     assert found["source_sha256"] == model.source_sha256
     assert found["config"] == json.loads((checkpoint / "config.json").read_text())["ibnorm"]
     assert found["norms"] == {path: spec.to_config() for path, spec in model.norms.items()}
@@ -135,7 +140,7 @@ def test_every_opset_verifies(checkpoint: Path, opset: int, tmp_path: Path) -> N
     exported = export(model, tmp_path / "m.onnx", ExportOptions(opset=opset))
     assert exported.opset == opset
     assert {o.version for f in exported.proto.functions for o in f.opset_import if o.domain == ""} == {opset}
-    report = verify(exported, model)
+    report = verify(exported, model, VerifyOptions(samples=2))
     assert report, report.findings
 
 
@@ -154,9 +159,11 @@ def test_an_illegal_option_is_named(vit_checkpoint: Path, tmp_path: Path, option
     assert left_in(tmp_path) == []
 
 
-@pytest.mark.parametrize("dtype", [DType.FP32, DType.FP16])
-def test_an_inlined_file_needs_no_function(checkpoint: Path, tmp_path: Path, dtype: DType) -> None:
-    model = models.load(checkpoint)
+@pytest.mark.parametrize(("family", "dtype"), [("vit", DType.FP32), ("llama", DType.FP16)])
+def test_an_inlined_file_needs_no_function(
+    request: pytest.FixtureRequest, tmp_path: Path, family: str, dtype: DType
+) -> None:
+    model = models.load(request.getfixturevalue(f"{family}_checkpoint"))
     exported = export(model, tmp_path / "m.onnx", ExportOptions(inline=True, dtype=dtype))
     assert not exported.proto.functions
     assert {n.domain for n in exported.proto.graph.node} == {""}
@@ -166,10 +173,11 @@ def test_an_inlined_file_needs_no_function(checkpoint: Path, tmp_path: Path, dty
 
 
 @pytest.mark.parametrize(
-    ("dtype", "elem"), [(DType.FP16, onnx.TensorProto.FLOAT16), (DType.BF16, onnx.TensorProto.BFLOAT16)]
+    ("family", "dtype", "elem"),
+    [("llama", DType.BF16, onnx.TensorProto.BFLOAT16), ("vit", DType.FP16, onnx.TensorProto.FLOAT16)],
 )
-def test_half_types(checkpoint: Path, tmp_path: Path, dtype: DType, elem: int) -> None:
-    model = models.load(checkpoint)
+def test_half_types(request: pytest.FixtureRequest, tmp_path: Path, family: str, dtype: DType, elem: int) -> None:
+    model = models.load(request.getfixturevalue(f"{family}_checkpoint"))
     state = model.module.state_dict()
     exported = export(model, tmp_path / "m.onnx", ExportOptions(dtype=dtype))
     assert exported.dtype == exported.metadata["dtype"] == dtype.value
@@ -180,25 +188,8 @@ def test_half_types(checkpoint: Path, tmp_path: Path, dtype: DType, elem: int) -
     assert {known[n.output[0]] for n in exported.proto.graph.node if n.domain and n.output[0] in known} == {elem}
 
 
-def test_the_skip_form_gives_the_same_bits(checkpoint: Path, tmp_path: Path) -> None:
-    model = models.load(checkpoint)
-    plain = export(model, tmp_path / "plain.onnx")
-    fused = export(model, tmp_path / "fused.onnx", ExportOptions(fuse_skip=True))
-    assert sorted(n.module for n in fused.norms) == sorted(n.module for n in plain.norms)
-    assert {n.op_type[:4] for n in fused.norms} == {"Skip", "IBNo"}
-    assert verify(fused, model)
-    for index in range(4):
-        inputs = model.sample(np.random.default_rng(index), index)
-        a, b = (OrtRunner(e.path, threads=1).run(inputs)["logits"] for e in (plain, fused))
-        np.testing.assert_array_equal(a, b)
-
-
 def test_layer_rules_and_no_affine(tmp_path: Path) -> None:
     """Norms of three kinds in one model; ones and zeros are shared, LayerNorm stays LayerNormalization."""
-    from conftest import VIT
-
-    from ibnorm_export import NormConfig
-
     config = NormConfig.from_config(
         {
             "compression": "S", "lambda": 4.0, "epsilon": 1e-5, "convention": "divide", "scale": False, "bias": False,
@@ -226,12 +217,26 @@ def test_layer_rules_and_no_affine(tmp_path: Path) -> None:
 # ---- external data ----
 
 
+@pytest.fixture(scope="module")
+def built(vit_checkpoint: Path) -> ir.Model:
+    """A model in memory, so that tests of writing need not trace it again."""
+    return MODULE.build(models.load(vit_checkpoint), ExportOptions())
+
+
 @pytest.fixture
-def external(vit_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[ExportedModel, LoadedModel]:
+def prebuilt(built: ir.Model, vit_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> LoadedModel:
+    """A checkpoint whose export has only the writing left to do."""
+    monkeypatch.setattr(MODULE, "build", lambda *_: built)
+    return models.load(vit_checkpoint)
+
+
+@pytest.fixture
+def external(
+    prebuilt: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[ExportedModel, LoadedModel]:
     monkeypatch.setattr(MODULE, "EXTERNAL_ABOVE_BYTES", 1000)
-    model = models.load(vit_checkpoint)
     (tmp_path / "folder").mkdir()
-    return export(model, tmp_path / "folder" / "m.onnx"), model
+    return export(prebuilt, tmp_path / "folder" / "m.onnx"), prebuilt
 
 
 def test_external_data_is_one_file_beside(external: tuple[ExportedModel, LoadedModel]) -> None:
@@ -261,11 +266,21 @@ def test_external_data_in_half_precision(
 def test_an_export_over_an_external_one_leaves_no_mixture(
     external: tuple[ExportedModel, LoadedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Interrupted between the two files, there is no file under the target's name; afterwards both are new."""
     exported, model = external
-    with torch.no_grad():
-        model.module.classifier.bias.add_(1.0)
-    again = export(model, exported.path)
-    assert verify(again, model)
+    whole = Path.replace
+
+    def stops_at_the_model(self: Path, target: Path) -> Path:
+        if target == exported.path:
+            raise KeyboardInterrupt
+        return whole(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", stops_at_the_model)
+        with pytest.raises(KeyboardInterrupt):
+            export(model, exported.path)
+    assert left_in(exported.path.parent) == ["m.onnx.data"]
+    assert verify(export(model, exported.path), model)
     monkeypatch.setattr(MODULE, "EXTERNAL_ABOVE_BYTES", 10**9)
     assert verify(export(model, exported.path), model), "small again"
 
@@ -333,8 +348,8 @@ def test_external_data_shorter_than_its_tensor(external: tuple[ExportedModel, Lo
 # ---- places that cannot be written, and interruptions ----
 
 
-def test_a_missing_folder_and_a_folder_as_target(vit_checkpoint: Path, tmp_path: Path) -> None:
-    model = models.load(vit_checkpoint)
+def test_a_missing_folder_and_a_folder_as_target(prebuilt: LoadedModel, tmp_path: Path) -> None:
+    model = prebuilt
     with pytest.raises(ExportError, match="nowhere does not exist"):
         export(model, tmp_path / "nowhere" / "m.onnx")
     (tmp_path / "folder").mkdir()
@@ -346,7 +361,7 @@ def test_a_missing_folder_and_a_folder_as_target(vit_checkpoint: Path, tmp_path:
     assert left_in(tmp_path) == ["file", "folder"]
 
 
-def test_a_place_without_permission(vit_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_place_without_permission(prebuilt: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if os.geteuid() == 0:  # root may write anywhere, so say what the system would
 
         def forbidden(*_: object, **__: object) -> str:
@@ -356,7 +371,7 @@ def test_a_place_without_permission(vit_checkpoint: Path, tmp_path: Path, monkey
     tmp_path.chmod(0o555)
     try:
         with pytest.raises(ExportError, match=r"m\.onnx: Permission denied"):
-            export(models.load(vit_checkpoint), tmp_path / "m.onnx")
+            export(prebuilt, tmp_path / "m.onnx")
     finally:
         tmp_path.chmod(0o755)
     assert left_in(tmp_path) == []
@@ -387,7 +402,7 @@ def broken(model: Any, path: Any, **_: object) -> None:
 )
 @pytest.mark.parametrize("old", [b"an older model", None], ids=["over an old file", "new"])
 def test_a_failed_write_leaves_what_was_there(
-    vit_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save: Any, raised: type[BaseException],
+    prebuilt: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save: Any, raised: type[BaseException],
     said: str, old: bytes | None,
 ) -> None:  # fmt: skip
     target = tmp_path / "m.onnx"
@@ -395,13 +410,18 @@ def test_a_failed_write_leaves_what_was_there(
         target.write_bytes(old)
     monkeypatch.setattr("ibnorm_export.export.ir.save", save)
     with pytest.raises(raised, match=said):
-        export(models.load(vit_checkpoint), target)
+        export(prebuilt, target)
     assert left_in(tmp_path) == ([] if old is None else ["m.onnx"])
     assert old is None or target.read_bytes() == old
 
 
 @pytest.mark.parametrize("stage", ["tracing", "simplifying", "writing", "checking"])
-def test_ctrl_c_at_any_stage_leaves_nothing(vit_checkpoint: Path, tmp_path: Path, stage: str) -> None:
+def test_ctrl_c_at_any_stage_leaves_nothing(
+    request: pytest.FixtureRequest, vit_checkpoint: Path, tmp_path: Path, stage: str
+) -> None:
+    if stage in ("writing", "checking"):
+        request.getfixturevalue("prebuilt")
+
     def progress(what: str, done: int, total: int) -> None:
         assert 0 <= done <= total
         if what == stage:
@@ -412,13 +432,13 @@ def test_ctrl_c_at_any_stage_leaves_nothing(vit_checkpoint: Path, tmp_path: Path
     assert left_in(tmp_path) == []
 
 
-def test_an_invalid_result_is_not_kept(vit_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_result_is_not_kept(prebuilt: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise onnx.checker.ValidationError("planted")
 
     monkeypatch.setattr(onnx.checker, "check_model", refuse)
     with pytest.raises(ExportError, match="does not make a valid model: planted"):
-        export(models.load(vit_checkpoint), tmp_path / "m.onnx")
+        export(prebuilt, tmp_path / "m.onnx")
     assert left_in(tmp_path) == []
 
 
@@ -467,7 +487,7 @@ def test_kill_9_leaves_no_file_under_the_target_name(vit_checkpoint: Path, tmp_p
         (b"\x00" * 100, "not an ONNX file"),
         (b"PK\x03\x04 a zip, perhaps", "not an ONNX file"),
         (b"{}", "not an ONNX file"),
-        ("Das ist kein Modell.\n".encode() * 50, "not an ONNX file"),
+        (b"Das ist kein Modell.\n" * 50, "not an ONNX file"),
     ],
 )
 def test_not_onnx(tmp_path: Path, text: bytes, said: str) -> None:

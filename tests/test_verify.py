@@ -5,6 +5,7 @@ A verifier that cannot fail is worth nothing, so most of this module plants faul
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ import onnx.helper
 import onnx.numpy_helper
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from ibnorm_export import Compression, models, onnx_op
 from ibnorm_export.artifact import ExportedModel
@@ -23,10 +25,14 @@ from ibnorm_export.errors import IBNormError, ModelFileError, ParityError
 from ibnorm_export.export import ExportOptions, export
 from ibnorm_export.loaded import DType, LoadedModel
 from ibnorm_export.parity import NumericReport, ParityReport, StaticReport
+from ibnorm_export.runners.base import Kernels
 from ibnorm_export.spec import DOMAIN
 from ibnorm_export.verify import VerifyOptions, read_inputs, verify
 
 Change = Callable[[onnx.ModelProto], None]
+
+#: With the library of fused kernels installed, the bodies in the file would not run.
+FUNCTION_PATH = VerifyOptions(kernels=Kernels.FUNCTION)
 
 
 @pytest.fixture(scope="session")
@@ -104,14 +110,12 @@ def test_padding_is_not_judged(exported_llama: ExportedModel, llama: LoadedModel
     inputs = llama.sample(np.random.default_rng(0), 1)
     report = verify(exported_llama, llama, inputs=[inputs])
     assert report.numeric is not None
-    assert 0 < (inputs["attention_mask"] == 0).sum()
+    assert (inputs["attention_mask"] == 0).sum() > 0
     assert report.numeric.outputs[0].elements == int((inputs["attention_mask"] != 0).sum()) * 256
 
 
 def test_the_seed_decides_the_samples(exported_vit: ExportedModel, vit: LoadedModel) -> None:
-    first, same, other = (
-        verify(exported_vit, vit, VerifyOptions(seed=seed, samples=1)).numeric for seed in (1, 1, 2)
-    )
+    first, same, other = (verify(exported_vit, vit, VerifyOptions(seed=seed, samples=1)).numeric for seed in (1, 1, 2))
     assert first == same
     assert first is not None
     assert other is not None
@@ -220,7 +224,7 @@ def test_a_planted_fault_is_named(
     change, said, visible = FAULTS[fault]
     try:
         bad = planted(exported_llama, tmp_path, change)
-        report = verify(bad, llama)
+        report = verify(bad, llama, FUNCTION_PATH)
     except ModelFileError:
         assert fault == "norms that trade places"  # a cycle: the runtime refuses the file
         return
@@ -230,8 +234,6 @@ def test_a_planted_fault_is_named(
     assert report.numeric is not None
     if said:
         assert not report.static
-        import re
-
         assert any(re.search(said, str(f)) for f in report.static.findings), report.static.findings
     assert bool(report.numeric) is not visible
     with pytest.raises(ParityError, match=r"planted\.onnx"):
@@ -243,8 +245,6 @@ def test_a_planted_fault_is_named(
 def test_the_numeric_verdict_alone_finds_it(
     exported_llama: ExportedModel, llama: LoadedModel, tmp_path: Path, fault: str, backend: str
 ) -> None:
-    from ibnorm_export.runners.base import Kernels
-
     bad = planted(exported_llama, tmp_path, FAULTS[fault][0])
     report = verify(bad, llama, VerifyOptions(backend=backend, static=False, kernels=Kernels.FUNCTION))
     assert report.static is None
@@ -258,18 +258,16 @@ def test_faults_in_a_half_precision_file(half_llama: ExportedModel, llama: Loade
         (lambda p: attribute(p, "lambd", 4.1), "lambd"),
         (flip_one_sign, "sign alone"),
     ):
-        report = verify(planted(half_llama, tmp_path, change), llama)
+        report = verify(planted(half_llama, tmp_path, change), llama, FUNCTION_PATH)
         assert not report
         assert any(said in str(f) for f in report.findings)
 
 
 def test_a_missing_function_is_named(exported_vit: ExportedModel, vit: LoadedModel, tmp_path: Path) -> None:
-    from ibnorm_export.runners.base import Kernels
-
     def forget(proto: onnx.ModelProto) -> None:
         del proto.functions[:]
 
-    report = verify(planted(exported_vit, tmp_path, forget), vit, VerifyOptions(kernels=Kernels.FUNCTION))
+    report = verify(planted(exported_vit, tmp_path, forget), vit, FUNCTION_PATH)
     assert not report
     assert any("IBNormT" in str(f) and "is not in the file" in str(f) for f in report.findings)
 
@@ -291,8 +289,6 @@ def test_a_weight_that_is_not_in_the_file(exported_vit: ExportedModel, vit: Load
 
 
 def test_the_wrong_one_of_two_checkpoints(exported_vit: ExportedModel, vit_checkpoint: Path, tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
     other = Path(shutil.copytree(vit_checkpoint, tmp_path / "other"))
     weights = load_file(other / "model.safetensors")
     weights["classifier.bias"] += 1e-3
@@ -340,8 +336,6 @@ def scale_up_and_down(proto: onnx.ModelProto) -> None:
 
 def loud(checkpoint: Path, folder: Path, factor: float) -> LoadedModel:
     """A checkpoint whose first down_proj gives large products."""
-    from safetensors.torch import load_file, save_file
-
     copy = Path(shutil.copytree(checkpoint, folder / "loud"))
     weights = load_file(copy / "model.safetensors")
     weights["model.layers.0.mlp.down_proj.weight"] *= factor
@@ -365,8 +359,6 @@ def test_an_overflow_of_the_model_itself(llama_checkpoint: Path, tmp_path: Path)
     model = loud(llama_checkpoint, tmp_path, 3e7)
     single = export(model, tmp_path / "single.onnx")
     assert verify(single, model), "in float32 it fits"
-    with pytest.raises(AssertionError):
-        np.testing.assert_array_less(np.abs(model.module.model.layers[0].mlp.down_proj.weight.numpy()), 6e4)
     model = loud(llama_checkpoint, tmp_path / "again", 3e7)
     half = export(model, tmp_path / "half.onnx", ExportOptions(dtype=DType.FP16))
     report = verify(half, model)
@@ -487,15 +479,13 @@ def test_a_damaged_initializer_is_named(exported_llama: ExportedModel, llama: Lo
 def test_options_out_of_range(exported_llama: ExportedModel, llama: LoadedModel) -> None:
     with pytest.raises(ModelFileError, match="samples is 0"):
         verify(exported_llama, llama, VerifyOptions(samples=0))
-    with pytest.raises(IBNormError, match="abacus.*ort-cpu"):
+    with pytest.raises(IBNormError, match=r"abacus.*ort-cpu"):
         verify(exported_llama, llama, VerifyOptions(backend="abacus"))
 
 
 def test_a_checkpoint_with_nan_fails_and_says_why(
     exported_vit: ExportedModel, vit_checkpoint: Path, tmp_path: Path
 ) -> None:
-    from safetensors.torch import load_file, save_file
-
     other = Path(shutil.copytree(vit_checkpoint, tmp_path / "other"))
     weights = load_file(other / "model.safetensors")
     weights["classifier.bias"][2] = torch.nan
