@@ -1,6 +1,6 @@
 # Two commands do everything on a fresh machine with Python 3.11 and a compiler:
 #   make demo    set-up, then the main job on real input
-#   make test    set-up, then the suite
+#   make test    set-up, then the suite (make test-cuda: the CUDA kernels on a CPU emulator)
 # and for the native libraries:
 #   make native     headers, then the libraries, in build/native and in the development install
 #   make sanitize   the kernels under AddressSanitizer + UndefinedBehaviorSanitizer, then ThreadSanitizer
@@ -10,7 +10,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 CMAKE  := $(BIN)/cmake
 
-.PHONY: demo test lint format setup native sanitize mutants clean
+.PHONY: demo test test-cuda lint format setup native sanitize mutants clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.ready
@@ -46,7 +46,11 @@ demo: native
 	$(BIN)/ibnorm-export demo --out demo
 
 test: native lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --ignore=tests/cuda
+
+# The CUDA kernels' own source, compiled by g++ and run on a CPU emulator; no GPU needed.
+test-cuda: setup
+	$(BIN)/python -m pytest tests/cuda -n 2
 
 lint: setup
 	$(BIN)/ruff check .
