@@ -302,7 +302,7 @@ def set_entry(key: str, value: str) -> Callable[[onnx.TensorProto], None]:
         (set_entry("location", ""), "points outside"),
         (set_entry("location", "link"), "points outside"),
         (set_entry("location", "elsewhere.data"), "elsewhere.data is missing"),
-        (set_entry("location", "."), ""),
+        (set_entry("location", "."), "is missing"),
         (set_entry("offset", "999999999"), "truncated"),
         (set_entry("offset", "-4"), "truncated|no valid place"),
         (set_entry("length", "999999999"), "truncated"),
@@ -396,14 +396,14 @@ def broken(model: Any, path: Any, **_: object) -> None:
     ("save", "raised", "said"),
     [
         (full_disk, ExportError, "No space left on device"),
-        (interrupted, KeyboardInterrupt, ""),
+        (interrupted, KeyboardInterrupt, None),
         (broken, ZeroDivisionError, "planted"),
     ],
 )
 @pytest.mark.parametrize("old", [b"an older model", None], ids=["over an old file", "new"])
 def test_a_failed_write_leaves_what_was_there(
     prebuilt: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save: Any, raised: type[BaseException],
-    said: str, old: bytes | None,
+    said: str | None, old: bytes | None,
 ) -> None:  # fmt: skip
     target = tmp_path / "m.onnx"
     if old is not None:
