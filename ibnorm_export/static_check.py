@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -42,7 +42,7 @@ def _compare_weight(file: NDArray[Any], tensor: Tensor, dtype: torch.dtype, tran
     return f"{wrong} of {same.size} values differ from the checkpoint{signs}; largest difference {largest:.3g}"
 
 
-def _check_norm(node: NormNode, module: IBNorm) -> Iterable[Finding]:
+def _check_norm(node: NormNode, module: IBNorm, names: Mapping[int, set[str]]) -> Iterable[Finding]:
     spec = module.spec
     where = f"norm {node.module} (node {node.name})"
     plain = node.op_type.removeprefix("Skip")
@@ -57,7 +57,7 @@ def _check_norm(node: NormNode, module: IBNorm) -> Iterable[Finding]:
         state_name = "weight" if role == "scale" else "bias"
         constant = {"scale": "ones", "bias": "zeros"}[role]
         wanted = f"{node.module}.{state_name}" if parameter is not None else f"ibnorm.{constant}.{module.features}"
-        if name != wanted:
+        if name != wanted and name not in names.get(id(parameter), ()):  # a shared weight has several names
             yield Finding(where, f"{role} is connected to {name!r}; it must be {wanted!r}")
 
 
@@ -102,6 +102,9 @@ def check_static(exported: ExportedModel, model: LoadedModel, reached: Reach) ->
     findings: list[Finding] = []
     notes: list[str] = []
     dtype = DType(exported.dtype).torch
+    names: dict[int, set[str]] = {}
+    for name, parameter in model.module.state_dict(keep_vars=True).items():
+        names.setdefault(id(parameter), set()).add(name)
     modules = {path: m for path, m in model.module.named_modules() if isinstance(m, IBNorm)}
     inlined = bool(exported.metadata.get("inlined"))
     if inlined:
@@ -118,7 +121,7 @@ def check_static(exported: ExportedModel, model: LoadedModel, reached: Reach) ->
             if node.module not in modules:
                 findings.append(Finding(f"norm {node.module}", "is in the file but not in the checkpoint"))
             else:
-                findings.extend(_check_norm(node, modules[node.module]))
+                findings.extend(_check_norm(node, modules[node.module], names))
         findings.extend(_check_functions(exported))
     for name in exported.weights:
         kind, _, _ = name.removeprefix("ibnorm.").partition(".")

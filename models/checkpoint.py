@@ -225,11 +225,25 @@ def _import_factory(reference: str) -> Any:
         raise CheckpointError(
             f"--model {reference}: no module named {error.name!r}; run from the folder that holds it, or install it"
         ) from error
-    except AttributeError as error:
-        raise CheckpointError(f"--model {reference}: {error}") from error
+    except Exception as error:  # importing runs the user's own code, which may raise anything
+        raise CheckpointError(f"--model {reference}: {type(error).__name__}: {error}") from error
     if not callable(factory):
         raise CheckpointError(f"--model {reference}: {attribute} is not callable")
     return factory
+
+
+def _make(reference: str) -> CustomModel:
+    factory = _import_factory(reference)
+    try:
+        made = factory()
+    except Exception as error:  # the user's own code may raise anything
+        raise CheckpointError(f"--model {reference} raised {type(error).__name__}: {error}") from error
+    if not isinstance(made, CustomModel):
+        raise CheckpointError(
+            f"--model {reference} returned {type(made).__name__}; it must return ibnorm_export.models.CustomModel, "
+            "which says what the inputs and outputs are"
+        )
+    return made
 
 
 def _read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -270,12 +284,7 @@ def _draw(inputs: tuple[InputSpec, ...], rng: np.random.Generator, index: int) -
 
 
 def _load_custom(path: Path, reference: str) -> LoadedModel:
-    made = _import_factory(reference)()
-    if not isinstance(made, CustomModel):
-        raise CheckpointError(
-            f"--model {reference} returned {type(made).__name__}; it must return ibnorm_export.models.CustomModel, "
-            "which says what the inputs and outputs are"
-        )
+    made = _make(reference)
     files = [path]
     if path.is_dir():
         files = [file for file in _weight_files(path) if file.suffix == ".safetensors"]
