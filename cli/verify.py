@@ -58,12 +58,12 @@ def print_report(report: ParityReport) -> None:
     if report.numeric is not None and report.numeric.outputs:
         rows = table(
             f"{report.model}: {report.numeric.backend}, {report.numeric.dtype}, {report.numeric.samples} samples",
-            "output", "max abs", "rel. error", "PyTorch's own", "ratio", "allowed", "cosine", "top-1", "",
+            "output", "norms", "max abs", "rel. error", "PyTorch's own", "ratio", "allowed", "cosine", "top-1", "",
         )  # fmt: skip
         for o in report.numeric.outputs:
             top1 = "" if o.top1_agreement is None else f"{o.top1_agreement:.2%}"
             rows.add_row(
-                o.name, f"{o.max_abs:.2e}", f"{o.error:.2e}", f"{o.torch_error:.2e}", f"{o.ratio:.2f}",
+                o.name, o.norms, f"{o.max_abs:.2e}", f"{o.error:.2e}", f"{o.torch_error:.2e}", f"{o.ratio:.2f}",
                 f"{o.allowed:.2e}", f"{o.cosine:.9f}", top1, "pass" if o.passed else "FAIL",
             )  # fmt: skip
         out.print(rows)

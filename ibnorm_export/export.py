@@ -382,8 +382,10 @@ def build(model: LoadedModel, options: ExportOptions, progress: Progress = silen
     _attach_functions(graph_model, opset)
     if options.inline:
         passes.InlinePass()(graph_model)
+        passes.ShapeInferencePass()(graph_model)
         passes.RemoveUnusedOpsetsPass()(graph_model)
     graph_model.graph.name = model.family
+    graph_model.graph.metadata_props.clear()
     graph_model.producer_name = "ibnorm-export"
     graph_model.producer_version = importlib.metadata.version("ibnorm-export")
     graph_model.doc_string = None

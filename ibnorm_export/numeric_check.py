@@ -19,7 +19,7 @@ from ibnorm_export.errors import ModelFileError
 from ibnorm_export.loaded import Arrays, DType, LoadedModel
 from ibnorm_export.parity import BOUNDS, Bound, Finding, NumericReport, OutputParity
 from ibnorm_export.progress import Progress
-from ibnorm_export.runners.base import Kernels, NormExecution, fused_library, open_runner
+from ibnorm_export.runners.base import Kernels, NormExecution, Runner, fused_library, open_runner
 from ibnorm_export.runners.torch_runner import TorchRunner
 
 __all__ = ["Runtime", "check_numeric", "round_inputs"]
@@ -64,7 +64,7 @@ class _Sums:
             self.rows += int(np.prod(t.shape[:-1]))
         self.elements += t.size
 
-    def judge(self, name: str, bound: Bound) -> OutputParity:
+    def judge(self, name: str, norms: str, bound: Bound) -> OutputParity:
         runtime, own, truth = (sum(column) for column in zip(*self.per_sample, strict=True))
         error, own_error = _relative(runtime, truth), _relative(own, truth)
         allowed = bound.factor * own_error + bound.floor
@@ -76,9 +76,10 @@ class _Sums:
             if not sample_error <= worst_error:
                 worst, worst_error = index, sample_error
             each = each and sample_error <= bound.factor * max(_relative(o, t), own_error) + bound.floor
-        norms = float(np.sqrt(self.actual) * np.sqrt(truth))
+        lengths = float(np.sqrt(self.actual) * np.sqrt(truth))
         return OutputParity(
             name=name,
+            norms=norms,
             max_abs=self.max_abs,
             error=error,
             torch_error=own_error,
@@ -86,7 +87,7 @@ class _Sums:
             worst_sample_error=worst_error,
             allowed=allowed,
             ratio=error / own_error if own_error else (0.0 if error == 0.0 else float("inf")),
-            cosine=self.dot / norms if norms else 1.0,
+            cosine=self.dot / lengths if lengths else 1.0,
             top1_agreement=self.agree / self.rows if self.rows else None,
             elements=self.elements,
             passed=bool(np.isfinite(own_error) and error <= allowed and each),
@@ -134,10 +135,10 @@ def _compare(
     file: ExportedModel, method: str, dtype: DType, model: LoadedModel, truth: nn.Module, runtime: Runtime,
     samples: Sequence[Arrays], narrow: frozenset[str], progress: Progress,
 ) -> NumericReport:  # fmt: skip
-    runner = open_runner(runtime.backend, file, kernels=runtime.kernels)
+    runners = _runners(file, runtime)
     own = TorchRunner(model, model.in_dtype(dtype.torch))
     exact = TorchRunner(model, truth)
-    sums = {name: _Sums() for name in model.outputs}
+    sums = {(norms, name): _Sums() for norms in runners for name in model.outputs}
     findings: list[Finding] = []
     notes: list[str] = []
     if narrow:
@@ -149,58 +150,68 @@ def _compare(
         progress("comparing", index, len(samples))
         valid = model.valid(inputs)
         true, torchs = exact.run(inputs), own.run(inputs)
-        try:
-            actual = runner.run(inputs)
-        except ModelFileError as error:
-            findings.append(Finding(f"sample {index}", str(error)))
-            continue
-        for name in model.outputs:
-            if name not in actual or actual[name].shape != true[name].shape:
-                got = actual[name].shape if name in actual else "missing"
-                findings.append(Finding(f"output {name}", f"sample {index}: is {got}; it must be {true[name].shape}"))
+        for norms, runner in runners.items():
+            try:
+                actual = runner.run(inputs)
+            except ModelFileError as error:
+                findings.append(Finding(f"sample {index}", str(error)))
                 continue
-            a, o, t = (_select(arrays, name, valid) for arrays in (actual, torchs, true))
-            if not np.isfinite(t).all():
-                findings.append(
-                    Finding(f"output {name}", f"sample {index}: the checkpoint itself gives NaN or infinity")
-                )
-            elif not np.isfinite(o).all():
-                findings.append(
-                    Finding(
-                        f"output {name}",
-                        f"sample {index}: PyTorch itself overflows in {dtype.value}: the model does not fit this type",
-                    )
-                )
-            elif not np.isfinite(a).all():
-                findings.append(
-                    Finding(
-                        f"output {name}",
-                        f"sample {index}: {int((~np.isfinite(a)).sum())} of {a.size} values are NaN or infinity where "
-                        f"PyTorch's are finite: an overflow in {dtype.value}",
-                    )
-                )
-            sums[name].add(a, o, t)
+            for name in model.outputs:
+                if name not in actual or actual[name].shape != true[name].shape:
+                    got = actual[name].shape if name in actual else "missing"
+                    what = f"sample {index}: is {got}; it must be {true[name].shape}"
+                    findings.append(Finding(f"output {name}", what))
+                    continue
+                a, o, t = (_select(arrays, name, valid) for arrays in (actual, torchs, true))
+                if problem := _not_finite(a, o, t, dtype):
+                    findings.append(Finding(f"output {name}", f"sample {index}: {problem}"))
+                sums[norms, name].add(a, o, t)
     progress("comparing", len(samples), len(samples))
-    outputs = tuple(s.judge(name, BOUNDS[dtype]) for name, s in sums.items() if s.per_sample)
+    outputs = tuple(s.judge(name, norms, BOUNDS[dtype]) for (norms, name), s in sums.items() if s.per_sample)
     for output in outputs:
         if not output.passed:
             what = (
                 f"relative error {output.error:.3g} against float64 (worst sample {output.worst_sample_error:.3g}); "
                 f"PyTorch in {dtype.value} has {output.torch_error:.3g}, allowed is {output.allowed:.3g}"
             )
-            findings.append(Finding(f"output {output.name}", what))
-    norms = _executions(file, runtime, samples[0])
+            findings.append(Finding(f"output {output.name}", f"{what}; norms ran {output.norms}"))
+    executions = _executions(file, runtime, samples[0])
     if runtime.require_fused:
         findings += [
             Finding(f"norm {n.module}", "ran as a function, not as a fused kernel")
-            for n in norms
+            for n in executions
             if n.implementation != "fused"
         ]
-        if not norms:
+        if not executions:
             findings.append(Finding("norms", f"backend {runtime.backend} cannot show that a fused kernel ran"))
     return NumericReport(
-        runtime.backend, dtype.value, method, len(samples), outputs, tuple(findings), tuple(notes), norms
+        runtime.backend, dtype.value, method, len(samples), outputs, tuple(findings), tuple(notes), executions
     )
+
+
+def _runners(file: ExportedModel, runtime: Runtime) -> dict[str, Runner]:
+    """Fused kernels where they are installed, and the functions beside them: a kernel hides a wrong body."""
+    runners: dict[str, Runner] = {}
+    if fused_library(runtime.backend, runtime.kernels) is not None:
+        runners["fused"] = open_runner(runtime.backend, file, kernels=Kernels.FUSED)
+    if runtime.kernels is not Kernels.FUSED:
+        runners["as functions"] = open_runner(runtime.backend, file, kernels=Kernels.FUNCTION)
+    return runners
+
+
+def _not_finite(actual: NDArray[Any], own: NDArray[Any], truth: NDArray[Any], dtype: DType) -> str:
+    """What is wrong where a value is NaN or infinity; empty where none is."""
+    if not np.isfinite(truth).all():
+        return "the checkpoint itself gives NaN or Inf"
+    if not np.isfinite(own).all():
+        return f"PyTorch itself overflows in {dtype.value}: the model does not fit this type"
+    if not np.isfinite(actual).all():
+        count = int((~np.isfinite(actual)).sum())
+        return (
+            f"{count} of {actual.size} values are NaN or infinity where PyTorch's are finite: an overflow in "
+            f"{dtype.value}"
+        )
+    return ""
 
 
 def _executions(file: ExportedModel, runtime: Runtime, inputs: Arrays) -> tuple[NormExecution, ...]:

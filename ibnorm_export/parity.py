@@ -53,9 +53,10 @@ class StaticReport:
 
 @dataclass(frozen=True, slots=True)
 class OutputParity:
-    """One output over all samples. Errors are norm-wise relative to the float64 truth."""
+    """One output over all samples, norms fused or as functions. Errors are norm-wise relative to the float64 truth."""
 
     name: str
+    norms: str
     max_abs: float
     error: float
     torch_error: float

@@ -158,7 +158,7 @@ def parity_bars(title: str, reports: Sequence[ParityReport]) -> Markup:
     return bars(
         title,
         "relative error against float64",
-        [f"{output.name}\n{dtype}" for dtype, output in found],
+        [f"{output.name} {dtype}\n{output.norms}" for dtype, output in found],
         {
             "exported file": [max(o.error, tiny) for _, o in found],
             "PyTorch's own": [max(o.torch_error, tiny) for _, o in found],

@@ -67,11 +67,14 @@ def read_inputs(path: str | Path, model: LoadedModel) -> Arrays:
             shape; the message names it.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with Path(path).open("rb") as stream:
+            archive = np.load(stream, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise TypeError("it holds one array; save each input under its name with numpy.savez")
             arrays = {name: archive[name] for name in archive.files}
     except FileNotFoundError as error:
         raise ModelFileError(f"{path} does not exist") from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, MemoryError) as error:
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, AttributeError, MemoryError) as error:
         raise ModelFileError(f"{path} is not an .npz file of plain arrays: {error}") from error
     wanted = [spec.name for spec in model.inputs]
     if sorted(arrays) != sorted(wanted):
@@ -135,8 +138,15 @@ def verify(
     inputs = [round_inputs(sample, dtype) for sample in inputs]
 
     truth = model.in_float64()
-    reached = reach(model, truth, inputs[0])
+    try:
+        reached = reach(model, truth, inputs[0])
+    except (IndexError, ValueError, RuntimeError) as error:
+        raise ModelFileError(f"PyTorch cannot run the checkpoint on the inputs: {error}") from error
     runtime = Runtime(options.backend, options.kernels, options.require_fused)
     static = check_static(exported, model, reached) if options.static else None
-    numeric = check_numeric(exported, model, truth, runtime, inputs, reached.narrow, progress)
+    try:
+        numeric = check_numeric(exported, model, truth, runtime, inputs, reached.narrow, progress)
+    except ModelFileError as error:  # a file that the runtime refuses is a finding, beside the static ones
+        findings = (Finding("runtime", str(error)),)
+        numeric = NumericReport(options.backend, exported.dtype, "nothing: it does not load", 0, (), findings)
     return ParityReport(str(exported.path), model.source, static, numeric, tuple(notes))

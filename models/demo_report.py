@@ -23,7 +23,7 @@ def _section(model: DemoModel) -> Section:
         for o in report.numeric.outputs:
             rows.append(
                 (
-                    f"{o.name} ({report.numeric.dtype})",
+                    f"{o.name} ({report.numeric.dtype}, norms {o.norms})",
                     f"{o.error:.2e}",
                     f"{o.torch_error:.2e}",
                     f"{o.ratio:.2f}",
