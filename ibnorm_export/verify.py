@@ -141,7 +141,8 @@ def verify(
     try:
         reached = reach(model, truth, inputs[0])
     except (IndexError, ValueError, RuntimeError) as error:
-        raise ModelFileError(f"PyTorch cannot run the checkpoint on the inputs: {error}") from error
+        ranges = ", ".join(f"{name} from {array.min()} to {array.max()}" for name, array in inputs[0].items())
+        raise ModelFileError(f"PyTorch cannot run the checkpoint on the inputs ({ranges}): {error}") from error
     runtime = Runtime(options.backend, options.kernels, options.require_fused)
     static = check_static(exported, model, reached) if options.static else None
     try:
