@@ -42,7 +42,7 @@ sanitize: setup
 mutants: native
 	$(BIN)/python tests/native/mutants.py
 
-demo: native
+demo: setup
 	$(BIN)/ibnorm-export demo --out demo
 
 test: native lint
