@@ -1,7 +1,8 @@
-//! g of the definition on a vector: linear, sign(t) ln(1 + |t|), tanh(t). Branch-free, odd, NaN stays NaN.
+//! g of the definition on a pack: linear, sign(t) ln(1 + |t|), tanh(t). Branch-free, odd.
 //!
-//! Derivation, fit and measured error (1.5 and 2.3 ulp at most over all magnitudes, 0.2 to 0.3 rms):
-//! custom_ops/tools/fit_compressions.py.
+//! NaN may come out as a number: the caller knows of it from the mean, and then writes NaN.
+//! For rows in half precision (kHalf) shorter polynomials do, good to 2^-19.
+//! Derivation, fits and measured errors: custom_ops/tools/fit_compressions.py.
 #pragma once
 
 #include "ibnorm/spec.h"
@@ -9,55 +10,70 @@
 
 namespace {
 
-//! ln(1 + a), a >= 0.
-IBNORM_INLINE Vec log1p_positive(Vec a) {
-  a = clamp_above(a, 1.1e38F);  // keeps 2^-k normal
-  // (1 + a) / 2^k in [2/3, 4/3); `exponent` is k, still in its place in a float's bits.
-  const Int exponent = ((Int)(a + 1.0F) - 0x3F2AAAAB) & -0x800000;
-  const Vec scale = (Vec)(0x3F800000 - exponent);  // 2^-k
-  const Vec f = fma(a, scale, scale - 1.0F);
-  const Vec f2 = f * f;
-  const Vec f4 = f2 * f2;
-  const Vec p01 = fma(f, splat(-0x1.fffef0p-3F), splat(0x1.555506p-2F));
-  const Vec p23 = fma(f, splat(-0x1.559dcap-3F), splat(0x1.99d02ap-3F));
-  const Vec p45 = fma(f, splat(-0x1.f31154p-4F), splat(0x1.1ed704p-3F));
-  const Vec p67 = fma(f, splat(-0x1.080554p-3F), splat(0x1.1e671cp-3F));
-  const Vec p03 = fma(f2, p23, p01);
-  const Vec p47 = fma(f2, p67, p45);
-  const Vec p = fma(f4, p47, p03);
-  const Vec q = fma(f, p, splat(-0.5F));
-  const Vec log_f = fma(f2, q, f);
-  constexpr float kLn2 = 0x1.62e430p-24F;  // ln(2) * 2^-23: undoes the place of the exponent
-  return fma(__builtin_convertvector(exponent, Vec), splat(kLn2), log_f);
+//! ln(1 + a), 0 <= a <= 1.1e38.
+template <bool kHalf>
+IBNORM_INLINE Pack log1p_positive(const Pack& a) {
+  // 2^-k, for the k that brings 1 + a into [2/3, 4/3); from the place of 1 + a between powers of two.
+  const Pack scale = each([](Vec v) IBNORM_FLAT { return (Vec)((0x7F2AAAAB - (Int)(v + 1.0F)) & -0x800000); }, a);
+  const Pack f = fma(a, scale, subtract(scale, 1.0F));
+  Pack p;
+  if constexpr (kHalf) {
+    constexpr float kP[] = {-0x1.0002cap-1F, 0x1.555ecep-2F, -0x1.fcd262p-3F, 0x1.95c70cp-3F, -0x1.8d0f1ep-3F, 0x1.5c81a8p-3F};
+    p = polynomial(f, kP);
+  } else {
+    constexpr float kP[] = {-0x1.ffffd6p-2F, 0x1.5554fap-2F, -0x1.001480p-2F, 0x1.99d428p-3F,
+                            -0x1.5032dap-3F, 0x1.1ea268p-3F, -0x1.3b289cp-3F, 0x1.1f422ep-3F};
+    p = polynomial(f, kP);
+  }
+  const Pack log_f = fma(multiply(f, f), p, f);
+  const Pack minus_k = each([](Vec v) IBNORM_FLAT { return whole_log2(v); }, scale);
+  return fma(minus_k, -0x1.62e430p-1F, log_f);
 }
 
-//! tanh(a), a >= 0.
-IBNORM_INLINE Vec tanh_positive(Vec a) {
-  a = clamp_above(a, 9.02F);
-  const Vec twice = a + a;
-  constexpr float kShift = 0x1.8p23F;  // adding it rounds to an integer, left in the low bits
-  const Vec shifted = fma(twice, splat(0x1.715476p+0F), splat(kShift));
-  const Vec n = shifted - kShift;
-  Vec r = fma(n, splat(-0x1.62E4p-1F), twice);
-  r = fma(n, splat(-0x1.7f7d1cp-20F), r);
-  const Vec r2 = r * r;
-  const Vec q01 = fma(r, splat(0x1.5554b0p-3F), splat(0x1.fffffep-2F));
-  const Vec q23 = fma(r, splat(0x1.12279ep-7F), splat(0x1.555674p-5F));
-  const Vec q4 = fma(r2, splat(0x1.6bebfep-10F), q23);
-  const Vec p = fma(r2, fma(r2, q4, q01), r);
-  const Vec scale = (Vec)(((Int)shifted << 23) + 0x3F800000);  // 2^n
-  const Vec e = fma(scale, p, scale - 1.0F);
-  return e / (e + 2.0F);
+//! tanh(z / 2), 0 <= z <= 18.04.
+template <bool kHalf>
+IBNORM_INLINE Pack tanh_half_positive(const Pack& z) {
+  constexpr float kShift = 0x1.8p23F;  // adding it rounds to a whole number
+  const Pack n = subtract(fma(z, 0x1.715476p+0F, kShift), kShift);
+  const Pack r = fma(n, -0x1.62e430p-1F, z);
+  Pack q;
+  if constexpr (kHalf) {
+    constexpr float kQ[] = {0x1.fffe6ep-2F, 0x1.555632p-3F, 0x1.570578p-5F, 0x1.1138d8p-7F};
+    q = polynomial(r, kQ);
+  } else {
+    constexpr float kQ[] = {0x1.fffffep-2F, 0x1.5554b0p-3F, 0x1.555674p-5F, 0x1.12279ep-7F, 0x1.6bebfep-10F};
+    q = polynomial(r, kQ);
+  }
+  const Pack p = fma(multiply(r, r), q, r);
+  const Pack scale = each([](Vec v) IBNORM_FLAT { return power_of_two(v); }, n);
+  const Pack e = fma(scale, p, subtract(scale, 1.0F));  // exp(z) - 1
+  const Pack d = add(e, 2.0F);
+  // e / d: a rough quotient, then what it leaves of e.
+  const Pack reciprocal = each([](Vec v) IBNORM_FLAT { return rough_reciprocal(v); }, d);
+  const Pack quotient = multiply(e, reciprocal);
+  const Pack rest = each([](Vec q, Vec v, Vec w) IBNORM_FLAT { return fma(-q, v, w); }, quotient, d, e);
+  return fma(rest, reciprocal, quotient);
 }
 
+//! What x - mean is multiplied with to give the argument of `compress`.
 template <ibnorm::Compression kCompression>
-IBNORM_INLINE Vec compress(Vec t) {
+IBNORM_INLINE float argument_factor(float lambd) {
+  return (kCompression == ibnorm::Compression::kTanh ? 2.0F : 1.0F) / lambd;
+}
+
+//! g(t) of the argument `t` = (x - mean) * argument_factor(lambd).
+template <ibnorm::Compression kCompression, bool kHalf>
+IBNORM_INLINE Pack compress(const Pack& t) {
   if constexpr (kCompression == ibnorm::Compression::kLinear) {
     return t;
-  } else if constexpr (kCompression == ibnorm::Compression::kLogarithmic) {
-    return with_sign(log1p_positive(magnitude(t)), t);
   } else {
-    return with_sign(tanh_positive(magnitude(t)), t);
+    constexpr bool kLog = kCompression == ibnorm::Compression::kLogarithmic;
+    const Pack a = each([](Vec v) IBNORM_FLAT { return magnitude_at_most(v, kLog ? 1.1e38F : 18.04F); }, t);
+    const Pack g = [&]() IBNORM_FLAT {
+      if constexpr (kLog) return log1p_positive<kHalf>(a);
+      return tanh_half_positive<kHalf>(a);
+    }();
+    return each([](Vec v, Vec s) IBNORM_FLAT { return with_sign(v, s); }, g, t);
   }
 }
 

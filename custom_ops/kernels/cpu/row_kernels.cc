@@ -1,21 +1,26 @@
 //! IBNorm by rows on one thread. Compiled once per instruction set (IBNORM_ISA names the namespace).
 //!
-//! A row is read from memory once and then worked on in the L1 cache, in exact passes:
-//!   1. mean of x                          (skip form: add, round, write the sum)
-//!   2. c = g((x - mean) / lambd), and its mean m
-//!   3. e = c - m: sum of e and of e^2     (the sum of e is what rounding left of the mean)
-//!   4. y = scale * (e - mean(e)) / sqrt(var + epsilon) + bias
-//! Pass 3 corrects the mean by the mean of the residuals, so a row of equal values gives `bias`
-//! whatever the first two means were rounded to, and takes var(c) around the corrected mean. The
-//! linear form needs no pass 2: x - mean is already centred up to rounding.
+//! A row is read from memory once and then worked on in the L1 cache, in three passes:
+//!   1. mean of x                      (skip form: add, round, write the sum)
+//!   2. c = g((x - mean) / lambd), with its mean and mean square
+//!   3. y = scale * (c - mean(c)) / sqrt(var(c) + epsilon) + bias
+//! mean(c^2) - mean(c)^2 is the variance to within a bit as long as mean(c)^2 is no larger; g is odd
+//! and x - mean has mean 0, so that nearly always holds. Where it does not (one value far outside),
+//! another pass takes the squares around the mean.
 //!
-//! Sums run in four vectors by blocks of 64, so no lane adds more than a few dozen terms before its
-//! block is folded into the total: at 65536 columns that is 3 digits more than one running sum.
+//! Sums add a few vectors in float and go on in double. That makes the mean of equal values exact, so
+//! that such a row gives exactly `bias`; and a tanh turns the sign of a value near the mean into a
+//! step, so that at deviations far above lambda a mean good to one float alone would cost 1e-6.
+//! NaN and infinity show in the mean, which then makes the last factor NaN.
+//!
+//! Three rows are under way at a time: while one is compressed, the next is read and the last is
+//! written. Memory and arithmetic then work at once, where pass after pass has each wait for the other.
 #include <cstdint>
 
 #include "compress_simd.h"
 #include "ibnorm/problem.h"
 #include "simd.h"
+#include "storage.h"
 #include "variants.h"
 
 namespace {
@@ -24,242 +29,241 @@ using ibnorm::Compression;
 using ibnorm::DType;
 using ibnorm::Problem;
 
-constexpr int kUnroll = 4;
-constexpr std::int64_t kBlock = 64 * kWidth;  // floats per partial sum
+//! Columns whose float values are kept between the passes (96 KiB of stack, for the three rows under way);
+//! wider rows compute them again.
+constexpr std::int64_t kScratch = 8192;
 
-//! Columns whose float values are kept between the passes (64 KiB of stack); wider rows compute them again.
-constexpr std::int64_t kScratch = 16384;
+//! Bytes between a load from memory and its prefetch.
+constexpr int kAhead = 2048;
 
 //! An output this large leaves a core's own caches before anyone reads it: written past them, it saves
 //! reading its lines first.
 constexpr std::int64_t kStreamBytes = std::int64_t{1} << 23;
 
-//! Sum over the columns of body(first column, lanes): lanes is kWidth but for the last, partial vector.
-//! The body returns `kSums` vectors to add up; lanes past the row must be 0.
-template <int kSums>
-struct Sums {
-  Vec v[kSums];
-};
+//! Calls pair(first column) for each two packs of a row, then one(first column, columns) for what is left.
+template <class Pair, class One>
+IBNORM_INLINE void for_columns(std::int64_t cols, const Pair& pair, const One& one) {
+  std::int64_t i = 0;
+  for (; i + 2 * kPack <= cols; i += 2 * kPack) pair(i);
+  for (; i < cols; i += kPack) one(i, cols - i < kPack ? static_cast<int>(cols - i) : kPack);
+}
 
-template <int kSums, class Body>
-IBNORM_INLINE void sum_columns(std::int64_t cols, float (&result)[kSums], const Body& body) {
-  Sums<kSums> total = {};
-  for (std::int64_t block = 0; block < cols; block += kBlock) {
-    const std::int64_t end = cols - block < kBlock ? cols : block + kBlock;
-    Sums<kSums> part[kUnroll] = {};
-    std::int64_t i = block;
-    for (; i + kUnroll * kWidth <= end; i += kUnroll * kWidth) {
+//! The sum of what term(first column, columns) returns for each pack of a row; lanes past the row must be 0.
+template <class Term>
+IBNORM_INLINE double sum_columns(std::int64_t cols, const Term& term) {
+  DoubleSum sum;
+  for_columns(
+      cols, [&](std::int64_t i) IBNORM_FLAT { sum.add(add(term(i, kPack), term(i + kPack, kPack))); },
+      [&](std::int64_t i, int n) IBNORM_FLAT { sum.add(term(i, n), n); });
+  return sum.total();
+}
+
+template <class T>
+IBNORM_INLINE void prefetch(const char* p) {
 #pragma GCC unroll 4
-      for (int u = 0; u < kUnroll; ++u) {
-        const Sums<kSums> s = body(i + u * kWidth, kWidth);
-        for (int k = 0; k < kSums; ++k) part[u].v[k] += s.v[k];
-      }
-    }
-    for (; i + kWidth <= end; i += kWidth) {
-      const Sums<kSums> s = body(i, kWidth);
-      for (int k = 0; k < kSums; ++k) part[0].v[k] += s.v[k];
-    }
-    if (i < end) {
-      const Sums<kSums> s = body(i, static_cast<int>(end - i));
-      for (int k = 0; k < kSums; ++k) part[1].v[k] += s.v[k];
-    }
-    for (int k = 0; k < kSums; ++k) total.v[k] += (part[0].v[k] + part[1].v[k]) + (part[2].v[k] + part[3].v[k]);
-  }
-  for (int k = 0; k < kSums; ++k) result[k] = horizontal_sum(total.v[k]);
+  for (int byte = 0; byte < kPack * T::kSize; byte += 64) __builtin_prefetch(p + byte);
 }
 
-template <class T>
-IBNORM_INLINE Vec load(const char* base, std::int64_t i, int lanes) {
-  const char* p = base + i * T::kSize;
-  return lanes == kWidth ? T::load(p) : T::load(p, lanes);
-}
-
-template <class T>
-IBNORM_INLINE void store(char* base, std::int64_t i, Vec v, int lanes, bool stream) {
-  char* p = base + i * T::kSize;
-  if (lanes != kWidth) {
-    T::store(p, v, lanes);
-  } else if (stream) {
-    T::stream(p, v);
-  } else {
-    T::store(p, v);
-  }
-}
-
-//! Where one row lies.
-struct Place {
-  const char* x;
+//! One row under way.
+struct Row {
+  const char* x;       // null: no row
   const char* skip;
   char* y;
   char* sum;
-  float* scratch;  // [kScratch + kWidth]
+  float* scratch;      // [columns, rounded up to packs]
+  double total;        // of what is normalised
+  float mean;
+  float mean_rest;     // t = (x - mean) * factor - mean_rest
+  float c_mean;
+  float inverse;
+  float offset;        // y = scale * ((c - c_mean) * inverse + offset) + bias
 };
 
-//! The rows of one problem. Where a row fits the scratch, its pass 1 runs inside the previous row's
-//! compression: the loads hide behind the arithmetic, and one of the four waits for a sum is gone.
 template <class T, class A, Compression kCompression, bool kSkip, bool kFits>
-struct Rows {
+struct Kernel {
   static constexpr bool kLinear = kCompression == Compression::kLinear;
-  static constexpr bool kIsFloat = T::kSize == 4;
-  static constexpr bool kStaged = kFits && (kSkip || !kIsFloat);  // scratch holds x as float after pass 1
-  static constexpr bool kKeeps = kFits && !kLinear;               // scratch holds c after pass 2
-  static constexpr int kAhead = 2048;                             // bytes between a load and its prefetch
+  static constexpr bool kHalf = T::kSize == 2;
+  static constexpr bool kStaged = kFits && (kSkip || kHalf);  // scratch holds x as float after pass 1
+  static constexpr bool kKeeps = kFits && !kLinear;           // scratch holds c after pass 2
 
   const char* scale;
   const char* bias;
   std::int64_t cols;
   bool stream;
-  float inverse_lambd;
-  float epsilon;
+  float factor;
+  double epsilon;
 
-  Place at;
-  Place next;
-  bool has_next;
-  float mean;
-  float mean_low;
-  float mean_c;
+  static IBNORM_INLINE char* kept(const Row& row, std::int64_t i) { return reinterpret_cast<char*>(row.scratch + i); }
 
-  static IBNORM_INLINE Vec input(const Place& p, std::int64_t i, int lanes) {
-    if constexpr (!kSkip) {
-      return load<T>(p.x, i, lanes);
-    } else {
-      return T::round(load<T>(p.x, i, lanes) + load<T>(p.skip, i, lanes));
-    }
+  //! What is normalised, from the inputs.
+  static IBNORM_INLINE Pack input(const Row& row, std::int64_t i, int n) {
+    const Pack x = T::load(row.x + i * T::kSize, n);
+    if constexpr (!kSkip) return x;
+    return T::round(add(x, T::load(row.skip + i * T::kSize, n)));
   }
 
-  //! Pass 1 on one vector.
-  IBNORM_INLINE Vec read(const Place& p, std::int64_t i, int lanes) const {
-    const Vec v = input(p, i, lanes);
+  //! The same after pass 1, when `sum` may lie over x or skip.
+  static IBNORM_INLINE Pack source(const Row& row, std::int64_t i, int n) {
+    if constexpr (kStaged) return Float32::load(kept(row, i));
     if constexpr (kSkip) {
-      if (p.sum != nullptr) store<T>(p.sum, i, v, lanes, stream);
+      if (row.sum != nullptr) return T::load(row.sum + i * T::kSize, n);
     }
-    if constexpr (kStaged) Float32::store(reinterpret_cast<char*>(p.scratch + i), v);
-    return v;
+    return input(row, i, n);
   }
 
-  IBNORM_INLINE Vec read_next(std::int64_t i, int lanes) const {
-    if (!kFits || !has_next) return Vec{};
-    __builtin_prefetch(next.x + i * T::kSize + kAhead);
-    if constexpr (kSkip) __builtin_prefetch(next.skip + i * T::kSize + kAhead);
-    return read(next, i, lanes);
+  IBNORM_INLINE Pack compressed(const Row& row, std::int64_t i, int n) const {
+    const Pack t = fma(subtract(source(row, i, n), row.mean), factor, -row.mean_rest);
+    return compress<kCompression, kHalf>(t);
   }
 
-  //! Pass 1 of a row that no other row read ahead.
-  IBNORM_INLINE float read_all(const Place& p) const {
-    float one[1];
-    sum_columns<1>(cols, one, [&](std::int64_t i, int lanes) __attribute__((always_inline)) {
-      return Sums<1>{{read(p, i, lanes)}};
-    });
-    return one[0];
+  //! c after pass 2.
+  IBNORM_INLINE Pack again(const Row& row, std::int64_t i, int n) const {
+    if constexpr (kKeeps) return Float32::load(kept(row, i));
+    return compressed(row, i, n);
   }
 
-  IBNORM_INLINE Vec source(std::int64_t i, int lanes) const {
-    if constexpr (kStaged) return Float32::load(reinterpret_cast<const char*>(at.scratch + i));
+  static IBNORM_INLINE Pack keep_columns(const Pack& a, int n) {
+    if (n == kPack) return a;
+    Pack result;
+    for (int u = 0; u < kVectors; ++u) result.v[u] = keep(a.v[u], T::lanes(u, n));
+    return result;
+  }
+
+  IBNORM_INLINE void write(char* p, const Pack& a, int n) const {
+    if (stream && n == kPack) return T::stream(p, a);
+    T::store(p, a, n);
+  }
+
+  static IBNORM_INLINE Pack affine(const char* p, std::int64_t i, int n) {
+    const Pack a = A::load(p + i * A::kSize, n);
+    return A::kSize == T::kSize ? a : T::order(a);
+  }
+
+  //! Pass 1 on one pack.
+  IBNORM_INLINE Pack read(const Row& row, std::int64_t i, int n) const {
+    prefetch<T>(row.x + i * T::kSize + kAhead);
+    if constexpr (kSkip) prefetch<T>(row.skip + i * T::kSize + kAhead);
+    const Pack a = input(row, i, n);
     if constexpr (kSkip) {
-      if (at.sum != nullptr) return load<T>(at.sum, i, lanes);  // x or skip may already be overwritten by it
+      if (row.sum != nullptr) write(row.sum + i * T::kSize, a, n);
     }
-    return input(at, i, lanes);
+    if constexpr (kStaged) Float32::store(kept(row, i), a);
+    return a;
   }
 
-  IBNORM_INLINE Vec compressed(std::int64_t i, int lanes) const {
-    return compress<kCompression>(((source(i, lanes) - mean) - mean_low) * inverse_lambd);
+  //! Pass 1.
+  IBNORM_INLINE double read_all(const Row row) const {
+    return sum_columns(cols, [&](std::int64_t i, int n) IBNORM_FLAT { return read(row, i, n); });
   }
 
-  IBNORM_INLINE Vec centred(std::int64_t i, int lanes) const {
-    if constexpr (kKeeps) return Float32::load(reinterpret_cast<const char*>(at.scratch + i)) - mean_c;
-    return compressed(i, lanes) - mean_c;
+  //! Pass 3 on one pack.
+  IBNORM_INLINE void finish(const Row& row, std::int64_t i, int n) const {
+    const Pack unit = fma(subtract(again(row, i, n), row.c_mean), row.inverse, row.offset);
+    write(row.y + i * T::kSize, fma(unit, affine(scale, i, n), affine(bias, i, n)), n);
   }
 
-  //! Finishes the row at `at`, whose values add up to `total`; returns the total of the next one.
-  IBNORM_INLINE float finish(float total) {
-    const float count = static_cast<float>(cols);
-    mean = total / count;
-    // What the quotient's rounding left: without it a mean of 10 deviations costs a tanh in half precision 2 ulp.
-    mean_low = static_cast<float>((total - static_cast<double>(mean) * count) / count);
+  //! Pass 3.
+  IBNORM_INLINE void finish_all(const Row row) const {
+    const auto one = [&](std::int64_t i, int n) IBNORM_FLAT { finish(row, i, n); };
+    const auto pair = [&](std::int64_t i) IBNORM_FLAT {
+      one(i, kPack);
+      one(i + kPack, kPack);
+    };
+    for_columns(cols, pair, one);
+  }
 
-    float next_total;
-    float residual_sum;
-    float square_sum;
-    if constexpr (kLinear) {
-      // A first value this near the mean lies there by rounding: in a row of equal values it is the
-      // residual of all of them, and subtracting it leaves exactly 0.
-      mean_c = 0.0F;
-      const float first = compressed(0, cols < kWidth ? static_cast<int>(cols) : kWidth)[0];
-      mean_c = __builtin_fabsf(first) <= 1e-4F * __builtin_fabsf(mean * inverse_lambd) ? first : 0.0F;
-      float sums[3];
-      sum_columns<3>(cols, sums, [&](std::int64_t i, int lanes) __attribute__((always_inline)) {
-        const Vec e = lanes == kWidth ? centred(i, lanes) : keep(centred(i, lanes), lanes);
-        return Sums<3>{{e, e * e, read_next(i, lanes)}};
+  //! Pass 2 of `row`, and meanwhile pass 1 of `next` and pass 3 of `last`, where there are such rows.
+  //! Local copies of them: through a reference each store of a pack would have all read again.
+  IBNORM_INLINE void compress_row(const Row* last_row, Row* this_row, Row* next_row) const {
+    const Row last = *last_row;
+    const Row next = *next_row;
+    Row row = *this_row;
+    const double count = static_cast<double>(cols);
+    const double mean = row.total / count;
+    row.mean = static_cast<float>(mean);
+    row.mean_rest = static_cast<float>(mean - static_cast<double>(row.mean)) * factor;
+
+    DoubleSum total;
+    DoubleSum sum;
+    DoubleSum squares;
+    const auto term = [&](std::int64_t i, int n) IBNORM_FLAT {
+      const Pack a = compressed(row, i, n);
+      if constexpr (kKeeps) Float32::store(kept(row, i), a);
+      return keep_columns(a, n);
+    };
+    const auto pair = [&](std::int64_t i) IBNORM_FLAT {
+      if (kFits && next.x != nullptr) total.add(add(read(next, i, kPack), read(next, i + kPack, kPack)));
+      const Pack a = term(i, kPack);
+      const Pack b = term(i + kPack, kPack);
+      sum.add(add(a, b));
+      squares.add(fma(b, b, multiply(a, a)));
+      if (kFits && last.x != nullptr) {
+        finish(last, i, kPack);
+        finish(last, i + kPack, kPack);
+      }
+    };
+    const auto one = [&](std::int64_t i, int n) IBNORM_FLAT {
+      if (kFits && next.x != nullptr) total.add(read(next, i, n), n);
+      const Pack a = term(i, n);
+      sum.add(a, n);
+      squares.add(multiply(a, a), n);
+      if (kFits && last.x != nullptr) finish(last, i, n);
+    };
+    for_columns(cols, pair, one);
+
+    next_row->total = total.total();
+    const double c_mean = sum.total() / count;
+    row.c_mean = static_cast<float>(c_mean);
+    double variance = squares.total() / count - c_mean * c_mean;
+    if (c_mean * c_mean > variance) {
+      const double around = sum_columns(cols, [&](std::int64_t i, int n) IBNORM_FLAT {
+        const Pack e = keep_columns(subtract(again(row, i, n), row.c_mean), n);
+        return multiply(e, e);
       });
-      residual_sum = sums[0];
-      square_sum = sums[1];
-      next_total = sums[2];
-    } else {
-      float sums[2];
-      sum_columns<2>(cols, sums, [&](std::int64_t i, int lanes) __attribute__((always_inline)) {
-        const Vec c = compressed(i, lanes);
-        if constexpr (kKeeps) Float32::store(reinterpret_cast<char*>(at.scratch + i), c);
-        return Sums<2>{{lanes == kWidth ? c : keep(c, lanes), read_next(i, lanes)}};
-      });
-      mean_c = sums[0] / count;
-      next_total = sums[1];
-      sum_columns<2>(cols, sums, [&](std::int64_t i, int lanes) __attribute__((always_inline)) {
-        const Vec e = lanes == kWidth ? centred(i, lanes) : keep(centred(i, lanes), lanes);
-        return Sums<2>{{e, e * e}};
-      });
-      residual_sum = sums[0];
-      square_sum = sums[1];
+      variance = around / count;
     }
-    const float residual = residual_sum / count;
-    // Rounding may leave a constant row's difference a hair below 0.
-    const float spread = square_sum / count - residual * residual;
-    const float variance = spread < 0.0F ? 0.0F : spread;  // NaN stays NaN
-    const float inverse = 1.0F / __builtin_sqrtf(variance + epsilon);
-    const float offset = -residual * inverse;
-
-    std::int64_t i = 0;
-#pragma GCC unroll 2
-    for (; i + kWidth <= cols; i += kWidth) write(i, kWidth, inverse, offset);
-    if (i < cols) write(i, static_cast<int>(cols - i), inverse, offset);
-    return next_total;
-  }
-
-  IBNORM_INLINE void write(std::int64_t i, int lanes, float inverse, float offset) const {
-    const Vec unit = fma(centred(i, lanes), splat(inverse), splat(offset));
-    store<T>(at.y, i, fma(unit, load<A>(scale, i, lanes), load<A>(bias, i, lanes)), lanes, stream);
+    const double inverse = 1.0 / __builtin_sqrt(variance + epsilon);
+    row.inverse = mean - mean == 0.0 ? static_cast<float>(inverse) : __builtin_nanf("");
+    row.offset = static_cast<float>((static_cast<double>(row.c_mean) - c_mean) * inverse);
+    *this_row = row;
   }
 };
 
 template <class T, class A, Compression kCompression, bool kSkip, bool kFits>
 void run_rows(const Problem& p, std::int64_t row_begin, std::int64_t row_end, bool stream) noexcept {
-  using Kernel = Rows<T, A, kCompression, kSkip, kFits>;
-  constexpr std::int64_t kRoom = kScratch + kWidth;
-  alignas(64) float scratch[kFits ? (Kernel::kStaged ? 2 * kRoom : kRoom) : 1];
-  Kernel rows;
-  rows.scale = static_cast<const char*>(p.scale);
-  rows.bias = static_cast<const char*>(p.bias);
-  rows.cols = p.cols;
-  rows.stream = stream;
-  rows.inverse_lambd = 1.0F / p.lambd;
-  rows.epsilon = p.epsilon;
+  constexpr std::int64_t kUnderWay = 3;
+  constexpr std::int64_t kRoom = kScratch + kPack;
+  alignas(64) float scratch[kFits ? kUnderWay * kRoom : 1];
+  const Kernel<T, A, kCompression, kSkip, kFits> kernel{static_cast<const char*>(p.scale),
+                                                        static_cast<const char*>(p.bias),
+                                                        p.cols,
+                                                        stream,
+                                                        argument_factor<kCompression>(p.lambd),
+                                                        static_cast<double>(p.epsilon)};
+  const std::int64_t row_bytes = p.cols * T::kSize;
+  const std::int64_t row_floats = (p.cols + kPack - 1) / kPack * kPack;
   const auto place = [&](std::int64_t r) {
-    const std::int64_t from = r * p.cols * T::kSize;
-    Place here;
-    here.x = static_cast<const char*>(p.x) + from;
-    here.skip = kSkip ? static_cast<const char*>(p.skip) + from : nullptr;
-    here.y = static_cast<char*>(p.y) + from;
-    here.sum = kSkip && p.sum != nullptr ? static_cast<char*>(p.sum) + from : nullptr;
-    here.scratch = Kernel::kStaged && r % 2 != 0 ? scratch + kRoom : scratch;
-    return here;
+    Row row = {};
+    if (r >= row_end) return row;
+    const std::int64_t from = r * row_bytes;
+    row.x = static_cast<const char*>(p.x) + from;
+    row.skip = kSkip ? static_cast<const char*>(p.skip) + from : nullptr;
+    row.y = static_cast<char*>(p.y) + from;
+    row.sum = kSkip && p.sum != nullptr ? static_cast<char*>(p.sum) + from : nullptr;
+    row.scratch = kFits ? scratch + r % kUnderWay * row_floats : scratch;
+    return row;
   };
-  rows.next = place(row_begin);
-  float total = 0.0F;
+
+  Row last = {};
+  Row row = place(row_begin);
+  if (kFits) row.total = kernel.read_all(row);
   for (std::int64_t r = row_begin; r < row_end; ++r) {
-    rows.at = rows.next;
-    if (!kFits || r == row_begin) total = rows.read_all(rows.at);
-    rows.has_next = r + 1 < row_end;
-    if (rows.has_next) rows.next = place(r + 1);
-    total = rows.finish(total);
+    Row next = place(r + 1);
+    if (!kFits) row.total = kernel.read_all(row);
+    kernel.compress_row(&last, &row, &next);
+    if (!kFits || r + 1 == row_end) kernel.finish_all(row);
+    last = row;
+    row = next;
   }
   if (stream) fence_streams();
 }

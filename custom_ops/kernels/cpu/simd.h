@@ -1,13 +1,17 @@
-//! One float vector of the width this translation unit is compiled for, and its loads and stores.
+//! Float vectors of the width this translation unit is compiled for, and packs of them.
 //!
 //! GCC vector extensions carry the arithmetic; intrinsics appear only where the extensions have no
-//! word for it (masked and streaming accesses, half conversion, fused multiply-add). Everything is
-//! in an unnamed namespace and forced inline: were a helper shared between the three builds, the
-//! linker could hand the AVX-512 body to a machine without it.
+//! word for it. Everything is in an unnamed namespace and forced inline: were a helper shared
+//! between the three builds, the linker could hand the AVX-512 body to a machine without it.
+//!
+//! Formulas are written over a Pack, a few vectors in step: each operation is issued for all of them
+//! before the next one. A core looks only some 100 operations ahead, and a compression is a chain of
+//! 20 that wait for one another: one vector after the other leaves half of its multipliers idle.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #if defined(__AVX2__) || defined(__SSE2__)
 #include <immintrin.h>
@@ -16,23 +20,31 @@
 #endif
 
 #define IBNORM_INLINE inline __attribute__((always_inline))
+#define IBNORM_FLAT __attribute__((always_inline))  // the same for a lambda
 
 namespace {
 
 #if defined(__AVX512F__)
-constexpr int kWidth = 16;
+constexpr int kWidth = 16;    // floats per vector
+constexpr int kVectors = 4;   // vectors per pack: even, and few enough for the registers
 #elif defined(__AVX2__)
 constexpr int kWidth = 8;
+constexpr int kVectors = 2;
 #else
 constexpr int kWidth = 4;
+constexpr int kVectors = 2;
 #endif
+constexpr int kPack = kVectors * kWidth;  // floats per pack
 
 typedef float Vec __attribute__((vector_size(4 * kWidth)));
 typedef std::int32_t Int __attribute__((vector_size(4 * kWidth)));
 typedef std::uint32_t Bits __attribute__((vector_size(4 * kWidth)));
+typedef double Doubles __attribute__((vector_size(4 * kWidth)));  // kWidth / 2 lanes
 typedef std::uint16_t Half __attribute__((vector_size(2 * kWidth)));
 
-IBNORM_INLINE Vec splat(float value) { return Vec{} + value; }
+IBNORM_INLINE Vec splat(float value) { return value - Vec{}; }  // + would turn -0 into 0
+
+// -- one vector ----------------------------------------------------------------------------------
 
 //! a * b + c, in one rounding where the machine has it.
 IBNORM_INLINE Vec fma(Vec a, Vec b, Vec c) {
@@ -47,44 +59,154 @@ IBNORM_INLINE Vec fma(Vec a, Vec b, Vec c) {
 #endif
 }
 
-//! min(a, limit), and NaN where a is NaN.
-IBNORM_INLINE Vec clamp_above(Vec a, float limit) {
-#if defined(__AVX512F__)
-  return _mm512_min_ps(splat(limit), a);  // the second operand is returned when either is NaN
-#elif defined(__AVX2__)
-  return _mm256_min_ps(splat(limit), a);
+//! |a|, or limit where that is less. NaN gives a number: who calls this knows of NaN by other means.
+IBNORM_INLINE Vec magnitude_at_most(Vec a, float limit) {
+#if defined(__AVX512DQ__)
+  return _mm512_range_ps(a, splat(limit), 2 /* the lesser magnitude */ | 8 /* sign cleared */);
 #else
-  return a > splat(limit) ? splat(limit) : a;
+  const Vec magnitude = (Vec)((Bits)a & 0x7FFFFFFFU);
+#if defined(__AVX2__)
+  return _mm256_min_ps(magnitude, splat(limit));
+#else
+  return magnitude < splat(limit) ? magnitude : splat(limit);
+#endif
 #endif
 }
 
-IBNORM_INLINE Vec magnitude(Vec a) { return (Vec)((Bits)a & 0x7FFFFFFFU); }
-
 //! |a| given, with the sign of `sign`.
-IBNORM_INLINE Vec with_sign(Vec a, Vec sign) { return (Vec)((Bits)a | ((Bits)sign & 0x80000000U)); }
-
-//! The first n lanes of a, 0 in the others.
-IBNORM_INLINE Vec keep(Vec a, int n) {
+IBNORM_INLINE Vec with_sign(Vec a, Vec sign) {
 #if defined(__AVX512F__)
-  return _mm512_maskz_mov_ps(static_cast<__mmask16>((1U << n) - 1U), a);
+  return (Vec)_mm512_ternarylogic_epi32((__m512i)a, (__m512i)sign, (__m512i)splat(-0.0F), 0xF8);  // a | (b & c)
 #else
+  return (Vec)((Bits)a | ((Bits)sign & 0x80000000U));
+#endif
+}
+
+//! 2^n for a whole number n, -126 <= n <= 127.
+IBNORM_INLINE Vec power_of_two(Vec n) {
+#if defined(__AVX512F__)
+  return _mm512_scalef_ps(splat(1.0F), n);
+#else
+  return (Vec)(((Int)(n + 0x1.8p23F) << 23) + 0x3F800000);  // the sum has n in its low bits
+#endif
+}
+
+//! n of a = 2^n, a normal.
+IBNORM_INLINE Vec whole_log2(Vec a) {
+#if defined(__AVX512F__)
+  return _mm512_getexp_ps(a);
+#else
+  return __builtin_convertvector(((Int)a >> 23) - 127, Vec);
+#endif
+}
+
+//! About 1 / a, to 14 bits or better.
+IBNORM_INLINE Vec rough_reciprocal(Vec a) {
+#if defined(__AVX512F__)
+  return _mm512_rcp14_ps(a);
+#else
+  return 1.0F / a;
+#endif
+}
+
+//! The first n lanes of a, 0 in the others; any n.
+IBNORM_INLINE Vec keep(Vec a, int n) {
   Int lane;
   for (int i = 0; i < kWidth; ++i) lane[i] = i;
   return (Vec)((Int)a & (lane < n));
+}
+
+// -- a pack --------------------------------------------------------------------------------------
+
+struct Pack {
+  Vec v[kVectors];
+};
+
+IBNORM_INLINE Vec vector_of(const Pack& p, int u) { return p.v[u]; }
+IBNORM_INLINE Vec vector_of(float value, int) { return splat(value); }
+
+//! f of the vectors of packs that lie in one place; a float stands for itself in every lane.
+template <class F, class... P>
+IBNORM_INLINE Pack each(F f, const P&... packs) {
+  Pack result;
+#pragma GCC unroll 4
+  for (int u = 0; u < kVectors; ++u) result.v[u] = f(vector_of(packs, u)...);
+  return result;
+}
+
+template <class A, class B>
+IBNORM_INLINE Pack add(const A& a, const B& b) {
+  return each([](Vec p, Vec q) IBNORM_FLAT { return p + q; }, a, b);
+}
+template <class A, class B>
+IBNORM_INLINE Pack subtract(const A& a, const B& b) {
+  return each([](Vec p, Vec q) IBNORM_FLAT { return p - q; }, a, b);
+}
+template <class A, class B>
+IBNORM_INLINE Pack multiply(const A& a, const B& b) {
+  return each([](Vec p, Vec q) IBNORM_FLAT { return p * q; }, a, b);
+}
+template <class A, class B, class C>
+IBNORM_INLINE Pack fma(const A& a, const B& b, const C& c) {
+  return each([](Vec p, Vec q, Vec r) IBNORM_FLAT { return fma(p, q, r); }, a, b, c);
+}
+
+//! c[0] + c[1] x + c[2] x^2 + ..., by Horner's rule.
+template <int kCount>
+IBNORM_INLINE Pack polynomial(const Pack& x, const float (&c)[kCount]) {
+  Pack sum = fma(x, c[kCount - 1], c[kCount - 2]);
+#pragma GCC unroll 8
+  for (int power = kCount - 3; power >= 0; --power) sum = fma(sum, x, c[power]);
+  return sum;
+}
+
+// -- sums ----------------------------------------------------------------------------------------
+
+//! The lower or upper half of the lanes, in double.
+template <int kHalf>
+IBNORM_INLINE Doubles widen_half(Vec a) {
+#if defined(__AVX512DQ__)
+  return _mm512_cvtps_pd(kHalf == 0 ? _mm512_castps512_ps256(a) : _mm512_extractf32x8_ps(a, 1));
+#elif defined(__AVX2__)
+  return _mm256_cvtps_pd(kHalf == 0 ? _mm256_castps256_ps128(a) : _mm256_extractf128_ps(a, 1));
+#else
+  return Doubles{a[2 * kHalf], a[2 * kHalf + 1]};
 #endif
 }
 
-IBNORM_INLINE float horizontal_sum(Vec a) {
-#if defined(__AVX512F__)
-  return _mm512_reduce_add_ps(a);
-#else
-  float lanes[kWidth];
-  std::memcpy(lanes, &a, sizeof a);
-  for (int width = kWidth / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
-  return lanes[0];
-#endif
-}
+//! A sum of vectors, kept in double.
+struct DoubleSum {
+  Doubles low = {};
+  Doubles high = {};
+
+  IBNORM_INLINE void add(Vec a) {
+    low += widen_half<0>(a);
+    high += widen_half<1>(a);
+  }
+
+  //! Sums the pack in float first. Where all lanes are equal that is exact: only powers of two times them occur.
+  IBNORM_INLINE void add(Pack a) {
+#pragma GCC unroll 4
+    for (int half = kVectors / 2; half > 0; half /= 2)
+      for (int u = 0; u < half; ++u) a.v[u] += a.v[u + half];
+    add(a.v[0]);
+  }
+
+  //! As `add`, of n columns: where lanes past the row are 0, not all are equal.
+  IBNORM_INLINE void add(const Pack& a, int n) {
+    if (n == kPack) return add(a);
+    for (const Vec& v : a.v) add(v);
+  }
+
+  IBNORM_INLINE double total() const {
+    const Doubles both = low + high;
+    double lanes[kWidth / 2];
+    std::memcpy(lanes, &both, sizeof lanes);
+    for (int half = kWidth / 4; half > 0; half /= 2)
+      for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+    return lanes[0];
+  }
+};
 
 //! Makes streaming stores visible to other threads in program order.
 IBNORM_INLINE void fence_streams() {
@@ -92,176 +214,5 @@ IBNORM_INLINE void fence_streams() {
   _mm_sfence();
 #endif
 }
-
-// 16-bit lanes, n <= kWidth of them.
-
-IBNORM_INLINE Half load_bits(const void* p) {
-  Half h;
-  std::memcpy(&h, p, sizeof h);
-  return h;
-}
-
-IBNORM_INLINE Half load_bits(const void* p, int n) {
-#if defined(__AVX512BW__) && defined(__AVX512VL__)
-  return (Half)_mm256_maskz_loadu_epi16(static_cast<__mmask16>((1U << n) - 1U), p);
-#else
-  Half h = {};
-  std::uint16_t one;
-  for (int i = 0; i < n; ++i) {
-    std::memcpy(&one, static_cast<const char*>(p) + 2 * i, sizeof one);
-    h[i] = one;
-  }
-  return h;
-#endif
-}
-
-IBNORM_INLINE void store_bits(void* p, Half h) { std::memcpy(p, &h, sizeof h); }
-
-IBNORM_INLINE void store_bits(void* p, Half h, int n) {
-#if defined(__AVX512BW__) && defined(__AVX512VL__)
-  _mm256_mask_storeu_epi16(p, static_cast<__mmask16>((1U << n) - 1U), (__m256i)h);
-#else
-  for (int i = 0; i < n; ++i) {
-    const std::uint16_t one = h[i];
-    std::memcpy(static_cast<char*>(p) + 2 * i, &one, sizeof one);
-  }
-#endif
-}
-
-IBNORM_INLINE void stream_bits(void* p, Half h) {
-#if defined(__AVX512F__)
-  _mm256_stream_si256(static_cast<__m256i*>(p), (__m256i)h);
-#elif defined(__AVX2__)
-  _mm_stream_si128(static_cast<__m128i*>(p), (__m128i)h);
-#else
-  store_bits(p, h);
-#endif
-}
-
-//! How a type lies in memory. `load` and `store` take any alignment; `stream` needs kStreamAlign.
-struct Float32 {
-  static constexpr int kSize = 4;
-  static constexpr int kStreamAlign = 4 * kWidth;
-  static IBNORM_INLINE Vec load(const char* p) {
-    Vec v;
-    std::memcpy(&v, p, sizeof v);
-    return v;
-  }
-  static IBNORM_INLINE Vec load(const char* p, int n) {
-#if defined(__AVX512F__)
-    return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1U << n) - 1U), p);
-#else
-    Vec v = {};
-    float one;
-    for (int i = 0; i < n; ++i) {
-      std::memcpy(&one, p + 4 * i, sizeof one);
-      v[i] = one;
-    }
-    return v;
-#endif
-  }
-  static IBNORM_INLINE void store(char* p, Vec v) { std::memcpy(p, &v, sizeof v); }
-  static IBNORM_INLINE void store(char* p, Vec v, int n) {
-#if defined(__AVX512F__)
-    _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1U << n) - 1U), v);
-#else
-    for (int i = 0; i < n; ++i) {
-      const float one = v[i];
-      std::memcpy(p + 4 * i, &one, sizeof one);
-    }
-#endif
-  }
-  static IBNORM_INLINE void stream(char* p, Vec v) {
-#if defined(__AVX512F__)
-    _mm512_stream_ps(reinterpret_cast<float*>(p), v);
-#elif defined(__AVX2__)
-    _mm256_stream_ps(reinterpret_cast<float*>(p), v);
-#elif defined(__SSE2__)
-    _mm_stream_ps(reinterpret_cast<float*>(p), v);
-#else
-    store(p, v);
-#endif
-  }
-  static IBNORM_INLINE Vec round(Vec v) { return v; }
-};
-
-//! The 16-bit types share everything but the conversion.
-template <class Convert>
-struct Packed16 {
-  static constexpr int kSize = 2;
-  static constexpr int kStreamAlign = 2 * kWidth;
-  static IBNORM_INLINE Vec load(const char* p) { return Convert::widen(load_bits(p)); }
-  static IBNORM_INLINE Vec load(const char* p, int n) { return Convert::widen(load_bits(p, n)); }
-  static IBNORM_INLINE void store(char* p, Vec v) { store_bits(p, Convert::narrow(v)); }
-  static IBNORM_INLINE void store(char* p, Vec v, int n) { store_bits(p, Convert::narrow(v), n); }
-  static IBNORM_INLINE void stream(char* p, Vec v) { stream_bits(p, Convert::narrow(v)); }
-  static IBNORM_INLINE Vec round(Vec v) { return Convert::widen(Convert::narrow(v)); }
-};
-
-struct Convert16 {  // IEEE binary16
-  static IBNORM_INLINE Vec widen(Half h) {
-#if defined(__AVX512F__)
-    return _mm512_cvtph_ps((__m256i)h);
-#elif defined(__F16C__)
-    return _mm256_cvtph_ps((__m128i)h);
-#else
-    const Bits wide = __builtin_convertvector(h, Bits);
-    const Bits rest = (wide & 0x7FFFU) << 13;
-    Vec v = (Vec)rest * 0x1p112F;  // subnormals included: the product is exact
-    v = (Int)rest >= 0x0F800000 ? (Vec)(rest | 0x7F800000U) : v;  // infinity and NaN
-    return (Vec)((Bits)v | ((wide & 0x8000U) << 16));
-#endif
-  }
-  static IBNORM_INLINE Half narrow(Vec v) {
-#if defined(__AVX512F__)
-    return (Half)_mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-#elif defined(__F16C__)
-    return (Half)_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-#else
-    const Bits all = (Bits)v;
-    const Int rest = (Int)(all & 0x7FFFFFFFU);
-    const Int odd = (rest >> 13) & 1;
-    Int h = (rest - 0x38000000 + 0xFFF + odd) >> 13;                                 // normal, nearest even
-    const Int small = (Int)((Vec)rest + splat(0.5F)) - 0x3F000000;                  // below 2^-14: the adder rounds
-    h = rest < 0x38800000 ? small : h;
-    h = rest >= 0x477FF000 ? (Int)(Bits{} + 0x7C00U) : h;                            // rounds to infinity
-    h = rest > 0x7F800000 ? (Int)(Bits{} + 0x7E00U) : h;                             // NaN
-    return __builtin_convertvector((Bits)h | ((all >> 16) & 0x8000U), Half);
-#endif
-  }
-};
-
-struct ConvertB16 {  // bfloat16
-  // The casts between lane widths are spelled out: GCC 12 splits its own conversion into four moves.
-  static IBNORM_INLINE Vec widen(Half h) {
-#if defined(__AVX512F__)
-    return (Vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)h), 16);
-#elif defined(__AVX2__)
-    return (Vec)_mm256_slli_epi32(_mm256_cvtepu16_epi32((__m128i)h), 16);
-#else
-    return (Vec)(__builtin_convertvector(h, Bits) << 16);
-#endif
-  }
-  static IBNORM_INLINE Half narrow(Vec v) {
-    const Bits all = (Bits)v;
-    const Bits rounded = (all + 0x7FFFU + ((all >> 16) & 1U)) >> 16;  // nearest even
-    const Bits quiet = (all >> 16) | 0x40U;                           // a NaN must not round to infinity
-#if defined(__AVX512F__)
-    const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
-    return (Half)_mm512_cvtepi32_epi16(_mm512_mask_mov_epi32((__m512i)rounded, nan, (__m512i)quiet));
-#elif defined(__AVX2__)
-    const __m256i chosen =
-        _mm256_blendv_epi8((__m256i)rounded, (__m256i)quiet, (__m256i)_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
-    const __m256i packed = _mm256_packus_epi32(chosen, chosen);  // by 128-bit half: low, low, high, high
-    return (Half)_mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08));
-#else
-    const Int number = (Int)(all & 0x7FFFFFFFU) <= 0x7F800000;
-    return __builtin_convertvector(number ? rounded : quiet, Half);
-#endif
-  }
-};
-
-using Float16 = Packed16<Convert16>;
-using BFloat16 = Packed16<ConvertB16>;
 
 }  // namespace
