@@ -40,7 +40,7 @@ sanitize: setup
 	done
 
 mutants: native
-	$(BIN)/python tests/native/mutants.py
+	$(BIN)/python tests/native/mutants.py --record benchmarks/results/mutants.json
 
 demo: setup
 	$(BIN)/ibnorm-export demo --out demo

@@ -13,18 +13,20 @@ log1p(a), a >= 0. With k chosen so that (1 + a) / 2^k lies in [2/3, 4/3),
 a 2^-k is a scaling by a power of two, hence exact, and 2^-k - 1 is exact for k < 25 (beyond that
 the 1 does not reach the result): f carries one rounding, with or without a fused multiply-add, and
 for small a (k = 0) it *is* a. So no digit of a tiny a is lost in 1 + a, and no correction term is
-needed. On [-1/3, 1/3]: log1p(f) = f - f^2/2 + f^3 P(f), P by weighted minimax.
+needed. On [-1/3, 1/3]: log1p(f) = f + f^2 P(f), P by weighted minimax.
 
 The argument is clamped to 1.1e38 so that 2^-k stays a normal number.
 
-tanh(t) = sign(t) e / (e + 2) with e = exp(2|t|) - 1, |t| clamped to 9.02, beyond which tanh rounds
-to 1. With n = round(2|t| / ln 2) and r = 2|t| - n ln 2 (ln 2 in two parts),
+tanh(z / 2) = e / (e + 2) with e = exp(z) - 1, z clamped to 18.04, beyond which tanh rounds to 1.
+With n = round(z / ln 2) and r = z - n ln 2 (one float's ln 2 is off by 2e-9, which e can bear),
 
     e = 2^n p + (2^n - 1),   p = exp(r) - 1 = r + r^2 Q(r)
 
-2^n - 1 is exact for n < 25, and for tiny t (n = 0) e = p = r: nothing is lost there. The quotient
+2^n - 1 is exact for n < 25, and for tiny z (n = 0) e = p = r: nothing is lost there. The quotient
 damps the error of e by 2 / (e + 2), which is why this form is near 1 ulp where a direct rational
 approximation t N(t^2) / M(t^2) was measured at 6 near |t| = 8.
+
+Rows in half precision take the shorter polynomials, two coefficients fewer in P and one in Q.
 
 Fits: Lawson's iteration (reweighted least squares) on a Chebyshev grid.
 """
@@ -34,9 +36,9 @@ from __future__ import annotations
 import numpy as np
 
 F32 = np.float32
-LOG_DEGREE = 7
-EXP_DEGREE = 4
-TANH_LIMIT = 9.02
+LOG_DEGREES = (7, 5)  # float32, half precision
+EXP_DEGREES = (4, 3)
+TANH_LIMIT = 18.04
 
 
 def _grid(low: float, high: float, count: int) -> np.ndarray:
@@ -78,22 +80,21 @@ def _lawson(basis: np.ndarray, goal: np.ndarray) -> np.ndarray:
     return x
 
 
-def fit_log() -> np.ndarray:
-    """P, lowest power first: log1p(f) = f - f^2/2 + f^3 P(f) on [-1/3, 1/3]."""
+def fit_log(degree: int) -> np.ndarray:
+    """P, lowest power first: log1p(f) = f + f^2 P(f) on [-1/3, 1/3]."""
     f = _grid(-1 / 3, 1 / 3, 1201)
     f = f[np.abs(f) > 1e-3]
     exact = np.log1p(f)
-    basis = np.stack([f ** (3 + i) / exact for i in range(LOG_DEGREE + 1)], axis=1)
-    goal = (exact - f + f * f / 2) / exact
-    return _lawson(basis, goal)
+    basis = np.stack([f ** (2 + i) / exact for i in range(degree + 1)], axis=1)
+    return _lawson(basis, (exact - f) / exact)
 
 
-def fit_exp() -> np.ndarray:
+def fit_exp(degree: int) -> np.ndarray:
     """Q, lowest power first: exp(r) - 1 = r + r^2 Q(r) on [-ln(2)/2, ln(2)/2]."""
     r = _grid(-0.3467, 0.3467, 1201)
     r = r[np.abs(r) > 1e-3]
     exact = np.expm1(r)
-    basis = np.stack([r ** (2 + i) / exact for i in range(EXP_DEGREE + 1)], axis=1)
+    basis = np.stack([r ** (2 + i) / exact for i in range(degree + 1)], axis=1)
     return _lawson(basis, (exact - r) / exact)
 
 
@@ -111,20 +112,16 @@ def horner(x: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
 def eval_log(a: np.ndarray, p: np.ndarray) -> np.ndarray:
     a = np.minimum(a, F32(1.1e38))
     u = (F32(1) + a).view(np.int32)
-    e = (u - np.int32(0x3F2AAAAB)) & np.int32(-0x800000)
-    s = (np.int32(0x3F800000) - e).view(F32)
+    s = ((np.int32(0x7F2AAAAB) - u) & np.int32(-0x800000)).view(F32)
     f = fma(a, s, s - F32(1))
-    q = fma(horner(f, p), f, F32(-0.5))
-    log_f = fma(f * f, q, f)
-    return fma(e.astype(F32), F32(np.log(2) * 2.0**-23), log_f)
+    minus_k = (s.view(np.int32) >> 23) - np.int32(127)
+    return fma(minus_k.astype(F32), F32(-np.log(2)), fma(f * f, horner(f, p), f))
 
 
 def eval_tanh(t: np.ndarray, q: np.ndarray) -> np.ndarray:
-    twice = np.minimum(t, F32(TANH_LIMIT)) * F32(2)
-    n = np.round(twice * F32(1 / np.log(2)))
-    high = F32(float.fromhex("0x1.62E4p-1"))  # 15 bits: n * high is exact
-    r = fma(n, -high, twice)
-    r = fma(n, F32(-(np.log(2) - float(high))), r)
+    z = np.minimum(t * F32(2), F32(TANH_LIMIT))
+    n = np.round(z * F32(1 / np.log(2)))
+    r = fma(n, F32(-np.log(2)), z)
     p = fma(r * r, horner(r, q), r)
     s = ((n.astype(np.int32) + 127) << 23).view(F32)
     e = fma(s, p, s - F32(1))
@@ -139,18 +136,18 @@ def worst_ulp(found: np.ndarray, exact: np.ndarray) -> tuple[float, float]:
 
 
 def main() -> None:
-    p = fit_log().astype(F32)
-    q = fit_exp().astype(F32)
-    for name, coefficients in (("log1p P", p), ("expm1 Q", q)):
-        print(name, ", ".join(f"{float(c).hex()}F" for c in coefficients))
-        print("   ", ", ".join(f"{float(c):.9g}F" for c in coefficients))
     bits = np.linspace(0x00000001, 0x7E9FFFFF, 6_000_001).astype(np.uint32)
     every = bits.view(F32)
     dense = np.linspace(1e-3, 12, 4_000_001).astype(F32)
-    for label, values in (("all magnitudes", every), ("0.001 to 12", dense)):
-        exact = values.astype(np.longdouble)
-        print(label, "log1p: worst {:.2f} ulp, rms {:.2f}".format(*worst_ulp(eval_log(values, p), np.log1p(exact))))
-        print(label, "tanh:  worst {:.2f} ulp, rms {:.2f}".format(*worst_ulp(eval_tanh(values, q), np.tanh(exact))))
+    for use, log_degree, exp_degree in zip(("float32", "half precision"), LOG_DEGREES, EXP_DEGREES, strict=True):
+        p = fit_log(log_degree).astype(F32)
+        q = fit_exp(exp_degree).astype(F32)
+        for name, coefficients in (("log1p P", p), ("expm1 Q", q)):
+            print(use, name, ", ".join(f"{float(c).hex()}F" for c in coefficients))
+        for label, values in (("all magnitudes", every), ("0.001 to 12", dense)):
+            exact = values.astype(np.longdouble)
+            print(label, "log1p: worst {:.2f} ulp, rms {:.2f}".format(*worst_ulp(eval_log(values, p), np.log1p(exact))))
+            print(label, "tanh:  worst {:.2f} ulp, rms {:.2f}".format(*worst_ulp(eval_tanh(values, q), np.tanh(exact))))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Planted kernel bugs: each must make tests/native/test_kernels.py fail.
 
-    python tests/native/mutants.py [--only NAME]
+    python tests/native/mutants.py [--only NAME] [--record FILE]
 
 For every mutant the kernel sources are copied, one line is changed, the test library is built from
 the copy (AVX-512 where the machine has it, else AVX2, else the plain path, beside unchanged others
@@ -12,6 +12,7 @@ unchanged copy passes.
 from __future__ import annotations
 
 import argparse
+import json
 import platform
 import shutil
 import subprocess
@@ -19,6 +20,8 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+
+from ibnorm_export.environment import environment
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = Path("kernels/cpu")
@@ -32,39 +35,33 @@ class Mutant:
     new: str
 
 
-ROWS, SIMD, LOG, DISPATCH = "row_kernels.cc", "simd.h", "compress_simd.h", "dispatch.cc"
+ROWS, SIMD, STORAGE, COMPRESS, DISPATCH = (
+    "row_kernels.cc", "simd.h", "storage.h", "compress_simd.h", "dispatch.cc",
+)  # fmt: skip
 MUTANTS = [
-    Mutant("population variance becomes sample variance", ROWS,
-           "square_sum / count -", "square_sum / (count - 1.0F) -"),
-    Mutant("residual of the mean ignored", ROWS,
-           "const float residual = residual_sum / count;", "const float residual = 0.0F;"),
-    Mutant("mean of c forgotten", ROWS, "mean_c = sums[0] / count;", "mean_c = 0.0F * sums[0];"),
-    Mutant("low part of the mean dropped", ROWS, "mean) - mean_low) * inverse_lambd", "mean)) * inverse_lambd"),
-    Mutant("epsilon outside the root", ROWS,
-           "__builtin_sqrtf(variance + epsilon)", "(__builtin_sqrtf(variance) + epsilon)"),
-    Mutant("divided by lambda twice", ROWS,
-           "rows.inverse_lambd = 1.0F / p.lambd", "rows.inverse_lambd = 1.0F / (p.lambd * p.lambd)"),
-    Mutant("tail lanes counted", ROWS, "lanes == kWidth ? c : keep(c, lanes)", "c"),
-    Mutant("last partial vector not written", ROWS, "if (i < cols) write(", "if (i + 1 < cols) write("),
-    Mutant("skip sum not rounded", ROWS, "return T::round(load<T>(p.x, i, lanes) + load<T>(p.skip, i, lanes));",
-           "return load<T>(p.x, i, lanes) + load<T>(p.skip, i, lanes);"),
-    Mutant("wide skip rows read x after sum replaced it", ROWS,
-           "if (at.sum != nullptr) return load<T>(at.sum, i, lanes);", "if (false) return load<T>(at.sum, i, lanes);"),
-    Mutant("row range ignored", ROWS, "rows.next = place(row_begin);", "rows.next = place(0);"),
-    Mutant("next row staged over this one", ROWS, "r % 2 != 0 ?", "r % 2 > 2 ?"),
-    Mutant("bias read with the stride of x", ROWS, "load<A>(bias, i, lanes)", "load<T>(bias, i, lanes)"),
-    Mutant("aligned stream store without looking at the pointer", ROWS,
-           "return places % static_cast<std::uintptr_t>(T::kStreamAlign) == 0;", "return places != 0;"),
-    Mutant("one block too few in a long sum", ROWS, "block += kBlock)", "block += kBlock + kWidth)"),
-    Mutant("NaN turned into the limit", SIMD, "_mm512_min_ps(splat(limit), a)", "_mm512_min_ps(a, splat(limit))"),
-    Mutant("bfloat16 truncated", SIMD, "(all + 0x7FFFU + ((all >> 16) & 1U)) >> 16;", "all >> 16;"),
-    Mutant("bfloat16 ties away from even", SIMD,
-           "(all + 0x7FFFU + ((all >> 16) & 1U)) >> 16;", "(all + 0x8000U) >> 16;"),
-    Mutant("sign lost", LOG, "with_sign(log1p_positive(magnitude(t)), t)", "log1p_positive(magnitude(t))"),
-    Mutant("log of 1 + a", LOG, "fma(a, scale, scale - 1.0F)", "((a + 1.0F) * scale - 1.0F)"),
-    Mutant("one log coefficient off by a part in 1e3", LOG, "0x1.555506p-2F", "0x1.556506p-2F"),
-    Mutant("tanh saturates early", LOG, "clamp_above(a, 9.02F)", "clamp_above(a, 5.0F)"),
-    Mutant("low part of ln 2 forgotten", LOG, "r = fma(n, splat(-0x1.7f7d1cp-20F), r);", "r = r + 0.0F * n;"),
+    Mutant("population variance becomes sample variance", ROWS, "squares.total() / count -", "squares.total() / (count - 1) -"),
+    Mutant("mean of c forgotten", ROWS, "row.c_mean = static_cast<float>(c_mean);", "row.c_mean = 0.0F * static_cast<float>(c_mean);"),
+    Mutant("low part of the mean dropped", ROWS, "factor, -row.mean_rest)", "factor, 0.0F * row.mean_rest)"),
+    Mutant("squares around 0 though the mean is large", ROWS, "if (c_mean * c_mean > variance) {", "if (count < 0) {"),
+    Mutant("epsilon outside the root", ROWS, "__builtin_sqrt(variance + epsilon)", "(__builtin_sqrt(variance) + epsilon)"),
+    Mutant("tail lanes counted", ROWS, "return keep_columns(a, n);", "return a;"),
+    Mutant("last partial pack left out", ROWS, "for (; i < cols; i += kPack) one(", "for (; i + kPack <= cols; i += kPack) one("),
+    Mutant("skip sum not rounded", ROWS, "return T::round(add(x, T::load(row.skip + i * T::kSize, n)));", "return add(x, T::load(row.skip + i * T::kSize, n));"),
+    Mutant("wide skip rows read x after sum replaced it", ROWS, "if (row.sum != nullptr) return T::load(row.sum", "if (row.x == nullptr) return T::load(row.sum"),
+    Mutant("row range ignored", ROWS, "Row row = place(row_begin);", "Row row = place(0);"),
+    Mutant("three rows share two places", ROWS, "kUnderWay = 3;", "kUnderWay = 2;"),
+    Mutant("last row not written", ROWS, "if (!kFits || r + 1 == row_end)", "if (!kFits)"),
+    Mutant("bias read with the stride of x", ROWS, "affine(bias, i, n)), n);", "affine(bias, i * T::kSize / A::kSize, n)), n);"),
+    Mutant("aligned stream store without looking at the pointer", ROWS, "return places % static_cast<std::uintptr_t>(T::kStreamAlign) == 0;", "return places != 0;"),
+    Mutant("NaN row comes out as numbers", ROWS, "mean - mean == 0.0 ?", "true ?"),
+    Mutant("bfloat16 truncated", STORAGE, "all + 0x7FFFU + ((all >> 16) & 1U);", "all;"),
+    Mutant("bfloat16 ties away from even", STORAGE, "all + 0x7FFFU + ((all >> 16) & 1U);", "all + 0x8000U;"),
+    Mutant("float scale in the order of memory beside bfloat16", ROWS, "A::kSize == T::kSize ? a : T::order(a)", "a"),
+    Mutant("sign lost", COMPRESS, "return with_sign(v, s);", "return v + 0.0F * s;"),
+    Mutant("log of 1 + a", COMPRESS, "fma(a, scale, subtract(scale, 1.0F));", "subtract(multiply(add(a, 1.0F), scale), 1.0F);"),
+    Mutant("one log coefficient off by a part in 1e4", COMPRESS, "0x1.5554fap-2F", "0x1.557500p-2F"),
+    Mutant("tanh saturates early", COMPRESS, "18.04F", "10.0F"),
+    Mutant("rough quotient not corrected", COMPRESS, "return fma(rest, reciprocal, quotient);", "return add(multiply(rest, 0.0F), multiply(e, each([](Vec v) { return (Vec)((Bits)v & 0xFFFFF000U); }, reciprocal)));"),
     Mutant("NaN lambda accepted", DISPATCH, "!(p.lambd > 0.0F && p.lambd <= kLargest)", "p.lambd <= 0.0F"),
     Mutant("sum without skip accepted", DISPATCH, "return p.skip != nullptr || p.sum == nullptr;", "return true;"),
 ]  # fmt: skip
@@ -111,10 +108,12 @@ def tests_fail(library: Path) -> tuple[bool, str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Every planted kernel bug must be caught.")
+    parser.add_argument("--record", type=Path, help="write the table here as JSON")
     parser.add_argument("--only", default="", help="mutants whose name holds this")
     options = parser.parse_args()
     isa, flags = instruction_set()
     survivors = []
+    table = []
     chosen = [m for m in MUTANTS if options.only in m.name]
     with tempfile.TemporaryDirectory() as scratch:
         for mutant in [None, *chosen]:
@@ -135,8 +134,13 @@ def main() -> int:
             failed, where = tests_fail(library)
             if failed != bool(mutant):
                 survivors.append(name)
+            if mutant:
+                table.append({"bug": name, "caught": failed, "by": where if failed else None})
             print(f"{'caught  ' if failed else 'passes  '} {name}{': ' + where if failed else ''}", flush=True)
     print(f"{len(chosen) - sum(s != '(unchanged)' for s in survivors)} of {len(chosen)} mutants caught")
+    if options.record:
+        report = {"benchmark": "mutants", "instruction_set": isa, "environment": environment(), "bugs": table}
+        options.record.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return 1 if survivors else 0
 
 

@@ -2,7 +2,8 @@
 //!
 //! NaN may come out as a number: the caller knows of it from the mean, and then writes NaN.
 //! For rows in half precision (kHalf) shorter polynomials do, good to 2^-19.
-//! Derivation, fits and measured errors: custom_ops/tools/fit_compressions.py.
+//! Derivation, fits and errors (float32: 1.7 and 2.3 ulp at most, 0.2 to 0.3 rms):
+//! custom_ops/tools/fit_compressions.py.
 #pragma once
 
 #include "ibnorm/spec.h"
@@ -14,11 +15,13 @@ namespace {
 template <bool kHalf>
 IBNORM_INLINE Pack log1p_positive(const Pack& a) {
   // 2^-k, for the k that brings 1 + a into [2/3, 4/3); from the place of 1 + a between powers of two.
-  const Pack scale = each([](Vec v) IBNORM_FLAT { return (Vec)((0x7F2AAAAB - (Int)(v + 1.0F)) & -0x800000); }, a);
+  const Pack scale =
+      each([](Vec v) IBNORM_FLAT { return (Vec)((0x7F2AAAAB - (Int)(v + 1.0F)) & -0x800000); }, a);
   const Pack f = fma(a, scale, subtract(scale, 1.0F));
   Pack p;
   if constexpr (kHalf) {
-    constexpr float kP[] = {-0x1.0002cap-1F, 0x1.555ecep-2F, -0x1.fcd262p-3F, 0x1.95c70cp-3F, -0x1.8d0f1ep-3F, 0x1.5c81a8p-3F};
+    constexpr float kP[] = {-0x1.0002cap-1F, 0x1.555ecep-2F,  -0x1.fcd262p-3F,
+                            0x1.95c70cp-3F,  -0x1.8d0f1ep-3F, 0x1.5c81a8p-3F};
     p = polynomial(f, kP);
   } else {
     constexpr float kP[] = {-0x1.ffffd6p-2F, 0x1.5554fap-2F, -0x1.001480p-2F, 0x1.99d428p-3F,

@@ -51,7 +51,8 @@ bool has(InstructionSet set) noexcept {
       return true;
 #ifdef IBNORM_X86
     case InstructionSet::kAvx2:
-      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+             __builtin_cpu_supports("f16c");
     case InstructionSet::kAvx512:
       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
@@ -61,7 +62,8 @@ bool has(InstructionSet set) noexcept {
   }
 }
 
-Status run_on(InstructionSet set, const Problem& problem, std::int64_t row_begin, std::int64_t row_end) noexcept {
+Status run_on(InstructionSet set, const Problem& problem, std::int64_t row_begin,
+              std::int64_t row_end) noexcept {
   if (!has(set)) return Status::kUnsupported;
   if (!legal(problem, row_begin, row_end)) return Status::kInvalidArgument;
   if (row_begin == row_end || problem.cols == 0) return Status::kOk;

@@ -66,17 +66,17 @@ IBNORM_INLINE void prefetch(const char* p) {
 
 //! One row under way.
 struct Row {
-  const char* x;       // null: no row
+  const char* x;  // null: no row
   const char* skip;
   char* y;
   char* sum;
-  float* scratch;      // [columns, rounded up to packs]
-  double total;        // of what is normalised
+  float* scratch;  // [columns, rounded up to packs]
+  double total;    // of what is normalised
   float mean;
-  float mean_rest;     // t = (x - mean) * factor - mean_rest
+  float mean_rest;  // t = (x - mean) * factor - mean_rest
   float c_mean;
   float inverse;
-  float offset;        // y = scale * ((c - c_mean) * inverse + offset) + bias
+  float offset;  // y = scale * ((c - c_mean) * inverse + offset) + bias
 };
 
 template <class T, class A, Compression kCompression, bool kSkip, bool kFits>
@@ -93,7 +93,9 @@ struct Kernel {
   float factor;
   double epsilon;
 
-  static IBNORM_INLINE char* kept(const Row& row, std::int64_t i) { return reinterpret_cast<char*>(row.scratch + i); }
+  static IBNORM_INLINE char* kept(const Row& row, std::int64_t i) {
+    return reinterpret_cast<char*>(row.scratch + i);
+  }
 
   //! What is normalised, from the inputs.
   static IBNORM_INLINE Pack input(const Row& row, std::int64_t i, int n) {
@@ -234,12 +236,9 @@ void run_rows(const Problem& p, std::int64_t row_begin, std::int64_t row_end, bo
   constexpr std::int64_t kUnderWay = 3;
   constexpr std::int64_t kRoom = kScratch + kPack;
   alignas(64) float scratch[kFits ? kUnderWay * kRoom : 1];
-  const Kernel<T, A, kCompression, kSkip, kFits> kernel{static_cast<const char*>(p.scale),
-                                                        static_cast<const char*>(p.bias),
-                                                        p.cols,
-                                                        stream,
-                                                        argument_factor<kCompression>(p.lambd),
-                                                        static_cast<double>(p.epsilon)};
+  const Kernel<T, A, kCompression, kSkip, kFits> kernel{
+      static_cast<const char*>(p.scale),      static_cast<const char*>(p.bias), p.cols, stream,
+      argument_factor<kCompression>(p.lambd), static_cast<double>(p.epsilon)};
   const std::int64_t row_bytes = p.cols * T::kSize;
   const std::int64_t row_floats = (p.cols + kPack - 1) / kPack * kPack;
   const auto place = [&](std::int64_t r) {
@@ -271,7 +270,8 @@ void run_rows(const Problem& p, std::int64_t row_begin, std::int64_t row_end, bo
 template <class T>
 bool can_stream(const Problem& p) {
   if (p.rows * p.cols < kStreamBytes / T::kSize) return false;
-  const std::uintptr_t places = reinterpret_cast<std::uintptr_t>(p.y) | reinterpret_cast<std::uintptr_t>(p.sum) |
+  const std::uintptr_t places = reinterpret_cast<std::uintptr_t>(p.y) |
+                                reinterpret_cast<std::uintptr_t>(p.sum) |
                                 static_cast<std::uintptr_t>(p.cols * T::kSize);
   return places % static_cast<std::uintptr_t>(T::kStreamAlign) == 0;
 }

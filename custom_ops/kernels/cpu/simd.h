@@ -25,8 +25,8 @@
 namespace {
 
 #if defined(__AVX512F__)
-constexpr int kWidth = 16;    // floats per vector
-constexpr int kVectors = 4;   // vectors per pack: even, and few enough for the registers
+constexpr int kWidth = 16;   // floats per vector
+constexpr int kVectors = 4;  // vectors per pack: even, and few enough for the registers
 #elif defined(__AVX2__)
 constexpr int kWidth = 8;
 constexpr int kVectors = 2;
@@ -76,7 +76,8 @@ IBNORM_INLINE Vec magnitude_at_most(Vec a, float limit) {
 //! |a| given, with the sign of `sign`.
 IBNORM_INLINE Vec with_sign(Vec a, Vec sign) {
 #if defined(__AVX512F__)
-  return (Vec)_mm512_ternarylogic_epi32((__m512i)a, (__m512i)sign, (__m512i)splat(-0.0F), 0xF8);  // a | (b & c)
+  return (Vec)_mm512_ternarylogic_epi32((__m512i)a, (__m512i)sign, (__m512i)splat(-0.0F),
+                                        0xF8);  // a | (b & c)
 #else
   return (Vec)((Bits)a | ((Bits)sign & 0x80000000U));
 #endif
@@ -184,7 +185,8 @@ struct DoubleSum {
     high += widen_half<1>(a);
   }
 
-  //! Sums the pack in float first. Where all lanes are equal that is exact: only powers of two times them occur.
+  //! Sums the pack in float first. Where all lanes are equal that is exact: only powers of two times them
+  //! occur.
   IBNORM_INLINE void add(Pack a) {
 #pragma GCC unroll 4
     for (int half = kVectors / 2; half > 0; half /= 2)

@@ -21,7 +21,8 @@ struct Storage {
     if (n == kPack) return Type::load(p);
 #if defined(__AVX512BW__)
     __m512i parts[kVectors * kSize / 4];
-    for (int q = 0; q < kVectors * kSize / 4; ++q) parts[q] = _mm512_maskz_loadu_epi8(bytes(n, q), p + 64 * q);
+    for (int q = 0; q < kVectors * kSize / 4; ++q)
+      parts[q] = _mm512_maskz_loadu_epi8(bytes(n, q), p + 64 * q);
     return Type::load(reinterpret_cast<const char*>(parts));
 #else
     char buffer[kPack * kSize] = {};
@@ -140,7 +141,7 @@ struct Float16 : Storage<Float16, 2> {
 #else
     const Bits wide = __builtin_convertvector(h, Bits);
     const Bits rest = (wide & 0x7FFFU) << 13;
-    Vec v = (Vec)rest * 0x1p112F;  // subnormals included: the product is exact
+    Vec v = (Vec)rest * 0x1p112F;                                 // subnormals included: the product is exact
     v = (Int)rest >= 0x0F800000 ? (Vec)(rest | 0x7F800000U) : v;  // infinity and NaN
     return (Vec)((Bits)v | ((wide & 0x8000U) << 16));
 #endif
@@ -154,11 +155,11 @@ struct Float16 : Storage<Float16, 2> {
     const Bits all = (Bits)v;
     const Int rest = (Int)(all & 0x7FFFFFFFU);
     const Int odd = (rest >> 13) & 1;
-    Int h = (rest - 0x38000000 + 0xFFF + odd) >> 13;                                 // normal, nearest even
-    const Int small = (Int)((Vec)rest + splat(0.5F)) - 0x3F000000;                  // below 2^-14: the adder rounds
+    Int h = (rest - 0x38000000 + 0xFFF + odd) >> 13;                // normal, nearest even
+    const Int small = (Int)((Vec)rest + splat(0.5F)) - 0x3F000000;  // below 2^-14: the adder rounds
     h = rest < 0x38800000 ? small : h;
-    h = rest >= 0x477FF000 ? (Int)(Bits{} + 0x7C00U) : h;                            // rounds to infinity
-    h = rest > 0x7F800000 ? (Int)(Bits{} + 0x7E00U) : h;                             // NaN
+    h = rest >= 0x477FF000 ? (Int)(Bits{} + 0x7C00U) : h;  // rounds to infinity
+    h = rest > 0x7F800000 ? (Int)(Bits{} + 0x7E00U) : h;   // NaN
     return __builtin_convertvector((Bits)h | ((all >> 16) & 0x8000U), Half);
 #endif
   }
@@ -229,7 +230,8 @@ struct BFloat16 : Storage<BFloat16, 2> {
     return __builtin_shufflevector(a, b, (kFirst + 2 * kLane)...);
   }
 
-  //! The nearest bfloat16, ties to even, in the upper 16 bits; what stands in the lower ones is to be dropped.
+  //! The nearest bfloat16, ties to even, in the upper 16 bits; what stands in the lower ones is to be
+  //! dropped.
   static IBNORM_INLINE Bits rounded(Vec v) {
     const Bits all = (Bits)v;
     const Bits nearest = all + 0x7FFFU + ((all >> 16) & 1U);

@@ -28,6 +28,7 @@ void run(const Problem& problem, std::int64_t row_begin, std::int64_t row_end) n
 bool has(InstructionSet set) noexcept;
 
 //! As cpu::run, on a given instruction set; kUnsupported where `has` is false.
-Status run_on(InstructionSet set, const Problem& problem, std::int64_t row_begin, std::int64_t row_end) noexcept;
+Status run_on(InstructionSet set, const Problem& problem, std::int64_t row_begin,
+              std::int64_t row_end) noexcept;
 
 }  // namespace ibnorm::cpu
