@@ -3,14 +3,18 @@
 #   make test    set-up, then the suite (make test-cuda: the CUDA kernels on a CPU emulator)
 # and for the native libraries:
 #   make native     headers, then the libraries, in build/native and in the development install
+#   make native-cuda   the library with the CUDA kernels, in build/native-cuda; needs nvcc, no GPU
+#   make test-compat   the library's tests on ONNX Runtime 1.20.1
 #   make sanitize   the kernels under AddressSanitizer + UndefinedBehaviorSanitizer, then ThreadSanitizer
 #   make mutants    planted kernel bugs, each of which the tests must catch
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 CMAKE  := $(BIN)/cmake
+# Two of the seven that are shipped: 3 minutes of one core for two, so all seven do not fit into CI.
+CUDA_ARCHITECTURES ?= 80-real;90-real
 
-.PHONY: demo test test-cuda lint format setup native sanitize mutants clean
+.PHONY: demo test test-cuda lint format setup native native-cuda sanitize test-compat mutants clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.ready
@@ -32,12 +36,23 @@ native: setup
 	if [ -e build/native/libibnorm_ort.so ]; then \
 	  mkdir -p ibnorm_export/lib && cp build/native/libibnorm_ort.so ibnorm_export/lib/; fi
 
+native-cuda: setup
+	$(PYTHON) scripts/fetch_headers.py || echo "native-cuda: going on without fetched headers"
+	$(CMAKE) -S custom_ops -B build/native-cuda -DIBNORM_CUDA=ON "-DCMAKE_CUDA_ARCHITECTURES=$(CUDA_ARCHITECTURES)"
+	$(CMAKE) --build build/native-cuda --parallel
+
 sanitize: setup
 	for set in address,undefined thread; do \
 	  $(CMAKE) -S custom_ops -B build/sanitize-$$set -DIBNORM_TESTING=ON -DIBNORM_SANITIZE=$$set && \
 	  $(CMAKE) --build build/sanitize-$$set --parallel --target ibnorm_sanitize && \
 	  build/sanitize-$$set/ibnorm_sanitize || exit 1; \
 	done
+
+# The oldest ONNX Runtime that is supported, beside the environment's own packages.
+test-compat: native
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target build/onnxruntime-1.20 onnxruntime==1.20.1
+	PYTHONPATH=build/onnxruntime-1.20 $(BIN)/python -c "import onnxruntime as o; assert o.__version__ == '1.20.1', o.__version__"
+	PYTHONPATH=build/onnxruntime-1.20 $(BIN)/python -m pytest -q tests/native/test_ort_library.py
 
 mutants: native
 	$(BIN)/python tests/native/mutants.py --record benchmarks/results/mutants.json

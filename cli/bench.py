@@ -54,7 +54,11 @@ def bench_command(
     else:
         print_report(str(model_file), report)
     if failed:
-        err.print("verdict: fail (a norm did not run as a fused kernel)", style="bold red", markup=False)
+        err.print(
+            "verdict: fail (a norm did not run fused on its device, or beside a memory copy)",
+            style="bold red",
+            markup=False,
+        )
         raise typer.Exit(1)
 
 

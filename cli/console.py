@@ -50,7 +50,9 @@ def print_norms(norms: Sequence[NormExecution]) -> None:
     if not norms:
         return
     fused = [norm for norm in norms if norm.implementation == "fused"]
-    out.print(f"norms: {len(fused)} of {len(norms)} ran as fused kernels", style="dim", markup=False)
+    copies = sum(norm.copies for norm in norms)
+    beside = f", {copies} memory copies beside them" if copies else ""
+    out.print(f"norms: {len(fused)} of {len(norms)} ran as fused kernels{beside}", style="dim", markup=False)
 
 
 @contextlib.contextmanager

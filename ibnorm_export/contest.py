@@ -95,15 +95,16 @@ def contest(
     torch.set_num_threads(threads)
     try:
         if against and model is not None:
-            from ibnorm_export.runners.torch_runner import TorchRunner
+            from ibnorm_export.runners.torch_runner import TorchCudaRunner, TorchRunner
 
             module = model.in_dtype(dtype.torch)
-            contenders += [TorchRunner(model, module, compiled=name == "torch.compile") for name in against]
+            make = TorchCudaRunner if backend == "ort-cuda" else TorchRunner
+            contenders += [make(model, module, compiled=name == "torch.compile") for name in against]
         report = bench(contenders, inputs, threads, options, progress)
     finally:
         torch.set_num_threads(before)
-    if backend != "ort-cpu":
+    if not backend.startswith("ort-"):
         return report
     from ibnorm_export.runners.ort_runner import norm_executions
 
-    return replace(report, norms=norm_executions(exported, inputs, fused_library(backend, kernels)))
+    return replace(report, norms=norm_executions(exported, inputs, fused_library(backend, kernels), backend))

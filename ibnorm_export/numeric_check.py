@@ -177,11 +177,7 @@ def _compare(
             findings.append(Finding(f"output {output.name}", f"{what}; norms ran {output.norms}"))
     executions = _executions(file, runtime, samples[0])
     if runtime.require_fused:
-        findings += [
-            Finding(f"norm {n.module}", "ran as a function, not as a fused kernel")
-            for n in executions
-            if n.implementation != "fused"
-        ]
+        findings += [Finding(f"norm {n.module}", n.problem) for n in executions if n.problem]
         if not executions:
             findings.append(Finding("norms", f"backend {runtime.backend} cannot show that a fused kernel ran"))
     return NumericReport(
@@ -215,8 +211,8 @@ def _not_finite(actual: NDArray[Any], own: NDArray[Any], truth: NDArray[Any], dt
 
 
 def _executions(file: ExportedModel, runtime: Runtime, inputs: Arrays) -> tuple[NormExecution, ...]:
-    if runtime.backend != "ort-cpu":
+    if not runtime.backend.startswith("ort-"):
         return ()
     from ibnorm_export.runners.ort_runner import norm_executions
 
-    return norm_executions(file, inputs, fused_library(runtime.backend, runtime.kernels))
+    return norm_executions(file, inputs, fused_library(runtime.backend, runtime.kernels), runtime.backend)

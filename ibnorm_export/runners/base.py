@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 from ibnorm_export import native
 from ibnorm_export.artifact import ExportedModel
 from ibnorm_export.errors import BackendUnavailable, IBNormError
 from ibnorm_export.loaded import Arrays
 
-__all__ = ["BACKENDS", "Kernels", "NormExecution", "Runner", "fused_library", "open_runner"]
+__all__ = ["BACKENDS", "DeviceRunner", "Kernels", "NormExecution", "Runner", "fused_library", "open_runner"]
 
 #: Backend names of the command line, and what they are.
 BACKENDS: Final = {
     "ort-cpu": "ONNX Runtime on the CPU, all optimisations on",
+    "ort-cuda": "ONNX Runtime on an NVIDIA GPU, inputs and outputs bound, passes replayed as CUDA graphs",
     "reference": "onnx.reference, the standard's own evaluator (slow)",
 }
 
@@ -44,14 +46,44 @@ class Runner(Protocol):
         """Outputs by name for `inputs` by name."""
 
 
+@runtime_checkable
+class DeviceRunner(Protocol):
+    """A runner on a device of its own: what `run` moves to and from the host is not part of its time."""
+
+    def timed(self, inputs: Arrays) -> Callable[[], float]:
+        """A pass over `inputs`, put on the device once: each call runs it and gives its time in ms."""
+
+
 @dataclass(frozen=True, slots=True)
 class NormExecution:
-    """What ran for one norm: its module path, op type, "fused" or "function", and the execution provider."""
+    """What ran for one norm.
+
+    Args:
+        module: path of the norm in the checkpoint.
+        op_type: of its node.
+        implementation: "fused" or "function".
+        provider: the execution provider that ran it; empty for a function.
+        expected: the provider that the backend is named for; empty accepts any.
+        copies: between host and device, directly at its inputs and outputs.
+    """
 
     module: str
     op_type: str
     implementation: str
     provider: str
+    expected: str = ""
+    copies: int = 0
+
+    @property
+    def problem(self) -> str:
+        """Why this does not count as fused; empty where it does."""
+        if self.implementation != "fused":
+            return "ran as a function, not as a fused kernel"
+        if self.expected and self.provider != self.expected:
+            return f"ran on {self.provider}, not on {self.expected}"
+        if self.copies:
+            return f"ran fused, with {self.copies} memory copies between host and device beside it"
+        return ""
 
 
 def fused_library(backend: str, kernels: Kernels) -> Path | None:
@@ -88,6 +120,10 @@ def open_runner(
             from ibnorm_export.runners.ort_runner import OrtRunner
 
             return OrtRunner(model.path, threads, fused_library(backend, kernels))
+        if backend == "ort-cuda":
+            from ibnorm_export.runners.ort_runner import OrtCudaRunner
+
+            return OrtCudaRunner(model.path, threads, fused_library(backend, kernels))
         if backend == "reference":
             from ibnorm_export.runners.reference_runner import ReferenceRunner
 
@@ -95,6 +131,6 @@ def open_runner(
     except ModuleNotFoundError as error:
         raise BackendUnavailable(
             f"backend {backend} needs the package {error.name}, which is not installed: "
-            "pip install 'ibnorm-export[cpu]'"
+            f"pip install 'ibnorm-export[{'gpu' if backend == 'ort-cuda' else 'cpu'}]'"
         ) from error
     raise IBNormError(f"there is no backend {backend!r}; there are {', '.join(BACKENDS)}")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import nn
@@ -9,7 +12,7 @@ from torch import nn
 from ibnorm_export.errors import BackendUnavailable
 from ibnorm_export.loaded import Arrays, LoadedModel
 
-__all__ = ["TorchRunner"]
+__all__ = ["TorchCudaRunner", "TorchRunner"]
 
 
 class TorchRunner:
@@ -43,3 +46,63 @@ class TorchRunner:
             name: (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
             for name, tensor in zip(self._model.outputs, outputs, strict=True)
         }
+
+
+class TorchCudaRunner:
+    """Runs a copy of a module on the GPU; TF32 is off, as in `OrtCudaRunner`.
+
+    Args:
+        model, module, compiled: as in `TorchRunner`; `torch.compile` may use CUDA graphs ("reduce-overhead").
+
+    Raises:
+        BackendUnavailable: torch reaches no GPU here.
+    """
+
+    def __init__(self, model: LoadedModel, module: nn.Module | None = None, compiled: bool = False) -> None:
+        if not torch.cuda.is_available():
+            raise BackendUnavailable(
+                f"comparing with torch needs a GPU that torch {torch.__version__} reaches: install torch with CUDA"
+            )
+        self.name = "torch.compile" if compiled else "torch"
+        self._model = model
+        placed = copy.deepcopy(model.module if module is None else module).to("cuda")
+        self._dtype = next(p.dtype for p in placed.parameters() if p.is_floating_point())
+        entry = model.entry(placed)
+        self._entry = torch.compile(entry, dynamic=False, mode="reduce-overhead") if compiled else entry
+
+    def run(self, inputs: Arrays) -> Arrays:
+        outputs = self._pass(self._place(inputs))
+        return {
+            name: (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).cpu().numpy()
+            for name, tensor in zip(self._model.outputs, outputs, strict=True)
+        }
+
+    def timed(self, inputs: Arrays) -> Callable[[], float]:
+        """See `DeviceRunner`: between two CUDA events on the stream of the pass."""
+        tensors = self._place(inputs)
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+
+        def once() -> float:
+            torch.cuda.synchronize()
+            begin.record()
+            self._pass(tensors)
+            end.record()
+            end.synchronize()
+            return float(begin.elapsed_time(end))
+
+        return once
+
+    def _place(self, inputs: Arrays) -> list[torch.Tensor]:
+        placed = []
+        for spec in self._model.inputs:
+            tensor = torch.from_numpy(np.ascontiguousarray(inputs[spec.name])).to("cuda")
+            placed.append(tensor.to(self._dtype) if spec.floating else tensor)
+        return placed
+
+    def _pass(self, tensors: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        try:
+            with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
+                outputs: tuple[torch.Tensor, ...] = self._entry(*tensors)
+        except torch._inductor.exc.InductorError as error:
+            raise BackendUnavailable(f"torch.compile cannot build code here: {str(error).splitlines()[0]}") from error
+        return outputs
