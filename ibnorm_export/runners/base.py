@@ -17,6 +17,8 @@ __all__ = ["BACKENDS", "Kernels", "NormExecution", "Runner", "fused_library", "o
 #: Backend names of the command line, and what they are.
 BACKENDS: Final = {
     "ort-cpu": "ONNX Runtime on the CPU, all optimisations on",
+    "tensorrt": "TensorRT on an NVIDIA GPU",
+    "tensorrt-rtx": "TensorRT-RTX on an NVIDIA GPU",
     "reference": "onnx.reference, the standard's own evaluator (slow)",
 }
 
@@ -92,6 +94,10 @@ def open_runner(
             from ibnorm_export.runners.reference_runner import ReferenceRunner
 
             return ReferenceRunner(model)
+        if backend in ("tensorrt", "tensorrt-rtx"):
+            from ibnorm_export.runners.trt_runner import TrtRunner
+
+            return TrtRunner(backend, model)
     except ModuleNotFoundError as error:
         raise BackendUnavailable(
             f"backend {backend} needs the package {error.name}, which is not installed: "
