@@ -14,7 +14,7 @@ namespace {
 using GetCreators = void* const* (*)(std::int32_t&);
 
 //! Slot of IPluginRegistry::registerCreator(IPluginCreatorInterface&, const char*) in the registry's table of
-//! virtual functions: headers of 10.0 to 10.16 and of 11.0 to 11.4. -1: not known.
+//! virtual functions: read in the headers of 10.0 to 11.1; 11.4 is tested. -1: not known.
 int register_slot(int major) { return major == 10 ? 12 : major == 11 ? 8 : -1; }
 
 //! TensorRT may have been opened privately: looks through everything that is loaded.
