@@ -1,6 +1,7 @@
 # Two commands do everything on a fresh machine with Python 3.11 and a compiler:
 #   make demo    set-up, then the main job on real input
-#   make test    set-up, then the suite (make test-cuda: the CUDA kernels on a CPU emulator)
+#   make test    set-up, then the suite (make test-cuda: the CUDA kernels on a CPU emulator;
+#                make test-tensorrt: the plugin, and engines for TensorRT-RTX, without a GPU)
 # and for the native libraries:
 #   make native     headers, then the libraries, in build/native and in the development install
 #   make native-cuda   the library with the CUDA kernels, in build/native-cuda; needs nvcc, no GPU
@@ -14,7 +15,7 @@ CMAKE  := $(BIN)/cmake
 # Two of the seven that are shipped: 3 minutes of one core for two, so all seven do not fit into CI.
 CUDA_ARCHITECTURES ?= 80-real;90-real
 
-.PHONY: demo test test-cuda lint format setup native native-cuda sanitize test-compat mutants clean
+.PHONY: demo test test-cuda test-tensorrt lint format setup native native-cuda sanitize test-compat mutants clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.ready
@@ -61,11 +62,18 @@ demo: setup
 	$(BIN)/ibnorm-export demo --out demo
 
 test: native lint
-	$(BIN)/python -m pytest --ignore=tests/cuda
+	$(BIN)/python -m pytest --ignore=tests/cuda --ignore=tests/tensorrt
 
 # The CUDA kernels' own source, compiled by g++ and run on a CPU emulator; no GPU needed.
 test-cuda: setup
 	$(BIN)/python -m pytest tests/cuda -n 2
+
+# The plugin on the same emulator, in the registries of TensorRT (lean runtime) and TensorRT-RTX, and engines that
+# TensorRT-RTX builds; no GPU needed. Its packages (140 MB) are an extra of their own.
+test-tensorrt: setup
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[tensorrt-test]'
+	$(BIN)/python scripts/fetch_headers.py
+	$(BIN)/python -m pytest tests/tensorrt
 
 lint: setup
 	$(BIN)/ruff check .

@@ -14,6 +14,7 @@ import typer
 
 from ibnorm_export import __version__
 from ibnorm_export.cli.bench import bench_command
+from ibnorm_export.cli.build_engine import build_engine_command
 from ibnorm_export.cli.console import err, print_json
 from ibnorm_export.cli.demo import demo_command
 from ibnorm_export.cli.doctor import doctor_command
@@ -58,6 +59,7 @@ def _main(
 app.command("export")(export_command)
 app.command("verify")(verify_command)
 app.command("bench")(bench_command)
+app.command("build-engine")(build_engine_command)
 app.command("inspect")(inspect_command)
 app.command("doctor")(doctor_command)
 app.command("demo")(demo_command)

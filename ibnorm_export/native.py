@@ -17,9 +17,11 @@ from typing import Any, Final
 from ibnorm_export.errors import BackendUnavailable
 from ibnorm_export.spec import SCHEMA
 
-__all__ = ["NativeLibrary", "availability", "inspect", "ort_library"]
+__all__ = ["NativeLibrary", "availability", "inspect", "ort_library", "trt_library"]
 
 _ORT_NAMES: Final = ("libibnorm_ort.so", "libibnorm_ort.dylib")
+_TRT_NAME: Final = "libibnorm_trt.so"
+_BUILD_TRT: Final = "build it as custom_ops/tensorrt/README.md says, and put it into the package's lib folder"
 _BUILD: Final = "run `make native` in a checkout, or install again with g++ and ONNX Runtime's headers there"
 
 
@@ -117,3 +119,28 @@ def ort_library() -> Path:
     if not found or found.path is None:
         raise BackendUnavailable(str(found))
     return found.path
+
+
+def trt_library(path: Path | None = None) -> Path:
+    """The TensorRT plugin library: the one at `path`, else the installed one.
+
+    Raises:
+        BackendUnavailable: it is not there, cannot be loaded, or implements another version of the operator.
+    """
+    place = importlib.resources.files("ibnorm_export").joinpath("lib", _TRT_NAME) if path is None else path
+    file = Path(str(place))
+    if not file.is_file():
+        raise BackendUnavailable(f"the TensorRT plugin library {file.name} is not installed; {_BUILD_TRT}")
+    try:
+        library = ctypes.CDLL(str(file))
+        schema = json.loads(_text(library, "ibnorm_schema"))
+        _ = library.getCreators
+    except (OSError, AttributeError, ValueError) as error:
+        raise BackendUnavailable(
+            f"{file} is no IBNorm plugin library for this machine: {error}; {_BUILD_TRT}"
+        ) from error
+    if schema != SCHEMA:
+        raise BackendUnavailable(
+            f"{file} implements {json.dumps(schema)}, this package {json.dumps(SCHEMA)}; {_BUILD_TRT}"
+        )
+    return file

@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
-"""Fetch the ONNX Runtime C/C++ headers that custom_ops/ is built against.
+"""Fetch the headers of ONNX Runtime and TensorRT that custom_ops/ is built against.
 
     python scripts/fetch_headers.py
 
-The headers land in .cache/headers/onnxruntime, where CMake looks after ORT_INCLUDE_DIR and the
-system's own include folders. Nothing is fetched when they are already there. The archive comes
-through the npm client, because ONNX Runtime publishes its headers in no Python package; it is read
-only after its SHA-256 has been checked, and only plain `.h` files are taken out of it.
+They land in .cache/headers/{onnxruntime,tensorrt}, where CMake looks after ORT_INCLUDE_DIR,
+TENSORRT_INCLUDE_DIR and the system's own include folders. Nothing is fetched when they are already
+there. The archives come through the npm and pip clients, from packages that carry the headers
+(neither project publishes its own in a registry); each is read only after its SHA-256 has been
+checked, and only plain `.h` files are taken out of it.
 
-Needs the standard library and `npm` alone.
+Needs the standard library, `npm` and `pip` alone.
 """
 
 from __future__ import annotations
@@ -20,20 +21,24 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True, slots=True)
 class HeaderSource:
-    """One pinned npm archive and the folder of headers inside it."""
+    """One pinned archive and the folder of headers inside it."""
 
     name: str  # folder under .cache/headers
+    client: Literal["npm", "pip"]
     package: str
     version: str
-    sha256: str  # of the .tgz
+    sha256: str  # of the .tgz or .whl
     folder: PurePosixPath  # inside the archive
     main_header: str  # must be among the files taken
     licence: str
@@ -41,6 +46,7 @@ class HeaderSource:
 
 ONNXRUNTIME = HeaderSource(
     name="onnxruntime",
+    client="npm",
     package="com.github.asus4.onnxruntime",
     version="0.4.9",
     sha256="e59788788818fdde1b2e522e766a21ba0f7d8391de55737abf81e32cc801785d",
@@ -48,6 +54,17 @@ ONNXRUNTIME = HeaderSource(
     main_header="onnxruntime_c_api.h",  # ORT_API_VERSION 29; the library itself asks for level 18
     licence="MIT",
 )
+TENSORRT = HeaderSource(
+    name="tensorrt",
+    client="pip",
+    package="kernel-lens",
+    version="2.0.1",
+    sha256="07cc714e8b5e7f34b672f7c7fad93febe7c747be5837ba276b1527370134ffe0",
+    folder=PurePosixPath("kernel_lens/include/tensorrt"),
+    main_header="NvInferRuntime.h",  # 10.14.1; what the plugin uses is the same in 10.0 to 11.x
+    licence="Apache-2.0",
+)
+SOURCES = (ONNXRUNTIME, TENSORRT)
 
 
 class FetchError(Exception):
@@ -67,7 +84,11 @@ def _is_current(source: HeaderSource, target: Path) -> bool:
     )
 
 
-def _download(source: HeaderSource, folder: Path) -> Path:
+def _command(source: HeaderSource, folder: Path) -> list[str]:
+    if source.client == "pip":
+        wanted = f"{source.package}=={source.version}"
+        options = ["--no-deps", "--only-binary", ":all:", "--quiet", "--disable-pip-version-check"]
+        return [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder), wanted]
     npm = shutil.which("npm")
     if npm is None:
         raise FetchError(
@@ -75,14 +96,18 @@ def _download(source: HeaderSource, folder: Path) -> Path:
             "and pass their folder with -C cmake.define.ORT_INCLUDE_DIR=DIR"
         )
     wanted = f"{source.package}@{source.version}"
-    command = [npm, "pack", wanted, "--silent", "--ignore-scripts", "--pack-destination", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return [npm, "pack", wanted, "--silent", "--ignore-scripts", "--pack-destination", str(folder)]
+
+
+def _download(source: HeaderSource, folder: Path) -> Path:
+    done = subprocess.run(_command(source, folder), capture_output=True, text=True, check=False)
+    wanted = f"{source.package} {source.version}"
     if done.returncode != 0:
         words = done.stderr.strip() or done.stdout.strip() or f"exit status {done.returncode}"
-        raise FetchError(f"npm cannot fetch {wanted}: {words}")
-    archives = sorted(folder.glob("*.tgz"))
+        raise FetchError(f"{source.client} cannot fetch {wanted}: {words}")
+    archives = sorted(file for file in folder.iterdir() if file.suffix in (".tgz", ".whl"))
     if len(archives) != 1:
-        raise FetchError(f"npm pack {wanted} left {len(archives)} archives in {folder}; one was expected")
+        raise FetchError(f"{source.client} left {len(archives)} archives of {wanted} in {folder}; one was expected")
     return archives[0]
 
 
@@ -96,17 +121,26 @@ def _check(source: HeaderSource, archive: Path) -> None:
         )
 
 
-def _unpack(source: HeaderSource, archive: Path, target: Path) -> int:
-    count = 0
+def _members(archive: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
+    """Path and content of every plain file."""
+    if archive.suffix == ".whl":
+        with zipfile.ZipFile(archive) as wheel:
+            for info in wheel.infolist():
+                if not info.is_dir():
+                    yield PurePosixPath(info.filename), wheel.read(info)
+        return
     with tarfile.open(archive, mode="r:gz") as tar:
         for member in tar:
-            path = PurePosixPath(member.name)
-            if path.parent != source.folder or path.suffix != ".h" or not member.isfile():
-                continue
-            stream = tar.extractfile(member)
-            if stream is None:
-                continue
-            (target / path.name).write_bytes(stream.read())  # the bare name: nothing can leave the folder
+            stream = tar.extractfile(member) if member.isfile() else None
+            if stream is not None:
+                yield PurePosixPath(member.name), stream.read()
+
+
+def _unpack(source: HeaderSource, archive: Path, target: Path) -> int:
+    count = 0
+    for path, content in _members(archive):
+        if path.parent == source.folder and path.suffix == ".h":
+            (target / path.name).write_bytes(content)  # the bare name: nothing can leave the folder
             count += 1
     if not (target / source.main_header).is_file():
         raise FetchError(f"{archive.name} holds no {source.folder / source.main_header}")
@@ -120,7 +154,7 @@ def fetch(source: HeaderSource, cache: Path) -> str:
         One line that says what was done.
 
     Raises:
-        FetchError: npm is missing or fails, or the archive is not the pinned one.
+        FetchError: the client is missing or fails, or the archive is not the pinned one.
     """
     target = cache / source.name
     if _is_current(source, target):
@@ -144,12 +178,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Fetch the headers that custom_ops/ is built against.")
     parser.add_argument("--cache", type=Path, default=REPOSITORY / ".cache" / "headers", help="default: %(default)s")
     arguments = parser.parse_args()
-    try:
-        print(fetch(ONNXRUNTIME, arguments.cache))
-    except FetchError as error:
-        print(f"fetch_headers: {error}", file=sys.stderr)
-        return 1
-    return 0
+    failed = 0
+    for source in SOURCES:
+        try:
+            print(fetch(source, arguments.cache))
+        except FetchError as error:
+            print(f"fetch_headers: {error}", file=sys.stderr)
+            failed = 1
+    return failed
 
 
 if __name__ == "__main__":

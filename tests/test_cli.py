@@ -67,7 +67,7 @@ def exported(llama_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -
     return target
 
 
-COMMANDS = ["export", "verify", "bench", "inspect", "doctor", "demo"]
+COMMANDS = ["export", "verify", "bench", "build-engine", "inspect", "doctor", "demo"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

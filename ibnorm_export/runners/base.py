@@ -19,6 +19,8 @@ __all__ = ["BACKENDS", "DeviceRunner", "Kernels", "NormExecution", "Runner", "fu
 BACKENDS: Final = {
     "ort-cpu": "ONNX Runtime on the CPU, all optimisations on",
     "ort-cuda": "ONNX Runtime on an NVIDIA GPU, inputs and outputs bound, passes replayed as CUDA graphs",
+    "tensorrt": "TensorRT on an NVIDIA GPU",
+    "tensorrt-rtx": "TensorRT-RTX on an NVIDIA GPU",
     "reference": "onnx.reference, the standard's own evaluator (slow)",
 }
 
@@ -128,6 +130,10 @@ def open_runner(
             from ibnorm_export.runners.reference_runner import ReferenceRunner
 
             return ReferenceRunner(model)
+        if backend in ("tensorrt", "tensorrt-rtx"):
+            from ibnorm_export.runners.trt_runner import TrtRunner
+
+            return TrtRunner(backend, model)
     except ModuleNotFoundError as error:
         raise BackendUnavailable(
             f"backend {backend} needs the package {error.name}, which is not installed: "

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# ruff: noqa: E501  the table of bugs reads by line
 """Planted kernel bugs: each must make tests/native/test_kernels.py fail.
 
     python tests/native/mutants.py [--only NAME] [--record FILE]

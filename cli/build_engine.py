@@ -1,0 +1,64 @@
+"""`ibnorm-export build-engine`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ibnorm_export.cli import options
+from ibnorm_export.cli.console import out, print_json, table
+from ibnorm_export.engine import Engine, EngineOptions, NormRoute, Runtime, build_engine
+from ibnorm_export.engine_profiles import parse_ranges
+
+
+def build_engine_command(
+    model_file: options.ModelFile,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="MODEL.plan", help="The file to write.")],
+    runtime: Annotated[Runtime, typer.Option("--runtime", help="What to build for.")] = Runtime.TENSORRT,
+    norm: Annotated[
+        NormRoute, typer.Option("--norm", help="How the norms run; auto is the function.")
+    ] = NormRoute.AUTO,
+    profile: Annotated[
+        list[str] | None,
+        typer.Option("--profile", metavar="AXIS=MINxOPTxMAX", help="Sizes of a dynamic axis; may be repeated."),
+    ] = None,
+    workspace: Annotated[int | None, typer.Option("--workspace", metavar="BYTES", help="Most scratch memory.")] = None,
+    timing_cache: Annotated[Path | None, typer.Option("--timing-cache", help="Read and write; tensorrt alone.")] = None,
+    embed_plugin: Annotated[bool, typer.Option("--embed-plugin", help="Put the plugin into the plan.")] = False,
+    compute_capability: Annotated[
+        str, typer.Option("--compute-capability", metavar="LIST", help="As sm_89,sm_120; tensorrt-rtx alone.")
+    ] = "",
+    as_json: options.AsJson = False,
+) -> None:
+    """Build a TensorRT engine, and say how each norm was realised. TensorRT-RTX needs no GPU to build.
+
+    Example: ibnorm-export build-engine llama.onnx -o llama.plan --runtime tensorrt-rtx
+    """
+    from ibnorm_export.artifact import ExportedModel
+
+    targets = tuple(name.strip() for name in compute_capability.split(",") if name.strip())
+    wanted = EngineOptions(
+        runtime, norm, parse_ranges(profile or ()), workspace, timing_cache, embed_plugin, targets
+    )  # fmt: skip
+    engine = build_engine(ExportedModel(model_file), output, wanted)
+    if as_json:
+        print_json({"path": str(engine.path), **engine.description})
+    else:
+        _print(engine)
+
+
+def _print(engine: Engine) -> None:
+    about = engine.description
+    out.print(
+        f"{engine.path}: {about['size_bytes'] / 1e6:.1f} MB, {about['runtime']} {about['runtime_version']}, "
+        f"built in {about['build_s']} s, norms as {about['norm']} ({about['why']})",
+        markup=False,
+    )
+    for item in about["profile"]:
+        out.print(f"{item['axis']}: {item['smallest']} to {item['largest']}, best at {item['optimal']}", markup=False)
+    rows = table("norms", "module", "op", "realised", "kernels")
+    for norm in engine.norms:
+        rows.add_row(norm.module, norm.op_type, norm.realised, ", ".join(norm.kernels))
+    out.print(rows)

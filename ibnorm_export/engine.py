@@ -1,0 +1,332 @@
+"""ExportedModel -> Engine: a TensorRT or TensorRT-RTX plan, with its description beside it.
+
+The norms run as their functions, which the compiler fuses, or as plugins (TensorRT alone). Networks are
+strongly typed: the types of the file are the types that run.
+
+Seen with TensorRT-RTX 1.7.1, whose builder needs no GPU: opset 23's Attention builds in float32 only when it
+is marked decomposable, so every one is.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import hashlib
+import importlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from ibnorm_export import native
+from ibnorm_export.artifact import ExportedModel, new_file
+from ibnorm_export.engine_layers import NormLayers, kernels_in_inspection, kernels_in_plan, norm_layers
+from ibnorm_export.engine_profiles import Range, profile, shapes_of
+from ibnorm_export.environment import version_of
+from ibnorm_export.errors import BackendUnavailable, EngineError
+
+__all__ = ["Engine", "EngineOptions", "NormRoute", "Runtime", "bindings", "build_engine", "read_engine"]
+
+FORMAT: Final = 1
+_WHY_FUNCTION: Final = (
+    "TensorRT's compiler fuses the function; take the plugin where a measurement says that it is faster"
+)
+
+
+class Runtime(enum.StrEnum):
+    """Which TensorRT an engine is for."""
+
+    TENSORRT = "tensorrt"
+    TENSORRT_RTX = "tensorrt-rtx"
+
+
+class NormRoute(enum.StrEnum):
+    """What runs a norm."""
+
+    FUNCTION = "function"
+    PLUGIN = "plugin"
+    AUTO = "auto"
+
+
+_MODULES: Final = {
+    Runtime.TENSORRT: ("tensorrt", "tensorrt_bindings"),
+    Runtime.TENSORRT_RTX: ("tensorrt_rtx", "tensorrt_rtx_bindings"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """How to build.
+
+    Args:
+        runtime: which TensorRT.
+        norm: how the norms run.
+        ranges: sizes of dynamic axes; the others get defaults.
+        workspace_bytes: most scratch memory of a layer, or None for the runtime's default.
+        timing_cache: file to read and write measured times, or None. TensorRT alone: TensorRT-RTX measures nothing.
+        embed_plugin: put the plugin library into the plan. TensorRT alone.
+        compute_capabilities: GPUs to build for, as "sm_89"; empty is the runtime's default. TensorRT-RTX alone.
+    """
+
+    runtime: Runtime = Runtime.TENSORRT
+    norm: NormRoute = NormRoute.AUTO
+    ranges: Sequence[Range] = ()
+    workspace_bytes: int | None = None
+    timing_cache: Path | None = None
+    embed_plugin: bool = False
+    compute_capabilities: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if self.runtime is Runtime.TENSORRT_RTX:
+            if self.norm is NormRoute.PLUGIN or self.embed_plugin:
+                raise EngineError("TensorRT-RTX runs no plugins: use --norm function, or --runtime tensorrt")
+            if self.timing_cache is not None:
+                raise EngineError("TensorRT-RTX measures nothing while it builds: leave out --timing-cache")
+        elif self.compute_capabilities:
+            raise EngineError(
+                "TensorRT builds for the GPU at hand: leave out --compute-capability, or use tensorrt-rtx"
+            )
+        elif self.embed_plugin and self.norm is not NormRoute.PLUGIN:
+            raise EngineError("--embed-plugin needs --norm plugin")
+        if self.workspace_bytes is not None and self.workspace_bytes < 1:
+            raise EngineError(f"workspace is {self.workspace_bytes} bytes; it must be at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """A plan on disk and what is written beside it."""
+
+    path: Path
+    description: dict[str, Any]
+    norms: tuple[NormLayers, ...] = ()
+
+
+def description_path(plan: Path) -> Path:
+    """The JSON file beside a plan."""
+    return plan.with_name(plan.name + ".json")
+
+
+def bindings(runtime: Runtime) -> Any:
+    """The Python module of a runtime.
+
+    Raises:
+        BackendUnavailable: it is not installed.
+    """
+    for name in _MODULES[runtime]:
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name != name:
+                raise BackendUnavailable(f"{name} is installed, but the package {error.name} is missing") from error
+        except (ImportError, OSError) as error:
+            raise BackendUnavailable(f"{name} is installed, but does not load: {error}") from error
+    raise BackendUnavailable(f"{runtime.value} is not installed: pip install 'ibnorm-export[{runtime.value}]'")
+
+
+@functools.cache
+def _logger(trt: Any) -> Any:
+    """The one logger of a process: TensorRT keeps the first that it is given."""
+
+    class Collector(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
+                self.errors.append(" ".join(message.split()))
+
+    return Collector()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _last_error(logger: Any) -> str:
+    return logger.errors[-1] if logger.errors else "it gives no reason"
+
+
+def _parse(trt: Any, network: Any, model: ExportedModel, runtime: Runtime) -> None:
+    parser = trt.OnnxParser(network, _logger(trt))
+    if parser.parse_from_file(str(model.path)):
+        return
+    for index in range(parser.num_errors):
+        error = parser.get_error(index)
+        if error.code() == trt.ErrorCode.UNSUPPORTED_NODE:
+            raise EngineError(
+                f"{model.path}: {runtime.value} {trt.__version__} lacks the operator {error.node_operator()} "
+                f"(node {error.node_name()!r}): {error.desc()}"
+            )
+    words = parser.get_error(0).desc() if parser.num_errors else _last_error(_logger(trt))
+    raise EngineError(f"{model.path}: {runtime.value} {trt.__version__} cannot read it: {words}")
+
+
+def _make_attention_decomposable(trt: Any, network: Any) -> None:
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        if layer.type == getattr(trt.LayerType, "ATTENTION_INPUT", None):
+            layer.__class__ = trt.IAttentionInputLayer  # how the bindings give a layer its own type
+            layer.attention.decomposable = True
+
+
+def _target(trt: Any, config: Any, names: Sequence[str]) -> None:
+    legal = {f"sm_{name.removeprefix('SM')}": value for name, value in trt.ComputeCapability.__members__.items()}
+    legal = {name: value for name, value in legal.items() if name[3:].isdigit()}
+    for name in names:
+        if name not in legal:
+            raise EngineError(f"compute capability is {name!r}; it must be one of {', '.join(legal)}")
+    config.num_compute_capabilities = len(names)
+    for index, name in enumerate(names):
+        config.set_compute_capability(legal[name], index)
+
+
+def _load_plugin(trt: Any, config: Any, embed: bool) -> None:
+    library = native.trt_library()
+    if trt.get_plugin_registry().load_library(str(library)) is None:
+        raise EngineError(f"TensorRT {trt.__version__} does not load {library}: {_last_error(_logger(trt))}")
+    if embed:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+        config.plugins_to_serialize = [str(library)]
+
+
+def _read_cache(trt: Any, config: Any, file: Path) -> None:
+    content = file.read_bytes() if file.is_file() else b""
+    if not config.set_timing_cache(config.create_timing_cache(content), ignore_mismatch=False):
+        raise EngineError(f"{file} is the timing cache of another GPU or version of TensorRT: name another file")
+
+
+def build_engine(model: ExportedModel, path: str | Path, options: EngineOptions | None = None) -> Engine:
+    """Build a plan for `model`, and write it with its description beside it.
+
+    Args:
+        model: the file; its external data is read from beside it.
+        path: of the plan; the description is written to the same name with ".json" added.
+        options: see `EngineOptions`.
+
+    Returns:
+        The plan, and how each norm was realised.
+
+    Raises:
+        EngineError: an option does not fit the model or the runtime, or the runtime cannot read or build it.
+        BackendUnavailable: the runtime is not installed, or needs a GPU and there is none.
+    """
+    options = EngineOptions() if options is None else options
+    path = Path(path)
+    ranges = profile(model, options.ranges)
+    trt = bindings(options.runtime)
+    logger = _logger(trt)
+    logger.errors.clear()
+    try:
+        builder = trt.Builder(logger)
+    except (TypeError, RuntimeError) as error:  # the bindings raise one or the other for a null builder
+        raise BackendUnavailable(
+            f"{options.runtime.value} {trt.__version__} does not start, most likely because there is no GPU or driver: "
+            f"{_last_error(logger)}"
+        ) from error
+    typed = int(getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"))  # noqa: B009  # an enum of a C++ module
+    network = builder.create_network(1 << typed)
+    config = builder.create_builder_config()
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if options.norm is NormRoute.PLUGIN:
+        _load_plugin(trt, config, options.embed_plugin)
+    _parse(trt, network, model, options.runtime)
+    _make_attention_decomposable(trt, network)
+    if options.workspace_bytes is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
+    if options.compute_capabilities:
+        _target(trt, config, options.compute_capabilities)
+    if options.timing_cache is not None:
+        _read_cache(trt, config, options.timing_cache)
+    if ranges:
+        sizes = builder.create_optimization_profile()
+        for tensor in model.inputs:
+            if any(isinstance(axis, str) for axis in tensor.shape):
+                sizes.set_shape(tensor.name, *shapes_of(tensor.shape, ranges))
+        if config.add_optimization_profile(sizes) < 0:
+            raise EngineError(f"{model.path}: TensorRT refuses the profile {ranges}: {_last_error(logger)}")
+    began = time.perf_counter()
+    built = builder.build_serialized_network(network, config)
+    if built is None:
+        raise EngineError(
+            f"{model.path}: {options.runtime.value} {trt.__version__} cannot build it: {_last_error(logger)}"
+        )
+    plan = bytes(built)
+    norms = norm_layers(model, _kernels(trt, options.runtime, plan))
+    description = {
+        "format": FORMAT,
+        "source": model.path.name,
+        "source_sha256": _sha256(model.path),
+        "runtime": options.runtime.value,
+        "runtime_version": trt.__version__,
+        "ibnorm_export": version_of("ibnorm-export"),
+        "gpu": _gpu_name() if options.runtime is Runtime.TENSORRT else None,
+        "compute_capabilities": list(options.compute_capabilities) or "the runtime's default",
+        "profile": [asdict(item) for item in ranges],
+        "norm": (NormRoute.FUNCTION if options.norm is NormRoute.AUTO else options.norm).value,
+        "why": _WHY_FUNCTION if options.norm is NormRoute.AUTO else "asked for",
+        "norms": [{**asdict(norm), "kernels": list(norm.kernels)} for norm in norms],
+        "build_s": round(time.perf_counter() - began, 3),
+        "size_bytes": len(plan),
+        "sha256": hashlib.sha256(plan).hexdigest(),
+    }
+    with new_file(path, EngineError) as beside:
+        (beside / path.name).write_bytes(plan)
+        text = json.dumps(description, indent=2) + "\n"
+        (beside / description_path(path).name).write_text(text, encoding="utf-8")
+    if options.timing_cache is not None:
+        with new_file(options.timing_cache, EngineError) as beside:
+            (beside / options.timing_cache.name).write_bytes(bytes(config.get_timing_cache().serialize()))
+    return Engine(path, description, norms)
+
+
+def _kernels(trt: Any, runtime: Runtime, plan: bytes) -> Any:
+    if runtime is Runtime.TENSORRT_RTX:
+        return kernels_in_plan(plan)
+    engine = trt.Runtime(_logger(trt)).deserialize_cuda_engine(plan)
+    if engine is None:
+        raise EngineError(f"TensorRT {trt.__version__} does not read its own plan: {_last_error(_logger(trt))}")
+    inspector = engine.create_engine_inspector()
+    return kernels_in_inspection(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+
+
+def _gpu_name() -> str | None:
+    import torch
+
+    return str(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
+
+
+def read_engine(path: str | Path) -> Engine:
+    """A plan that `build_engine` wrote, checked against its description and the installed runtime.
+
+    Raises:
+        EngineError: plan or description is missing, truncated or changed, or of another version or GPU.
+        BackendUnavailable: the runtime is not installed.
+    """
+    path = Path(path)
+    beside = description_path(path)
+    for file in (path, beside):
+        if not file.is_file():
+            raise EngineError(f"{file} does not exist; write it with `ibnorm-export build-engine`")
+    try:
+        description = json.loads(beside.read_text(encoding="utf-8"))
+        size, digest = int(description["size_bytes"]), str(description["sha256"])
+        runtime, version = Runtime(description["runtime"]), str(description["runtime_version"])
+        norms = tuple(NormLayers(**{**norm, "kernels": tuple(norm["kernels"])}) for norm in description["norms"])
+        gpu = description["gpu"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise EngineError(f"{beside} is damaged: {error}; build the engine again") from error
+    if path.stat().st_size != size:
+        raise EngineError(f"{path} is truncated: it has {path.stat().st_size} bytes, not {size}; build it again")
+    if _sha256(path) != digest:
+        raise EngineError(f"{path} is not the engine that {beside.name} describes; build it again")
+    installed = str(bindings(runtime).__version__)
+    if installed != version:
+        raise EngineError(f"{path} was built by {runtime.value} {version}; {installed} is installed: build it again")
+    here = _gpu_name()
+    if gpu is not None and here is not None and gpu != here:
+        raise EngineError(f"{path} was built for {gpu}; this machine has {here}: build it again")
+    return Engine(path, description, norms)
