@@ -15,8 +15,12 @@ from ibnorm_export.loaded import DType
 
 def export_command(
     checkpoint: options.Checkpoint,
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="MODEL.onnx", help="The file to write.")],
-    task: Annotated[str, typer.Option("--task", help="What to export: forward (no cache).")] = "forward",
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="PATH", help="The file to write; for text-generation, the folder.")
+    ],
+    task: Annotated[
+        str, typer.Option("--task", help="What to export: forward (no cache) or text-generation.")
+    ] = "forward",
     dtype: Annotated[DType, typer.Option("--dtype", help="Of weights and activations.")] = DType.FP32,
     opset: Annotated[
         int | None, typer.Option("--opset", help="ONNX opset, 18 to 26. [default: LLaMA 23, ViT 20, bf16 at least 22]")
@@ -30,17 +34,20 @@ def export_command(
     model: options.Factory = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Write a trained checkpoint as one ONNX file: one node per norm, its meaning beside it.
+    """Write a trained checkpoint as ONNX, one node per norm and its meaning beside it: one file, or for text
+    generation a folder with the tokenizer.
 
     Example: ibnorm-export export checkpoints/llama -o llama.onnx
     """
     from ibnorm_export import models
     from ibnorm_export.export import ExportOptions, export
+    from ibnorm_export.folder import export_folder
 
     with show_progress() as progress:
         progress("reading the checkpoint", 0, 4)
-        loaded = models.load(checkpoint, model)
-        exported = export(loaded, output, ExportOptions(dtype, opset, inline, task, fuse_skip), progress)
+        loaded = models.load(checkpoint, model, task)
+        write = export_folder if task == "text-generation" else export
+        exported = write(loaded, output, ExportOptions(dtype, opset, inline, fuse_skip), progress)
     if as_json:
         print_json(
             {
@@ -64,4 +71,4 @@ def export_command(
         markup=False,
     )
     extra = f" --model {model}" if model else ""
-    out.print(f"next: ibnorm-export verify {exported.path} {checkpoint}{extra}", style="dim", markup=False)
+    out.print(f"next: ibnorm-export verify {output} {checkpoint}{extra}", style="dim", markup=False)

@@ -59,14 +59,12 @@ class ExportOptions:
         opset: version of ONNX's default domain; None takes the family's default.
         inline: expand the norms into standard operators, for runtimes without local functions
             (OpenVINO). Such a file cannot use the fused kernels.
-        task: "forward" is inputs to outputs without a cache.
         fuse_skip: make one SkipIBNorm of a residual Add and the norm behind it: same bits, one pass less.
     """
 
     dtype: DType = DType.FP32
     opset: int | None = None
     inline: bool = False
-    task: str = "forward"
     fuse_skip: bool = False
 
 
@@ -343,7 +341,7 @@ def _describe(model: LoadedModel, options: ExportOptions, opset: int) -> dict[st
     return {
         "format": METADATA_FORMAT,
         "family": model.family,
-        "task": options.task,
+        "task": model.task,
         "dtype": options.dtype.value,
         "opset": opset,
         "inlined": options.inline,
@@ -364,8 +362,6 @@ def build(model: LoadedModel, options: ExportOptions, progress: Progress = silen
             f"opset is {opset}; it must be {onnx_op.OPSETS.start} to {onnx_op.OPSETS.stop - 1} "
             f"(default for {model.family} in {options.dtype.value}: {default})"
         )
-    if options.task != "forward":
-        raise ExportError(f"task is {options.task!r}; this version exports 'forward' only")
     cast_parameters(model.module, options.dtype.torch)
     progress("tracing", 0, 4)
     graph_model = _trace(model, opset)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ibnorm_export.artifact import ExportedModel
+from ibnorm_export.decode_check import check_decoding
+from ibnorm_export.error_sums import ErrorSums
 from ibnorm_export.errors import ModelFileError
 from ibnorm_export.loaded import Arrays, DType, LoadedModel
-from ibnorm_export.parity import BOUNDS, Bound, Finding, NumericReport, OutputParity
+from ibnorm_export.parity import BOUNDS, Finding, NumericReport
 from ibnorm_export.progress import Progress
 from ibnorm_export.runners.base import Kernels, NormExecution, Runner, fused_library, open_runner
 from ibnorm_export.runners.torch_runner import TorchRunner
@@ -32,66 +34,6 @@ class Runtime:
     backend: str
     kernels: Kernels
     require_fused: bool
-
-
-def _relative(difference: float, norm: float) -> float:
-    if norm == 0.0:
-        return 0.0 if difference == 0.0 else float("inf")
-    return float(np.sqrt(difference / norm))
-
-
-@dataclass
-class _Sums:
-    """Running sums of one output over the samples."""
-
-    per_sample: list[tuple[float, float, float]] = field(default_factory=list)  # runtime, torch, truth: squares
-    max_abs: float = 0.0
-    dot: float = 0.0
-    actual: float = 0.0
-    agree: int = 0
-    rows: int = 0
-    elements: int = 0
-
-    def add(self, actual: NDArray[Any], own: NDArray[Any], truth: NDArray[Any]) -> None:
-        a, o, t = (v.astype(np.float64) for v in (actual, own, truth))
-        with np.errstate(invalid="ignore", over="ignore"):
-            self.per_sample.append((float(((a - t) ** 2).sum()), float(((o - t) ** 2).sum()), float((t**2).sum())))
-            self.max_abs = float(np.maximum(self.max_abs, np.abs(a - t).max(initial=0.0)))
-            self.dot += float((a * t).sum())
-            self.actual += float((a**2).sum())
-        if t.ndim >= 2 and t.shape[-1] > 1 and t.size:
-            self.agree += int((a.argmax(-1) == t.argmax(-1)).sum())
-            self.rows += int(np.prod(t.shape[:-1]))
-        self.elements += t.size
-
-    def judge(self, name: str, norms: str, bound: Bound) -> OutputParity:
-        runtime, own, truth = (sum(column) for column in zip(*self.per_sample, strict=True))
-        error, own_error = _relative(runtime, truth), _relative(own, truth)
-        allowed = bound.factor * own_error + bound.floor
-        # A short sample must not hide behind long ones: each is held to its own bound too, with
-        # PyTorch's error over all samples as the least yardstick.
-        worst, worst_error, each = 0, 0.0, True
-        for index, (r, o, t) in enumerate(self.per_sample):
-            sample_error = _relative(r, t)
-            if not sample_error <= worst_error:
-                worst, worst_error = index, sample_error
-            each = each and sample_error <= bound.factor * max(_relative(o, t), own_error) + bound.floor
-        lengths = float(np.sqrt(self.actual) * np.sqrt(truth))
-        return OutputParity(
-            name=name,
-            norms=norms,
-            max_abs=self.max_abs,
-            error=error,
-            torch_error=own_error,
-            worst_sample=worst,
-            worst_sample_error=worst_error,
-            allowed=allowed,
-            ratio=error / own_error if own_error else (0.0 if error == 0.0 else float("inf")),
-            cosine=self.dot / lengths if lengths else 1.0,
-            top1_agreement=self.agree / self.rows if self.rows else None,
-            elements=self.elements,
-            passed=bool(np.isfinite(own_error) and error <= allowed and each),
-        )
 
 
 def _select(arrays: Arrays, name: str, valid: dict[str, NDArray[np.bool_]]) -> NDArray[Any]:
@@ -138,7 +80,7 @@ def _compare(
     runners = _runners(file, runtime)
     own = TorchRunner(model, model.in_dtype(dtype.torch))
     exact = TorchRunner(model, truth)
-    sums = {(norms, name): _Sums() for norms in runners for name in model.outputs}
+    sums = {(norms, name): ErrorSums() for norms in runners for name in model.outputs}
     findings: list[Finding] = []
     notes: list[str] = []
     if narrow:
@@ -168,6 +110,10 @@ def _compare(
                 sums[norms, name].add(a, o, t)
     progress("comparing", len(samples), len(samples))
     outputs = tuple(s.judge(name, norms, BOUNDS[dtype]) for (norms, name), s in sums.items() if s.per_sample)
+    if model.task == "text-generation":
+        decoded, more = check_decoding(model, exact, own, runners, dtype, progress)
+        outputs += decoded
+        findings += more
     for output in outputs:
         if not output.passed:
             what = (
