@@ -11,6 +11,9 @@ import typer
 from ibnorm_export.cli import options
 from ibnorm_export.cli.console import out, print_json, show_progress
 from ibnorm_export.loaded import DType
+from ibnorm_export.runners.base import Kernels
+
+TARGETS = ("portable", "ort-genai")
 
 
 def export_command(
@@ -21,6 +24,17 @@ def export_command(
     task: Annotated[
         str, typer.Option("--task", help="What to export: forward (no cache) or text-generation.")
     ] = "forward",
+    target: Annotated[
+        str, typer.Option("--target", help="portable (any ONNX runtime), or ort-genai: a folder for onnxruntime-genai.")
+    ] = "portable",
+    kernels: Annotated[
+        Kernels,
+        typer.Option(
+            "--kernels",
+            help="For ort-genai: the op library beside the model where installed (auto), "
+            "always (fused), or not (function).",
+        ),
+    ] = Kernels.AUTO,
     dtype: Annotated[DType, typer.Option("--dtype", help="Of weights and activations.")] = DType.FP32,
     opset: Annotated[
         int | None, typer.Option("--opset", help="ONNX opset, 18 to 26. [default: LLaMA 23, ViT 20, bf16 at least 22]")
@@ -42,12 +56,20 @@ def export_command(
     from ibnorm_export import models
     from ibnorm_export.export import ExportOptions, export
     from ibnorm_export.folder import export_folder
+    from ibnorm_export.genai_export import export_genai
+
+    if target not in TARGETS:
+        raise typer.BadParameter(f"{target!r} is not one of {', '.join(TARGETS)}", param_hint="--target")
 
     with show_progress() as progress:
         progress("reading the checkpoint", 0, 4)
         loaded = models.load(checkpoint, model, task)
         write = export_folder if task == "text-generation" else export
-        exported = write(loaded, output, ExportOptions(dtype, opset, inline, fuse_skip), progress)
+        wanted = ExportOptions(dtype, opset, inline, fuse_skip)
+        if target == "ort-genai":
+            exported = export_genai(loaded, output, wanted, kernels, progress)
+        else:
+            exported = write(loaded, output, wanted, progress)
     if as_json:
         print_json(
             {

@@ -10,11 +10,12 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from ibnorm_export.artifact import ExportedModel
 from ibnorm_export.decoding import Decoder, positions
 from ibnorm_export.error_sums import ErrorSums
 from ibnorm_export.errors import ModelFileError
 from ibnorm_export.loaded import Arrays, DType, LoadedModel
-from ibnorm_export.parity import BOUNDS, Finding, OutputParity
+from ibnorm_export.parity import BOUNDS, Bound, Finding, OutputParity
 from ibnorm_export.progress import Progress
 from ibnorm_export.runners.base import Runner
 
@@ -56,7 +57,12 @@ def _check_resume(
 
 
 def check_decoding(
-    model: LoadedModel, exact: Runner, own: Runner, runners: Mapping[str, Runner], dtype: DType, progress: Progress
+    model: LoadedModel,
+    exact: Runner,
+    own: Runner,
+    runners: Mapping[str, Runner],
+    file: ExportedModel,
+    progress: Progress,
 ) -> tuple[tuple[OutputParity, ...], list[Finding]]:
     """Rows of unequal length, padded on the left, the same tokens for everyone.
 
@@ -68,17 +74,21 @@ def check_decoding(
         exact: float64 PyTorch; it is run without a cache.
         own: PyTorch in the file's type, through its cache.
         runners: of the file, by how its norms run; through the cache.
+        file: what they run.
 
     Returns:
         A parity for the prompt and for the steps of each runner, and what else is wrong.
     """
     total = min(PROMPT + STEPS, model.max_positions)
     prompt = max(1, total - STEPS)
+    dtype = DType(file.dtype)
+    genai = file.metadata.get("target") == "ort-genai"  # whose attention knows no padding on the left
+    taken = [spec for spec in model.inputs if spec.name in {tensor.name for tensor in file.inputs}]
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, model.vocabulary, (_BATCH, total), dtype=np.int64)
     mask = np.ones_like(tokens)
     for row in range(1, _BATCH):
-        mask[row, : min(5 * row, prompt - 1)] = 0
+        mask[row, : 0 if genai else min(5 * row, prompt - 1)] = 0
     valid = mask != 0
     truth = exact.run(_inputs(model, {"input_ids": tokens, "attention_mask": mask}))["logits"]
 
@@ -91,7 +101,7 @@ def check_decoding(
         return logits
 
     def started(runner: Runner) -> Decoder:
-        decoder = Decoder(runner, model.inputs)
+        decoder = Decoder(runner, model.inputs if runner is own else taken)
         decoder.start(_BATCH)
         return decoder
 
@@ -102,7 +112,7 @@ def check_decoding(
         try:
             actual = decode(started(runner), total, "decoding")
             half = prompt + (total - prompt) // 2
-            first, second = started(runner), Decoder(runner, model.inputs)
+            first, second = started(runner), Decoder(runner, taken)
             begun = decode(first, half)
             findings += _check_resume(first, second, begun, actual, lambda d: decode(d, total))
         except ModelFileError as error:
@@ -126,4 +136,22 @@ def check_decoding(
                         f"with one has {judged.torch_error:.3g}, allowed is {judged.allowed:.3g}; norms ran {norms}",
                     )
                 )
+    if genai and dtype is DType.FP32:  # halves are built for CUDA, and run here as a copy that rounds
+        judged = _check_genai(file.path.parent, tokens[0], prompt, reference, truth[0], BOUNDS[dtype])
+        outputs.append(judged)
+        if not judged.passed:
+            what = f"relative error {judged.error:.3g} against float64; allowed is {judged.allowed:.3g}"
+            findings.append(Finding("onnxruntime-genai", what))
     return tuple(outputs), findings
+
+
+def _check_genai(
+    folder: Path, tokens: NDArray[np.int64], prompt: int, reference: _Logits, truth: NDArray[np.float64], bound: Bound
+) -> OutputParity:
+    """The folder in onnxruntime-genai itself, with its shared buffer of keys and values: one row, given tokens."""
+    from ibnorm_export.runners.genai_runner import GenaiModel
+
+    sums = ErrorSums()
+    for index, logits in enumerate(GenaiModel(folder).forced(tokens, prompt)):
+        sums.add(logits[None], reference[index][:1, -1], truth[prompt - 1 + index][None])
+    return sums.judge(f"onnxruntime-genai ({len(sums.per_sample)} calls)", "of the folder", bound)

@@ -14,7 +14,7 @@ from ibnorm_export.errors import ModelFileError
 from ibnorm_export.loaded import Arrays, InputSpec
 from ibnorm_export.runners.base import Runner
 
-__all__ = ["Decoder", "cache_inputs", "positions"]
+__all__ = ["Decoder", "cache_inputs", "positions", "without_padding"]
 
 _PAST = "past_key_values."
 _PRESENT = "present."
@@ -24,6 +24,22 @@ def positions(mask: NDArray[np.int64]) -> NDArray[np.int64]:
     """Position of every token (batch, total) in its own row, padding on the left counted as 0."""
     counted: NDArray[np.int64] = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
     return counted
+
+
+def without_padding(inputs: Arrays) -> Arrays:
+    """The same tokens and cache, all of them valid, as GroupQueryAttention takes them.
+
+    Several tokens behind a past are one row: its kernel takes no more.
+    """
+    tokens, total = inputs["input_ids"].shape[1], inputs["attention_mask"].shape[1]
+    if tokens > 1 and total > tokens:
+        inputs = {name: array[:1] for name, array in inputs.items()}
+    mask = np.ones_like(inputs["attention_mask"])
+    return {
+        **inputs,
+        "attention_mask": mask,
+        "position_ids": positions(mask)[:, total - tokens :],
+    }
 
 
 def cache_inputs(exported: ExportedModel) -> tuple[InputSpec, ...]:

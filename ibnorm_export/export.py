@@ -39,7 +39,7 @@ from ibnorm_export.loaded import DType, LoadedModel, cast_parameters
 from ibnorm_export.progress import Progress, silent
 from ibnorm_export.spec import DOMAIN, OP_TYPES, OP_VERSION, Compression
 
-__all__ = ["ExportOptions", "export"]
+__all__ = ["ExportOptions", "attach_functions", "describe", "export"]
 
 #: Protocol Buffers stop at 2 GiB; above this many bytes of weights they go into one file beside.
 EXTERNAL_ABOVE_BYTES: Final = 2_000_000_000
@@ -328,7 +328,8 @@ def _fuse_skip(graph: ir.Graph) -> None:
         graph.remove(add, safe=True)
 
 
-def _attach_functions(model: ir.Model, opset: int) -> None:
+def attach_functions(model: ir.Model, opset: int) -> None:
+    """Put the functions of the norms that `model` uses into it."""
     used = {node.op_type for node in model.graph if node.domain == DOMAIN}
     for op_type, body in onnx_op.functions(opset).items():
         if op_type in used:
@@ -336,7 +337,8 @@ def _attach_functions(model: ir.Model, opset: int) -> None:
             model.functions[function.identifier()] = function
 
 
-def _describe(model: LoadedModel, options: ExportOptions, opset: int) -> dict[str, Any]:
+def describe(model: LoadedModel, options: ExportOptions, opset: int) -> dict[str, Any]:
+    """What an exported file says of itself."""
     packages = ("ibnorm-export", "torch", "onnx", "onnxscript", "onnx-ir", "transformers")
     return {
         "format": METADATA_FORMAT,
@@ -375,7 +377,7 @@ def build(model: LoadedModel, options: ExportOptions, progress: Progress = silen
     _name_nodes(graph)
     if options.fuse_skip:
         _fuse_skip(graph)
-    _attach_functions(graph_model, opset)
+    attach_functions(graph_model, opset)
     if options.inline:
         passes.InlinePass()(graph_model)
         passes.ShapeInferencePass()(graph_model)
@@ -386,7 +388,7 @@ def build(model: LoadedModel, options: ExportOptions, progress: Progress = silen
     graph_model.producer_version = importlib.metadata.version("ibnorm-export")
     graph_model.doc_string = None
     graph_model.metadata_props.clear()
-    graph_model.metadata_props.update(metadata_props(_describe(model, options, opset)))
+    graph_model.metadata_props.update(metadata_props(describe(model, options, opset)))
     return graph_model
 
 

@@ -81,6 +81,7 @@ def _compare(
     own = TorchRunner(model, model.in_dtype(dtype.torch))
     exact = TorchRunner(model, truth)
     sums = {(norms, name): ErrorSums() for norms in runners for name in model.outputs}
+    taken = [tensor.name for tensor in file.inputs]
     findings: list[Finding] = []
     notes: list[str] = []
     if narrow:
@@ -94,7 +95,7 @@ def _compare(
         true, torchs = exact.run(inputs), own.run(inputs)
         for norms, runner in runners.items():
             try:
-                actual = runner.run(inputs)
+                actual = runner.run({name: inputs[name] for name in taken})
             except ModelFileError as error:
                 findings.append(Finding(f"sample {index}", str(error)))
                 continue
@@ -111,7 +112,7 @@ def _compare(
     progress("comparing", len(samples), len(samples))
     outputs = tuple(s.judge(name, norms, BOUNDS[dtype]) for (norms, name), s in sums.items() if s.per_sample)
     if model.task == "text-generation":
-        decoded, more = check_decoding(model, exact, own, runners, dtype, progress)
+        decoded, more = check_decoding(model, exact, own, runners, file, progress)
         outputs += decoded
         findings += more
     for output in outputs:
@@ -121,7 +122,7 @@ def _compare(
                 f"PyTorch in {dtype.value} has {output.torch_error:.3g}, allowed is {output.allowed:.3g}"
             )
             findings.append(Finding(f"output {output.name}", f"{what}; norms ran {output.norms}"))
-    executions = _executions(file, runtime, samples[0])
+    executions = _executions(file, runtime, {name: samples[0][name] for name in taken})
     if runtime.require_fused:
         findings += [
             Finding(f"norm {n.module}", "ran as a function, not as a fused kernel")

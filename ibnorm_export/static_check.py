@@ -145,6 +145,14 @@ def check_static(exported: ExportedModel, model: LoadedModel, reached: Reach) ->
             problem = _compare_weight(exported.array(stored), tensor, wanted, transposed)
             if problem:
                 findings.append(Finding(f"weight {stored}", problem))
+    for stored, names_in in dict(exported.metadata.get("packed", {})).items():
+        parts = [state[name] for name in names_in if name in state]
+        if stored in exported.weights and len(parts) == len(names_in):
+            compared += 1
+            in_file.update(id(part) for part in parts)
+            problem = _compare_weight(exported.array(stored), torch.cat(parts), dtype, stored.endswith(".T"))
+            if problem:
+                findings.append(Finding(f"weight {stored}", problem))
     for name, tensor in state.items():
         if id(tensor) not in in_file and name in reached.weights:
             findings.append(Finding(f"weight {name}", "is used by the checkpoint but is not in the file"))

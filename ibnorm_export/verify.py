@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ibnorm_export.artifact import ExportedModel
+from ibnorm_export.decoding import without_padding
 from ibnorm_export.errors import ModelFileError
 from ibnorm_export.loaded import Arrays, DType, LoadedModel
 from ibnorm_export.numeric_check import Runtime, check_numeric, round_inputs
@@ -121,9 +122,13 @@ def verify(
         raise ModelFileError(
             f"{exported.path} is a {metadata.get('family')} model; the checkpoint {model.source} is {model.family}"
         )
-    names = [tensor.name for tensor in exported.inputs]
-    if names != [spec.name for spec in model.inputs]:
-        raise ModelFileError(f"{exported.path} takes {names}; the checkpoint takes {[s.name for s in model.inputs]}")
+    names = {tensor.name for tensor in exported.inputs}
+    wanted = {spec.name for spec in model.inputs}
+    optional = {"position_ids"} if model.task == "text-generation" else set()
+    if not wanted - optional <= names <= wanted:
+        raise ModelFileError(
+            f"{exported.path} takes {sorted(names)}; the checkpoint takes {[s.name for s in model.inputs]}"
+        )
     if options.samples < 1:
         raise ModelFileError(f"samples is {options.samples}; it must be at least 1")
     notes = list(model.warnings)
@@ -135,6 +140,9 @@ def verify(
     if inputs is None:
         rng = np.random.default_rng(options.seed)
         inputs = [model.sample(rng, index) for index in range(options.samples)]
+    if metadata.get("target") == "ort-genai":
+        notes.append("rows of a batch are of equal length: GroupQueryAttention counts positions without padding")
+        inputs = [without_padding(sample) for sample in inputs]
     inputs = [round_inputs(sample, dtype) for sample in inputs]
 
     truth = model.in_float64()

@@ -138,15 +138,15 @@ class _Forgetful:
         return {**outputs, "logits": outputs["logits"] * np.float32(1.0 + 1e-7 * (self._calls > 34))}
 
 
-def test_resume_must_give_the_same_bits(language_checkpoint: Path) -> None:
+def test_resume_must_give_the_same_bits(exported: ExportedModel, language_checkpoint: Path) -> None:
     from ibnorm_export.decode_check import check_decoding
     from ibnorm_export.progress import silent
 
     model = load(language_checkpoint)
     exact, own = TorchRunner(model, model.in_float64()), TorchRunner(model)
-    _, sound = check_decoding(model, exact, own, {"torch": own}, DType.FP32, silent)
+    _, sound = check_decoding(model, exact, own, {"torch": own}, exported, silent)
     assert sound == []
-    outputs, findings = check_decoding(model, exact, own, {"odd": _Forgetful(own)}, DType.FP32, silent)
+    outputs, findings = check_decoding(model, exact, own, {"odd": _Forgetful(own)}, exported, silent)
     assert all(o.passed for o in outputs), "the change is too small for the error bound"
     assert [f.where for f in findings] == ["resume"]
 
