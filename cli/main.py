@@ -18,6 +18,7 @@ from ibnorm_export.cli.console import err, print_json
 from ibnorm_export.cli.demo import demo_command
 from ibnorm_export.cli.doctor import doctor_command
 from ibnorm_export.cli.export import export_command
+from ibnorm_export.cli.generate import generate_command
 from ibnorm_export.cli.inspect import inspect_command
 from ibnorm_export.cli.verify import verify_command
 from ibnorm_export.errors import IBNormError
@@ -58,6 +59,7 @@ def _main(
 app.command("export")(export_command)
 app.command("verify")(verify_command)
 app.command("bench")(bench_command)
+app.command("generate")(generate_command)
 app.command("inspect")(inspect_command)
 app.command("doctor")(doctor_command)
 app.command("demo")(demo_command)

@@ -15,12 +15,13 @@ from ibnorm_export import models
 from ibnorm_export.artifact import ExportedModel
 from ibnorm_export.decode_check import STEPS
 from ibnorm_export.decoding import Decoder, cache_inputs, positions
-from ibnorm_export.errors import CheckpointError, ExportError, IBNormError, ModelFileError
+from ibnorm_export.errors import BackendUnavailable, CheckpointError, ExportError, IBNormError, ModelFileError
 from ibnorm_export.export import ExportOptions
 from ibnorm_export.folder import export_folder
 from ibnorm_export.loaded import Arrays, DType, LoadedModel
 from ibnorm_export.runners.base import Kernels, open_runner
 from ibnorm_export.runners.torch_runner import TorchRunner
+from ibnorm_export.text import Sampling, open_folder
 from ibnorm_export.tokens import Tokens, write_byte_tokenizer
 from ibnorm_export.verify import VerifyOptions, verify
 
@@ -106,6 +107,11 @@ def test_decoding_is_verified_in_halves(language_checkpoint: Path, tmp_path: Pat
     assert {t.dtype for t in half.inputs if t.name.startswith("past")} == {dtype.value}
     report = verify(half, load(language_checkpoint), FUNCTION)
     assert report, report.findings
+    if dtype is DType.BF16:
+        with pytest.raises(BackendUnavailable, match="bf16, which ONNX Runtime cannot compute on a CPU"):
+            open_folder(half.path.parent)
+    else:
+        assert open_folder(half.path.parent).generate("x", Sampling(4)).tokens
 
 
 def test_a_cache_that_goes_wrong_with_its_length_is_found(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ibnorm_export import native
 from ibnorm_export.errors import ModelFileError
 
-__all__ = ["GenaiModel"]
+__all__ = ["GenaiModel", "GenaiSession"]
 
 
 def _check_library(folder: Path) -> None:
@@ -42,6 +42,26 @@ def _check_library(folder: Path) -> None:
         raise ModelFileError(f"{found.problem}; export the checkpoint again on this machine")
 
 
+class GenaiSession:
+    """One text, its keys and values in the buffer that GenAI shares between past and present."""
+
+    def __init__(self, generator: og.Generator) -> None:
+        self._generator = generator
+
+    def feed(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Logits (vocabulary,) behind the last of `tokens` (n,).
+
+        Raises:
+            ModelFileError: the runtime fails; its own words follow.
+        """
+        try:
+            self._generator.append_tokens(tokens.astype(np.int32))
+            logits: NDArray[np.float32] = np.array(self._generator.get_logits(), dtype=np.float32)[0, -1]
+        except RuntimeError as error:
+            raise ModelFileError(f"onnxruntime-genai cannot run the model: {_first_line(error)}") from error
+        return logits
+
+
 class GenaiModel:
     """A folder that onnxruntime-genai runs.
 
@@ -59,24 +79,17 @@ class GenaiModel:
         except RuntimeError as error:
             raise ModelFileError(f"{folder}: onnxruntime-genai cannot load it: {_first_line(error)}") from error
 
-    def _generator(self, max_length: int, **search: Any) -> og.Generator:
+    def start(self, max_length: int) -> GenaiSession:
+        """The beginning of a text of at most `max_length` tokens, prompt included."""
         params = og.GeneratorParams(self._model)
-        params.set_search_options(max_length=max_length, batch_size=1, **search)
-        return og.Generator(self._model, params)
+        params.set_search_options(max_length=max_length, batch_size=1)
+        return GenaiSession(og.Generator(self._model, params))
 
     def forced(self, tokens: NDArray[np.int64], prompt: int) -> Iterator[NDArray[np.float32]]:
-        """Logits (vocabulary,) behind the first `prompt` of `tokens` (n,), then behind each one after it.
-
-        Raises:
-            ModelFileError: the runtime fails; its own words follow.
-        """
-        try:
-            generator = self._generator(len(tokens) + 1)
-            for start, stop in [(0, prompt), *((i, i + 1) for i in range(prompt, len(tokens)))]:
-                generator.append_tokens(tokens[start:stop].astype(np.int32))
-                yield np.array(generator.get_logits(), dtype=np.float32)[0, -1]
-        except RuntimeError as error:
-            raise ModelFileError(f"onnxruntime-genai cannot run the model: {_first_line(error)}") from error
+        """Logits (vocabulary,) behind the first `prompt` of `tokens` (n,), then behind each one after it."""
+        session = self.start(len(tokens) + 1)
+        for start, stop in [(0, prompt), *((i, i + 1) for i in range(prompt, len(tokens)))]:
+            yield session.feed(tokens[start:stop])
 
 
 def _first_line(error: Exception) -> str:
