@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -11,9 +12,35 @@ import typer
 from ibnorm_export.cli import options
 from ibnorm_export.cli.console import out, print_json, show_progress
 from ibnorm_export.loaded import DType
+from ibnorm_export.quantize import Quantization
 from ibnorm_export.runners.base import Kernels
 
 TARGETS = ("portable", "ort-genai")
+
+
+class Stored(enum.StrEnum):
+    """What weights are stored as."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+    INT8 = "int8"
+    INT4 = "int4"
+
+
+_BITS = {Stored.INT8: 8, Stored.INT4: 4}
+
+
+def _computed(stored: Stored) -> DType:
+    return DType.FP32 if stored in _BITS else DType(stored.value)
+
+
+def _quantization(stored: Stored, block_size: int, head: Stored) -> Quantization | None:
+    if stored not in _BITS:
+        return None
+    if head not in (*_BITS, Stored.FP32):
+        raise typer.BadParameter(f"{head.value} is not one of int8, int4, fp32", param_hint="--head-dtype")
+    return Quantization(_BITS[stored], block_size, _BITS.get(head))
 
 
 def export_command(
@@ -35,7 +62,17 @@ def export_command(
             "always (fused), or not (function).",
         ),
     ] = Kernels.AUTO,
-    dtype: Annotated[DType, typer.Option("--dtype", help="Of weights and activations.")] = DType.FP32,
+    dtype: Annotated[
+        Stored,
+        typer.Option("--dtype", help="Of weights and activations; int8 and int4 are of a language model's weights."),
+    ] = Stored.FP32,
+    block_size: Annotated[
+        int, typer.Option("--block-size", help="Weights that share a scale, for int8 and int4.")
+    ] = 32,
+    head_dtype: Annotated[
+        Stored,
+        typer.Option("--head-dtype", help="Of the matrix before the logits, for int8 and int4: int8, int4, fp32."),
+    ] = Stored.INT8,
     opset: Annotated[
         int | None, typer.Option("--opset", help="ONNX opset, 18 to 26. [default: LLaMA 23, ViT 20, bf16 at least 22]")
     ] = None,
@@ -61,11 +98,13 @@ def export_command(
     if target not in TARGETS:
         raise typer.BadParameter(f"{target!r} is not one of {', '.join(TARGETS)}", param_hint="--target")
 
+    if target == "ort-genai":
+        task = "text-generation"
     with show_progress() as progress:
         progress("reading the checkpoint", 0, 4)
         loaded = models.load(checkpoint, model, task)
         write = export_folder if task == "text-generation" else export
-        wanted = ExportOptions(dtype, opset, inline, fuse_skip)
+        wanted = ExportOptions(_computed(dtype), opset, inline, fuse_skip, _quantization(dtype, block_size, head_dtype))
         if target == "ort-genai":
             exported = export_genai(loaded, output, wanted, kernels, progress)
         else:

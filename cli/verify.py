@@ -21,6 +21,9 @@ def verify_command(
     inputs: Annotated[
         Path | None, typer.Option("--inputs", metavar="FILE.npz", help="Your own inputs, by name, instead.")
     ] = None,
+    text: Annotated[
+        Path | None, typer.Option("--text", metavar="FILE", help="Text that a language model predicts.")
+    ] = None,
     seed: options.Seed = 0,
     numeric_only: Annotated[
         bool, typer.Option("--numeric-only", help="Leave out the static verdict (nodes, attributes, weights).")
@@ -44,7 +47,7 @@ def verify_command(
         exported = ExportedModel(model_file)
         loaded = models.load(checkpoint, model, str(exported.metadata.get("task", "forward")))
         given = None if inputs is None else [read_inputs(inputs, loaded)]
-        report = verify(exported, loaded, wanted, given, progress)
+        report = verify(exported, loaded, wanted, given, progress, None if text is None else text.read_text("utf-8"))
     if as_json:
         print_json(report.to_dict())
     else:
@@ -78,6 +81,9 @@ def print_report(report: ParityReport) -> None:
             )
         out.print(f"numeric: ran {report.numeric.method}", style="dim", markup=False)
         print_norms(report.numeric.norms)
+    if report.numeric is not None:
+        for quality in report.numeric.quality:
+            out.print(f"{quality.kind}: {quality}: {'pass' if quality.passed else 'FAIL'}", markup=False)
     if report.static is not None:
         out.print(
             f"static: {report.static.norms} norms and {report.static.weights} weights compared, "

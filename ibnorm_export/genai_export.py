@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import io
-import logging
 import shutil
 import tempfile
 import warnings
@@ -27,11 +26,12 @@ from torch import Tensor, nn
 from ibnorm_export import native
 from ibnorm_export.artifact import MODEL_FILE, ExportedModel, metadata_props, new_folder
 from ibnorm_export.errors import BackendUnavailable, ExportError
-from ibnorm_export.export import ExportOptions, attach_functions, describe
+from ibnorm_export.export import ExportOptions, attach_functions, check_quantization, describe
 from ibnorm_export.folder import copy_companions
 from ibnorm_export.loaded import DType, LoadedModel, cast_parameters
 from ibnorm_export.module import IBNorm
 from ibnorm_export.progress import Progress, silent
+from ibnorm_export.quantize import keep_logging, quantize
 from ibnorm_export.runners.base import Kernels
 from ibnorm_export.spec import DOMAIN, OP_VERSION
 
@@ -77,17 +77,12 @@ def _builder() -> type[Any]:
             f"--target ort-genai builds with onnxruntime-genai {BUILDER_VERSION}; {version} is installed, whose "
             f"builder may differ: pip install onnxruntime-genai=={BUILDER_VERSION}"
         )
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
     try:
-        with warnings.catch_warnings():
+        with keep_logging(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             from onnxruntime_genai.models.builders.llama import LlamaModel
     except ImportError as error:
         raise BackendUnavailable(f"the model builder of onnxruntime-genai cannot be imported: {error}") from error
-    finally:  # the quantizer that it imports sets up logging for the whole program
-        root.handlers[:] = handlers
-        root.setLevel(level)
     made: type[Any] = LlamaModel
     return made
 
@@ -243,6 +238,7 @@ def export_genai(
             f"heads have {head} values; ONNX Runtime's GroupQueryAttention with rotary positions takes multiples of "
             f"{_HEAD_MULTIPLE}. Export with --target portable"
         )
+    check_quantization(model, options)
     base = _builder()
     library = None if kernels is Kernels.FUNCTION else native.ort_library() if kernels is Kernels.FUSED else None
     if kernels is Kernels.AUTO and (found := native.availability()):
@@ -262,7 +258,11 @@ def export_genai(
             builder.make_model(model.source)
         progress("writing", 1, 3)
         _finish(builder.model, model, options)
-        ir.save(builder.model, beside / MODEL_FILE, external_data=f"{MODEL_FILE}.data")
+        built = builder.model
+        if options.quantization is not None:
+            progress("quantising", 2, 3)
+            built = ir.serde.deserialize_model(quantize(ir.serde.serialize_model(built), options.quantization))
+        ir.save(built, beside / MODEL_FILE, external_data=f"{MODEL_FILE}.data")
         with _quiet():
             builder.make_genai_config(config, {}, str(beside))
         copy_companions(model, beside)

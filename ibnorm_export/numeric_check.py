@@ -19,8 +19,9 @@ from ibnorm_export.decode_check import check_decoding
 from ibnorm_export.error_sums import ErrorSums
 from ibnorm_export.errors import ModelFileError
 from ibnorm_export.loaded import Arrays, DType, LoadedModel
-from ibnorm_export.parity import BOUNDS, Finding, NumericReport
+from ibnorm_export.parity import BOUNDS, Finding, NumericReport, Quality
 from ibnorm_export.progress import Progress
+from ibnorm_export.quality_check import check_quality, own_text
 from ibnorm_export.runners.base import Kernels, NormExecution, Runner, fused_library, open_runner
 from ibnorm_export.runners.torch_runner import TorchRunner
 
@@ -57,25 +58,49 @@ def _rounding_file(exported: ExportedModel, folder: Path) -> ExportedModel:
 
 def check_numeric(
     exported: ExportedModel, model: LoadedModel, truth: nn.Module, runtime: Runtime, samples: Sequence[Arrays],
-    narrow: frozenset[str], progress: Progress,
+    narrow: frozenset[str], progress: Progress, text: NDArray[np.int64] | None = None,
 ) -> NumericReport:  # fmt: skip
     """Run `exported`, `truth` (float64) and PyTorch in the file's own type on every sample, and compare."""
     dtype = DType(exported.dtype)
+    if exported.metadata.get("quantization"):
+        return _judge_quality(exported, model, runtime, samples[0], text, progress)
     if runtime.backend != "ort-cpu" or dtype is DType.FP32:
         as_is = "the file as it is"
-        return _compare(exported, as_is, dtype, model, truth, runtime, samples, narrow, progress)
+        return _compare(exported, as_is, dtype, model, truth, runtime, samples, narrow, progress, text)
     method = (
         f"a copy that rounds every node's output to {dtype.value} by explicit Casts and does arithmetic in float32: "
         f"on a CPU, ONNX Runtime computes {dtype.value} graphs in float32 without that rounding, or not at all"
     )
     with tempfile.TemporaryDirectory() as folder:
         copy = _rounding_file(exported, Path(folder))
-        return _compare(copy, method, dtype, model, truth, runtime, samples, narrow, progress)
+        return _compare(copy, method, dtype, model, truth, runtime, samples, narrow, progress, text)
+
+
+def _judge_quality(
+    exported: ExportedModel, model: LoadedModel, runtime: Runtime, sample: Arrays, text: NDArray[np.int64] | None,
+    progress: Progress,
+) -> NumericReport:  # fmt: skip
+    """Of a quantised file, whose numbers are another model's: its predictions count."""
+    says = exported.metadata["quantization"]
+    own = TorchRunner(model, model.in_dtype(torch.float32))
+    notes = []
+    if text is None:
+        text = own_text(model, own)
+        notes.append("judged on text that PyTorch samples from the model itself; give --text for a text of your own")
+    taken = tuple(spec for spec in model.inputs if spec.name in {tensor.name for tensor in exported.inputs})
+    kind = f"int{says['bits']}"
+    quality = check_quality(model, own, _runners(exported, runtime), taken, kind, text, progress)
+    findings = tuple(Finding("quality", str(q)) for q in quality if not q.passed)
+    executions = _executions(exported, runtime, {spec.name: sample[spec.name] for spec in taken})
+    method = "the file as it is, its predictions beside those of PyTorch in fp32"
+    return NumericReport(
+        runtime.backend, kind, method, len(text), (), findings, tuple(notes), executions, quality
+    )  # fmt: skip
 
 
 def _compare(
     file: ExportedModel, method: str, dtype: DType, model: LoadedModel, truth: nn.Module, runtime: Runtime,
-    samples: Sequence[Arrays], narrow: frozenset[str], progress: Progress,
+    samples: Sequence[Arrays], narrow: frozenset[str], progress: Progress, text: NDArray[np.int64] | None,
 ) -> NumericReport:  # fmt: skip
     runners = _runners(file, runtime)
     own = TorchRunner(model, model.in_dtype(dtype.torch))
@@ -115,6 +140,12 @@ def _compare(
         decoded, more = check_decoding(model, exact, own, runners, file, progress)
         outputs += decoded
         findings += more
+    quality: tuple[Quality, ...] = ()
+    if model.task == "text-generation" and text is not None:
+        torch_fp32 = TorchRunner(model, model.in_dtype(torch.float32))
+        inputs_taken = tuple(spec for spec in model.inputs if spec.name in taken)
+        quality = check_quality(model, torch_fp32, runners, inputs_taken, dtype.value, text, progress)
+        findings += [Finding("quality", str(q)) for q in quality if not q.passed]
     for output in outputs:
         if not output.passed:
             what = (
@@ -132,7 +163,7 @@ def _compare(
         if not executions:
             findings.append(Finding("norms", f"backend {runtime.backend} cannot show that a fused kernel ran"))
     return NumericReport(
-        runtime.backend, dtype.value, method, len(samples), outputs, tuple(findings), tuple(notes), executions
+        runtime.backend, dtype.value, method, len(samples), outputs, tuple(findings), tuple(notes), executions, quality
     )
 
 

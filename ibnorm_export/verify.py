@@ -24,6 +24,7 @@ from ibnorm_export.progress import Progress, silent
 from ibnorm_export.reach import reach
 from ibnorm_export.runners.base import Kernels
 from ibnorm_export.static_check import check_static
+from ibnorm_export.tokens import Tokens
 
 __all__ = [
     "BOUNDS",
@@ -102,6 +103,7 @@ def verify(
     options: VerifyOptions | None = None,
     inputs: Sequence[Arrays] | None = None,
     progress: Progress = silent,
+    text: str | None = None,
 ) -> ParityReport:
     """Compare an exported file with its checkpoint.
 
@@ -111,6 +113,7 @@ def verify(
         options: backend, number of samples, seed.
         inputs: the user's own, instead of drawn samples; see `read_inputs`.
         progress: called as the work goes on.
+        text: that a language model predicts; needs the checkpoint's tokenizer.
 
     Raises:
         ModelFileError: the file carries no metadata, is of another model, or cannot be loaded.
@@ -145,6 +148,11 @@ def verify(
         inputs = [without_padding(sample) for sample in inputs]
     inputs = [round_inputs(sample, dtype) for sample in inputs]
 
+    tokens = None
+    if text is not None:
+        if model.task != "text-generation":
+            raise ModelFileError(f"{exported.path} was exported for {model.task}; a text is for text-generation")
+        tokens = Tokens(Path(model.source), model.vocabulary).encode(text)
     truth = model.in_float64()
     try:
         reached = reach(model, truth, inputs[0])
@@ -154,7 +162,7 @@ def verify(
     runtime = Runtime(options.backend, options.kernels, options.require_fused)
     static = check_static(exported, model, reached) if options.static else None
     try:
-        numeric = check_numeric(exported, model, truth, runtime, inputs, reached.narrow, progress)
+        numeric = check_numeric(exported, model, truth, runtime, inputs, reached.narrow, progress, tokens)
     except ModelFileError as error:  # a file that the runtime refuses is a finding, beside the static ones
         findings = (Finding("runtime", str(error)),)
         numeric = NumericReport(options.backend, exported.dtype, "nothing: it does not load", 0, (), findings)
