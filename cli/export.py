@@ -127,8 +127,10 @@ def export_command(
     for warning in loaded.warnings:
         out.print(f"warning: {warning}", style="yellow", markup=False)
     norms = "norms expanded" if inline else f"{len(exported.norms)} IBNorm nodes"
+    says = exported.metadata.get("quantization")
+    stored = f"int{says['bits']} weights" if says else exported.dtype
     out.print(
-        f"{exported.path}: {exported.size_bytes / 1e6:.1f} MB, {exported.dtype}, opset {exported.opset}, {norms}",
+        f"{exported.path}: {exported.size_bytes / 1e6:.1f} MB, {stored}, opset {exported.opset}, {norms}",
         markup=False,
     )
     extra = f" --model {model}" if model else ""

@@ -50,9 +50,15 @@ def generate_command(
         result = model.generate(prompt, sampling)
         print_json({"backend": model.backend, "prompt": prompt, **result.to_dict()})
         return
-    _write(prompt)
-    result = model.generate(prompt, sampling, _write)
-    _write("\n")
+    begun = False
+
+    def write(piece: str) -> None:  # the prompt only once it is known to be good
+        nonlocal begun
+        _write(piece if begun else prompt + piece)
+        begun = True
+
+    result = model.generate(prompt, sampling, write)
+    write("\n")
     err.print(
         f"{model.backend}: {len(result.tokens)} tokens behind {result.prompt_tokens}, first after "
         f"{result.first_token_ms:.1f} ms, then {result.tokens_per_s:.0f} tokens/s, stopped at: {result.stopped}",

@@ -169,4 +169,17 @@ def test_the_command_streams_and_reports(forms: dict[str, Path]) -> None:
     assert (found["backend"], found["stopped"], len(found["tokens"])) == ("ort-cpu", "length", 8)
     bad = subprocess.run([*command[:-1], "", "--json"], capture_output=True, text=True, check=False)
     assert bad.returncode == 2
+    long = subprocess.run([*command[:-1], "x" * 64], capture_output=True, text=True, check=False)
+    assert (long.returncode, long.stdout) == (2, ""), "the prompt is not echoed before it is known to be good"
     assert "the prompt is empty" in json.loads(bad.stdout)["error"]["message"]
+
+
+def test_the_example_with_plain_onnxruntime(forms: dict[str, Path]) -> None:
+    example = Path(__file__).parent.parent / "examples" / "generate_onnxruntime.py"
+    done = subprocess.run(
+        [sys.executable, str(example), str(forms["portable"]), "ab"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    expected = opened(forms, "portable").generate("ab", Sampling(max_new_tokens=62)).text
+    assert done.stdout.startswith("ab" + expected[:8])
+    assert "ibnorm_export" not in example.read_text()
