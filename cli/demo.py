@@ -40,6 +40,15 @@ def demo_command(
             for parity in model.parity:
                 print_parity(parity)
             print_bench(f"{model.name}.onnx", model.latency)
+        out.print("the LLaMA writes, with one seed", style="bold", markup=False)
+        for writing in result.text.writings:
+            out.print(f"{writing.form}: {result.text.prompt}{writing.result.text}", markup=False)
+        out.print(
+            f"the forms in fp32 wrote {'the same text as PyTorch' if result.text.same else 'ANOTHER text'}",
+            markup=False,
+        )
+        if result.text.missing:
+            out.print(f"note: {result.text.missing}", style="yellow", markup=False)
         out.print(f"report: {report}", style="bold", markup=False)
         out.print(f"verdict: {'pass' if result else 'fail'}", style="bold", markup=False)
     if not result:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -11,13 +12,67 @@ import typer
 from ibnorm_export.cli import options
 from ibnorm_export.cli.console import out, print_json, show_progress
 from ibnorm_export.loaded import DType
+from ibnorm_export.quantize import Quantization
+from ibnorm_export.runners.base import Kernels
+
+TARGETS = ("portable", "ort-genai")
+
+
+class Stored(enum.StrEnum):
+    """What weights are stored as."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+    INT8 = "int8"
+    INT4 = "int4"
+
+
+_BITS = {Stored.INT8: 8, Stored.INT4: 4}
+
+
+def _computed(stored: Stored) -> DType:
+    return DType.FP32 if stored in _BITS else DType(stored.value)
+
+
+def _quantization(stored: Stored, block_size: int, head: Stored) -> Quantization | None:
+    if stored not in _BITS:
+        return None
+    if head not in (*_BITS, Stored.FP32):
+        raise typer.BadParameter(f"{head.value} is not one of int8, int4, fp32", param_hint="--head-dtype")
+    return Quantization(_BITS[stored], block_size, _BITS.get(head))
 
 
 def export_command(
     checkpoint: options.Checkpoint,
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="MODEL.onnx", help="The file to write.")],
-    task: Annotated[str, typer.Option("--task", help="What to export: forward (no cache).")] = "forward",
-    dtype: Annotated[DType, typer.Option("--dtype", help="Of weights and activations.")] = DType.FP32,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="PATH", help="The file to write; for text-generation, the folder.")
+    ],
+    task: Annotated[
+        str, typer.Option("--task", help="What to export: forward (no cache) or text-generation.")
+    ] = "forward",
+    target: Annotated[
+        str, typer.Option("--target", help="portable (any ONNX runtime), or ort-genai: a folder for onnxruntime-genai.")
+    ] = "portable",
+    kernels: Annotated[
+        Kernels,
+        typer.Option(
+            "--kernels",
+            help="For ort-genai: the op library beside the model where installed (auto), "
+            "always (fused), or not (function).",
+        ),
+    ] = Kernels.AUTO,
+    dtype: Annotated[
+        Stored,
+        typer.Option("--dtype", help="Of weights and activations; int8 and int4 are of a language model's weights."),
+    ] = Stored.FP32,
+    block_size: Annotated[
+        int, typer.Option("--block-size", help="Weights that share a scale, for int8 and int4.")
+    ] = 32,
+    head_dtype: Annotated[
+        Stored,
+        typer.Option("--head-dtype", help="Of the matrix before the logits, for int8 and int4: int8, int4, fp32."),
+    ] = Stored.INT8,
     opset: Annotated[
         int | None, typer.Option("--opset", help="ONNX opset, 18 to 26. [default: LLaMA 23, ViT 20, bf16 at least 22]")
     ] = None,
@@ -30,17 +85,30 @@ def export_command(
     model: options.Factory = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Write a trained checkpoint as one ONNX file: one node per norm, its meaning beside it.
+    """Write a trained checkpoint as ONNX, one node per norm and its meaning beside it: one file, or for text
+    generation a folder with the tokenizer.
 
     Example: ibnorm-export export checkpoints/llama -o llama.onnx
     """
     from ibnorm_export import models
     from ibnorm_export.export import ExportOptions, export
+    from ibnorm_export.folder import export_folder
+    from ibnorm_export.genai_export import export_genai
 
+    if target not in TARGETS:
+        raise typer.BadParameter(f"{target!r} is not one of {', '.join(TARGETS)}", param_hint="--target")
+
+    if target == "ort-genai":
+        task = "text-generation"
     with show_progress() as progress:
         progress("reading the checkpoint", 0, 4)
-        loaded = models.load(checkpoint, model)
-        exported = export(loaded, output, ExportOptions(dtype, opset, inline, task, fuse_skip), progress)
+        loaded = models.load(checkpoint, model, task)
+        write = export_folder if task == "text-generation" else export
+        wanted = ExportOptions(_computed(dtype), opset, inline, fuse_skip, _quantization(dtype, block_size, head_dtype))
+        if target == "ort-genai":
+            exported = export_genai(loaded, output, wanted, kernels, progress)
+        else:
+            exported = write(loaded, output, wanted, progress)
     if as_json:
         print_json(
             {
@@ -59,9 +127,11 @@ def export_command(
     for warning in loaded.warnings:
         out.print(f"warning: {warning}", style="yellow", markup=False)
     norms = "norms expanded" if inline else f"{len(exported.norms)} IBNorm nodes"
+    says = exported.metadata.get("quantization")
+    stored = f"int{says['bits']} weights" if says else exported.dtype
     out.print(
-        f"{exported.path}: {exported.size_bytes / 1e6:.1f} MB, {exported.dtype}, opset {exported.opset}, {norms}",
+        f"{exported.path}: {exported.size_bytes / 1e6:.1f} MB, {stored}, opset {exported.opset}, {norms}",
         markup=False,
     )
     extra = f" --model {model}" if model else ""
-    out.print(f"next: ibnorm-export verify {exported.path} {checkpoint}{extra}", style="dim", markup=False)
+    out.print(f"next: ibnorm-export verify {output} {checkpoint}{extra}", style="dim", markup=False)

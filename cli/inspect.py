@@ -12,7 +12,7 @@ from ibnorm_export.cli.console import out, print_json, table
 
 
 def inspect_command(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="An .onnx file or a checkpoint.")],
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="An .onnx file, a folder of one, or a checkpoint.")],
     model: options.Factory = None,
     as_json: options.AsJson = False,
 ) -> None:
@@ -20,9 +20,10 @@ def inspect_command(
 
     Example: ibnorm-export inspect llama.onnx
     """
+    from ibnorm_export.artifact import resolve
     from ibnorm_export.inspection import inspect_checkpoint, inspect_file
 
-    found = inspect_file(path) if path.suffix == ".onnx" else inspect_checkpoint(path, model)
+    found = inspect_file(path) if resolve(path).suffix == ".onnx" else inspect_checkpoint(path, model)
     if as_json:
         print_json(found)
     else:

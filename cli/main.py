@@ -19,6 +19,7 @@ from ibnorm_export.cli.console import err, print_json
 from ibnorm_export.cli.demo import demo_command
 from ibnorm_export.cli.doctor import doctor_command
 from ibnorm_export.cli.export import export_command
+from ibnorm_export.cli.generate import generate_command
 from ibnorm_export.cli.inspect import inspect_command
 from ibnorm_export.cli.verify import verify_command
 from ibnorm_export.errors import IBNormError
@@ -60,6 +61,7 @@ app.command("export")(export_command)
 app.command("verify")(verify_command)
 app.command("bench")(bench_command)
 app.command("build-engine")(build_engine_command)
+app.command("generate")(generate_command)
 app.command("inspect")(inspect_command)
 app.command("doctor")(doctor_command)
 app.command("demo")(demo_command)

@@ -16,7 +16,9 @@ Checkpoint = Annotated[
         help="Hugging Face folder with an ibnorm section in config.json; with --model a .safetensors or .pt file too.",
     ),
 ]
-ModelFile = Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="A file written by `ibnorm-export export`.")]
+ModelFile = Annotated[
+    Path, typer.Argument(metavar="MODEL.onnx", help="A file or folder written by `ibnorm-export export`.")
+]
 Factory = Annotated[
     str | None,
     typer.Option(

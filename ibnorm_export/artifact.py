@@ -28,9 +28,12 @@ from numpy.typing import NDArray
 from ibnorm_export.errors import ExportError, ModelFileError
 from ibnorm_export.spec import DOMAIN, OP_TYPES, SKIP_OP_TYPES
 
-__all__ = ["METADATA_FORMAT", "ExportedModel", "NormNode", "Tensor", "new_file"]
+__all__ = ["METADATA_FORMAT", "MODEL_FILE", "ExportedModel", "NormNode", "Tensor", "new_file", "new_folder", "resolve"]
 
 METADATA_FORMAT: Final = "1"
+
+#: What the model is called in a folder of a language model.
+MODEL_FILE: Final = "model.onnx"
 _PREFIX: Final = "ibnorm."
 
 _DTYPE_NAMES: Final[dict[int, str]] = {
@@ -88,11 +91,11 @@ class ExportedModel:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = resolve(path)
         if not self.path.exists():
             raise ModelFileError(f"{self.path} does not exist")
         if self.path.is_dir():
-            raise ModelFileError(f"{self.path} is a folder; an .onnx file is wanted")
+            raise ModelFileError(f"{self.path} is a folder without model.onnx; an .onnx file is wanted")
         try:
             self.proto = onnx.load(self.path, load_external_data=False)
         except google.protobuf.message.DecodeError as error:
@@ -272,6 +275,39 @@ def new_file(target: Path, error: type[Exception] = ExportError) -> Iterator[Pat
         raise error(f"cannot write {target}: {cause.strerror or cause}") from cause
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A folder beside `target` to fill; at the end it takes the target's place, whole or not at all.
+
+    An older export in that place is replaced.
+
+    Raises:
+        ExportError: the target is a file, holds something other than an export, or cannot be written.
+    """
+    if target.is_file():
+        raise ExportError(f"{target} is a file; name the folder to write")
+    if target.is_dir() and any(target.iterdir()) and not (target / MODEL_FILE).is_file():
+        raise ExportError(f"{target} is not empty and holds no {MODEL_FILE}; choose another folder")
+    if not target.parent.is_dir():
+        raise ExportError(f"cannot write {target}: the folder {target.parent} does not exist")
+    try:
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.", suffix=".partial") as beside:
+            new = Path(beside) / target.name
+            new.mkdir()
+            yield new
+            if target.exists():
+                target.rename(Path(beside) / "old")
+            new.rename(target)
+    except OSError as cause:
+        raise ExportError(f"cannot write {target}: {cause.strerror or cause}") from cause
+
+
+def resolve(path: str | Path) -> Path:
+    """The .onnx file that `path` names: itself, or model.onnx in a folder."""
+    path = Path(path)
+    return path / MODEL_FILE if (path / MODEL_FILE).is_file() else path
 
 
 def metadata_props(values: Mapping[str, Any]) -> dict[str, str]:

@@ -37,9 +37,10 @@ from ibnorm_export.artifact import METADATA_FORMAT, ExportedModel, metadata_prop
 from ibnorm_export.errors import ExportError
 from ibnorm_export.loaded import DType, LoadedModel, cast_parameters
 from ibnorm_export.progress import Progress, silent
+from ibnorm_export.quantize import Quantization, quantize
 from ibnorm_export.spec import DOMAIN, OP_TYPES, OP_VERSION, Compression
 
-__all__ = ["ExportOptions", "export"]
+__all__ = ["ExportOptions", "attach_functions", "check_quantization", "describe", "export"]
 
 #: Protocol Buffers stop at 2 GiB; above this many bytes of weights they go into one file beside.
 EXTERNAL_ABOVE_BYTES: Final = 2_000_000_000
@@ -59,15 +60,15 @@ class ExportOptions:
         opset: version of ONNX's default domain; None takes the family's default.
         inline: expand the norms into standard operators, for runtimes without local functions
             (OpenVINO). Such a file cannot use the fused kernels.
-        task: "forward" is inputs to outputs without a cache.
+        quantization: of the weights of a language model; None leaves them in the dtype.
         fuse_skip: make one SkipIBNorm of a residual Add and the norm behind it: same bits, one pass less.
     """
 
     dtype: DType = DType.FP32
     opset: int | None = None
     inline: bool = False
-    task: str = "forward"
     fuse_skip: bool = False
+    quantization: Quantization | None = None
 
 
 def _translation(compression: Compression, skip: bool) -> Callable[..., Any]:
@@ -330,7 +331,8 @@ def _fuse_skip(graph: ir.Graph) -> None:
         graph.remove(add, safe=True)
 
 
-def _attach_functions(model: ir.Model, opset: int) -> None:
+def attach_functions(model: ir.Model, opset: int) -> None:
+    """Put the functions of the norms that `model` uses into it."""
     used = {node.op_type for node in model.graph if node.domain == DOMAIN}
     for op_type, body in onnx_op.functions(opset).items():
         if op_type in used:
@@ -338,21 +340,32 @@ def _attach_functions(model: ir.Model, opset: int) -> None:
             model.functions[function.identifier()] = function
 
 
-def _describe(model: LoadedModel, options: ExportOptions, opset: int) -> dict[str, Any]:
+def describe(model: LoadedModel, options: ExportOptions, opset: int) -> dict[str, Any]:
+    """What an exported file says of itself."""
     packages = ("ibnorm-export", "torch", "onnx", "onnxscript", "onnx-ir", "transformers")
     return {
         "format": METADATA_FORMAT,
         "family": model.family,
-        "task": options.task,
+        "task": model.task,
         "dtype": options.dtype.value,
         "opset": opset,
         "inlined": options.inline,
         "fuse_skip": options.fuse_skip,
+        "quantization": None if options.quantization is None else options.quantization.to_dict(),
         "config": model.section,
         "norms": {path: spec.to_config() for path, spec in model.norms.items()},
         "source_sha256": model.source_sha256,
         "versions": {name: importlib.metadata.version(name) for name in packages},
     }
+
+
+def check_quantization(model: LoadedModel, options: ExportOptions) -> None:
+    """Raise ExportError where the quantisation that is asked for has no meaning."""
+    if options.quantization is not None and (model.task != "text-generation" or options.dtype is not DType.FP32):
+        raise ExportError(
+            f"quantised weights are for the task text-generation over fp32; this is {model.task} in "
+            f"{options.dtype.value}"
+        )
 
 
 def build(model: LoadedModel, options: ExportOptions, progress: Progress = silent) -> ir.Model:
@@ -364,8 +377,7 @@ def build(model: LoadedModel, options: ExportOptions, progress: Progress = silen
             f"opset is {opset}; it must be {onnx_op.OPSETS.start} to {onnx_op.OPSETS.stop - 1} "
             f"(default for {model.family} in {options.dtype.value}: {default})"
         )
-    if options.task != "forward":
-        raise ExportError(f"task is {options.task!r}; this version exports 'forward' only")
+    check_quantization(model, options)
     cast_parameters(model.module, options.dtype.torch)
     progress("tracing", 0, 4)
     graph_model = _trace(model, opset)
@@ -379,7 +391,7 @@ def build(model: LoadedModel, options: ExportOptions, progress: Progress = silen
     _name_nodes(graph)
     if options.fuse_skip:
         _fuse_skip(graph)
-    _attach_functions(graph_model, opset)
+    attach_functions(graph_model, opset)
     if options.inline:
         passes.InlinePass()(graph_model)
         passes.ShapeInferencePass()(graph_model)
@@ -390,7 +402,7 @@ def build(model: LoadedModel, options: ExportOptions, progress: Progress = silen
     graph_model.producer_version = importlib.metadata.version("ibnorm-export")
     graph_model.doc_string = None
     graph_model.metadata_props.clear()
-    graph_model.metadata_props.update(metadata_props(_describe(model, options, opset)))
+    graph_model.metadata_props.update(metadata_props(describe(model, options, opset)))
     return graph_model
 
 
@@ -422,6 +434,8 @@ def export(
         built = build(model, options, progress)
         progress("writing", 2, 4)
         file = folder / path.name
+        if options.quantization is not None:
+            built = ir.serde.deserialize_model(quantize(ir.serde.serialize_model(built), options.quantization))
         size = sum(v.const_value.nbytes for v in built.graph.initializers.values() if v.const_value is not None)
         if size > EXTERNAL_ABOVE_BYTES:
             ir.save(built, file, external_data=f"{path.name}.data")

@@ -6,7 +6,7 @@ import copy
 import enum
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -17,9 +17,12 @@ from ibnorm_export.errors import CheckpointError
 from ibnorm_export.module import IBNorm
 from ibnorm_export.spec import IBNormSpec
 
-__all__ = ["Arrays", "CustomModel", "DType", "InputSpec", "LoadedModel", "cast_parameters"]
+__all__ = ["TASKS", "Arrays", "CustomModel", "DType", "InputSpec", "LoadedModel", "cast_parameters"]
 
 Arrays = dict[str, NDArray[Any]]
+
+#: What a model can be loaded and exported for.
+TASKS: Final = ("forward", "text-generation")
 
 
 class DType(enum.StrEnum):
@@ -121,6 +124,9 @@ class LoadedModel:
         source_sha256: hash of its config and weights.
         section: the `ibnorm` section, or None for a model built by the user's own code.
         warnings: what the user should know about the weights.
+        task: "forward", inputs to outputs without a cache, or "text-generation", with one.
+        trace_sizes: sizes of dynamic axes to trace with, where they are not free.
+        vocabulary, max_positions: of a language model loaded for text generation.
     """
 
     module: nn.Module
@@ -136,6 +142,10 @@ class LoadedModel:
     opset: int = 20
     section: Mapping[str, Any] | None = None
     warnings: tuple[str, ...] = ()
+    task: str = "forward"
+    trace_sizes: Mapping[str, int] = field(default_factory=dict)
+    vocabulary: int = 0
+    max_positions: int = 0
     norms: Mapping[str, IBNormSpec] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -171,7 +181,7 @@ class LoadedModel:
 
     def example(self) -> tuple[Tensor, ...]:
         """Small inputs to trace with: every dynamic axis above 1 and of its own size where free."""
-        sizes: dict[str, int] = {}
+        sizes = dict(self.trace_sizes)
         tensors = []
         for spec in self.inputs:
             shape = [n if isinstance(n, int) else sizes.setdefault(n, 2 + len(sizes) * 5) for n in spec.shape]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ibnorm_export.artifact import ExportedModel
+from ibnorm_export.decode_check import check_decoding
+from ibnorm_export.error_sums import ErrorSums
 from ibnorm_export.errors import ModelFileError
 from ibnorm_export.loaded import Arrays, DType, LoadedModel
-from ibnorm_export.parity import BOUNDS, Bound, Finding, NumericReport, OutputParity
+from ibnorm_export.parity import BOUNDS, Finding, NumericReport, Quality
 from ibnorm_export.progress import Progress
+from ibnorm_export.quality_check import check_quality, own_text
 from ibnorm_export.runners.base import Kernels, NormExecution, Runner, fused_library, open_runner
 from ibnorm_export.runners.torch_runner import TorchRunner
 
@@ -32,66 +35,6 @@ class Runtime:
     backend: str
     kernels: Kernels
     require_fused: bool
-
-
-def _relative(difference: float, norm: float) -> float:
-    if norm == 0.0:
-        return 0.0 if difference == 0.0 else float("inf")
-    return float(np.sqrt(difference / norm))
-
-
-@dataclass
-class _Sums:
-    """Running sums of one output over the samples."""
-
-    per_sample: list[tuple[float, float, float]] = field(default_factory=list)  # runtime, torch, truth: squares
-    max_abs: float = 0.0
-    dot: float = 0.0
-    actual: float = 0.0
-    agree: int = 0
-    rows: int = 0
-    elements: int = 0
-
-    def add(self, actual: NDArray[Any], own: NDArray[Any], truth: NDArray[Any]) -> None:
-        a, o, t = (v.astype(np.float64) for v in (actual, own, truth))
-        with np.errstate(invalid="ignore", over="ignore"):
-            self.per_sample.append((float(((a - t) ** 2).sum()), float(((o - t) ** 2).sum()), float((t**2).sum())))
-            self.max_abs = float(np.maximum(self.max_abs, np.abs(a - t).max(initial=0.0)))
-            self.dot += float((a * t).sum())
-            self.actual += float((a**2).sum())
-        if t.ndim >= 2 and t.shape[-1] > 1 and t.size:
-            self.agree += int((a.argmax(-1) == t.argmax(-1)).sum())
-            self.rows += int(np.prod(t.shape[:-1]))
-        self.elements += t.size
-
-    def judge(self, name: str, norms: str, bound: Bound) -> OutputParity:
-        runtime, own, truth = (sum(column) for column in zip(*self.per_sample, strict=True))
-        error, own_error = _relative(runtime, truth), _relative(own, truth)
-        allowed = bound.factor * own_error + bound.floor
-        # A short sample must not hide behind long ones: each is held to its own bound too, with
-        # PyTorch's error over all samples as the least yardstick.
-        worst, worst_error, each = 0, 0.0, True
-        for index, (r, o, t) in enumerate(self.per_sample):
-            sample_error = _relative(r, t)
-            if not sample_error <= worst_error:
-                worst, worst_error = index, sample_error
-            each = each and sample_error <= bound.factor * max(_relative(o, t), own_error) + bound.floor
-        lengths = float(np.sqrt(self.actual) * np.sqrt(truth))
-        return OutputParity(
-            name=name,
-            norms=norms,
-            max_abs=self.max_abs,
-            error=error,
-            torch_error=own_error,
-            worst_sample=worst,
-            worst_sample_error=worst_error,
-            allowed=allowed,
-            ratio=error / own_error if own_error else (0.0 if error == 0.0 else float("inf")),
-            cosine=self.dot / lengths if lengths else 1.0,
-            top1_agreement=self.agree / self.rows if self.rows else None,
-            elements=self.elements,
-            passed=bool(np.isfinite(own_error) and error <= allowed and each),
-        )
 
 
 def _select(arrays: Arrays, name: str, valid: dict[str, NDArray[np.bool_]]) -> NDArray[Any]:
@@ -115,30 +58,55 @@ def _rounding_file(exported: ExportedModel, folder: Path) -> ExportedModel:
 
 def check_numeric(
     exported: ExportedModel, model: LoadedModel, truth: nn.Module, runtime: Runtime, samples: Sequence[Arrays],
-    narrow: frozenset[str], progress: Progress,
+    narrow: frozenset[str], progress: Progress, text: NDArray[np.int64] | None = None,
 ) -> NumericReport:  # fmt: skip
     """Run `exported`, `truth` (float64) and PyTorch in the file's own type on every sample, and compare."""
     dtype = DType(exported.dtype)
+    if exported.metadata.get("quantization"):
+        return _judge_quality(exported, model, runtime, samples[0], text, progress)
     if runtime.backend != "ort-cpu" or dtype is DType.FP32:
         as_is = "the file as it is"
-        return _compare(exported, as_is, dtype, model, truth, runtime, samples, narrow, progress)
+        return _compare(exported, as_is, dtype, model, truth, runtime, samples, narrow, progress, text)
     method = (
         f"a copy that rounds every node's output to {dtype.value} by explicit Casts and does arithmetic in float32: "
         f"on a CPU, ONNX Runtime computes {dtype.value} graphs in float32 without that rounding, or not at all"
     )
     with tempfile.TemporaryDirectory() as folder:
         copy = _rounding_file(exported, Path(folder))
-        return _compare(copy, method, dtype, model, truth, runtime, samples, narrow, progress)
+        return _compare(copy, method, dtype, model, truth, runtime, samples, narrow, progress, text)
+
+
+def _judge_quality(
+    exported: ExportedModel, model: LoadedModel, runtime: Runtime, sample: Arrays, text: NDArray[np.int64] | None,
+    progress: Progress,
+) -> NumericReport:  # fmt: skip
+    """Of a quantised file, whose numbers are another model's: its predictions count."""
+    says = exported.metadata["quantization"]
+    own = TorchRunner(model, model.in_dtype(torch.float32))
+    notes = []
+    if text is None:
+        text = own_text(model, own)
+        notes.append("judged on text that PyTorch samples from the model itself; give --text for a text of your own")
+    taken = tuple(spec for spec in model.inputs if spec.name in {tensor.name for tensor in exported.inputs})
+    kind = f"int{says['bits']}"
+    quality = check_quality(model, own, _runners(exported, runtime), taken, kind, text, progress)
+    findings = tuple(Finding("quality", str(q)) for q in quality if not q.passed)
+    executions = _executions(exported, runtime, {spec.name: sample[spec.name] for spec in taken})
+    method = "the file as it is, its predictions beside those of PyTorch in fp32"
+    return NumericReport(
+        runtime.backend, kind, method, len(text), (), findings, tuple(notes), executions, quality
+    )  # fmt: skip
 
 
 def _compare(
     file: ExportedModel, method: str, dtype: DType, model: LoadedModel, truth: nn.Module, runtime: Runtime,
-    samples: Sequence[Arrays], narrow: frozenset[str], progress: Progress,
+    samples: Sequence[Arrays], narrow: frozenset[str], progress: Progress, text: NDArray[np.int64] | None,
 ) -> NumericReport:  # fmt: skip
     runners = _runners(file, runtime)
     own = TorchRunner(model, model.in_dtype(dtype.torch))
     exact = TorchRunner(model, truth)
-    sums = {(norms, name): _Sums() for norms in runners for name in model.outputs}
+    sums = {(norms, name): ErrorSums() for norms in runners for name in model.outputs}
+    taken = [tensor.name for tensor in file.inputs]
     findings: list[Finding] = []
     notes: list[str] = []
     if narrow:
@@ -152,7 +120,7 @@ def _compare(
         true, torchs = exact.run(inputs), own.run(inputs)
         for norms, runner in runners.items():
             try:
-                actual = runner.run(inputs)
+                actual = runner.run({name: inputs[name] for name in taken})
             except ModelFileError as error:
                 findings.append(Finding(f"sample {index}", str(error)))
                 continue
@@ -168,6 +136,16 @@ def _compare(
                 sums[norms, name].add(a, o, t)
     progress("comparing", len(samples), len(samples))
     outputs = tuple(s.judge(name, norms, BOUNDS[dtype]) for (norms, name), s in sums.items() if s.per_sample)
+    if model.task == "text-generation":
+        decoded, more = check_decoding(model, exact, own, runners, file, progress)
+        outputs += decoded
+        findings += more
+    quality: tuple[Quality, ...] = ()
+    if model.task == "text-generation" and text is not None:
+        torch_fp32 = TorchRunner(model, model.in_dtype(torch.float32))
+        inputs_taken = tuple(spec for spec in model.inputs if spec.name in taken)
+        quality = check_quality(model, torch_fp32, runners, inputs_taken, dtype.value, text, progress)
+        findings += [Finding("quality", str(q)) for q in quality if not q.passed]
     for output in outputs:
         if not output.passed:
             what = (
@@ -175,13 +153,13 @@ def _compare(
                 f"PyTorch in {dtype.value} has {output.torch_error:.3g}, allowed is {output.allowed:.3g}"
             )
             findings.append(Finding(f"output {output.name}", f"{what}; norms ran {output.norms}"))
-    executions = _executions(file, runtime, samples[0])
+    executions = _executions(file, runtime, {name: samples[0][name] for name in taken})
     if runtime.require_fused:
         findings += [Finding(f"norm {n.module}", n.problem) for n in executions if n.problem]
         if not executions:
             findings.append(Finding("norms", f"backend {runtime.backend} cannot show that a fused kernel ran"))
     return NumericReport(
-        runtime.backend, dtype.value, method, len(samples), outputs, tuple(findings), tuple(notes), executions
+        runtime.backend, dtype.value, method, len(samples), outputs, tuple(findings), tuple(notes), executions, quality
     )
 
 

@@ -9,7 +9,17 @@ from ibnorm_export.errors import ParityError
 from ibnorm_export.loaded import DType
 from ibnorm_export.runners.base import NormExecution
 
-__all__ = ["BOUNDS", "Bound", "Finding", "NumericReport", "OutputParity", "ParityReport", "StaticReport"]
+__all__ = [
+    "BOUNDS",
+    "Bound",
+    "Finding",
+    "NumericReport",
+    "OutputParity",
+    "ParityReport",
+    "Quality",
+    "QualityBound",
+    "StaticReport",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +81,48 @@ class OutputParity:
 
 
 @dataclass(frozen=True, slots=True)
+class QualityBound:
+    """Greedy agreement at least, mean KL divergence (nats) at most, perplexity over PyTorch's at most."""
+
+    agreement: float
+    divergence: float
+    perplexity: float
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """A language model's predictions on one text beside those of PyTorch in fp32.
+
+    Args:
+        norms: how they ran.
+        kind: "fp32", "fp16", "bf16", "int8" or "int4".
+        positions: predictions that were compared, the tokens before each given.
+        agreement: share of them with the same likeliest token.
+        divergence: mean KL divergence from PyTorch's distribution, in nats.
+        before, after: perplexity of PyTorch and of the file.
+    """
+
+    norms: str
+    kind: str
+    positions: int
+    agreement: float
+    divergence: float
+    before: float
+    after: float
+    bound: QualityBound
+    passed: bool
+
+    def __str__(self) -> str:
+        return (
+            f"{self.positions} predictions, norms {self.norms}: agreement {self.agreement:.2%} (at least "
+            f"{self.bound.agreement:.1%}), KL divergence {self.divergence:.2e} (at most {self.bound.divergence:.0e}), "
+            f"perplexity {self.before:.4f} -> {self.after:.4f} (ratio at most {self.bound.perplexity:g})"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class NumericReport:
-    """What running the file showed; true when every output passed and there was one."""
+    """What running the file showed; true when every output and quality passed and there was one."""
 
     backend: str
     dtype: str
@@ -82,9 +132,11 @@ class NumericReport:
     findings: tuple[Finding, ...]
     notes: tuple[str, ...] = ()
     norms: tuple[NormExecution, ...] = ()
+    quality: tuple[Quality, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.outputs) and all(o.passed for o in self.outputs) and not self.findings
+        judged = [part.passed for part in self.outputs] + [part.passed for part in self.quality]
+        return bool(judged) and all(judged) and not self.findings
 
 
 @dataclass(frozen=True, slots=True)

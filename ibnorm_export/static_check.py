@@ -16,6 +16,7 @@ from ibnorm_export.artifact import ExportedModel, NormNode
 from ibnorm_export.loaded import DType, LoadedModel
 from ibnorm_export.module import IBNorm
 from ibnorm_export.parity import Finding, StaticReport
+from ibnorm_export.quantize import dequantize
 from ibnorm_export.reach import Reach
 from ibnorm_export.spec import DOMAIN
 
@@ -40,6 +41,27 @@ def _compare_weight(file: NDArray[Any], tensor: Tensor, dtype: torch.dtype, tran
     largest = float(np.nanmax(np.abs(actual.astype(np.float64) - expected)))
     signs = f", {flips} of them in sign alone" if flips else ""
     return f"{wrong} of {same.size} values differ from the checkpoint{signs}; largest difference {largest:.3g}"
+
+
+def _is_stored(exported: ExportedModel, name: str) -> bool:
+    return any(stored in exported.weights for stored in (name, f"{name}_Q4", f"{name}_Q8"))
+
+
+def _compare_stored(
+    exported: ExportedModel, name: str, tensor: Tensor, dtype: torch.dtype, transposed: bool
+) -> str | None:
+    """As `_compare_weight`, for a weight that may be quantised: then each value is within its own step."""
+    if name in exported.weights:
+        return _compare_weight(exported.array(name), tensor, dtype, transposed)
+    found = dequantize(exported, name)
+    assert found is not None
+    values, steps = found
+    wanted = tensor.detach().float()
+    expected = (wanted.T if transposed else wanted).numpy()
+    if values.shape != expected.shape:
+        return f"shape is {values.shape}; the checkpoint has {expected.shape}"
+    wrong = int(np.count_nonzero(~(np.abs(values - expected) <= steps * 1.001)))
+    return f"{wrong} of {values.size} values are more than one step of their block off" if wrong else None
 
 
 def _check_norm(node: NormNode, module: IBNorm, names: Mapping[int, set[str]]) -> Iterable[Finding]:
@@ -136,13 +158,21 @@ def check_static(exported: ExportedModel, model: LoadedModel, reached: Reach) ->
     in_file: set[int] = set()
     for name, tensor in {**buffers, **state}.items():
         for stored, transposed in ((name, False), (f"{name}.T", True)):
-            if stored not in exported.weights:
+            if not _is_stored(exported, stored):
                 continue
             compared += 1
             in_file.add(id(tensor))
             # a buffer that no checkpoint saves keeps its own type in the file
             wanted = dtype if name in state else tensor.dtype
-            problem = _compare_weight(exported.array(stored), tensor, wanted, transposed)
+            problem = _compare_stored(exported, stored, tensor, wanted, transposed)
+            if problem:
+                findings.append(Finding(f"weight {stored}", problem))
+    for stored, names_in in dict(exported.metadata.get("packed", {})).items():
+        parts = [state[name] for name in names_in if name in state]
+        if _is_stored(exported, stored) and len(parts) == len(names_in):
+            compared += 1
+            in_file.update(id(part) for part in parts)
+            problem = _compare_stored(exported, stored, torch.cat(parts), dtype, stored.endswith(".T"))
             if problem:
                 findings.append(Finding(f"weight {stored}", problem))
     for name, tensor in state.items():

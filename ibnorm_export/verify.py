@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ibnorm_export.artifact import ExportedModel
+from ibnorm_export.decoding import without_padding
 from ibnorm_export.errors import ModelFileError
 from ibnorm_export.loaded import Arrays, DType, LoadedModel
 from ibnorm_export.numeric_check import Runtime, check_numeric, round_inputs
@@ -23,6 +24,7 @@ from ibnorm_export.progress import Progress, silent
 from ibnorm_export.reach import reach
 from ibnorm_export.runners.base import Kernels
 from ibnorm_export.static_check import check_static
+from ibnorm_export.tokens import Tokens
 
 __all__ = [
     "BOUNDS",
@@ -101,6 +103,7 @@ def verify(
     options: VerifyOptions | None = None,
     inputs: Sequence[Arrays] | None = None,
     progress: Progress = silent,
+    text: str | None = None,
 ) -> ParityReport:
     """Compare an exported file with its checkpoint.
 
@@ -110,6 +113,7 @@ def verify(
         options: backend, number of samples, seed.
         inputs: the user's own, instead of drawn samples; see `read_inputs`.
         progress: called as the work goes on.
+        text: that a language model predicts; needs the checkpoint's tokenizer.
 
     Raises:
         ModelFileError: the file carries no metadata, is of another model, or cannot be loaded.
@@ -121,9 +125,13 @@ def verify(
         raise ModelFileError(
             f"{exported.path} is a {metadata.get('family')} model; the checkpoint {model.source} is {model.family}"
         )
-    names = [tensor.name for tensor in exported.inputs]
-    if names != [spec.name for spec in model.inputs]:
-        raise ModelFileError(f"{exported.path} takes {names}; the checkpoint takes {[s.name for s in model.inputs]}")
+    names = {tensor.name for tensor in exported.inputs}
+    wanted = {spec.name for spec in model.inputs}
+    optional = {"position_ids"} if model.task == "text-generation" else set()
+    if not wanted - optional <= names <= wanted:
+        raise ModelFileError(
+            f"{exported.path} takes {sorted(names)}; the checkpoint takes {[s.name for s in model.inputs]}"
+        )
     if options.samples < 1:
         raise ModelFileError(f"samples is {options.samples}; it must be at least 1")
     notes = list(model.warnings)
@@ -135,8 +143,16 @@ def verify(
     if inputs is None:
         rng = np.random.default_rng(options.seed)
         inputs = [model.sample(rng, index) for index in range(options.samples)]
+    if metadata.get("target") == "ort-genai":
+        notes.append("rows of a batch are of equal length: GroupQueryAttention counts positions without padding")
+        inputs = [without_padding(sample) for sample in inputs]
     inputs = [round_inputs(sample, dtype) for sample in inputs]
 
+    tokens = None
+    if text is not None:
+        if model.task != "text-generation":
+            raise ModelFileError(f"{exported.path} was exported for {model.task}; a text is for text-generation")
+        tokens = Tokens(Path(model.source), model.vocabulary).encode(text)
     truth = model.in_float64()
     try:
         reached = reach(model, truth, inputs[0])
@@ -146,7 +162,7 @@ def verify(
     runtime = Runtime(options.backend, options.kernels, options.require_fused)
     static = check_static(exported, model, reached) if options.static else None
     try:
-        numeric = check_numeric(exported, model, truth, runtime, inputs, reached.narrow, progress)
+        numeric = check_numeric(exported, model, truth, runtime, inputs, reached.narrow, progress, tokens)
     except ModelFileError as error:  # a file that the runtime refuses is a finding, beside the static ones
         findings = (Finding("runtime", str(error)),)
         numeric = NumericReport(options.backend, exported.dtype, "nothing: it does not load", 0, (), findings)

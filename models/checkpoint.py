@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ibnorm_export.errors import CheckpointError, SpecError
-from ibnorm_export.loaded import Arrays, CustomModel, InputSpec, LoadedModel
+from ibnorm_export.loaded import TASKS, Arrays, CustomModel, InputSpec, LoadedModel
+from ibnorm_export.models.causal import CausalFamily
 from ibnorm_export.models.family import Family
 from ibnorm_export.models.registry import FAMILIES, adapt, preset
 from ibnorm_export.module import replace_norms
@@ -146,7 +147,7 @@ def _weight_files(folder: Path) -> list[Path]:
     return [index, *files]
 
 
-def _load_folder(folder: Path) -> LoadedModel:
+def _load_folder(folder: Path, task: str) -> LoadedModel:
     config = read_config(folder)
     if "ibnorm" not in config:
         raise CheckpointError(
@@ -159,6 +160,11 @@ def _load_folder(folder: Path) -> LoadedModel:
         raise CheckpointError(
             f"{folder / 'config.json'}: model_type is {kind!r}; this version knows {', '.join(FAMILIES)}. "
             "For code of your own use --model package.module:factory"
+        )
+    if task == "text-generation" and not isinstance(family, CausalFamily):
+        raise CheckpointError(
+            f"{folder} is a {kind} model, which is no causal language model: it cannot generate text. "
+            "Leave --task text-generation out"
         )
     try:
         norms = NormConfig.from_config(config["ibnorm"])
@@ -189,7 +195,10 @@ def _load_folder(folder: Path) -> LoadedModel:
         list(info["unexpected_keys"]),
         [f"{key}: file {tuple(there)}, model {tuple(here)}" for key, there, here in info["mismatched_keys"]],
     )
-    return _family_model(family, model, str(folder), _hash([folder / "config.json", *files]), norms)
+    loaded = _family_model(family, model, str(folder), _hash([folder / "config.json", *files]), norms)
+    if task == "text-generation" and isinstance(family, CausalFamily):
+        return family.with_cache(loaded)
+    return loaded
 
 
 def _family_model(
@@ -329,26 +338,31 @@ def _load_custom(path: Path, reference: str) -> LoadedModel:
     )
 
 
-def load(checkpoint: str | Path, model: str | None = None) -> LoadedModel:
+def load(checkpoint: str | Path, model: str | None = None, task: str = "forward") -> LoadedModel:
     """Read a checkpoint.
 
     Args:
         checkpoint: a Hugging Face folder with an `ibnorm` section in config.json, or, with `model`,
             a folder or file of weights (.safetensors, or .pt that is weights-only).
         model: "package.module:factory" of the user's own code; the factory returns a `CustomModel`.
+        task: "forward", or "text-generation": with a cache of keys and values.
 
     Raises:
-        CheckpointError: the path, config, code or weights do not make an IBNorm model; the message
-            names what.
+        CheckpointError: the path, config, code or weights do not make an IBNorm model, or it cannot do
+            the task; the message names what.
     """
     path = Path(checkpoint)
+    if task not in TASKS:
+        raise CheckpointError(f"task is {task!r}; it must be one of {', '.join(TASKS)}")
+    if task != "forward" and model is not None:
+        raise CheckpointError(f"task {task} needs a Hugging Face folder; for --model the task is forward")
     try:
         if not path.exists():
             raise CheckpointError(f"{path} does not exist")
         if model is not None:
             return _load_custom(path, model)
         if path.is_dir():
-            return _load_folder(path)
+            return _load_folder(path, task)
     except PermissionError as error:
         raise CheckpointError(f"{error.filename or path} cannot be read: permission denied") from error
     raise CheckpointError(

@@ -30,10 +30,13 @@ from ibnorm_export.errors import CheckpointError
 from ibnorm_export.export import ExportOptions, export
 from ibnorm_export.loaded import Arrays, DType, LoadedModel
 from ibnorm_export.models.checkpoint import load, new_model, save
+from ibnorm_export.models.demo_text import DemoText, write_text
 from ibnorm_export.module import IBNorm
 from ibnorm_export.parity import ParityReport
 from ibnorm_export.progress import Progress, silent
+from ibnorm_export.quality_check import POSITIONS
 from ibnorm_export.spec import Compression, IBNormSpec
+from ibnorm_export.tokens import write_byte_tokenizer
 from ibnorm_export.verify import VerifyOptions, verify
 
 __all__ = ["MAX_BITS_PER_BYTE", "MIN_ACCURACY", "DemoModel", "DemoResult", "Evaluation", "run_demo"]
@@ -98,13 +101,14 @@ class DemoModel:
 
 @dataclass(frozen=True, slots=True)
 class DemoResult:
-    """True when every model reached its goal and passed parity in every type."""
+    """True when every model reached its goal and passed parity in every type, and every form wrote the same text."""
 
     folder: str
     models: tuple[DemoModel, ...]
+    text: DemoText
 
     def __bool__(self) -> bool:
-        return bool(self.models) and all(self.models)
+        return bool(self.models) and all(self.models) and bool(self.text)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -117,7 +121,12 @@ class DemoResult:
             }
             for m in self.models
         ]
-        return {"verdict": "pass" if self else "fail", "folder": self.folder, "models": models}
+        return {
+            "verdict": "pass" if self else "fail",
+            "folder": self.folder,
+            "models": models,
+            "text": self.text.to_dict(),
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,7 +296,8 @@ def run_demo(
     """Train an IBNorm-L LLaMA and an IBNorm-T ViT, and do the main job with both.
 
     Args:
-        folder: gets `llama/` and `vit/` (checkpoints) and the .onnx files; made if missing.
+        folder: gets `llama/` and `vit/` (checkpoints), the .onnx files and the folders of `write_text`; made if
+            missing.
         minutes: of training for each model.
         text: a file to train the LLaMA on; None takes CPython's own documentation.
         progress: called as the work goes on.
@@ -314,6 +324,8 @@ def run_demo(
         model = new_model(config, spec)
         evaluations = _train(model, task, rate, minutes * 60.0, f"training {name}", progress)
         save(model, folder / name)
+        if name == "llama":
+            write_byte_tokenizer(folder / name)
         parity, latency = _ship(folder / name, folder / f"{name}.onnx", task, sizes, progress)
         last = evaluations[-1]
         if name == "llama":
@@ -327,4 +339,5 @@ def run_demo(
                 last.accuracy >= MIN_ACCURACY,
             )
         done.append(DemoModel(name, str(spec), goal, reached, str(folder / name), evaluations, parity, latency))
-    return DemoResult(str(folder), tuple(done))
+    held_out = source[len(source) * 9 // 10 :][: POSITIONS + 1].decode(errors="replace")
+    return DemoResult(str(folder), tuple(done), write_text(folder / "llama", folder, held_out, progress))

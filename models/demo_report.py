@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ibnorm_export.analysis import BETA
 from ibnorm_export.models.demo import DemoModel, DemoResult
+from ibnorm_export.models.demo_text import DemoText
 from ibnorm_export.report import Curve, Section, curves, latency_bars, parity_bars, render
 
 __all__ = ["write_report"]
@@ -88,6 +89,36 @@ def _section(model: DemoModel) -> Section:
     )
 
 
+def _text_section(text: DemoText) -> Section:
+    rows = []
+    for w in text.writings:
+        quality = w.parity.numeric.quality if w.parity is not None and w.parity.numeric is not None else ()
+        first = quality[0] if quality else None
+        rows.append(
+            (
+                w.form,
+                f"{w.result.first_token_ms:.1f}",
+                f"{w.result.tokens_per_s:.0f}",
+                "" if first is None else f"{first.agreement:.2%}",
+                "" if first is None else f"{first.before:.3f} to {first.after:.3f}",
+                "" if w.parity is None else ("pass" if w.parity else "fail"),
+            )
+        )
+    written = (f"{w.form}: “{text.prompt}{w.result.text.rstrip()}”" for w in text.writings)
+    notes = (
+        f"All go on from “{text.prompt}” with the same seed, temperature 0.7, top-p 0.9. The forms in fp32 wrote "
+        f"{'the same text as PyTorch' if text.same else 'ANOTHER text than PyTorch'}.",
+        "Agreement and perplexity are of predictions on held-out text, beside PyTorch's.",
+    )
+    return Section(
+        title="The LLaMA writes",
+        text=(*written, *notes, text.missing) if text.missing else (*written, *notes),
+        head=("form", "first token, ms", "tokens/s", "agreement", "perplexity", "verdict"),
+        rows=tuple(rows),
+        plots=(),
+    )
+
+
 def write_report(result: DemoResult, path: str | Path) -> Path:
     """Write the page.
 
@@ -96,5 +127,5 @@ def write_report(result: DemoResult, path: str | Path) -> Path:
     """
     summary = "; ".join(f"{m.name}: {m.goal}, parity {'passed' if all(m.parity) else 'FAILED'}" for m in result.models)
     environment = result.models[0].latency.environment
-    sections = [_section(model) for model in result.models]
+    sections = [*(_section(model) for model in result.models), _text_section(result.text)]
     return render(path, "IBNorm: trained, exported, verified, timed", bool(result), summary, sections, environment)

@@ -14,7 +14,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from ibnorm_export.errors import CheckpointError
 from ibnorm_export.loaded import Arrays, InputSpec
-from ibnorm_export.models.family import Family
+from ibnorm_export.models.causal import CausalFamily
 
 __all__ = ["Llama"]
 
@@ -51,8 +51,8 @@ class _ExactRotary(nn.Module):
         return angle.cos(), angle.sin()
 
 
-class Llama(Family):
-    """`LlamaForCausalLM` without a cache: (input_ids, attention_mask) -> logits."""
+class Llama(CausalFamily):
+    """`LlamaForCausalLM`: (input_ids, attention_mask) -> logits, or with a cache as `CausalFamily` says."""
 
     name = "llama"
     architecture = LlamaForCausalLM

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -39,8 +40,23 @@ def test_the_verdict_follows_what_was_reached(short: DemoResult) -> None:
     llama, vit = short.models
     assert llama.reached == (llama.evaluations[-1].loss <= MAX_BITS_PER_BYTE)
     assert vit.reached == (vit.evaluations[-1].accuracy >= MIN_ACCURACY)
-    assert bool(short) == (llama.reached and vit.reached)
+    assert bool(short) == (llama.reached and vit.reached and bool(short.text))
     assert short.to_dict()["verdict"] == ("pass" if short else "fail")
+
+
+def test_every_form_writes_the_same_text(short: DemoResult) -> None:
+    forms = {w.form: w for w in short.text.writings}
+    assert list(forms) == ["PyTorch", "ONNX Runtime, portable", "onnxruntime-genai", "onnxruntime-genai, int4"]
+    assert len({w.result.text for name, w in forms.items() if "int4" not in name}) == 1
+    assert short.text.same
+    for name in ("ONNX Runtime, portable", "onnxruntime-genai"):
+        parity = forms[name].parity
+        assert parity, parity.findings if parity is not None else name
+        assert parity.numeric is not None
+        assert all((q.positions, q.agreement) == (512, 1.0) for q in parity.numeric.quality)
+    written = forms["PyTorch"]
+    other = replace(written, result=replace(written.result, tokens=(*written.result.tokens, 1)))
+    assert not replace(short.text, writings=(*short.text.writings, other))
 
 
 def test_training_is_watched(short: DemoResult) -> None:
@@ -57,6 +73,8 @@ def test_the_report_shows_both_models(short: DemoResult, tmp_path: Path) -> None
     assert text.count("<svg") == 10
     assert "Byte-level LLaMA" in text
     assert "handwritten digits" in text
+    assert "The LLaMA writes" in text
+    assert text.count(short.text.prompt) >= 4
 
 
 def test_a_text_of_ones_own(tmp_path: Path) -> None:

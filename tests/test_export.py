@@ -150,7 +150,6 @@ def test_every_opset_verifies(checkpoint: Path, opset: int, tmp_path: Path) -> N
         (ExportOptions(opset=17), "opset is 17; it must be 18 to 26"),
         (ExportOptions(opset=27), "opset is 27"),
         (ExportOptions(opset=-1), "opset is -1"),
-        (ExportOptions(task="generate"), "'generate'"),
     ],
 )
 def test_an_illegal_option_is_named(vit_checkpoint: Path, tmp_path: Path, options: ExportOptions, said: str) -> None:

@@ -1,0 +1,139 @@
+"""Weight-only quantisation by ONNX Runtime's MatMulNBits quantizer, and the way back for comparison."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from ibnorm_export.artifact import ExportedModel
+from ibnorm_export.errors import BackendUnavailable, ExportError
+
+__all__ = ["BLOCK_SIZES", "Quantization", "dequantize", "keep_logging", "quantize"]
+
+#: That the kernel of ONNX Runtime's CPU provider takes.
+BLOCK_SIZES: Final = (16, 32, 64, 128, 256)
+
+#: The kernel may round activations to int8 too, which is what makes it fast on a CPU.
+_ACCURACY_LEVEL: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Quantization:
+    """How matrices are stored; norms and embeddings stay as they are.
+
+    Args:
+        bits: of a weight, 4 or 8.
+        block_size: weights that share a scale and a zero point.
+        head_bits: of the matrix that gives the logits: 4, 8, or None for no quantisation.
+
+    Raises:
+        ExportError: a value is outside its set.
+    """
+
+    bits: int
+    block_size: int = 32
+    head_bits: int | None = 8
+
+    def __post_init__(self) -> None:
+        if self.bits not in (4, 8) or self.head_bits not in (4, 8, None):
+            raise ExportError(f"bits are {self.bits}, of the head {self.head_bits}; they must be 4 or 8")
+        if self.block_size not in BLOCK_SIZES:
+            raise ExportError(f"block size is {self.block_size}; it must be one of {', '.join(map(str, BLOCK_SIZES))}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the metadata of a file."""
+        return {**asdict(self), "method": "MatMulNBits, round to nearest, zero points", "norms": "fp32"}
+
+
+@contextlib.contextmanager
+def keep_logging() -> Iterator[None]:
+    """Around the quantizer, which sets up logging for the whole program and then tells of every node."""
+    root = logging.getLogger()
+    handlers, level, disabled = list(root.handlers), root.level, root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        logging.disable(disabled)
+
+
+def _pass(model: onnx.ModelProto, bits: int, block_size: int, exclude: set[str]) -> onnx.ModelProto:
+    from onnxruntime.quantization import matmul_nbits_quantizer as nbits
+
+    worker = nbits.MatMulNBitsQuantizer(
+        model,
+        bits=bits,
+        block_size=block_size,
+        is_symmetric=False,
+        accuracy_level=_ACCURACY_LEVEL,
+        nodes_to_exclude=sorted(exclude),
+        op_types_to_quantize=("MatMul",),
+    )
+    worker.process()
+    made: onnx.ModelProto = worker.model.model
+    return made
+
+
+def quantize(model: onnx.ModelProto, wanted: Quantization) -> onnx.ModelProto:
+    """`model` with its constant matrices in blocks of `wanted.bits`; `model` itself is used up.
+
+    Raises:
+        ExportError: nothing in it can be quantised.
+        BackendUnavailable: onnxruntime is not installed.
+    """
+    weights = {tensor.name for tensor in model.graph.initializer}
+    matmuls = [n for n in model.graph.node if n.op_type == "MatMul" and n.domain == "" and n.input[1] in weights]
+    head = {n.name for n in matmuls if "logits" in n.output}
+    body = {n.name for n in matmuls} - head
+    if not body or not head:
+        raise ExportError("the model has no constant matrices between its input and its logits to quantise")
+    props = {node.name: list(node.metadata_props) for node in model.graph.node}
+    try:
+        with keep_logging():
+            model = _pass(model, wanted.bits, wanted.block_size, head)
+            if wanted.head_bits is not None:
+                model = _pass(model, wanted.head_bits, wanted.block_size, set())
+    except ModuleNotFoundError as error:
+        raise BackendUnavailable(
+            f"quantisation needs the package {error.name}, which is not installed: pip install 'ibnorm-export[cpu]'"
+        ) from error
+    for node in model.graph.node:
+        if not node.metadata_props:
+            node.metadata_props.extend(props.get(node.name, []))
+    return model
+
+
+def _unpack(packed: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.float32]:
+    """(..., n) bytes -> (..., count) numbers; of 4 bits the lower half comes first."""
+    if bits == 4:
+        packed = np.stack([packed & 0xF, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)
+    return packed[..., :count].astype(np.float32)
+
+
+def dequantize(exported: ExportedModel, name: str) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+    """The matrix NAME of a file and the step of each of its values, both (k, n); None where it is not quantised.
+
+    Rounding to the nearest moves a value by half a step, and by one where the zero point was rounded too.
+    """
+    bits = next((b for b in (4, 8) if f"{name}_Q{b}" in exported.weights), None)
+    if bits is None:
+        return None
+    node = next(n for n in exported.proto.graph.node if f"{name}_Q{bits}" in n.input)
+    rows = next(int(a.i) for a in node.attribute if a.name == "K")
+    values, scales = exported.array(f"{name}_Q{bits}"), exported.array(f"{name}_scales").astype(np.float32)
+    columns, blocks, _ = values.shape
+    scales = scales.reshape(columns, blocks, 1)
+    zeros = _unpack(exported.array(f"{name}_zero_points").reshape(columns, -1), bits, blocks)[..., None]
+    numbers = _unpack(values, bits, values.shape[2] * (8 // bits))
+    whole = ((numbers - zeros) * scales).reshape(columns, -1)[:, :rows].T
+    steps = np.broadcast_to(np.abs(scales), numbers.shape).reshape(columns, -1)[:, :rows].T
+    return whole, steps

@@ -1,0 +1,251 @@
+"""Text from a language model: one loop for PyTorch, ONNX Runtime and onnxruntime-genai, so the same seed tells."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ibnorm_export.artifact import MODEL_FILE, ExportedModel
+from ibnorm_export.decoding import Decoder, cache_inputs
+from ibnorm_export.errors import BackendUnavailable, IBNormError, ModelFileError
+from ibnorm_export.loaded import LoadedModel
+from ibnorm_export.runners.base import Kernels, open_runner
+from ibnorm_export.tokens import Tokens, end_tokens, read_json
+
+__all__ = ["Sampling", "TextModel", "TextResult", "open_checkpoint", "open_folder"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is chosen.
+
+    Args:
+        max_new_tokens: at most.
+        temperature: of the softmax; 0 takes the likeliest token (greedy).
+        top_p: sample from the likeliest tokens whose probabilities reach this sum.
+        seed: of the choice.
+
+    Raises:
+        IBNormError: a value is outside its range.
+    """
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise IBNormError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1")
+        if not 0.0 <= self.temperature < float("inf"):
+            raise IBNormError(f"temperature is {self.temperature}; it must be 0 (greedy) or above")
+        if not 0.0 < self.top_p <= 1.0:
+            raise IBNormError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
+
+    def choose(self, logits: NDArray[np.float32], rng: np.random.Generator) -> int:
+        """The next token, given the logits (vocabulary,)."""
+        if self.temperature == 0.0:
+            return int(logits.argmax())
+        scaled = logits.astype(np.float64) / self.temperature
+        order = np.argsort(-scaled, kind="stable")
+        weights = np.exp(scaled[order] - scaled[order[0]])
+        weights /= weights.sum()
+        kept = int(np.searchsorted(np.cumsum(weights), self.top_p)) + 1
+        reached = np.cumsum(weights[:kept])
+        chosen = int(np.searchsorted(reached, rng.random() * reached[-1], side="right"))
+        return int(order[min(chosen, len(reached) - 1)])
+
+
+class Session(Protocol):
+    """A model in the middle of one text."""
+
+    def feed(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Logits (vocabulary,) behind the last of `tokens` (n,)."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextResult:
+    """A text that was generated.
+
+    Args:
+        text: behind the prompt.
+        tokens: of the text.
+        prompt_tokens: how many the prompt has.
+        stopped: "end" (an end token), "length" (max_new_tokens) or "positions" (the model has no more).
+        first_token_ms: from the start to the first token.
+        tokens_per_s: of the tokens behind the first.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    prompt_tokens: int
+    stopped: str
+    first_token_ms: float
+    tokens_per_s: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def _ignore(text: str) -> None:
+    pass
+
+
+class TextModel:
+    """A language model with its tokenizer.
+
+    Args:
+        backend: what runs it, in words.
+        start: total length -> a session at the beginning of a text.
+        tokens: its tokenizer.
+        max_positions: the most tokens of prompt and text together.
+        ends: tokens that end a text.
+    """
+
+    def __init__(
+        self, backend: str, start: Callable[[int], Session], tokens: Tokens, max_positions: int, ends: frozenset[int]
+    ) -> None:
+        self.backend = backend
+        self._start = start
+        self._tokens = tokens
+        self._max_positions = max_positions
+        self._ends = ends
+
+    def generate(
+        self, prompt: str, sampling: Sampling | None = None, write: Callable[[str], None] = _ignore
+    ) -> TextResult:
+        """Go on from `prompt`.
+
+        Args:
+            prompt: at least one token.
+            sampling: how tokens are chosen; None is greedy.
+            write: gets the text piece by piece, whole characters only.
+
+        Raises:
+            ModelFileError: the prompt is empty or too long, or the runtime fails.
+        """
+        sampling = Sampling() if sampling is None else sampling
+        ids = self._tokens.encode(prompt)
+        if len(ids) >= self._max_positions:
+            raise ModelFileError(
+                f"the prompt has {len(ids)} tokens; the model has {self._max_positions} positions, and the text needs "
+                "at least one: shorten the prompt"
+            )
+        room = min(sampling.max_new_tokens, self._max_positions - len(ids))
+        chosen: list[int] = []
+        written = ""
+        begin = first = time.perf_counter()
+        stopped = "length" if room == sampling.max_new_tokens else "positions"
+        for token in self._choose(ids, room, sampling):
+            if not chosen:
+                first = time.perf_counter()
+            if token in self._ends:
+                stopped = "end"
+                break
+            chosen.append(token)
+            text = self._tokens.decode(chosen)
+            whole = text.rstrip("\ufffd")
+            if whole.startswith(written):
+                write(whole[len(written) :])
+                written = whole
+        done = time.perf_counter()
+        text = self._tokens.decode(chosen)
+        if text.startswith(written):
+            write(text[len(written) :])
+        after = max(len(chosen) - 1, 0)
+        return TextResult(
+            text,
+            tuple(chosen),
+            len(ids),
+            stopped,
+            (first - begin) * 1e3,
+            after / (done - first) if done > first and after else 0.0,
+        )
+
+    def _choose(self, ids: NDArray[np.int64], room: int, sampling: Sampling) -> Iterator[int]:
+        session = self._start(len(ids) + room)
+        rng = np.random.default_rng(sampling.seed)
+        for _ in range(room):
+            token = sampling.choose(session.feed(ids), rng)
+            yield token
+            ids = np.array([token], dtype=np.int64)
+
+
+class _DecoderSession:
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
+        decoder.start(1)
+
+    def feed(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+        last: NDArray[np.float32] = self._decoder.feed(tokens[None])[0, -1]
+        return last
+
+
+def open_checkpoint(model: LoadedModel) -> TextModel:
+    """PyTorch itself, through its cache.
+
+    Args:
+        model: loaded for the task "text-generation".
+
+    Raises:
+        ModelFileError: there is no tokenizer, or it does not fit.
+    """
+    from ibnorm_export.runners.torch_runner import TorchRunner
+
+    folder = Path(model.source)
+    tokens = Tokens(folder, model.vocabulary)
+    runner = TorchRunner(model)
+    return TextModel(
+        "torch",
+        lambda _: _DecoderSession(Decoder(runner, model.inputs)),
+        tokens,
+        model.max_positions,
+        end_tokens(folder),
+    )
+
+
+def open_folder(folder: str | Path, kernels: Kernels = Kernels.AUTO, threads: int | None = None) -> TextModel:
+    """A folder of `export --task text-generation`: onnxruntime-genai where it was made for that, else ONNX Runtime.
+
+    Args:
+        folder: the folder.
+        kernels: how the norms run in ONNX Runtime; a GenAI folder says that itself.
+        threads: of ONNX Runtime; None is its default.
+
+    Raises:
+        ModelFileError: the folder, its tokenizer or its op library is incomplete or damaged.
+        BackendUnavailable: the runtime is not installed.
+    """
+    folder = Path(folder)
+    config = read_json(folder / "config.json")
+    sizes = (config.get("vocab_size"), config.get("max_position_embeddings"))
+    if not all(isinstance(size, int) and size > 0 for size in sizes):
+        raise ModelFileError(f"{folder / 'config.json'}: vocab_size and max_position_embeddings are {sizes}")
+    vocabulary, max_positions = (int(str(size)) for size in sizes)
+    tokens = Tokens(folder, vocabulary)
+    if (folder / "genai_config.json").is_file():
+        try:
+            from ibnorm_export.runners.genai_runner import GenaiModel
+        except ModuleNotFoundError as error:
+            raise BackendUnavailable(
+                f"{folder} is for onnxruntime-genai, which is not installed: pip install 'ibnorm-export[genai]'"
+            ) from error
+        return TextModel("ort-genai", GenaiModel(folder).start, tokens, max_positions, end_tokens(folder))
+    exported = ExportedModel(folder / MODEL_FILE)
+    if exported.dtype == "bf16":
+        raise BackendUnavailable(
+            f"{folder} is bf16, which ONNX Runtime cannot compute on a CPU; export fp32 or fp16 to generate here "
+            "(verify checks bf16 on a copy that rounds)"
+        )
+    runner = open_runner("ort-cpu", exported, threads, kernels)
+    inputs = cache_inputs(exported)
+    return TextModel(
+        "ort-cpu", lambda _: _DecoderSession(Decoder(runner, inputs)), tokens, max_positions, end_tokens(folder)
+    )

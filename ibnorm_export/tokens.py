@@ -1,0 +1,118 @@
+"""The tokenizer of a checkpoint or exported folder: text to token ids and back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from ibnorm_export.errors import ModelFileError
+
+__all__ = ["TOKENIZER_FILES", "Tokens", "end_tokens", "read_json", "write_byte_tokenizer"]
+
+#: What belongs to a tokenizer in a Hugging Face folder.
+TOKENIZER_FILES: Final = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+
+
+def read_json(path: Path) -> dict[str, object]:
+    """A JSON object.
+
+    Raises:
+        ModelFileError: the file is missing or holds something else.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ModelFileError(f"{path} does not exist") from error
+    except (ValueError, OSError) as error:
+        raise ModelFileError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ModelFileError(f"{path} holds {type(found).__name__}; it must be a JSON object")
+    return found
+
+
+def end_tokens(folder: Path) -> frozenset[int]:
+    """Tokens that end a text, from generation_config.json or config.json; empty where none is said."""
+    for name in ("generation_config.json", "config.json"):
+        if (folder / name).is_file():
+            found = read_json(folder / name).get("eos_token_id")
+            if found is not None:
+                return frozenset(found if isinstance(found, list) else [found])
+    return frozenset()
+
+
+class Tokens:
+    """tokenizer.json of a folder.
+
+    Args:
+        folder: of a checkpoint or an export.
+        vocabulary: rows of the model's embedding; None where it is unknown.
+
+    Raises:
+        ModelFileError: there is no tokenizer.json, it is damaged, or it has ids outside the embedding.
+    """
+
+    def __init__(self, folder: Path, vocabulary: int | None = None) -> None:
+        file = folder / "tokenizer.json"
+        if not file.is_file():
+            raise ModelFileError(
+                f"{folder} has no tokenizer.json, so text cannot be turned into tokens; put the checkpoint's there "
+                "(AutoTokenizer.from_pretrained(...).save_pretrained writes one)"
+            )
+        try:
+            self._tokenizer = Tokenizer.from_file(str(file))
+        except Exception as error:  # the package raises bare Exception for every kind of damage
+            raise ModelFileError(f"{file} is not a tokenizer: {error}") from error
+        largest = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+        if vocabulary is not None and largest >= vocabulary:
+            raise ModelFileError(
+                f"{file} has token {largest}, the model's embedding only {vocabulary} rows: they are not of one model"
+            )
+
+    def encode(self, text: str) -> NDArray[np.int64]:
+        """Token ids (n,) of `text`, with the tokens that the tokenizer puts around it.
+
+        Raises:
+            ModelFileError: there is no token in it.
+        """
+        ids = np.array(self._tokenizer.encode(text).ids, dtype=np.int64)
+        if not ids.size:
+            raise ModelFileError("the prompt is empty; give at least one character")
+        return ids
+
+    def decode(self, ids: NDArray[np.int64] | list[int]) -> str:
+        """Text of token ids; bytes that make no character yet become U+FFFD."""
+        text: str = self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+        return text
+
+
+def write_byte_tokenizer(folder: Path) -> None:
+    """Write tokenizer.json and tokenizer_config.json of a model whose tokens are bytes: token n is byte n.
+
+    It is the byte-level BPE of GPT-2 without a merge, which transformers, tokenizers and onnxruntime-genai load.
+    """
+    from tokenizers import decoders, models, pre_tokenizers
+
+    # GPT-2's printable stand-ins: visible bytes stand for themselves, the others for 256 and on
+    visible = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    hidden = [byte for byte in range(256) if byte not in visible]
+    vocabulary = {chr(byte if byte in visible else 256 + hidden.index(byte)): byte for byte in range(256)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

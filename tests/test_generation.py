@@ -1,0 +1,237 @@
+"""Generation: the cache in the graph, decoding against PyTorch, saved caches, tokenizers, folders."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import transformers
+
+from ibnorm_export import models
+from ibnorm_export.artifact import ExportedModel
+from ibnorm_export.decode_check import STEPS
+from ibnorm_export.decoding import Decoder, cache_inputs, positions
+from ibnorm_export.errors import BackendUnavailable, CheckpointError, ExportError, IBNormError, ModelFileError
+from ibnorm_export.export import ExportOptions
+from ibnorm_export.folder import export_folder
+from ibnorm_export.loaded import Arrays, DType, LoadedModel
+from ibnorm_export.runners.base import Kernels, open_runner
+from ibnorm_export.runners.torch_runner import TorchRunner
+from ibnorm_export.text import Sampling, open_folder
+from ibnorm_export.tokens import Tokens, write_byte_tokenizer
+from ibnorm_export.verify import VerifyOptions, verify
+
+TASK = "text-generation"
+FUNCTION = VerifyOptions(kernels=Kernels.FUNCTION)
+
+
+@pytest.fixture(scope="module")
+def language_checkpoint(llama_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small LLaMA with a tokenizer of bytes."""
+    folder = tmp_path_factory.mktemp("generation") / "llama"
+    shutil.copytree(llama_checkpoint, folder)
+    write_byte_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(language_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportedModel:
+    model = models.load(language_checkpoint, task=TASK)
+    return export_folder(model, tmp_path_factory.mktemp("generation") / "portable")
+
+
+def load(checkpoint: Path) -> LoadedModel:
+    return models.load(checkpoint, task=TASK)
+
+
+def decoder(exported: ExportedModel) -> Decoder:
+    return Decoder(open_runner("ort-cpu", exported, kernels=Kernels.FUNCTION), cache_inputs(exported))
+
+
+# ---- the folder ----
+
+
+def test_the_folder_is_complete_and_of_standard_operators(exported: ExportedModel) -> None:
+    names = {p.name for p in exported.path.parent.iterdir()}
+    assert {"model.onnx", "config.json", "tokenizer.json", "tokenizer_config.json"} <= names
+    assert {node.domain for node in exported.proto.graph.node} == {"", "ai.ibnorm"}
+    assert {"Attention", "RotaryEmbedding"} <= set(exported.operators)
+    assert exported.metadata["task"] == TASK
+    shapes = {t.name: t.shape for t in exported.inputs}
+    assert shapes["past_key_values.1.value"] == ("batch", 2, "past", 8)
+    assert shapes["attention_mask"] == ("batch", "total")
+    assert [t.name for t in exported.outputs][:3] == ["logits", "present.0.key", "present.0.value"]
+
+
+@pytest.mark.parametrize("loader", ["transformers", "own"])
+def test_the_byte_tokenizer_is_bytes(exported: ExportedModel, loader: str) -> None:
+    text = "naïve 日本\n  \x00 end"
+    folder = exported.path.parent
+    if loader == "own":
+        tokens = Tokens(folder, 256)
+        ids, back = tokens.encode(text).tolist(), tokens.decode(tokens.encode(text))
+    else:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        ids = tokenizer(text)["input_ids"]
+        back = tokenizer.decode(ids)
+    assert ids == list(text.encode())
+    assert back == text
+
+
+def test_a_folder_of_something_else_is_left_alone(language_checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("keep")
+    with pytest.raises(ExportError, match=r"holds no model\.onnx"):
+        export_folder(load(language_checkpoint), tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+# ---- verification ----
+
+
+def test_decoding_is_verified_in_fp32(exported: ExportedModel, language_checkpoint: Path) -> None:
+    report = verify(exported, load(language_checkpoint), FUNCTION)
+    assert report, report.findings
+    assert report.numeric is not None
+    outputs = {o.name: o for o in report.numeric.outputs}
+    assert outputs[f"decoding ({STEPS} calls)"].top1_agreement == 1.0
+    assert outputs["present.1.value"].elements > 0
+
+
+@pytest.mark.parametrize("dtype", [DType.FP16, DType.BF16])
+def test_decoding_is_verified_in_halves(language_checkpoint: Path, tmp_path: Path, dtype: DType) -> None:
+    half = export_folder(load(language_checkpoint), tmp_path / "half", ExportOptions(dtype=dtype))
+    assert {t.dtype for t in half.inputs if t.name.startswith("past")} == {dtype.value}
+    report = verify(half, load(language_checkpoint), FUNCTION)
+    assert report, report.findings
+    if dtype is DType.BF16:
+        with pytest.raises(BackendUnavailable, match="bf16, which ONNX Runtime cannot compute on a CPU"):
+            open_folder(half.path.parent)
+    else:
+        assert open_folder(half.path.parent).generate("x", Sampling(4)).tokens
+
+
+def test_a_cache_that_goes_wrong_with_its_length_is_found(
+    exported: ExportedModel, language_checkpoint: Path, tmp_path: Path
+) -> None:
+    """Presents of the two layers swapped: every single call is right in its logits, decoding is not."""
+    proto = onnx.load(exported.path)
+    swapped = {"present.0.key": "present.1.key", "present.1.key": "present.0.key"}
+    for node in proto.graph.node:
+        for names in (node.input, node.output):
+            names[:] = [swapped.get(name, name) for name in names]
+    onnx.save(proto, tmp_path / "model.onnx")
+    report = verify(ExportedModel(tmp_path), load(language_checkpoint), FUNCTION)
+    assert not report
+    assert any(f.where == "decoding" for f in report.findings)
+    assert not any(f.where in ("output logits", "prompt") for f in report.findings)
+
+
+class _Forgetful:
+    """Depends on more than its inputs: a runner whose results change from call to call."""
+
+    name = "forgetful"
+
+    def __init__(self, runner: TorchRunner) -> None:
+        self._runner, self._calls = runner, 0
+
+    def run(self, inputs: Arrays) -> Arrays:
+        self._calls += 1
+        outputs = self._runner.run(inputs)
+        return {**outputs, "logits": outputs["logits"] * np.float32(1.0 + 1e-7 * (self._calls > 34))}
+
+
+def test_resume_must_give_the_same_bits(exported: ExportedModel, language_checkpoint: Path) -> None:
+    from ibnorm_export.decode_check import check_decoding
+    from ibnorm_export.progress import silent
+
+    model = load(language_checkpoint)
+    exact, own = TorchRunner(model, model.in_float64()), TorchRunner(model)
+    _, sound = check_decoding(model, exact, own, {"torch": own}, exported, silent)
+    assert sound == []
+    outputs, findings = check_decoding(model, exact, own, {"odd": _Forgetful(own)}, exported, silent)
+    assert all(o.passed for o in outputs), "the change is too small for the error bound"
+    assert [f.where for f in findings] == ["resume"]
+
+
+# ---- the decoder ----
+
+
+def test_cached_steps_equal_one_pass(exported: ExportedModel) -> None:
+    tokens = np.arange(40, dtype=np.int64)[None] * 7 % 256
+    one, many = decoder(exported), decoder(exported)
+    one.start(1)
+    many.start(1)
+    whole = one.feed(tokens)
+    parts = [many.feed(tokens[:, :11]), many.feed(tokens[:, 11:13])]
+    parts += [many.feed(tokens[:, i : i + 1]) for i in range(13, 40)]
+    assert many.length == 40
+    np.testing.assert_allclose(np.concatenate(parts, axis=1), whole, rtol=0, atol=1e-6)
+
+
+def test_padding_on_the_left_changes_nothing(exported: ExportedModel) -> None:
+    tokens = np.arange(10, dtype=np.int64)[None] + 60
+    alone, batch = decoder(exported), decoder(exported)
+    alone.start(1)
+    batch.start(2)
+    padded = np.concatenate([np.zeros((1, 4), dtype=np.int64), tokens], axis=1)
+    mask = np.ones((2, 14), dtype=np.int64)
+    mask[0, :4] = 0
+    a = alone.feed(tokens)[0, -1]
+    b = batch.feed(np.concatenate([padded, np.full((1, 14), 9)]), mask)[0, -1]
+    np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(positions(mask)[:, -1], [9, 13])
+
+
+def test_a_saved_cache_must_fit(exported: ExportedModel, tmp_path: Path) -> None:
+    used = decoder(exported)
+    used.start(1)
+    used.feed(np.array([[1, 2, 3]]))
+    used.save(tmp_path / "cache.npz")
+    with np.load(tmp_path / "cache.npz") as archive:
+        good = dict(archive)
+    bad = {**good, "past_key_values.1.key": good["past_key_values.1.key"][:, :, :2]}
+    np.savez(tmp_path / "bad.npz", **bad)
+    with pytest.raises(ModelFileError, match=r"past_key_values.1.key has shape \(1, 2, 2, 8\); it must be"):
+        decoder(exported).load(tmp_path / "bad.npz")
+    del bad["past_key_values.1.key"]
+    np.savez(tmp_path / "bad.npz", **bad)
+    with pytest.raises(ModelFileError, match="not a cache of this model"):
+        decoder(exported).load(tmp_path / "bad.npz")
+    (tmp_path / "bad.npz").write_bytes(b"junk")
+    with pytest.raises(ModelFileError, match="not a saved cache"):
+        decoder(exported).load(tmp_path / "bad.npz")
+    with pytest.raises(ModelFileError, match="does not exist"):
+        decoder(exported).load(tmp_path / "none.npz")
+
+
+# ---- what cannot generate ----
+
+
+def test_what_is_no_language_model_says_so(vit_checkpoint: Path, llama_checkpoint: Path) -> None:
+    with pytest.raises(CheckpointError, match="no causal language model"):
+        load(vit_checkpoint)
+    with pytest.raises(CheckpointError, match="'speech'; it must be one of forward, text-generation"):
+        models.load(llama_checkpoint, task="speech")
+    with pytest.raises(CheckpointError, match="needs a Hugging Face folder"):
+        models.load(llama_checkpoint, "a:b", TASK)
+
+
+def test_a_forward_file_has_no_cache(exported_llama: ExportedModel) -> None:
+    with pytest.raises(ModelFileError, match="no cache; export it with --task text-generation"):
+        decoder(exported_llama)
+
+
+def test_a_tokenizer_must_fit(exported: ExportedModel, tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match=r"no tokenizer\.json"):
+        Tokens(tmp_path)
+    with pytest.raises(ModelFileError, match=r"token 255, the model's embedding only 100 rows"):
+        Tokens(exported.path.parent, 100)
+    with pytest.raises(ModelFileError, match="the prompt is empty"):
+        Tokens(exported.path.parent).encode("")
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": 3}))
+    with pytest.raises(IBNormError, match="is not a tokenizer"):
+        Tokens(tmp_path)

@@ -1,0 +1,185 @@
+"""Text: sampling, one loop for all runtimes, the command, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import LLAMA, _checkpoint
+
+from ibnorm_export import IBNormSpec, models
+from ibnorm_export.errors import IBNormError, ModelFileError
+from ibnorm_export.folder import export_folder
+from ibnorm_export.genai_export import export_genai
+from ibnorm_export.loaded import LoadedModel
+from ibnorm_export.text import Sampling, TextModel, open_checkpoint, open_folder
+from ibnorm_export.tokens import write_byte_tokenizer
+
+PROMPT = "Once: naïve"
+SAMPLED = Sampling(max_new_tokens=24, temperature=1.3, top_p=0.9, seed=5)
+
+
+@pytest.fixture(scope="module")
+def forms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One checkpoint, and its folder for each runtime."""
+    folder = tmp_path_factory.mktemp("text")
+    _checkpoint(folder / "torch", {**LLAMA, "hidden_size": 64}, IBNormSpec("L", 4.0, 1e-5, bias=False))
+    write_byte_tokenizer(folder / "torch")
+
+    def load() -> LoadedModel:
+        return models.load(folder / "torch", task="text-generation")
+
+    export_folder(load(), folder / "portable")
+    export_genai(load(), folder / "genai")
+    return {name: folder / name for name in ("torch", "portable", "genai")}
+
+
+def opened(forms: dict[str, Path], name: str) -> TextModel:
+    if name == "torch":
+        return open_checkpoint(models.load(forms[name], task="text-generation"))
+    return open_folder(forms[name])
+
+
+# ---- choosing ----
+
+
+def test_greedy_takes_the_likeliest_and_needs_no_seed() -> None:
+    logits = np.array([0.1, 3.0, -1.0, 2.9], dtype=np.float32)
+    assert {Sampling().choose(logits, np.random.default_rng(seed)) for seed in range(20)} == {1}
+
+
+def test_sampling_follows_the_softmax() -> None:
+    probabilities = np.array([0.1, 0.2, 0.3, 0.4])
+    logits = np.log(probabilities).astype(np.float32)
+    rng = np.random.default_rng(0)
+    drawn = np.bincount([Sampling(temperature=1.0).choose(logits, rng) for _ in range(20_000)], minlength=4) / 20_000
+    np.testing.assert_allclose(drawn, probabilities, atol=0.015)  # four standard deviations
+    half = Sampling(temperature=0.5)  # squares the odds
+    drawn = np.bincount([half.choose(logits, rng) for _ in range(20_000)], minlength=4) / 20_000
+    np.testing.assert_allclose(drawn, probabilities**2 / (probabilities**2).sum(), atol=0.015)
+
+
+@pytest.mark.parametrize(("top_p", "kept"), [(0.3, {3}), (0.5, {3, 2}), (0.8, {3, 2, 1}), (1.0, {0, 1, 2, 3})])
+def test_top_p_keeps_the_fewest_tokens_that_reach_it(top_p: float, kept: set[int]) -> None:
+    logits = np.log(np.array([0.1, 0.2, 0.3, 0.4])).astype(np.float32)
+    rng = np.random.default_rng(0)
+    assert {Sampling(temperature=1.0, top_p=top_p).choose(logits, rng) for _ in range(500)} == kept
+
+
+@pytest.mark.parametrize(
+    ("values", "names"), [((0, 0.0, 1.0), "max_new"), ((1, -1.0, 1.0), "temperature"), ((1, 1.0, 0.0), "top_p")]
+)
+def test_sampling_is_checked(values: tuple[int, float, float], names: str) -> None:
+    with pytest.raises(IBNormError, match=names):
+        Sampling(*values)
+
+
+# ---- the loop ----
+
+
+@pytest.mark.parametrize("sampling", [Sampling(max_new_tokens=24), SAMPLED], ids=["greedy", "sampled"])
+def test_every_runtime_writes_the_same_text(forms: dict[str, Path], sampling: Sampling) -> None:
+    results = {name: opened(forms, name).generate(PROMPT, sampling) for name in forms}
+    assert results["torch"].tokens == results["portable"].tokens == results["genai"].tokens
+    assert len(results["torch"].tokens) > 4
+    assert results["torch"].prompt_tokens == len(PROMPT.encode())
+    again = opened(forms, "portable").generate(PROMPT, sampling)
+    assert again.text == results["portable"].text
+
+
+def test_greedy_is_what_torch_chooses_without_a_cache(forms: dict[str, Path]) -> None:
+    module = models.load(forms["torch"]).module
+    ids = list(PROMPT.encode())
+    for _ in range(12):
+        with torch.inference_mode():
+            ids.append(int(module(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+    found = opened(forms, "portable").generate(PROMPT, Sampling(max_new_tokens=12))
+    assert list(found.tokens) == ids[-12:]
+
+
+def test_the_pieces_make_the_text(forms: dict[str, Path]) -> None:
+    pieces: list[str] = []
+    result = opened(forms, "portable").generate(PROMPT, SAMPLED, pieces.append)
+    assert "".join(pieces) == result.text
+    assert result.stopped == "length"
+    other = opened(forms, "portable").generate(PROMPT, Sampling(24, 1.3, 0.9, seed=6))
+    assert other.tokens != result.tokens
+
+
+@pytest.mark.parametrize("name", ["torch", "portable", "genai"])
+def test_the_positions_of_the_model_end_the_text(forms: dict[str, Path], name: str) -> None:
+    model = opened(forms, name)  # 64 positions
+    result = model.generate("x" * 60, Sampling(max_new_tokens=20))
+    assert (len(result.tokens), result.stopped) == (4, "positions")
+    with pytest.raises(ModelFileError, match="has 64 tokens; the model has 64 positions"):
+        model.generate("x" * 64)
+    with pytest.raises(ModelFileError, match="the prompt is empty"):
+        model.generate("")
+
+
+def test_an_end_token_ends_the_text(forms: dict[str, Path], tmp_path: Path) -> None:
+    greedy = opened(forms, "portable").generate(PROMPT, Sampling(max_new_tokens=6))
+    folder = Path(shutil.copytree(forms["portable"], tmp_path / "folder"))
+    settings = json.loads((folder / "generation_config.json").read_text())
+    settings["eos_token_id"] = [greedy.tokens[3], 1000]
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    result = open_folder(folder).generate(PROMPT, Sampling(max_new_tokens=6))
+    end = greedy.tokens.index(greedy.tokens[3])
+    assert (result.tokens, result.stopped) == (greedy.tokens[:end], "end")
+
+
+# ---- what it refuses ----
+
+
+def test_a_folder_must_be_whole(forms: dict[str, Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(forms["portable"], tmp_path / "folder"))
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(ModelFileError, match=r"no tokenizer\.json"):
+        open_folder(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": "many"}))
+    with pytest.raises(ModelFileError, match="vocab_size"):
+        open_folder(folder)
+    shutil.copy(forms["portable"] / "tokenizer.json", folder)
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 200}))
+    with pytest.raises(ModelFileError, match="token 255, the model's embedding only 200"):
+        open_folder(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(ModelFileError, match="does not exist"):
+        open_folder(folder)
+
+
+# ---- the command ----
+
+
+def test_the_command_streams_and_reports(forms: dict[str, Path]) -> None:
+    code = "from ibnorm_export.cli.main import run; run()"
+    command = [sys.executable, "-c", code, "generate", str(forms["portable"]), "--prompt", PROMPT]
+    plain = subprocess.run([*command, "--max-new-tokens", "8"], capture_output=True, text=True, check=False)
+    assert plain.returncode == 0, plain.stderr
+    as_json = subprocess.run([*command, "--max-new-tokens", "8", "--json"], capture_output=True, text=True, check=False)
+    found = json.loads(as_json.stdout)
+    assert plain.stdout == PROMPT + found["text"] + "\n"
+    assert (found["backend"], found["stopped"], len(found["tokens"])) == ("ort-cpu", "length", 8)
+    bad = subprocess.run([*command[:-1], "", "--json"], capture_output=True, text=True, check=False)
+    assert bad.returncode == 2
+    long = subprocess.run([*command[:-1], "x" * 64], capture_output=True, text=True, check=False)
+    assert (long.returncode, long.stdout) == (2, ""), "the prompt is not echoed before it is known to be good"
+    assert "the prompt is empty" in json.loads(bad.stdout)["error"]["message"]
+
+
+def test_the_example_with_plain_onnxruntime(forms: dict[str, Path]) -> None:
+    example = Path(__file__).parent.parent / "examples" / "generate_onnxruntime.py"
+    done = subprocess.run(
+        [sys.executable, str(example), str(forms["portable"]), "ab"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    expected = opened(forms, "portable").generate("ab", Sampling(max_new_tokens=62)).text
+    assert done.stdout.startswith("ab" + expected[:8])
+    assert "ibnorm_export" not in example.read_text()
