@@ -227,7 +227,11 @@ struct BFloat16 : Storage<BFloat16, 2> {
  private:
   template <int kFirst, int... kLane>
   static IBNORM_INLINE Vec every_second(Vec a, Vec b, std::integer_sequence<int, kLane...>) {
+#if defined(__clang__)
     return __builtin_shufflevector(a, b, (kFirst + 2 * kLane)...);
+#else
+    return __builtin_shuffle(a, b, Int{(kFirst + 2 * kLane)...});  // GCC before 12 has no other
+#endif
   }
 
   //! The nearest bfloat16, ties to even, in the upper 16 bits; what stands in the lower ones is to be
