@@ -175,7 +175,7 @@ def test_the_command_streams_and_reports(forms: dict[str, Path]) -> None:
 
 
 def test_the_example_with_plain_onnxruntime(forms: dict[str, Path]) -> None:
-    example = Path(__file__).parent.parent / "examples" / "generate_onnxruntime.py"
+    example = Path(__file__).parents[2] / "examples" / "generate_onnxruntime.py"
     done = subprocess.run(
         [sys.executable, str(example), str(forms["portable"]), "ab"], capture_output=True, text=True, check=False
     )
