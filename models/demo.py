@@ -291,7 +291,7 @@ def _ship(
 
 
 def run_demo(
-    folder: str | Path, minutes: float = 0.75, text: str | Path | None = None, progress: Progress = silent
+    folder: str | Path, minutes: float = 0.5, text: str | Path | None = None, progress: Progress = silent
 ) -> DemoResult:
     """Train an IBNorm-L LLaMA and an IBNorm-T ViT, and do the main job with both.
 
