@@ -129,7 +129,7 @@ def bindings(runtime: Runtime) -> Any:
 def _logger(trt: Any) -> Any:
     """The one logger of a process: TensorRT keeps the first that it is given."""
 
-    class Collector(trt.ILogger):  # type: ignore[misc]
+    class Collector(trt.ILogger):  # type: ignore[misc]  # a C++ module without types
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.errors: list[str] = []

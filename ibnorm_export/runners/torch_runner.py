@@ -80,7 +80,7 @@ class TorchCudaRunner:
     def timed(self, inputs: Arrays) -> Callable[[], float]:
         """See `DeviceRunner`: between two CUDA events on the stream of the pass."""
         tensors = self._place(inputs)
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]  # torch's
 
         def once() -> float:
             torch.cuda.synchronize()

@@ -62,7 +62,7 @@ def test_sampling_follows_the_softmax() -> None:
     np.testing.assert_allclose(drawn, probabilities, atol=0.015)  # four standard deviations
     half = Sampling(temperature=0.5)  # squares the odds
     drawn = np.bincount([half.choose(logits, rng) for _ in range(20_000)], minlength=4) / 20_000
-    np.testing.assert_allclose(drawn, probabilities**2 / (probabilities**2).sum(), atol=0.015)
+    np.testing.assert_allclose(drawn, probabilities**2 / (probabilities**2).sum(), atol=0.015)  # as above
 
 
 @pytest.mark.parametrize(("top_p", "kept"), [(0.3, {3}), (0.5, {3, 2}), (0.8, {3, 2, 1}), (1.0, {0, 1, 2, 3})])

@@ -174,6 +174,7 @@ def test_any_shape(ort_library: Path, shape: tuple[int, ...]) -> None:
         run = session(model(node_for(Compression.TANH, False), constants=constants), ort_library)
         y = run.run(None, {"X": x} if with_constants else {"X": x, "scale": scale, "bias": bias})[0]
         assert y.shape == shape
+        # values to about 4 in float32: eight units in the last place
         np.testing.assert_allclose(y, reference.ibnorm(x, scale, bias, IBNormSpec(Compression.TANH)), atol=2e-6)
 
 
@@ -186,6 +187,7 @@ def test_skip_without_its_sum(ort_library: Path, outputs: tuple[str, ...]) -> No
     one = np.ones(33, np.float32)
     got = session(model(node), ort_library).run(None, {"X": x, "skip": x, "scale": one, "bias": one})
     exact = reference.ibnorm(x + x, one, one, IBNormSpec(Compression.LOGARITHMIC))
+    # values to about 4 in float32: eight units in the last place
     np.testing.assert_allclose(got[0], exact, atol=2e-6)
 
 
@@ -209,6 +211,7 @@ def test_the_kernel_wins_over_the_function_of_the_same_file(ort_library: Path, t
         events = json.loads(Path(run.end_profiling()).read_text(encoding="utf-8"))
         ops = {e["args"]["op_name"] for e in events if "op_name" in e.get("args", {})}
         assert ("IBNormL" in ops) == (library is not None), ops
+    # values to about 4 in float32: eight units in the last place
     np.testing.assert_allclose(ran["kernel"], ran["function"], atol=2e-6)
 
 
