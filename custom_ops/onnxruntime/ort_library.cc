@@ -31,7 +31,7 @@ constexpr std::size_t kMaxRank = 32;
 //! Below this many elements waking a second thread costs more than it saves.
 constexpr std::int64_t kSerialElements = 16384;
 //! Elements a thread takes at a time: large enough to be free, small enough to even out the threads.
-constexpr std::int64_t kChunkElements = 65536;
+constexpr std::int64_t kChunkElements = 131072;
 
 enum class Provider { kCpu, kCuda };
 

@@ -16,6 +16,7 @@
 //! Three rows are under way at a time: while one is compressed, the next is read and the last is
 //! written. Memory and arithmetic then work at once, where pass after pass has each wait for the other.
 #include <cstdint>
+#include <type_traits>
 
 #include "compress_simd.h"
 #include "ibnorm/problem.h"
@@ -29,33 +30,20 @@ using ibnorm::Compression;
 using ibnorm::DType;
 using ibnorm::Problem;
 
-//! Columns whose float values are kept between the passes (96 KiB of stack, for the three rows under way);
-//! wider rows compute them again.
+//! Columns whose float values are kept between the passes (64 KiB of stack); wider rows compute them again.
 constexpr std::int64_t kScratch = 8192;
-
-//! Bytes between a load from memory and its prefetch.
-constexpr int kAhead = 2048;
 
 //! An output this large leaves a core's own caches before anyone reads it: written past them, it saves
 //! reading its lines first.
 constexpr std::int64_t kStreamBytes = std::int64_t{1} << 23;
 
-//! Calls pair(first column) for each two packs of a row, then one(first column, columns) for what is left.
-template <class Pair, class One>
-IBNORM_INLINE void for_columns(std::int64_t cols, const Pair& pair, const One& one) {
+//! Calls body(first column, columns) for each pack of a row: all full ones, then what is left.
+template <class Body>
+IBNORM_INLINE void for_packs(std::int64_t cols, const Body& body) {
   std::int64_t i = 0;
-  for (; i + 2 * kPack <= cols; i += 2 * kPack) pair(i);
-  for (; i < cols; i += kPack) one(i, cols - i < kPack ? static_cast<int>(cols - i) : kPack);
-}
-
-//! The sum of what term(first column, columns) returns for each pack of a row; lanes past the row must be 0.
-template <class Term>
-IBNORM_INLINE double sum_columns(std::int64_t cols, const Term& term) {
-  DoubleSum sum;
-  for_columns(
-      cols, [&](std::int64_t i) IBNORM_FLAT { sum.add(add(term(i, kPack), term(i + kPack, kPack))); },
-      [&](std::int64_t i, int n) IBNORM_FLAT { sum.add(term(i, n), n); });
-  return sum.total();
+  for (; i + kPack <= cols; i += kPack) body(i, kPack);
+  const int left = static_cast<int>(cols - i);
+  if (left > 0 && left < kPack) body(i, left);
 }
 
 template <class T>
@@ -70,8 +58,7 @@ struct Row {
   const char* skip;
   char* y;
   char* sum;
-  float* scratch;  // [columns, rounded up to packs]
-  double total;    // of what is normalised
+  double total;  // of what is normalised
   float mean;
   float mean_rest;  // t = (x - mean) * factor - mean_rest
   float c_mean;
@@ -79,23 +66,25 @@ struct Row {
   float offset;  // y = scale * ((c - c_mean) * inverse + offset) + bias
 };
 
-template <class T, class A, Compression kCompression, bool kSkip, bool kFits>
+template <class T, Compression kCompression, bool kSkip, bool kFits>
 struct Kernel {
-  static constexpr bool kLinear = kCompression == Compression::kLinear;
   static constexpr bool kHalf = T::kSize == 2;
-  static constexpr bool kStaged = kFits && (kSkip || kHalf);  // scratch holds x as float after pass 1
-  static constexpr bool kKeeps = kFits && !kLinear;           // scratch holds c after pass 2
+  //! Of c, whose mean is next to nothing; the sum of x has no such luck, and is kept in double throughout.
+  using Sum = std::conditional_t<kHalf && kFits, FloatSum, DoubleSum>;
+  static constexpr bool kStaged =
+      kFits && (kSkip || kHalf);  // what is normalised is kept as float, in kept_x
 
   const char* scale;
   const char* bias;
+  bool own_affine;  // scale and bias are of type T, not float
   std::int64_t cols;
   bool stream;
+  std::int64_t ahead;  // bytes from a load from memory to its prefetch
   float factor;
   double epsilon;
-
-  static IBNORM_INLINE char* kept(const Row& row, std::int64_t i) {
-    return reinterpret_cast<char*>(row.scratch + i);
-  }
+  char* kept_x;  // of the row that is compressed; each pack then makes room for one of the next row
+  char*
+      kept_c;  // of the row that is written; each pack then makes room for one of the row that is compressed
 
   //! What is normalised, from the inputs.
   static IBNORM_INLINE Pack input(const Row& row, std::int64_t i, int n) {
@@ -105,23 +94,22 @@ struct Kernel {
   }
 
   //! The same after pass 1, when `sum` may lie over x or skip.
-  static IBNORM_INLINE Pack source(const Row& row, std::int64_t i, int n) {
-    if constexpr (kStaged) return Float32::load(kept(row, i));
+  IBNORM_INLINE Pack source(const Row& row, std::int64_t i, int n) const {
+    if constexpr (kStaged) return Float32::load(kept_x + i * 4);
     if constexpr (kSkip) {
       if (row.sum != nullptr) return T::load(row.sum + i * T::kSize, n);
     }
     return input(row, i, n);
   }
 
-  IBNORM_INLINE Pack compressed(const Row& row, std::int64_t i, int n) const {
-    const Pack t = fma(subtract(source(row, i, n), row.mean), factor, -row.mean_rest);
-    return compress<kCompression, kHalf>(t);
+  IBNORM_INLINE Pack compressed(const Row& row, const Pack& x) const {
+    return compress<kCompression, kHalf>(fma(subtract(x, row.mean), factor, -row.mean_rest));
   }
 
   //! c after pass 2.
   IBNORM_INLINE Pack again(const Row& row, std::int64_t i, int n) const {
-    if constexpr (kKeeps) return Float32::load(kept(row, i));
-    return compressed(row, i, n);
+    if constexpr (kFits) return Float32::load(kept_c + i * 4);
+    return compressed(row, source(row, i, n));
   }
 
   static IBNORM_INLINE Pack keep_columns(const Pack& a, int n) {
@@ -136,42 +124,39 @@ struct Kernel {
     T::store(p, a, n);
   }
 
-  static IBNORM_INLINE Pack affine(const char* p, std::int64_t i, int n) {
-    const Pack a = A::load(p + i * A::kSize, n);
-    return A::kSize == T::kSize ? a : T::order(a);
+  IBNORM_INLINE Pack affine(const char* p, std::int64_t i, int n) const {
+    if (own_affine) return T::load(p + i * T::kSize, n);
+    return T::order(Float32::load(p + i * 4, n));
   }
 
   //! Pass 1 on one pack.
   IBNORM_INLINE Pack read(const Row& row, std::int64_t i, int n) const {
-    prefetch<T>(row.x + i * T::kSize + kAhead);
-    if constexpr (kSkip) prefetch<T>(row.skip + i * T::kSize + kAhead);
+    prefetch<T>(row.x + i * T::kSize + ahead);
+    if constexpr (kSkip) prefetch<T>(row.skip + i * T::kSize + ahead);
     const Pack a = input(row, i, n);
     if constexpr (kSkip) {
       if (row.sum != nullptr) write(row.sum + i * T::kSize, a, n);
     }
-    if constexpr (kStaged) Float32::store(kept(row, i), a);
+    if constexpr (kStaged) Float32::store(kept_x + i * 4, a);
     return a;
   }
 
   //! Pass 1.
   IBNORM_INLINE double read_all(const Row row) const {
-    return sum_columns(cols, [&](std::int64_t i, int n) IBNORM_FLAT { return read(row, i, n); });
+    DoubleSum total;
+    for_packs(cols, [&](std::int64_t i, int n) IBNORM_FLAT { total.add(read(row, i, n), n); });
+    return total.total();
   }
 
   //! Pass 3 on one pack.
-  IBNORM_INLINE void finish(const Row& row, std::int64_t i, int n) const {
-    const Pack unit = fma(subtract(again(row, i, n), row.c_mean), row.inverse, row.offset);
+  IBNORM_INLINE void finish(const Row& row, const Pack& c, std::int64_t i, int n) const {
+    const Pack unit = fma(subtract(c, row.c_mean), row.inverse, row.offset);
     write(row.y + i * T::kSize, fma(unit, affine(scale, i, n), affine(bias, i, n)), n);
   }
 
   //! Pass 3.
   IBNORM_INLINE void finish_all(const Row row) const {
-    const auto one = [&](std::int64_t i, int n) IBNORM_FLAT { finish(row, i, n); };
-    const auto pair = [&](std::int64_t i) IBNORM_FLAT {
-      one(i, kPack);
-      one(i + kPack, kPack);
-    };
-    for_columns(cols, pair, one);
+    for_packs(cols, [&](std::int64_t i, int n) IBNORM_FLAT { finish(row, again(row, i, n), i, n); });
   }
 
   //! Pass 2 of `row`, and meanwhile pass 1 of `next` and pass 3 of `last`, where there are such rows.
@@ -186,43 +171,31 @@ struct Kernel {
     row.mean_rest = static_cast<float>(mean - static_cast<double>(row.mean)) * factor;
 
     DoubleSum total;
-    DoubleSum sum;
-    DoubleSum squares;
-    const auto term = [&](std::int64_t i, int n) IBNORM_FLAT {
-      const Pack a = compressed(row, i, n);
-      if constexpr (kKeeps) Float32::store(kept(row, i), a);
-      return keep_columns(a, n);
-    };
-    const auto pair = [&](std::int64_t i) IBNORM_FLAT {
-      if (kFits && next.x != nullptr) total.add(add(read(next, i, kPack), read(next, i + kPack, kPack)));
-      const Pack a = term(i, kPack);
-      const Pack b = term(i + kPack, kPack);
-      sum.add(add(a, b));
-      squares.add(fma(b, b, multiply(a, a)));
-      if (kFits && last.x != nullptr) {
-        finish(last, i, kPack);
-        finish(last, i + kPack, kPack);
-      }
-    };
-    const auto one = [&](std::int64_t i, int n) IBNORM_FLAT {
+    Sum sum;
+    Sum squares;
+    for_packs(cols, [&](std::int64_t i, int n) IBNORM_FLAT {
+      const Pack x = source(row, i, n);
+      Pack last_c = {};
+      if constexpr (kFits) last_c = Float32::load(kept_c + i * 4);
+      const Pack c = keep_columns(compressed(row, x), n);
+      if constexpr (kFits) Float32::store(kept_c + i * 4, c);
       if (kFits && next.x != nullptr) total.add(read(next, i, n), n);
-      const Pack a = term(i, n);
-      sum.add(a, n);
-      squares.add(multiply(a, a), n);
-      if (kFits && last.x != nullptr) finish(last, i, n);
-    };
-    for_columns(cols, pair, one);
+      if (kFits && last.x != nullptr) finish(last, last_c, i, n);
+      sum.add(c, n);
+      squares.add(multiply(c, c), n);
+    });
 
     next_row->total = total.total();
     const double c_mean = sum.total() / count;
     row.c_mean = static_cast<float>(c_mean);
     double variance = squares.total() / count - c_mean * c_mean;
     if (c_mean * c_mean > variance) {
-      const double around = sum_columns(cols, [&](std::int64_t i, int n) IBNORM_FLAT {
+      DoubleSum around;
+      for_packs(cols, [&](std::int64_t i, int n) IBNORM_FLAT {
         const Pack e = keep_columns(subtract(again(row, i, n), row.c_mean), n);
-        return multiply(e, e);
+        around.add(multiply(e, e), n);
       });
-      variance = around / count;
+      variance = around.total() / count;
     }
     const double inverse = 1.0 / __builtin_sqrt(variance + epsilon);
     row.inverse = mean - mean == 0.0 ? static_cast<float>(inverse) : __builtin_nanf("");
@@ -231,16 +204,23 @@ struct Kernel {
   }
 };
 
-template <class T, class A, Compression kCompression, bool kSkip, bool kFits>
+template <class T, Compression kCompression, bool kSkip, bool kFits>
 void run_rows(const Problem& p, std::int64_t row_begin, std::int64_t row_end, bool stream) noexcept {
-  constexpr std::int64_t kUnderWay = 3;
-  constexpr std::int64_t kRoom = kScratch + kPack;
-  alignas(64) float scratch[kFits ? kUnderWay * kRoom : 1];
-  const Kernel<T, A, kCompression, kSkip, kFits> kernel{
-      static_cast<const char*>(p.scale),      static_cast<const char*>(p.bias), p.cols, stream,
-      argument_factor<kCompression>(p.lambd), static_cast<double>(p.epsilon)};
+  constexpr std::int64_t kRoom = kFits ? kScratch : 1;
+  alignas(64) float kept_x[kRoom];
+  alignas(64) float kept_c[kRoom];
+  const Kernel<T, kCompression, kSkip, kFits> kernel{
+      static_cast<const char*>(p.scale),
+      static_cast<const char*>(p.bias),
+      p.affine_type == p.type,
+      p.cols,
+      stream,
+      p.cols * T::kSize / 2,  // measured: less comes too late, more falls out of the L1 cache of 32 KiB again
+      argument_factor<kCompression>(p.lambd),
+      static_cast<double>(p.epsilon),
+      reinterpret_cast<char*>(kept_x),
+      reinterpret_cast<char*>(kept_c)};
   const std::int64_t row_bytes = p.cols * T::kSize;
-  const std::int64_t row_floats = (p.cols + kPack - 1) / kPack * kPack;
   const auto place = [&](std::int64_t r) {
     Row row = {};
     if (r >= row_end) return row;
@@ -249,7 +229,6 @@ void run_rows(const Problem& p, std::int64_t row_begin, std::int64_t row_end, bo
     row.skip = kSkip ? static_cast<const char*>(p.skip) + from : nullptr;
     row.y = static_cast<char*>(p.y) + from;
     row.sum = kSkip && p.sum != nullptr ? static_cast<char*>(p.sum) + from : nullptr;
-    row.scratch = kFits ? scratch + r % kUnderWay * row_floats : scratch;
     return row;
   };
 
@@ -276,33 +255,27 @@ bool can_stream(const Problem& p) {
   return places % static_cast<std::uintptr_t>(T::kStreamAlign) == 0;
 }
 
-template <class T, class A, Compression kCompression, bool kSkip>
+template <class T, Compression kCompression, bool kSkip>
 void choose_size(const Problem& p, std::int64_t row_begin, std::int64_t row_end) noexcept {
   const bool stream = can_stream<T>(p);
-  if (p.cols > kScratch) return run_rows<T, A, kCompression, kSkip, false>(p, row_begin, row_end, stream);
-  run_rows<T, A, kCompression, kSkip, true>(p, row_begin, row_end, stream);
+  if (p.cols > kScratch) return run_rows<T, kCompression, kSkip, false>(p, row_begin, row_end, stream);
+  run_rows<T, kCompression, kSkip, true>(p, row_begin, row_end, stream);
 }
 
-template <class T, class A>
+template <class T>
 void choose_kind(const Problem& p, std::int64_t row_begin, std::int64_t row_end) noexcept {
   const bool skip = p.skip != nullptr;
   switch (p.compression) {
     case Compression::kLinear:
-      return skip ? choose_size<T, A, Compression::kLinear, true>(p, row_begin, row_end)
-                  : choose_size<T, A, Compression::kLinear, false>(p, row_begin, row_end);
+      return skip ? choose_size<T, Compression::kLinear, true>(p, row_begin, row_end)
+                  : choose_size<T, Compression::kLinear, false>(p, row_begin, row_end);
     case Compression::kLogarithmic:
-      return skip ? choose_size<T, A, Compression::kLogarithmic, true>(p, row_begin, row_end)
-                  : choose_size<T, A, Compression::kLogarithmic, false>(p, row_begin, row_end);
+      return skip ? choose_size<T, Compression::kLogarithmic, true>(p, row_begin, row_end)
+                  : choose_size<T, Compression::kLogarithmic, false>(p, row_begin, row_end);
     case Compression::kTanh:
-      return skip ? choose_size<T, A, Compression::kTanh, true>(p, row_begin, row_end)
-                  : choose_size<T, A, Compression::kTanh, false>(p, row_begin, row_end);
+      return skip ? choose_size<T, Compression::kTanh, true>(p, row_begin, row_end)
+                  : choose_size<T, Compression::kTanh, false>(p, row_begin, row_end);
   }
-}
-
-template <class T>
-void choose_affine(const Problem& p, std::int64_t row_begin, std::int64_t row_end) noexcept {
-  if (p.affine_type == DType::kFloat32) return choose_kind<T, Float32>(p, row_begin, row_end);
-  choose_kind<T, T>(p, row_begin, row_end);
 }
 
 }  // namespace
@@ -312,11 +285,11 @@ namespace ibnorm::cpu::IBNORM_ISA {
 void run(const Problem& problem, std::int64_t row_begin, std::int64_t row_end) noexcept {
   switch (problem.type) {
     case DType::kFloat32:
-      return choose_kind<Float32, Float32>(problem, row_begin, row_end);
+      return choose_kind<Float32>(problem, row_begin, row_end);
     case DType::kFloat16:
-      return choose_affine<Float16>(problem, row_begin, row_end);
+      return choose_kind<Float16>(problem, row_begin, row_end);
     case DType::kBFloat16:
-      return choose_affine<BFloat16>(problem, row_begin, row_end);
+      return choose_kind<BFloat16>(problem, row_begin, row_end);
   }
 }
 

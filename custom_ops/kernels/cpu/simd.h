@@ -175,7 +175,16 @@ IBNORM_INLINE Doubles widen_half(Vec a) {
 #endif
 }
 
-//! A sum of vectors, kept in double.
+//! The vectors of a pack, summed in float. Where all lanes are equal that is exact: only powers of two times
+//! them occur.
+IBNORM_INLINE Vec sum_vectors(Pack a) {
+#pragma GCC unroll 4
+  for (int half = kVectors / 2; half > 0; half /= 2)
+    for (int u = 0; u < half; ++u) a.v[u] += a.v[u + half];
+  return a.v[0];
+}
+
+//! A sum of packs of n columns, kept in double.
 struct DoubleSum {
   Doubles low = {};
   Doubles high = {};
@@ -185,18 +194,9 @@ struct DoubleSum {
     high += widen_half<1>(a);
   }
 
-  //! Sums the pack in float first. Where all lanes are equal that is exact: only powers of two times them
-  //! occur.
-  IBNORM_INLINE void add(Pack a) {
-#pragma GCC unroll 4
-    for (int half = kVectors / 2; half > 0; half /= 2)
-      for (int u = 0; u < half; ++u) a.v[u] += a.v[u + half];
-    add(a.v[0]);
-  }
-
-  //! As `add`, of n columns: where lanes past the row are 0, not all are equal.
+  //! Where lanes past the row are 0, not all are equal: their vectors are not summed in float.
   IBNORM_INLINE void add(const Pack& a, int n) {
-    if (n == kPack) return add(a);
+    if (n == kPack) return add(sum_vectors(a));
     for (const Vec& v : a.v) add(v);
   }
 
@@ -207,6 +207,19 @@ struct DoubleSum {
     for (int half = kWidth / 4; half > 0; half /= 2)
       for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
     return lanes[0];
+  }
+};
+
+//! The same, kept in float until the end: half the work, for sums that half precision is made from.
+struct FloatSum {
+  Vec lanes = {};
+
+  IBNORM_INLINE void add(const Pack& a, int) { lanes += sum_vectors(a); }
+
+  IBNORM_INLINE double total() const {
+    DoubleSum sum;
+    sum.add(lanes);
+    return sum.total();
   }
 };
 
