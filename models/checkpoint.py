@@ -205,6 +205,7 @@ def _family_model(
     family: Family, model: PreTrainedModel, source: str, source_sha256: str, norms: NormConfig
 ) -> LoadedModel:
     model.eval().requires_grad_(False)
+    family.prepare(model)
     return LoadedModel(
         module=model,
         family=family.name,
