@@ -220,6 +220,7 @@ def _family_model(
         source_sha256=source_sha256,
         section=norms.to_config(),
         warnings=_nonfinite(model),
+        max_positions=int(getattr(model.config, "max_position_embeddings", 0)),
     )
 
 
