@@ -101,6 +101,15 @@ def test_verify_prints_every_figure(cli: Any, exported: Path, llama_checkpoint: 
         assert word in result.out
 
 
+def test_verify_layers_and_the_page(cli: Any, exported: Path, llama_checkpoint: Path, tmp_path: Path) -> None:
+    result = cli("verify", exported, llama_checkpoint, "--samples", 1, "--layers", "--report", tmp_path / "r.html")
+    assert result.code == 0, result.err
+    assert "no link adds error beyond its bound" in result.out
+    assert "every one keeps its bound" in result.out
+    assert "model.layers.1.post_attention_layernorm" in result.out
+    assert "Error by depth" in (tmp_path / "r.html").read_text(encoding="utf-8")
+
+
 def test_a_failed_gate_is_exit_1_with_the_finding(
     cli: Any, exported: Path, llama_checkpoint: Path, tmp_path: Path
 ) -> None:
