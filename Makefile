@@ -70,7 +70,7 @@ test: native lint
 test-generation: native
 	$(BIN)/python -m pytest tests/generation
 
-# Planted faults must fail, named, and right exports pass. The whole tables, in 10 minutes of one core:
+# Planted faults must fail, named, and right exports pass. The whole tables, in half an hour on a busy core:
 # python benchmarks/planted_faults.py --record benchmarks/results/planted_faults.json
 test-faults: native
 	$(BIN)/python -m pytest tests/faults
