@@ -1,6 +1,7 @@
 # Two commands do everything on a fresh machine with Python 3.11 and a compiler:
 #   make demo    set-up, then the main job on real input
 #   make test    set-up, then the suite (make test-generation: cached decoding and text;
+#                make test-faults: planted faults, all of which verification must name;
 #                make test-cuda: the CUDA kernels on a CPU emulator;
 #                make test-tensorrt: the plugin, and engines for TensorRT-RTX, without a GPU)
 # and for the native libraries:
@@ -16,7 +17,7 @@ CMAKE  := $(BIN)/cmake
 # Two of the seven that are shipped: 3 minutes of one core for two, so all seven do not fit into CI.
 CUDA_ARCHITECTURES ?= 80-real;90-real
 
-.PHONY: demo test test-generation test-cuda test-tensorrt lint format setup native native-cuda sanitize test-compat mutants clean
+.PHONY: demo test test-generation test-faults test-cuda test-tensorrt lint format setup native native-cuda sanitize test-compat mutants clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.ready
@@ -63,11 +64,16 @@ demo: setup
 	$(BIN)/ibnorm-export demo --out demo
 
 test: native lint
-	$(BIN)/python -m pytest --ignore=tests/generation --ignore=tests/cuda --ignore=tests/tensorrt
+	$(BIN)/python -m pytest --ignore=tests/generation --ignore=tests/faults --ignore=tests/cuda --ignore=tests/tensorrt
 
 # Cached decoding, generation in every form, and quantised weights: minutes of export.
 test-generation: native
 	$(BIN)/python -m pytest tests/generation
+
+# Planted faults must fail, named, and right exports pass. The whole tables, in half an hour on a busy core:
+# python benchmarks/planted_faults.py --record benchmarks/results/planted_faults.json
+test-faults: native
+	$(BIN)/python -m pytest tests/faults
 
 # The CUDA kernels' own source, compiled by g++ and run on a CPU emulator; no GPU needed.
 test-cuda: setup

@@ -51,6 +51,7 @@ class VerifyOptions:
         static: whether to give the static verdict too.
         kernels: how the norms run where the backend has a choice.
         require_fused: a norm that did not run as a fused kernel is a finding.
+        layers: measure the error behind every norm and block too, and name the first that leaves its bound.
     """
 
     backend: str = "ort-cpu"
@@ -59,6 +60,7 @@ class VerifyOptions:
     static: bool = True
     kernels: Kernels = Kernels.AUTO
     require_fused: bool = False
+    layers: bool = False
 
 
 def read_inputs(path: str | Path, model: LoadedModel) -> Arrays:
@@ -159,7 +161,7 @@ def verify(
     except (IndexError, ValueError, RuntimeError) as error:
         ranges = ", ".join(f"{name} from {array.min()} to {array.max()}" for name, array in inputs[0].items())
         raise ModelFileError(f"PyTorch cannot run the checkpoint on the inputs ({ranges}): {error}") from error
-    runtime = Runtime(options.backend, options.kernels, options.require_fused)
+    runtime = Runtime(options.backend, options.kernels, options.require_fused, options.layers)
     static = check_static(exported, model, reached) if options.static else None
     try:
         numeric = check_numeric(exported, model, truth, runtime, inputs, reached.narrow, progress, tokens)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from conftest import LLAMA, _checkpoint
+from conftest import LLAMA, save_checkpoint
 
 from ibnorm_export import IBNormSpec, NormConfig, models, native
 from ibnorm_export.artifact import ExportedModel
@@ -35,7 +35,7 @@ def load(checkpoint: Path) -> LoadedModel:
 
 
 def make(folder: Path, config: dict[str, Any], spec: IBNormSpec) -> Path:
-    _checkpoint(folder, config, spec)
+    save_checkpoint(folder, config, spec)
     write_byte_tokenizer(folder)
     return folder
 
