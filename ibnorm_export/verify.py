@@ -17,7 +17,7 @@ import numpy as np
 from ibnorm_export.artifact import ExportedModel
 from ibnorm_export.decoding import without_padding
 from ibnorm_export.errors import ModelFileError
-from ibnorm_export.loaded import Arrays, DType, LoadedModel
+from ibnorm_export.loaded import Arrays, DType, InputSpec, LoadedModel
 from ibnorm_export.numeric_check import Runtime, check_numeric, round_inputs
 from ibnorm_export.parity import BOUNDS, Bound, Finding, NumericReport, OutputParity, ParityReport, StaticReport
 from ibnorm_export.progress import Progress, silent
@@ -35,6 +35,7 @@ __all__ = [
     "ParityReport",
     "StaticReport",
     "VerifyOptions",
+    "read_arrays",
     "read_inputs",
     "verify",
 ]
@@ -62,7 +63,12 @@ class VerifyOptions:
 
 
 def read_inputs(path: str | Path, model: LoadedModel) -> Arrays:
-    """The user's own inputs from an .npz file, checked against what the model takes.
+    """The user's own inputs from an .npz file, checked against what the model takes; see `read_arrays`."""
+    return read_arrays(path, model.inputs)
+
+
+def read_arrays(path: str | Path, inputs: Sequence[InputSpec]) -> Arrays:
+    """Arrays by name from an .npz file, in float32 or int64, checked against the inputs that they are for.
 
     Raises:
         ModelFileError: the file is missing or damaged, or an array is missing, or of another type or
@@ -78,11 +84,11 @@ def read_inputs(path: str | Path, model: LoadedModel) -> Arrays:
         raise ModelFileError(f"{path} does not exist") from error
     except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, AttributeError, MemoryError) as error:
         raise ModelFileError(f"{path} is not an .npz file of plain arrays: {error}") from error
-    wanted = [spec.name for spec in model.inputs]
+    wanted = [spec.name for spec in inputs]
     if sorted(arrays) != sorted(wanted):
         raise ModelFileError(f"{path} holds {sorted(arrays)}; the model takes {wanted}")
     sizes: dict[str, int] = {}
-    for spec in model.inputs:
+    for spec in inputs:
         array = arrays[spec.name]
         kind = np.floating if spec.floating else np.integer
         if not np.issubdtype(array.dtype, kind):
