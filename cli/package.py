@@ -35,7 +35,9 @@ def package_command(
     gpu: Annotated[bool, typer.Option("--gpu", help="Run on GPUs.")] = False,
     max_batch: Annotated[int, typer.Option("--max-batch", min=0, help="Rows computed together; 0 for none.")] = 8,
     max_queue: Annotated[int, typer.Option("--max-queue", min=1, help="Requests that may wait.")] = 256,
-    queue_timeout: Annotated[int, typer.Option("--queue-timeout", min=1, metavar="MS", help="Most wait.")] = 10_000,
+    queue_timeout: Annotated[
+        int, typer.Option("--queue-timeout", min=0, metavar="MS", help="Most wait; 0 for none.")
+    ] = 0,
     queue_delay: Annotated[int, typer.Option("--queue-delay", min=0, metavar="US", help="To fill a batch.")] = 0,
     instances: Annotated[int, typer.Option("--instances", min=1, help="Sessions of the model.")] = 1,
     as_json: options.AsJson = False,

@@ -31,12 +31,12 @@ def sha256_of(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def machine_of(library: Path) -> str:
-    """The machine that a shared library was built for, read from its header, e.g. "x86_64"; nothing is loaded."""
+def machine_of(library: Path) -> str | None:
+    """The machine that a library was built for, e.g. "x86_64", read from its header; None where it is no ELF file."""
     with library.open("rb") as stream:
         header = stream.read(20)
     if len(header) < 20 or header[:4] != b"\x7fELF":
-        return "no ELF file"
+        return None
     number = int.from_bytes(header[18:20], "little" if header[5] == 1 else "big")
     return _MACHINES.get(number, f"ELF machine {number}") if header[4] == 2 else f"32-bit ELF machine {number}"
 
@@ -131,8 +131,8 @@ def check_library(folder: Path, name: str, manifest: Mapping[str, Any]) -> Path:
     here = platform.machine()
     if machine_of(file) != entry["machine"] or entry["machine"] != here:
         raise ModelFileError(
-            f"{file} is built for {machine_of(file)}, this machine is {here}; write the folder again on a machine of "
-            "this kind, or take the portable variant, which needs no library"
+            f"{file} is built for {machine_of(file) or 'another system'}, this machine is {here}; write the folder "
+            "again on a machine of this kind, or take the portable variant, which needs no library"
         )
     if entry["schema"] != SCHEMA:
         raise ModelFileError(

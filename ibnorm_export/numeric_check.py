@@ -22,7 +22,7 @@ from ibnorm_export.loaded import Arrays, DType, LoadedModel
 from ibnorm_export.parity import BOUNDS, Finding, NumericReport, Quality
 from ibnorm_export.progress import Progress
 from ibnorm_export.quality_check import check_quality, own_text
-from ibnorm_export.runners.base import Kernels, NormExecution, Runner, fused_library, open_runner
+from ibnorm_export.runners.base import Endpoint, Kernels, NormExecution, Runner, fused_library, open_runner
 from ibnorm_export.runners.torch_runner import TorchRunner
 
 __all__ = ["Runtime", "check_numeric", "round_inputs"]
@@ -30,11 +30,12 @@ __all__ = ["Runtime", "check_numeric", "round_inputs"]
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """What runs the file: backend, how its norms run, and whether a norm that is not fused is a finding."""
+    """What runs the file: backend, how its norms run, whether a norm that is not fused is a finding, and where."""
 
     backend: str
     kernels: Kernels
     require_fused: bool
+    endpoint: Endpoint | None = None
 
 
 def _select(arrays: Arrays, name: str, valid: dict[str, NDArray[np.bool_]]) -> NDArray[Any]:
@@ -165,6 +166,8 @@ def _compare(
 
 def _runners(file: ExportedModel, runtime: Runtime) -> dict[str, Runner]:
     """Fused kernels where they are installed, and the functions beside them: a kernel hides a wrong body."""
+    if runtime.backend == "triton":  # the server has decided how they run
+        return {"as served": open_runner(runtime.backend, file, endpoint=runtime.endpoint)}
     runners: dict[str, Runner] = {}
     if fused_library(runtime.backend, runtime.kernels) is not None:
         runners["fused"] = open_runner(runtime.backend, file, kernels=Kernels.FUSED)

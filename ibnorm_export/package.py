@@ -266,7 +266,7 @@ def _library(model: ExportedModel, options: PackageOptions, plan: Mapping[str, A
             f"{found.path} has no CUDA kernels: on a GPU every norm would be copied to the CPU and back; "
             "build it with CUDA, or package with --variant portable"
         )
-    if machine_of(found.path).startswith("no ELF"):
+    if machine_of(found.path) is None:
         raise BackendUnavailable(f"{found.path} is not for Linux, where Triton runs; package with --variant portable")
     return found.path
 

@@ -22,7 +22,7 @@ from ibnorm_export.numeric_check import Runtime, check_numeric, round_inputs
 from ibnorm_export.parity import BOUNDS, Bound, Finding, NumericReport, OutputParity, ParityReport, StaticReport
 from ibnorm_export.progress import Progress, silent
 from ibnorm_export.reach import reach
-from ibnorm_export.runners.base import Kernels
+from ibnorm_export.runners.base import Endpoint, Kernels
 from ibnorm_export.static_check import check_static
 from ibnorm_export.tokens import Tokens
 
@@ -52,6 +52,7 @@ class VerifyOptions:
         static: whether to give the static verdict too.
         kernels: how the norms run where the backend has a choice.
         require_fused: a norm that did not run as a fused kernel is a finding.
+        endpoint: of the server, for backend "triton".
     """
 
     backend: str = "ort-cpu"
@@ -60,6 +61,7 @@ class VerifyOptions:
     static: bool = True
     kernels: Kernels = Kernels.AUTO
     require_fused: bool = False
+    endpoint: Endpoint | None = None
 
 
 def read_inputs(path: str | Path, model: LoadedModel) -> Arrays:
@@ -165,7 +167,7 @@ def verify(
     except (IndexError, ValueError, RuntimeError) as error:
         ranges = ", ".join(f"{name} from {array.min()} to {array.max()}" for name, array in inputs[0].items())
         raise ModelFileError(f"PyTorch cannot run the checkpoint on the inputs ({ranges}): {error}") from error
-    runtime = Runtime(options.backend, options.kernels, options.require_fused)
+    runtime = Runtime(options.backend, options.kernels, options.require_fused, options.endpoint)
     static = check_static(exported, model, reached) if options.static else None
     try:
         numeric = check_numeric(exported, model, truth, runtime, inputs, reached.narrow, progress, tokens)
