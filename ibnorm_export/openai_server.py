@@ -27,10 +27,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ibnorm_export.chat import ChatTemplate
 from ibnorm_export.errors import IBNormError
+from ibnorm_export.request_size import SizeLimit
 from ibnorm_export.text import Sampling, TextModel, TextResult
 
 __all__ = ["TextLimits", "create_app", "serve_text"]
@@ -112,27 +112,6 @@ def _answer(error: _Refused) -> JSONResponse:
     kind = "server_error" if error.status >= 500 else "invalid_request_error"
     content = {"error": {"message": str(error), "type": kind, "param": None, "code": error.code}}
     return JSONResponse(content, error.status, error.headers)
-
-
-class _SizeLimit:
-    """ASGI middleware: a body beyond the limit is refused, whatever its headers say."""
-
-    def __init__(self, app: ASGIApp, limit: int) -> None:
-        self._app = app
-        self._limit = limit
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        seen = 0
-
-        async def counted() -> Message:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > self._limit:
-                raise HTTPException(413, f"the request has more than {self._limit} bytes")
-            return message
-
-        await self._app(scope, counted if scope["type"] == "http" else receive, send)
 
 
 class _Texts:
@@ -236,7 +215,7 @@ def create_app(
     limits = TextLimits() if limits is None else limits
     texts = _Texts(model, limits)
     app = FastAPI(title=name, docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(_SizeLimit, limit=limits.request_bytes)
+    app.add_middleware(SizeLimit, limit=limits.request_bytes)
     about = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "ibnorm-export"}
 
     @app.exception_handler(_Refused)
