@@ -10,7 +10,7 @@ import typer
 from ibnorm_export.cli import options
 from ibnorm_export.cli.console import out, print_json, print_norms, show_progress, table
 from ibnorm_export.parity import LayersReport, ParityReport
-from ibnorm_export.runners.base import Kernels
+from ibnorm_export.runners.base import Endpoint, Kernels
 
 
 def verify_command(
@@ -36,6 +36,10 @@ def verify_command(
     html: Annotated[
         Path | None, typer.Option("--report", metavar="FILE.html", help="Write one self-contained page too.")
     ] = None,
+    url: Annotated[
+        str | None, typer.Option("--url", metavar="HOST:PORT", help="Of a Triton server; grpc://HOST:PORT for gRPC.")
+    ] = None,
+    name: Annotated[str, typer.Option("--name", help="Of the model on that server.")] = "",
     model: options.Factory = None,
     as_json: options.AsJson = False,
 ) -> None:
@@ -48,7 +52,8 @@ def verify_command(
     from ibnorm_export.verify import VerifyOptions, read_inputs, verify
     from ibnorm_export.verify_report import write_report
 
-    wanted = VerifyOptions(backend, samples, seed, not numeric_only, kernels, require_fused, layers)
+    endpoint = None if url is None else Endpoint(url, name)
+    wanted = VerifyOptions(backend, samples, seed, not numeric_only, kernels, require_fused, layers, endpoint)
     with show_progress() as progress:
         progress("reading the checkpoint", 0, 0)
         exported = ExportedModel(model_file)

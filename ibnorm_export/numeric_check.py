@@ -24,7 +24,7 @@ from ibnorm_export.loaded import Arrays, DType, LoadedModel
 from ibnorm_export.parity import BOUNDS, Finding, Level, NumericReport, Quality
 from ibnorm_export.progress import Progress
 from ibnorm_export.quality_check import check_quality, own_text
-from ibnorm_export.runners.base import Kernels, NormExecution, Runner, fused_library, open_runner
+from ibnorm_export.runners.base import Endpoint, Kernels, NormExecution, Runner, fused_library, open_runner
 from ibnorm_export.runners.torch_runner import TorchRunner
 
 __all__ = ["Runtime", "check_numeric", "round_inputs"]
@@ -32,7 +32,7 @@ __all__ = ["Runtime", "check_numeric", "round_inputs"]
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """What runs the file: backend, how its norms run, whether a norm that is not fused is a finding.
+    """What runs the file: backend, how its norms run, whether a norm that is not fused is a finding, and where.
 
     `layers` asks for the error behind every norm and block too.
     """
@@ -41,6 +41,7 @@ class Runtime:
     kernels: Kernels
     require_fused: bool
     layers: bool = False
+    endpoint: Endpoint | None = None
 
 
 def _select(arrays: Arrays, name: str, valid: dict[str, NDArray[np.bool_]]) -> NDArray[Any]:
@@ -232,6 +233,8 @@ def _levels(
 
 def _runners(file: ExportedModel, runtime: Runtime) -> dict[str, Runner]:
     """Fused kernels where they are installed, and the functions beside them: a kernel hides a wrong body."""
+    if runtime.backend == "triton":  # the server has decided how they run
+        return {"as served": open_runner(runtime.backend, file, endpoint=runtime.endpoint)}
     runners: dict[str, Runner] = {}
     if fused_library(runtime.backend, runtime.kernels) is not None:
         runners["fused"] = open_runner(runtime.backend, file, kernels=Kernels.FUSED)
