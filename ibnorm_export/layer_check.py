@@ -83,9 +83,8 @@ def check_layers(
                     if problem := _incomparable(place, actual, true):
                         notes[problem] = None
                         continue
-                    a, o, t = (
-                        _defined(v, masks) for v in (actual[place.output], own[place.module], true[place.module])
-                    )
+                    values = (actual[place.output], place.of(own[place.module]), place.of(true[place.module]))
+                    a, o, t = (_defined(v, masks) for v in values)
                     sums.setdefault((place.module, norms), ErrorSums()).add(a, o, t)
     progress("comparing layers", len(samples), len(samples))
     layers = []
@@ -109,5 +108,5 @@ def _record(model: LoadedModel, module: nn.Module, inputs: Arrays) -> Arrays:
 def _incomparable(place: Tap, actual: Arrays, true: Arrays) -> str:
     if place.module not in true:
         return f"{place.kind} {place.module} did not run in PyTorch"
-    have, want = actual[place.output].shape, true[place.module].shape
+    have, want = actual[place.output].shape, place.of(true[place.module]).shape
     return "" if have == want else f"{place.kind} {place.module}: the file has shape {have}, PyTorch {want}"
