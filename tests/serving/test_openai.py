@@ -14,7 +14,7 @@ from typing import Any
 
 import openai
 import pytest
-from conftest import LLAMA, _checkpoint
+from conftest import LLAMA, save_checkpoint
 from running_server import running
 
 from ibnorm_export import IBNormSpec, models
@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A GenAI folder of random weights: what it writes is noise, and the same noise everywhere."""
     place = tmp_path_factory.mktemp("text")
     config = {**LLAMA, "hidden_size": 64, "max_position_embeddings": 512}  # heads of 16, as GenAI's attention wants
-    checkpoint = _checkpoint(place / "checkpoint", config, IBNormSpec("L", 4.0, 1e-5, bias=False))
+    checkpoint = save_checkpoint(place / "checkpoint", config, IBNormSpec("L", 4.0, 1e-5, bias=False))
     write_byte_tokenizer(checkpoint)
     made = json.loads((checkpoint / "tokenizer_config.json").read_text())
     (checkpoint / "tokenizer_config.json").write_text(json.dumps({**made, "chat_template": TEMPLATE}))
