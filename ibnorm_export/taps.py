@@ -68,7 +68,8 @@ def _rows(norm: ir.Node) -> tuple[NDArray[np.int64], int] | None:
     gather = None if x is None else x.producer()
     if gather is None or gather.op_type != "Gather" or not _module(norm) or _module(gather) != _module(norm):
         return None
-    indices = ir.convenience.get_const_tensor(gather.inputs[1])
+    chosen = gather.inputs[1]
+    indices = None if chosen is None else ir.convenience.get_const_tensor(chosen)
     axis = gather.attributes.get("axis")
     return None if indices is None else (indices.numpy().astype(np.int64), 0 if axis is None else axis.as_int())
 
