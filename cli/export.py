@@ -81,7 +81,7 @@ def export_command(
     ] = False,
     fuse_skip: Annotated[
         bool, typer.Option("--fuse-skip/--no-fuse-skip", help="One SkipIBNorm for a residual Add and its norm.")
-    ] = False,
+    ] = True,
     model: options.Factory = None,
     as_json: options.AsJson = False,
 ) -> None:

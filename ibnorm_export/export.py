@@ -8,7 +8,6 @@ say which module they came from, and nothing in the file depends on when or wher
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import importlib.metadata
 import logging
@@ -18,30 +17,35 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import onnx
 import onnx.checker
 import onnx.shape_inference
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
-import onnxscript.optimizer
-import onnxscript.rewriter
 import torch
 from onnx.defs import OpSchema
-from onnxscript.rewriter import onnx_fusions
 from onnxscript.values import Op, Opset
 
 import ibnorm_export.module  # noqa: F401 - registers the operators that are translated here
 from ibnorm_export import onnx_op
 from ibnorm_export.artifact import METADATA_FORMAT, ExportedModel, metadata_props, new_file
-from ibnorm_export.early_select import select_before_norm
 from ibnorm_export.errors import ExportError
+from ibnorm_export.graph_passes.early_select import select_before_norm
+from ibnorm_export.graph_passes.skip_form import fuse_skip
+from ibnorm_export.graph_passes.tidy import (
+    attach_functions,
+    connect_affine,
+    name_nodes,
+    plain_names,
+    simplify,
+    transpose_weights,
+)
 from ibnorm_export.loaded import DType, LoadedModel, cast_parameters
 from ibnorm_export.progress import Progress, silent
 from ibnorm_export.quantize import Quantization, quantize
-from ibnorm_export.spec import DOMAIN, OP_TYPES, OP_VERSION, Compression
+from ibnorm_export.spec import DOMAIN, OP_VERSION, Compression
 
-__all__ = ["ExportOptions", "attach_functions", "check_quantization", "describe", "export"]
+__all__ = ["ExportOptions", "check_quantization", "describe", "export"]
 
 #: Protocol Buffers stop at 2 GiB; above this many bytes of weights they go into one file beside.
 EXTERNAL_ABOVE_BYTES: Final = 2_000_000_000
@@ -68,7 +72,7 @@ class ExportOptions:
     dtype: DType = DType.FP32
     opset: int | None = None
     inline: bool = False
-    fuse_skip: bool = False
+    fuse_skip: bool = True
     quantization: Quantization | None = None
 
 
@@ -154,193 +158,6 @@ def _trace(model: LoadedModel, opset: int) -> ir.Model:
     return program.model
 
 
-def _plain_names(graph: ir.Graph) -> None:
-    """Initializers are called as in the state dict."""
-    for value in list(graph.initializers.values()):
-        if value.name is not None and value.name.startswith(_ENTRY):
-            del graph.initializers[value.name]
-            value.name = value.name.removeprefix(_ENTRY)
-            assert value.const_value is not None
-            value.const_value.name = value.name
-            graph.initializers[value.name] = value
-
-
-def _transposed(matrix: ir.TensorProtocol, name: str) -> Callable[[], ir.TensorProtocol]:
-    return lambda: ir.Tensor(np.ascontiguousarray(matrix.numpy().T), name=name)
-
-
-def _transpose_weights(graph: ir.Graph) -> None:
-    """A matrix that is only used transposed is stored so, as NAME.T, and computed when written.
-
-    Runtimes would do it at every load; doing it before constant folding keeps the name.
-    """
-    transposed: dict[str, ir.Value] = {}
-    for node in list(graph):
-        source = node.inputs[0] if node.op_type == "Transpose" and node.domain == "" else None
-        if source is None or source.name not in graph.initializers or source.const_value is None:
-            continue
-        perm = node.attributes.get("perm")
-        if perm is None or list(perm.as_ints()) != [1, 0]:
-            continue
-        assert source.name is not None and source.shape is not None and source.dtype is not None
-        if source.name not in transposed:
-            name, matrix = f"{source.name}.T", source.const_value
-            shape = ir.Shape(reversed(source.shape.numpy()))
-            # the transposed copy lives only while it is being written
-            lazy = ir.LazyTensor(_transposed(matrix, name), dtype=source.dtype, shape=shape, name=name)
-            value = ir.Value(name=name, shape=shape, type=ir.TensorType(source.dtype), const_value=lazy)
-            graph.register_initializer(value)
-            transposed[source.name] = value
-        node.outputs[0].replace_all_uses_with(transposed[source.name], replace_graph_outputs=True)
-        graph.remove(node, safe=True)
-
-
-def _connect_affine(graph: ir.Graph) -> None:
-    """Connect the scale and bias that a model lacks to shared ones and zeros."""
-    for node in graph:
-        if node.domain != DOMAIN:
-            continue
-        x = node.inputs[0]
-        assert x is not None and x.shape is not None and x.dtype is not None
-        size = x.shape[-1]
-        if not isinstance(size, int):
-            raise ExportError(f"{node.name}: the size of the normalised axis is dynamic; it must be fixed")
-        arity = 4 if node.op_type.startswith("Skip") else 3
-        node.resize_inputs(arity)  # an absent last input leaves a shorter list
-        for position, kind, number in ((arity - 2, "ones", 1.0), (arity - 1, "zeros", 0.0)):
-            if node.inputs[position] is not None:
-                continue
-            name = f"ibnorm.{kind}.{size}"
-            if name not in graph.initializers:
-                tensor = ir.Tensor(np.full(size, number, dtype=x.dtype.numpy()), name=name)
-                graph.register_initializer(
-                    ir.Value(name=name, shape=ir.Shape([size]), type=ir.TensorType(x.dtype), const_value=tensor)
-                )
-            node.replace_input_with(position, graph.initializers[name])
-
-
-def _share_constants(graph: ir.Graph) -> None:
-    """One initializer for each small constant."""
-    first: dict[tuple[Any, ...], ir.Value] = {}
-    for value in list(graph.initializers.values()):
-        tensor = value.const_value
-        if tensor is None or tensor.size > 1024 or value.is_graph_output():
-            continue
-        key = (tensor.dtype, tuple(tensor.shape.numpy()), tensor.tobytes())
-        if first.setdefault(key, value) is not value:
-            value.replace_all_uses_with(first[key])
-            assert value.name is not None
-            del graph.initializers[value.name]
-
-
-@contextlib.contextmanager
-def _weights_unknown(graph: ir.Graph, weights: set[str]) -> Iterator[None]:
-    """Make inputs of the weights, so that no pass folds, merges or drops one for the value that it has."""
-    hidden = [(value, value.const_value) for name, value in graph.initializers.items() if name in weights]
-    inputs = len(graph.inputs)
-    for value, _ in hidden:
-        assert value.name is not None
-        del graph.initializers[value.name]
-        value.const_value = None
-        graph.inputs.append(value)
-    try:
-        yield
-    finally:
-        del graph.inputs[inputs:]
-        for value, tensor in hidden:
-            if value.uses():
-                value.const_value = tensor
-                graph.register_initializer(value)
-
-
-def _simplify(model: ir.Model, weights: set[str]) -> None:
-    """Fold constants and apply the standard rewrites, leaving every named weight as it is."""
-    with _weights_unknown(model.graph, weights):
-        for _ in range(2):
-            onnxscript.optimizer.fold_constants(model, onnx_shape_inference=True)
-            onnxscript.rewriter.rewrite(model)
-            onnx_fusions.fuse(model)
-            passes.RemoveUnusedNodesPass()(model)
-        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-        _share_constants(model.graph)
-        ir.passes.Sequential(
-            passes.CommonSubexpressionEliminationPass(),
-            passes.RemoveUnusedNodesPass(),
-            passes.RemoveUnusedOpsetsPass(),
-            passes.OutputFixPass(),
-            passes.NameFixPass(),
-            passes.ShapeInferencePass(),
-        )(model)
-
-
-def _name_nodes(graph: ir.Graph) -> None:
-    """Nodes say which module they came from; norm nodes are called like it. Traces of the exporter go."""
-    seen: dict[str, int] = {}
-    for node in graph:
-        scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
-        node.metadata_props.clear()
-        node.doc_string = None
-        if scopes is None:
-            continue
-        path = (ast.literal_eval(scopes)[:-1] or [""])[-1]
-        module = path.removeprefix(_ENTRY)
-        if module and module != _ENTRY.rstrip("."):
-            node.metadata_props["module"] = module
-            if node.domain == DOMAIN:
-                seen[module] = seen.get(module, 0) + 1
-                node.name = module if seen[module] == 1 else f"{module}#{seen[module]}"
-    for value in [*graph.inputs, *graph.outputs, *graph.initializers.values()]:
-        value.metadata_props.clear()
-        value.doc_string = None
-    for node in graph:
-        for output in node.outputs:
-            output.metadata_props.clear()
-
-
-def _fuse_skip(graph: ir.Graph) -> None:
-    """Add + IBNorm becomes SkipIBNorm where the sum is used elsewhere too (a pre-norm transformer's residual).
-
-    Only an Add without broadcasting, in the norm's own type: then the result is the same to the bit.
-    """
-    for norm in list(graph):
-        if norm.domain != DOMAIN or norm.op_type not in OP_TYPES:
-            continue
-        x = norm.inputs[0]
-        add = None if x is None else x.producer()
-        if x is None or add is None or add.domain != "" or add.op_type != "Add" or x.is_graph_output():
-            continue
-        a, b = add.inputs
-        if a is None or b is None or a.shape is None or a.shape != b.shape or len(x.uses()) < 2:
-            continue
-        skip = ir.node(
-            f"Skip{norm.op_type}",
-            [a, b, *norm.inputs[1:]],
-            attributes=norm.attributes,
-            domain=DOMAIN,
-            name=norm.name,
-            num_outputs=2,
-            metadata_props=dict(norm.metadata_props),
-        )
-        for new, old in zip(skip.outputs, (norm.outputs[0], x), strict=True):
-            new.shape, new.type, name = old.shape, old.type, old.name
-            old.name = f"{name}/unfused"
-            new.name = name
-        graph.insert_before(add, skip)
-        norm.outputs[0].replace_all_uses_with(skip.outputs[0], replace_graph_outputs=True)
-        graph.remove(norm, safe=True)
-        x.replace_all_uses_with(skip.outputs[1])
-        graph.remove(add, safe=True)
-
-
-def attach_functions(model: ir.Model, opset: int) -> None:
-    """Put the functions of the norms that `model` uses into it."""
-    used = {node.op_type for node in model.graph if node.domain == DOMAIN}
-    for op_type, body in onnx_op.functions(opset).items():
-        if op_type in used:
-            function = ir.serde.deserialize_function(body)
-            model.functions[function.identifier()] = function
-
-
 def describe(model: LoadedModel, options: ExportOptions, opset: int) -> dict[str, Any]:
     """What an exported file says of itself."""
     packages = ("ibnorm-export", "torch", "onnx", "onnxscript", "onnx-ir", "transformers")
@@ -385,15 +202,15 @@ def build(model: LoadedModel, options: ExportOptions, progress: Progress = silen
     graph_model = _trace(model, opset)
     progress("simplifying", 1, 4)
     graph = graph_model.graph
-    _plain_names(graph)
-    _transpose_weights(graph)
-    _connect_affine(graph)
+    plain_names(graph, _ENTRY)
+    transpose_weights(graph)
+    connect_affine(graph)
     kept = {name for key in model.module.state_dict() for name in (key, f"{key}.T")}
-    _simplify(graph_model, kept)
+    simplify(graph_model, kept)
     select_before_norm(graph)
-    _name_nodes(graph)
+    name_nodes(graph, _ENTRY)
     if options.fuse_skip:
-        _fuse_skip(graph)
+        fuse_skip(graph)
     attach_functions(graph_model, opset)
     if options.inline:
         passes.InlinePass()(graph_model)

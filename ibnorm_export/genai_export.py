@@ -26,8 +26,9 @@ from torch import Tensor, nn
 from ibnorm_export import native
 from ibnorm_export.artifact import MODEL_FILE, ExportedModel, metadata_props, new_folder
 from ibnorm_export.errors import BackendUnavailable, ExportError
-from ibnorm_export.export import ExportOptions, attach_functions, check_quantization, describe
+from ibnorm_export.export import ExportOptions, check_quantization, describe
 from ibnorm_export.folder import copy_companions
+from ibnorm_export.graph_passes.tidy import attach_functions
 from ibnorm_export.loaded import DType, LoadedModel, cast_parameters
 from ibnorm_export.manifest import write_manifest
 from ibnorm_export.module import IBNorm

@@ -37,7 +37,7 @@ _FLOATING: Final = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16
 class Tap:
     """One place: its module path in PyTorch, "norm" or "block", the ONNX node that gives it and the output's name.
 
-    `rows` are the indices, and their axis, that the file chooses before the norm (`early_select`).
+    `rows` are the indices, and their axis, that the file chooses before the norm (`graph_passes.early_select`).
     """
 
     module: str

@@ -11,7 +11,7 @@ from onnx.reference import ReferenceEvaluator
 
 from ibnorm_export import IBNormSpec, onnx_op
 from ibnorm_export.artifact import ExportedModel
-from ibnorm_export.early_select import select_before_norm
+from ibnorm_export.graph_passes.early_select import select_before_norm
 
 
 def _then_gather(axis: int, also_whole: bool = False) -> ir.Model:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +16,27 @@ import onnx.helper
 import onnx.numpy_helper
 import pytest
 import torch
+from planting import (
+    Change,
+    drop_norm,
+    flip_one_sign,
+    initializer,
+    norms,
+    rewrite,
+    set_attribute,
+    swap_scales,
+    tanh_in_every_body,
+)
 from safetensors.torch import load_file, save_file
 
-from ibnorm_export import Compression, models, onnx_op
+from ibnorm_export import models
 from ibnorm_export.artifact import ExportedModel
 from ibnorm_export.errors import IBNormError, ModelFileError, ParityError
 from ibnorm_export.export import ExportOptions, export
 from ibnorm_export.loaded import DType, LoadedModel
 from ibnorm_export.parity import NumericReport, ParityReport, StaticReport
 from ibnorm_export.runners.base import Kernels
-from ibnorm_export.spec import DOMAIN
 from ibnorm_export.verify import VerifyOptions, read_inputs, verify
-
-Change = Callable[[onnx.ModelProto], None]
 
 NUMERIC = VerifyOptions(static=False)
 
@@ -128,61 +135,13 @@ def test_the_seed_decides_the_samples(exported_vit: ExportedModel, vit: LoadedMo
 # ---- planted faults ----
 
 
-def initializer(proto: onnx.ModelProto, name: str) -> onnx.TensorProto:
-    return next(t for t in proto.graph.initializer if t.name == name)
-
-
-def rewrite(proto: onnx.ModelProto, name: str, change: Callable[[np.ndarray[Any, Any]], Any]) -> None:
-    """Replace the values of an initializer, type and shape as they are."""
-    tensor = initializer(proto, name)
-    array = onnx.numpy_helper.to_array(tensor)
-    tensor.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(change(array.copy())), name))
-
-
-def norm_node(proto: onnx.ModelProto, index: int = 1) -> onnx.NodeProto:
-    return [n for n in proto.graph.node if n.domain == DOMAIN][index]
-
-
-def attribute(proto: onnx.ModelProto, name: str, value: float) -> None:
-    next(a for a in norm_node(proto).attribute if a.name == name).f = value
-
-
-def flip_one_sign(proto: onnx.ModelProto) -> None:
-    def flip(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        array.flat[np.abs(array).argmax()] *= -1
-        return array
-
-    rewrite(proto, "model.layers.0.mlp.down_proj.weight.T", flip)
-
-
-def tanh_for_logarithm(proto: onnx.ModelProto) -> None:
-    (body,) = proto.functions
-    wrong = onnx_op.function(Compression.TANH, 23)
-    wrong.name = body.name
-    body.CopyFrom(wrong)
-
-
-def drop_norm(proto: onnx.ModelProto) -> None:
-    node = norm_node(proto)
-    for other in proto.graph.node:
-        for position, name in enumerate(other.input):
-            if name == node.output[0]:
-                other.input[position] = node.input[0]
-    proto.graph.node.remove(node)
-
-
-def swap_scales(proto: onnx.ModelProto) -> None:
-    a, b = norm_node(proto, 1), norm_node(proto, 2)
-    a.input[1], b.input[1] = b.input[1], a.input[1]
-
-
 def transpose_one(proto: onnx.ModelProto) -> None:
     rewrite(proto, "model.layers.1.self_attn.q_proj.weight.T", lambda a: a.T)
 
 
 def a_node_for_another_norm(proto: onnx.ModelProto) -> None:
     """Two norms trade places: all the same attributes and weights, the wrong module each."""
-    a, b = norm_node(proto, 1), norm_node(proto, 2)
+    _, a, b, *_ = norms(proto)
     a.input[0], b.input[0] = b.input[0], a.input[0]
 
 
@@ -191,27 +150,47 @@ def ones_that_are_not(proto: onnx.ModelProto) -> None:
 
 
 def a_body_with_other_wiring(proto: onnx.ModelProto) -> None:
-    (body,) = proto.functions
-    next(n for n in body.node if n.op_type == "LayerNormalization").input[0] = next(
-        n for n in body.node if n.op_type == "Div"
-    ).output[0]
+    for body in proto.functions:
+        next(n for n in body.node if n.op_type == "LayerNormalization").input[0] = next(
+            n for n in body.node if n.op_type == "Div"
+        ).output[0]
 
 
 def a_body_with_another_epsilon(proto: onnx.ModelProto) -> None:
-    (body,) = proto.functions
-    node = next(n for n in body.node if n.op_type == "LayerNormalization")
-    epsilon = next(a for a in node.attribute if a.name == "epsilon")
-    epsilon.CopyFrom(onnx.helper.make_attribute("epsilon", 0.5))
+    for body in proto.functions:
+        node = next(n for n in body.node if n.op_type == "LayerNormalization")
+        epsilon = next(a for a in node.attribute if a.name == "epsilon")
+        epsilon.CopyFrom(onnx.helper.make_attribute("epsilon", 0.5))
+
+
+def at_second(change: Callable[[onnx.NodeProto], None]) -> Change:
+    return lambda proto: change(norms(proto)[1])
 
 
 #: fault -> what a finding says, and whether running the file shows it too.
 FAULTS: dict[str, tuple[Change, str, bool]] = {
     "sign of one weight": (flip_one_sign, "down_proj.weight.T: 1 of 2048 values differ .* in sign alone", True),
-    "T for L in the body": (tanh_for_logarithm, "function IBNormL: its body is not the operator's", True),
-    "lambda 4.1": (lambda p: attribute(p, "lambd", 4.1), "layers.0.post_attention_layernorm .*lambd is 4.0999", True),
-    "epsilon times 100": (lambda p: attribute(p, "epsilon", 1e-3), "post_attention_layernorm .*epsilon is 0.001", True),
-    "dropped norm": (drop_norm, "norm model.layers.0.post_attention_layernorm: .*dropped", True),
-    "swapped scales": (swap_scales, "scale is connected to 'model.layers.1.input_layernorm.weight'", True),
+    "T for L in the body": (tanh_in_every_body, "function IBNormL: its body is not the operator's", True),
+    "lambda 4.1": (
+        at_second(lambda node: set_attribute(node, "lambd", 4.1)),
+        "layers.0.post_attention_layernorm .*lambd is 4.0999",
+        True,
+    ),
+    "epsilon times 100": (
+        at_second(lambda node: set_attribute(node, "epsilon", 1e-3)),
+        "post_attention_layernorm .*epsilon is 0.001",
+        True,
+    ),
+    "dropped norm": (
+        lambda proto: drop_norm(proto, norms(proto)[1]),
+        "norm model.layers.0.post_attention_layernorm: .*dropped",
+        True,
+    ),
+    "swapped scales": (
+        lambda proto: swap_scales(*norms(proto)[1:3]),
+        "scale is connected to 'model.layers.1.input_layernorm.weight'",
+        True,
+    ),
     "transposed matrix": (transpose_one, "q_proj.weight.T: .* values differ", True),
     "norms that trade places": (a_node_for_another_norm, "", True),
     "zeros that are not": (ones_that_are_not, "constant ibnorm.zeros.32: must hold 0", True),
@@ -257,8 +236,8 @@ def test_the_numeric_verdict_alone_finds_it(
 
 def test_faults_in_a_half_precision_file(half_llama: ExportedModel, llama: LoadedModel, tmp_path: Path) -> None:
     for change, said in (
-        (tanh_for_logarithm, "IBNormL"),
-        (lambda p: attribute(p, "lambd", 4.1), "lambd"),
+        (tanh_in_every_body, "IBNormL"),
+        (at_second(lambda node: set_attribute(node, "lambd", 4.1)), "lambd"),
         (flip_one_sign, "sign alone"),
     ):
         report = verify(planted(half_llama, tmp_path, change), llama, FUNCTION_PATH)

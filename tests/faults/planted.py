@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,15 @@ import onnx
 import onnx.helper
 import onnx.numpy_helper
 from conftest import LLAMA, VIT, save_checkpoint
+from planting import Change, drop_norm, flip_one_sign, insert, is_skip, norm_of, rewrite, set_attribute, swap_scales
 
-from ibnorm_export import Compression, IBNormSpec, models, onnx_op
+from ibnorm_export import IBNormSpec, models, onnx_op
 from ibnorm_export.artifact import ExportedModel
 from ibnorm_export.export import ExportOptions, export
 from ibnorm_export.loaded import DType
 from ibnorm_export.parity import Finding
+from ibnorm_export.spec import DOMAIN
 from ibnorm_export.verify import VerifyOptions, verify
-
-Change = Callable[[onnx.ModelProto], None]
 
 
 @dataclass(frozen=True)
@@ -53,12 +52,6 @@ def bases(folder: Path) -> dict[str, Base]:
 # ---- the faults ----
 
 
-def rewrite(proto: onnx.ModelProto, name: str, change: Callable[[np.ndarray[Any, Any]], Any]) -> None:
-    tensor = next(t for t in proto.graph.initializer if t.name == name)
-    array = onnx.numpy_helper.to_array(tensor).copy()
-    tensor.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(change(array)), name))
-
-
 def at(proto: onnx.ModelProto, module: str, op_type: str = "") -> list[onnx.NodeProto]:
     """Nodes of one module, of one op type where it is given."""
     return [
@@ -68,35 +61,26 @@ def at(proto: onnx.ModelProto, module: str, op_type: str = "") -> list[onnx.Node
 
 
 def attribute(module: str, name: str, value: float) -> Change:
-    def change(proto: onnx.ModelProto) -> None:
-        (node,) = at(proto, module)
-        next(a for a in node.attribute if a.name == name).f = value
-
-    return change
-
-
-def insert(proto: onnx.ModelProto, before: onnx.NodeProto, node: onnx.NodeProto) -> None:
-    proto.graph.node.insert(list(proto.graph.node).index(before), node)
-
-
-def flip_one_sign(proto: onnx.ModelProto) -> None:
-    def flip(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        array.flat[np.abs(array).argmax()] *= -1
-        return array
-
-    rewrite(proto, "model.layers.0.mlp.down_proj.weight.T", flip)
+    return lambda proto: set_attribute(norm_of(proto, module), name, value)
 
 
 def tanh_at_one_norm(proto: onnx.ModelProto) -> None:
-    (node,) = at(proto, "model.layers.1.post_attention_layernorm")
-    node.op_type = "IBNormT"
-    proto.functions.append(onnx_op.function(Compression.TANH, 23))
+    node = norm_of(proto, "model.layers.1.post_attention_layernorm")
+    node.op_type = node.op_type.removesuffix("L") + "T"
+    proto.functions.append(onnx_op.functions(23)[node.op_type])
 
 
 def skip_residual(proto: onnx.ModelProto) -> None:
-    add = at(proto, "model.layers.0", "Add")[0]
-    add.op_type = "Identity"
-    del add.input[0]
+    """What comes out of the first attention goes on alone."""
+    node = norm_of(proto, "model.layers.0.post_attention_layernorm")
+    if is_skip(node):
+        insert(proto, node, onnx.helper.make_node("Identity", [node.input[1]], [node.output[1]], name="alone"))
+        node.op_type = node.op_type.removeprefix("Skip")
+        del node.input[0], node.output[1]
+    else:
+        add = at(proto, "model.layers.0", "Add")[0]
+        add.op_type = "Identity"
+        del add.input[0]
 
 
 def overflow(proto: onnx.ModelProto) -> None:
@@ -134,23 +118,23 @@ def next_position(proto: onnx.ModelProto) -> None:
 
 
 def drop_norm_bias(proto: onnx.ModelProto) -> None:
-    (node,) = at(proto, "vit.layers.0.layernorm_after")
+    node = norm_of(proto, "vit.layers.0.layernorm_after")
     proto.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(32, np.float32), "ibnorm.zeros.32"))
-    node.input[2] = "ibnorm.zeros.32"
+    node.input[-1] = "ibnorm.zeros.32"
 
 
 def naive_log_body(proto: onnx.ModelProto) -> None:
     """c = Sign(t) * Log(1 + |t|)."""
-    (body,) = proto.functions
-    by_output = {n.output[0]: n for n in body.node}
-    by_output["log_q"].input[0] = "one_r"
-    sign = by_output["q_1"]
-    sign.op_type = "Sign"
-    del sign.input[:]
-    sign.input.append("t")
-    by_output["numerator"].op_type = "Identity"
-    del by_output["numerator"].input[0]
-    by_output["c"].op_type = "Mul"
+    for body in proto.functions:
+        by_output = {n.output[0]: n for n in body.node}
+        by_output["log_q"].input[0] = "one_r"
+        sign = by_output["q_1"]
+        sign.op_type = "Sign"
+        del sign.input[:]
+        sign.input.append("t")
+        by_output["numerator"].op_type = "Identity"
+        del by_output["numerator"].input[0]
+        by_output["c"].op_type = "Mul"
 
 
 def cache_row_out_of_place(proto: onnx.ModelProto) -> None:
@@ -168,13 +152,12 @@ def swap_heads(proto: onnx.ModelProto) -> None:
 
 
 def norm_twice(proto: onnx.ModelProto) -> None:
-    (node,) = at(proto, "model.layers.1.input_layernorm")
+    node = norm_of(proto, "model.layers.1.input_layernorm")
     users = [n for n in proto.graph.node if node.output[0] in n.input]
-    again = onnx.NodeProto()
-    again.CopyFrom(node)
-    again.name = "again"
-    del again.metadata_props[:]
-    again.input[0], again.output[0] = node.output[0], "again"
+    again = onnx.helper.make_node(
+        node.op_type.removeprefix("Skip"), [node.output[0], *node.input[-2:]], ["again"], "again", domain=DOMAIN
+    )
+    again.attribute.extend(node.attribute)
     insert(proto, users[0], again)
     for user in users:
         user.input[list(user.input).index(node.output[0])] = "again"
@@ -182,8 +165,8 @@ def norm_twice(proto: onnx.ModelProto) -> None:
 
 def wrong_axis(proto: onnx.ModelProto) -> None:
     """The function takes the mean over the sequence."""
-    (body,) = proto.functions
-    next(a for n in body.node if n.output[0] == "axes" for a in n.attribute).ints[0] = -2
+    for body in proto.functions:
+        next(a for n in body.node if n.output[0] == "axes" for a in n.attribute).ints[0] = -2
 
 
 def truncate_weights(proto: onnx.ModelProto) -> None:
@@ -192,20 +175,6 @@ def truncate_weights(proto: onnx.ModelProto) -> None:
         return bits.view(np.float32)
 
     rewrite(proto, "model.layers.1.mlp.down_proj.weight.T", cut)
-
-
-def drop_norm(proto: onnx.ModelProto) -> None:
-    (node,) = at(proto, "model.norm")
-    for other in proto.graph.node:
-        for position, name in enumerate(other.input):
-            if name == node.output[0]:
-                other.input[position] = node.input[0]
-    proto.graph.node.remove(node)
-
-
-def swap_scales(proto: onnx.ModelProto) -> None:
-    (a,), (b,) = (at(proto, f"model.layers.{m}") for m in ("0.post_attention_layernorm", "1.input_layernorm"))
-    a.input[1], b.input[1] = b.input[1], a.input[1]
 
 
 def swap_gate_and_up(proto: onnx.ModelProto) -> None:
@@ -233,6 +202,7 @@ class Fault:
 
 
 _POST = "norm model.layers.{}.post_attention_layernorm "
+_FIRST = "model.layers.0.post_attention_layernorm"
 
 FAULTS = (
     Fault("sign of one weight", "llama", flip_one_sign, "weight model.layers.0.mlp.down_proj", "block model.layers.0 "),
@@ -259,8 +229,11 @@ FAULTS = (
     Fault("wrong axis", "llama", wrong_axis, "function IBNormL: its body", "norm model.layers.0.input_layernorm "),
     Fault("truncated weights", "llama", truncate_weights, "weight model.layers.1.mlp.down_proj",
           "block model.layers.1 "),
-    Fault("dropped norm", "llama", drop_norm, "norm model.norm: .*dropped", "output logits"),
-    Fault("swapped scales", "llama", swap_scales, "layers.0.post_attention_layernorm.*scale is connected",
+    Fault("dropped norm", "llama", lambda p: drop_norm(p, norm_of(p, "model.norm")),
+          "norm model.norm: .*dropped", "output logits"),
+    Fault("swapped scales", "llama",
+          lambda p: swap_scales(norm_of(p, _FIRST), norm_of(p, "model.layers.1.input_layernorm")),
+          "layers.0.post_attention_layernorm.*scale is connected",
           _POST.format(0)),
     Fault("gate and up swapped", "llama", swap_gate_and_up, "", "block model.layers.0 "),
     Fault("attention scale", "llama", attention_scale, "", _POST.format(1)),
