@@ -61,11 +61,8 @@ def test_one_node_per_norm_with_everything_spelled_out(pair: tuple[ExportedModel
         assert norm.scale == f"{norm.module}.weight"
         assert norm.bias == (f"{norm.module}.bias" if spec.bias else "ibnorm.zeros.32")
     skip = [norm.module for norm in exported.norms if norm.op_type.startswith("Skip")]
-    assert skip == [
-        path
-        for path in model.norms
-        if re.search(r"post_attention|layernorm_after|layers.1.(input|layernorm_before)", path)
-    ]
+    behind_a_residual = r"post_attention_layernorm|layernorm_after|layers\.1\.(input_layernorm|layernorm_before)"
+    assert skip == [path for path in model.norms if re.search(behind_a_residual, path)]
     assert [f.name for f in exported.proto.functions] == sorted({norm.op_type for norm in exported.norms})
     assert {o.domain for o in exported.proto.opset_import} == {"", "ai.ibnorm"}
     assert exported.opset == model.opset == {"llama": 23, "vit": 20}[model.family]
@@ -211,7 +208,7 @@ def test_layer_rules_and_no_affine(tmp_path: Path) -> None:
     assert [(n.module, n.op_type, n.scale, n.bias) for n in exported.norms] == [
         ("vit.layers.0.layernorm_before", "IBNormL", "vit.layers.0.layernorm_before.weight",
          "vit.layers.0.layernorm_before.bias"),
-        ("vit.layers.1.layernorm_before", "IBNormS", "ibnorm.ones.32", "ibnorm.zeros.32"),
+        ("vit.layers.1.layernorm_before", "SkipIBNormS", "ibnorm.ones.32", "ibnorm.zeros.32"),
         ("vit.layernorm", "IBNormS", "ibnorm.ones.32", "ibnorm.zeros.32"),
     ]  # fmt: skip
     assert exported.operators["LayerNormalization"] == 2
