@@ -46,10 +46,11 @@ native-cuda: setup
 	$(CMAKE) --build build/native-cuda --parallel
 
 sanitize: setup
+	$(PYTHON) scripts/fetch_headers.py
 	for set in address,undefined thread; do \
 	  $(CMAKE) -S custom_ops -B build/sanitize-$$set -DIBNORM_TESTING=ON -DIBNORM_SANITIZE=$$set && \
-	  $(CMAKE) --build build/sanitize-$$set --parallel --target ibnorm_sanitize && \
-	  build/sanitize-$$set/ibnorm_sanitize || exit 1; \
+	  $(CMAKE) --build build/sanitize-$$set --parallel --target ibnorm_sanitize ibnorm_sanitize_session && \
+	  build/sanitize-$$set/ibnorm_sanitize && build/sanitize-$$set/ibnorm_sanitize_session || exit 1; \
 	done
 
 # The oldest ONNX Runtime that is supported, beside the environment's own packages.

@@ -45,7 +45,7 @@ _PAGE = """<!doctype html>
  .verdict { display: inline-block; padding: .1rem .6rem; border-radius: .3rem; color: #fff; font-weight: 600; }
  .pass { background: #15803d; } .fail { background: #b91c1c; }
  .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; }
- th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #e5e7eb; white-space: nowrap; }
+ th, td { padding: .25rem .5rem; text-align: right; border-bottom: 1px solid #e5e7eb; white-space: nowrap; }
  th:first-child, td:first-child { text-align: left; }
  .plots { display: flex; flex-wrap: wrap; gap: 1rem; } .plots figure { margin: 0; flex: 1 1 24rem; }
  svg { max-width: 100%; height: auto; } figcaption, .note { color: #4b5563; font-size: .85rem; }
@@ -129,7 +129,8 @@ def curves(
             left.set_yscale("log")
         left.grid(axis="y", color="#e5e7eb")
         if len(lines) > 1:
-            left.legend(handles=handles, frameon=False, fontsize=8, loc="center right")
+            # under the axis' label: no place inside is free of curves for every figure
+            left.legend(handles=handles, frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
         return _svg(figure)
 
 

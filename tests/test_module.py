@@ -100,7 +100,9 @@ def test_compile_in_full(kind: Compression) -> None:
                              fullgraph=True)  # fmt: skip
     eager = (ibnorm(x, weight, bias, spec), *skip_ibnorm(x, skip, weight, bias, spec))
     for a, b in zip(compiled(x, skip), eager, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-6)
+        # PyTorch's own bound for float32, and eight units in the last place of values to about 4: sums run in
+        # another order when compiled
+        torch.testing.assert_close(a, b, rtol=1.3e-6, atol=2e-6)
 
 
 @EVERY

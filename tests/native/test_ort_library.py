@@ -262,6 +262,7 @@ def test_graph_inputs_are_not_overwritten(ort_library: Path) -> None:
     a = np.abs(x)
     b = reference.ibnorm(a, scale, bias, spec).astype(np.float32)
     c, d = reference.skip_ibnorm(b, a, scale, bias, spec)
+    # three norms deep with a scale of 1.5, each a few units in the last place of values to about 8, and they add up
     np.testing.assert_allclose(y, c + reference.ibnorm(d, scale, bias, spec), atol=1e-5)
     np.testing.assert_array_equal(x, kept)
 
@@ -354,6 +355,7 @@ def test_an_unknown_shape_stays_unknown(ort_library: Path) -> None:
     x = np.random.default_rng(0).standard_normal((2, 3, 4), dtype=np.float32)
     (y,) = session(file.SerializeToString(), ort_library).run(None, {"X": x, "skip": x})
     exact = reference.ibnorm(2 * x, weights["scale"], weights["bias"], IBNormSpec(Compression.LINEAR))
+    # values to about 4 in float32: eight units in the last place
     np.testing.assert_allclose(y, exact[:, 0], rtol=0, atol=2e-6)
 
 
