@@ -23,7 +23,11 @@ __all__ = ["NormLayers", "kernels_in_inspection", "kernels_in_plan", "norm_layer
 _GRAPH: Final = re.compile(r"header \{\n")  # behind a magic number and a length, so not at the start of a line
 _PROFILE: Final = re.compile(r"\[profile (\d+)\]")
 _KERNEL: Final = re.compile(r"function=\{ name=(\S+) (.*?) swap_ab=", re.DOTALL)
-_IN_FUNCTION: Final = re.compile(r"\[ONNX Layer: [^\]|]*\| ([^\]]+?) \((?:Skip)?IBNorm[SLT]\)\]")
+# The addition of the skip form is no part of the norm: outside that form it is a node of its own, and TensorRT puts it
+# into any kernel that wants the sum.
+_IN_FUNCTION: Final = re.compile(
+    r"\[ONNX Layer: (?!node_of_(?:x_f|skip_f|sum_f|sum) )[^\]|]*\| ([^\]]+?) \((?:Skip)?IBNorm[SLT]\)\]"
+)
 _ITSELF: Final = re.compile(r"\[ONNX Layer: ([^\]|]+?)\s*\]")
 
 

@@ -130,7 +130,8 @@ def curves(
         left.grid(axis="y", color="#e5e7eb")
         if len(lines) > 1:
             # under the axis' label: no place inside is free of curves for every figure
-            left.legend(handles=handles, frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
+            below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.18)}
+            left.legend(handles=handles, frameon=False, fontsize=8, ncols=2, **below)
         return _svg(figure)
 
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
@@ -21,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from ibnorm_export.artifact import ExportedModel
 from ibnorm_export.errors import ModelFileError
+from ibnorm_export.graph_passes.early_select import Rows, rows_of
 from ibnorm_export.loaded import Arrays
 from ibnorm_export.module import IBNorm
 from ibnorm_export.spec import DOMAIN
@@ -37,18 +37,18 @@ _FLOATING: Final = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16
 class Tap:
     """One place: its module path in PyTorch, "norm" or "block", the ONNX node that gives it and the output's name.
 
-    `rows` are the indices, and their axis, that the file chooses before the norm (`graph_passes.early_select`).
+    `rows` are what the file computes of it, where that is not all.
     """
 
     module: str
     kind: str
     node: str
     output: str
-    rows: tuple[NDArray[np.int64], int] | None = None
+    rows: Rows | None = None
 
     def of(self, value: NDArray[Any]) -> NDArray[Any]:
         """What the file has of PyTorch's `value` of this module."""
-        return value if self.rows is None else np.take(value, self.rows[0], axis=self.rows[1])
+        return value if self.rows is None else self.rows.of(value)
 
 
 def blocks(model: nn.Module) -> tuple[str, ...]:
@@ -60,18 +60,6 @@ def blocks(model: nn.Module) -> tuple[str, ...]:
 
 def _module(node: ir.Node) -> str:
     return node.metadata_props.get("module", "")
-
-
-def _rows(norm: ir.Node) -> tuple[NDArray[np.int64], int] | None:
-    """What a Gather of the norm's own module chooses for it."""
-    x = norm.inputs[0]
-    gather = None if x is None else x.producer()
-    if gather is None or gather.op_type != "Gather" or not _module(norm) or _module(gather) != _module(norm):
-        return None
-    chosen = gather.inputs[1]
-    indices = None if chosen is None else ir.convenience.get_const_tensor(chosen)
-    axis = gather.attributes.get("axis")
-    return None if indices is None else (indices.numpy().astype(np.int64), 0 if axis is None else axis.as_int())
 
 
 def _within(path: str, block: str) -> bool:
@@ -116,8 +104,7 @@ def tap(model: ir.Model, module: nn.Module) -> tuple[Tap, ...]:
         copy.outputs[0].type, copy.outputs[0].shape = value.type, value.shape
         graph.insert_after(source, copy)
         graph.outputs.append(copy.outputs[0])
-        rows = _rows(source) if kind == "norm" else None
-        taps.append(Tap(path, kind, source.name or source.op_type, f"{_PREFIX}{path}", rows))
+        taps.append(Tap(path, kind, source.name or source.op_type, f"{_PREFIX}{path}", rows_of(source)))
     return tuple(taps)
 
 

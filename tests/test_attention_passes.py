@@ -1,0 +1,121 @@
+"""Attention without the exporter's detours: fewer nodes, the same numbers, and no more than that is touched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.shape_inference
+import onnx_ir as ir
+import onnx_ir.passes.common
+import pytest
+from onnx import TensorProto, helper
+from onnx.reference import ReferenceEvaluator
+
+from ibnorm_export import models
+from ibnorm_export.artifact import ExportedModel
+from ibnorm_export.export import ExportOptions, export
+from ibnorm_export.graph_passes.attention import heads_in_attention, transpose_keys_directly
+
+
+def _constant(name: str, *values: int) -> onnx.TensorProto:
+    return helper.make_tensor(name, TensorProto.INT64, [len(values)], values)
+
+
+def _keys(others: tuple[int, int] = (0, -2)) -> ir.Model:
+    """The exporter's way to swap the last two axes of K (2, 3, 5, 4)."""
+    large = 2**63 - 1
+    nodes = [
+        helper.make_node("Shape", ["K"], ["shape"]),
+        helper.make_node("Slice", ["shape", "last", "end"], ["features"]),
+        helper.make_node("Slice", ["shape", "second", "last"], ["sequence"]),
+        helper.make_node("Slice", ["shape", "from", "to"], ["others"]),
+        helper.make_node("Concat", ["last", "sequence", "features"], ["flat"], axis=0),
+        helper.make_node("Reshape", ["K", "flat"], ["rows"]),
+        helper.make_node("Transpose", ["rows"], ["swapped"], perm=[0, 2, 1]),
+        helper.make_node("Concat", ["others", "features", "sequence"], ["whole"], axis=0),
+        helper.make_node("Reshape", ["swapped", "whole"], ["Y"]),
+    ]
+    weights = [_constant("last", -1), _constant("second", -2), _constant("end", large)]
+    weights += [_constant("from", others[0]), _constant("to", others[1])]
+    info = helper.make_tensor_value_info
+    outputs = [info("Y", TensorProto.FLOAT, None)]
+    graph = helper.make_graph(nodes, "g", [info("K", TensorProto.FLOAT, [2, 3, 5, 4])], outputs, weights)
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    return ir.serde.deserialize_model(made)
+
+
+@pytest.mark.parametrize("start", [0, -4, -(2**63)])
+def test_keys_are_transposed_directly(start: int) -> None:
+    k = np.random.default_rng(0).standard_normal((2, 3, 5, 4), dtype=np.float32)
+    made = _keys((start, -2))
+    transpose_keys_directly(made.graph)
+    (y,) = ReferenceEvaluator(ir.serde.serialize_model(made)).run(None, {"K": k})
+    np.testing.assert_array_equal(y, k.transpose(0, 1, 3, 2))
+    assert made.graph.outputs[0].producer().op_type == "Transpose"  # type: ignore[union-attr]  # it has a producer
+
+
+def test_another_reshape_is_left_alone() -> None:
+    """One batch axis of two: not the transposition that it looks like."""
+    made = _keys((1, -2))
+    before = [node.op_type for node in made.graph]
+    transpose_keys_directly(made.graph)
+    assert [node.op_type for node in made.graph] == before
+
+
+def _attention(heads: int, kv_heads: int, past: bool = False) -> ir.Model:
+    """Attention over heads that are split before and joined behind; (2, 5, heads * 4) in and out."""
+    info = helper.make_tensor_value_info
+    nodes, weights = [], [_constant("joined", 0, 0, heads * 4)]
+    inputs = [info("q", TensorProto.FLOAT, [2, 5, heads * 4])]
+    inputs += [info(name, TensorProto.FLOAT, [2, 5, kv_heads * 4]) for name in "kv"]
+    for name, count in (("q", heads), ("k", kv_heads), ("v", kv_heads)):
+        weights.append(_constant(f"{name}.shape", 0, 0, count, 4))
+        nodes.append(helper.make_node("Reshape", [name, f"{name}.shape"], [f"{name}.split"]))
+        nodes.append(helper.make_node("Transpose", [f"{name}.split"], [f"{name}.heads"], perm=[0, 2, 1, 3]))
+    seen = ["q.heads", "k.heads", "v.heads"]
+    if past:
+        inputs += [info(name, TensorProto.FLOAT, [2, kv_heads, 3, 4]) for name in ("past.k", "past.v")]
+        seen += ["", "past.k", "past.v"]
+    nodes += [
+        helper.make_node("Attention", seen, ["y.heads"], scale=0.3, is_causal=1),
+        helper.make_node("Transpose", ["y.heads"], ["y.split"], perm=[0, 2, 1, 3]),
+        helper.make_node("Reshape", ["y.split", "joined"], ["Y"]),
+    ]
+    outputs = [info("Y", TensorProto.FLOAT, [2, 5, heads * 4])]
+    graph = helper.make_graph(nodes, "g", inputs, outputs, weights)
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=11)
+    return ir.serde.deserialize_model(onnx.shape_inference.infer_shapes(made))
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(3, 3), (4, 2)])
+def test_heads_are_split_in_the_attention(heads: int, kv_heads: int) -> None:
+    rng = np.random.default_rng(0)
+    made = _attention(heads, kv_heads)
+    feeds = {t.name: rng.standard_normal([int(d) for d in t.shape], dtype=np.float32) for t in made.graph.inputs}
+    (before,) = ReferenceEvaluator(ir.serde.serialize_model(made)).run(None, feeds)
+    heads_in_attention(made.graph)
+    ir.passes.common.RemoveUnusedNodesPass()(made)
+    assert [node.op_type for node in made.graph] == ["Attention"]
+    proto = ir.serde.serialize_model(made)
+    onnx.checker.check_model(proto, full_check=True)
+    (after,) = ReferenceEvaluator(proto).run(None, feeds)
+    np.testing.assert_allclose(after, before, rtol=0, atol=1e-6)  # averages of values to about 3, in float32
+
+
+def test_attention_over_a_cache_is_left_alone() -> None:
+    made = _attention(4, 2, past=True)
+    before = len(made.graph)
+    heads_in_attention(made.graph)
+    assert len(made.graph) == before
+
+
+def test_a_vit_has_no_detours(exported_vit: ExportedModel, vit_checkpoint: Path, tmp_path: Path) -> None:
+    types = [node.op_type for node in exported_vit.proto.graph.node]
+    assert types.count("Slice") == 0
+    assert types.count("Shape") == 1, "of the batch"
+    newer = export(models.load(vit_checkpoint), tmp_path / "m.onnx", ExportOptions(opset=23))
+    types = [node.op_type for node in newer.proto.graph.node]
+    assert types.count("Attention") == 2
+    assert types.count("Reshape") == types.count("Transpose") == 1, "of the patches"
