@@ -40,7 +40,8 @@ class ViT(Family):
 
     name = "vit"
     architecture = ViTForImageClassification
-    opset = 20  # the first with Gelu; 23's Attention is 6 to 8% slower than the fastest graph on a CPU
+    # The first with Gelu, for older runtimes; 23 is faster on a CPU (benchmarks/results/model_cpu.json).
+    opset = 20
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "s16": _preset(384, 1536, 6),
         "b16": _preset(768, 3072, 12),
