@@ -1,8 +1,10 @@
 # Two commands do everything on a fresh machine with Python 3.11 and a compiler:
 #   make demo    set-up, then the main job on real input
 #   make test    set-up, then the suite (make test-generation: cached decoding and text;
+#                make test-faults: planted faults, all of which verification must name;
 #                make test-cuda: the CUDA kernels on a CPU emulator;
-#                make test-tensorrt: the plugin, and engines for TensorRT-RTX, without a GPU)
+#                make test-tensorrt: the plugin, and engines for TensorRT-RTX, without a GPU;
+#                make test-serving: a real Triton and the text endpoint, on loopback)
 # and for the native libraries:
 #   make native     headers, then the libraries, in build/native and in the development install
 #   make native-cuda   the library with the CUDA kernels, in build/native-cuda; needs nvcc, no GPU
@@ -16,7 +18,7 @@ CMAKE  := $(BIN)/cmake
 # Two of the seven that are shipped: 3 minutes of one core for two, so all seven do not fit into CI.
 CUDA_ARCHITECTURES ?= 80-real;90-real
 
-.PHONY: demo test test-generation test-cuda test-tensorrt lint format setup native native-cuda sanitize test-compat mutants clean
+.PHONY: demo test test-generation test-faults test-cuda test-tensorrt test-serving lint format setup native native-cuda sanitize test-compat mutants clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.ready
@@ -26,7 +28,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt scikit-build-core cmake ninja
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[cpu,genai,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[cpu,genai,serve,dev]'
 	touch $@
 
 # A library that cannot be built for want of a compiler is no failure: CMake says what is missing.
@@ -63,11 +65,16 @@ demo: setup
 	$(BIN)/ibnorm-export demo --out demo
 
 test: native lint
-	$(BIN)/python -m pytest --ignore=tests/generation --ignore=tests/cuda --ignore=tests/tensorrt
+	$(BIN)/python -m pytest --ignore=tests/generation --ignore=tests/faults --ignore=tests/cuda --ignore=tests/tensorrt --ignore=tests/serving
 
 # Cached decoding, generation in every form, and quantised weights: minutes of export.
 test-generation: native
 	$(BIN)/python -m pytest tests/generation
+
+# Planted faults must fail, named, and right exports pass. The whole tables, in half an hour on a busy core:
+# python benchmarks/planted_faults.py --record benchmarks/results/planted_faults.json
+test-faults: native
+	$(BIN)/python -m pytest tests/faults
 
 # The CUDA kernels' own source, compiled by g++ and run on a CPU emulator; no GPU needed.
 test-cuda: setup
@@ -79,6 +86,13 @@ test-tensorrt: setup
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[tensorrt-test]'
 	$(BIN)/python scripts/fetch_headers.py
 	$(BIN)/python -m pytest tests/tensorrt
+
+# Triton's own binary (150 MB) on the generated repositories, and the text endpoint, called by their usual clients. The
+# binary's package asks for NumPy 1, for an interface that is not used here: hence --no-deps.
+test-serving: native
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[serve-test]'
+	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt nvidia-pytriton
+	$(BIN)/python -m pytest tests/serving
 
 lint: setup
 	$(BIN)/ruff check .

@@ -28,6 +28,10 @@ def bench_command(
     seed: options.Seed = 0,
     kernels: options.KernelChoice = Kernels.AUTO,
     require_fused: options.RequireFused = False,
+    save_baseline: Annotated[
+        Path | None,
+        typer.Option("--save-baseline", metavar="FILE.json", help="Keep the times, for `compare`, `check`."),
+    ] = None,
     model: options.Factory = None,
     as_json: options.AsJson = False,
 ) -> None:
@@ -37,6 +41,7 @@ def bench_command(
     """
     from ibnorm_export import models
     from ibnorm_export.artifact import ExportedModel
+    from ibnorm_export.baseline import Yardstick, baseline_of, write_baseline
     from ibnorm_export.contest import contest
 
     count = threads or psutil.cpu_count(logical=False) or 1
@@ -46,8 +51,10 @@ def bench_command(
         loaded = None if checkpoint is None else models.load(checkpoint, model)
         report = contest(
             exported, backend, loaded, names, {"batch": batch, "sequence": seq}, count, BenchOptions(rounds=rounds),
-            seed, kernels, progress,
+            seed, kernels, progress, [] if save_baseline is None else [Yardstick()],
         )  # fmt: skip
+    if save_baseline is not None:
+        write_baseline(baseline_of(str(model_file), report), save_baseline)
     failed = require_fused and not report.all_fused
     if as_json:
         print_json({"verdict": "fail" if failed else "pass", "model": str(model_file), **report.to_dict()})

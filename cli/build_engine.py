@@ -22,7 +22,11 @@ def build_engine_command(
     ] = NormRoute.AUTO,
     profile: Annotated[
         list[str] | None,
-        typer.Option("--profile", metavar="AXIS=MINxOPTxMAX", help="Sizes of a dynamic axis; may be repeated."),
+        typer.Option(
+            "--profile",
+            metavar="[PROFILE:]AXIS=MINxOPTxMAX",
+            help="Sizes of a dynamic axis; may be repeated. A model with a cache has the profiles prefill and decode.",
+        ),
     ] = None,
     workspace: Annotated[int | None, typer.Option("--workspace", metavar="BYTES", help="Most scratch memory.")] = None,
     timing_cache: Annotated[Path | None, typer.Option("--timing-cache", help="Read and write; tensorrt alone.")] = None,
@@ -56,8 +60,9 @@ def _print(engine: Engine) -> None:
         f"built in {about['build_s']} s, norms as {about['norm']} ({about['why']})",
         markup=False,
     )
-    for item in about["profile"]:
-        out.print(f"{item['axis']}: {item['smallest']} to {item['largest']}, best at {item['optimal']}", markup=False)
+    for profile in about["profiles"]:
+        sizes = [f"{r['axis']} {r['smallest']} to {r['largest']}, best at {r['optimal']}" for r in profile["ranges"]]
+        out.print(f"profile {profile['name']}: {'; '.join(sizes)}", markup=False)
     rows = table("norms", "module", "op", "realised", "kernels")
     for norm in engine.norms:
         rows.add_row(norm.module, norm.op_type, norm.realised, ", ".join(norm.kernels))

@@ -15,12 +15,15 @@ import typer
 from ibnorm_export import __version__
 from ibnorm_export.cli.bench import bench_command
 from ibnorm_export.cli.build_engine import build_engine_command
+from ibnorm_export.cli.compare import compare_command
 from ibnorm_export.cli.console import err, print_json
 from ibnorm_export.cli.demo import demo_command
 from ibnorm_export.cli.doctor import doctor_command
 from ibnorm_export.cli.export import export_command
 from ibnorm_export.cli.generate import generate_command
 from ibnorm_export.cli.inspect import inspect_command
+from ibnorm_export.cli.package import package_command
+from ibnorm_export.cli.serve import serve_command
 from ibnorm_export.cli.verify import verify_command
 from ibnorm_export.errors import IBNormError
 
@@ -60,8 +63,11 @@ def _main(
 app.command("export")(export_command)
 app.command("verify")(verify_command)
 app.command("bench")(bench_command)
+app.command("compare")(compare_command)
 app.command("build-engine")(build_engine_command)
 app.command("generate")(generate_command)
+app.command("package")(package_command)
+app.command("serve")(serve_command)
 app.command("inspect")(inspect_command)
 app.command("doctor")(doctor_command)
 app.command("demo")(demo_command)

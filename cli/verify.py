@@ -9,8 +9,8 @@ import typer
 
 from ibnorm_export.cli import options
 from ibnorm_export.cli.console import out, print_json, print_norms, show_progress, table
-from ibnorm_export.parity import ParityReport
-from ibnorm_export.runners.base import Kernels
+from ibnorm_export.parity import LayersReport, ParityReport
+from ibnorm_export.runners.base import Endpoint, Kernels
 
 
 def verify_command(
@@ -30,6 +30,16 @@ def verify_command(
     ] = False,
     kernels: options.KernelChoice = Kernels.AUTO,
     require_fused: options.RequireFused = False,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Measure every norm and block; name the first that leaves its bound.")
+    ] = False,
+    html: Annotated[
+        Path | None, typer.Option("--report", metavar="FILE.html", help="Write one self-contained page too.")
+    ] = None,
+    url: Annotated[
+        str | None, typer.Option("--url", metavar="HOST:PORT", help="Of a Triton server; grpc://HOST:PORT for gRPC.")
+    ] = None,
+    name: Annotated[str, typer.Option("--name", help="Of the model on that server.")] = "",
     model: options.Factory = None,
     as_json: options.AsJson = False,
 ) -> None:
@@ -40,14 +50,19 @@ def verify_command(
     from ibnorm_export import models
     from ibnorm_export.artifact import ExportedModel
     from ibnorm_export.verify import VerifyOptions, read_inputs, verify
+    from ibnorm_export.verify_report import write_report
 
-    wanted = VerifyOptions(backend, samples, seed, not numeric_only, kernels, require_fused)
+    endpoint = None if url is None else Endpoint(url, name)
+    wanted = VerifyOptions(backend, samples, seed, not numeric_only, kernels, require_fused, layers, endpoint)
     with show_progress() as progress:
         progress("reading the checkpoint", 0, 0)
         exported = ExportedModel(model_file)
         loaded = models.load(checkpoint, model, str(exported.metadata.get("task", "forward")))
         given = None if inputs is None else [read_inputs(inputs, loaded)]
         report = verify(exported, loaded, wanted, given, progress, None if text is None else text.read_text("utf-8"))
+        if html is not None:
+            progress("writing the report", 0, 0)
+            write_report(report, html)
     if as_json:
         print_json(report.to_dict())
     else:
@@ -84,6 +99,10 @@ def print_report(report: ParityReport) -> None:
     if report.numeric is not None:
         for quality in report.numeric.quality:
             out.print(f"{quality.kind}: {quality}: {'pass' if quality.passed else 'FAIL'}", markup=False)
+        if report.numeric.blame is not None:
+            out.print(f"blame: {report.numeric.blame.words}", markup=False)
+        if report.numeric.layers is not None:
+            _print_layers(report.numeric.layers)
     if report.static is not None:
         out.print(
             f"static: {report.static.norms} norms and {report.static.weights} weights compared, "
@@ -96,3 +115,20 @@ def print_report(report: ParityReport) -> None:
     for finding in report.findings:
         out.print(f"FAIL {finding}", style="red", markup=False)
     out.print(f"verdict: {'pass' if report else 'fail'}", style="bold green" if report else "bold red", markup=False)
+
+
+def _print_layers(report: LayersReport) -> None:
+    corners = [corner.norms for corner in report.layers[0].corners] if report.layers else []
+    rows = table("layers: relative error against float64", "module", "", "PyTorch's own", *corners, "allowed", "")
+    for layer in report.layers:
+        rows.add_row(
+            layer.module, layer.kind, f"{layer.torch_error:.2e}", *(f"{c.error:.2e}" for c in layer.corners),
+            f"{layer.corners[0].allowed:.2e}", "pass" if layer.passed else "FAIL",
+        )  # fmt: skip
+    if report.layers:
+        out.print(rows)
+    out.print(
+        f"layers: {report.first or 'every one keeps its bound' if report.layers else 'none compared'}", markup=False
+    )
+    for note in report.notes:
+        out.print(f"note: {note}", style="yellow", markup=False)

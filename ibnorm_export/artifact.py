@@ -133,6 +133,11 @@ class ExportedModel:
             files[location] = file
         return tuple(files.values())
 
+    @property
+    def external_files(self) -> tuple[Path, ...]:
+        """Files of external data, beside the file or in folders there."""
+        return self._external
+
     @cached_property
     def size_bytes(self) -> int:
         """Of the file and its external data."""
@@ -278,18 +283,18 @@ def new_file(target: Path, error: type[Exception] = ExportError) -> Iterator[Pat
 
 
 @contextlib.contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
+def new_folder(target: Path, marker: str = MODEL_FILE) -> Iterator[Path]:
     """A folder beside `target` to fill; at the end it takes the target's place, whole or not at all.
 
-    An older export in that place is replaced.
+    An older export in that place is replaced: a folder that holds a file called `marker`.
 
     Raises:
         ExportError: the target is a file, holds something other than an export, or cannot be written.
     """
     if target.is_file():
         raise ExportError(f"{target} is a file; name the folder to write")
-    if target.is_dir() and any(target.iterdir()) and not (target / MODEL_FILE).is_file():
-        raise ExportError(f"{target} is not empty and holds no {MODEL_FILE}; choose another folder")
+    if target.is_dir() and any(target.iterdir()) and not (target / marker).is_file():
+        raise ExportError(f"{target} is not empty and holds no {marker}; choose another folder")
     if not target.parent.is_dir():
         raise ExportError(f"cannot write {target}: the folder {target.parent} does not exist")
     try:

@@ -41,7 +41,7 @@ class BenchOptions:
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """One contender: times of single passes."""
+    """One contender: times of single passes, and the median of each round."""
 
     name: str
     passes: int
@@ -49,6 +49,7 @@ class Latency:
     p90_ms: float
     p99_ms: float
     throughput_per_s: float
+    round_ms: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +150,8 @@ def bench(
     for runner, turns in zip(contenders, times, strict=True):
         singles = np.array(turns).ravel()
         p50, p90, p99 = (float(p) for p in np.percentile(singles, (50, 90, 99)))
-        latencies.append(Latency(runner.name, singles.size, p50, p90, p99, batch * 1e3 / p50))
+        rounds = tuple(float(m) for m in np.median(np.array(turns), axis=1))
+        latencies.append(Latency(runner.name, singles.size, p50, p90, p99, batch * 1e3 / p50, rounds))
     per_round = [np.median(np.array(turns), axis=1) for turns in times]
     ratios = []
     for runner, medians in zip(contenders[1:], per_round[1:], strict=True):

@@ -60,6 +60,7 @@ def contest(
     seed: int = 0,
     kernels: Kernels = Kernels.AUTO,
     progress: Progress = silent,
+    beside: Sequence[Runner] = (),
 ) -> BenchReport:
     """Race an exported file on a backend against PyTorch on its checkpoint.
 
@@ -73,6 +74,7 @@ def contest(
         options, progress: see `bench`.
         seed: of the inputs.
         kernels: how the norms run where the backend has a choice.
+        beside: more contenders.
 
     Raises:
         IBNormError: an unknown opponent, or one without a checkpoint.
@@ -100,6 +102,7 @@ def contest(
             module = model.in_dtype(dtype.torch)
             make = TorchCudaRunner if backend == "ort-cuda" else TorchRunner
             contenders += [make(model, module, compiled=name == "torch.compile") for name in against]
+        contenders += beside
         report = bench(contenders, inputs, threads, options, progress)
     finally:
         torch.set_num_threads(before)

@@ -23,7 +23,7 @@ from typing import Any, Final
 from ibnorm_export import native
 from ibnorm_export.artifact import ExportedModel, new_file
 from ibnorm_export.engine_layers import NormLayers, kernels_in_inspection, kernels_in_plan, norm_layers
-from ibnorm_export.engine_profiles import Range, profile, shapes_of
+from ibnorm_export.engine_profiles import Profile, Range, profiles, shapes_of
 from ibnorm_export.environment import version_of
 from ibnorm_export.errors import BackendUnavailable, EngineError
 
@@ -199,6 +199,16 @@ def _read_cache(trt: Any, config: Any, file: Path) -> None:
         raise EngineError(f"{file} is the timing cache of another GPU or version of TensorRT: name another file")
 
 
+def _add_profiles(trt: Any, builder: Any, config: Any, model: ExportedModel, wanted: Sequence[Profile]) -> None:
+    for item in wanted:
+        sizes = builder.create_optimization_profile()
+        for tensor in model.inputs:
+            if any(isinstance(axis, str) for axis in tensor.shape):
+                sizes.set_shape(tensor.name, *shapes_of(tensor.shape, item.ranges))
+        if config.add_optimization_profile(sizes) < 0:
+            raise EngineError(f"{model.path}: TensorRT refuses the profile {item}: {_last_error(_logger(trt))}")
+
+
 def build_engine(model: ExportedModel, path: str | Path, options: EngineOptions | None = None) -> Engine:
     """Build a plan for `model`, and write it with its description beside it.
 
@@ -216,7 +226,7 @@ def build_engine(model: ExportedModel, path: str | Path, options: EngineOptions 
     """
     options = EngineOptions() if options is None else options
     path = Path(path)
-    ranges = profile(model, options.ranges)
+    wanted = profiles(model, options.ranges)
     trt = bindings(options.runtime)
     logger = _logger(trt)
     logger.errors.clear()
@@ -241,13 +251,7 @@ def build_engine(model: ExportedModel, path: str | Path, options: EngineOptions 
         _target(trt, config, options.compute_capabilities)
     if options.timing_cache is not None:
         _read_cache(trt, config, options.timing_cache)
-    if ranges:
-        sizes = builder.create_optimization_profile()
-        for tensor in model.inputs:
-            if any(isinstance(axis, str) for axis in tensor.shape):
-                sizes.set_shape(tensor.name, *shapes_of(tensor.shape, ranges))
-        if config.add_optimization_profile(sizes) < 0:
-            raise EngineError(f"{model.path}: TensorRT refuses the profile {ranges}: {_last_error(logger)}")
+    _add_profiles(trt, builder, config, model, wanted)
     began = time.perf_counter()
     built = builder.build_serialized_network(network, config)
     if built is None:
@@ -265,7 +269,7 @@ def build_engine(model: ExportedModel, path: str | Path, options: EngineOptions 
         "ibnorm_export": version_of("ibnorm-export"),
         "gpu": _gpu_name() if options.runtime is Runtime.TENSORRT else None,
         "compute_capabilities": list(options.compute_capabilities) or "the runtime's default",
-        "profile": [asdict(item) for item in ranges],
+        "profiles": [{"name": item.name, "ranges": [asdict(r) for r in item.ranges]} for item in wanted],
         "norm": (NormRoute.FUNCTION if options.norm is NormRoute.AUTO else options.norm).value,
         "why": _WHY_FUNCTION if options.norm is NormRoute.AUTO else "asked for",
         "norms": [{**asdict(norm), "kernels": list(norm.kernels)} for norm in norms],

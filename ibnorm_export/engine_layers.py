@@ -4,7 +4,8 @@ TensorRT names the ONNX nodes that went into a layer: `[ONNX Layer: node | norm 
 node inside the function of a norm, `[ONNX Layer: norm]` for the norm itself where a plugin runs it.
 TensorRT-RTX needs a GPU for its inspector, so there the same text is read from the plan, where every
 launch is listed as `function={ name=... }` (seen in 1.7.1; where it is not found, the report says
-that nothing is known, and nothing is guessed).
+that nothing is known, and nothing is guessed). A plan has one graph for each profile, and the same graph
+for all its targets.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from ibnorm_export.artifact import ExportedModel
 
 __all__ = ["NormLayers", "kernels_in_inspection", "kernels_in_plan", "norm_layers"]
 
+_GRAPH: Final = re.compile(r"header \{\n")  # behind a magic number and a length, so not at the start of a line
+_PROFILE: Final = re.compile(r"\[profile (\d+)\]")
 _KERNEL: Final = re.compile(r"function=\{ name=(\S+) (.*?) swap_ab=", re.DOTALL)
 _IN_FUNCTION: Final = re.compile(r"\[ONNX Layer: [^\]|]*\| ([^\]]+?) \((?:Skip)?IBNorm[SLT]\)\]")
 _ITSELF: Final = re.compile(r"\[ONNX Layer: ([^\]|]+?)\s*\]")
@@ -51,10 +54,10 @@ class Kernel:
 
 
 def kernels_in_plan(plan: bytes) -> list[list[Kernel]]:
-    """Kernels of a TensorRT-RTX plan that have a norm in them, a list for each graph and target that it holds."""
+    """Kernels of a TensorRT-RTX plan that have a norm in them, a list for each profile."""
     text = plan.decode("latin-1")
     graphs = []
-    for section in re.split(r"^header \{", text, flags=re.MULTILINE):
+    for section in _GRAPH.split(text):
         # One entry a launch: layers alike share a kernel, and are listed one by one.
         launches = [Kernel(name, frozenset(_IN_FUNCTION.findall(rest))) for name, rest in _KERNEL.findall(section)]
         with_norms = [kernel for kernel in launches if kernel.norms]
@@ -65,19 +68,22 @@ def kernels_in_plan(plan: bytes) -> list[list[Kernel]]:
 
 def kernels_in_inspection(text: str) -> list[list[Kernel]]:
     """The same from what TensorRT's EngineInspector says of a whole engine in JSON, with detailed verbosity."""
-    kernels = []
+    profiles: dict[str, list[Kernel]] = {}
     for layer in json.loads(text).get("Layers", []):
         if not isinstance(layer, dict):
             continue  # a layer of an engine built without detailed verbosity is its name alone
         metadata = str(layer.get("Metadata", ""))
         plugin = "plugin" in str(layer.get("LayerType", "")).lower()
         names = (_ITSELF if plugin else _IN_FUNCTION).findall(metadata)
-        kernels.append(Kernel(str(layer.get("Name", "")), frozenset(names), plugin))
-    return [kernels]
+        name = str(layer.get("Name", ""))
+        which = _PROFILE.search(name)  # the first profile's layers carry no mark
+        kernels = profiles.setdefault("0" if which is None else which[1], [])
+        kernels.append(Kernel(name, frozenset(names), plugin))
+    return list(profiles.values())
 
 
 def norm_layers(model: ExportedModel, graphs: Iterable[list[Kernel]]) -> tuple[NormLayers, ...]:
-    """For every norm of `model`, the kernels that it became; of several targets, the one with the most."""
+    """For every norm of `model`, the kernels that it became; of several profiles, those of the one with the most."""
     candidates = list(graphs)
     made = []
     for norm in model.norms:

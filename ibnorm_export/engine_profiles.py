@@ -1,57 +1,80 @@
-"""Sizes of a model's dynamic axes for an engine: what the user says, and defaults."""
+"""Sizes of a model's dynamic axes for an engine: what the user says, and defaults from the model's own metadata.
+
+A model with a cache gets two profiles, since one kernel is not the best for both: "prefill" takes a prompt and
+no past, "decode" one token behind a past. Every other model has one, "default". No default exceeds the longest
+sequence that the model was made for.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from ibnorm_export.artifact import ExportedModel
 from ibnorm_export.errors import EngineError
 
-__all__ = ["Range", "axes_of", "parse_ranges", "profile", "shapes_of"]
+__all__ = ["Profile", "Range", "axes_of", "parse_ranges", "profiles", "shapes_of"]
+
+_PAST: Final = "past"
+_TOTAL: Final = "total"
 
 
 @dataclass(frozen=True, slots=True)
 class Range:
     """Sizes of one axis: the smallest, the one to optimise for, the largest.
 
+    Args:
+        axis: its name in the model.
+        smallest, optimal, largest: at least 1; `past` may be 0, which is a prompt without a past.
+        profile: that it is for; empty is every one.
+
     Raises:
-        EngineError: a size is below 1, or they are not in order.
+        EngineError: a size is too small, or they are not in order.
     """
 
     axis: str
     smallest: int
     optimal: int
     largest: int
+    profile: str = ""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.smallest <= self.optimal <= self.largest:
+        least = 0 if self.axis == _PAST else 1
+        if not least <= self.smallest <= self.optimal <= self.largest:
             raise EngineError(
-                f"profile {self.axis}={self.smallest}x{self.optimal}x{self.largest}: the sizes must be at least 1 and "
-                "in order, MINxOPTxMAX"
+                f"profile {self.axis}={self.smallest}x{self.optimal}x{self.largest}: the sizes must be at least "
+                f"{least} and in order, MINxOPTxMAX"
             )
 
 
-#: Where nothing is said. A longer sequence needs --profile sequence=...: a file does not say how long one may be.
-_DEFAULTS: Final = {"batch": (1, 1, 8), "sequence": (1, 128, 2048)}
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """One optimisation profile: a range for every dynamic axis of the model."""
+
+    name: str
+    ranges: tuple[Range, ...]
 
 
 def parse_ranges(texts: Sequence[str]) -> tuple[Range, ...]:
-    """Ranges from "NAME=MINxOPTxMAX".
+    """Ranges from "[PROFILE:]AXIS=MINxOPTxMAX".
 
     Raises:
         EngineError: a text is not of that form, names an axis twice, or has sizes out of order.
     """
-    found: dict[str, Range] = {}
+    found: dict[tuple[str, str], Range] = {}
     for text in texts:
-        axis, _, sizes = text.partition("=")
+        name, _, sizes = text.partition("=")
+        which, _, axis = name.rpartition(":")
         parts = sizes.split("x")
         if not axis or len(parts) != 3 or not all(part.isascii() and part.isdigit() for part in parts):
-            raise EngineError(f"profile is {text!r}; it must be NAME=MINxOPTxMAX, as in sequence=1x128x2048")
-        if axis in found:
-            raise EngineError(f"profile {axis!r} is given twice")
-        found[axis] = Range(axis, *map(int, parts))
+            raise EngineError(
+                f"profile is {text!r}; it must be NAME=MINxOPTxMAX, as in sequence=1x128x2048 or decode:batch=1x8x32"
+            )
+        if (which, axis) in found:
+            raise EngineError(f"profile {name!r} is given twice")
+        smallest, optimal, largest = map(int, parts)
+        found[which, axis] = Range(axis, smallest, optimal, largest, which)
     return tuple(found.values())
 
 
@@ -60,22 +83,61 @@ def axes_of(model: ExportedModel) -> tuple[str, ...]:
     return tuple(dict.fromkeys(axis for tensor in model.inputs for axis in tensor.shape if isinstance(axis, str)))
 
 
-def profile(model: ExportedModel, given: Sequence[Range]) -> tuple[Range, ...]:
-    """One range for every dynamic axis: what was given, else the default for the axis's name.
+Sizes = tuple[int, int, int]
+
+
+def _defaults(model: ExportedModel, axes: Sequence[str]) -> Mapping[str, Mapping[str, Sizes]]:
+    """Sizes by profile and axis. 2048 where the file does not say how long a sequence may be."""
+    known = model.metadata.get("max_positions")
+    longest = min(2048, known) if isinstance(known, int) and known > 0 else 2048
+    batch, prompt = (1, 1, 8), (1, min(128, longest), longest)
+    if _PAST not in axes or "sequence" not in axes:
+        return {"default": {"batch": batch, "sequence": prompt}}
+    most = longest - 1  # leaves room for the token that is decoded
+    past = (min(1, most), min(128, most), most)
+    return {
+        "prefill": {"batch": batch, "sequence": prompt, _PAST: (0, 0, 0)},
+        "decode": {"batch": batch, "sequence": (1, 1, 1), _PAST: past},
+    }
+
+
+def profiles(model: ExportedModel, given: Sequence[Range]) -> tuple[Profile, ...]:
+    """A range for every dynamic axis in every profile: what was given for it, else what was given for all, else
+    the default; `total` is by default what `past` and `sequence` make together.
+
+    Returns:
+        No profile where every axis is fixed.
 
     Raises:
-        EngineError: a range is for an axis that the model lacks, or an axis has neither.
+        EngineError: a range is for an axis or a profile that the model lacks, or for an axis nothing is known.
     """
     axes = axes_of(model)
-    wanted = {item.axis: item for item in given}
-    for name in wanted:
-        if name not in axes:
-            raise EngineError(f"{model.path} has no dynamic axis {name!r}; it has {', '.join(axes) or 'none'}")
+    defaults = _defaults(model, axes)
+    wanted = {(item.profile, item.axis): item for item in given}
+    for which, axis in wanted:
+        if axis not in axes:
+            raise EngineError(f"{model.path} has no dynamic axis {axis!r}; it has {', '.join(axes) or 'none'}")
+        if which and which not in defaults:
+            raise EngineError(f"{model.path} has no profile {which!r}; it has {', '.join(defaults)}")
+
+    def sizes(name: str, axis: str) -> Sizes | None:
+        item = wanted.get((name, axis)) or wanted.get(("", axis))
+        return defaults[name].get(axis) if item is None else (item.smallest, item.optimal, item.largest)
+
     made = []
-    for axis in axes:
-        if axis not in wanted and axis not in _DEFAULTS:
-            raise EngineError(f"{model.path}: no sizes are known for axis {axis!r}: add --profile {axis}=MINxOPTxMAX")
-        made.append(wanted.get(axis) or Range(axis, *_DEFAULTS[axis]))
+    for name in defaults if axes else ():
+        ranges = []
+        for axis in axes:
+            found = sizes(name, axis)
+            past, sequence = sizes(name, _PAST), sizes(name, "sequence")
+            if found is None and axis == _TOTAL and past is not None and sequence is not None:
+                found = (past[0] + sequence[0], past[1] + sequence[1], past[2] + sequence[2])
+            if found is None:
+                raise EngineError(
+                    f"{model.path}: no sizes are known for axis {axis!r}: add --profile {axis}=MINxOPTxMAX"
+                )
+            ranges.append(Range(axis, *found, profile=name))
+        made.append(Profile(name, tuple(ranges)))
     return tuple(made)
 
 

@@ -34,6 +34,7 @@ from onnxscript.values import Op, Opset
 import ibnorm_export.module  # noqa: F401 - registers the operators that are translated here
 from ibnorm_export import onnx_op
 from ibnorm_export.artifact import METADATA_FORMAT, ExportedModel, metadata_props, new_file
+from ibnorm_export.early_select import select_before_norm
 from ibnorm_export.errors import ExportError
 from ibnorm_export.loaded import DType, LoadedModel, cast_parameters
 from ibnorm_export.progress import Progress, silent
@@ -347,6 +348,7 @@ def describe(model: LoadedModel, options: ExportOptions, opset: int) -> dict[str
         "format": METADATA_FORMAT,
         "family": model.family,
         "task": model.task,
+        "max_positions": model.max_positions,
         "dtype": options.dtype.value,
         "opset": opset,
         "inlined": options.inline,
@@ -388,6 +390,7 @@ def build(model: LoadedModel, options: ExportOptions, progress: Progress = silen
     _connect_affine(graph)
     kept = {name for key in model.module.state_dict() for name in (key, f"{key}.T")}
     _simplify(graph_model, kept)
+    select_before_norm(graph)
     _name_nodes(graph)
     if options.fuse_skip:
         _fuse_skip(graph)

@@ -29,6 +29,7 @@ from ibnorm_export.errors import BackendUnavailable, ExportError
 from ibnorm_export.export import ExportOptions, attach_functions, check_quantization, describe
 from ibnorm_export.folder import copy_companions
 from ibnorm_export.loaded import DType, LoadedModel, cast_parameters
+from ibnorm_export.manifest import write_manifest
 from ibnorm_export.module import IBNorm
 from ibnorm_export.progress import Progress, silent
 from ibnorm_export.quantize import keep_logging, quantize
@@ -212,7 +213,7 @@ def export_genai(
 
     Args:
         model: a LLaMA; its parameters are converted to the dtype in place.
-        folder: gets model.onnx and its data, genai_config.json, tokenizer files and the op library.
+        folder: gets model.onnx and its data, genai_config.json, tokenizer files, the op library, and a manifest of all.
         options: the dtype; opset, inline and fuse_skip do not apply, since the builder decides them.
         kernels: whether the library of fused kernels lies beside the model: FUSED demands it, FUNCTION leaves
             it out, AUTO takes it where it is installed.
@@ -268,5 +269,6 @@ def export_genai(
         copy_companions(model, beside)
         if library is not None:
             shutil.copyfile(library, beside / library.name)
+        write_manifest(beside, {} if library is None else {library.name: library}, {"target": "ort-genai"})
     progress("written", 3, 3)
     return ExportedModel(folder)

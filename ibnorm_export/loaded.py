@@ -126,7 +126,8 @@ class LoadedModel:
         warnings: what the user should know about the weights.
         task: "forward", inputs to outputs without a cache, or "text-generation", with one.
         trace_sizes: sizes of dynamic axes to trace with, where they are not free.
-        vocabulary, max_positions: of a language model loaded for text generation.
+        vocabulary: of a language model loaded for text generation.
+        max_positions: the longest sequence of a language model; 0 where nothing is known of one.
     """
 
     module: nn.Module

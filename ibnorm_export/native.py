@@ -7,14 +7,18 @@ with the reason and never registered.
 
 from __future__ import annotations
 
+import base64
 import ctypes
+import importlib.metadata
 import importlib.resources
 import json
+import platform
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from ibnorm_export.errors import BackendUnavailable
+from ibnorm_export.manifest import machine_of, sha256_of
 from ibnorm_export.spec import SCHEMA
 
 __all__ = ["NativeLibrary", "availability", "inspect", "ort_library", "trt_library"]
@@ -69,10 +73,12 @@ def _text(library: ctypes.CDLL, function: str) -> str:
 def inspect(path: Path) -> NativeLibrary:
     """What the library at `path` is, whether it can be used, and if not, why.
 
-    Loads it into the process, as ONNX Runtime would.
+    Loads it into the process, as ONNX Runtime would, once its bytes and its machine are found good.
     """
     if not path.is_file():
         return NativeLibrary(None, problem=f"{path} does not exist", remedy=_BUILD)
+    if problem := _unfit(path):
+        return NativeLibrary(path, problem=problem, remedy=_BUILD)
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:
@@ -95,6 +101,29 @@ def inspect(path: Path) -> NativeLibrary:
             remedy=_BUILD,
         )
     return NativeLibrary(path, schema, tuple(build["providers"]), build["instruction_set"])
+
+
+def _unfit(file: Path) -> str:
+    """Why a library must not be loaded here, from its header and pip's record of what was installed; else empty."""
+    machine, here = machine_of(file), platform.machine()
+    if machine is not None and machine != here:
+        return f"{file} is built for {machine}, this machine is {here}"
+    recorded = _recorded_sha256(file)
+    if recorded is not None and recorded != sha256_of(file):
+        return f"{file} was changed after it was installed: its sha256 is not the one that pip recorded"
+    return ""
+
+
+def _recorded_sha256(file: Path) -> str | None:
+    """What the installation's RECORD says of a file, in hexadecimal; None where it does not know it (a checkout)."""
+    try:
+        installed = importlib.metadata.distribution("ibnorm-export").files or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    for entry in installed:
+        if entry.name == file.name and entry.hash is not None and Path(str(entry.locate())).resolve() == file.resolve():
+            return base64.urlsafe_b64decode(f"{entry.hash.value}==").hex()
+    return None
 
 
 def availability() -> NativeLibrary:
@@ -131,6 +160,8 @@ def trt_library(path: Path | None = None) -> Path:
     file = Path(str(place))
     if not file.is_file():
         raise BackendUnavailable(f"the TensorRT plugin library {file.name} is not installed; {_BUILD_TRT}")
+    if problem := _unfit(file):
+        raise BackendUnavailable(f"{problem}; {_BUILD_TRT}")
     try:
         library = ctypes.CDLL(str(file))
         schema = json.loads(_text(library, "ibnorm_schema"))

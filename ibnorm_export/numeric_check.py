@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,16 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ibnorm_export.artifact import ExportedModel
+from ibnorm_export.blame import split
 from ibnorm_export.decode_check import check_decoding
 from ibnorm_export.error_sums import ErrorSums
 from ibnorm_export.errors import ModelFileError
+from ibnorm_export.layer_check import check_layers
 from ibnorm_export.loaded import Arrays, DType, LoadedModel
-from ibnorm_export.parity import BOUNDS, Finding, NumericReport, Quality
+from ibnorm_export.parity import BOUNDS, Finding, Level, NumericReport, Quality
 from ibnorm_export.progress import Progress
 from ibnorm_export.quality_check import check_quality, own_text
-from ibnorm_export.runners.base import Kernels, NormExecution, Runner, fused_library, open_runner
+from ibnorm_export.runners.base import Endpoint, Kernels, NormExecution, Runner, fused_library, open_runner
 from ibnorm_export.runners.torch_runner import TorchRunner
 
 __all__ = ["Runtime", "check_numeric", "round_inputs"]
@@ -30,11 +32,16 @@ __all__ = ["Runtime", "check_numeric", "round_inputs"]
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """What runs the file: backend, how its norms run, and whether a norm that is not fused is a finding."""
+    """What runs the file: backend, how its norms run, whether a norm that is not fused is a finding, and where.
+
+    `layers` asks for the error behind every norm and block too.
+    """
 
     backend: str
     kernels: Kernels
     require_fused: bool
+    layers: bool = False
+    endpoint: Endpoint | None = None
 
 
 def _select(arrays: Arrays, name: str, valid: dict[str, NDArray[np.bool_]]) -> NDArray[Any]:
@@ -64,16 +71,42 @@ def check_numeric(
     dtype = DType(exported.dtype)
     if exported.metadata.get("quantization"):
         return _judge_quality(exported, model, runtime, samples[0], text, progress)
-    if runtime.backend != "ort-cpu" or dtype is DType.FP32:
+    if not _needs_rounding(runtime, dtype):
         as_is = "the file as it is"
-        return _compare(exported, as_is, dtype, model, truth, runtime, samples, narrow, progress, text)
+        report = _compare(exported, as_is, dtype, model, truth, runtime, samples, narrow, progress, text)
+        return _with_layers(report, exported, model, truth, runtime, samples, progress)
     method = (
         f"a copy that rounds every node's output to {dtype.value} by explicit Casts and does arithmetic in float32: "
         f"on a CPU, ONNX Runtime computes {dtype.value} graphs in float32 without that rounding, or not at all"
     )
     with tempfile.TemporaryDirectory() as folder:
         copy = _rounding_file(exported, Path(folder))
-        return _compare(copy, method, dtype, model, truth, runtime, samples, narrow, progress, text)
+        report = _compare(copy, method, dtype, model, truth, runtime, samples, narrow, progress, text)
+    return _with_layers(report, exported, model, truth, runtime, samples, progress)
+
+
+def _needs_rounding(runtime: Runtime, dtype: DType) -> bool:
+    return runtime.backend == "ort-cpu" and dtype is not DType.FP32
+
+
+def _with_layers(
+    report: NumericReport, exported: ExportedModel, model: LoadedModel, truth: nn.Module, runtime: Runtime,
+    samples: Sequence[Arrays], progress: Progress,
+) -> NumericReport:  # fmt: skip
+    """The report with the error behind every layer where that is asked for; the first one is a finding if it failed."""
+    if not runtime.layers:
+        return report
+
+    def prepare(file: ExportedModel, folder: Path) -> ExportedModel:
+        return _rounding_file(file, folder) if _needs_rounding(runtime, DType(exported.dtype)) else file
+
+    layers = check_layers(exported, model, truth, samples, prepare, lambda file: _runners(file, runtime), progress)
+    findings, notes = report.findings, report.notes
+    if layers.first and not report:
+        findings += (Finding("layer", layers.first),)
+    elif layers.first:
+        notes += (f"{layers.first}; every output keeps its bound",)
+    return replace(report, layers=layers, findings=findings, notes=notes)
 
 
 def _judge_quality(
@@ -153,18 +186,55 @@ def _compare(
                 f"PyTorch in {dtype.value} has {output.torch_error:.3g}, allowed is {output.allowed:.3g}"
             )
             findings.append(Finding(f"output {output.name}", f"{what}; norms ran {output.norms}"))
+    levels: tuple[Level, ...] = ()
+    bare = [o for o in outputs if o.norms == "as functions"] or outputs
+    if runtime.backend == "ort-cpu" and not all(o.passed for o in bare):
+        levels = _levels(file, dtype, model, exact, own, runtime, samples)
+    blame = split(outputs, dtype.value, levels)
+    if blame is not None and blame.guilty:
+        findings.append(Finding(f"link {blame.guilty}", blame.words))
     executions = _executions(file, runtime, {name: samples[0][name] for name in taken})
     if runtime.require_fused:
         findings += [Finding(f"norm {n.module}", n.problem) for n in executions if n.problem]
         if not executions:
             findings.append(Finding("norms", f"backend {runtime.backend} cannot show that a fused kernel ran"))
     return NumericReport(
-        runtime.backend, dtype.value, method, len(samples), outputs, tuple(findings), tuple(notes), executions, quality
-    )
+        runtime.backend, dtype.value, method, len(samples), outputs, tuple(findings), tuple(notes), executions, quality,
+        blame,
+    )  # fmt: skip
+
+
+def _levels(
+    file: ExportedModel, dtype: DType, model: LoadedModel, exact: Runner, own: Runner, runtime: Runtime,
+    samples: Sequence[Arrays],
+) -> tuple[Level, ...]:  # fmt: skip
+    """The worst output at every optimisation level, norms as functions unless fused ones were demanded."""
+    from ibnorm_export.runners.ort_runner import LEVELS, OrtRunner
+
+    kernels = Kernels.FUSED if runtime.kernels is Kernels.FUSED else Kernels.FUNCTION
+    library = fused_library(runtime.backend, kernels)
+    taken = [tensor.name for tensor in file.inputs]
+    known = [(inputs, model.valid(inputs), own.run(inputs), exact.run(inputs)) for inputs in samples]
+    levels = []
+    for level in LEVELS:
+        runner = OrtRunner(file.path, library=library, level=level)
+        sums = {name: ErrorSums() for name in model.outputs}
+        for inputs, valid, torchs, true in known:
+            actual = runner.run({name: inputs[name] for name in taken})
+            for name in model.outputs:
+                if name in actual and actual[name].shape == true[name].shape:
+                    sums[name].add(*(_select(arrays, name, valid) for arrays in (actual, torchs, true)))
+        judged = [s.judge(name, level, BOUNDS[dtype]) for name, s in sums.items() if s.per_sample]
+        if judged:
+            worst = max(judged, key=lambda o: (not o.passed, np.nan_to_num(o.error, nan=np.inf)))
+            levels.append(Level(level, worst.error, worst.allowed, worst.passed))
+    return tuple(levels)
 
 
 def _runners(file: ExportedModel, runtime: Runtime) -> dict[str, Runner]:
     """Fused kernels where they are installed, and the functions beside them: a kernel hides a wrong body."""
+    if runtime.backend == "triton":  # the server has decided how they run
+        return {"as served": open_runner(runtime.backend, file, endpoint=runtime.endpoint)}
     runners: dict[str, Runner] = {}
     if fused_library(runtime.backend, runtime.kernels) is not None:
         runners["fused"] = open_runner(runtime.backend, file, kernels=Kernels.FUSED)

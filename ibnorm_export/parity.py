@@ -11,8 +11,13 @@ from ibnorm_export.runners.base import NormExecution
 
 __all__ = [
     "BOUNDS",
+    "Blame",
     "Bound",
     "Finding",
+    "LayerParity",
+    "LayersReport",
+    "Level",
+    "Link",
     "NumericReport",
     "OutputParity",
     "ParityReport",
@@ -121,6 +126,79 @@ class Quality:
 
 
 @dataclass(frozen=True, slots=True)
+class Level:
+    """The worst output at one of ONNX Runtime's optimisation levels, norms as functions."""
+
+    name: str
+    error: float
+    allowed: float
+    passed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One link between two corners: the error behind it (None where it did not run), and whether it is to blame."""
+
+    name: str
+    error: float | None
+    guilty: bool
+    says: str
+
+
+@dataclass(frozen=True, slots=True)
+class Blame:
+    """Which link adds the error of the worst output: dtype, exporter, optimiser or kernel; `words` for a person."""
+
+    output: str
+    dtype: str
+    links: tuple[Link, ...]
+    levels: tuple[Level, ...]
+    words: str
+
+    @property
+    def guilty(self) -> str:
+        """Name of the first link to blame; empty where every one keeps its bound."""
+        return next((link.name for link in self.links if link.guilty), "")
+
+
+@dataclass(frozen=True, slots=True)
+class LayerParity:
+    """A norm's or block's output in all corners.
+
+    Args:
+        module: its path in PyTorch.
+        kind: "norm" or "block".
+        node: the ONNX node that gives it.
+        torch_error: of PyTorch in the file's type, norm-wise relative to float64.
+        corners: the runtime's, by how the norms ran.
+    """
+
+    module: str
+    kind: str
+    node: str
+    torch_error: float
+    corners: tuple[OutputParity, ...]
+
+    @property
+    def passed(self) -> bool:
+        return all(corner.passed for corner in self.corners)
+
+
+@dataclass(frozen=True, slots=True)
+class LayersReport:
+    """Every norm and block in the order of the graph; `first` says which one leaves its bound first, or nothing."""
+
+    layers: tuple[LayerParity, ...]
+    first: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def first_layer(self) -> LayerParity | None:
+        """The first one that leaves its bound."""
+        return next((layer for layer in self.layers if not layer.passed), None)
+
+
+@dataclass(frozen=True, slots=True)
 class NumericReport:
     """What running the file showed; true when every output and quality passed and there was one."""
 
@@ -133,6 +211,8 @@ class NumericReport:
     notes: tuple[str, ...] = ()
     norms: tuple[NormExecution, ...] = ()
     quality: tuple[Quality, ...] = ()
+    blame: Blame | None = None
+    layers: LayersReport | None = None
 
     def __bool__(self) -> bool:
         judged = [part.passed for part in self.outputs] + [part.passed for part in self.quality]

@@ -18,7 +18,7 @@ from ibnorm_export.bench import BenchReport
 from ibnorm_export.errors import IBNormError
 from ibnorm_export.parity import ParityReport
 
-__all__ = ["Curve", "Section", "bars", "curves", "latency_bars", "parity_bars", "render"]
+__all__ = ["Curve", "Section", "bars", "curves", "heat_map", "latency_bars", "parity_bars", "render"]
 
 _BLUE, _ORANGE, _GREY, _RED = "#2563eb", "#d97706", "#9ca3af", "#dc2626"
 
@@ -105,7 +105,9 @@ def _svg(figure: Figure) -> Markup:
     return Markup(text[text.index("<svg") :])
 
 
-def curves(title: str, x_label: str, y_label: str, lines: Sequence[Curve], right_label: str = "") -> Markup:
+def curves(
+    title: str, x_label: str, y_label: str, lines: Sequence[Curve], right_label: str = "", log: bool = False
+) -> Markup:
     """Lines over a common axis, as inline SVG."""
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(5.2, 3.2))
@@ -123,9 +125,27 @@ def curves(title: str, x_label: str, y_label: str, lines: Sequence[Curve], right
                 linestyle="--" if line.right else "-",
             )  # fmt: skip
         left.set(title=title, xlabel=x_label, ylabel=y_label)
+        if log:
+            left.set_yscale("log")
         left.grid(axis="y", color="#e5e7eb")
         if len(lines) > 1:
             left.legend(handles=handles, frameon=False, fontsize=8, loc="center right")
+        return _svg(figure)
+
+
+def heat_map(title: str, rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float]]) -> Markup:
+    """Positive values by row and column, coloured on a logarithmic scale and written in the cells, as inline SVG."""
+    shown = [[value if 0.0 < value < float("inf") else float("nan") for value in row] for row in values]
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(5.2, 1.0 + 0.26 * len(rows)))
+        axis = figure.subplots()
+        axis.imshow(shown, norm="log", cmap="YlOrRd", aspect="auto")
+        axis.set(title=title, xticks=range(len(columns)), xticklabels=columns, yticks=range(len(rows)))
+        axis.set_yticklabels(rows, fontsize=7)
+        axis.tick_params(length=0)
+        for y, row in enumerate(values):
+            for x, value in enumerate(row):
+                axis.text(x, y, f"{value:.1e}", ha="center", va="center", fontsize=7)
         return _svg(figure)
 
 

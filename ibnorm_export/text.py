@@ -30,6 +30,7 @@ class Sampling:
         temperature: of the softmax; 0 takes the likeliest token (greedy).
         top_p: sample from the likeliest tokens whose probabilities reach this sum.
         seed: of the choice.
+        stop: texts that end the text and are no part of it.
 
     Raises:
         IBNormError: a value is outside its range.
@@ -39,6 +40,7 @@ class Sampling:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
+    stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -47,6 +49,20 @@ class Sampling:
             raise IBNormError(f"temperature is {self.temperature}; it must be 0 (greedy) or above")
         if not 0.0 < self.top_p <= 1.0:
             raise IBNormError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
+
+    def found(self, text: str) -> int:
+        """Where the first of `stop` begins in `text`, or -1."""
+        places = [place for stop in self.stop if (place := text.find(stop)) >= 0]
+        return min(places, default=-1)
+
+    def sure(self, text: str) -> str:
+        """`text` without an end that may turn out to be the beginning of one of `stop`."""
+        kept = len(text)
+        for stop in self.stop:
+            for length in range(1, len(stop)):
+                if text.endswith(stop[:length]):
+                    kept = min(kept, len(text) - length)
+        return text[:kept]
 
     def choose(self, logits: NDArray[np.float32], rng: np.random.Generator) -> int:
         """The next token, given the logits (vocabulary,)."""
@@ -77,7 +93,8 @@ class TextResult:
         text: behind the prompt.
         tokens: of the text.
         prompt_tokens: how many the prompt has.
-        stopped: "end" (an end token), "length" (max_new_tokens) or "positions" (the model has no more).
+        stopped: "end" (an end token), "stop" (a text of `Sampling.stop`),
+            "length" (max_new_tokens) or "positions" (the model has no more).
         first_token_ms: from the start to the first token.
         tokens_per_s: of the tokens behind the first.
     """
@@ -115,7 +132,7 @@ class TextModel:
         self.backend = backend
         self._start = start
         self._tokens = tokens
-        self._max_positions = max_positions
+        self.max_positions = max_positions
         self._ends = ends
 
     def generate(
@@ -133,12 +150,12 @@ class TextModel:
         """
         sampling = Sampling() if sampling is None else sampling
         ids = self._tokens.encode(prompt)
-        if len(ids) >= self._max_positions:
+        if len(ids) >= self.max_positions:
             raise ModelFileError(
-                f"the prompt has {len(ids)} tokens; the model has {self._max_positions} positions, and the text needs "
+                f"the prompt has {len(ids)} tokens; the model has {self.max_positions} positions, and the text needs "
                 "at least one: shorten the prompt"
             )
-        room = min(sampling.max_new_tokens, self._max_positions - len(ids))
+        room = min(sampling.max_new_tokens, self.max_positions - len(ids))
         chosen: list[int] = []
         written = ""
         begin = first = time.perf_counter()
@@ -151,12 +168,17 @@ class TextModel:
                 break
             chosen.append(token)
             text = self._tokens.decode(chosen)
-            whole = text.rstrip("\ufffd")
+            if sampling.found(text) >= 0:
+                stopped = "stop"
+                break
+            whole = sampling.sure(text.rstrip("\ufffd"))
             if whole.startswith(written):
                 write(whole[len(written) :])
                 written = whole
         done = time.perf_counter()
         text = self._tokens.decode(chosen)
+        if stopped == "stop":
+            text = text[: sampling.found(text)]
         if text.startswith(written):
             write(text[len(written) :])
         after = max(len(chosen) - 1, 0)

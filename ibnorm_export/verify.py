@@ -17,12 +17,12 @@ import numpy as np
 from ibnorm_export.artifact import ExportedModel
 from ibnorm_export.decoding import without_padding
 from ibnorm_export.errors import ModelFileError
-from ibnorm_export.loaded import Arrays, DType, LoadedModel
+from ibnorm_export.loaded import Arrays, DType, InputSpec, LoadedModel
 from ibnorm_export.numeric_check import Runtime, check_numeric, round_inputs
 from ibnorm_export.parity import BOUNDS, Bound, Finding, NumericReport, OutputParity, ParityReport, StaticReport
 from ibnorm_export.progress import Progress, silent
 from ibnorm_export.reach import reach
-from ibnorm_export.runners.base import Kernels
+from ibnorm_export.runners.base import Endpoint, Kernels
 from ibnorm_export.static_check import check_static
 from ibnorm_export.tokens import Tokens
 
@@ -35,6 +35,7 @@ __all__ = [
     "ParityReport",
     "StaticReport",
     "VerifyOptions",
+    "read_arrays",
     "read_inputs",
     "verify",
 ]
@@ -51,6 +52,8 @@ class VerifyOptions:
         static: whether to give the static verdict too.
         kernels: how the norms run where the backend has a choice.
         require_fused: a norm that did not run as a fused kernel is a finding.
+        layers: measure the error behind every norm and block too, and name the first that leaves its bound.
+        endpoint: of the server, for backend "triton".
     """
 
     backend: str = "ort-cpu"
@@ -59,10 +62,17 @@ class VerifyOptions:
     static: bool = True
     kernels: Kernels = Kernels.AUTO
     require_fused: bool = False
+    layers: bool = False
+    endpoint: Endpoint | None = None
 
 
 def read_inputs(path: str | Path, model: LoadedModel) -> Arrays:
-    """The user's own inputs from an .npz file, checked against what the model takes.
+    """The user's own inputs from an .npz file, checked against what the model takes; see `read_arrays`."""
+    return read_arrays(path, model.inputs)
+
+
+def read_arrays(path: str | Path, inputs: Sequence[InputSpec]) -> Arrays:
+    """Arrays by name from an .npz file, in float32 or int64, checked against the inputs that they are for.
 
     Raises:
         ModelFileError: the file is missing or damaged, or an array is missing, or of another type or
@@ -78,11 +88,11 @@ def read_inputs(path: str | Path, model: LoadedModel) -> Arrays:
         raise ModelFileError(f"{path} does not exist") from error
     except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, AttributeError, MemoryError) as error:
         raise ModelFileError(f"{path} is not an .npz file of plain arrays: {error}") from error
-    wanted = [spec.name for spec in model.inputs]
+    wanted = [spec.name for spec in inputs]
     if sorted(arrays) != sorted(wanted):
         raise ModelFileError(f"{path} holds {sorted(arrays)}; the model takes {wanted}")
     sizes: dict[str, int] = {}
-    for spec in model.inputs:
+    for spec in inputs:
         array = arrays[spec.name]
         kind = np.floating if spec.floating else np.integer
         if not np.issubdtype(array.dtype, kind):
@@ -159,7 +169,7 @@ def verify(
     except (IndexError, ValueError, RuntimeError) as error:
         ranges = ", ".join(f"{name} from {array.min()} to {array.max()}" for name, array in inputs[0].items())
         raise ModelFileError(f"PyTorch cannot run the checkpoint on the inputs ({ranges}): {error}") from error
-    runtime = Runtime(options.backend, options.kernels, options.require_fused)
+    runtime = Runtime(options.backend, options.kernels, options.require_fused, options.layers, options.endpoint)
     static = check_static(exported, model, reached) if options.static else None
     try:
         numeric = check_numeric(exported, model, truth, runtime, inputs, reached.narrow, progress, tokens)

@@ -54,7 +54,6 @@ class CausalFamily(Family):
             task="text-generation",
             trace_sizes={"batch": 2, "sequence": 3, "past": 5, "total": 8},
             vocabulary=int(config.vocab_size),
-            max_positions=int(config.max_position_embeddings),
         )
 
     def _call_with_cache(self, module: nn.Module, *tensors: Tensor) -> tuple[Tensor, ...]:

@@ -205,6 +205,7 @@ def _family_model(
     family: Family, model: PreTrainedModel, source: str, source_sha256: str, norms: NormConfig
 ) -> LoadedModel:
     model.eval().requires_grad_(False)
+    family.prepare(model)
     return LoadedModel(
         module=model,
         family=family.name,
@@ -219,6 +220,7 @@ def _family_model(
         source_sha256=source_sha256,
         section=norms.to_config(),
         warnings=_nonfinite(model),
+        max_positions=int(getattr(model.config, "max_position_embeddings", 0)),
     )
 
 

@@ -36,6 +36,9 @@ class Family(abc.ABC):
     def check(self, config: Mapping[str, Any]) -> None:
         """Raise CheckpointError for settings of config.json that this version cannot carry."""
 
+    def prepare(self, module: nn.Module) -> None:
+        """Set a loaded `module` up for inference where the stock settings do needless work."""
+
     @abc.abstractmethod
     def make_exact(self, module: nn.Module) -> None:
         """Make a float64 `module` compute in float64 where the architecture forces float32."""

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import numpy as np
 from torch import Tensor, nn
-from transformers import ViTForImageClassification
+from transformers import AttentionInterface, ViTForImageClassification
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from ibnorm_export.loaded import Arrays, InputSpec
 from ibnorm_export.models.family import Family
 
 __all__ = ["ViT"]
+
+# Every patch sees every other. Under torch.export transformers builds an all-true mask for that all the same, which
+# costs each layer four passes over its attention scores; an attention that it knows no masks for is left alone.
+_UNMASKED: Final = "sdpa_unmasked"
+AttentionInterface.register(_UNMASKED, sdpa_attention_forward)
 
 
 def _preset(hidden: int, intermediate: int, heads: int) -> dict[str, Any]:
@@ -39,6 +45,10 @@ class ViT(Family):
         "s16": _preset(384, 1536, 6),
         "b16": _preset(768, 3072, 12),
     }
+
+    def prepare(self, module: nn.Module) -> None:
+        assert isinstance(module, ViTForImageClassification)
+        module.config._attn_implementation = _UNMASKED
 
     def make_exact(self, module: nn.Module) -> None:
         """Nothing in this architecture forces a type."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from ibnorm_export import IBNormSpec, models
 from ibnorm_export.artifact import ExportedModel
@@ -34,8 +35,10 @@ VIT: dict[str, Any] = {
 }
 
 
-def _checkpoint(folder: Path, config: dict[str, Any], spec: IBNormSpec) -> Path:
+def save_checkpoint(folder: Path, config: dict[str, Any], spec: IBNormSpec, seed: int | None = None) -> Path:
     """Random weights, none of them zero: a zero bias would hide that it was dropped."""
+    if seed is not None:
+        torch.manual_seed(seed)
     model = models.new_model(config, spec)
     for index, (_, parameter) in enumerate(model.named_parameters()):
         values = (parameter.detach().flatten() * 0).float()
@@ -48,12 +51,14 @@ def _checkpoint(folder: Path, config: dict[str, Any], spec: IBNormSpec) -> Path:
 
 @pytest.fixture(scope="session")
 def llama_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _checkpoint(tmp_path_factory.mktemp("checkpoints") / "llama", LLAMA, IBNormSpec("L", 4.0, 1e-5, bias=False))
+    return save_checkpoint(
+        tmp_path_factory.mktemp("checkpoints") / "llama", LLAMA, IBNormSpec("L", 4.0, 1e-5, bias=False)
+    )
 
 
 @pytest.fixture(scope="session")
 def vit_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _checkpoint(tmp_path_factory.mktemp("checkpoints") / "vit", VIT, IBNormSpec("T", 3.0, 1e-5))
+    return save_checkpoint(tmp_path_factory.mktemp("checkpoints") / "vit", VIT, IBNormSpec("T", 3.0, 1e-5))
 
 
 @pytest.fixture(scope="session", params=["llama", "vit"])

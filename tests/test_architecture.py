@@ -16,7 +16,14 @@ MODELS = sorted((ROOT / "models").glob("*.py"))
 CLI = sorted((ROOT / "cli").glob("*.py"))
 
 #: An optional package, and the one module that may import it at its top.
-OPTIONAL = {"onnxruntime": "ort_runner.py", "onnxruntime_genai": "genai_runner.py", "tensorrt": "trt_runner.py"}
+OPTIONAL = {
+    "onnxruntime": "ort_runner.py",
+    "onnxruntime_genai": "genai_runner.py",
+    "tensorrt": "trt_runner.py",
+    "tritonclient": "triton_runner.py",
+    "fastapi": "openai_server.py",
+    "uvicorn": "openai_server.py",
+}
 
 
 def imports(file: Path, top_only: bool = False) -> Iterator[str]:

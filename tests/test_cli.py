@@ -67,7 +67,7 @@ def exported(llama_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -
     return target
 
 
-COMMANDS = ["export", "verify", "bench", "build-engine", "inspect", "doctor", "demo"]
+COMMANDS = ["export", "verify", "bench", "compare", "build-engine", "inspect", "doctor", "demo"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -99,6 +99,31 @@ def test_verify_prints_every_figure(cli: Any, exported: Path, llama_checkpoint: 
     assert result.code == 0, result.err
     for word in ("logits", "max abs", "rel. error", "PyTorch's own", "ratio", "cosine", "top-1", "verdict: pass"):
         assert word in result.out
+
+
+def test_verify_layers_and_the_page(cli: Any, exported: Path, llama_checkpoint: Path, tmp_path: Path) -> None:
+    result = cli("verify", exported, llama_checkpoint, "--samples", 1, "--layers", "--report", tmp_path / "r.html")
+    assert result.code == 0, result.err
+    assert "no link adds error beyond its bound" in result.out
+    assert "every one keeps its bound" in result.out
+    assert "model.layers.1.post_attention_layernorm" in result.out
+    assert "Error by depth" in (tmp_path / "r.html").read_text(encoding="utf-8")
+
+
+def test_a_baseline_is_kept_and_compared(cli: Any, exported: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "a.json"
+    result = cli("bench", exported, "--seq", 4, "--rounds", 12, "--save-baseline", kept)
+    assert result.code == 0, result.err
+    content = json.loads(kept.read_text(encoding="utf-8"))
+    assert len(content["times_ms"]) == len(content["yardstick_ms"]) == 12
+    slow = tmp_path / "b.json"
+    slow.write_text(json.dumps({**content, "times_ms": [100 * t for t in content["times_ms"]]}), encoding="utf-8")
+    result = cli("compare", kept, slow, "--report", tmp_path / "r.html", "--json")
+    assert result.code == 1
+    assert result.json["verdict"] == "fail"
+    assert result.json["ratio"] > 10
+    assert "Time over the yardstick" in (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert cli("compare", slow, kept).code == 0
 
 
 def test_a_failed_gate_is_exit_1_with_the_finding(

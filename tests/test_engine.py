@@ -15,7 +15,7 @@ from ibnorm_export.artifact import ExportedModel
 from ibnorm_export.cli import main
 from ibnorm_export.engine import EngineOptions, NormRoute, Runtime, build_engine
 from ibnorm_export.engine_layers import kernels_in_inspection, kernels_in_plan, norm_layers
-from ibnorm_export.engine_profiles import Range, parse_ranges, profile, shapes_of
+from ibnorm_export.engine_profiles import Profile, parse_ranges, profiles, shapes_of
 from ibnorm_export.errors import BackendUnavailable, EngineError
 from ibnorm_export.spec import IBNormSpec
 
@@ -50,6 +50,8 @@ def model(path: Path, axes: tuple[str | int, ...] = ("batch", "sequence", 8)) ->
         ("sequence=4x2x8", "at least 1 and in order"),
         ("sequence=1x9x8", "at least 1 and in order"),
         ("sequence=0x1x8", "at least 1 and in order"),
+        ("decode:=1x1x1", "it must be NAME=MINxOPTxMAX"),
+        ("past=0x2x1", "at least 0 and in order"),
     ],
 )
 def test_bad_profiles_are_refused(text: str, words: str) -> None:
@@ -62,19 +64,54 @@ def test_a_profile_given_twice_is_refused() -> None:
         parse_ranges(["batch=1x1x1", "batch=1x2x3"])
 
 
+def sizes(made: Profile) -> dict[str, tuple[int, int, int]]:
+    return {item.axis: (item.smallest, item.optimal, item.largest) for item in made.ranges}
+
+
 def test_defaults_fill_what_is_not_given(tmp_path: Path) -> None:
-    made = profile(model(tmp_path / "m.onnx"), parse_ranges(["sequence=2x3x4"]))
-    assert made == (Range("batch", 1, 1, 8), Range("sequence", 2, 3, 4))
-    assert shapes_of(("batch", 5, "sequence"), made) == ((1, 5, 2), (1, 5, 3), (8, 5, 4))
+    [made] = profiles(model(tmp_path / "m.onnx"), parse_ranges(["sequence=2x3x4"]))
+    assert made.name == "default"
+    assert sizes(made) == {"batch": (1, 1, 8), "sequence": (2, 3, 4)}
+    assert shapes_of(("batch", 5, "sequence"), made.ranges) == ((1, 5, 2), (1, 5, 3), (8, 5, 4))
+
+
+@pytest.mark.parametrize(("known", "largest"), [(None, 2048), (0, 2048), (64, 64), (300, 300), (5000, 2048)])
+def test_defaults_stay_within_the_models_length(tmp_path: Path, known: int | None, largest: int) -> None:
+    made = with_length(model(tmp_path / "m.onnx"), known)
+    assert sizes(profiles(made, ())[0])["sequence"] == (1, min(128, largest), largest)
+    cached = with_length(model(tmp_path / "c.onnx", ("past", "sequence", "total")), known)
+    prefill, decode = profiles(cached, ())
+    assert (prefill.name, decode.name) == ("prefill", "decode")
+    prompt, past = (1, min(128, largest), largest), (1, min(128, largest - 1), largest - 1)
+    assert sizes(prefill) == {"past": (0, 0, 0), "sequence": prompt, "total": prompt}
+    assert sizes(decode) == {"past": past, "sequence": (1, 1, 1), "total": (2, past[1] + 1, largest)}
+
+
+def with_length(made: ExportedModel, known: int | None) -> ExportedModel:
+    if known is not None:
+        made.proto.metadata_props.add(key="ibnorm.max_positions", value=str(known))
+    return made
+
+
+def test_a_range_is_for_one_profile_or_for_all(tmp_path: Path) -> None:
+    cached = model(tmp_path / "c.onnx", ("batch", "past", "sequence", "total"))
+    given = parse_ranges(["batch=1x2x3", "decode:batch=4x5x6", "prefill:past=0x0x64", "decode:total=9x9x9"])
+    prefill, decode = (sizes(made) for made in profiles(cached, given))
+    assert (prefill["batch"], decode["batch"]) == ((1, 2, 3), (4, 5, 6))
+    assert prefill["total"] == (1, 128, 2048 + 64)
+    assert decode["total"] == (9, 9, 9)
+    with pytest.raises(EngineError, match=r"no profile 'decoding'; it has prefill, decode"):
+        profiles(cached, parse_ranges(["decoding:batch=1x1x1"]))
 
 
 def test_axes_must_be_the_models(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"no dynamic axis 'seq'; it has batch, sequence"):
-        profile(model(tmp_path / "m.onnx"), parse_ranges(["seq=1x2x3"]))
+        profiles(model(tmp_path / "m.onnx"), parse_ranges(["seq=1x2x3"]))
     with pytest.raises(EngineError, match=r"no sizes are known for axis 'past': add --profile past=MINxOPTxMAX"):
-        profile(model(tmp_path / "p.onnx", ("past", 4, 8)), ())
+        profiles(model(tmp_path / "p.onnx", ("past", 4, 8)), ())
     with pytest.raises(EngineError, match="no dynamic axis 'batch'; it has none"):
-        profile(model(tmp_path / "s.onnx", (1, 4, 8)), parse_ranges(["batch=1x2x3"]))
+        profiles(model(tmp_path / "s.onnx", (1, 4, 8)), parse_ranges(["batch=1x2x3"]))
+    assert profiles(model(tmp_path / "s.onnx", (1, 4, 8)), ()) == ()
 
 
 # -- layers --------------------------------------------------------------------------------------
@@ -83,10 +120,15 @@ _LAUNCH = "function={{ name={} fqn=f args={{}} metadata={} swap_ab=false }}\n"
 
 
 def test_layers_are_read_from_a_plan(tmp_path: Path) -> None:
-    """Of two targets the worse one counts; a launch that appears twice counts twice."""
+    """Of two profiles the worse one counts; a launch that appears twice counts twice."""
     first, second = "[ONNX Layer: node_of_q | first (IBNormL)]", "[ONNX Layer: node_of_y | second (IBNormL)]"
     one = "header {\n" + _LAUNCH.format("both", first + second)
-    two = "header {\n" + _LAUNCH.format("a", first) + _LAUNCH.format("a", second) + _LAUNCH.format("b", second)
+    two = (
+        "\x1e\x00\x05header {\n"
+        + _LAUNCH.format("a", first)
+        + _LAUNCH.format("a", second)
+        + _LAUNCH.format("b", second)
+    )
     other = "header {\n" + _LAUNCH.format("matmul", "[ONNX Layer: MatMul_1]")
     layers = norm_layers(model(tmp_path / "m.onnx"), kernels_in_plan((one + two + other).encode()))
     assert [(n.realised, n.kernels) for n in layers] == [("fused", ("both",)), ("split into 2", ("a", "b"))]
@@ -101,6 +143,10 @@ def test_layers_are_read_from_an_inspection(tmp_path: Path) -> None:
     ]
     layers = norm_layers(model(tmp_path / "m.onnx"), kernels_in_inspection(json.dumps({"Layers": listed})))
     assert [(n.realised, n.kernels) for n in layers] == [("plugin", ("p",)), ("fused", ("k",))]
+    second = [{**listed[1], "Name": "k [profile 1]"}, {**listed[1], "Name": "l [profile 1]"}]  # type: ignore[dict-item]
+    text = json.dumps({"Layers": [*listed, *second]})
+    layers = norm_layers(model(tmp_path / "m.onnx"), kernels_in_inspection(text))
+    assert [n.realised for n in layers] == ["plugin", "split into 2"]
 
 
 # -- options, runtimes, libraries ----------------------------------------------------------------

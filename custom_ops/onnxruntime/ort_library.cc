@@ -354,6 +354,10 @@ OrtStatus* infer_shape(const OrtCustomOp* custom, OrtShapeInferContext* context)
   const OrtApi& api = *as_op(custom).api;
   OrtTensorTypeAndShapeInfo* info = nullptr;
   IBNORM_TRY(api.ShapeInferContext_GetInputTypeShape(context, 0, &info));
+  // A tensor of no axes stands for a shape that is not known: passed on, it would make a scalar of the output.
+  std::size_t axes = 0;
+  IBNORM_TRY(api.GetDimensionsCount(info, &axes));
+  if (axes == 0) return nullptr;
   // Output 0 alone: ONNX Runtime before 1.21 ends the process when the shape of an unconnected output is set.
   return api.ShapeInferContext_SetOutputTypeShape(context, 0, info);
 }

@@ -13,7 +13,7 @@ from ibnorm_export.artifact import ExportedModel
 from ibnorm_export.errors import BackendUnavailable, IBNormError
 from ibnorm_export.loaded import Arrays
 
-__all__ = ["BACKENDS", "DeviceRunner", "Kernels", "NormExecution", "Runner", "fused_library", "open_runner"]
+__all__ = ["BACKENDS", "DeviceRunner", "Endpoint", "Kernels", "NormExecution", "Runner", "fused_library", "open_runner"]
 
 #: Backend names of the command line, and what they are.
 BACKENDS: Final = {
@@ -21,6 +21,7 @@ BACKENDS: Final = {
     "ort-cuda": "ONNX Runtime on an NVIDIA GPU, inputs and outputs bound, passes replayed as CUDA graphs",
     "tensorrt": "TensorRT on an NVIDIA GPU",
     "tensorrt-rtx": "TensorRT-RTX on an NVIDIA GPU",
+    "triton": "a running Triton server, at --url",
     "reference": "onnx.reference, the standard's own evaluator (slow)",
 }
 
@@ -31,6 +32,19 @@ class Kernels(enum.StrEnum):
     AUTO = "auto"  # fused where the library is installed, else the function
     FUSED = "fused"  # an error where the library is not installed
     FUNCTION = "function"  # standard operators, as on a machine without the library
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A model on a running server.
+
+    Args:
+        url: HOST:PORT for HTTP, grpc://HOST:PORT for gRPC.
+        model: its name there; empty where the server has one model.
+    """
+
+    url: str
+    model: str = ""
 
 
 class Runner(Protocol):
@@ -102,7 +116,11 @@ def fused_library(backend: str, kernels: Kernels) -> Path | None:
 
 
 def open_runner(
-    backend: str, model: ExportedModel, threads: int | None = None, kernels: Kernels = Kernels.AUTO
+    backend: str,
+    model: ExportedModel,
+    threads: int | None = None,
+    kernels: Kernels = Kernels.AUTO,
+    endpoint: Endpoint | None = None,
 ) -> Runner:
     """A runner for `model` on the named backend.
 
@@ -111,9 +129,10 @@ def open_runner(
         model: what to run.
         threads: of the runtime; None is its default.
         kernels: how the norms run.
+        endpoint: of the server, for backend "triton".
 
     Raises:
-        IBNormError: there is no such backend.
+        IBNormError: there is no such backend, or it needs an endpoint.
         BackendUnavailable: the runtime is not installed here.
         ModelFileError: the runtime cannot load the model.
     """
@@ -130,13 +149,20 @@ def open_runner(
             from ibnorm_export.runners.reference_runner import ReferenceRunner
 
             return ReferenceRunner(model)
+        if backend == "triton":
+            if endpoint is None:
+                raise IBNormError("backend triton needs a running server: add --url HOST:PORT")
+            from ibnorm_export.runners.triton_runner import TritonRunner
+
+            return TritonRunner(model, endpoint)
         if backend in ("tensorrt", "tensorrt-rtx"):
             from ibnorm_export.runners.trt_runner import TrtRunner
 
             return TrtRunner(backend, model)
     except ModuleNotFoundError as error:
+        extra = {"ort-cuda": "gpu", "triton": "serve"}.get(backend, "cpu")
         raise BackendUnavailable(
             f"backend {backend} needs the package {error.name}, which is not installed: "
-            f"pip install 'ibnorm-export[{'gpu' if backend == 'ort-cuda' else 'cpu'}]'"
+            f"pip install 'ibnorm-export[{extra}]'"
         ) from error
     raise IBNormError(f"there is no backend {backend!r}; there are {', '.join(BACKENDS)}")

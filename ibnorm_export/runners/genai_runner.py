@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ibnorm_export import native
 from ibnorm_export.errors import ModelFileError
+from ibnorm_export.manifest import check_library, read_manifest
 
 __all__ = ["GenaiModel", "GenaiSession"]
 
@@ -37,6 +38,7 @@ def _check_library(folder: Path) -> None:
             f"{folder} has no {name}, the op library that its genai_config.json names; export again, or take "
             "custom_ops_library out of genai_config.json to run the norms as functions"
         )
+    check_library(folder, name, read_manifest(folder))
     found = native.inspect(library)
     if not found:
         raise ModelFileError(f"{found.problem}; export the checkpoint again on this machine")

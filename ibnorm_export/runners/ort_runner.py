@@ -21,7 +21,7 @@ from ibnorm_export.loaded import Arrays
 from ibnorm_export.placement import copies_beside
 from ibnorm_export.runners.base import NormExecution
 
-__all__ = ["OrtCudaRunner", "OrtError", "OrtRunner", "missing_for_cuda", "norm_executions"]
+__all__ = ["LEVELS", "OrtCudaRunner", "OrtError", "OrtRunner", "missing_for_cuda", "norm_executions"]
 
 #: Everything that ONNX Runtime raises of its own.
 OrtError = (
@@ -35,6 +35,14 @@ OrtError = (
     state.RuntimeException,
     state.EPFail,
 )
+
+#: Optimisation levels, lowest first; the last is what is served.
+LEVELS: Final = {
+    "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
 
 _NUMPY_TYPES = {
     "tensor(float)": np.float32,
@@ -87,9 +95,13 @@ def missing_for_cuda(providers: Sequence[str], torch_cuda: str | None, devices: 
 
 
 def _session(
-    source: Path | bytes, options: ort.SessionOptions, library: Path | None, providers: Sequence[Any]
+    source: Path | bytes,
+    options: ort.SessionOptions,
+    library: Path | None,
+    providers: Sequence[Any],
+    level: str = "all",
 ) -> ort.InferenceSession:
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.graph_optimization_level = LEVELS[level]
     options.log_severity_level = 4  # errors arrive as exceptions; the log would repeat them
     label = "the model" if isinstance(source, bytes) else str(source)
     try:
@@ -103,13 +115,14 @@ def _session(
 
 
 class OrtRunner:
-    """An ONNX Runtime session on the CPU, at the optimisation level that is served (ORT_ENABLE_ALL).
+    """An ONNX Runtime session on the CPU.
 
     Args:
         source: a file, or a serialised model.
         threads: of the session; None is the runtime's default.
         library: fused kernels to register; None runs the norms as functions.
         profile: prefix of a file that the session writes its profile to when `end_profile` is called.
+        level: of optimisation, a key of `LEVELS`; the default is what is served.
 
     Raises:
         ModelFileError: the runtime cannot load the model; its own words follow.
@@ -123,6 +136,7 @@ class OrtRunner:
         threads: int | None = None,
         library: Path | None = None,
         profile: Path | None = None,
+        level: str = "all",
     ) -> None:
         options = ort.SessionOptions()
         if threads is not None:
@@ -130,7 +144,7 @@ class OrtRunner:
         if profile is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(profile)
-        self._session = _session(source, options, library, ["CPUExecutionProvider"])
+        self._session = _session(source, options, library, ["CPUExecutionProvider"], level)
         self._types = {i.name: _NUMPY_TYPES.get(i.type) for i in self._session.get_inputs()}
         self._outputs = [o.name for o in self._session.get_outputs()]
 

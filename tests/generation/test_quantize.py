@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from conftest import LLAMA, _checkpoint
+from conftest import LLAMA, save_checkpoint
 
 from ibnorm_export import IBNormSpec, models
 from ibnorm_export.artifact import ExportedModel
@@ -37,7 +37,7 @@ def load(checkpoint: Path) -> LoadedModel:
 def quantised_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights large enough that logits differ: a model of nearly equal logits agrees with nothing."""
     folder = tmp_path_factory.mktemp("quantize") / "llama"
-    _checkpoint(folder, {**LLAMA, "hidden_size": 64, "initializer_range": 0.2}, IBNormSpec("L", bias=False))
+    save_checkpoint(folder, {**LLAMA, "hidden_size": 64, "initializer_range": 0.2}, IBNormSpec("L", bias=False))
     write_byte_tokenizer(folder)
     return folder
 

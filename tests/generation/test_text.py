@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import LLAMA, _checkpoint
+from conftest import LLAMA, save_checkpoint
 
 from ibnorm_export import IBNormSpec, models
 from ibnorm_export.errors import IBNormError, ModelFileError
@@ -29,7 +29,7 @@ SAMPLED = Sampling(max_new_tokens=24, temperature=1.3, top_p=0.9, seed=5)
 def forms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """One checkpoint, and its folder for each runtime."""
     folder = tmp_path_factory.mktemp("text")
-    _checkpoint(folder / "torch", {**LLAMA, "hidden_size": 64}, IBNormSpec("L", 4.0, 1e-5, bias=False))
+    save_checkpoint(folder / "torch", {**LLAMA, "hidden_size": 64}, IBNormSpec("L", 4.0, 1e-5, bias=False))
     write_byte_tokenizer(folder / "torch")
 
     def load() -> LoadedModel:

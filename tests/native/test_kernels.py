@@ -80,6 +80,32 @@ def test_accuracy(kernels: Any, dtype: np.dtype[Any], affine: np.dtype[Any], kin
                 check(y, exact, scale, bias, bar, f"{isa} D={cols} {spec} std {std:g} mean {mean:g}")
 
 
+@pytest.mark.parametrize("kind", [Compression.LOGARITHMIC, Compression.TANH], ids=str)
+def test_one_value_far_outside(kernels: Any, kind: Compression) -> None:
+    """Then the mean of c is many times its deviation, and mean(c^2) - mean(c)^2 cancels.
+
+    The bar is what rounding c to float32 costs by itself: no kernel that keeps c in float32 can do better.
+    """
+    spec = IBNormSpec(kind, 4.0)
+    compress = np.tanh if kind is Compression.TANH else lambda t: np.sign(t) * np.log1p(np.abs(t))
+    for cols in (1024, 4096, 16384):
+        scale, bias = np.ones(cols, np.float32), np.zeros(cols, np.float32)
+        for far in (1e5, 1e7, 3e7):
+            for std in (0.0, 0.1):
+                x = make(4, cols, F32, F32, std)[0]
+                x[:, cols // 3] = far
+                t = (x - x.mean(1, dtype=float, keepdims=True)) / spec.lambd
+                c = compress(t).astype(np.float32).astype(float)
+                assert (np.abs(c.mean(1)) > 5 * c.std(1)).all(), "the row does not put the mean outside"
+                rounded = reference.ibnorm(c, scale, bias, IBNormSpec(Compression.LINEAR, 1.0))
+                exact = reference.ibnorm(x, scale, bias, spec)
+                least = float(np.linalg.norm(rounded - exact) / np.linalg.norm(exact))
+                for isa in kernels.sets:
+                    y = kernels.run(isa, x, scale, bias, spec)
+                    what = f"{isa} D={cols} {spec} one value {far:g}, the others deviate by {std:g}"
+                    check(y, exact, scale, bias, 2 * least + 3e-7, what)
+
+
 @pytest.mark.parametrize("kind", list(Compression), ids=str)
 @pytest.mark.parametrize("rows", ROWS)
 def test_rows(kernels: Any, rows: int, kind: Compression) -> None:

@@ -339,6 +339,24 @@ def test_wrong_shapes(ort_library: Path, shapes: dict[str, tuple[int, ...]], wor
     assert words in str(caught.value)
 
 
+def test_an_unknown_shape_stays_unknown(ort_library: Path) -> None:
+    """Not a scalar: the Gather behind would make the file unloadable."""
+    skip = onnx_op.skip_node("X", "skip", "scale", "bias", "Y", "sum", IBNormSpec(Compression.LOGARITHMIC), "first")
+    norm = onnx_op.node("sum", "scale", "bias", "Z", IBNormSpec(Compression.LINEAR), "second")
+    picked = onnx.helper.make_node("Gather", ["Z", "row"], ["picked"], axis=1)
+    info, constant = onnx.helper.make_tensor_value_info, onnx.numpy_helper.from_array
+    weights = {"scale": np.ones(4, np.float32), "bias": np.zeros(4, np.float32), "row": np.array(0)}
+    graph = onnx.helper.make_graph(
+        [skip, norm, picked], "g", [info(n, onnx.TensorProto.FLOAT, (2, 3, 4)) for n in ("X", "skip")],
+        [info("picked", onnx.TensorProto.FLOAT, None)], [constant(v, k) for k, v in weights.items()],
+    )  # fmt: skip
+    file = onnx.helper.make_model(graph, opset_imports=onnx_op.opset_imports(20), ir_version=10)
+    x = np.random.default_rng(0).standard_normal((2, 3, 4), dtype=np.float32)
+    (y,) = session(file.SerializeToString(), ort_library).run(None, {"X": x, "skip": x})
+    exact = reference.ibnorm(2 * x, weights["scale"], weights["bias"], IBNormSpec(Compression.LINEAR))
+    np.testing.assert_allclose(y, exact[:, 0], rtol=0, atol=2e-6)
+
+
 def test_wrong_constant_is_found_too(ort_library: Path) -> None:
     constants = {"scale": np.ones(5, np.float32), "bias": np.ones(4, np.float32)}
     run = session(model(node_for(Compression.LINEAR, False), constants=constants), ort_library)

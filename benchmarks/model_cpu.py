@@ -1,0 +1,279 @@
+"""Whole models in ONNX Runtime on the CPU: the fused norms beside the functions, and beside LayerNorm.
+
+    python benchmarks/model_cpu.py --json
+
+One exported file per model, run four ways in turns on one global pool of two threads: with the op library, without it
+(the file's own functions), and both with the residual Adds fused into SkipIBNorm. ViT-S/16 also races four LayerNorm
+models of the same size: the exported graph with its norms swapped for LayerNormalization, and a graph written by hand
+around com.microsoft::Attention with packed query, key and value (the fastest known), each with and without ONNX
+Runtime's SkipLayerNormalization fusion. The bar is on the fastest of the four.
+
+Physical limit: ViT-S/16 takes 9.2 GFLOP an image, LLaMA-60M 0.12 GFLOP a token; the norms move 25 times 8 bytes an
+element and are under a tenth of either. A ratio to LayerNorm below 1 can only come from that tenth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+from onnx import helper, numpy_helper
+from torch import nn
+
+from ibnorm_export import IBNormSpec, models, native
+from ibnorm_export.artifact import ExportedModel
+from ibnorm_export.contest import draw
+from ibnorm_export.environment import environment
+from ibnorm_export.export import ExportOptions, export
+from ibnorm_export.spec import DOMAIN
+
+THREADS = 2
+ROUNDS = 41
+SPEC = IBNormSpec("L", 4.0)
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """Time of one way over another: median over rounds of the ratio within a round, and the middle half."""
+
+    case: str
+    way: str
+    over: str
+    median: float
+    p25: float
+    p75: float
+    ms: float
+    over_ms: float
+    bar: float | None = None
+
+    def __bool__(self) -> bool:
+        return self.bar is None or self.median <= self.bar
+
+    def to_json(self) -> dict[str, Any]:
+        verdict = None if self.bar is None else "met" if self else "missed"
+        return {**asdict(self), "verdict": verdict}
+
+
+def session(model: Path | bytes, library: Path | None, skip_fusion: bool = True) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.use_per_session_threads = False
+    if library is not None:
+        options.register_custom_ops_library(str(library))
+    return ort.InferenceSession(
+        model if isinstance(model, bytes) else str(model),
+        options,
+        providers=["CPUExecutionProvider"],
+        disabled_optimizers=None if skip_fusion else ["SkipLayerNormFusion"],
+    )
+
+
+def swap_norms(path: Path) -> bytes:
+    """The exported graph with LayerNormalization in the place of each IBNorm."""
+    model = onnx.load(path)
+    for node in model.graph.node:
+        if node.domain == DOMAIN:
+            del node.attribute[:]
+            node.attribute.append(helper.make_attribute("epsilon", 1e-5))
+            node.domain, node.op_type = "", "LayerNormalization"
+    del model.functions[:]
+    return model.SerializeToString()
+
+
+class ByHand:
+    """ViT with LayerNorm over com.microsoft::Attention, from the weights of a transformers ViT."""
+
+    def __init__(self, vit: nn.Module) -> None:
+        self._vit: Any = vit
+        self._nodes: list[onnx.NodeProto] = []
+        self._weights: list[onnx.TensorProto] = []
+
+    def _weight(self, name: str, value: torch.Tensor | Array) -> str:
+        array = value.detach().numpy() if isinstance(value, torch.Tensor) else value
+        self._weights.append(numpy_helper.from_array(np.array(array, order="C"), name))
+        return name
+
+    def _add(self, op_type: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
+        self._nodes.append(helper.make_node(op_type, inputs, [output], output, **attributes))
+        return output
+
+    def _norm(self, norm: Any, x: str, name: str) -> str:
+        inputs = [x, self._weight(f"{name}.w", norm.weight), self._weight(f"{name}.b", norm.bias)]
+        return self._add("LayerNormalization", inputs, name, axis=-1, epsilon=1e-5)
+
+    def _linear(self, linear: Any, x: str, name: str) -> str:
+        product = self._add("MatMul", [x, self._weight(f"{name}.w", linear.weight.T)], f"{name}.product")
+        return self._add("Add", [product, self._weight(f"{name}.b", linear.bias)], name)
+
+    def build(self) -> bytes:
+        vit, config = self._vit.vit, self._vit.config
+        hidden, patch = config.hidden_size, config.patch_size
+        embeddings = vit.embeddings
+        projection = embeddings.patch_embeddings.projection
+        x = self._add(
+            "Conv", ["pixel_values", self._weight("p.w", projection.weight), self._weight("p.b", projection.bias)], "p",
+            strides=[patch, patch],
+        )  # fmt: skip
+        x = self._add("Reshape", [x, self._weight("shape", np.array([0, hidden, -1]))], "flat")
+        x = self._add("Transpose", [x], "tokens", perm=[0, 2, 1])
+        batch = self._add("Shape", ["pixel_values"], "batch", start=0, end=1)
+        rest = self._weight("rest", np.array([1, hidden]))
+        shape = self._add("Concat", [batch, rest], "cls.shape", axis=0)
+        cls = self._add("Expand", [self._weight("cls.token", embeddings.cls_token), shape], "cls")
+        x = self._add("Concat", [cls, x], "with_cls", axis=1)
+        x = self._add("Add", [x, self._weight("positions", embeddings.position_embeddings)], "embedded")
+        for i, layer in enumerate(vit.layers):
+            attention = layer.attention
+            parts = (attention.q_proj, attention.k_proj, attention.v_proj)
+            packed = [
+                self._norm(layer.layernorm_before, x, f"{i}.before"),
+                self._weight(f"{i}.qkv.w", torch.cat([p.weight.T for p in parts], dim=1)),
+                self._weight(f"{i}.qkv.b", torch.cat([p.bias for p in parts])),
+            ]
+            heads = config.num_attention_heads
+            seen = self._add("Attention", packed, f"{i}.attention", domain="com.microsoft", num_heads=heads)
+            x = self._add("Add", [self._linear(attention.o_proj, seen, f"{i}.o"), x], f"{i}.residual")
+            inner = self._linear(layer.mlp.fc1, self._norm(layer.layernorm_after, x, f"{i}.after"), f"{i}.fc1")
+            inner = self._add("Gelu", [inner], f"{i}.gelu")
+            x = self._add("Add", [self._linear(layer.mlp.fc2, inner, f"{i}.fc2"), x], f"{i}.out")
+        first = self._weight("first", np.array(0))
+        x = self._add("Gather", [self._norm(vit.layernorm, x, "norm"), first], "cls.out", axis=1)
+        self._linear(self._vit.classifier, x, "logits")
+        size = config.image_size
+        info, kind = helper.make_tensor_value_info, onnx.TensorProto.FLOAT
+        graph = helper.make_graph(
+            self._nodes, "vit", [info("pixel_values", kind, ["batch", config.num_channels, size, size])],
+            [info("logits", kind, ["batch", config.num_labels])], self._weights,
+        )  # fmt: skip
+        opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
+        return helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
+
+
+def race(ways: dict[str, Callable[[], None]], rounds: int) -> dict[str, Array]:
+    """Seconds of every way in every round; ways take turns, forwards and backwards, each after an untimed pass."""
+    for run in ways.values():
+        for _ in range(3):
+            run()
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for index in range(rounds):
+        for name in list(ways) if index % 2 == 0 else reversed(ways):
+            ways[name]()
+            start = time.perf_counter()
+            ways[name]()
+            times[name].append(time.perf_counter() - start)
+    return {name: np.array(values) for name, values in times.items()}
+
+
+def row(case: str, times: dict[str, Array], way: str, over: str, bar: float | None = None) -> Row:
+    p25, median, p75 = (round(float(p), 3) for p in np.percentile(times[way] / times[over], (25, 50, 75)))
+    ms, over_ms = (round(1e3 * statistics.median(times[name]), 3) for name in (way, over))
+    return Row(case, way, over, median, p25, p75, ms, over_ms, bar)
+
+
+def layer_norm_ways(preset: str, path: Path, inputs: dict[str, Array]) -> dict[str, ort.InferenceSession]:
+    """The four LayerNorm models; both graphs are checked against PyTorch first."""
+    stock = models.new_model(preset, SPEC)
+    for name, _ in list(stock.named_modules()):
+        if name.split(".")[-1].startswith("layernorm"):
+            norm = nn.LayerNorm(stock.config.hidden_size, eps=1e-5)
+            stock.set_submodule(name, norm)
+    with torch.no_grad():
+        expected = stock.eval()(torch.from_numpy(inputs["pixel_values"])).logits.numpy()
+    ways = {}
+    for name, model in (("exported graph", swap_norms(path)), ("packed attention", ByHand(stock).build())):
+        for fusion in (True, False):
+            opened = session(model, None, fusion)
+            (found,) = opened.run(None, inputs)
+            error = float(np.abs(found - expected).max() / np.abs(expected).max())
+            if error > 1e-5:
+                raise SystemExit(
+                    f"model_cpu: LayerNorm, {name}: off from PyTorch by {error:.1e}; it is not the same model"
+                )
+            ways[f"LayerNorm, {name}{'' if fusion else ', no SkipLayerNormalization'}"] = opened
+    return ways
+
+
+def measure(preset: str, sizes: list[dict[str, int]], library: Path, rounds: int, folder: Path) -> list[Row]:
+    checkpoint = folder / preset
+    models.save(models.new_model(preset, SPEC), checkpoint)
+    files = {
+        name: export(models.load(checkpoint), folder / f"{preset}{name}.onnx", ExportOptions(fuse_skip=bool(name)))
+        for name in ("", "-skip")
+    }
+    rows = []
+    for size in sizes:
+        case = f"{preset} {', '.join(f'{k} {v}' for k, v in size.items())}"
+        inputs = draw(ExportedModel(files[""].path), size)
+        sessions = {
+            f"IBNorm-L {kernels}{', skip form' if skip else ''}": session(files[skip].path, library if fused else None)
+            for kernels, fused in (("fused", True), ("function", False))
+            for skip in ("", "-skip")
+        }
+        if preset.startswith("vit"):
+            sessions |= layer_norm_ways(preset, files[""].path, inputs)
+        ways = {name: lambda s=s, x=inputs: s.run(None, x) for name, s in sessions.items()}
+        times = race(ways, rounds)
+        rows.append(row(case, times, "IBNorm-L fused", "IBNorm-L function"))
+        for kernels in ("fused", "function"):
+            rows.append(row(case, times, f"IBNorm-L {kernels}, skip form", f"IBNorm-L {kernels}"))
+        normal = [name for name in times if name.startswith("LayerNorm")]
+        fastest = min(normal, key=lambda name: statistics.median(times[name]), default=None)
+        for name in normal:
+            bar = 1.0 if name == fastest else None
+            rows.append(row(case, times, "IBNorm-L fused", name, bar))
+    return rows
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--record", type=Path, help="write the JSON here too")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    options = parser.parse_args()
+    library = native.ort_library()
+    if library is None:
+        print("model_cpu: the op library is missing; run `make native`", file=sys.stderr)
+        return 3
+    ort.set_global_thread_pool_sizes(THREADS, 1)
+    torch.set_num_threads(THREADS)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for preset, sizes in (
+            ("vit-s16", [{"batch": 1}, {"batch": 8}]),
+            ("llama-60m", [{"batch": 1, "sequence": 128}, {"batch": 1, "sequence": 512}]),
+        ):
+            rows += measure(preset, sizes, library, options.rounds, Path(folder))
+    report = {
+        "benchmark": "model_cpu",
+        "threads": THREADS,
+        "rounds": options.rounds,
+        "environment": environment(),
+        "rows": [r.to_json() for r in rows],
+        "verdict": "met" if all(rows) else "missed",
+    }
+    text = json.dumps(report, indent=2)
+    if options.record:
+        options.record.write_text(text + "\n", encoding="utf-8")
+    if options.json:
+        print(text)
+    else:
+        for r in rows:
+            verdict = "      " if r.bar is None else "met   " if r else "MISSED"
+            print(f"{verdict} {r.case}: {r.way} over {r.over}: {r.median:.3f} ({r.p25:.3f} to {r.p75:.3f}), {r.ms} ms")
+    return 0 if all(rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

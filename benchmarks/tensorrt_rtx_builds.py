@@ -1,0 +1,90 @@
+"""Engines of TensorRT-RTX for the paper's models: time to build, and what became of the norms. No GPU is used.
+
+    python benchmarks/tensorrt_rtx_builds.py --record benchmarks/results/tensorrt_rtx_builds.json
+
+ViT-S/16 and LLaMA-60M with a cache (profiles prefill and decode), random weights, in fp32, fp16 and bf16, each
+for sm_89 and sm_120 together and by each alone. Times are of the builder alone, once, on whatever else the machine
+does; they say "seconds", not more. The bar: at most two kernels a norm, for every model, type and target.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from ibnorm_export import IBNormSpec, models
+from ibnorm_export.engine import EngineOptions, Runtime, build_engine
+from ibnorm_export.environment import environment
+from ibnorm_export.errors import BackendUnavailable
+from ibnorm_export.export import ExportOptions, export
+from ibnorm_export.folder import export_folder
+from ibnorm_export.loaded import DType
+
+TARGETS = (("sm_89",), ("sm_120",), ("sm_89", "sm_120"))
+MODELS = {
+    "vit-s16": (IBNormSpec("T", 4.0, 1e-5), "forward"),
+    "llama-60m": (IBNormSpec("L", 4.0, 1e-5, bias=False), "text-generation"),
+}
+MOST_KERNELS = 2
+
+
+def builds(preset: str, dtype: DType, folder: Path) -> list[dict[str, Any]]:
+    """One row for each set of targets."""
+    spec, task = MODELS[preset]
+    checkpoint = folder / preset
+    if not checkpoint.is_dir():
+        models.save(models.new_model(preset, spec), checkpoint)
+    write = export_folder if task == "text-generation" else export
+    exported = write(models.load(checkpoint, task=task), folder / f"{preset}.{dtype.value}", ExportOptions(dtype))
+    rows = []
+    for targets in TARGETS:
+        options = EngineOptions(Runtime.TENSORRT_RTX, compute_capabilities=targets)
+        engine = build_engine(exported, folder / "model.plan", options)
+        realised = Counter(norm.realised for norm in engine.norms)
+        worst = max((len(norm.kernels) for norm in engine.norms), default=0)
+        rows.append(
+            {
+                "model": preset,
+                "dtype": dtype.value,
+                "targets": targets,
+                "profiles": [profile["name"] for profile in engine.description["profiles"]],
+                "build_s": engine.description["build_s"],
+                "size_mb": round(engine.description["size_bytes"] / 1e6, 1),
+                "norms": len(engine.norms),
+                "realised": dict(sorted(realised.items())),
+                "most_kernels_a_norm": worst,
+                "verdict": "met" if 1 <= worst <= MOST_KERNELS and "unknown" not in realised else "missed",
+            }
+        )
+        print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+    return rows
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=MODELS, nargs="+", default=list(MODELS))
+    parser.add_argument("--dtype", type=DType, choices=list(DType), nargs="+", default=list(DType))
+    parser.add_argument("--record", type=Path, help="write the JSON here too")
+    options = parser.parse_args()
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            rows = [row for m in options.model for dtype in options.dtype for row in builds(m, dtype, Path(folder))]
+    except BackendUnavailable as missing:
+        print(f"tensorrt_rtx_builds: {missing}", file=sys.stderr)
+        return missing.exit_code
+    verdict = "pass" if all(row["verdict"] == "met" for row in rows) else "fail"
+    report = {"benchmark": "tensorrt_rtx_builds", "rows": rows, "verdict": verdict, "environment": environment()}
+    text = json.dumps(report, indent=1)
+    if options.record:
+        options.record.write_text(text + "\n", encoding="utf-8")
+    print(text)
+    return 0 if verdict == "pass" else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

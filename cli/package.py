@@ -1,0 +1,63 @@
+"""`ibnorm-export package`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ibnorm_export.cli import options
+from ibnorm_export.cli.console import out, print_json
+from ibnorm_export.package import Format, PackageOptions, TritonBackend, Variant, package
+from ibnorm_export.triton_config import Limits
+
+
+def package_command(
+    model_file: options.ModelFile,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="REPO", help="The folder to write.")],
+    kind: Annotated[Format, typer.Option("--format", help="kserve adds an InferenceService.")] = Format.TRITON,
+    name: Annotated[str | None, typer.Option("--name", help="Of the model. [default: the file's]")] = None,
+    backend: Annotated[TritonBackend, typer.Option("--backend", help="tensorrt needs --plan.")] = (
+        TritonBackend.ONNXRUNTIME
+    ),
+    variant: Annotated[
+        Variant, typer.Option("--variant", help="How the norms run; auto is fused where the library is installed.")
+    ] = Variant.AUTO,
+    plan: Annotated[Path | None, typer.Option("--plan", metavar="MODEL.plan", help="From `build-engine`.")] = None,
+    mount: Annotated[
+        str | None, typer.Option("--mount", metavar="PATH", help="Where the server sees REPO. [default: the format's]")
+    ] = None,
+    storage_uri: Annotated[str, typer.Option("--storage-uri", help="Where KServe fetches REPO from.")] = "",
+    inputs: Annotated[
+        Path | None, typer.Option("--inputs", metavar="FILE.npz", help="Real inputs to warm up with.")
+    ] = None,
+    gpu: Annotated[bool, typer.Option("--gpu", help="Run on GPUs.")] = False,
+    max_batch: Annotated[int, typer.Option("--max-batch", min=0, help="Rows computed together; 0 for none.")] = 8,
+    max_queue: Annotated[int, typer.Option("--max-queue", min=1, help="Requests that may wait.")] = 256,
+    queue_timeout: Annotated[
+        int, typer.Option("--queue-timeout", min=0, metavar="MS", help="Most wait; 0 for none.")
+    ] = 0,
+    queue_delay: Annotated[int, typer.Option("--queue-delay", min=0, metavar="US", help="To fill a batch.")] = 0,
+    instances: Annotated[int, typer.Option("--instances", min=1, help="Sessions of the model.")] = 1,
+    as_json: options.AsJson = False,
+) -> None:
+    """Write a Triton model repository: config, model, op library, warm-up, manifest, and how to start it.
+
+    Example: ibnorm-export package llama.onnx -o repository --variant both
+    """
+    from ibnorm_export.artifact import ExportedModel
+    from ibnorm_export.decoding import cache_inputs
+    from ibnorm_export.verify import read_arrays
+
+    model = ExportedModel(model_file)
+    given = None if inputs is None else read_arrays(inputs, cache_inputs(model))
+    limits = Limits(max_batch, max_queue, queue_timeout, queue_delay, instances)
+    wanted = PackageOptions(kind, name, backend, variant, plan, mount, storage_uri, gpu, limits, given)
+    made = package(model, output, wanted)
+    if as_json:
+        print_json({"path": str(made.path), "models": made.manifest["models"], "start": made.start})
+        return
+    for model_name, norms in made.manifest["models"].items():
+        out.print(f"{made.path / model_name}: {norms}", markup=False)
+    out.print(f"next: ibnorm-export serve {made.path}", style="dim", markup=False)

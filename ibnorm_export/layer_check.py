@@ -1,0 +1,112 @@
+"""The error behind every norm and block, in all four corners: where a file leaves the checkpoint."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from ibnorm_export.artifact import ExportedModel
+from ibnorm_export.error_sums import ErrorSums
+from ibnorm_export.errors import ModelFileError
+from ibnorm_export.loaded import Arrays, DType, LoadedModel
+from ibnorm_export.parity import BOUNDS, LayerParity, LayersReport
+from ibnorm_export.progress import Progress
+from ibnorm_export.runners.base import Runner
+from ibnorm_export.runners.torch_runner import TorchRunner
+from ibnorm_export.taps import Tap, recorded, tapped_copy
+
+__all__ = ["check_layers"]
+
+
+def _defined(array: NDArray[Any], masks: Sequence[NDArray[np.bool_]]) -> NDArray[Any]:
+    """Without the padded positions, where the array has an axis for them."""
+    fitting = next((mask for mask in masks if array.shape[: mask.ndim] == mask.shape), None)
+    return array if fitting is None else array[fitting]
+
+
+def _say(layers: Sequence[LayerParity]) -> str:
+    """The first layer that leaves its bound, and the last before it that keeps it; empty where none leaves."""
+    before = "the inputs"
+    for layer in layers:
+        failed = next((corner for corner in layer.corners if not corner.passed), None)
+        if failed is not None:
+            return (
+                f"{layer.kind} {layer.module} (node {layer.node}) is the first that leaves its bound, behind {before}: "
+                f"relative error {failed.error:.3g} with norms {failed.norms}; PyTorch has {failed.torch_error:.3g}, "
+                f"allowed is {failed.allowed:.3g}"
+            )
+        before = f"{layer.kind} {layer.module}"
+    return ""
+
+
+def check_layers(
+    exported: ExportedModel, model: LoadedModel, truth: nn.Module, samples: Sequence[Arrays],
+    prepare: Callable[[ExportedModel, Path], ExportedModel], runners: Callable[[ExportedModel], Mapping[str, Runner]],
+    progress: Progress,
+) -> LayersReport:  # fmt: skip
+    """Run a tapped copy and the two PyTorch corners on every sample.
+
+    Args:
+        exported: the file.
+        model: the checkpoint.
+        truth: it in float64.
+        samples: inputs, with a past where the model has a cache: prefill and cached steps alike.
+        prepare: what makes the file comparable in its type, given a folder to write to.
+        runners: the runtime's corners, by how the norms run.
+        progress: called as the work goes on.
+    """
+    dtype = DType(exported.dtype)
+    own_module = model.in_dtype(dtype.torch)
+    sums: dict[tuple[str, str], ErrorSums] = {}
+    notes: dict[str, None] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            tapped, taps = tapped_copy(exported, model.module, Path(folder))
+        except ModelFileError as error:
+            return LayersReport((), "", (str(error),))
+        file = prepare(tapped, Path(folder))
+        corners = runners(file)
+        names = [tensor.name for tensor in file.inputs]
+        for index, inputs in enumerate(samples):
+            progress("comparing layers", index, len(samples))
+            true, own = (_record(model, module, inputs) for module in (truth, own_module))
+            masks = list(model.valid(inputs).values())
+            for norms, runner in corners.items():
+                actual = runner.run({name: inputs[name] for name in names})
+                for place in taps:
+                    if problem := _incomparable(place, actual, true):
+                        notes[problem] = None
+                        continue
+                    values = (actual[place.output], place.of(own[place.module]), place.of(true[place.module]))
+                    a, o, t = (_defined(v, masks) for v in values)
+                    sums.setdefault((place.module, norms), ErrorSums()).add(a, o, t)
+    progress("comparing layers", len(samples), len(samples))
+    layers = []
+    for place in taps:
+        judged = tuple(
+            sums[place.module, norms].judge(place.module, norms, BOUNDS[dtype])
+            for norms in corners
+            if (place.module, norms) in sums
+        )
+        if judged:
+            layers.append(LayerParity(place.module, place.kind, place.node, judged[0].torch_error, judged))
+    return LayersReport(tuple(layers), _say(layers), tuple(notes))
+
+
+def _record(model: LoadedModel, module: nn.Module, inputs: Arrays) -> Arrays:
+    with recorded(module) as values:
+        TorchRunner(model, module).run(inputs)
+    return values
+
+
+def _incomparable(place: Tap, actual: Arrays, true: Arrays) -> str:
+    if place.module not in true:
+        return f"{place.kind} {place.module} did not run in PyTorch"
+    have, want = actual[place.output].shape, place.of(true[place.module]).shape
+    return "" if have == want else f"{place.kind} {place.module}: the file has shape {have}, PyTorch {want}"

@@ -1,0 +1,167 @@
+"""Taps: the output of every norm and block, from a copy of the file and from the PyTorch model alike.
+
+The copy has more graph outputs and nothing else that is new, so fused nodes stay whole; on the
+PyTorch side forward hooks keep what the same modules return.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from ibnorm_export.artifact import ExportedModel
+from ibnorm_export.errors import ModelFileError
+from ibnorm_export.loaded import Arrays
+from ibnorm_export.module import IBNorm
+from ibnorm_export.spec import DOMAIN
+
+__all__ = ["Tap", "blocks", "recorded", "tap", "tapped_copy"]
+
+#: Before the name of a tapped value's own graph output.
+_PREFIX: Final = "tap:"
+
+_FLOATING: Final = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+
+
+@dataclass(frozen=True, slots=True)
+class Tap:
+    """One place: its module path in PyTorch, "norm" or "block", the ONNX node that gives it and the output's name.
+
+    `rows` are the indices, and their axis, that the file chooses before the norm (`early_select`).
+    """
+
+    module: str
+    kind: str
+    node: str
+    output: str
+    rows: tuple[NDArray[np.int64], int] | None = None
+
+    def of(self, value: NDArray[Any]) -> NDArray[Any]:
+        """What the file has of PyTorch's `value` of this module."""
+        return value if self.rows is None else np.take(value, self.rows[0], axis=self.rows[1])
+
+
+def blocks(model: nn.Module) -> tuple[str, ...]:
+    """Paths of the repeated blocks: children of a ModuleList that is not inside another block."""
+    lists = [path for path, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module) > 0]
+    outer = [path for path in lists if not any(path.startswith(f"{other}.") for other in lists if other != path)]
+    return tuple(f"{path}.{name}" for path in outer for name, _ in model.get_submodule(path).named_children())
+
+
+def _module(node: ir.Node) -> str:
+    return node.metadata_props.get("module", "")
+
+
+def _rows(norm: ir.Node) -> tuple[NDArray[np.int64], int] | None:
+    """What a Gather of the norm's own module chooses for it."""
+    x = norm.inputs[0]
+    gather = None if x is None else x.producer()
+    if gather is None or gather.op_type != "Gather" or not _module(norm) or _module(gather) != _module(norm):
+        return None
+    chosen = gather.inputs[1]
+    indices = None if chosen is None else ir.convenience.get_const_tensor(chosen)
+    axis = gather.attributes.get("axis")
+    return None if indices is None else (indices.numpy().astype(np.int64), 0 if axis is None else axis.as_int())
+
+
+def _within(path: str, block: str) -> bool:
+    return path == block or path.startswith(f"{block}.")
+
+
+def _leaving(graph: ir.Graph, block: str) -> ir.Value | None:
+    """The last floating value that a block gives to the rest; a residual sum that a SkipIBNorm took over is its own."""
+    last = None
+    for node in graph:
+        if not _within(_module(node), block):
+            continue
+        for value in node.outputs:
+            users = [use.node for use in value.uses()]
+            outside = [user for user in users if not _within(_module(user), block)]
+            if value.dtype in _FLOATING and outside:
+                last = next(
+                    (u.outputs[1] for u in outside if u.op_type.startswith("Skip") and u.domain == DOMAIN), value
+                )
+    return last
+
+
+def tap(model: ir.Model, module: nn.Module) -> tuple[Tap, ...]:
+    """Add graph outputs to `model` for its norms and blocks; what was added, in the order of the graph."""
+    graph = model.graph
+    places: dict[str, tuple[ir.Value, str]] = {}
+    for node in graph:
+        if node.domain == DOMAIN and node.name:
+            places[node.name] = (node.outputs[0], "norm")
+    for path in blocks(module):
+        value = _leaving(graph, path)
+        if value is not None and path not in places:
+            places[path] = (value, "block")
+    # a SkipIBNorm gives a block's sum and then the norm of it
+    order = {id(v): (index, -output) for index, node in enumerate(graph) for output, v in enumerate(node.outputs)}
+    taps = []
+    for path, (value, kind) in sorted(places.items(), key=lambda item: order[id(item[1][0])]):
+        source = value.producer()
+        assert source is not None
+        copy = ir.node("Identity", [value], name=f"{_PREFIX}{path}")
+        copy.outputs[0].name = f"{_PREFIX}{path}"
+        copy.outputs[0].type, copy.outputs[0].shape = value.type, value.shape
+        graph.insert_after(source, copy)
+        graph.outputs.append(copy.outputs[0])
+        rows = _rows(source) if kind == "norm" else None
+        taps.append(Tap(path, kind, source.name or source.op_type, f"{_PREFIX}{path}", rows))
+    return tuple(taps)
+
+
+def tapped_copy(exported: ExportedModel, module: nn.Module, folder: Path) -> tuple[ExportedModel, tuple[Tap, ...]]:
+    """The file with taps, written to `folder`.
+
+    Raises:
+        ModelFileError: there is nothing to tap: no norm node, and no node that says its block.
+    """
+    copy = ir.load(exported.path)
+    taps = tap(copy, module)
+    if not taps:
+        raise ModelFileError(f"{exported.path} has no norm node and no node that says its module: nothing to tap")
+    ir.save(copy, folder / "tapped.onnx", external_data="tapped.onnx.data")
+    return ExportedModel(folder / "tapped.onnx"), taps
+
+
+@contextmanager
+def recorded(module: nn.Module) -> Iterator[Arrays]:
+    """What the norms and blocks of `module` returned in the last pass, by path; a norm's second call is PATH#2.
+
+    Clear the mapping before another pass.
+    """
+    values: Arrays = {}
+
+    def keep(path: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            tensor = next((leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)), None)
+            if tensor is None:
+                return
+            name, calls = path, 1
+            while name in values:
+                calls += 1
+                name = f"{path}#{calls}"
+            values[name] = (
+                (tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor).numpy().copy()
+            )
+
+        return hook
+
+    wanted = {path for path, child in module.named_modules() if isinstance(child, IBNorm)} | set(blocks(module))
+    hooks = [module.get_submodule(path).register_forward_hook(keep(path)) for path in sorted(wanted)]
+    try:
+        yield values
+    finally:
+        for handle in hooks:
+            handle.remove()

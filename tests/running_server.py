@@ -1,0 +1,64 @@
+"""`ibnorm-export serve` as a user runs it, for tests and benchmarks: started as a process, stopped by a signal."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server that `ibnorm-export serve` has started."""
+
+    process: subprocess.Popen[str]
+    http: str
+    grpc: str
+    pid: int
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-c", "from ibnorm_export.cli.main import run; run()", *map(str, arguments)]
+
+
+def members(group: int) -> list[int]:
+    """Processes of a process group, zombies left out."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = stat.read_text().rpartition(")")[2].split()
+            if int(fields[2]) == group and fields[0] != "Z":
+                found.append(int(stat.parent.name))
+    return found
+
+
+@contextlib.contextmanager
+def running(path: Path, *arguments: object) -> Iterator[Running]:
+    """`serve` as a user runs it, until SIGTERM; it must end by itself, in seconds, and leave no process."""
+    process = subprocess.Popen(
+        command("serve", path, "--http-port=0", "--grpc-port=0", "--metrics-port=0", "--json", *arguments),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    text = ""
+    while not text.rstrip().endswith("\n}") and (line := process.stdout.readline()):
+        text += line
+    if process.poll() is not None or not text:
+        raise RuntimeError(f"serve ended: {text} {process.communicate()[1]}")
+    told = json.loads(text)
+    try:
+        yield Running(process, told["http"], told["grpc"], told["pid"])
+    finally:
+        began = time.monotonic()
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
+        assert time.monotonic() - began < 15
+        assert not members(told["pid"])
+        assert not list(Path("/dev/shm").glob(f"ibnorm_{process.pid}_*"))

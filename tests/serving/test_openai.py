@@ -1,0 +1,214 @@
+"""The text endpoint over onnxruntime-genai, as the `openai` client and plain HTTP see it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from conftest import LLAMA, save_checkpoint
+from running_server import running
+
+from ibnorm_export import IBNormSpec, models
+from ibnorm_export.chat import ChatTemplate
+from ibnorm_export.errors import ModelFileError
+from ibnorm_export.genai_export import export_genai
+from ibnorm_export.text import Sampling, open_folder
+from ibnorm_export.tokens import write_byte_tokenizer
+
+TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
+LIMIT = 16
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GenAI folder of random weights: what it writes is noise, and the same noise everywhere."""
+    place = tmp_path_factory.mktemp("text")
+    config = {**LLAMA, "hidden_size": 64, "max_position_embeddings": 512}  # heads of 16, as GenAI's attention wants
+    checkpoint = save_checkpoint(place / "checkpoint", config, IBNormSpec("L", 4.0, 1e-5, bias=False))
+    write_byte_tokenizer(checkpoint)
+    made = json.loads((checkpoint / "tokenizer_config.json").read_text())
+    (checkpoint / "tokenizer_config.json").write_text(json.dumps({**made, "chat_template": TEMPLATE}))
+    export_genai(models.load(checkpoint, task="text-generation"), place / "noise")
+    return place / "noise"
+
+
+@pytest.fixture(scope="session")
+def endpoint(folder: Path) -> Iterator[str]:
+    with running(folder, "--concurrency", LIMIT, "--max-request", 5000) as server:
+        yield f"http://{server.http}"
+
+
+@pytest.fixture(scope="session")
+def client(endpoint: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{endpoint}/v1", api_key="none", max_retries=0, timeout=60)
+
+
+def test_same_text_as_in_process(client: openai.OpenAI, folder: Path) -> None:
+    model = open_folder(folder)
+    for temperature, seed in ((0.0, 1), (1.0, 7), (1.0, 8)):
+        wanted = model.generate("import", Sampling(24, temperature, 1.0, seed))
+        answer = client.completions.create(
+            model="noise", prompt="import", max_tokens=24, temperature=temperature, seed=seed
+        )
+        assert answer.choices[0].text == wanted.text
+        assert answer.choices[0].finish_reason == "length"
+        assert answer.usage is not None
+        assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (6, 24)
+        parts = list(client.completions.create(
+            model="noise", prompt="import", max_tokens=24, temperature=temperature, seed=seed, stream=True,
+            stream_options={"include_usage": True},
+        ))  # fmt: skip
+        assert "".join(part.choices[0].text for part in parts if part.choices) == wanted.text
+        assert parts[-2].choices[0].finish_reason == "length"
+        assert parts[-1].usage is not None
+        assert parts[-1].usage.total_tokens == 30
+
+
+def test_chat(client: openai.OpenAI, folder: Path) -> None:
+    wanted = open_folder(folder).generate("<user>Hello<assistant>", Sampling(12, 0.0))
+    messages: Any = [{"role": "user", "content": "Hello"}]
+    answer = client.chat.completions.create(model="noise", messages=messages, max_tokens=12, temperature=0)
+    assert answer.choices[0].message.content == wanted.text
+    parts = client.chat.completions.create(
+        model="noise", messages=messages, max_completion_tokens=12, temperature=0, stream=True
+    )
+    assert "".join(part.choices[0].delta.content or "" for part in parts) == wanted.text
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_stop(client: openai.OpenAI, folder: Path, stream: bool) -> None:
+    """The text ends before the first stop text, however it was cut into pieces, and nothing of it is sent."""
+    whole = open_folder(folder).generate("stop", Sampling(40, 1.0, 1.0, 3)).text
+    stop = whole[20:23]
+    wanted = whole[: whole.index(stop)]
+    given: Any = {
+        "model": "noise", "prompt": "stop", "max_tokens": 40, "temperature": 1, "seed": 3, "stop": [stop, "\0never"]
+    }  # fmt: skip
+    if stream:
+        parts = list(client.completions.create(**given, stream=True))
+        text, reason = "".join(part.choices[0].text for part in parts), parts[-1].choices[0].finish_reason
+    else:
+        answer = client.completions.create(**given)
+        text, reason = answer.choices[0].text, answer.choices[0].finish_reason
+    assert (text, reason) == (wanted, "stop")
+
+
+def test_models_and_health(client: openai.OpenAI, endpoint: str) -> None:
+    assert [model.id for model in client.models.list()] == ["noise"]
+    assert client.models.retrieve("noise").id == "noise"
+    with urllib.request.urlopen(f"{endpoint}/health", timeout=5) as answer:
+        assert json.load(answer) == {"status": "ok", "running": 0, "limit": LIMIT}
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "words"),
+    [
+        ({"model": "other"}, 404, "does not exist"),
+        ({"model": "../../etc/passwd"}, 404, "does not exist"),
+        ({"prompt": "x" * 600}, 400, "positions"),
+        ({"prompt": ""}, 400, "empty"),
+        ({"prompt": ["a", "b"]}, 400, "one prompt"),
+        ({"temperature": -1}, 400, "temperature"),
+        ({"top_p": 0}, 400, "top_p"),
+        ({"max_tokens": 0}, 400, "max_tokens"),
+        ({"n": 2}, 400, "n above 1"),
+        ({"prompt": "x" * 6000}, 413, "5000 bytes"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_bad_requests(client: openai.OpenAI, change: dict[str, Any], status: int, words: str, stream: bool) -> None:
+    given: Any = {"model": "noise", "prompt": "x", "max_tokens": 2, "stream": stream, **change}
+    with pytest.raises(openai.APIStatusError, match=words) as caught:
+        client.completions.create(**given)
+    assert caught.value.status_code == status
+
+
+@pytest.mark.parametrize("body", [b"{not json", b"", b"[]", b'{"model": "noise"}', b"\xff\xfe"])
+def test_bad_bodies(endpoint: str, body: bytes) -> None:
+    request = urllib.request.Request(
+        f"{endpoint}/v1/completions", data=body, headers={"Content-Type": "application/json"}
+    )
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(request, timeout=5)
+    with caught.value as error:
+        assert error.code == 400
+        assert json.load(error)["error"]["type"] == "invalid_request_error"
+
+
+def test_a_body_that_lies_about_its_length(endpoint: str) -> None:
+    """Chunks without a Content-Length beyond the limit: refused too, and the endpoint goes on."""
+    place, _, port = endpoint.removeprefix("http://").rpartition(":")
+    with socket.create_connection((place, int(port)), timeout=5) as stream:
+        stream.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        stream.sendall(b"1770\r\n" + b"x" * 6000 + b"\r\n0\r\n\r\n")
+        assert b" 413 " in stream.recv(4096).split(b"\r\n")[0]
+    with urllib.request.urlopen(f"{endpoint}/health", timeout=5) as answer:
+        assert answer.status == 200
+
+
+def test_a_hundred_streams(client: openai.OpenAI, folder: Path) -> None:
+    """With room for 16: each ends right, or is refused with 429 and Retry-After."""
+    model = open_folder(folder)
+    wanted = [model.generate(f"n{i}", Sampling(32, 0.0)).text for i in range(4)]
+
+    def one(index: int) -> str:
+        try:
+            parts = client.completions.create(
+                model="noise", prompt=f"n{index % 4}", max_tokens=32, temperature=0, stream=True
+            )
+            text = "".join(part.choices[0].text for part in parts)
+        except openai.RateLimitError as error:
+            return "429" if error.response.headers["Retry-After"] == "1" else "no Retry-After"
+        return "right" if text == wanted[index % 4] else f"wrong: {text!r}"
+
+    with ThreadPoolExecutor(100) as pool:
+        told = list(pool.map(one, range(100)))
+    assert set(told) <= {"right", "429"}, set(told)
+    assert told.count("right") >= LIMIT
+    assert one(0) == "right"
+
+
+def test_a_reader_who_leaves_ends_the_text(client: openai.OpenAI, endpoint: str) -> None:
+    parts = client.completions.create(model="noise", prompt="long", max_tokens=500, temperature=1, stream=True)
+    next(iter(parts))
+    parts.close()
+    for _ in range(100):
+        with urllib.request.urlopen(f"{endpoint}/health", timeout=5) as answer:
+            if json.load(answer)["running"] == 0:
+                return
+    pytest.fail("the text went on")
+
+
+def test_time_limit(folder: Path) -> None:
+    with running(folder, "--max-seconds", 0.05) as server:
+        client = openai.OpenAI(base_url=f"http://{server.http}/v1", api_key="none", max_retries=0)
+        with pytest.raises(openai.APIStatusError, match=r"more than 0\.05 s") as caught:
+            client.completions.create(model="noise", prompt="x", max_tokens=500)
+        assert caught.value.status_code == 504
+
+
+def test_changed_library_is_not_loaded(folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "noise"
+    shutil.copytree(folder, copy)
+    with (copy / "libibnorm_ort.so").open("ab") as stream:
+        stream.write(b"\0")
+    with pytest.raises(ModelFileError, match=r"libibnorm_ort\.so was changed after packaging.*it is not loaded"):
+        open_folder(copy)
+
+
+def test_templates_run_in_a_sandbox() -> None:
+    with pytest.raises(ModelFileError, match="refuses the messages"):
+        ChatTemplate("{{ ''.__class__.__mro__[1].__subclasses__() }}", {}).render([{"role": "user", "content": "x"}])
+    with pytest.raises(ModelFileError, match="only users speak"):
+        ChatTemplate("{{ raise_exception('only users speak') }}", {}).render([])
+    with pytest.raises(ModelFileError, match="damaged"):
+        ChatTemplate("{% for %}", {})

@@ -1,0 +1,228 @@
+"""The generated repository: read back with Triton's own message type, and checked against the ONNX file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+from tritonclient.utils import triton_to_np_dtype
+
+from ibnorm_export import models, native
+from ibnorm_export.artifact import ExportedModel
+from ibnorm_export.errors import BackendUnavailable, ExportError, IBNormError
+from ibnorm_export.export import ExportOptions, export
+from ibnorm_export.folder import export_folder
+from ibnorm_export.loaded import DType
+from ibnorm_export.package import Format, PackageOptions, TritonBackend, Variant, package
+from ibnorm_export.triton_config import Limits
+
+
+def read_config(folder: Path) -> model_config_pb2.ModelConfig:
+    return text_format.Parse((folder / "config.pbtxt").read_text("utf-8"), model_config_pb2.ModelConfig())
+
+
+def check_against_onnx(folder: Path) -> model_config_pb2.ModelConfig:
+    """Names, types and dims of a config against the file that it serves, read by onnx alone."""
+    config = read_config(folder)
+    assert config.name == folder.name
+    graph = onnx.load(folder / "1" / config.default_model_filename, load_external_data=False).graph
+    skipped = 1 if config.max_batch_size else 0
+    weights = {tensor.name for tensor in graph.initializer}
+    values = [value for value in graph.input if value.name not in weights]
+    for told, found in ((config.input, values), (config.output, graph.output)):
+        assert [item.name for item in told] == [value.name for value in found]
+        for item, value in zip(told, found, strict=True):
+            tensor = value.type.tensor_type
+            name = model_config_pb2.DataType.Name(item.data_type).removeprefix("TYPE_")
+            assert triton_to_np_dtype(name) == onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+            dims = [axis.dim_value if axis.HasField("dim_value") else -1 for axis in tensor.shape.dim]
+            assert list(item.dims) == dims[skipped:]
+            assert not skipped or dims[0] == -1
+    return config
+
+
+@pytest.mark.parametrize("dtype", [DType.FP32, DType.FP16])
+@pytest.mark.parametrize("name", ["llama", "vit"])
+def test_config_agrees_with_the_model(name: str, dtype: DType, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    checkpoint = request.getfixturevalue(f"{name}_checkpoint")
+    model = export(models.load(checkpoint), tmp_path / f"{name}.onnx", ExportOptions(dtype=dtype))
+    limits = Limits(max_batch=4, max_queue=16, queue_timeout_ms=500, queue_delay_us=70, instances=2)
+    made = package(model, tmp_path / "repository", PackageOptions(variant=Variant.BOTH, limits=limits))
+    assert made.models == (name, f"{name}-portable")
+    for variant in made.models:
+        config = check_against_onnx(made.path / variant)
+        assert config.max_batch_size == 4
+        policy = config.dynamic_batching.default_queue_policy
+        assert (policy.max_queue_size, policy.default_timeout_microseconds) == (16, 500_000)
+        assert policy.timeout_action == policy.REJECT
+        assert config.dynamic_batching.max_queue_delay_microseconds == 70
+        assert [(group.count, group.kind) for group in config.instance_group] == [(2, 2)]  # KIND_CPU
+        library = list(config.model_operations.op_library_filename)
+        assert library == ([f"/models/{name}/libibnorm_ort.so"] if variant == name else [])
+        assert (made.path / variant / "libibnorm_ort.so").exists() == bool(library)
+        warmup = config.model_warmup[0]
+        assert warmup.batch_size == 1
+        assert set(warmup.inputs) == {tensor.name for tensor in model.inputs}
+        for tensor in config.input:
+            given = warmup.inputs[tensor.name]
+            data = made.path / variant / "warmup" / given.input_data_file
+            kind = triton_to_np_dtype(model_config_pb2.DataType.Name(given.data_type).removeprefix("TYPE_"))
+            assert data.stat().st_size == np.prod(given.dims) * np.dtype(kind).itemsize
+
+
+def test_manifest_names_every_file(exported_vit: ExportedModel, tmp_path: Path) -> None:
+    made = package(exported_vit, tmp_path / "repository", PackageOptions(variant=Variant.FUSED))
+    manifest = json.loads((made.path / "manifest.json").read_text())
+    on_disk = {str(f.relative_to(made.path)) for f in made.path.rglob("*") if f.is_file()} - {"manifest.json"}
+    assert set(manifest["files"]) == on_disk
+    for name, entry in manifest["files"].items():
+        assert hashlib.sha256((made.path / name).read_bytes()).hexdigest() == entry["sha256"]
+    schema = native.availability().schema
+    assert manifest["libraries"] == {"vit/libibnorm_ort.so": {"machine": "x86_64", "schema": schema}}
+
+
+def test_external_data_and_cache_go_along(llama_checkpoint: Path, tmp_path: Path) -> None:
+    exported = export_folder(models.load(llama_checkpoint, task="text-generation"), tmp_path / "llama")
+    proto = onnx.load(exported.path)
+    onnx.save(proto, exported.path, save_as_external_data=True, size_threshold=0, location="weights.bin")
+    made = package(ExportedModel(tmp_path / "llama"), tmp_path / "repository")
+    assert made.models == ("llama",)
+    config = check_against_onnx(made.path / "llama")
+    assert {tuple(t.dims) for t in config.input if t.name.startswith("past")} == {(2, -1, 8)}
+    assert onnx.load(made.path / "llama" / "1" / "model.onnx") == onnx.load(exported.path)
+    assert (made.path / "llama" / "1" / "weights.bin").is_file()
+
+
+def test_warm_up_takes_the_inputs_given(exported_vit: ExportedModel, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(3).standard_normal((2, 1, 8, 8), dtype=np.float32)
+    made = package(exported_vit, tmp_path / "r", PackageOptions(warmup={"pixel_values": pixels}))
+    assert (made.path / "vit" / "warmup" / "0.bin").read_bytes() == pixels[:1].tobytes()
+
+
+def test_no_batching_where_rows_are_not_the_first_axis(exported_vit: ExportedModel, tmp_path: Path) -> None:
+    proto = onnx.load(exported_vit.path)
+    proto.graph.output[0].type.tensor_type.shape.dim[0].dim_param = "rows"
+    onnx.save(proto, tmp_path / "vit.onnx")
+    made = package(ExportedModel(tmp_path / "vit.onnx"), tmp_path / "r")
+    config = check_against_onnx(made.path / "vit")
+    assert config.max_batch_size == 0
+    assert list(config.input[0].dims) == [-1, 1, 8, 8]
+
+
+def test_kserve(exported_vit: ExportedModel, tmp_path: Path) -> None:
+    yaml = pytest.importorskip("yaml", reason="transformers brings pyyaml; without it there is nothing to parse with")
+    options = PackageOptions(Format.KSERVE, name="Digits_1", variant=Variant.FUSED, storage_uri="s3://bucket/digits")
+    made = package(exported_vit, tmp_path / "r", options)
+    service = yaml.safe_load((made.path / "inferenceservice.yaml").read_text())
+    assert service["metadata"]["name"] == "digits-1"
+    served = service["spec"]["predictor"]["model"]
+    assert served["modelFormat"] == {"name": "triton"}
+    assert served["storageUri"] == "s3://bucket/digits"
+    library = list(read_config(made.path / "Digits_1").model_operations.op_library_filename)
+    assert library == ["/mnt/models/Digits_1/libibnorm_ort.so"]
+    assert "--model-repository=/mnt/models" in (made.path / "README.md").read_text()
+
+
+def test_bf16_is_refused_with_the_remedy(llama_checkpoint: Path, tmp_path: Path) -> None:
+    model = export(models.load(llama_checkpoint), tmp_path / "llama.onnx", ExportOptions(dtype=DType.BF16))
+    with pytest.raises(ExportError, match=r"logits is bf16.*--dtype fp16 or fp32"):
+        package(model, tmp_path / "r")
+    assert not (tmp_path / "r").exists()
+
+
+def write_plan(folder: Path, model: ExportedModel, **says: object) -> Path:
+    """A plan as `build-engine` describes it; its bytes mean nothing, and nothing here reads them."""
+    plan = folder / "vit.plan"
+    plan.write_bytes(b"plan")
+    description = {
+        "runtime": "tensorrt", "norm": "function", "sha256": hashlib.sha256(b"plan").hexdigest(),
+        "source_sha256": hashlib.sha256(model.path.read_bytes()).hexdigest(),
+        "profile": [{"axis": "batch", "smallest": 1, "optimal": 1, "largest": 3}], **says,
+    }  # fmt: skip
+    (folder / "vit.plan.json").write_text(json.dumps(description))
+    return plan
+
+
+def test_tensorrt(exported_vit: ExportedModel, tmp_path: Path) -> None:
+    plan = write_plan(tmp_path, exported_vit)
+    made = package(exported_vit, tmp_path / "r", PackageOptions(backend=TritonBackend.TENSORRT, plan=plan))
+    config = read_config(made.path / "vit")
+    assert (config.backend, config.default_model_filename, config.max_batch_size) == ("tensorrt", "model.plan", 3)
+    assert config.instance_group[0].kind == 1  # KIND_GPU
+    assert (made.path / "vit" / "1" / "model.plan").read_bytes() == b"plan"
+    assert "--gpus=all" in made.start
+
+
+@pytest.mark.parametrize(
+    ("says", "message"),
+    [
+        ({"runtime": "tensorrt-rtx"}, "Triton does not run"),
+        ({"sha256": "0"}, "is not the engine that"),
+        ({"source_sha256": "0"}, "built from another model"),
+    ],
+)
+def test_plans_that_do_not_fit(
+    says: dict[str, object], message: str, exported_vit: ExportedModel, tmp_path: Path
+) -> None:
+    plan = write_plan(tmp_path, exported_vit, **says)
+    with pytest.raises(ExportError, match=message):
+        package(exported_vit, tmp_path / "r", PackageOptions(backend=TritonBackend.TENSORRT, plan=plan))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "../other"}, "name is"),
+        ({"name": "12"}, "name is"),
+        ({"name": ""}, "name is"),
+        ({"mount": "models"}, "absolute path on the server"),
+        ({"mount": "/models/../etc"}, "absolute path on the server"),
+        ({"backend": TritonBackend.TENSORRT}, "belong together"),
+        ({"plan": Path("x.plan")}, "belong together"),
+        ({"storage_uri": 's3://a"b'}, "must have no quotes"),
+    ],
+)
+def test_options_out_of_range(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ExportError, match=message):
+        PackageOptions(**options)  # type: ignore[arg-type]  # wrong on purpose
+
+
+def test_limits_out_of_range() -> None:
+    with pytest.raises(ExportError, match="max_queue is 0; it must be at least 1"):
+        Limits(max_queue=0)
+
+
+def test_what_stands_in_the_place(exported_vit: ExportedModel, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("words")
+    with pytest.raises(ExportError, match=r"holds no manifest\.json"):
+        package(exported_vit, tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "words"
+    first = package(exported_vit, tmp_path / "r", PackageOptions(name="a"))
+    package(exported_vit, first.path, PackageOptions(name="b"))
+    assert sorted(f.name for f in first.path.iterdir() if f.is_dir()) == ["b"]
+    assert not [f for f in tmp_path.iterdir() if f.name.endswith(".partial")]
+
+
+def test_fused_without_the_library(
+    exported_vit: ExportedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = native.NativeLibrary(None, problem="not here", remedy="build it")
+    monkeypatch.setattr(native, "availability", lambda: gone)
+    with pytest.raises(BackendUnavailable, match="not here; build it; or package with --variant portable"):
+        package(exported_vit, tmp_path / "r", PackageOptions(variant=Variant.FUSED))
+    made = package(exported_vit, tmp_path / "r")
+    assert made.manifest["models"] == {"vit": "portable"}
+
+
+def test_fused_for_a_model_without_norms(exported_vit: ExportedModel, vit_checkpoint: Path, tmp_path: Path) -> None:
+    plain = export(models.load(vit_checkpoint), tmp_path / "vit.onnx", ExportOptions(inline=True))
+    with pytest.raises(IBNormError, match="no IBNorm node"):
+        package(plain, tmp_path / "r", PackageOptions(variant=Variant.FUSED))
+    assert package(plain, tmp_path / "r").manifest["models"] == {"vit": "portable"}
