@@ -231,8 +231,11 @@ def export_genai(
             f"--target ort-genai takes {', '.join(_FAMILIES)} for the task text-generation; this is {model.family} for "
             f"{model.task}. Export with --target portable"
         )
-    if options.opset is not None or options.inline:
-        raise ExportError("--target ort-genai takes neither --opset nor --inline: the builder of GenAI decides them")
+    if options.opset is not None or options.inline or options.cache != "dynamic":
+        raise ExportError(
+            "--target ort-genai takes neither --opset nor --inline nor --cache: the builder of GenAI decides them (its "
+            "cache is kept in place anyway)"
+        )
     head = next(int(spec.shape[3]) for spec in model.inputs if spec.floating)
     if head % _HEAD_MULTIPLE:
         raise ExportError(
