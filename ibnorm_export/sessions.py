@@ -107,4 +107,4 @@ def open_sessions(folder: str | Path, kernels: Kernels = Kernels.AUTO, threads: 
         raise BackendUnavailable(
             f"{folder} needs the package {error.name}, which is not installed: pip install 'ibnorm-export[cpu]'"
         ) from error
-    return SessionSource("ort-cpu", OrtText(exported.path, threads, fused_library("ort-cpu", kernels)).start)
+    return SessionSource("ort-cpu", OrtText(exported.path, threads, fused_library("ort-cpu", Kernels(kernels))).start)

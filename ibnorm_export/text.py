@@ -217,9 +217,9 @@ def open_folder(folder: str | Path, kernels: Kernels = Kernels.AUTO, threads: in
     """
     folder = Path(folder)
     config = read_json(folder / "config.json")
-    sizes = (config.get("vocab_size"), config.get("max_position_embeddings"))
+    sizes = (config.get("vocab_size"), config.get("max_position_embeddings", config.get("n_positions")))
     if not all(isinstance(size, int) and size > 0 for size in sizes):
-        raise ModelFileError(f"{folder / 'config.json'}: vocab_size and max_position_embeddings are {sizes}")
+        raise ModelFileError(f"{folder / 'config.json'}: vocab_size and the number of positions are {sizes}")
     vocabulary, max_positions = (int(str(size)) for size in sizes)
     tokens = Tokens(folder, vocabulary)
     return TextModel(open_sessions(folder, kernels, threads), tokens, max_positions, end_tokens(folder))
