@@ -65,7 +65,7 @@ def check_decoding(
     file: ExportedModel,
     progress: Progress,
 ) -> tuple[tuple[OutputParity, ...], list[Finding]]:
-    """Rows of unequal length, padded on the left, the same tokens for everyone.
+    """Rows of unequal length, one padded on the left and one on the right, the same tokens for everyone.
 
     Teacher-forced: what follows is given, not chosen, so one flipped token does not hide the rest; how often
     the greedy choice agrees is counted as top-1.
@@ -83,13 +83,14 @@ def check_decoding(
     total = min(PROMPT + STEPS, model.max_positions)
     prompt = max(1, total - STEPS)
     dtype = DType(file.dtype)
-    genai = file.metadata.get("target") == "ort-genai"  # whose attention knows no padding on the left
+    genai = file.metadata.get("target") == "ort-genai"  # whose attention knows no padding
     taken = [spec for spec in model.inputs if spec.name in {tensor.name for tensor in file.inputs}]
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, model.vocabulary, (_BATCH, total), dtype=np.int64)
     mask = np.ones_like(tokens)
-    for row in range(1, _BATCH):
-        mask[row, : 0 if genai else min(5 * row, prompt - 1)] = 0
+    if not genai:
+        mask[1, : min(5, prompt - 1)] = 0
+        mask[2, max(1, prompt - 10) : prompt] = 0
     valid = mask != 0
     truth = exact.run(_inputs(model, {"input_ids": tokens, "attention_mask": mask}))["logits"]
 

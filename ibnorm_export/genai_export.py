@@ -45,6 +45,10 @@ BUILDER_VERSION: Final = "0.18.0"
 _HEAD_MULTIPLE: Final = 16
 
 _FAMILIES: Final = ("llama",)
+
+#: Kinds of rotary embedding that its builder writes as transformers computes them: each was compared.
+_ROTARY: Final = ("default", "llama3")
+
 _IR_DTYPES: Final = {
     DType.FP32: ir.DataType.FLOAT,
     DType.FP16: ir.DataType.FLOAT16,
@@ -230,6 +234,12 @@ def export_genai(
         raise ExportError(
             f"--target ort-genai takes {', '.join(_FAMILIES)} for the task text-generation; this is {model.family} for "
             f"{model.task}. Export with --target portable"
+        )
+    rotary = getattr(model.module.config, "rope_parameters", None) or {}
+    if rotary.get("rope_type", "default") not in _ROTARY:
+        raise ExportError(
+            f"the builder of GenAI {BUILDER_VERSION} does not carry rotary scaling {rotary['rope_type']!r} (its model "
+            f"differs from PyTorch); it carries {', '.join(_ROTARY)}. Export with --target portable"
         )
     if options.opset is not None or options.inline or options.cache != "dynamic":
         raise ExportError(
