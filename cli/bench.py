@@ -20,7 +20,18 @@ def bench_command(
     checkpoint: Annotated[Path | None, typer.Option("--checkpoint", metavar="DIR", help="Needed by --against.")] = None,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Size of the batch axis.")] = 1,
     seq: Annotated[int, typer.Option("--seq", min=1, help="Size of the sequence axis, where there is one.")] = 128,
-    against: Annotated[str, typer.Option("--against", metavar="LIST", help="Compare with: torch, torch.compile.")] = "",
+    prompts: Annotated[
+        str, typer.Option("--prompts", metavar="LIST", help="Of a folder that generates text: tokens of the prompts.")
+    ] = "128,512",
+    batches: Annotated[
+        str, typer.Option("--batches", metavar="LIST", help="Of a folder that generates text: rows.")
+    ] = "1",
+    against: Annotated[
+        str,
+        typer.Option(
+            "--against", metavar="LIST", help="Compare with: torch, torch.compile; generating text, torch or folders."
+        ),
+    ] = "",
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="Of every contender. [default: physical cores]")
     ] = None,
@@ -37,15 +48,25 @@ def bench_command(
 ) -> None:
     """Measure latency in interleaved rounds, with equal threads; ratios are taken within each round.
 
+    A folder that generates text is measured by its time to the first token and between tokens.
+
     Example: ibnorm-export bench llama.onnx --checkpoint checkpoints/llama --against torch,torch.compile
     """
     from ibnorm_export import models
     from ibnorm_export.artifact import ExportedModel
     from ibnorm_export.baseline import Yardstick, baseline_of, write_baseline
+    from ibnorm_export.cli import bench_text
     from ibnorm_export.contest import contest
+    from ibnorm_export.text_bench import TextBenchOptions
 
     count = threads or psutil.cpu_count(logical=False) or 1
     names = [name.strip() for name in against.split(",") if name.strip()]
+    if backend == "ort-cpu" and bench_text.generates(model_file):
+        wanted = TextBenchOptions(
+            bench_text.counts(prompts, "--prompts"), bench_text.counts(batches, "--batches"), rounds, seed=seed
+        )
+        bench_text.bench_generation(model_file, checkpoint, names, count, wanted, kernels, as_json)
+        return
     with show_progress() as progress:
         exported = ExportedModel(model_file)
         loaded = None if checkpoint is None else models.load(checkpoint, model)

@@ -76,6 +76,10 @@ def export_command(
     opset: Annotated[
         int | None, typer.Option("--opset", help="ONNX opset, 18 to 26. [default: LLaMA 23, ViT 20, bf16 at least 22]")
     ] = None,
+    cache: Annotated[
+        str,
+        typer.Option("--cache", help="Of a portable language model: dynamic, or static (kept in place, opset 24)."),
+    ] = "dynamic",
     inline: Annotated[
         bool, typer.Option("--inline", help="Expand the norms, for runtimes without local functions (OpenVINO).")
     ] = False,
@@ -104,7 +108,9 @@ def export_command(
         progress("reading the checkpoint", 0, 4)
         loaded = models.load(checkpoint, model, task)
         write = export_folder if task == "text-generation" else export
-        wanted = ExportOptions(_computed(dtype), opset, inline, fuse_skip, _quantization(dtype, block_size, head_dtype))
+        wanted = ExportOptions(
+            _computed(dtype), opset, inline, fuse_skip, _quantization(dtype, block_size, head_dtype), cache,
+        )  # fmt: skip
         if target == "ort-genai":
             exported = export_genai(loaded, output, wanted, kernels, progress)
         else:

@@ -15,9 +15,10 @@ from ibnorm_export.decoding import Decoder, positions
 from ibnorm_export.error_sums import ErrorSums
 from ibnorm_export.errors import ModelFileError
 from ibnorm_export.loaded import Arrays, DType, LoadedModel
-from ibnorm_export.parity import BOUNDS, Bound, Finding, OutputParity
+from ibnorm_export.parity import BOUNDS, Finding, OutputParity
 from ibnorm_export.progress import Progress
-from ibnorm_export.runners.base import Runner
+from ibnorm_export.runners.base import Kernels, Runner
+from ibnorm_export.sessions import SessionSource, open_sessions
 
 __all__ = ["PROMPT", "STEPS", "check_decoding"]
 
@@ -64,7 +65,7 @@ def check_decoding(
     file: ExportedModel,
     progress: Progress,
 ) -> tuple[tuple[OutputParity, ...], list[Finding]]:
-    """Rows of unequal length, padded on the left, the same tokens for everyone.
+    """Rows of unequal length, one padded on the left and one on the right, the same tokens for everyone.
 
     Teacher-forced: what follows is given, not chosen, so one flipped token does not hide the rest; how often
     the greedy choice agrees is counted as top-1.
@@ -82,13 +83,14 @@ def check_decoding(
     total = min(PROMPT + STEPS, model.max_positions)
     prompt = max(1, total - STEPS)
     dtype = DType(file.dtype)
-    genai = file.metadata.get("target") == "ort-genai"  # whose attention knows no padding on the left
+    genai = file.metadata.get("target") == "ort-genai"  # whose attention knows no padding
     taken = [spec for spec in model.inputs if spec.name in {tensor.name for tensor in file.inputs}]
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, model.vocabulary, (_BATCH, total), dtype=np.int64)
     mask = np.ones_like(tokens)
-    for row in range(1, _BATCH):
-        mask[row, : 0 if genai else min(5 * row, prompt - 1)] = 0
+    if not genai:
+        mask[1, : min(5, prompt - 1)] = 0
+        mask[2, max(1, prompt - 10) : prompt] = 0
     valid = mask != 0
     truth = exact.run(_inputs(model, {"input_ids": tokens, "attention_mask": mask}))["logits"]
 
@@ -136,22 +138,28 @@ def check_decoding(
                         f"with one has {judged.torch_error:.3g}, allowed is {judged.allowed:.3g}; norms ran {norms}",
                     )
                 )
-    if genai and dtype is DType.FP32:  # halves are built for CUDA, and run here as a copy that rounds
-        judged = _check_genai(file.path.parent, tokens[0], prompt, reference, truth[0], BOUNDS[dtype])
+    if dtype is DType.FP32 and (genai or file.metadata.get("cache") == "static"):  # a rounding copy has no such form
+        label = f"{'onnxruntime-genai' if genai else 'cache in place'} ({len(reference)} calls)"
+        norms = "of the folder" if genai else "fused" if "fused" in runners else "as functions"
+        source = open_sessions(
+            file.path.parent if genai else file.path, Kernels.FUSED if norms == "fused" else Kernels.FUNCTION
+        )
+        judged = _check_session(source, tokens[0], prompt, reference, truth[0]).judge(label, norms, BOUNDS[dtype])
         outputs.append(judged)
         if not judged.passed:
             what = f"relative error {judged.error:.3g} against float64; allowed is {judged.allowed:.3g}"
-            findings.append(Finding("onnxruntime-genai", what))
+            findings.append(Finding(label.partition(" (")[0], what))
     return tuple(outputs), findings
 
 
-def _check_genai(
-    folder: Path, tokens: NDArray[np.int64], prompt: int, reference: _Logits, truth: NDArray[np.float64], bound: Bound
-) -> OutputParity:
-    """The folder in onnxruntime-genai itself, with its shared buffer of keys and values: one row, given tokens."""
-    from ibnorm_export.runners.genai_runner import GenaiModel
-
+def _check_session(
+    source: SessionSource, tokens: NDArray[np.int64], prompt: int, reference: _Logits, truth: NDArray[np.float64]
+) -> ErrorSums:
+    """What generates text, with a buffer of keys and values that is input and output at once: one row, given tokens."""
     sums = ErrorSums()
-    for index, logits in enumerate(GenaiModel(folder).forced(tokens, prompt)):
-        sums.add(logits[None], reference[index][:1, -1], truth[prompt - 1 + index][None])
-    return sums.judge(f"onnxruntime-genai ({len(sums.per_sample)} calls)", "of the folder", bound)
+    session = source.start(1, len(tokens) + 1)
+    for index in range(len(reference)):
+        end = prompt + index
+        logits = session.feed(tokens[None, 0 if index == 0 else end - 1 : end])
+        sums.add(logits, reference[index][:1, -1], truth[None, end - 1])
+    return sums

@@ -96,6 +96,11 @@ class Decoder:
         logits: NDArray[np.float32] = outputs["logits"].astype(np.float32, copy=False)
         return logits
 
+    def rewind(self, length: int) -> None:
+        """Forget all but the first `length` tokens, padding included."""
+        self._mask = self._mask[:, :length]
+        self._cache = {name: np.ascontiguousarray(array[:, :, :length]) for name, array in self._cache.items()}
+
     def save(self, path: str | Path) -> None:
         """Write the cache to an .npz file; `load` goes on from it to the bit."""
         with Path(path).open("wb") as stream:

@@ -33,6 +33,7 @@ from ibnorm_export.errors import ExportError
 from ibnorm_export.graph_passes.attention import heads_in_attention, transpose_keys_directly
 from ibnorm_export.graph_passes.early_select import select_early
 from ibnorm_export.graph_passes.skip_form import fuse_skip
+from ibnorm_export.graph_passes.static_cache import STATIC_OPSET, keep_cache_in_place
 from ibnorm_export.graph_passes.tidy import (
     attach_functions,
     connect_affine,
@@ -46,13 +47,16 @@ from ibnorm_export.progress import Progress, silent
 from ibnorm_export.quantize import Quantization, quantize
 from ibnorm_export.spec import DOMAIN, OP_VERSION, Compression
 
-__all__ = ["ExportOptions", "check_quantization", "describe", "export"]
+__all__ = ["CACHES", "ExportOptions", "check_quantization", "describe", "export"]
 
 #: Protocol Buffers stop at 2 GiB; above this many bytes of weights they go into one file beside.
 EXTERNAL_ABOVE_BYTES: Final = 2_000_000_000
 
 #: The first opset whose Conv, Reshape and others take bfloat16.
 _FIRST_BF16: Final = 22
+
+#: What `ExportOptions.cache` may be.
+CACHES: Final = ("dynamic", "static")
 
 _ENTRY: Final = "checkpoint."  # attribute of LoadedModel.entry() that holds the user's model
 
@@ -68,6 +72,8 @@ class ExportOptions:
             (OpenVINO). Such a file cannot use the fused kernels.
         quantization: of the weights of a language model; None leaves them in the dtype.
         fuse_skip: make one SkipIBNorm of a residual Add and the norm behind it: same bits, one pass less.
+        cache: of a language model: "dynamic" (a new, longer tensor at every step) or "static" (a buffer that is
+            written in place; opset 24).
     """
 
     dtype: DType = DType.FP32
@@ -75,6 +81,7 @@ class ExportOptions:
     inline: bool = False
     fuse_skip: bool = True
     quantization: Quantization | None = None
+    cache: str = "dynamic"
 
 
 def _translation(compression: Compression, skip: bool) -> Callable[..., Any]:
@@ -171,6 +178,7 @@ def describe(model: LoadedModel, options: ExportOptions, opset: int) -> dict[str
         "opset": opset,
         "inlined": options.inline,
         "fuse_skip": options.fuse_skip,
+        "cache": options.cache if model.task == "text-generation" else None,
         "quantization": None if options.quantization is None else options.quantization.to_dict(),
         "config": model.section,
         "norms": {path: spec.to_config() for path, spec in model.norms.items()},
@@ -188,15 +196,27 @@ def check_quantization(model: LoadedModel, options: ExportOptions) -> None:
         )
 
 
+def _choose_opset(model: LoadedModel, options: ExportOptions) -> int:
+    if options.cache not in CACHES or (options.cache != "dynamic" and model.task != "text-generation"):
+        raise ExportError(
+            f"cache is {options.cache!r} for the task {model.task}; it must be one of {', '.join(CACHES)}, for "
+            "text-generation"
+        )
+    static = options.cache == "static"
+    first = max(_FIRST_BF16 if options.dtype is DType.BF16 else 0, STATIC_OPSET if static else 0)
+    default = max(model.opset, first)
+    opset = default if options.opset is None else options.opset
+    if opset not in onnx_op.OPSETS or (static and opset < STATIC_OPSET):
+        raise ExportError(
+            f"opset is {opset}; it must be {STATIC_OPSET if static else onnx_op.OPSETS.start} to "
+            f"{onnx_op.OPSETS.stop - 1} (default for {model.family} in {options.dtype.value}: {default})"
+        )
+    return opset
+
+
 def build(model: LoadedModel, options: ExportOptions, progress: Progress = silent) -> ir.Model:
     """The ONNX model in memory; see `export`."""
-    default = max(model.opset, _FIRST_BF16) if options.dtype is DType.BF16 else model.opset
-    opset = default if options.opset is None else options.opset
-    if opset not in onnx_op.OPSETS:
-        raise ExportError(
-            f"opset is {opset}; it must be {onnx_op.OPSETS.start} to {onnx_op.OPSETS.stop - 1} "
-            f"(default for {model.family} in {options.dtype.value}: {default})"
-        )
+    opset = _choose_opset(model, options)
     check_quantization(model, options)
     cast_parameters(model.module, options.dtype.torch)
     progress("tracing", 0, 4)
@@ -210,6 +230,8 @@ def build(model: LoadedModel, options: ExportOptions, progress: Progress = silen
     simplify(graph_model, kept)
     transpose_keys_directly(graph)
     heads_in_attention(graph)
+    if options.cache == "static":
+        keep_cache_in_place(graph)
     passes.RemoveUnusedNodesPass()(graph_model)
     name_nodes(graph, _ENTRY)
     select_early(graph)

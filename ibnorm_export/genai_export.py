@@ -46,6 +46,10 @@ BUILDER_VERSION: Final = "0.18.0"
 _HEAD_MULTIPLE: Final = 16
 
 _FAMILIES: Final = ("llama",)
+
+#: Kinds of rotary embedding that its builder writes as transformers computes them: each was compared.
+_ROTARY: Final = ("default", "llama3")
+
 _IR_DTYPES: Final = {
     DType.FP32: ir.DataType.FLOAT,
     DType.FP16: ir.DataType.FLOAT16,
@@ -232,8 +236,17 @@ def export_genai(
             f"--target ort-genai takes {', '.join(_FAMILIES)} for the task text-generation; this is {model.family} for "
             f"{model.task}. Export with --target portable"
         )
-    if options.opset is not None or options.inline:
-        raise ExportError("--target ort-genai takes neither --opset nor --inline: the builder of GenAI decides them")
+    rotary = getattr(model.module.config, "rope_parameters", None) or {}
+    if rotary.get("rope_type", "default") not in _ROTARY:
+        raise ExportError(
+            f"the builder of GenAI {BUILDER_VERSION} does not carry rotary scaling {rotary['rope_type']!r} (its model "
+            f"differs from PyTorch); it carries {', '.join(_ROTARY)}. Export with --target portable"
+        )
+    if options.opset is not None or options.inline or options.cache != "dynamic":
+        raise ExportError(
+            "--target ort-genai takes neither --opset nor --inline nor --cache: the builder of GenAI decides them (its "
+            "cache is kept in place anyway)"
+        )
     head = next(int(spec.shape[3]) for spec in model.inputs if spec.floating)
     if head % _HEAD_MULTIPLE:
         raise ExportError(

@@ -83,6 +83,26 @@ def _pass(model: onnx.ModelProto, bits: int, block_size: int, exclude: set[str])
     return made
 
 
+def _split_gemm(graph: onnx.GraphProto) -> None:
+    """A plain Gemm becomes MatMul and Add: the quantizer takes no other form of a product."""
+    nodes = []
+    for node in graph.node:
+        values = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        plain = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0}
+        if node.op_type != "Gemm" or {**plain, **values} != plain or len(node.input) != 3:
+            nodes.append(node)
+            continue
+        a, b, bias = node.input
+        name = node.name or node.output[0]
+        product = onnx.helper.make_node("MatMul", [a, b], [f"{node.output[0]}/product"], name=f"{name}/product")
+        total = onnx.helper.make_node("Add", [product.output[0], bias], list(node.output), name=name)
+        for made in (product, total):
+            made.metadata_props.extend(node.metadata_props)
+        nodes += [product, total]
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
 def quantize(model: onnx.ModelProto, wanted: Quantization) -> onnx.ModelProto:
     """`model` with its constant matrices in blocks of `wanted.bits`; `model` itself is used up.
 
@@ -90,6 +110,7 @@ def quantize(model: onnx.ModelProto, wanted: Quantization) -> onnx.ModelProto:
         ExportError: nothing in it can be quantised.
         BackendUnavailable: onnxruntime is not installed.
     """
+    _split_gemm(model.graph)
     weights = {tensor.name for tensor in model.graph.initializer}
     matmuls = [n for n in model.graph.node if n.op_type == "MatMul" and n.domain == "" and n.input[1] in weights]
     head = {n.name for n in matmuls if "logits" in n.output}

@@ -6,16 +6,15 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ibnorm_export.artifact import MODEL_FILE, ExportedModel
-from ibnorm_export.decoding import Decoder, cache_inputs
-from ibnorm_export.errors import BackendUnavailable, IBNormError, ModelFileError
+from ibnorm_export.errors import IBNormError, ModelFileError
 from ibnorm_export.loaded import LoadedModel
-from ibnorm_export.runners.base import Kernels, open_runner
+from ibnorm_export.runners.base import Kernels
+from ibnorm_export.sessions import SessionSource, open_sessions, torch_sessions
 from ibnorm_export.tokens import Tokens, end_tokens, read_json
 
 __all__ = ["Sampling", "TextModel", "TextResult", "open_checkpoint", "open_folder"]
@@ -78,13 +77,6 @@ class Sampling:
         return int(order[min(chosen, len(reached) - 1)])
 
 
-class Session(Protocol):
-    """A model in the middle of one text."""
-
-    def feed(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Logits (vocabulary,) behind the last of `tokens` (n,)."""
-
-
 @dataclass(frozen=True, slots=True)
 class TextResult:
     """A text that was generated.
@@ -119,18 +111,15 @@ class TextModel:
     """A language model with its tokenizer.
 
     Args:
-        backend: what runs it, in words.
-        start: total length -> a session at the beginning of a text.
+        source: what runs it.
         tokens: its tokenizer.
         max_positions: the most tokens of prompt and text together.
         ends: tokens that end a text.
     """
 
-    def __init__(
-        self, backend: str, start: Callable[[int], Session], tokens: Tokens, max_positions: int, ends: frozenset[int]
-    ) -> None:
-        self.backend = backend
-        self._start = start
+    def __init__(self, source: SessionSource, tokens: Tokens, max_positions: int, ends: frozenset[int]) -> None:
+        self.backend = source.name
+        self._start = source.start
         self._tokens = tokens
         self.max_positions = max_positions
         self._ends = ends
@@ -192,22 +181,12 @@ class TextModel:
         )
 
     def _choose(self, ids: NDArray[np.int64], room: int, sampling: Sampling) -> Iterator[int]:
-        session = self._start(len(ids) + room)
+        session = self._start(1, len(ids) + room)
         rng = np.random.default_rng(sampling.seed)
         for _ in range(room):
-            token = sampling.choose(session.feed(ids), rng)
+            token = sampling.choose(session.feed(ids[None])[0], rng)
             yield token
             ids = np.array([token], dtype=np.int64)
-
-
-class _DecoderSession:
-    def __init__(self, decoder: Decoder) -> None:
-        self._decoder = decoder
-        decoder.start(1)
-
-    def feed(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
-        last: NDArray[np.float32] = self._decoder.feed(tokens[None])[0, -1]
-        return last
 
 
 def open_checkpoint(model: LoadedModel) -> TextModel:
@@ -219,18 +198,9 @@ def open_checkpoint(model: LoadedModel) -> TextModel:
     Raises:
         ModelFileError: there is no tokenizer, or it does not fit.
     """
-    from ibnorm_export.runners.torch_runner import TorchRunner
-
     folder = Path(model.source)
     tokens = Tokens(folder, model.vocabulary)
-    runner = TorchRunner(model)
-    return TextModel(
-        "torch",
-        lambda _: _DecoderSession(Decoder(runner, model.inputs)),
-        tokens,
-        model.max_positions,
-        end_tokens(folder),
-    )
+    return TextModel(torch_sessions(model), tokens, model.max_positions, end_tokens(folder))
 
 
 def open_folder(folder: str | Path, kernels: Kernels = Kernels.AUTO, threads: int | None = None) -> TextModel:
@@ -239,7 +209,7 @@ def open_folder(folder: str | Path, kernels: Kernels = Kernels.AUTO, threads: in
     Args:
         folder: the folder.
         kernels: how the norms run in ONNX Runtime; a GenAI folder says that itself.
-        threads: of ONNX Runtime; None is its default.
+        threads: of the runtime; None is its default.
 
     Raises:
         ModelFileError: the folder, its tokenizer or its op library is incomplete or damaged.
@@ -247,27 +217,9 @@ def open_folder(folder: str | Path, kernels: Kernels = Kernels.AUTO, threads: in
     """
     folder = Path(folder)
     config = read_json(folder / "config.json")
-    sizes = (config.get("vocab_size"), config.get("max_position_embeddings"))
+    sizes = (config.get("vocab_size"), config.get("max_position_embeddings", config.get("n_positions")))
     if not all(isinstance(size, int) and size > 0 for size in sizes):
-        raise ModelFileError(f"{folder / 'config.json'}: vocab_size and max_position_embeddings are {sizes}")
+        raise ModelFileError(f"{folder / 'config.json'}: vocab_size and the number of positions are {sizes}")
     vocabulary, max_positions = (int(str(size)) for size in sizes)
     tokens = Tokens(folder, vocabulary)
-    if (folder / "genai_config.json").is_file():
-        try:
-            from ibnorm_export.runners.genai_runner import GenaiModel
-        except ModuleNotFoundError as error:
-            raise BackendUnavailable(
-                f"{folder} is for onnxruntime-genai, which is not installed: pip install 'ibnorm-export[genai]'"
-            ) from error
-        return TextModel("ort-genai", GenaiModel(folder).start, tokens, max_positions, end_tokens(folder))
-    exported = ExportedModel(folder / MODEL_FILE)
-    if exported.dtype == "bf16":
-        raise BackendUnavailable(
-            f"{folder} is bf16, which ONNX Runtime cannot compute on a CPU; export fp32 or fp16 to generate here "
-            "(verify checks bf16 on a copy that rounds)"
-        )
-    runner = open_runner("ort-cpu", exported, threads, kernels)
-    inputs = cache_inputs(exported)
-    return TextModel(
-        "ort-cpu", lambda _: _DecoderSession(Decoder(runner, inputs)), tokens, max_positions, end_tokens(folder)
-    )
+    return TextModel(open_sessions(folder, kernels, threads), tokens, max_positions, end_tokens(folder))

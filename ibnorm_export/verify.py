@@ -150,10 +150,17 @@ def verify(
             "the file was exported from another copy of this checkpoint (the hashes of config and weights differ)"
         )
     dtype = DType(exported.dtype).torch
+    genai = metadata.get("target") == "ort-genai"
     if inputs is None:
         rng = np.random.default_rng(options.seed)
         inputs = [model.sample(rng, index) for index in range(options.samples)]
-    if metadata.get("target") == "ort-genai":
+    elif genai and any((sample["attention_mask"] == 0).any() for sample in inputs):
+        raise ModelFileError(
+            f"rows of the inputs are of unequal length (attention_mask has zeros), which {exported.path} cannot carry: "
+            "GroupQueryAttention counts positions without padding. Give rows of equal length, or export --target "
+            "portable"
+        )
+    if genai:
         notes.append("rows of a batch are of equal length: GroupQueryAttention counts positions without padding")
         inputs = [without_padding(sample) for sample in inputs]
     inputs = [round_inputs(sample, dtype) for sample in inputs]

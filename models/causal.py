@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import DynamicCache
@@ -13,17 +14,52 @@ from transformers import DynamicCache
 from ibnorm_export.decoding import positions
 from ibnorm_export.loaded import Arrays, InputSpec, LoadedModel
 from ibnorm_export.models.family import Family
+from ibnorm_export.sessions import SessionSource, torch_sessions
 
-__all__ = ["CausalFamily"]
+__all__ = ["CausalFamily", "checkpoint_sessions"]
 
 
 class CausalFamily(Family):
-    """A language model of transformers. With a cache, in the names of optimum and onnxruntime-genai:
+    """A language model of transformers: (input_ids, attention_mask) -> logits.
+
+    With a cache, in the names of optimum and onnxruntime-genai:
 
     input_ids, position_ids (batch, sequence), attention_mask (batch, total = past + sequence) and
     past_key_values.N.key and .value (batch, heads, past, head) -> logits, present.N.key and .value
     (batch, heads, total, head).
     """
+
+    def inputs(self, module: nn.Module) -> tuple[InputSpec, ...]:
+        return (
+            InputSpec("input_ids", ("batch", "sequence"), floating=False),
+            InputSpec("attention_mask", ("batch", "sequence"), floating=False),
+        )
+
+    def call(self, module: nn.Module, *tensors: Tensor) -> tuple[Tensor, ...]:
+        input_ids, attention_mask = tensors
+        # The stock model's own positions, with the batch axis that RotaryEmbedding of opset 23 asks for.
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand(input_ids.shape)
+        return (
+            module(input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, use_cache=False).logits,
+        )
+
+    def sample(self, module: nn.Module, rng: np.random.Generator, index: int) -> Arrays:
+        config: Any = module.config
+        longest = int(config.max_position_embeddings)
+        # one prompt; padding on the left; a single token; padding on the right
+        batch, sequence = ((1, 64), (3, 33), (1, 1), (2, 48))[index % 4]
+        sequence = min(sequence, longest)
+        ids = rng.integers(0, config.vocab_size, (batch, sequence), dtype=np.int64)
+        mask = np.ones((batch, sequence), dtype=np.int64)
+        if index % 4 == 1:
+            for row in range(1, batch):
+                mask[row, : min(7 * row, sequence - 1)] = 0
+        elif index % 4 == 3 and sequence > 5:
+            mask[1, -5:] = 0
+        return {"input_ids": ids, "attention_mask": mask}
+
+    def valid(self, arrays: Arrays) -> dict[str, NDArray[np.bool_]]:
+        return {"logits": arrays["attention_mask"] != 0}
 
     def cache_size(self, module: nn.Module) -> tuple[int, int, int]:
         """(layers, heads of keys and values, size of a head)."""
@@ -98,3 +134,11 @@ def _valid_with_cache(arrays: Arrays) -> dict[str, NDArray[np.bool_]]:
             present = f"present.{name.removeprefix('past_key_values.')}"
             valid[present] = np.broadcast_to(mask[:, None, :], shape)
     return valid
+
+
+def checkpoint_sessions(checkpoint: str, threads: int) -> SessionSource:
+    """PyTorch on a checkpoint, as the benchmark opens it; `threads` holds for the whole process."""
+    from ibnorm_export.models.checkpoint import load
+
+    torch.set_num_threads(threads)
+    return torch_sessions(load(checkpoint, task="text-generation"))

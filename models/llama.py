@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from ibnorm_export.errors import CheckpointError
-from ibnorm_export.loaded import Arrays, InputSpec
 from ibnorm_export.models.causal import CausalFamily
 
 __all__ = ["Llama"]
+
+
+#: Kinds of rotary embedding whose frequencies are constants of the model.
+_ROTARY: Final = ("default", "linear", "llama3", "yarn")
 
 
 def _preset(hidden: int, intermediate: int, heads: int, layers: int) -> dict[str, Any]:
@@ -34,25 +35,29 @@ def _preset(hidden: int, intermediate: int, heads: int, layers: int) -> dict[str
 
 
 class _ExactRotary(nn.Module):
-    """Rotary tables computed in float64 from the config (default rotary embedding)."""
+    """Rotary tables computed in float64; the frequencies from the config, scaled ones as transformers has them."""
 
     def __init__(self, rotary: LlamaRotaryEmbedding) -> None:
         super().__init__()
         config = rotary.config
-        head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        theta = config.rope_parameters["rope_theta"]
-        exponent = torch.arange(0, head, 2, dtype=torch.float64) / head
-        self.register_buffer("inv_freq", float(theta) ** -exponent, persistent=False)
+        self._scaling = float(rotary.attention_scaling)
+        if config.rope_parameters.get("rope_type", "default") == "default":
+            head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+            exponent = torch.arange(0, head, 2, dtype=torch.float64) / head
+            frequencies = float(config.rope_parameters["rope_theta"]) ** -exponent
+        else:
+            frequencies = rotary.inv_freq.to(torch.float64)
+        self.register_buffer("inv_freq", frequencies, persistent=False)
 
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         assert isinstance(self.inv_freq, Tensor)
         angle = position_ids[..., None].to(torch.float64) * self.inv_freq  # (batch, sequence, head / 2)
         angle = torch.cat((angle, angle), dim=-1)
-        return angle.cos(), angle.sin()
+        return angle.cos() * self._scaling, angle.sin() * self._scaling
 
 
 class Llama(CausalFamily):
-    """`LlamaForCausalLM`: (input_ids, attention_mask) -> logits, or with a cache as `CausalFamily` says."""
+    """`LlamaForCausalLM`; inputs and outputs as `CausalFamily` says."""
 
     name = "llama"
     architecture = LlamaForCausalLM
@@ -68,41 +73,12 @@ class Llama(CausalFamily):
 
     def check(self, config: Mapping[str, Any]) -> None:
         kind = LlamaConfig(**config).rope_parameters.get("rope_type", "default")
-        if kind != "default":
-            raise CheckpointError(f"config.json asks for rotary scaling {kind!r}; this version exports 'default' only")
+        if kind not in _ROTARY:
+            raise CheckpointError(
+                f"config.json asks for rotary scaling {kind!r}, whose frequencies change with the length of the text; "
+                f"this version exports {', '.join(_ROTARY)}"
+            )
 
     def make_exact(self, module: nn.Module) -> None:
         assert isinstance(module, LlamaForCausalLM)
         module.model.rotary_emb = _ExactRotary(module.model.rotary_emb)
-
-    def inputs(self, module: nn.Module) -> tuple[InputSpec, ...]:
-        return (
-            InputSpec("input_ids", ("batch", "sequence"), floating=False),
-            InputSpec("attention_mask", ("batch", "sequence"), floating=False),
-        )
-
-    def call(self, module: nn.Module, *tensors: Tensor) -> tuple[Tensor, ...]:
-        input_ids, attention_mask = tensors
-        # The stock model's own positions, with the batch axis that RotaryEmbedding of opset 23 asks for.
-        positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand(input_ids.shape)
-        return (
-            module(input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, use_cache=False).logits,
-        )
-
-    def sample(self, module: nn.Module, rng: np.random.Generator, index: int) -> Arrays:
-        assert isinstance(module, LlamaForCausalLM)
-        longest = int(module.config.max_position_embeddings)
-        # one prompt; padding on the left; a single token; padding on the right
-        batch, sequence = ((1, 64), (3, 33), (1, 1), (2, 48))[index % 4]
-        sequence = min(sequence, longest)
-        ids = rng.integers(0, module.config.vocab_size, (batch, sequence), dtype=np.int64)
-        mask = np.ones((batch, sequence), dtype=np.int64)
-        if index % 4 == 1:
-            for row in range(1, batch):
-                mask[row, : min(7 * row, sequence - 1)] = 0
-        elif index % 4 == 3 and sequence > 5:
-            mask[1, -5:] = 0
-        return {"input_ids": ids, "attention_mask": mask}
-
-    def valid(self, arrays: Arrays) -> dict[str, NDArray[np.bool_]]:
-        return {"logits": arrays["attention_mask"] != 0}

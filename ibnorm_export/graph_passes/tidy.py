@@ -124,13 +124,21 @@ def _weights_unknown(graph: ir.Graph, weights: set[str]) -> Iterator[None]:
                 graph.register_initializer(value)
 
 
+def _fuse_standard(model: ir.Model) -> None:
+    """RotaryEmbedding and the other operators of opset 23, in later opsets too: onnxscript 0.7 looks at 23 alone."""
+    opset = model.opset_imports[""]
+    model.opset_imports[""] = min(opset, 23)
+    onnx_fusions.fuse(model)
+    model.opset_imports[""] = opset
+
+
 def simplify(model: ir.Model, weights: set[str]) -> None:
     """Fold constants and apply the standard rewrites, leaving every named weight as it is."""
     with _weights_unknown(model.graph, weights):
         for _ in range(2):
             onnxscript.optimizer.fold_constants(model, onnx_shape_inference=True)
             onnxscript.rewriter.rewrite(model)
-            onnx_fusions.fuse(model)
+            _fuse_standard(model)
             passes.RemoveUnusedNodesPass()(model)
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
         _share_constants(model.graph)

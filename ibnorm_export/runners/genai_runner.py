@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,23 +44,36 @@ def _check_library(folder: Path) -> None:
 
 
 class GenaiSession:
-    """One text, its keys and values in the buffer that GenAI shares between past and present."""
+    """Rows of equal length, their keys and values in the buffer that GenAI shares between past and present."""
 
     def __init__(self, generator: og.Generator) -> None:
         self._generator = generator
 
     def feed(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Logits (vocabulary,) behind the last of `tokens` (n,).
+        """Logits (batch, vocabulary) behind the last of `tokens` (batch, n).
+
+        Of several rows, the prompt alone can be given: behind it GenAI chooses itself, see `step`.
 
         Raises:
             ModelFileError: the runtime fails; its own words follow.
         """
         try:
             self._generator.append_tokens(tokens.astype(np.int32))
-            logits: NDArray[np.float32] = np.array(self._generator.get_logits(), dtype=np.float32)[0, -1]
+            logits: NDArray[np.float32] = np.array(self._generator.get_logits(), dtype=np.float32)[:, -1]
         except RuntimeError as error:
             raise ModelFileError(f"onnxruntime-genai cannot run the model: {_first_line(error)}") from error
         return logits
+
+    def step(self) -> None:
+        """Go on with the likeliest token of every row."""
+        try:
+            self._generator.generate_next_token()
+        except RuntimeError as error:
+            raise ModelFileError(f"onnxruntime-genai cannot run the model: {_first_line(error)}") from error
+
+    def rewind(self, length: int) -> None:
+        """Forget all but the first `length` tokens; of several rows, GenAI forgets all or none."""
+        self._generator.rewind_to(length)
 
 
 class GenaiModel:
@@ -69,29 +81,29 @@ class GenaiModel:
 
     Args:
         folder: written by `export --target ort-genai`.
+        threads: of the runtime; None is its default.
 
     Raises:
         ModelFileError: the folder is incomplete or damaged, or its op library cannot be used here.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, threads: int | None = None) -> None:
         _check_library(folder)
         try:
-            self._model = og.Model(str(folder))
+            config = og.Config(str(folder))
+            if threads is not None:
+                session = {"session_options": {"intra_op_num_threads": threads}}
+                config.overlay(json.dumps({"model": {"decoder": session}}))
+            self._model = og.Model(config)
         except RuntimeError as error:
             raise ModelFileError(f"{folder}: onnxruntime-genai cannot load it: {_first_line(error)}") from error
 
-    def start(self, max_length: int) -> GenaiSession:
-        """The beginning of a text of at most `max_length` tokens, prompt included."""
+    def start(self, batch: int, length: int) -> GenaiSession:
+        """`batch` rows of at most `length` tokens, prompt included."""
         params = og.GeneratorParams(self._model)
-        params.set_search_options(max_length=max_length, batch_size=1)
+        # an end token of one row would end it while the others go on
+        params.set_search_options(max_length=length, min_length=0 if batch == 1 else length, batch_size=batch)
         return GenaiSession(og.Generator(self._model, params))
-
-    def forced(self, tokens: NDArray[np.int64], prompt: int) -> Iterator[NDArray[np.float32]]:
-        """Logits (vocabulary,) behind the first `prompt` of `tokens` (n,), then behind each one after it."""
-        session = self.start(len(tokens) + 1)
-        for start, stop in [(0, prompt), *((i, i + 1) for i in range(prompt, len(tokens)))]:
-            yield session.feed(tokens[start:stop])
 
 
 def _first_line(error: Exception) -> str:

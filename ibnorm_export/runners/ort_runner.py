@@ -13,10 +13,12 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import torch
+from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from ibnorm_export.artifact import ExportedModel
 from ibnorm_export.errors import BackendUnavailable, ModelFileError
+from ibnorm_export.graph_passes.static_cache import CAPACITY
 from ibnorm_export.loaded import Arrays
 from ibnorm_export.placement import copies_beside
 from ibnorm_export.runners.base import NormExecution
@@ -52,6 +54,10 @@ _NUMPY_TYPES = {
     "tensor(int32)": np.int32,
     "tensor(bool)": np.bool_,
 }
+
+#: Tokens behind those of a cache in place, and what is in them: results must not depend on it.
+_SPARE: Final = 3
+_UNUSED: Final = 100.0
 
 _CUDA: Final = "CUDAExecutionProvider"
 _TORCH_TYPES: Final = {
@@ -117,6 +123,9 @@ def _session(
 class OrtRunner:
     """An ONNX Runtime session on the CPU.
 
+    A cache that the model keeps in place is given and returned as one that grows, copied into a buffer and out of it:
+    `ort_text` binds the buffer itself.
+
     Args:
         source: a file, or a serialised model.
         threads: of the session; None is the runtime's default.
@@ -147,8 +156,16 @@ class OrtRunner:
         self._session = _session(source, options, library, ["CPUExecutionProvider"], level)
         self._types = {i.name: _NUMPY_TYPES.get(i.type) for i in self._session.get_inputs()}
         self._outputs = [o.name for o in self._session.get_outputs()]
+        self._in_place = frozenset(i.name for i in self._session.get_inputs() if CAPACITY in i.shape)
 
     def run(self, inputs: Arrays) -> Arrays:
+        if not self._in_place:
+            return self._run(inputs)
+        total = inputs["attention_mask"].shape[1]
+        outputs = self._run({n: _with_room(a, total) if n in self._in_place else a for n, a in inputs.items()})
+        return {name: a[:, :, :total] if name.startswith("present.") else a for name, a in outputs.items()}
+
+    def _run(self, inputs: Arrays) -> Arrays:
         converted = {
             name: np.ascontiguousarray(array.astype(self._types.get(name) or array.dtype, copy=False))
             for name, array in inputs.items()
@@ -162,6 +179,14 @@ class OrtRunner:
     def end_profile(self) -> list[dict[str, Any]]:
         """Events of the session so far, as ONNX Runtime wrote them; ends the profile."""
         return _read_profile(self._session)
+
+
+def _with_room(cache: NDArray[Any], total: int) -> NDArray[Any]:
+    """A cache (batch, heads, past, head) in a buffer of `total` tokens and some more, which count for nothing."""
+    batch, heads, past, head = cache.shape
+    buffer = np.full((batch, heads, total + _SPARE, head), _UNUSED, dtype=cache.dtype)
+    buffer[:, :, :past] = cache
+    return buffer
 
 
 class _Bound:

@@ -21,7 +21,7 @@ from ibnorm_export.errors import BackendUnavailable, ExportError, IBNormError, M
 from ibnorm_export.export import ExportOptions
 from ibnorm_export.genai_export import export_genai
 from ibnorm_export.loaded import DType, LoadedModel
-from ibnorm_export.runners.base import Kernels
+from ibnorm_export.runners.base import Kernels, open_runner
 from ibnorm_export.runners.genai_runner import GenaiModel
 from ibnorm_export.tokens import write_byte_tokenizer
 from ibnorm_export.verify import VerifyOptions, verify
@@ -156,13 +156,15 @@ print(list(map(int, generator.get_sequence(0))))
     assert len(tokens) > len(prompt)
 
 
-def test_forced_logits_follow_the_tokens(exported: ExportedModel) -> None:
-    model = GenaiModel(exported.path.parent)
-    tokens = np.arange(12) + 70
-    once, again = list(model.forced(tokens, 5)), list(model.forced(tokens, 8))
-    assert (len(once), len(again)) == (8, 5)
+def test_logits_follow_the_tokens(exported: ExportedModel) -> None:
+    tokens = np.arange(12)[None] + 70
+    once, again = (GenaiModel(exported.path.parent).start(1, 20) for _ in range(2))
+    steps = [once.feed(tokens[:, :5]), *(once.feed(tokens[:, i : i + 1]) for i in range(5, 12))]
     # float32 logits whose sums run in another order: a few units in the last place
-    np.testing.assert_allclose(np.array(once[3:]), np.array(again), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(steps[-1], again.feed(tokens), rtol=0, atol=1e-6)
+    once.rewind(9)
+    np.testing.assert_array_equal(once.feed(tokens[:, 9:10]), steps[5])
+    assert np.abs(steps[5] - steps[6]).max() > 1e-3
 
 
 # ---- what it cannot do, in one line ----
@@ -188,6 +190,47 @@ def test_the_op_library_must_be_there_and_fit(folder: Path) -> None:
     file.unlink()
     with pytest.raises(ModelFileError, match=r"no genai_config\.json"):
         GenaiModel(folder)
+
+
+@pytest.mark.parametrize(
+    ("entry", "match"),
+    [
+        ({"machine": "aarch64"}, "is built for .*, this machine is"),
+        ({"schema": {"version": 9}}, "implements .*version.: 9"),
+    ],
+)
+def test_the_op_library_is_for_this_machine_and_schema(
+    genai_checkpoint: Path, tmp_path: Path, entry: dict[str, Any], match: str
+) -> None:
+    if not native.availability():
+        pytest.skip(str(native.availability()))
+    folder = export_genai(load(genai_checkpoint), tmp_path / "out").path.parent
+    assert GenaiModel(folder).start(1, 8).feed(np.ones((1, 3), dtype=np.int64)).shape == (1, 256)
+    file = folder / "manifest.json"
+    manifest = json.loads(file.read_text())
+    (name,) = manifest["libraries"]
+    manifest["libraries"][name] |= entry
+    file.write_text(json.dumps(manifest))
+    with pytest.raises(ModelFileError, match=match):
+        GenaiModel(folder)
+
+
+def test_rows_of_unequal_length_are_refused(exported: ExportedModel, genai_checkpoint: Path) -> None:
+    model = load(genai_checkpoint)
+    inputs = model.sample(np.random.default_rng(0), 1)
+    assert (inputs["attention_mask"] == 0).any()
+    with pytest.raises(ModelFileError, match="rows of the inputs are of unequal length"):
+        verify(exported, model, FUNCTION, [inputs])
+
+
+def test_a_past_of_the_wrong_shape_is_refused(exported: ExportedModel, genai_checkpoint: Path) -> None:
+    model = load(genai_checkpoint)
+    inputs = model.sample(np.random.default_rng(0), 2)
+    names = {t.name for t in exported.inputs}
+    inputs = {name: array for name, array in inputs.items() if name in names}
+    inputs["past_key_values.0.key"] = np.zeros((1, 3, 4, 16), dtype=np.float32)
+    with pytest.raises(ModelFileError, match="ONNX Runtime cannot run the model"):
+        open_runner("ort-cpu", exported, kernels=Kernels.FUNCTION).run(inputs)
 
 
 def test_what_the_builder_cannot_carry(llama_checkpoint: Path, genai_checkpoint: Path, tmp_path: Path) -> None:

@@ -1,0 +1,112 @@
+"""Decoding in ONNX Runtime with inputs and outputs bound: no copy of the cache beyond what the graph asks for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from ibnorm_export.errors import ModelFileError
+from ibnorm_export.graph_passes.static_cache import CAPACITY
+from ibnorm_export.runners.ort_runner import OrtError, OrtRunner
+
+__all__ = ["OrtText", "OrtTextSession"]
+
+_PAST: Final = "past_key_values."
+_TYPES: Final = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+
+
+class OrtTextSession:
+    """Rows of equal length.
+
+    A dynamic cache: each `present` is bound as the next `past`. One kept in place (its length is an axis
+    called "capacity"): a buffer that is input and output at once.
+    """
+
+    def __init__(self, session: ort.InferenceSession, batch: int, length: int) -> None:
+        self._session = session
+        self._length = 0
+        self._batch = batch
+        self._positions = any(i.name == "position_ids" for i in session.get_inputs())
+        caches = [i for i in session.get_inputs() if i.name.startswith(_PAST)]
+        self._in_place = caches[0].shape[2] == CAPACITY
+        self._room = length
+        self._last = np.zeros((batch, 1), dtype=np.float32)
+        size = length if self._in_place else 0
+        self._past = {
+            i.name: ort.OrtValue.ortvalue_from_numpy(
+                np.zeros((batch, i.shape[1], size, i.shape[3]), dtype=_TYPES[i.type])
+            )
+            for i in caches
+        }
+
+    def feed(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Logits (batch, vocabulary) behind the last of `tokens` (batch, n).
+
+        Raises:
+            ModelFileError: there is no room for them, or the runtime fails; its own words follow.
+        """
+        total = self._length + tokens.shape[1]
+        if tokens.shape[0] != self._batch or total > self._room:
+            raise ModelFileError(
+                f"tokens have shape {tokens.shape} behind {self._length}; the text was begun for {self._batch} rows of "
+                f"at most {self._room} tokens"
+            )
+        binding = self._session.io_binding()
+        binding.bind_cpu_input("input_ids", np.ascontiguousarray(tokens, dtype=np.int64))
+        binding.bind_cpu_input("attention_mask", np.ones((self._batch, total), dtype=np.int64))
+        if self._positions:
+            places = np.arange(self._length, total, dtype=np.int64)
+            binding.bind_cpu_input("position_ids", np.ascontiguousarray(np.broadcast_to(places, tokens.shape)))
+        binding.bind_output("logits")
+        presents = {past: f"present.{past.removeprefix(_PAST)}" for past in self._past}
+        for name, value in self._past.items():
+            binding.bind_ortvalue_input(name, value)
+            if self._in_place:
+                binding.bind_ortvalue_output(presents[name], value)
+            else:
+                binding.bind_output(presents[name])
+        try:
+            self._session.run_with_iobinding(binding)
+        except (*OrtError, RuntimeError) as error:  # with bound values, ONNX Runtime raises the plain one
+            raise ModelFileError(f"ONNX Runtime cannot run the model: {str(error).splitlines()[0]}") from error
+        logits, *made = binding.get_outputs()
+        if not self._in_place:
+            self._past = dict(zip(self._past, made, strict=True))
+        self._length = total
+        last: NDArray[Any] = logits.numpy()[:, -1]
+        self._last = last.astype(np.float32)
+        return self._last
+
+    def step(self) -> None:
+        """Go on with the likeliest token of every row."""
+        self.feed(self._last.argmax(axis=-1, keepdims=True))
+
+    def rewind(self, length: int) -> None:
+        """Forget all but the first `length` tokens."""
+        self._length = min(length, self._length)
+        if not self._in_place:
+            self._past = {
+                name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value.numpy()[:, :, : self._length]))
+                for name, value in self._past.items()
+            }
+
+
+class OrtText(OrtRunner):
+    """A model of task "text-generation" on the CPU; arguments as of `OrtRunner`.
+
+    Raises:
+        ModelFileError: the runtime cannot load it, or it has no cache.
+    """
+
+    def __init__(self, source: Path, threads: int | None = None, library: Path | None = None) -> None:
+        super().__init__(source, threads, library)
+        if not any(name.startswith(_PAST) for name in self._types):
+            raise ModelFileError(f"{source} has no cache; export it with --task text-generation")
+
+    def start(self, batch: int, length: int) -> OrtTextSession:
+        """`batch` rows of at most `length` tokens."""
+        return OrtTextSession(self._session, batch, length)

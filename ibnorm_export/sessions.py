@@ -1,0 +1,110 @@
+"""A language model in the middle of texts: one protocol for PyTorch, ONNX Runtime and onnxruntime-genai."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ibnorm_export.artifact import ExportedModel
+from ibnorm_export.decoding import Decoder
+from ibnorm_export.errors import BackendUnavailable
+from ibnorm_export.loaded import LoadedModel
+from ibnorm_export.runners.base import Kernels, fused_library
+
+__all__ = ["Session", "SessionSource", "open_sessions", "torch_sessions"]
+
+
+class Session(Protocol):
+    """Rows of equal length, their keys and values in a cache."""
+
+    def feed(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Logits (batch, vocabulary) behind the last of `tokens` (batch, n); the cache grows by them."""
+
+    def step(self) -> None:
+        """Go on with the likeliest token of every row."""
+
+    def rewind(self, length: int) -> None:
+        """Forget all but the first `length` tokens of every row."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSource:
+    """What texts are begun with.
+
+    Args:
+        name: of what runs it: "torch", "ort-cpu" or "ort-genai".
+        start: (rows, most tokens of a row) -> a session without tokens.
+    """
+
+    name: str
+    start: Callable[[int, int], Session]
+
+
+class _DecoderSession:
+    def __init__(self, decoder: Decoder, batch: int) -> None:
+        self._decoder = decoder
+        self._last = np.zeros((batch, 1), dtype=np.float32)
+        decoder.start(batch)
+
+    def feed(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+        self._last = self._decoder.feed(tokens)[:, -1]
+        return self._last
+
+    def step(self) -> None:
+        self.feed(self._last.argmax(axis=-1, keepdims=True))
+
+    def rewind(self, length: int) -> None:
+        self._decoder.rewind(length)
+
+
+def torch_sessions(model: LoadedModel) -> SessionSource:
+    """PyTorch itself, through its cache.
+
+    Args:
+        model: loaded for the task "text-generation".
+    """
+    from ibnorm_export.runners.torch_runner import TorchRunner
+
+    runner = TorchRunner(model)
+    return SessionSource("torch", lambda batch, _: _DecoderSession(Decoder(runner, model.inputs), batch))
+
+
+def open_sessions(folder: str | Path, kernels: Kernels = Kernels.AUTO, threads: int | None = None) -> SessionSource:
+    """A folder of `export --task text-generation`: onnxruntime-genai where it was made for that, else ONNX Runtime.
+
+    Args:
+        folder: the folder; of ONNX Runtime, the file in it will do.
+        kernels: how the norms run in ONNX Runtime; a GenAI folder says that itself.
+        threads: of the runtime; None is its default.
+
+    Raises:
+        ModelFileError: the folder or its op library is incomplete or damaged, or its model has no cache.
+        BackendUnavailable: the runtime is not installed, or cannot compute the file's type here.
+    """
+    folder = Path(folder)
+    if (folder / "genai_config.json").is_file():
+        try:
+            from ibnorm_export.runners.genai_runner import GenaiModel
+        except ModuleNotFoundError as error:
+            raise BackendUnavailable(
+                f"{folder} is for onnxruntime-genai, which is not installed: pip install 'ibnorm-export[genai]'"
+            ) from error
+        return SessionSource("ort-genai", GenaiModel(folder, threads).start)
+    exported = ExportedModel(folder)
+    if exported.dtype == "bf16":
+        raise BackendUnavailable(
+            f"{folder} is bf16, which ONNX Runtime cannot compute on a CPU; export fp32 or fp16 to generate here "
+            "(verify checks bf16 on a copy that rounds)"
+        )
+    try:
+        from ibnorm_export.runners.ort_text import OrtText
+    except ModuleNotFoundError as error:
+        raise BackendUnavailable(
+            f"{folder} needs the package {error.name}, which is not installed: pip install 'ibnorm-export[cpu]'"
+        ) from error
+    return SessionSource("ort-cpu", OrtText(exported.path, threads, fused_library("ort-cpu", Kernels(kernels))).start)

@@ -1,0 +1,144 @@
+"""The benchmark of generation: turns, rewinding and arithmetic on a source whose times are known; the command."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import LLAMA, save_checkpoint
+from numpy.typing import NDArray
+
+from ibnorm_export import IBNormSpec, models, text_bench
+from ibnorm_export.errors import IBNormError
+from ibnorm_export.folder import export_folder
+from ibnorm_export.genai_export import export_genai
+from ibnorm_export.runners.base import Kernels
+from ibnorm_export.sessions import SessionSource
+from ibnorm_export.text_bench import Opener, TextBenchOptions, bench_text, race
+from ibnorm_export.tokens import write_byte_tokenizer
+
+
+class Clock:
+    """Moves when a session works or rests."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class Metronome:
+    """Takes 1 ms for each token of a call, and `per_cached` more for each that is in the cache."""
+
+    def __init__(self, clock: Clock, per_cached: float, batch: int, room: int) -> None:
+        self.clock, self.per_cached, self.batch, self.room, self.length = clock, per_cached, batch, room, 0
+        self.steps = 0
+
+    def feed(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+        assert len(tokens) == self.batch
+        self.clock.now += 1e-3 * tokens.shape[1] + self.per_cached * self.length
+        self.length += tokens.shape[1]
+        assert self.length <= self.room
+        return np.zeros((self.batch, 5), dtype=np.float32)
+
+    def step(self) -> None:
+        self.steps += 1
+        self.feed(np.zeros((self.batch, 1), dtype=np.int64))
+
+    def rewind(self, length: int) -> None:
+        assert self.batch == 1
+        self.length = min(length, self.length)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(text_bench, "time", made)
+    return made
+
+
+def source(clock: Clock, per_cached: float) -> SessionSource:
+    return SessionSource("metronome", lambda batch, room: Metronome(clock, per_cached, batch, room))
+
+
+def test_every_turn_is_at_the_same_context(clock: Clock) -> None:
+    tokens = np.zeros((1, 10), dtype=np.int64)
+    slow, fast = race([source(clock, 1e-4), source(clock, 0.0)], "decode", tokens, rounds=3, steps=2)
+    # behind the prompt of 10 and one step that is not timed: 11 and 12 in the cache
+    np.testing.assert_allclose(slow, [[2.1e-3, 2.2e-3]] * 3)
+    np.testing.assert_allclose(fast, [[1e-3, 1e-3]] * 3)
+    (first,) = race([source(clock, 1e-4)], "first token", tokens, rounds=2)
+    np.testing.assert_allclose(first, [[10e-3]] * 2)
+
+
+def test_several_rows_go_on_by_their_own_choice(clock: Clock) -> None:
+    begun: list[Metronome] = []
+
+    def start(batch: int, room: int) -> Metronome:
+        begun.append(Metronome(clock, 0.0, batch, room))
+        return begun[-1]
+
+    race([SessionSource("many", start)], "decode", np.zeros((3, 4), dtype=np.int64), rounds=2, steps=5)
+    assert (begun[0].steps, begun[0].length) == (3 * 6, 4 + 3 * 6)
+
+
+def opened(per_cached: float) -> SessionSource:
+    """For `Opener`, which a fresh process calls too: a clock of its own there."""
+    clock = text_bench.time if isinstance(text_bench.time, Clock) else Clock()
+    return source(clock, per_cached)
+
+
+def test_the_report_adds_up(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_bench, "_peak_memory_mb", lambda *_: 12.5)
+    contenders = {"a": Opener(f"{__name__}:opened", (0.0,)), "b": Opener(f"{__name__}:opened", (1e-4,))}
+    report = bench_text(contenders, 100, 2, TextBenchOptions((10,), (1, 2), rounds=8, steps=4))
+    assert [(t.name, t.prompt, t.batch) for t in report.timings] == [(n, 10, b) for b in (1, 2) for n in "ab"]
+    a, b, a2, _ = report.timings
+    assert (a.first_token_ms, a.prefill_tokens_per_s, a.peak_memory_mb) == pytest.approx((10.0, 1000.0, 12.5))
+    assert (a.inter_token_p50_ms, a.decode_tokens_per_s) == pytest.approx((1.0, 1000.0))
+    assert (a2.prefill_tokens_per_s, a2.decode_tokens_per_s) == pytest.approx((2000.0, 2000.0))
+    assert b.inter_token_p50_ms == pytest.approx(2.25)
+    assert b.inter_token_p99_ms == pytest.approx(2.4)
+    decode = next(r for r in report.ratios if r.stage == "decode" and r.batch == 1)
+    assert (decode.against, decode.spread.ratio) == ("b", pytest.approx(1.0 / 2.25))
+    json.dumps(report.to_dict())
+
+
+@pytest.mark.parametrize("values", [{"prompts": ()}, {"batches": (0,)}, {"rounds": 0}, {"steps": 0}])
+def test_nothing_to_measure_is_refused(values: dict[str, int]) -> None:
+    with pytest.raises(IBNormError, match=next(iter(values))):
+        TextBenchOptions(**values)  # type: ignore[arg-type]
+
+
+def test_the_command_measures_every_form(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "torch", {**LLAMA, "hidden_size": 64}, IBNormSpec("L", 4.0, 1e-5, bias=False))
+    write_byte_tokenizer(tmp_path / "torch")
+    load = lambda: models.load(tmp_path / "torch", task="text-generation")  # noqa: E731
+    export_folder(load(), tmp_path / "portable")
+    export_genai(load(), tmp_path / "genai", kernels=Kernels.FUNCTION)
+    code = "from ibnorm_export.cli.main import run; run()"
+    command = [
+        sys.executable, "-c", code, "bench", str(tmp_path / "portable"), "--checkpoint", str(tmp_path / "torch"),
+        "--prompts", "12", "--batches", "1,2", "--rounds", "2", "--threads", "1", "--against",
+    ]  # fmt: skip
+    done = subprocess.run(
+        [*command, f"torch,{tmp_path / 'genai'}", "--json"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [t["name"].rpartition("/")[2] for t in found["timings"]] == ["portable", "torch", "genai"] * 2
+    assert all(1.0 < t["peak_memory_mb"] < 3000.0 for t in found["timings"])
+    assert all(t["first_token_ms"] > 0.0 and t["decode_tokens_per_s"] > 0.0 for t in found["timings"])
+    stages = [(stage, batch) for batch in (1, 2) for stage in ("first token", "decode") for _ in range(2)]
+    assert [(r["stage"], r["batch"]) for r in found["ratios"]] == stages
+    bad = subprocess.run([*command, "nothing"], capture_output=True, text=True, check=False)
+    assert bad.returncode == 2
+    assert "neither torch nor a folder" in bad.stderr
