@@ -15,6 +15,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from ibnorm_export.errors import CheckpointError
 from ibnorm_export.loaded import Arrays, InputSpec
 from ibnorm_export.models.causal import CausalFamily
+from ibnorm_export.models.prompts import prompts
 
 __all__ = ["Llama"]
 
@@ -91,18 +92,7 @@ class Llama(CausalFamily):
 
     def sample(self, module: nn.Module, rng: np.random.Generator, index: int) -> Arrays:
         assert isinstance(module, LlamaForCausalLM)
-        longest = int(module.config.max_position_embeddings)
-        # one prompt; padding on the left; a single token; padding on the right
-        batch, sequence = ((1, 64), (3, 33), (1, 1), (2, 48))[index % 4]
-        sequence = min(sequence, longest)
-        ids = rng.integers(0, module.config.vocab_size, (batch, sequence), dtype=np.int64)
-        mask = np.ones((batch, sequence), dtype=np.int64)
-        if index % 4 == 1:
-            for row in range(1, batch):
-                mask[row, : min(7 * row, sequence - 1)] = 0
-        elif index % 4 == 3 and sequence > 5:
-            mask[1, -5:] = 0
-        return {"input_ids": ids, "attention_mask": mask}
+        return prompts(module.config.vocab_size, module.config.max_position_embeddings, rng, index)
 
     def valid(self, arrays: Arrays) -> dict[str, NDArray[np.bool_]]:
         return {"logits": arrays["attention_mask"] != 0}
