@@ -3,8 +3,10 @@
     python benchmarks/families.py --record benchmarks/results/families.json
     python benchmarks/families.py --only gpt2-124m resnet-50 --kinds L
 
-Takes an hour and 12 GB of disk and memory for all of them on two cores. Rows that are recorded already
-are kept, so that an interrupted run goes on. timm's models are left out, by name, where timm is not installed.
+Takes hours and 12 GB of disk and memory for all of them on two cores. Rows that are recorded already are
+kept, so that an interrupted run goes on. "fused only" is a file whose functions leave the bound where the
+fused kernels keep it: ONNX Runtime's LayerNormalization over all of an image. timm's models are left out,
+by name, where timm is not installed.
 """
 
 from __future__ import annotations
@@ -88,26 +90,31 @@ def measure(name: str, norm: str, grouping: str, norms: NormConfig, dtype: DType
         done = time.perf_counter()
         assert report.numeric is not None
         outputs, layers = report.numeric.outputs, report.numeric.layers
-        worst = max(outputs, key=lambda o: o.error / o.allowed)
+        errors = {o.norms: o.error for o in outputs}
+        fused = {o.norms: o.passed for o in outputs}.get("fused", False) and bool(report.static)
         return {
             "model": name, "norm": norm, "grouping": grouping, "dtype": dtype.value,
             "parameters": sum(p.numel() for p in model.module.parameters()),
-            "verdict": "pass" if report else "fail", "findings": [str(f) for f in report.findings],
+            "verdict": "pass" if report else "fused only" if fused else "fail",
+            "findings": [str(f) for f in report.findings],
             "nodes": len(exported.norms), "fused": sum(n.implementation == "fused" for n in report.numeric.norms),
             "layers": 0 if layers is None else len(layers.layers), "samples": samples,
-            "error": worst.error, "torch_error": worst.torch_error, "allowed": worst.allowed,
+            "errors": errors, "torch_error": outputs[0].torch_error, "allowed": outputs[0].allowed,
             "size_mb": exported.size_bytes / 1e6, "export_s": middle - start, "verify_s": done - middle,
         }  # fmt: skip
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as Markdown."""
-    head = "| model | parameters | norm | over | type | norm nodes, fused | places | error | PyTorch's own | verdict |"
+    head = (
+        "| model | parameters | norm | over | nodes, fused | places | fused | as functions | PyTorch's own | verdict |"
+    )
     lines = [head, "|" + "---|" * 10]
     for r in rows:
+        errors = " | ".join(f"{r['errors'][n]:.2e}" if n in r["errors"] else "" for n in ("fused", "as functions"))
         lines.append(
-            f"| {r['model']} | {r['parameters'] / 1e6:.0f}M | {r['norm']} | {r['grouping']} | {r['dtype']} | "
-            f"{r['nodes']}, {r['fused']} | {r['layers']} | {r['error']:.2e} | {r['torch_error']:.2e} | {r['verdict']} |"
+            f"| {r['model']} | {r['parameters'] / 1e6:.0f}M | {r['norm']} | {r['grouping']} | {r['nodes']}, "
+            f"{r['fused']} | {r['layers']} | {errors} | {r['torch_error']:.2e} | {r['verdict']} |"
         )
     return "\n".join(lines)
 
@@ -136,12 +143,12 @@ def main() -> int:
                 continue
             gc.collect()
             rows.append(row)
-            print(f"{name} {norm} {grouping}: {row['verdict']}, {row['error']:.2e}", file=sys.stderr, flush=True)
+            print(f"{name} {norm} {grouping}: {row['verdict']}, {row['errors']}", file=sys.stderr, flush=True)
             if arguments.record is not None:
                 content = {"environment": environment(), "rows": rows}
                 arguments.record.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     print(table(rows))
-    return 0 if rows and all(row["verdict"] == "pass" for row in rows) else 1
+    return 0 if rows and all(row["verdict"] != "fail" for row in rows) else 1
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import typer
 from ibnorm_export import __version__
 from ibnorm_export.cli.bench import bench_command
 from ibnorm_export.cli.build_engine import build_engine_command
+from ibnorm_export.cli.check import check_command
 from ibnorm_export.cli.compare import compare_command
 from ibnorm_export.cli.console import err, print_json
 from ibnorm_export.cli.demo import demo_command
@@ -64,6 +65,7 @@ app.command("export")(export_command)
 app.command("verify")(verify_command)
 app.command("bench")(bench_command)
 app.command("compare")(compare_command)
+app.command("check")(check_command)
 app.command("build-engine")(build_engine_command)
 app.command("generate")(generate_command)
 app.command("package")(package_command)
