@@ -2,6 +2,7 @@
 #   make demo    set-up, then the main job on real input
 #   make test    set-up, then the suite (make test-generation: cached decoding and text;
 #                make test-faults: planted faults, all of which verification must name;
+#                make test-families: every family and grouping, and timm's own folders;
 #                make test-cuda: the CUDA kernels on a CPU emulator;
 #                make test-tensorrt: the plugin, and engines for TensorRT-RTX, without a GPU;
 #                make test-serving: a real Triton and the text endpoint, on loopback)
@@ -18,7 +19,7 @@ CMAKE  := $(BIN)/cmake
 # Two of the seven that are shipped: 3 minutes of one core for two, so all seven do not fit into CI.
 CUDA_ARCHITECTURES ?= 80-real;90-real
 
-.PHONY: demo test test-generation test-faults test-cuda test-tensorrt test-serving lint format setup native native-cuda sanitize test-compat mutants clean
+.PHONY: demo test test-generation test-faults test-families families test-cuda test-tensorrt test-serving lint format setup native native-cuda sanitize test-compat mutants clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.ready
@@ -66,7 +67,7 @@ demo: setup
 	$(BIN)/ibnorm-export demo --out demo
 
 test: native lint
-	$(BIN)/python -m pytest --ignore=tests/generation --ignore=tests/faults --ignore=tests/cuda --ignore=tests/tensorrt --ignore=tests/serving
+	$(BIN)/python -m pytest --ignore=tests/generation --ignore=tests/faults --ignore=tests/families --ignore=tests/cuda --ignore=tests/tensorrt --ignore=tests/serving
 
 # Cached decoding, generation in every form, and quantised weights: minutes of export.
 test-generation: native
@@ -76,6 +77,21 @@ test-generation: native
 # python benchmarks/planted_faults.py --record benchmarks/results/planted_faults.json
 test-faults: native
 	$(BIN)/python -m pytest tests/faults
+
+# timm asks for torchvision, whose wheels are of a CUDA build and die beside a CPU one, transformers with them: both go
+# into a folder of their own, and `vision_operators` defines the operators that are missing.
+VISION := PYTHONPATH=build/vision:tests/families
+build/vision/.ready: constraints.txt
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target build/vision --constraint constraints.txt timm torchvision pillow
+	touch $@
+
+test-families: native build/vision/.ready
+	$(VISION) $(BIN)/python -m pytest -p vision_operators tests/families
+
+# The table of docs/families.md, in hours: every preset of the paper with random weights.
+families: native build/vision/.ready
+	$(VISION) $(BIN)/python -c "import vision_operators, runpy; runpy.run_path('benchmarks/families.py', run_name='__main__')" \
+	  --record benchmarks/results/families.json
 
 # The CUDA kernels' own source, compiled by g++ and run on a CPU emulator; no GPU needed.
 test-cuda: setup

@@ -13,8 +13,10 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from ibnorm_export import __version__
+from ibnorm_export.cli.analyze import analyze_command
 from ibnorm_export.cli.bench import bench_command
 from ibnorm_export.cli.build_engine import build_engine_command
+from ibnorm_export.cli.check import check_command
 from ibnorm_export.cli.compare import compare_command
 from ibnorm_export.cli.console import err, print_json
 from ibnorm_export.cli.demo import demo_command
@@ -64,6 +66,8 @@ app.command("export")(export_command)
 app.command("verify")(verify_command)
 app.command("bench")(bench_command)
 app.command("compare")(compare_command)
+app.command("check")(check_command)
+app.command("analyze")(analyze_command)
 app.command("build-engine")(build_engine_command)
 app.command("generate")(generate_command)
 app.command("package")(package_command)

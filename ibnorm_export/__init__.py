@@ -12,7 +12,8 @@ from ibnorm_export.errors import IBNormError
 from ibnorm_export.spec import Compression, Convention, IBNormSpec, NormConfig
 
 if TYPE_CHECKING:
-    from ibnorm_export.module import IBNorm, SkipIBNorm, ibnorm, replace_norms, skip_ibnorm
+    from ibnorm_export.module import IBNorm, SkipIBNorm, ibnorm, skip_ibnorm
+    from ibnorm_export.replace import replace_norms
 
 __version__ = "0.1.0"
 
@@ -29,7 +30,10 @@ __all__ = [
     "skip_ibnorm",
 ]
 
-_LAZY = dict.fromkeys(("IBNorm", "SkipIBNorm", "ibnorm", "replace_norms", "skip_ibnorm"), "ibnorm_export.module")
+_LAZY = {
+    **dict.fromkeys(("IBNorm", "SkipIBNorm", "ibnorm", "skip_ibnorm"), "ibnorm_export.module"),
+    "replace_norms": "ibnorm_export.replace",
+}
 
 
 def __getattr__(name: str) -> Any:

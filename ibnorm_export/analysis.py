@@ -1,4 +1,4 @@
-"""What compression does to activations: kurtosis, and information by the matrix-based Renyi estimator.
+"""What compression does to activations: kurtosis, variance, and information by the matrix-based Renyi estimator.
 
 For n samples, a Gram matrix K of a Gaussian kernel is normalised to A = K / trace(K); the entropy of
 order alpha is S(A) = log2(sum of eigenvalues^alpha) / (1 - alpha) in bits, the joint entropy that of
@@ -87,9 +87,16 @@ def information_bottleneck(
     representation: NDArray[Any],  # (n, features)
     target: NDArray[Any],  # (n,) labels or (n, features)
     alpha: float = ALPHA,
+    width: float | None = None,
 ) -> InformationBottleneck:
-    """Information of a representation about target and input, one row a sample (a token, an image)."""
-    x, t, y = gram(inputs), gram(representation), gram(target)
+    """Information of a representation about target and input, one row a sample (a token, an image).
+
+    Args:
+        inputs, representation, target: of the same samples.
+        alpha: order of the entropies.
+        width: of the kernels of inputs and representation, as in `gram`.
+    """
+    x, t, y = gram(inputs, width), gram(representation, width), gram(target, width)
     return InformationBottleneck(_mutual_bits(t, y, alpha), _mutual_bits(t, x, alpha))
 
 

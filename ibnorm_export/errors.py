@@ -11,6 +11,7 @@ from typing import ClassVar
 __all__ = [
     "BackendUnavailable",
     "CheckpointError",
+    "ConfigError",
     "EngineError",
     "ExportError",
     "IBNormError",
@@ -32,6 +33,10 @@ class SpecError(IBNormError, ValueError):
 
 class CheckpointError(IBNormError):
     """A checkpoint cannot be read as an IBNorm model: files, config section or weights."""
+
+
+class ConfigError(IBNormError):
+    """The file of `ibnorm-export check` is not one: a key is unknown, missing or has an illegal value."""
 
 
 class ModelFileError(IBNormError):

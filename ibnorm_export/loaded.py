@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ibnorm_export.errors import CheckpointError
+from ibnorm_export.groupings import BatchIBNorm
 from ibnorm_export.module import IBNorm
 from ibnorm_export.spec import IBNormSpec
 
@@ -82,11 +83,15 @@ def cast_parameters(module: nn.Module, dtype: torch.dtype) -> None:
     would round them, and no framework serves a model so.
     """
     saved = set(module.state_dict(keep_vars=True))
+    for parameter in module.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
     done: dict[int, Tensor] = {}
-    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-        if name in saved and tensor.is_floating_point() and id(tensor) not in done:
-            tensor.data = tensor.data.to(dtype)
-            done[id(tensor)] = tensor
+    for name, buffer in list(module.named_buffers(remove_duplicate=False)):
+        if name in saved and buffer.is_floating_point():
+            # a new tensor: one that was read from a file may be a view, whose base keeps its type
+            path, _, own = name.rpartition(".")
+            module.get_submodule(path).register_buffer(own, done.setdefault(id(buffer), buffer.to(dtype)))
 
 
 class _Entry(nn.Module):
@@ -128,6 +133,7 @@ class LoadedModel:
         trace_sizes: sizes of dynamic axes to trace with, where they are not free.
         vocabulary: of a language model loaded for text generation.
         max_positions: the longest sequence of a language model; 0 where nothing is known of one.
+        norms: IBNorm by module path; empty for a baseline, whose section names other norms alone.
     """
 
     module: nn.Module
@@ -150,8 +156,9 @@ class LoadedModel:
     norms: Mapping[str, IBNormSpec] = field(init=False)
 
     def __post_init__(self) -> None:
-        norms = {path: m.spec for path, m in self.module.named_modules() if isinstance(m, IBNorm)}
-        if not norms:
+        modules = list(self.module.named_modules())
+        norms = {path: m.spec for path, m in modules if isinstance(m, (IBNorm, BatchIBNorm))}
+        if not norms and self.section is None:  # a section may say that all are of another kind: a baseline
             raise CheckpointError(
                 f"{self.source}: the model has no IBNorm module. A class of your own becomes one through "
                 "ibnorm_export.models.register_adapter(YourClass, convert)"

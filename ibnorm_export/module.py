@@ -1,4 +1,4 @@
-"""The operator in torch: `ibnorm`, `skip_ibnorm`, the `IBNorm` module, and `replace_norms`.
+"""The operator in torch: `ibnorm`, `skip_ibnorm`, and the `IBNorm` module.
 
 In eager mode each form is one registered operator (`torch.ops.ibnorm.IBNormL`, ...) that keeps its
 input alone for the backward pass and recomputes the rest. `torch.export` records that operator,
@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ibnorm_export.errors import SpecError
-from ibnorm_export.spec import Compression, Grouping, IBNormSpec, NormConfig, NormKind
+from ibnorm_export.spec import Compression, Grouping, IBNormSpec
 
-__all__ = ["IBNorm", "SkipIBNorm", "ibnorm", "replace_norms", "skip_ibnorm"]
+__all__ = ["IBNorm", "SkipIBNorm", "ibnorm", "skip_ibnorm"]
 
 
 def _compress(t: Tensor, compression: Compression) -> Tensor:
@@ -158,7 +158,7 @@ _SKIP_OPS: dict[Compression, _SkipOp] = {c: _define_skip(c) for c in Compression
 
 def _check(x: Tensor, weight: Tensor | None, bias: Tensor | None, spec: IBNormSpec) -> None:
     if spec.grouping is not Grouping.LAST:
-        raise SpecError(f"grouping is {spec.grouping.value!r}; this version normalises the last axis only ('last')")
+        raise SpecError(f"grouping is {spec.grouping.value!r}; it must be 'last' here; groupings.py has others")
     if not x.is_floating_point() or x.dim() == 0:
         raise SpecError(f"x is {x.dtype} of shape {tuple(x.shape)}; it must be floating point with at least one axis")
     for name, parameter in (("weight", weight), ("bias", bias)):
@@ -227,11 +227,13 @@ class IBNorm(nn.Module):
         device, dtype: of the parameters.
 
     Raises:
-        SpecError: the grouping is not 'last', the only one of this version, or features < 1.
+        SpecError: the grouping is not 'last' (`groupings` has the others), or features < 1.
     """
 
     weight: nn.Parameter | None
     bias: nn.Parameter | None
+    #: Whether `weight` and `bias` are inputs of the ONNX node, or applied behind it.
+    node_has_affine = True
 
     def __init__(
         self,
@@ -242,7 +244,7 @@ class IBNorm(nn.Module):
     ) -> None:
         super().__init__()
         if spec.grouping is not Grouping.LAST:
-            raise SpecError(f"grouping is {spec.grouping.value!r}; this version normalises the last axis only ('last')")
+            raise SpecError(f"grouping is {spec.grouping.value!r}; it must be 'last' here; groupings.py has others")
         if features < 1:
             raise SpecError(f"features is {features}; it must be at least 1")
         self.features = features
@@ -265,87 +267,3 @@ class SkipIBNorm(IBNorm):
     def forward(self, x: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """x, skip (..., features) -> two of the same shape and dtype."""
         return skip_ibnorm(x, skip, self.weight, self.bias, self.spec)
-
-
-def _is_norm(module: nn.Module) -> bool:
-    """Whether this is a normalisation over features: torch's own, or a class named like one."""
-    if isinstance(module, (nn.LayerNorm, nn.RMSNorm, nn.modules.batchnorm._BatchNorm, nn.GroupNorm)):
-        return True
-    return type(module).__name__.endswith(("RMSNorm", "LayerNorm"))
-
-
-def _features(module: nn.Module, path: str) -> int:
-    if isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.GroupNorm)):
-        raise SpecError(
-            f"{path} is {type(module).__name__}; replacing it takes grouping 'batch' or 'axes', which this "
-            "version does not have yet"
-        )
-    shape = getattr(module, "normalized_shape", None)
-    weight = getattr(module, "weight", None)
-    if shape is None and isinstance(weight, Tensor):
-        shape = tuple(weight.shape)
-    if shape is None or len(tuple(shape)) != 1:
-        raise SpecError(f"{path} ({type(module).__name__}) normalises {shape}; only one last axis can be replaced")
-    return int(shape[0])
-
-
-def _build(kind: NormKind, spec: IBNormSpec, features: int, like: Tensor | None, path: str) -> nn.Module:
-    device = None if like is None else like.device
-    dtype = None if like is None else like.dtype
-    match kind:
-        case NormKind.IBNORM:
-            return IBNorm(features, spec, device=device, dtype=dtype)
-        case NormKind.LAYERNORM:
-            affine = spec.scale or spec.bias
-            return nn.LayerNorm(
-                features, spec.epsilon, elementwise_affine=affine, bias=spec.bias, device=device, dtype=dtype
-            )
-        case NormKind.RMSNORM:
-            return nn.RMSNorm(features, spec.epsilon, elementwise_affine=spec.scale, device=device, dtype=dtype)
-        case NormKind.BATCHNORM:
-            raise SpecError(f"{path}: norm 'batchnorm' is not supported yet")
-
-
-def replace_norms(model: nn.Module, config: NormConfig | IBNormSpec) -> dict[str, nn.Module]:
-    """Replace every normalisation of `model` in place, as the config says.
-
-    LayerNorm and RMSNorm of torch are replaced, and classes of other libraries whose name ends in
-    LayerNorm or RMSNorm. A new norm takes over the old one's `weight` and `bias` where both have
-    them.
-
-    Args:
-        model: any torch model.
-        config: one spec for all places, or a checkpoint's config with exceptions by module path.
-
-    Returns:
-        The new norms by module path, in the order of the model.
-
-    Raises:
-        SpecError: the model has no norm, a norm cannot be replaced, or a rule matches nothing.
-    """
-    if isinstance(config, IBNormSpec):
-        config = NormConfig(config)
-    found = [(path, module) for path, module in model.named_modules(remove_duplicate=False) if _is_norm(module)]
-    found = [(path, module) for path, module in found if not isinstance(module, IBNorm)]
-    if not found:
-        raise SpecError(f"{type(model).__name__} has no LayerNorm or RMSNorm to replace")
-    for rule in config.layers:
-        if not any(config.at(path)[1] is rule.spec for path, _ in found):
-            raise SpecError(f"the rule for {rule.match!r} decides no norm; there are {[path for path, _ in found]}")
-    replaced: dict[str, nn.Module] = {}
-    shared: dict[int, nn.Module] = {}
-    for path, module in found:
-        if id(module) not in shared:
-            kind, spec = config.at(path)
-            weight = getattr(module, "weight", None)
-            new = _build(kind, spec, _features(module, path), weight, path)
-            with torch.no_grad():
-                for name in ("weight", "bias"):
-                    old, own = getattr(module, name, None), getattr(new, name, None)
-                    if isinstance(old, Tensor) and isinstance(own, Tensor) and not own.is_meta:
-                        own.copy_(old)
-            new.train(module.training)
-            shared[id(module)] = new
-        model.set_submodule(path, shared[id(module)])
-        replaced[path] = shared[id(module)]
-    return replaced

@@ -55,7 +55,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class StaticReport:
-    """What reading the file showed; true when nothing is wrong and something was read."""
+    """What reading the file showed; true when nothing is wrong and something was read. A baseline has no IBNorm."""
 
     norms: int
     weights: int
@@ -63,7 +63,7 @@ class StaticReport:
     notes: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
-        return not self.findings and self.norms > 0 and self.weights > 0
+        return not self.findings and self.weights > 0
 
 
 @dataclass(frozen=True, slots=True)

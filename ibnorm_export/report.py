@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from ibnorm_export.parity import ParityReport
 __all__ = ["Curve", "Section", "bars", "curves", "heat_map", "latency_bars", "parity_bars", "render"]
 
 _BLUE, _ORANGE, _GREY, _RED = "#2563eb", "#d97706", "#9ca3af", "#dc2626"
+_COLOURS = (_BLUE, _ORANGE, _GREY, _RED, "#059669", "#7c3aed", "#0891b2", "#be185d")
 
 _STYLE = {
     "svg.hashsalt": "ibnorm-export",
@@ -116,9 +118,8 @@ def curves(
         if right is not left:
             right.spines["right"].set_visible(True)
             right.set_ylabel(right_label)
-        colours = (_BLUE, _ORANGE, _GREY, _RED)
         handles = []
-        for line, colour in zip(lines, colours, strict=False):
+        for line, colour in zip(lines, itertools.cycle(_COLOURS), strict=False):
             axis = right if line.right else left
             handles += axis.plot(
                 line.x, line.y, color=colour, marker="o", markersize=3, label=line.label,

@@ -78,6 +78,10 @@ def _check_norm(node: NormNode, module: IBNorm, names: Mapping[int, set[str]]) -
     for role, name, parameter in (("scale", node.scale, module.weight), ("bias", node.bias, module.bias)):
         state_name = "weight" if role == "scale" else "bias"
         constant = {"scale": "ones", "bias": "zeros"}[role]
+        if not module.node_has_affine:  # over several axes: applied behind the node, which is as wide as they are
+            if not name.startswith(f"ibnorm.{constant}."):
+                yield Finding(where, f"{role} is connected to {name!r}; it must be ibnorm.{constant}.SIZE")
+            continue
         wanted = f"{node.module}.{state_name}" if parameter is not None else f"ibnorm.{constant}.{module.features}"
         if name != wanted and name not in names.get(id(parameter), ()):  # a shared weight has several names
             yield Finding(where, f"{role} is connected to {name!r}; it must be {wanted!r}")
@@ -178,7 +182,7 @@ def check_static(exported: ExportedModel, model: LoadedModel, reached: Reach) ->
     for name, tensor in state.items():
         if id(tensor) not in in_file and name in reached.weights:
             findings.append(Finding(f"weight {name}", "is used by the checkpoint but is not in the file"))
-    unused = [name for name in state if name not in reached.weights]
+    unused = [name for name, tensor in state.items() if name not in reached.weights and tensor.is_floating_point()]
     if unused:
         notes.append(f"{len(unused)} weights of the checkpoint play no part in its output: {', '.join(unused[:5])}")
     return StaticReport(len(modules) if inlined else len(exported.norms), compared, tuple(findings), tuple(notes))

@@ -22,7 +22,8 @@ from ibnorm_export.artifact import ExportedModel
 from ibnorm_export.errors import ModelFileError
 from ibnorm_export.graph_passes.early_select import Rows, rows_of
 from ibnorm_export.loaded import Arrays
-from ibnorm_export.module import IBNorm
+from ibnorm_export.module import IBNorm, SkipIBNorm
+from ibnorm_export.replace import is_norm
 from ibnorm_export.spec import DOMAIN
 
 __all__ = ["Tap", "blocks", "recorded", "tap", "tapped_copy"]
@@ -51,11 +52,28 @@ class Tap:
         return value if self.rows is None else self.rows.of(value)
 
 
-def blocks(model: nn.Module) -> tuple[str, ...]:
-    """Paths of the repeated blocks: children of a ModuleList that is not inside another block."""
+def _lists(model: nn.Module) -> list[str]:
+    """Paths of the lists of blocks: of ModuleLists, or where there is none of Sequentials of modules with norms."""
     lists = [path for path, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module) > 0]
+    if lists:
+        return lists
+    return [
+        path for path, module in model.named_modules()
+        if path and isinstance(module, nn.Sequential)
+        and any(is_norm(inner) and inner is not child for child in module for inner in child.modules())
+    ]  # fmt: skip
+
+
+def blocks(model: nn.Module) -> tuple[str, ...]:
+    """Paths of the repeated blocks: children of a list of them that is not inside another block."""
+    lists = _lists(model)
     outer = [path for path in lists if not any(path.startswith(f"{other}.") for other in lists if other != path)]
     return tuple(f"{path}.{name}" for path in outer for name, _ in model.get_submodule(path).named_children())
+
+
+def _is_node(norm: nn.Module) -> bool:
+    """Whether the output of this norm is that of its ONNX node: not where axes are moved or flattened around it."""
+    return type(norm) in (IBNorm, SkipIBNorm)
 
 
 def _module(node: ir.Node) -> str:
@@ -89,10 +107,11 @@ def tap(model: ir.Model, module: nn.Module) -> tuple[Tap, ...]:
     for node in graph:
         if node.domain == DOMAIN and node.name:
             places[node.name] = (node.outputs[0], "norm")
-    for path in blocks(module):
+    others = [(path, "norm") for path, norm in module.named_modules() if is_norm(norm) and not _is_node(norm)]
+    for path, kind in (*others, *((path, "block") for path in blocks(module))):
         value = _leaving(graph, path)
-        if value is not None and path not in places:
-            places[path] = (value, "block")
+        if value is not None and (path not in places or kind == "norm"):
+            places[path] = (value, kind)
     # a SkipIBNorm gives a block's sum and then the norm of it
     order = {id(v): (index, -output) for index, node in enumerate(graph) for output, v in enumerate(node.outputs)}
     taps = []
@@ -145,7 +164,7 @@ def recorded(module: nn.Module) -> Iterator[Arrays]:
 
         return hook
 
-    wanted = {path for path, child in module.named_modules() if isinstance(child, IBNorm)} | set(blocks(module))
+    wanted = {path for path, child in module.named_modules() if is_norm(child)} | set(blocks(module))
     hooks = [module.get_submodule(path).register_forward_hook(keep(path)) for path in sorted(wanted)]
     try:
         yield values

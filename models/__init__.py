@@ -7,7 +7,17 @@ Built on transformers' own models: the norms of the stock architecture are repla
 from __future__ import annotations
 
 from ibnorm_export.loaded import CustomModel, InputSpec, LoadedModel
-from ibnorm_export.models.checkpoint import load, new_model, save
+from ibnorm_export.models.checkpoint import load, measure_statistics, new_model, save
 from ibnorm_export.models.registry import FAMILIES, register_adapter
 
-__all__ = ["FAMILIES", "CustomModel", "InputSpec", "LoadedModel", "load", "new_model", "register_adapter", "save"]
+__all__ = [
+    "FAMILIES",
+    "CustomModel",
+    "InputSpec",
+    "LoadedModel",
+    "load",
+    "measure_statistics",
+    "new_model",
+    "register_adapter",
+    "save",
+]

@@ -1,37 +1,34 @@
-"""Read and write checkpoints: Hugging Face folders, and plain state dicts with the user's own code."""
+"""Read and write checkpoints: Hugging Face folders, folders of timm, and state dicts with the user's own code."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import importlib
-import json
-import pickle
 import shutil
-import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ibnorm_export.errors import CheckpointError, SpecError
-from ibnorm_export.loaded import TASKS, Arrays, CustomModel, InputSpec, LoadedModel
+from ibnorm_export.errors import BackendUnavailable, CheckpointError, SpecError
+from ibnorm_export.groupings import BatchIBNorm
+from ibnorm_export.loaded import TASKS, LoadedModel
 from ibnorm_export.models.causal import CausalFamily
+from ibnorm_export.models.custom import load_custom
 from ibnorm_export.models.family import Family
-from ibnorm_export.models.registry import FAMILIES, adapt, preset
-from ibnorm_export.module import replace_norms
+from ibnorm_export.models.registry import FAMILIES, preset
+from ibnorm_export.models.weights import hash_files, nonfinite, raise_mismatch, read_config, weight_files
+from ibnorm_export.replace import replace_norms
 from ibnorm_export.spec import IBNormSpec, NormConfig
 
-__all__ = ["load", "new_model", "read_config", "save"]
+__all__ = ["load", "measure_statistics", "new_model", "read_config", "save"]
 
 #: What transformers raises for settings that do not make a model; its own words name the setting.
 _UNBUILDABLE = (
@@ -73,80 +70,6 @@ def _with_norms(architecture: type[PreTrainedModel], norms: NormConfig) -> type[
     return type(architecture.__name__, (architecture,), {"__init__": __init__, "__module__": architecture.__module__})
 
 
-def _some(names: list[str]) -> str:
-    shown = ", ".join(sorted(names)[:5])
-    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
-
-
-def _raise_mismatch(source: Path, missing: list[str], extra: list[str], shapes: list[str]) -> None:
-    parts = []
-    if missing:
-        parts.append(f"{len(missing)} missing ({_some(missing)})")
-    if extra:
-        parts.append(f"{len(extra)} that the model does not have ({_some(extra)})")
-    if shapes:
-        parts.append(f"{len(shapes)} of the wrong shape ({_some(shapes)})")
-    if parts:
-        raise CheckpointError(f"{source}: weights do not fit the model: {'; '.join(parts)}")
-
-
-def _nonfinite(module: nn.Module) -> tuple[str, ...]:
-    bad = [name for name, p in module.named_parameters() if not bool(torch.isfinite(p).all())]
-    return (f"NaN or infinity in weights: {_some(bad)}",) if bad else ()
-
-
-def _hash(files: list[Path]) -> str:
-    total = hashlib.sha256()
-    for file in sorted(files):
-        with file.open("rb") as stream:
-            total.update(f"{file.name}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
-    return total.hexdigest()
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a Hugging Face folder.
-
-    Raises:
-        CheckpointError: the file is missing or is not a JSON object.
-    """
-    path = folder / "config.json"
-    if not path.is_file():
-        raise CheckpointError(
-            f"{folder} has no config.json; a checkpoint is a Hugging Face folder, or a .safetensors or .pt "
-            "file together with --model package.module:factory"
-        )
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path} holds {type(config).__name__}; it must be a JSON object")
-    return config
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder, checked to lie in it."""
-    index = folder / "model.safetensors.index.json"
-    if (folder / "model.safetensors").is_file():
-        return [folder / "model.safetensors"]
-    if not index.is_file():
-        others = sorted(p.name for p in folder.glob("*.bin"))
-        hint = f"; convert {others[0]} to safetensors first" if others else ""
-        raise CheckpointError(f"{folder} has neither model.safetensors nor model.safetensors.index.json{hint}")
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{index} is not an index of safetensors files: {error!r}") from error
-    files = []
-    for name in names:
-        if not isinstance(name, str) or Path(name).name != name:
-            raise CheckpointError(f"{index} points outside its folder: {name!r}")
-        if not (folder / name).is_file():
-            raise CheckpointError(f"{index} names {name}, which is not there")
-        files.append(folder / name)
-    return [index, *files]
-
-
 def _load_folder(folder: Path, task: str) -> LoadedModel:
     config = read_config(folder)
     if "ibnorm" not in config:
@@ -154,7 +77,13 @@ def _load_folder(folder: Path, task: str) -> LoadedModel:
             f"{folder / 'config.json'} has no ibnorm section, so this is not an IBNorm model or it does not say "
             f"which; add one that states how it was trained, for example {_EXAMPLE_SECTION}"
         )
+    try:
+        norms = NormConfig.from_config(config["ibnorm"])
+    except SpecError as error:
+        raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
     kind = config.get("model_type")
+    if kind is None and "architecture" in config and task == "forward":
+        return _load_timm(folder, config, norms)
     family = FAMILIES.get(str(kind))
     if family is None:
         raise CheckpointError(
@@ -166,17 +95,13 @@ def _load_folder(folder: Path, task: str) -> LoadedModel:
             f"{folder} is a {kind} model, which is no causal language model: it cannot generate text. "
             "Leave --task text-generation out"
         )
-    try:
-        norms = NormConfig.from_config(config["ibnorm"])
-    except SpecError as error:
-        raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
-    files = _weight_files(folder)
+    files = weight_files(folder)
     try:
         family.check(config)
         with _quiet_transformers():
             model, info = _with_norms(family.architecture, norms).from_pretrained(
                 folder,
-                attn_implementation="sdpa",
+                attn_implementation=family.attention,
                 dtype="auto",
                 ignore_mismatched_sizes=True,  # they are reported below, by name
                 local_files_only=True,
@@ -189,16 +114,31 @@ def _load_folder(folder: Path, task: str) -> LoadedModel:
         raise CheckpointError(f"{folder}: {error}") from error
     except _UNBUILDABLE as error:
         raise CheckpointError(f"{folder}: transformers cannot build a {kind} from it: {error}") from error
-    _raise_mismatch(
+    raise_mismatch(
         folder,
         list(info["missing_keys"]),
         list(info["unexpected_keys"]),
         [f"{key}: file {tuple(there)}, model {tuple(here)}" for key, there, here in info["mismatched_keys"]],
     )
-    loaded = _family_model(family, model, str(folder), _hash([folder / "config.json", *files]), norms)
+    loaded = _family_model(family, model, str(folder), hash_files([folder / "config.json", *files]), norms)
     if task == "text-generation" and isinstance(family, CausalFamily):
         return family.with_cache(loaded)
     return loaded
+
+
+def _load_timm(folder: Path, config: Mapping[str, Any], norms: NormConfig) -> LoadedModel:
+    try:
+        from ibnorm_export.models.timm_model import load_timm
+    except ModuleNotFoundError as error:
+        raise BackendUnavailable(
+            f"{folder} is a folder of timm, and {error.name} is not installed: pip install 'ibnorm-export[vision]'"
+        ) from error
+    except RuntimeError as error:  # a torchvision of another build than torch's
+        raise BackendUnavailable(
+            f"{folder} is a folder of timm, which cannot be imported here: {error}. Install the torchvision that "
+            f"belongs to torch {torch.__version__}"
+        ) from error
+    return load_timm(folder, config, norms)
 
 
 def _family_model(
@@ -219,124 +159,8 @@ def _family_model(
         source=source,
         source_sha256=source_sha256,
         section=norms.to_config(),
-        warnings=_nonfinite(model),
+        warnings=nonfinite(model),
         max_positions=int(getattr(model.config, "max_position_embeddings", 0)),
-    )
-
-
-def _import_factory(reference: str) -> Any:
-    module_name, _, attribute = reference.partition(":")
-    if not module_name or not attribute:
-        raise CheckpointError(f"--model is {reference!r}; it must be package.module:factory")
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # the user's own code lies in the working directory, as for `python -m`
-    try:
-        factory = getattr(importlib.import_module(module_name), attribute)
-    except ModuleNotFoundError as error:
-        raise CheckpointError(
-            f"--model {reference}: no module named {error.name!r}; run from the folder that holds it, or install it"
-        ) from error
-    except Exception as error:  # importing runs the user's own code, which may raise anything
-        raise CheckpointError(f"--model {reference}: {type(error).__name__}: {error}") from error
-    if not callable(factory):
-        raise CheckpointError(f"--model {reference}: {attribute} is not callable")
-    return factory
-
-
-def _make(reference: str) -> CustomModel:
-    factory = _import_factory(reference)
-    try:
-        made = factory()
-    except Exception as error:  # the user's own code may raise anything
-        raise CheckpointError(f"--model {reference} raised {type(error).__name__}: {error}") from error
-    if not isinstance(made, CustomModel):
-        raise CheckpointError(
-            f"--model {reference} returned {type(made).__name__}; it must return ibnorm_export.models.CustomModel, "
-            "which says what the inputs and outputs are"
-        )
-    return made
-
-
-def _read_state_dict(path: Path) -> dict[str, Tensor]:
-    if path.suffix == ".safetensors":
-        try:
-            return cast(dict[str, Tensor], load_file(path))
-        except SafetensorError as error:
-            raise CheckpointError(f"{path} is truncated or is not safetensors: {error}") from error
-    if path.suffix not in (".pt", ".pth", ".bin"):
-        raise CheckpointError(f"{path}: a state dict is a .safetensors or .pt file")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} is not a weights-only pickle, and unpickling anything else runs code that the file carries. "
-            "Save `model.state_dict()` alone, best as safetensors"
-        ) from error
-    except (RuntimeError, EOFError, ValueError, OSError) as error:
-        raise CheckpointError(f"{path} is truncated or is not a torch file: {error}") from error
-    for key in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise CheckpointError(f"{path} does not hold a state dict (names to tensors)")
-    return state
-
-
-def _draw(inputs: tuple[InputSpec, ...], rng: np.random.Generator, index: int) -> Arrays:
-    sizes: dict[str, int] = {}
-    arrays: Arrays = {}
-    for spec in inputs:
-        shape = [n if isinstance(n, int) else sizes.setdefault(n, (2, 1, 5, 3)[index % 4]) for n in spec.shape]
-        if spec.floating:
-            arrays[spec.name] = rng.standard_normal(shape, dtype=np.float32)
-        else:
-            arrays[spec.name] = rng.integers(0, 2, shape, dtype=np.int64)
-    return arrays
-
-
-def _load_custom(path: Path, reference: str) -> LoadedModel:
-    made = _make(reference)
-    files = [path]
-    if path.is_dir():
-        files = [file for file in _weight_files(path) if file.suffix == ".safetensors"]
-    state: dict[str, Tensor] = {}
-    for file in files:
-        state |= _read_state_dict(file)
-    module = made.module
-    own = module.state_dict()
-    tied: dict[int, list[str]] = {}
-    for name, tensor in module.state_dict(keep_vars=True).items():
-        tied.setdefault(id(tensor), []).append(name)
-    present = {name for names in tied.values() if any(n in state for n in names) for name in names}
-    shared = set(state) & set(own)
-    _raise_mismatch(
-        path,
-        [name for name in own if name not in present],
-        [name for name in state if name not in own],
-        [f"{n}: file {tuple(state[n].shape)}, model {tuple(own[n].shape)}" for n in shared
-         if state[n].shape != own[n].shape],
-    )  # fmt: skip
-    module.load_state_dict(state, strict=False)
-    adapt(module)
-    module.eval().requires_grad_(False)
-    outputs = made.outputs
-
-    def call(module: nn.Module, *tensors: Tensor) -> tuple[Tensor, ...]:
-        result = module(*tensors)
-        return (result,) if isinstance(result, Tensor) else tuple(result)
-
-    return LoadedModel(
-        module=module,
-        family="custom",
-        inputs=made.inputs,
-        outputs=outputs,
-        call=call,
-        sample=made.sample or (lambda rng, index: _draw(made.inputs, rng, index)),
-        exact=made.exact,
-        opset=made.opset,
-        source=str(path),
-        source_sha256=_hash(files),
-        warnings=_nonfinite(module),
     )
 
 
@@ -362,7 +186,7 @@ def load(checkpoint: str | Path, model: str | None = None, task: str = "forward"
         if not path.exists():
             raise CheckpointError(f"{path} does not exist")
         if model is not None:
-            return _load_custom(path, model)
+            return load_custom(path, model)
         if path.is_dir():
             return _load_folder(path, task)
     except PermissionError as error:
@@ -371,6 +195,28 @@ def load(checkpoint: str | Path, model: str | None = None, task: str = "forward"
         f"{path} is a file; weights alone do not say what the model is. Give a Hugging Face folder, or add "
         "--model package.module:factory"
     )
+
+
+def _drawn(family: Family, model: nn.Module, seed: int) -> list[Tensor]:
+    arrays = family.sample(model, np.random.default_rng(seed), 0)
+    return [torch.from_numpy(arrays[spec.name]) for spec in family.inputs(model)]
+
+
+def measure_statistics(model: nn.Module, run: Callable[[], object]) -> None:
+    """Give norms with running statistics those of one batch, which `run` passes through the model."""
+    norms = [m for m in model.modules() if isinstance(m, (BatchIBNorm, nn.modules.batchnorm._BatchNorm))]
+    if not norms:
+        return
+    kept = [norm.momentum for norm in norms]
+    model.eval()
+    for norm in norms:
+        norm.train()
+        norm.momentum = 1.0
+    with torch.no_grad():
+        run()
+    model.train()
+    for norm, momentum in zip(norms, kept, strict=True):
+        norm.momentum = momentum
 
 
 def new_model(size: str | Mapping[str, Any], norms: NormConfig | IBNormSpec, seed: int = 0) -> PreTrainedModel:
@@ -395,11 +241,13 @@ def new_model(size: str | Mapping[str, Any], norms: NormConfig | IBNormSpec, see
     if isinstance(norms, IBNormSpec):
         norms = NormConfig(norms)
     parsed = family.architecture.config_class(**{k: v for k, v in config.items() if k != "model_type"})
-    parsed._attn_implementation = "sdpa"
+    parsed._attn_implementation = family.attention
     parsed.ibnorm = norms.to_config()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return _with_norms(family.architecture, norms)(parsed)
+        model = _with_norms(family.architecture, norms)(parsed)
+    measure_statistics(model, lambda: family.call(model, *_drawn(family, model, seed)))
+    return model
 
 
 def save(model: PreTrainedModel, folder: str | Path) -> None:

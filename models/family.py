@@ -24,6 +24,7 @@ class Family(abc.ABC):
         architecture: class of transformers.
         opset: default for export.
         outputs: names of the exported outputs.
+        attention: implementation of transformers; "eager" for an architecture that has none.
         presets: sizes of the paper, as settings of config.json.
     """
 
@@ -31,6 +32,7 @@ class Family(abc.ABC):
     architecture: ClassVar[type[PreTrainedModel]]
     opset: ClassVar[int]
     outputs: ClassVar[tuple[str, ...]] = ("logits",)
+    attention: ClassVar[str] = "sdpa"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]
 
     def check(self, config: Mapping[str, Any]) -> None:

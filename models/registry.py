@@ -11,13 +11,14 @@ from ibnorm_export.errors import CheckpointError
 from ibnorm_export.models.family import Family
 from ibnorm_export.models.gpt2 import GPT2
 from ibnorm_export.models.llama import Llama
+from ibnorm_export.models.resnet import ResNet
 from ibnorm_export.models.vit import ViT
 from ibnorm_export.module import IBNorm
 from ibnorm_export.spec import IBNormSpec
 
 __all__ = ["FAMILIES", "adapt", "preset", "register_adapter"]
 
-FAMILIES: Final[dict[str, Family]] = {family.name: family for family in (Llama(), GPT2(), ViT())}
+FAMILIES: Final[dict[str, Family]] = {family.name: family for family in (Llama(), GPT2(), ViT(), ResNet())}
 
 # Filled by register_adapter as the user's modules are imported, like every registry of classes.
 _ADAPTERS: Final[dict[type[nn.Module], Callable[[nn.Module], IBNormSpec]]] = {}

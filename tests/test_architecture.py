@@ -23,6 +23,7 @@ OPTIONAL = {
     "tritonclient": ("triton_runner.py",),
     "fastapi": ("openai_server.py",),
     "uvicorn": ("openai_server.py",),
+    "timm": ("timm_model.py",),
 }
 
 

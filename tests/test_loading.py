@@ -74,7 +74,8 @@ def test_config_without_a_section_says_how_to_add_one(copy: Path) -> None:
         ("lambda", -2.0, "lambda is -2.0"),
         ("lambda", float("nan"), "lambda is nan"),
         ("epsilon", -1e-5, "epsilon"),
-        ("grouping", "batch", "batch"),
+        ("grouping", "diagonal", "diagonal"),
+        ("grouping", "batch", "compressed_mean"),
         ("typo", 1, "typo"),
     ],
 )

@@ -194,8 +194,10 @@ def test_rules_decide_by_path() -> None:
 def test_what_cannot_be_replaced_is_named() -> None:
     with pytest.raises(SpecError, match="no LayerNorm"):
         replace_norms(nn.Linear(2, 2), IBNormSpec("L"))
-    with pytest.raises(SpecError, match="BatchNorm2d"):
-        replace_norms(nn.Sequential(nn.BatchNorm2d(3)), IBNormSpec("L"))
+    activated = nn.BatchNorm2d(3)
+    activated.act = nn.ReLU()
+    with pytest.raises(SpecError, match="activation"):
+        replace_norms(nn.Sequential(activated), IBNormSpec("L"))
     with pytest.raises(SpecError, match="only one last axis"):
         replace_norms(nn.Sequential(nn.LayerNorm((2, 3))), IBNormSpec("L"))
 

@@ -1,0 +1,155 @@
+"""Every family and preset of the paper, exported and verified with random weights: one row each.
+
+    python benchmarks/families.py --record benchmarks/results/families.json
+    python benchmarks/families.py --only gpt2-124m resnet-50 --kinds L
+
+Takes hours and 12 GB of disk and memory for all of them on two cores. Rows that are recorded already are
+kept, so that an interrupted run goes on. "fused only" is a file whose functions leave the bound where the
+fused kernels keep it: ONNX Runtime's LayerNormalization over all of an image. timm's models are left out,
+by name, where timm is not installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from ibnorm_export import NormConfig, models, replace_norms
+from ibnorm_export.environment import environment
+from ibnorm_export.errors import IBNormError
+from ibnorm_export.export import ExportOptions, export
+from ibnorm_export.loaded import DType, LoadedModel
+from ibnorm_export.models.registry import FAMILIES
+from ibnorm_export.spec import Compression
+from ibnorm_export.verify import VerifyOptions, verify
+
+#: Classifiers of timm, as its own folders.
+TIMM = ("vit_small_patch16_224", "vit_base_patch16_224", "resnet18", "resnet50")
+
+#: Where a convolutional network's statistics are taken, beside a transformer's last axis.
+GROUPINGS: dict[str, dict[str, Any]] = {
+    "channels": {},
+    "(C, H, W)": {"grouping": "axes", "axis": 1},
+    "batch": {"grouping": "batch"},
+}
+
+BASELINES = {"llama": "rmsnorm", "gpt2": "layernorm", "vit": "layernorm", "resnet": "batchnorm"}
+
+
+def names() -> list[str]:
+    """Presets, and timm's models by "timm/ARCHITECTURE"."""
+    presets = [f"{family.name}-{size}" for family in FAMILIES.values() for size in family.presets]
+    return [*presets, *(f"timm/{name}" for name in TIMM)]
+
+
+def variants(name: str, kinds: list[str]) -> list[tuple[str, str, NormConfig]]:
+    """(norm, grouping, config) of every row of a model: S, L, T in each grouping, and the stock norm."""
+    convolutional = "resnet" in name
+    base = {"lambda": 4.0, "epsilon": 1e-5, "convention": "divide", "bias": not name.startswith("llama")}
+    found = []
+    for grouping, more in GROUPINGS.items() if convolutional else (("last", {}),):
+        found += [
+            (f"IBNorm-{kind}", grouping, NormConfig.from_config({**base, "compression": kind, **more}))
+            for kind in kinds
+        ]  # fmt: skip
+    stock = next(norm for family, norm in BASELINES.items() if family in name)
+    rule = [{"match": "*", "norm": stock}]
+    return [*found, (stock, "stock", NormConfig.from_config({**base, "compression": "S", "layers": rule}))]
+
+
+def made(name: str, norms: NormConfig, folder: Path) -> LoadedModel:
+    """The model with random weights, written and read back."""
+    if name.startswith("timm/"):
+        import timm
+        import torch
+
+        torch.manual_seed(0)
+        model = timm.create_model(name.removeprefix("timm/"))
+        replace_norms(model, norms)
+        models.measure_statistics(model, lambda: model(torch.randn(2, 3, 224, 224)))
+        timm.models.save_for_hf(model, folder, model_config={"ibnorm": norms.to_config()}, safe_serialization=True)
+    else:
+        models.save(models.new_model(name, norms), folder)
+    return models.load(folder)
+
+
+def measure(name: str, norm: str, grouping: str, norms: NormConfig, dtype: DType, samples: int) -> dict[str, Any]:
+    """One row of the table."""
+    with tempfile.TemporaryDirectory() as folder:
+        model = made(name, norms, Path(folder) / "checkpoint")
+        start = time.perf_counter()
+        exported = export(model, Path(folder) / "model.onnx", ExportOptions(dtype=dtype))
+        middle = time.perf_counter()
+        report = verify(exported, model, VerifyOptions(samples=samples, layers=True))
+        done = time.perf_counter()
+        assert report.numeric is not None
+        outputs, layers = report.numeric.outputs, report.numeric.layers
+        errors = {o.norms: o.error for o in outputs}
+        fused = {o.norms: o.passed for o in outputs}.get("fused", False) and bool(report.static)
+        return {
+            "model": name, "norm": norm, "grouping": grouping, "dtype": dtype.value,
+            "parameters": sum(p.numel() for p in model.module.parameters()),
+            "verdict": "pass" if report else "fused only" if fused else "fail",
+            "findings": [str(f) for f in report.findings],
+            "nodes": len(exported.norms), "fused": sum(n.implementation == "fused" for n in report.numeric.norms),
+            "layers": 0 if layers is None else len(layers.layers), "samples": samples,
+            "errors": errors, "torch_error": outputs[0].torch_error, "allowed": outputs[0].allowed,
+            "size_mb": exported.size_bytes / 1e6, "export_s": middle - start, "verify_s": done - middle,
+        }  # fmt: skip
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as Markdown."""
+    head = (
+        "| model | parameters | norm | over | nodes, fused | places | fused | as functions | PyTorch's own | verdict |"
+    )
+    lines = [head, "|" + "---|" * 10]
+    for r in rows:
+        errors = " | ".join(f"{r['errors'][n]:.2e}" if n in r["errors"] else "" for n in ("fused", "as functions"))
+        lines.append(
+            f"| {r['model']} | {r['parameters'] / 1e6:.0f}M | {r['norm']} | {r['grouping']} | {r['nodes']}, "
+            f"{r['fused']} | {r['layers']} | {errors} | {r['torch_error']:.2e} | {r['verdict']} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Measure, print, record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", default=names(), choices=names())
+    parser.add_argument("--kinds", nargs="+", default=[c.value for c in Compression], choices=[*Compression])
+    parser.add_argument("--dtype", default="fp32", choices=[d.value for d in DType])
+    parser.add_argument("--samples", type=int, default=2)
+    parser.add_argument("--record", type=Path)
+    arguments = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    if arguments.record is not None and arguments.record.is_file():
+        rows = json.loads(arguments.record.read_text(encoding="utf-8"))["rows"]
+    for name in arguments.only:
+        for norm, grouping, norms in variants(name, arguments.kinds):
+            key = (name, norm, grouping, arguments.dtype)
+            if any(tuple(r[k] for k in ("model", "norm", "grouping", "dtype")) == key for r in rows):
+                continue
+            try:
+                row = measure(name, norm, grouping, norms, DType(arguments.dtype), arguments.samples)
+            except (IBNormError, ModuleNotFoundError) as error:
+                print(f"{name} {norm} {grouping}: left out: {error}", file=sys.stderr, flush=True)
+                continue
+            gc.collect()
+            rows.append(row)
+            print(f"{name} {norm} {grouping}: {row['verdict']}, {row['errors']}", file=sys.stderr, flush=True)
+            if arguments.record is not None:
+                content = {"environment": environment(), "rows": rows}
+                arguments.record.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    print(table(rows))
+    return 0 if rows and all(row["verdict"] != "fail" for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
