@@ -35,12 +35,12 @@ from ibnorm_export.environment import environment
 from ibnorm_export.export import ExportOptions, export
 from ibnorm_export.genai_export import export_genai
 from ibnorm_export.loaded import DType
-from ibnorm_export.package import PackageOptions, Variant, package
 from ibnorm_export.runners.ort_runner import OrtRunner
-from ibnorm_export.serve import find_triton
+from ibnorm_export.serving.repository import PackageOptions, Variant, package
+from ibnorm_export.serving.triton_config import Limits
+from ibnorm_export.serving.triton_server import find_triton
 from ibnorm_export.text import Sampling, open_folder
 from ibnorm_export.tokens import write_byte_tokenizer
-from ibnorm_export.triton_config import Limits
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from running_server import Running, members, running

@@ -9,8 +9,8 @@ import typer
 
 from ibnorm_export.cli import options
 from ibnorm_export.cli.console import out, print_json
-from ibnorm_export.package import Format, PackageOptions, TritonBackend, Variant, package
-from ibnorm_export.triton_config import Limits
+from ibnorm_export.serving.repository import Format, PackageOptions, TritonBackend, Variant, package
+from ibnorm_export.serving.triton_config import Limits
 
 
 def package_command(

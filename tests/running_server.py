@@ -31,7 +31,7 @@ def members(group: int) -> list[int]:
     """Processes of a process group, zombies left out."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # it ended between the listing and the reading
             fields = stat.read_text().rpartition(")")[2].split()
             if int(fields[2]) == group and fields[0] != "Z":
                 found.append(int(stat.parent.name))

@@ -12,8 +12,8 @@ from ibnorm_export import models
 from ibnorm_export.artifact import ExportedModel
 from ibnorm_export.export import ExportOptions, export
 from ibnorm_export.loaded import DType
-from ibnorm_export.package import PackageOptions, Variant, package
-from ibnorm_export.triton_config import Limits
+from ibnorm_export.serving.repository import PackageOptions, Variant, package
+from ibnorm_export.serving.triton_config import Limits
 
 
 @pytest.fixture(scope="session")

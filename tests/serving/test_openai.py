@@ -18,9 +18,9 @@ from conftest import LLAMA, save_checkpoint
 from running_server import running
 
 from ibnorm_export import IBNormSpec, models
-from ibnorm_export.chat import ChatTemplate
 from ibnorm_export.errors import ModelFileError
 from ibnorm_export.genai_export import export_genai
+from ibnorm_export.serving.chat_template import ChatTemplate
 from ibnorm_export.text import Sampling, open_folder
 from ibnorm_export.tokens import write_byte_tokenizer
 

@@ -1,7 +1,7 @@
 """A real tritonserver on the unmodified repository, and clients that know nothing of this package.
 
-On a machine without a tritonserver on PATH the ONNX Runtime backend is `triton_backend/model.py`, over the same
-runtime as in-process: byte parity then shows that the plumbing is right, not that another runtime agrees.
+On a machine without a tritonserver on PATH the ONNX Runtime backend is `onnxruntime_backend/model.py`, over the
+same runtime as in-process: byte parity then shows that the plumbing is right, not that another runtime agrees.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 from ibnorm_export import models, native
 from ibnorm_export.artifact import ExportedModel
 from ibnorm_export.errors import BackendUnavailable, IBNormError, ModelFileError
-from ibnorm_export.package import PackageOptions, Variant, package
 from ibnorm_export.runners.base import Endpoint
 from ibnorm_export.runners.ort_runner import OrtRunner
-from ibnorm_export.serve import ServerOptions, find_triton, serve
-from ibnorm_export.triton_config import Limits
+from ibnorm_export.serving.repository import PackageOptions, Variant, package
+from ibnorm_export.serving.triton_config import Limits
+from ibnorm_export.serving.triton_server import ServerOptions, find_triton, serve
 from ibnorm_export.verify import VerifyOptions, verify
 
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -311,7 +311,7 @@ def test_port_in_use(exported_vit: ExportedModel, tmp_path: Path) -> None:
 
 def test_no_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
-    monkeypatch.setattr("ibnorm_export.serve._PACKAGE", "no-such-distribution")
+    monkeypatch.setattr("ibnorm_export.serving.triton_server._PACKAGE", "no-such-distribution")
     with pytest.raises(BackendUnavailable, match="pip install --no-deps nvidia-pytriton") as caught:
         find_triton()
     assert caught.value.exit_code == 3

@@ -28,9 +28,9 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
-from ibnorm_export.chat import ChatTemplate
 from ibnorm_export.errors import IBNormError
-from ibnorm_export.request_size import SizeLimit
+from ibnorm_export.serving.chat_template import ChatTemplate
+from ibnorm_export.serving.request_size import SizeLimit
 from ibnorm_export.text import Sampling, TextModel, TextResult
 
 __all__ = ["TextLimits", "create_app", "serve_text"]
