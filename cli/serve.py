@@ -33,7 +33,8 @@ def _repository(path: Path) -> Iterator[Path]:
 
 def _serve_text(folder: Path, address: str, port: int, limits: tuple[int, int, float], as_json: bool) -> None:
     try:
-        from ibnorm_export.serving.openai_server import TextLimits, serve_text
+        from ibnorm_export.serving.openai_server import serve_text
+        from ibnorm_export.serving.text_queue import TextLimits
     except ModuleNotFoundError as error:
         raise BackendUnavailable(
             f"the text endpoint needs the package {error.name}: pip install 'ibnorm-export[serve,genai]'"

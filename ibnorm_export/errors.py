@@ -16,6 +16,7 @@ __all__ = [
     "IBNormError",
     "ModelFileError",
     "ParityError",
+    "PromptError",
     "SpecError",
 ]
 
@@ -36,6 +37,10 @@ class CheckpointError(IBNormError):
 
 class ModelFileError(IBNormError):
     """An ONNX file, or data that goes with it, cannot be read, trusted or understood."""
+
+
+class PromptError(ModelFileError):
+    """A prompt is not one that the model can go on from: empty, or longer than its positions."""
 
 
 class ExportError(IBNormError):

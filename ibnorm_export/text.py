@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ibnorm_export.artifact import MODEL_FILE, ExportedModel
 from ibnorm_export.decoding import Decoder, cache_inputs
-from ibnorm_export.errors import BackendUnavailable, IBNormError, ModelFileError
+from ibnorm_export.errors import BackendUnavailable, IBNormError, ModelFileError, PromptError
 from ibnorm_export.loaded import LoadedModel
 from ibnorm_export.runners.base import Kernels, open_runner
 from ibnorm_export.tokens import Tokens, end_tokens, read_json
@@ -146,12 +146,13 @@ class TextModel:
             write: gets the text piece by piece, whole characters only.
 
         Raises:
-            ModelFileError: the prompt is empty or too long, or the runtime fails.
+            PromptError: the prompt is empty or too long.
+            ModelFileError: the runtime fails.
         """
         sampling = Sampling() if sampling is None else sampling
         ids = self._tokens.encode(prompt)
         if len(ids) >= self.max_positions:
-            raise ModelFileError(
+            raise PromptError(
                 f"the prompt has {len(ids)} tokens; the model has {self.max_positions} positions, and the text needs "
                 "at least one: shorten the prompt"
             )
