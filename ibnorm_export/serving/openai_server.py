@@ -173,7 +173,7 @@ async def _events(
                 yield event({"choices": choice(item, None)})
             else:
                 yield event({"choices": choice("", FINISH[item.stopped])})
-                if (body.stream_options or {}).get("includeusage"):
+                if (body.stream_options or {}).get("include_usage"):
                     yield event({"choices": [], "usage": usage(item)})
     except Refused as error:
         yield f"data: {json.dumps({'error': {'message': str(error), 'type': 'server_error', 'code': error.code}})}\n\n"
@@ -226,8 +226,9 @@ def serve_text(
         config = uvicorn.Config(
             app, log_level="warning", access_log=False, timeout_graceful_shutdown=finish_s, lifespan="off"
         )
-        paths = [route.path for route in app.routes if hasattr(route, "path")]
+        paths = [route.path for route in app.routes if hasattr(route, "path") and "{" not in route.path]
         server = uvicorn.Server(config)
         stream.listen(2048)
         ready(f"{address}:{stream.getsockname()[1]}", paths)
-        server.run(sockets=[stream])
+        with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises again what it has obeyed: this is the orderly end
+            server.run(sockets=[stream])
