@@ -34,6 +34,7 @@ def draw(model: ExportedModel, rng: np.random.Generator, batch: int, sequence: i
 
 
 def connect(server: Running, module: ModuleType) -> Any:
+    """A client to be used in a `with` block: one that is left to the garbage collector complains in its thread."""
     return module.InferenceServerClient(server.http if module is tritonclient.http else server.grpc)
 
 
