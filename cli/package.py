@@ -9,8 +9,8 @@ import typer
 
 from ibnorm_export.cli import options
 from ibnorm_export.cli.console import out, print_json
-from ibnorm_export.package import Format, PackageOptions, TritonBackend, Variant, package
-from ibnorm_export.triton_config import Limits
+from ibnorm_export.serving.repository import Format, PackageOptions, TritonBackend, Variant, package
+from ibnorm_export.serving.triton_config import Limits
 
 
 def package_command(
@@ -39,7 +39,7 @@ def package_command(
         int, typer.Option("--queue-timeout", min=0, metavar="MS", help="Most wait; 0 for none.")
     ] = 0,
     queue_delay: Annotated[int, typer.Option("--queue-delay", min=0, metavar="US", help="To fill a batch.")] = 0,
-    instances: Annotated[int, typer.Option("--instances", min=1, help="Sessions of the model.")] = 1,
+    instances: Annotated[int, typer.Option("--instances", min=1, help="Sessions of the model; one alone waits.")] = 2,
     as_json: options.AsJson = False,
 ) -> None:
     """Write a Triton model repository: config, model, op library, warm-up, manifest, and how to start it.

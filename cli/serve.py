@@ -14,7 +14,7 @@ import typer
 from ibnorm_export.cli import options
 from ibnorm_export.cli.console import err, out, print_json
 from ibnorm_export.errors import BackendUnavailable
-from ibnorm_export.serve import ServerOptions, serve
+from ibnorm_export.serving.triton_server import ServerOptions, serve
 
 
 @contextlib.contextmanager
@@ -22,7 +22,7 @@ def _repository(path: Path) -> Iterator[Path]:
     """`path` where it is a repository; else one made of the model that it is, for as long as the block runs."""
     from ibnorm_export.artifact import ExportedModel
     from ibnorm_export.manifest import MANIFEST_FILE
-    from ibnorm_export.package import package
+    from ibnorm_export.serving.repository import package
 
     if (path / MANIFEST_FILE).is_file():
         yield path
@@ -33,7 +33,8 @@ def _repository(path: Path) -> Iterator[Path]:
 
 def _serve_text(folder: Path, address: str, port: int, limits: tuple[int, int, float], as_json: bool) -> None:
     try:
-        from ibnorm_export.openai_server import TextLimits, serve_text
+        from ibnorm_export.serving.openai_server import serve_text
+        from ibnorm_export.serving.text_queue import TextLimits
     except ModuleNotFoundError as error:
         raise BackendUnavailable(
             f"the text endpoint needs the package {error.name}: pip install 'ibnorm-export[serve,genai]'"

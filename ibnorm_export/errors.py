@@ -17,6 +17,7 @@ __all__ = [
     "IBNormError",
     "ModelFileError",
     "ParityError",
+    "PromptError",
     "SpecError",
 ]
 
@@ -41,6 +42,10 @@ class ConfigError(IBNormError):
 
 class ModelFileError(IBNormError):
     """An ONNX file, or data that goes with it, cannot be read, trusted or understood."""
+
+
+class PromptError(ModelFileError):
+    """A prompt is not one that the model can go on from: empty, or longer than its positions."""
 
 
 class ExportError(IBNormError):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ibnorm_export.errors import IBNormError, ModelFileError
+from ibnorm_export.errors import IBNormError, ModelFileError, PromptError
 from ibnorm_export.loaded import LoadedModel
 from ibnorm_export.runners.base import Kernels
 from ibnorm_export.sessions import SessionSource, open_sessions, torch_sessions
@@ -135,12 +135,13 @@ class TextModel:
             write: gets the text piece by piece, whole characters only.
 
         Raises:
-            ModelFileError: the prompt is empty or too long, or the runtime fails.
+            PromptError: the prompt is empty or too long.
+            ModelFileError: the runtime fails.
         """
         sampling = Sampling() if sampling is None else sampling
         ids = self._tokens.encode(prompt)
         if len(ids) >= self.max_positions:
-            raise ModelFileError(
+            raise PromptError(
                 f"the prompt has {len(ids)} tokens; the model has {self.max_positions} positions, and the text needs "
                 "at least one: shorten the prompt"
             )

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from ibnorm_export.errors import ModelFileError
+from ibnorm_export.errors import ModelFileError, PromptError
 
 __all__ = ["TOKENIZER_FILES", "Tokens", "end_tokens", "read_json", "write_byte_tokenizer"]
 
@@ -86,11 +86,11 @@ class Tokens:
         """Token ids (n,) of `text`, with the tokens that the tokenizer puts around it.
 
         Raises:
-            ModelFileError: there is no token in it.
+            PromptError: there is no token in it.
         """
         ids = np.array(self._tokenizer.encode(text).ids, dtype=np.int64)
         if not ids.size:
-            raise ModelFileError("the prompt is empty; give at least one character")
+            raise PromptError("the prompt is empty; give at least one character")
         return ids
 
     def decode(self, ids: NDArray[np.int64] | list[int]) -> str:

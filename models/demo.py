@@ -39,7 +39,7 @@ from ibnorm_export.spec import Compression, IBNormSpec
 from ibnorm_export.tokens import write_byte_tokenizer
 from ibnorm_export.verify import VerifyOptions, verify
 
-__all__ = ["MAX_BITS_PER_BYTE", "MIN_ACCURACY", "DemoModel", "DemoResult", "Evaluation", "run_demo"]
+__all__ = ["MAX_BITS_PER_BYTE", "MIN_ACCURACY", "DemoModel", "DemoResult", "Evaluation", "run_demo", "train_checkpoint"]
 
 #: What the trained models must reach, on data held out from training.
 MAX_BITS_PER_BYTE: Final = 3.6
@@ -293,6 +293,49 @@ def _ship(
     return tuple(reversed(reports)), latency
 
 
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """A model of the demo: what it learns, how it is built and at what rate, and the sizes that it is timed at."""
+
+    task: _Task
+    config: dict[str, Any]
+    spec: IBNormSpec
+    rate: float
+    sizes: dict[str, int]
+
+
+def _plan(name: str, text: str | Path | None) -> _Plan:
+    if name == "llama":
+        task = _text_task(_text(None if text is None else Path(text)))
+        spec = IBNormSpec(Compression.LOGARITHMIC, bias=False)
+        return _Plan(task, _LLAMA, spec, 4e-3, {"batch": 1, "sequence": 128})
+    return _Plan(_digits_task(), _VIT, IBNormSpec(Compression.TANH), 2e-3, {"batch": 8})
+
+
+def train_checkpoint(
+    name: str, folder: Path, minutes: float, text: str | Path | None = None, progress: Progress = silent
+) -> tuple[Evaluation, ...]:
+    """Train one model of the demo and save it.
+
+    Args:
+        name: "llama" or "vit".
+        folder: gets the checkpoint, with a tokenizer where the model reads text.
+        minutes: of training, in processor time of the calling thread.
+        text: as `run_demo`.
+        progress: called as the work goes on.
+
+    Returns:
+        How it did on held-out data, before, during and after training.
+    """
+    plan = _plan(name, text)
+    model = new_model(plan.config, plan.spec)
+    evaluations = _train(model, plan.task, plan.rate, minutes * 60.0, f"training {name}", progress)
+    save(model, folder)
+    if name == "llama":
+        write_byte_tokenizer(folder)
+    return evaluations
+
+
 def run_demo(
     folder: str | Path, minutes: float = 0.5, text: str | Path | None = None, progress: Progress = silent
 ) -> DemoResult:
@@ -317,19 +360,11 @@ def run_demo(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CheckpointError(f"cannot make the folder {folder}: {error.strerror or error}") from error
-    plans: list[tuple[str, _Task, dict[str, Any], IBNormSpec, float, dict[str, int]]] = [
-        ("llama", _text_task(source), _LLAMA, IBNormSpec(Compression.LOGARITHMIC, bias=False), 4e-3,
-         {"batch": 1, "sequence": 128}),
-        ("vit", _digits_task(), _VIT, IBNormSpec(Compression.TANH), 2e-3, {"batch": 8}),
-    ]  # fmt: skip
     done = []
-    for name, task, config, spec, rate, sizes in plans:
-        model = new_model(config, spec)
-        evaluations = _train(model, task, rate, minutes * 60.0, f"training {name}", progress)
-        save(model, folder / name)
-        if name == "llama":
-            write_byte_tokenizer(folder / name)
-        parity, latency = _ship(folder / name, folder / f"{name}.onnx", task, sizes, progress)
+    for name in ("llama", "vit"):
+        evaluations = train_checkpoint(name, folder / name, minutes, text, progress)
+        plan = _plan(name, text)
+        parity, latency = _ship(folder / name, folder / f"{name}.onnx", plan.task, plan.sizes, progress)
         last = evaluations[-1]
         if name == "llama":
             goal, reached = (
@@ -341,6 +376,6 @@ def run_demo(
                 f"{last.accuracy:.1%} of digits right (at least {MIN_ACCURACY:.0%})",
                 last.accuracy >= MIN_ACCURACY,
             )
-        done.append(DemoModel(name, str(spec), goal, reached, str(folder / name), evaluations, parity, latency))
+        done.append(DemoModel(name, str(plan.spec), goal, reached, str(folder / name), evaluations, parity, latency))
     held_out = source[len(source) * 9 // 10 :][: POSITIONS + 1].decode(errors="replace")
     return DemoResult(str(folder), tuple(done), write_text(folder / "llama", folder, held_out, progress))

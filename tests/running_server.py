@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 
 @dataclass(frozen=True)
 class Running:
@@ -31,11 +33,21 @@ def members(group: int) -> list[int]:
     """Processes of a process group, zombies left out."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # it ended between the listing and the reading
             fields = stat.read_text().rpartition(")")[2].split()
             if int(fields[2]) == group and fields[0] != "Z":
                 found.append(int(stat.parent.name))
     return found
+
+
+def listening(group: int) -> set[str]:
+    """Addresses that the processes of a group listen on."""
+    return {
+        connection.laddr.ip.removeprefix("::ffff:")  # gRPC writes IPv4 addresses as IPv6 ones
+        for pid in members(group)
+        for connection in psutil.Process(pid).net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+    }
 
 
 @contextlib.contextmanager

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-LIBRARY = sorted((ROOT / "ibnorm_export").glob("*.py")) + sorted((ROOT / "ibnorm_export" / "runners").glob("*.py"))
+LIBRARY = [
+    file for folder in ("", "runners", "serving") for file in sorted((ROOT / "ibnorm_export" / folder).glob("*.py"))
+]
 MODELS = sorted((ROOT / "models").glob("*.py"))
 CLI = sorted((ROOT / "cli").glob("*.py"))
 
@@ -51,6 +53,12 @@ def test_library_knows_neither_models_nor_cli(file: Path) -> None:
         assert not name.startswith(("ibnorm_export.models", "ibnorm_export.cli")), f"{file.name} imports {name}"
 
 
+@pytest.mark.parametrize("file", LIBRARY, ids=lambda f: f"{f.parent.name}/{f.name}")
+def test_nothing_but_serving_knows_serving(file: Path) -> None:
+    if file.parent.name != "serving":
+        assert not [name for name in imports(file) if name.startswith("ibnorm_export.serving")]
+
+
 @pytest.mark.parametrize("file", MODELS, ids=lambda f: f.name)
 def test_models_know_no_cli(file: Path) -> None:
     for name in imports(file):
@@ -76,7 +84,7 @@ def test_optional_packages_are_imported_where_they_are_wrapped(file: Path) -> No
 def test_importing_the_package_imports_no_framework() -> None:
     code = (
         "import sys, ibnorm_export; from ibnorm_export import IBNormSpec; IBNormSpec('L');"
-        "heavy = {'torch', 'onnx', 'onnxruntime', 'transformers', 'tensorrt'} & set(sys.modules);"
+        "heavy = {'torch', 'onnx', 'onnxruntime', 'transformers', 'tensorrt', 'fastapi'} & set(sys.modules);"
         "sys.exit(str(heavy) if heavy else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -12,8 +12,8 @@ from ibnorm_export import models
 from ibnorm_export.artifact import ExportedModel
 from ibnorm_export.export import ExportOptions, export
 from ibnorm_export.loaded import DType
-from ibnorm_export.package import PackageOptions, Variant, package
-from ibnorm_export.triton_config import Limits
+from ibnorm_export.serving.repository import PackageOptions, Variant, package
+from ibnorm_export.serving.triton_config import Limits
 
 
 @pytest.fixture(scope="session")
@@ -36,9 +36,9 @@ def exported(
 def served(
     request: pytest.FixtureRequest, exported: dict[str, ExportedModel], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[ExportedModel, str, Running]]:
-    """A model, its name, and a server that has it in both variants: NAME and NAME-portable."""
+    """A model, its name, and a server that has it in both variants, NAME and NAME-portable, without batching."""
     model = exported[request.param]
     folder = tmp_path_factory.mktemp("served") / "repository"
-    options = PackageOptions(name=request.param, variant=Variant.BOTH, limits=Limits(max_batch=8))
+    options = PackageOptions(name=request.param, variant=Variant.BOTH, limits=Limits(max_batch=0))
     with running(package(model, folder, options).path) as server:
         yield model, request.param, server

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import socket
+import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -13,18 +15,22 @@ from pathlib import Path
 from typing import Any
 
 import openai
+import psutil
 import pytest
 from conftest import LLAMA, save_checkpoint
-from running_server import running
+from running_server import command, running
 
 from ibnorm_export import IBNormSpec, models
-from ibnorm_export.chat import ChatTemplate
 from ibnorm_export.errors import ModelFileError
 from ibnorm_export.genai_export import export_genai
+from ibnorm_export.serving.chat_template import ChatTemplate
 from ibnorm_export.text import Sampling, open_folder
 from ibnorm_export.tokens import write_byte_tokenizer
 
-TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
+TEMPLATE = (
+    "{% for m in messages %}{% if m.content == 'boom' %}{{ raise_exception('no booms') }}{% endif %}"
+    "<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
+)
 LIMIT = 16
 
 
@@ -155,6 +161,21 @@ def test_a_body_that_lies_about_its_length(endpoint: str) -> None:
         assert answer.status == 200
 
 
+def test_names_that_climb(endpoint: str) -> None:
+    for path in ("models/../../etc/passwd", "models/..%2f..%2fetc", "models/%2e%2e"):
+        with pytest.raises(urllib.error.HTTPError) as caught, urllib.request.urlopen(f"{endpoint}/v1/{path}"):
+            pytest.fail("it was found")
+        with caught.value as error:
+            assert error.code == 404
+            assert json.load(error)["error"]["type"] == "invalid_request_error"
+
+
+def test_a_chat_that_the_template_refuses(client: openai.OpenAI) -> None:
+    messages: Any = [{"role": "user", "content": "boom"}]
+    with pytest.raises(openai.BadRequestError, match="no booms"):
+        client.chat.completions.create(model="noise", messages=messages, max_tokens=2)
+
+
 def test_a_hundred_streams(client: openai.OpenAI, folder: Path) -> None:
     """With room for 16: each ends right, or is refused with 429 and Retry-After."""
     model = open_folder(folder)
@@ -167,12 +188,13 @@ def test_a_hundred_streams(client: openai.OpenAI, folder: Path) -> None:
             )
             text = "".join(part.choices[0].text for part in parts)
         except openai.RateLimitError as error:
-            return "429" if error.response.headers["Retry-After"] == "1" else "no Retry-After"
+            spread = 500 <= int(error.response.headers["Retry-After-Ms"]) <= 1500
+            return "429" if error.response.headers["Retry-After"] == "1" and spread else "no Retry-After"
         return "right" if text == wanted[index % 4] else f"wrong: {text!r}"
 
     with ThreadPoolExecutor(100) as pool:
         told = list(pool.map(one, range(100)))
-    assert set(told) <= {"right", "429"}, set(told)
+    assert set(told) == {"right", "429"}, set(told)
     assert told.count("right") >= LIMIT
     assert one(0) == "right"
 
@@ -188,11 +210,35 @@ def test_a_reader_who_leaves_ends_the_text(client: openai.OpenAI, endpoint: str)
     pytest.fail("the text went on")
 
 
-def test_time_limit(folder: Path) -> None:
-    with running(folder, "--max-seconds", 0.05) as server:
+def test_sigterm_lets_a_text_finish(folder: Path) -> None:
+    wanted = open_folder(folder).generate("end", Sampling(300, 0.0)).text
+    with running(folder) as server:
+        assert {c.laddr.ip for c in psutil.Process(server.pid).net_connections("tcp")} == {"127.0.0.1"}
         client = openai.OpenAI(base_url=f"http://{server.http}/v1", api_key="none", max_retries=0)
-        with pytest.raises(openai.APIStatusError, match=r"more than 0\.05 s") as caught:
-            client.completions.create(model="noise", prompt="x", max_tokens=500)
+        parts = client.completions.create(model="noise", prompt="end", max_tokens=300, temperature=0, stream=True)
+        text = next(iter(parts)).choices[0].text
+        server.process.send_signal(signal.SIGTERM)
+        assert text + "".join(part.choices[0].text for part in parts) == wanted
+        assert server.process.wait(10) == 0
+        with pytest.raises(openai.APIConnectionError):
+            client.completions.create(model="noise", prompt="end", max_tokens=2)
+
+
+def test_port_in_use(folder: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = subprocess.run(command("serve", folder, "--http-port", port), capture_output=True, text=True)
+    assert done.returncode == 2
+    assert f"127.0.0.1:{port}: Address already in use; choose another with --http-port" in done.stderr
+
+
+def test_time_limit(folder: Path) -> None:
+    with running(folder, "--max-seconds", 0.005) as server:
+        client = openai.OpenAI(base_url=f"http://{server.http}/v1", api_key="none", max_retries=0)
+        with pytest.raises(openai.APIStatusError, match=r"more than 0\.005 s") as caught:
+            client.completions.create(model="noise", prompt="x", max_tokens=500, temperature=0)
         assert caught.value.status_code == 504
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 import jinja2.sandbox
 
-from ibnorm_export.errors import ModelFileError
+from ibnorm_export.errors import ModelFileError, PromptError
 from ibnorm_export.tokens import read_json
 
 __all__ = ["ChatTemplate"]
@@ -63,9 +63,9 @@ class ChatTemplate:
         """The prompt that asks for the assistant's next message.
 
         Raises:
-            ModelFileError: the template refuses the messages.
+            PromptError: the template refuses the messages.
         """
         try:
             return self._template.render(messages=messages, add_generation_prompt=True, **self._tokens)
         except (jinja2.TemplateError, TypeError, ValueError) as error:
-            raise ModelFileError(f"the chat template refuses the messages: {error}") from error
+            raise PromptError(f"the chat template refuses the messages: {error}") from error

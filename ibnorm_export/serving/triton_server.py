@@ -1,7 +1,8 @@
 """A model repository -> a running tritonserver on this machine, and its orderly end.
 
 The server is NVIDIA's own binary: the one on PATH with its own backends, else the one that the package nvidia-pytriton
-carries. That one has no ONNX Runtime backend, so `triton_backend/model.py` stands in for it and reads the same config.
+carries. That one has no ONNX Runtime backend, so `onnxruntime_backend/model.py` stands in for it and
+reads the same config.
 """
 
 from __future__ import annotations
@@ -137,7 +138,7 @@ class Server:
         try:
             with urllib.request.urlopen(f"http://{_reachable(self.http)}/v2/health/ready", timeout=1) as answer:
                 return bool(answer.status == 200)
-        except OSError:
+        except OSError:  # no answer, and an answer other than 200, both mean not yet
             return False
 
     def wait_until_ready(self) -> None:
@@ -166,9 +167,9 @@ class Server:
         """Refuse new requests, let those in flight finish, end everything that was started."""
         if self._process.poll() is None:
             self._process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
+            with contextlib.suppress(subprocess.TimeoutExpired):  # it hangs: the next lines kill it
                 self._process.wait(self._options.finish_s + 3)
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError):  # the whole group has ended, as it should
             os.killpg(self._process.pid, signal.SIGKILL)  # backend processes can outlive the server
         self._process.wait()
 
@@ -317,7 +318,7 @@ def _backends(root: Path, folder: Path) -> Path:
     (folder / "python").mkdir(parents=True)
     for file in (*(root / "backends" / "python").glob("*.*"), stub):
         shutil.copy(file, folder / "python" / file.name)  # the server refuses links that leave the folder
-    ours = importlib.resources.files("ibnorm_export").joinpath("triton_backend", "model.py")
+    ours = importlib.resources.files("ibnorm_export.serving").joinpath("onnxruntime_backend", "model.py")
     (folder / "onnxruntime").mkdir()
     shutil.copyfile(str(ours), folder / "onnxruntime" / "model.py")
     return folder

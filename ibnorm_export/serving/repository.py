@@ -30,7 +30,7 @@ from ibnorm_export.environment import version_of
 from ibnorm_export.errors import BackendUnavailable, ExportError
 from ibnorm_export.loaded import Arrays
 from ibnorm_export.manifest import MANIFEST_FILE, machine_of, sha256_of, write_manifest
-from ibnorm_export.triton_config import Limits, ModelConfig, batch_axis, config_text
+from ibnorm_export.serving.triton_config import Limits, ModelConfig, batch_axis, config_text
 
 __all__ = ["Format", "Package", "PackageOptions", "TritonBackend", "Variant", "package"]
 
@@ -323,6 +323,8 @@ def _start_command(options: PackageOptions, plugin: str | None) -> str:
 
 
 def _render(file: Path, template: str, values: Mapping[str, Any]) -> None:
-    text = importlib.resources.files("ibnorm_export").joinpath("templates", template).read_text(encoding="utf-8")
+    text = (
+        importlib.resources.files("ibnorm_export.serving").joinpath("templates", template).read_text(encoding="utf-8")
+    )
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, autoescape=False)
     file.write_text(environment.from_string(text).render(values), encoding="utf-8")

@@ -1,0 +1,234 @@
+"""A folder for onnxruntime-genai -> an endpoint that speaks OpenAI's text protocol.
+
+Thin on purpose: `TextModel` generates, `Texts` says whose turn it is, FastAPI and uvicorn speak HTTP.
+
+Source: OpenAI API reference, "Completions", "Chat completions" and "Models".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.exceptions import HTTPException
+
+from ibnorm_export.errors import IBNormError, PromptError
+from ibnorm_export.serving.chat_template import ChatTemplate
+from ibnorm_export.serving.openai_protocol import (
+    CHAT,
+    COMPLETION,
+    FINISH,
+    Body,
+    Chat,
+    Completion,
+    Refused,
+    Shape,
+    usage,
+)
+from ibnorm_export.serving.request_size import SizeLimit
+from ibnorm_export.serving.text_queue import TextLimits, Texts
+from ibnorm_export.text import Sampling, TextModel, TextResult, open_folder
+
+__all__ = ["create_app", "serve_text"]
+
+
+def _answer(error: Refused) -> JSONResponse:
+    kind = "server_error" if error.status >= 500 else "invalid_request_error"
+    content = {"error": {"message": str(error), "type": kind, "param": None, "code": error.code}}
+    return JSONResponse(content, error.status, error.headers)
+
+
+def create_app(
+    model: TextModel, name: str, limits: TextLimits | None = None, template: ChatTemplate | None = None
+) -> FastAPI:
+    """The endpoint as an ASGI application.
+
+    Args:
+        model: what writes.
+        name: that clients call it by.
+        limits: see `TextLimits`.
+        template: of the tokenizer; None leaves chat out.
+    """
+    limits = TextLimits() if limits is None else limits
+    texts = Texts(model, limits)
+    app = FastAPI(title=name, docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(SizeLimit, limit=limits.request_bytes)
+    about = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "ibnorm-export"}
+
+    @app.exception_handler(Refused)
+    async def refused(request: Request, error: Refused) -> JSONResponse:
+        return _answer(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"][1:])
+        return _answer(Refused(400, f"{where}: {first['msg']}".removeprefix(": "), "invalid"))
+
+    @app.exception_handler(PromptError)
+    async def unusable(request: Request, error: PromptError) -> JSONResponse:
+        return _answer(Refused(400, str(error), "invalid"))
+
+    @app.exception_handler(HTTPException)
+    async def failed(request: Request, error: HTTPException) -> JSONResponse:
+        return _answer(Refused(error.status_code, str(error.detail), "invalid"))
+
+    @app.get("/health")
+    async def health() -> dict[str, Any]:
+        return {"status": "ok", "running": texts.running, "limit": limits.concurrency}
+
+    @app.get("/v1/models")
+    async def list_models() -> dict[str, Any]:
+        return {"object": "list", "data": [about]}
+
+    @app.get("/v1/models/{wanted:path}")
+    async def one_model(wanted: str) -> dict[str, Any]:
+        _check_name(wanted, name)
+        return about
+
+    @app.post("/v1/completions")
+    async def complete(request: Request, body: Completion) -> Any:
+        prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
+        if len(prompts) != 1 or body.echo:
+            raise Refused(400, "one prompt a request, without echo, is what this endpoint takes", "invalid")
+        return await _respond(request, texts, body, prompts[0], body.max_tokens or 16, name, COMPLETION)
+
+    if template is not None:
+
+        @app.post("/v1/chat/completions")
+        async def chat(request: Request, body: Chat) -> Any:
+            prompt = template.render([message.model_dump() for message in body.messages])
+            most = body.max_completion_tokens or body.max_tokens or model.max_positions
+            return await _respond(request, texts, body, prompt, most, name, CHAT)
+
+    return app
+
+
+def _check_name(wanted: str, name: str) -> None:
+    if wanted != name:
+        raise Refused(404, f"the model {wanted!r} does not exist; this endpoint has {name!r}", "model_not_found")
+
+
+async def _respond(request: Request, texts: Texts, body: Body, prompt: str, most: int, name: str, shape: Shape) -> Any:
+    _check_name(body.model, name)
+    if body.n != 1 or body.logprobs:
+        raise Refused(400, "n above 1 and logprobs are not offered by this endpoint", "invalid")
+    seed = uuid.uuid4().int % 2**32 if body.seed is None else body.seed
+    pieces = texts.generate(prompt, Sampling(most, body.temperature, body.top_p, seed, body.stops))
+    head = {"id": f"{shape.prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": name}
+    if body.stream:
+        first = await anext(pieces)  # what is refused is refused with its own status
+        return StreamingResponse(_events(pieces, first, head, body, shape), media_type="text/event-stream")
+    result = await _unless_gone(request, pieces)
+    choice = {"index": 0, **shape.choice(result.text, False), "finish_reason": FINISH[result.stopped]}
+    return {**head, "object": shape.whole, "choices": [choice], "usage": usage(result)}
+
+
+async def _unless_gone(request: Request, pieces: AsyncIterator[str | TextResult]) -> TextResult:
+    """The result, or an end to the text when its reader leaves."""
+
+    async def last() -> TextResult:
+        return [item async for item in pieces][-1]  # type: ignore[return-value]  # a result comes last
+
+    task = asyncio.ensure_future(last())
+    while not (await asyncio.wait({task}, timeout=0.25))[0]:
+        if await request.is_disconnected():
+            task.cancel()
+            break
+    try:
+        return await task
+    except asyncio.CancelledError:
+        raise Refused(499, "the client has left", "cancelled") from None
+
+
+async def _events(
+    pieces: AsyncIterator[str | TextResult], first: str | TextResult, head: dict[str, Any], body: Body, shape: Shape
+) -> AsyncIterator[str]:
+    def event(content: dict[str, Any]) -> str:
+        return f"data: {json.dumps({**head, 'object': shape.part, **content})}\n\n"
+
+    def choice(text: str, reason: str | None) -> list[dict[str, Any]]:
+        return [{"index": 0, **shape.choice(text, True), "finish_reason": reason}]
+
+    async def all_of_them() -> AsyncIterator[str | TextResult]:
+        yield first
+        if isinstance(first, str):
+            async for item in pieces:
+                yield item
+
+    try:
+        async for item in all_of_them():
+            if isinstance(item, str):
+                yield event({"choices": choice(item, None)})
+            else:
+                yield event({"choices": choice("", FINISH[item.stopped])})
+                if (body.stream_options or {}).get("include_usage"):
+                    yield event({"choices": [], "usage": usage(item)})
+    except Refused as error:
+        yield f"data: {json.dumps({'error': {'message': str(error), 'type': 'server_error', 'code': error.code}})}\n\n"
+    finally:
+        await pieces.aclose()  # type: ignore[attr-defined]  # an asynchronous generator
+    yield "data: [DONE]\n\n"
+
+
+@contextlib.contextmanager
+def _listening(address: str, port: int) -> Iterator[socket.socket]:
+    with socket.socket() as stream:
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            stream.bind((address, port))
+        except OSError as error:
+            raise IBNormError(
+                f"cannot listen on {address}:{port}: {error.strerror}; choose another with --http-port, or 0 for any "
+                "that is free"
+            ) from error
+        yield stream
+
+
+def serve_text(
+    folder: str | Path,
+    address: str = "127.0.0.1",
+    port: int = 8000,
+    limits: TextLimits | None = None,
+    ready: Callable[[str, Sequence[str]], None] = lambda endpoint, paths: None,
+    finish_s: int = 5,
+) -> None:
+    """Serve a folder for text generation until SIGTERM or Ctrl-C; then texts in flight have time to finish.
+
+    Args:
+        folder: of `export --target ort-genai`, or of `export --task text-generation`.
+        address, port: to listen on; port 0 takes one that is free.
+        limits: see `TextLimits`.
+        ready: gets HOST:PORT and the paths served, when they are.
+        finish_s: seconds that texts have to finish.
+
+    Raises:
+        ModelFileError: the folder, its tokenizer or its op library is incomplete, damaged or changed.
+        BackendUnavailable: the runtime is not installed.
+        IBNormError: the port is in use.
+    """
+    folder = Path(folder)
+    template = ChatTemplate.of(folder)
+    with _listening(address, port) as stream:
+        model = open_folder(folder)
+        app = create_app(model, folder.resolve().name, limits, template)
+        config = uvicorn.Config(
+            app, log_level="warning", access_log=False, timeout_graceful_shutdown=finish_s, lifespan="off"
+        )
+        paths = [route.path for route in app.routes if hasattr(route, "path") and "{" not in route.path]
+        server = uvicorn.Server(config)
+        stream.listen(2048)
+        ready(f"{address}:{stream.getsockname()[1]}", paths)
+        with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises again what it has obeyed: this is the orderly end
+            server.run(sockets=[stream])

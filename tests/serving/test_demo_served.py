@@ -1,0 +1,84 @@
+"""The demo's own ViT and LLaMA, trained for seconds, from their checkpoints to endpoints that clients call."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import openai
+import pytest
+import sklearn.datasets
+import torch
+from running_server import running
+from triton_clients import CLIENTS, ask, connect
+
+from ibnorm_export import models
+from ibnorm_export.export import export
+from ibnorm_export.genai_export import export_genai
+from ibnorm_export.models.demo import train_checkpoint
+from ibnorm_export.serving.repository import PackageOptions, Variant, package
+from ibnorm_export.text import Sampling, open_checkpoint
+
+PROMPT = "The import statement"
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as `ibnorm-export demo` leaves it: vit and llama."""
+    folder = tmp_path_factory.mktemp("demo")
+    for name in ("vit", "llama"):
+        before, *_, after = train_checkpoint(name, folder / name, minutes=0.02)
+        assert after.loss < before.loss
+    return folder
+
+
+def shipped(demo: Path, name: str) -> Path:
+    exported = export(models.load(demo / name), demo / f"{name}.onnx")
+    return package(exported, demo / f"{name}-repository", PackageOptions(variant=Variant.BOTH)).path
+
+
+def through(server: Any, name: str, arrays: dict[str, Any]) -> list[np.ndarray[Any, Any]]:
+    """What both clients get from both variants."""
+
+    def one(module: ModuleType, variant: str) -> np.ndarray[Any, Any]:
+        with connect(server, module) as client:
+            return ask(client, module, variant, arrays)
+
+    return [one(module, variant) for module in CLIENTS for variant in (name, f"{name}-portable")]
+
+
+def test_vit_reads_digits(demo: Path) -> None:
+    images, _ = sklearn.datasets.load_digits(return_X_y=True)
+    pixels = ((images[:8].reshape(-1, 1, 8, 8) - 4.9) / 6.0).astype(np.float32)  # as the demo trains on them
+    with torch.no_grad():
+        here = models.load(demo / "vit").module(pixel_values=torch.from_numpy(pixels)).logits.numpy()
+    assert len(set(here.argmax(1))) > 1
+    with running(shipped(demo, "vit")) as server:
+        for answer in through(server, "vit", {"pixel_values": pixels}):
+            np.testing.assert_array_equal(answer.argmax(1), here.argmax(1))
+
+
+def test_llama_predicts_bytes(demo: Path) -> None:
+    ids = np.frombuffer(PROMPT.encode(), np.uint8).astype(np.int64)[None]
+    with torch.no_grad():
+        here = models.load(demo / "llama").module(input_ids=torch.from_numpy(ids)).logits.numpy()
+    with running(shipped(demo, "llama")) as server:
+        for answer in through(server, "llama", {"input_ids": ids, "attention_mask": np.ones_like(ids)}):
+            np.testing.assert_array_equal(answer.argmax(-1), here.argmax(-1))
+
+
+def test_llama_writes(demo: Path) -> None:
+    """The openai client gets the text that PyTorch writes."""
+    sampling = Sampling(32, 0.7, 0.9, seed=1)
+    wanted = open_checkpoint(models.load(demo / "llama", task="text-generation")).generate(PROMPT, sampling).text
+    export_genai(models.load(demo / "llama", task="text-generation"), demo / "text")
+    with running(demo / "text") as server:
+        client = openai.OpenAI(base_url=f"http://{server.http}/v1", api_key="none", max_retries=0)
+        given: dict[str, Any] = {
+            "model": "text", "prompt": PROMPT, "max_tokens": 32, "temperature": 0.7, "top_p": 0.9, "seed": 1
+        }  # fmt: skip
+        assert client.completions.create(**given).choices[0].text == wanted
+        parts = client.completions.create(**given, stream=True)
+        assert "".join(part.choices[0].text for part in parts) == wanted

@@ -1,0 +1,135 @@
+"""A server's beginning and end: what it is started on, what it refuses to start on, and how it stops."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tritonclient.http
+from running_server import command, listening, members, running
+from triton_clients import ask, connect, draw
+
+from ibnorm_export.artifact import ExportedModel
+from ibnorm_export.errors import BackendUnavailable, IBNormError, ModelFileError
+from ibnorm_export.serving.repository import PackageOptions, Variant, package
+from ibnorm_export.serving.triton_server import ServerOptions, find_triton, serve
+
+
+def test_serves_an_onnx_file_as_it_is(exported_vit: ExportedModel) -> None:
+    with running(exported_vit.path) as server:
+        assert listening(server.pid) == {"127.0.0.1"}
+        arrays = draw(exported_vit, np.random.default_rng(10), 2, 1)
+        with connect(server, tritonclient.http) as client:
+            answer = ask(client, tritonclient.http, "vit", arrays)
+        assert answer.shape == (2, 10)
+
+
+def test_a_crash_is_told_with_the_servers_last_words(exported_vit: ExportedModel, tmp_path: Path) -> None:
+    made = package(exported_vit, tmp_path / "r", PackageOptions(variant=Variant.PORTABLE))
+    with running(made.path) as server:
+        os.kill(server.pid, signal.SIGSEGV)
+        _, text = server.process.communicate(timeout=15)
+        assert server.process.returncode == 2
+        assert "killed by signal SIGSEGV" in text
+        assert "its last words" in text
+
+
+def test_read_only_repository(exported_vit: ExportedModel, tmp_path: Path) -> None:
+    made = package(exported_vit, tmp_path / "r", PackageOptions(variant=Variant.FUSED))
+    before = {f: f.stat().st_mtime_ns for f in made.path.rglob("*")}
+    for folder in (made.path, *(f for f in made.path.rglob("*") if f.is_dir())):
+        folder.chmod(0o555)
+    try:
+        with serve(made.path, ServerOptions(http_port=0, grpc_port=0, metrics_port=0)) as server:
+            assert server.ready()
+            group = server.pid
+        assert not members(group)
+        assert {f: f.stat().st_mtime_ns for f in made.path.rglob("*")} == before  # root may write: it did not
+    finally:
+        for folder in (made.path, *(f for f in made.path.rglob("*") if f.is_dir())):
+            folder.chmod(0o755)
+
+
+def test_changed_after_packaging(exported_vit: ExportedModel, tmp_path: Path) -> None:
+    made = package(exported_vit, tmp_path / "r", PackageOptions(variant=Variant.FUSED))
+    library = made.path / "vit" / "libibnorm_ort.so"
+    original = library.read_bytes()
+
+    def refused(words: str) -> None:
+        with pytest.raises(ModelFileError, match=words), serve(made.path, ServerOptions(http_port=0)):
+            pytest.fail("it was served")
+
+    library.write_bytes(original + b"\0")
+    refused(r"libibnorm_ort.so was changed after packaging.*Write the folder again|put the file back")
+    library.unlink()
+    refused("libibnorm_ort.so is missing")
+    library.write_bytes(original)
+    manifest = made.path / "manifest.json"
+    told = json.loads(manifest.read_text())
+    entry = told["libraries"]["vit/libibnorm_ort.so"]
+    manifest.write_text(json.dumps({**told, "libraries": {"vit/libibnorm_ort.so": {**entry, "machine": "aarch64"}}}))
+    refused("portable variant")
+    newer = {**entry, "schema": {**entry["schema"], "version": 2}}
+    manifest.write_text(json.dumps({**told, "libraries": {"vit/libibnorm_ort.so": newer}}))
+    refused("with this version of ibnorm-export")
+    manifest.write_text(json.dumps(told))
+    config = made.path / "vit" / "config.pbtxt"
+    text = config.read_text()
+    config.write_text(text.replace("libibnorm_ort.so", "other.so"))
+    (made.path / "vit" / "other.so").write_bytes(original)
+    refused("does not name; it is not loaded")
+    config.write_text(text)
+    manifest.write_text("{")
+    refused("is damaged")
+    manifest.unlink()
+    refused("has no manifest.json")
+
+
+def test_port_in_use(exported_vit: ExportedModel, tmp_path: Path) -> None:
+    made = package(exported_vit, tmp_path / "r", PackageOptions(variant=Variant.PORTABLE))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = subprocess.run(command("serve", made.path, "--http-port", port), capture_output=True, text=True)
+    assert done.returncode == 2
+    assert f"127.0.0.1:{port}: Address already in use; choose another with --http-port" in done.stderr
+
+
+def test_no_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
+    monkeypatch.setattr("ibnorm_export.serving.triton_server._PACKAGE", "no-such-distribution")
+    with pytest.raises(BackendUnavailable, match="pip install --no-deps nvidia-pytriton") as caught:
+        find_triton()
+    assert caught.value.exit_code == 3
+
+
+def test_triton_on_path_comes_first(
+    exported_vit: ExportedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its own backends: op libraries must be there by absolute path, so configs are rewritten in a copy."""
+    fake = tmp_path / "bin" / "tritonserver"
+    fake.parent.mkdir()
+    fake.write_text('#!/bin/sh\ncat "${1#*=}"/*/config.pbtxt >&2\nexit 9\n')
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{fake.parent}{os.pathsep}{os.environ['PATH']}")
+    made = package(exported_vit, tmp_path / "r", PackageOptions(variant=Variant.FUSED))
+    log = tmp_path / "log"
+    options = ServerOptions(log=log, http_port=0, grpc_port=0, metrics_port=0)
+    with pytest.raises(IBNormError, match="ended with exit code 9"), serve(made.path, options):
+        pytest.fail("it cannot be ready")
+    assert f'op_library_filename: "{made.path}/vit/libibnorm_ort.so"' in log.read_text()
+
+
+def test_ports_out_of_range() -> None:
+    with pytest.raises(IBNormError, match="must differ"):
+        ServerOptions(http_port=8000, grpc_port=8000)
+    with pytest.raises(IBNormError, match="65535"):
+        ServerOptions(http_port=70000)

@@ -1,0 +1,134 @@
+"""Whose turn it is, how pieces reach the reader, and what becomes of errors, with a model that does what it is told."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from ibnorm_export.errors import IBNormError, ModelFileError, PromptError
+from ibnorm_export.serving.openai_protocol import Refused
+from ibnorm_export.serving.text_queue import TextLimits, Texts, Turns
+from ibnorm_export.text import Sampling, TextResult
+
+Write = Callable[[str], None]
+
+
+class Model:
+    """Stands in for a `TextModel`: runs a function in its place."""
+
+    def __init__(self, generate: Callable[[Write], None]) -> None:
+        self._generate = generate
+
+    def generate(self, prompt: str, sampling: Sampling, write: Write) -> TextResult:
+        self._generate(write)
+        return TextResult("", (), 1, "length", 0.0, 0.0)
+
+
+def texts(generate: Callable[[Write], None], limits: TextLimits | None = None) -> Texts:
+    return Texts(Model(generate), limits or TextLimits())  # type: ignore[arg-type]  # the one method that is used
+
+
+async def collect(made: Texts, prompt: str = "x") -> list[str]:
+    return [item async for item in made.generate(prompt, Sampling()) if isinstance(item, str)]
+
+
+def test_first_tokens_go_first_and_others_in_order() -> None:
+    turns, order = Turns(), []
+    turns.take(first=True)
+
+    def wait(name: str, first: bool) -> threading.Thread:
+        def run() -> None:
+            turns.take(first)
+            order.append(name)
+            turns.give()
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        while sum(map(len, [turns._waiting])) < len(threads) + 1:
+            time.sleep(0.001)
+        return thread
+
+    threads: list[threading.Thread] = []
+    for name, first in (("old 1", False), ("old 2", False), ("new 1", True), ("new 2", True)):
+        threads.append(wait(name, first))
+    assert not order
+    turns.give()
+    for thread in threads:
+        thread.join(5)
+    assert order == ["new 1", "new 2", "old 1", "old 2"]
+
+
+def test_one_text_computes_at_a_time_and_all_take_turns() -> None:
+    inside, most, order = 0, 0, []
+    lock = threading.Lock()
+
+    def generate(write: Write) -> None:
+        nonlocal inside, most
+        for _ in range(5):
+            with lock:
+                inside += 1
+                most = max(most, inside)
+            time.sleep(0.002)
+            order.append(threading.get_ident())
+            with lock:
+                inside -= 1
+            write("a")
+
+    async def all_of_them() -> None:
+        made = texts(generate)
+        await asyncio.gather(*(collect(made) for _ in range(4)))
+
+    asyncio.run(all_of_them())
+    assert most == 1
+    assert len(order) == 20
+    # first tokens first: each has its first before any has its third
+    assert len(set(order[: order.index(order[0], order.index(order[0], 1) + 1)])) == 4
+
+
+def test_quick_tokens_go_together_and_slow_ones_alone() -> None:
+    def quick(write: Write) -> None:
+        for _ in range(100):
+            write("a")
+
+    def slow(write: Write) -> None:
+        for _ in range(4):
+            time.sleep(0.03)
+            write("a")
+
+    assert asyncio.run(collect(texts(quick))) == ["a", "a" * 99]  # the first at once
+    assert asyncio.run(collect(texts(slow))) == ["a"] * 4
+
+
+@pytest.mark.parametrize(
+    ("error", "prompt", "status", "code"),
+    [
+        (PromptError("too long"), "x", 400, "context_length_exceeded"),
+        (PromptError("empty"), "", 400, "invalid"),
+        (ModelFileError("the runtime fails"), "x", 500, "internal"),
+        (ZeroDivisionError("a bug"), "x", 500, "internal"),
+    ],
+)
+def test_errors_reach_the_reader_and_leave_room(error: Exception, prompt: str, status: int, code: str) -> None:
+    def generate(write: Write) -> None:
+        raise error
+
+    async def twice() -> None:
+        made = texts(generate, TextLimits(concurrency=1))
+        for _ in range(2):
+            with pytest.raises(Refused, match=str(error)) as caught:
+                await collect(made, prompt)
+            assert (caught.value.status, caught.value.code) == (status, code)
+            while made.running:
+                await asyncio.sleep(0.001)
+
+    asyncio.run(asyncio.wait_for(twice(), 5))
+
+
+def test_limits_out_of_range() -> None:
+    for wrong in ({"concurrency": 0}, {"request_bytes": 0}, {"request_s": 0.0}, {"request_s": float("nan")}):
+        with pytest.raises(IBNormError, match="each must be above 0"):
+            TextLimits(**wrong)  # type: ignore[arg-type]  # of either kind

@@ -1,0 +1,207 @@
+"""A real tritonserver on the unmodified repository, and clients that know nothing of this package.
+
+On a machine without a tritonserver on PATH the ONNX Runtime backend is `onnxruntime_backend/model.py`, over the same
+runtime as in-process: byte parity then shows that the plumbing is right, not that another runtime agrees.
+"""
+
+from __future__ import annotations
+
+import itertools
+import signal
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.http
+from geventhttpclient.response import HTTPConnectionClosed
+from running_server import Running, running
+from triton_clients import CLIENTS, REFUSED, ask, connect, draw
+from tritonclient.utils import InferenceServerException
+
+from ibnorm_export import models, native
+from ibnorm_export.artifact import ExportedModel
+from ibnorm_export.errors import BackendUnavailable
+from ibnorm_export.loaded import DType
+from ibnorm_export.parity import BOUNDS
+from ibnorm_export.runners.base import Endpoint
+from ibnorm_export.runners.ort_runner import OrtRunner
+from ibnorm_export.serving.repository import PackageOptions, Variant, package
+from ibnorm_export.serving.triton_config import Limits
+from ibnorm_export.verify import VerifyOptions, verify
+
+ALONE = Limits(max_batch=0)  # no batching: then an answer has one right value, to the byte
+BOTH_CLIENTS = pytest.mark.parametrize("module", CLIENTS, ids=["http", "grpc"])
+
+
+def answers(model: ExportedModel, work: list[dict[str, Any]]) -> list[bytes]:
+    """In-process, with fused kernels."""
+    here = OrtRunner(model.path, library=native.ort_library())
+    return [here.run(arrays)["logits"].tobytes() for arrays in work]
+
+
+@BOTH_CLIENTS
+@pytest.mark.parametrize("variant", ["fused", "portable"])
+def test_same_bytes_as_in_process(served: tuple[ExportedModel, str, Running], variant: str, module: ModuleType) -> None:
+    model, name, server = served
+    library = native.ort_library() if variant == "fused" else None
+    here = OrtRunner(model.path, library=library)
+    rng = np.random.default_rng(5)
+    with connect(server, module) as client:
+        for batch, sequence in ((1, 1), (3, 17), (4, 64), (2, 5)):
+            arrays = draw(model, rng, batch, sequence)
+            answer = ask(client, module, name if library else f"{name}-portable", arrays)
+            wanted = here.run(arrays)["logits"]
+            assert (answer.dtype, answer.shape) == (wanted.dtype, wanted.shape)
+            assert answer.tobytes() == wanted.tobytes()
+
+
+def test_the_fused_kernels_are_used(served: tuple[ExportedModel, str, Running]) -> None:
+    """The variants differ in their last bits, so a backend that left the library out would be seen above."""
+    model, name, server = served
+    arrays = draw(model, np.random.default_rng(5), 4, 64)
+    with connect(server, tritonclient.http) as client:
+        fused = ask(client, tritonclient.http, name, arrays)
+        portable = ask(client, tritonclient.http, f"{name}-portable", arrays)
+    assert fused.tobytes() != portable.tobytes()
+
+
+def test_two_hundred_at_once(served: tuple[ExportedModel, str, Running]) -> None:
+    """Mixed batches and lengths over HTTP and gRPC together, each right to the byte."""
+    model, name, server = served
+    rng = np.random.default_rng(6)
+    work = [draw(model, rng, int(rng.integers(1, 5)), int(rng.integers(1, 33))) for _ in range(200)]
+
+    def one(index: int) -> bytes:
+        module = CLIENTS[index % 2]
+        with connect(server, module) as client:
+            return ask(client, module, name, work[index]).tobytes()
+
+    with ThreadPoolExecutor(200) as pool:
+        assert list(pool.map(one, range(200))) == answers(model, work)
+
+
+def test_rows_are_batched(exported_llama: ExportedModel, tmp_path: Path) -> None:
+    """Requests of equal shapes are computed together, and each gets its own rows."""
+    options = PackageOptions(name="m", variant=Variant.FUSED, limits=Limits(max_batch=8, queue_delay_us=200_000))
+    rng = np.random.default_rng(11)
+    work = [draw(exported_llama, rng, 1 + index % 2, 9) for index in range(64)]
+    here = OrtRunner(exported_llama.path, library=native.ort_library())
+    with running(package(exported_llama, tmp_path / "r", options).path) as server:
+
+        def one(index: int) -> np.ndarray[Any, Any]:
+            module = CLIENTS[index % 2]
+            with connect(server, module) as client:
+                return ask(client, module, "m", work[index])
+
+        with ThreadPoolExecutor(64) as pool:
+            told = list(pool.map(one, range(64)))
+        with connect(server, tritonclient.http) as client:
+            statistics = client.get_inference_statistics("m")["model_stats"][0]
+            with pytest.raises(InferenceServerException, match="batch-size must be <= 8"):
+                ask(client, tritonclient.http, "m", draw(exported_llama, rng, 9, 4))
+    asked, runs = (int(statistics[key]) for key in ("inference_count", "execution_count"))
+    assert asked >= 96  # rows: 32 requests of one, 32 of two
+    assert runs <= 40
+    # another batch is another order of summation: both are within the floor of the one table of tolerances
+    allowed = 2 * BOUNDS[DType.FP32].floor
+    for arrays, answer in zip(work, told, strict=True):
+        wanted = here.run(arrays)["logits"]
+        assert answer.shape == wanted.shape
+        assert np.linalg.norm(answer - wanted) <= allowed * np.linalg.norm(wanted)
+
+
+def test_verify_through_the_server(served: tuple[ExportedModel, str, Running], request: pytest.FixtureRequest) -> None:
+    model, name, server = served
+    loaded = models.load(request.getfixturevalue(f"{name.split('-')[0]}_checkpoint"))
+    for url, there in ((server.http, name), (f"grpc://{server.grpc}", f"{name}-portable")):
+        report = verify(model, loaded, VerifyOptions("triton", endpoint=Endpoint(url, there)))
+        here = verify(model, loaded, VerifyOptions("ort-cpu"))
+        assert bool(report) is bool(here) is True, (report.findings, here.findings)
+        assert report.numeric is not None
+        assert [output.norms for output in report.numeric.outputs] == ["as served"]
+    with pytest.raises(BackendUnavailable, match=r"no Triton answers at 127\.0\.0\.1:9"):
+        verify(model, loaded, VerifyOptions("triton", endpoint=Endpoint("127.0.0.1:9", name)))
+    report = verify(model, loaded, VerifyOptions("triton", endpoint=Endpoint(server.http)))
+    assert "choose with --name" in str(report.findings)
+
+
+def test_verify_fails_for_another_model(
+    served: tuple[ExportedModel, str, Running], request: pytest.FixtureRequest
+) -> None:
+    """A server that answers with other numbers fails, as it does in-process."""
+    model, name, server = served
+    family = name.split("-")[0]
+    loaded = models.load(request.getfixturevalue(f"{family}_checkpoint"))
+    next(iter(loaded.module.parameters())).data.mul_(1.5)
+    report = verify(model, loaded, VerifyOptions("triton", endpoint=Endpoint(server.http, name)))
+    assert not report
+    assert "logits" in str(report.findings)
+
+
+def test_overload_is_refused_and_passes(exported_llama: ExportedModel, tmp_path: Path) -> None:
+    options = PackageOptions(name="m", variant=Variant.FUSED, limits=Limits(max_batch=0, max_queue=16))
+    arrays = draw(exported_llama, np.random.default_rng(8), 8, 64)
+    wanted = answers(exported_llama, [arrays])[0]
+    with running(package(exported_llama, tmp_path / "r", options).path) as server:
+
+        def one(index: int) -> str:
+            module = CLIENTS[index % 2]
+            try:
+                with connect(server, module) as client:
+                    return "right" if ask(client, module, "m", arrays).tobytes() == wanted else "wrong"
+            except InferenceServerException as error:
+                return "refused" if error.status() == REFUSED[module] else str(error)
+
+        with ThreadPoolExecutor(200) as pool:
+            began = time.monotonic()
+            told = Counter(pool.map(one, range(200)))
+        assert set(told) == {"right", "refused"}
+        assert told["right"] >= 16
+        # with one instance Triton 2.51 stands still for up to 0.5 s between two requests: 16 took 4 s and more
+        assert time.monotonic() - began < 4
+        assert one(0) == one(1) == "right"
+
+
+def test_sigterm_in_the_middle(exported_llama: ExportedModel, tmp_path: Path) -> None:
+    """Every request is answered right or refused; none hangs; `running` checks that no process is left."""
+    made = package(exported_llama, tmp_path / "r", PackageOptions(name="m", variant=Variant.FUSED, limits=ALONE))
+    arrays = draw(exported_llama, np.random.default_rng(9), 1, 16)
+    wanted = answers(exported_llama, [arrays])[0]
+    asked = itertools.count()
+    with running(made.path) as server:
+
+        def one(client: Any, module: ModuleType) -> str:
+            try:
+                return "right" if ask(client, module, "m", arrays).tobytes() == wanted else "wrong"
+            except (InferenceServerException, ConnectionRefusedError):
+                return "refused"
+            except (ConnectionError, HTTPConnectionClosed):
+                return "hung up on"  # sent as the endpoint closed
+
+        def worker(number: int) -> list[str]:
+            """Asks until it has been refused five times."""
+            module, told = CLIENTS[number % 2], list[str]()
+            with connect(server, module) as client:
+                while told.count("refused") < 5:
+                    if next(asked) == 480:
+                        server.process.send_signal(signal.SIGTERM)
+                    told.append(one(client, module))
+            return told
+
+        began = time.monotonic()
+        with ThreadPoolExecutor(16) as pool:
+            told = list(pool.map(worker, range(16)))
+        assert time.monotonic() - began < 30
+        for words in told:
+            refused = words.index("refused")
+            hung_up = words[refused - 1] == "hung up on"
+            assert set(words[: refused - hung_up]) == {"right"}
+            assert set(words[refused:]) <= {"refused", "hung up on"}
+            assert words.count("hung up on") <= 1
+        assert sum(words.count("right") for words in told) >= 464  # those that were done before the signal
+        assert server.process.wait(15) == 0
