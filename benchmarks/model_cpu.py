@@ -41,7 +41,7 @@ from ibnorm_export.export import ExportOptions, export
 from ibnorm_export.spec import DOMAIN
 
 THREADS = 2
-ROUNDS = 121  # of a pass of up to 0.1 s; a sixth of them for a longer one
+ROUNDS = 61  # of a pass of up to 0.15 s; a quarter of them for a longer one
 SPEC = IBNormSpec("L", 4.0)
 Array = np.ndarray[Any, Any]
 
@@ -231,7 +231,7 @@ def measure(preset: str, sizes: list[dict[str, int]], library: Path, rounds: int
         start = time.perf_counter()
         next(iter(ways.values()))()
         short = time.perf_counter() - start < 0.15
-        times = race(ways, rounds if short else -(-rounds // 6))
+        times = race(ways, rounds if short else -(-rounds // 4))
         rows += [row(case, times, f"IBNorm-L fused{name}", f"IBNorm-L function{name}") for name in files]
         for kernels in ("fused", "function"):
             rows.append(row(case, times, f"IBNorm-L {kernels}", f"IBNorm-L {kernels}, no skip form"))
