@@ -211,14 +211,16 @@ def test_a_reader_who_leaves_ends_the_text(client: openai.OpenAI, endpoint: str)
 
 
 def test_sigterm_lets_a_text_finish(folder: Path) -> None:
-    wanted = open_folder(folder).generate("end", Sampling(300, 0.0)).text
+    wanted = open_folder(folder).generate("end", Sampling(500, 0.0)).text
     with running(folder) as server:
         assert {c.laddr.ip for c in psutil.Process(server.pid).net_connections("tcp")} == {"127.0.0.1"}
         client = openai.OpenAI(base_url=f"http://{server.http}/v1", api_key="none", max_retries=0)
-        parts = client.completions.create(model="noise", prompt="end", max_tokens=300, temperature=0, stream=True)
-        text = next(iter(parts)).choices[0].text
+        given: Any = {"model": "noise", "prompt": "end", "max_tokens": 500, "temperature": 0, "stream": True}
+        streams = [client.completions.create(**given) for _ in range(8)]  # several, so that they take a while
+        texts = [next(iter(stream)).choices[0].text for stream in streams]
         server.process.send_signal(signal.SIGTERM)
-        assert text + "".join(part.choices[0].text for part in parts) == wanted
+        for text, stream in zip(texts, streams, strict=True):
+            assert text + "".join(part.choices[0].text for part in stream) == wanted
         assert server.process.wait(10) == 0
         with pytest.raises(openai.APIConnectionError):
             client.completions.create(model="noise", prompt="end", max_tokens=2)
