@@ -66,6 +66,13 @@ def test_changed_after_packaging(exported_vit: ExportedModel, tmp_path: Path) ->
         with pytest.raises(ModelFileError, match=words), serve(made.path, ServerOptions(http_port=0)):
             pytest.fail("it was served")
 
+    model = made.path / "vit" / "1" / "model.onnx"
+    weights = model.read_bytes()
+    model.write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
+    refused(r"model\.onnx was changed after packaging: its sha256")
+    model.unlink()
+    refused(r"model\.onnx is missing")
+    model.write_bytes(weights)
     library.write_bytes(original + b"\0")
     refused(r"libibnorm_ort.so was changed after packaging.*Write the folder again|put the file back")
     library.unlink()
