@@ -3,6 +3,7 @@
 #   make test    set-up, then the suite (make test-generation: cached decoding and text;
 #                make test-faults: planted faults, all of which verification must name;
 #                make test-families: every family and grouping, and timm's own folders;
+#                make test-browser: the HTML reports in a headless Chromium, where one is installed;
 #                make test-cuda: the CUDA kernels on a CPU emulator;
 #                make test-tensorrt: the plugin, and engines for TensorRT-RTX, without a GPU;
 #                make test-serving: a real Triton and the text endpoint, on loopback)
@@ -19,7 +20,7 @@ CMAKE  := $(BIN)/cmake
 # Two of the seven that are shipped: 3 minutes of one core for two, so all seven do not fit into CI.
 CUDA_ARCHITECTURES ?= 80-real;90-real
 
-.PHONY: demo test test-generation test-faults test-families families test-cuda test-tensorrt test-serving lint format setup native native-cuda sanitize test-compat mutants clean
+.PHONY: demo test test-generation test-faults test-families test-browser families test-cuda test-tensorrt test-serving lint format setup native native-cuda sanitize test-compat mutants clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.ready
@@ -67,7 +68,7 @@ demo: setup
 	$(BIN)/ibnorm-export demo --out demo
 
 test: native lint
-	$(BIN)/python -m pytest --ignore=tests/generation --ignore=tests/faults --ignore=tests/families --ignore=tests/cuda --ignore=tests/tensorrt --ignore=tests/serving
+	$(BIN)/python -m pytest --ignore=tests/generation --ignore=tests/faults --ignore=tests/families --ignore=tests/browser --ignore=tests/cuda --ignore=tests/tensorrt --ignore=tests/serving
 
 # Cached decoding, generation in every form, and quantised weights: minutes of export.
 test-generation: native
@@ -92,6 +93,11 @@ test-families: native build/vision/.ready
 families: native build/vision/.ready
 	$(VISION) $(BIN)/python -c "import vision_operators, runpy; runpy.run_path('benchmarks/families.py', run_name='__main__')" \
 	  --record benchmarks/results/families.json
+
+# The pages in Chromium (Debian: apt-get install chromium), which the test asks for no network.
+test-browser: native
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt playwright
+	$(BIN)/python -m pytest tests/browser
 
 # The CUDA kernels' own source, compiled by g++ and run on a CPU emulator; no GPU needed.
 test-cuda: setup

@@ -33,6 +33,9 @@ def verify_command(
     layers: Annotated[
         bool, typer.Option("--layers", help="Measure every norm and block; name the first that leaves its bound.")
     ] = False,
+    exposing: Annotated[
+        bool, typer.Option("--exposing", help="Beside drawn inputs: heavy tails, large means, constant rows, ...")
+    ] = False,
     html: Annotated[
         Path | None, typer.Option("--report", metavar="FILE.html", help="Write one self-contained page too.")
     ] = None,
@@ -53,7 +56,7 @@ def verify_command(
     from ibnorm_export.verify_report import write_report
 
     endpoint = None if url is None else Endpoint(url, name)
-    wanted = VerifyOptions(backend, samples, seed, not numeric_only, kernels, require_fused, layers, endpoint)
+    wanted = VerifyOptions(backend, samples, seed, not numeric_only, kernels, require_fused, layers, endpoint, exposing)
     with show_progress() as progress:
         progress("reading the checkpoint", 0, 0)
         exported = ExportedModel(model_file)

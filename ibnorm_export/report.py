@@ -1,4 +1,4 @@
-"""One self-contained HTML page with plots: no network, no script that draws, the same bytes for the same data."""
+"""One self-contained HTML page with plots: no network, a script that sorts alone, the same bytes for the same data."""
 
 from __future__ import annotations
 
@@ -43,13 +43,16 @@ _PAGE = """<!doctype html>
 <title>{{ title }}</title>
 <style>
  body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 62rem; padding: 1rem; color: #111827; }
+ h1, h2, p, footer { overflow-wrap: anywhere; }
  h1 { margin-bottom: .2rem; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #e5e7eb; }
  .verdict { display: inline-block; padding: .1rem .6rem; border-radius: .3rem; color: #fff; font-weight: 600; }
  .pass { background: #15803d; } .fail { background: #b91c1c; }
  .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; }
  th, td { padding: .25rem .5rem; text-align: right; border-bottom: 1px solid #e5e7eb; white-space: nowrap; }
- th:first-child, td:first-child { text-align: left; }
- .plots { display: flex; flex-wrap: wrap; gap: 1rem; } .plots figure { margin: 0; flex: 1 1 24rem; }
+ th:first-child, td:first-child { text-align: left; } th { cursor: pointer; }
+ th[aria-sort=ascending]::after { content: " ▲"; } th[aria-sort=descending]::after { content: " ▼"; }
+ td.long { white-space: normal; min-width: 18rem; text-align: left; }
+ .plots { display: flex; flex-wrap: wrap; gap: 1rem; } .plots figure { margin: 0; flex: 1 1 24rem; min-width: 0; }
  svg { max-width: 100%; height: auto; } figcaption, .note { color: #4b5563; font-size: .85rem; }
  footer { margin-top: 3rem; color: #6b7280; font-size: .8rem; }
 </style>
@@ -63,9 +66,10 @@ _PAGE = """<!doctype html>
 {% endfor %}
 {% if section.rows %}
 <div class="scroll"><table>
-<tr>{% for head in section.head %}<th>{{ head }}</th>{% endfor %}</tr>
-{% for row in section.rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}</table></div>
+<thead><tr>{% for head in section.head %}<th tabindex="0">{{ head }}</th>{% endfor %}</tr></thead>
+<tbody>{% for row in section.rows %}<tr>{% for cell in row -%}
+<td{% if cell|length > 60 %} class="long"{% endif %}>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}</tbody></table></div>
 {% endif %}
 {% if section.plots %}<div class="plots">
 {% for plot, caption in section.plots %}<figure>{{ plot }}<figcaption>{{ caption }}</figcaption></figure>
@@ -73,6 +77,25 @@ _PAGE = """<!doctype html>
 {% endfor %}
 <footer>{% for key, value in environment.items() %}{{ key }}: {{ value }}{% if not loop.last %} &middot; {% endif %}
 {% endfor %}</footer>
+<script>
+// A heading sorts its table: numbers as numbers, upwards first, then downwards.
+for (const th of document.querySelectorAll("th")) {
+  const sort = () => {
+    const up = th.getAttribute("aria-sort") !== "ascending";
+    const text = row => row.cells[th.cellIndex].textContent.trim();
+    const compare = (a, b) => {
+      const difference = parseFloat(a) - parseFloat(b);
+      return isNaN(difference) ? a.localeCompare(b) : difference;
+    };
+    for (const other of th.parentNode.cells) other.removeAttribute("aria-sort");
+    th.setAttribute("aria-sort", up ? "ascending" : "descending");
+    const body = th.closest("table").tBodies[0];
+    body.append(...[...body.rows].sort((a, b) => compare(text(a), text(b)) * (up ? 1 : -1)));
+  };
+  th.addEventListener("click", sort);
+  th.addEventListener("keydown", event => { if (event.key === "Enter") sort(); });
+}
+</script>
 </body>
 </html>
 """

@@ -17,6 +17,7 @@ import numpy as np
 from ibnorm_export.artifact import ExportedModel
 from ibnorm_export.decoding import without_padding
 from ibnorm_export.errors import ModelFileError
+from ibnorm_export.exposing import exposing_inputs
 from ibnorm_export.loaded import Arrays, DType, InputSpec, LoadedModel
 from ibnorm_export.numeric_check import Runtime, check_numeric, round_inputs
 from ibnorm_export.parity import BOUNDS, Bound, Finding, NumericReport, OutputParity, ParityReport, StaticReport
@@ -54,6 +55,7 @@ class VerifyOptions:
         require_fused: a norm that did not run as a fused kernel is a finding.
         layers: measure the error behind every norm and block too, and name the first that leaves its bound.
         endpoint: of the server, for backend "triton".
+        exposing: beside drawn samples, the inputs that expose wrong arithmetic; see `exposing_inputs`.
     """
 
     backend: str = "ort-cpu"
@@ -64,6 +66,7 @@ class VerifyOptions:
     require_fused: bool = False
     layers: bool = False
     endpoint: Endpoint | None = None
+    exposing: bool = False
 
 
 def read_inputs(path: str | Path, model: LoadedModel) -> Arrays:
@@ -154,6 +157,9 @@ def verify(
     if inputs is None:
         rng = np.random.default_rng(options.seed)
         inputs = [model.sample(rng, index) for index in range(options.samples)]
+        if options.exposing and (exposing := exposing_inputs(model, rng)):
+            notes.append(f"samples from {len(inputs)} on are of {', '.join(exposing)}")
+            inputs += exposing.values()
     elif genai and any((sample["attention_mask"] == 0).any() for sample in inputs):
         raise ModelFileError(
             f"rows of the inputs are of unequal length (attention_mask has zeros), which {exported.path} cannot carry: "

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import psutil
 
 from ibnorm_export.artifact import ExportedModel
@@ -19,10 +18,9 @@ from ibnorm_export.contest import OPPONENTS, contest
 from ibnorm_export.environment import environment
 from ibnorm_export.errors import BackendUnavailable, IBNormError
 from ibnorm_export.export import ExportOptions, export
-from ibnorm_export.exposing import exposing_inputs
 from ibnorm_export.folder import export_folder
 from ibnorm_export.latency_verdict import Decision, LatencyVerdict, judge, paired, to_dict
-from ibnorm_export.loaded import Arrays, LoadedModel
+from ibnorm_export.loaded import LoadedModel
 from ibnorm_export.models.checkpoint import load
 from ibnorm_export.parity import ParityReport
 from ibnorm_export.progress import Progress, silent
@@ -47,29 +45,22 @@ def _made(asked: ExportCheck, folder: Path, progress: Progress) -> tuple[LoadedM
     return model, export(model, folder / f"{asked.name}.onnx", options, progress)
 
 
-def _inputs(asked: ExportCheck, model: LoadedModel) -> list[Arrays]:
-    parity = asked.parity
-    if parity.inputs:
-        return [read_inputs(path, model) for path in parity.inputs]
-    rng = np.random.default_rng(parity.seed)
-    drawn = [model.sample(rng, index) for index in range(parity.samples)]
-    return drawn + (list(exposing_inputs(model, rng).values()) if parity.exposing else [])
-
-
 def _compared(
     asked: ExportCheck, model: LoadedModel, exported: ExportedModel, progress: Progress
 ) -> Iterator[tuple[str, ParityReport | None, list[Case]]]:
     """(backend, report, cases) of every backend; no report where it cannot run."""
     parity = asked.parity
     static = True
+    own = [read_inputs(path, model) for path in parity.inputs] or None
     for named in parity.backends:
         for backend in _MAY_BE_PRESENT if named == PRESENT else (named,):
             options = VerifyOptions(
-                backend, parity.samples, parity.seed, static, parity.kernels, parity.require_fused, parity.layers
-            )
+                backend, parity.samples, parity.seed, static, parity.kernels, parity.require_fused, parity.layers,
+                exposing=parity.exposing,
+            )  # fmt: skip
             start = time.perf_counter()
             try:
-                report = verify(exported, model, options, _inputs(asked, model), progress)
+                report = verify(exported, model, options, own, progress)
             except BackendUnavailable as error:
                 outcome = Outcome.SKIPPED if named == PRESENT else Outcome.ERROR
                 yield backend, None, [Case(f"{asked.name}.{backend}", "backend", outcome, str(error))]

@@ -29,7 +29,7 @@ def page(path: Path, title: str = "A page") -> str:
 def test_the_page_asks_the_network_for_nothing(tmp_path: Path) -> None:
     text = page(tmp_path / "r.html")
     assert text.count("<svg") == 2
-    assert "<script" not in text
+    assert text.count("<script") == 1, "the page's own, which sorts"
     assert "&lt;script&gt;" in text
     loads = re.findall(r'(?:src|href)="(?!#)([^"]*)"', text)
     assert loads == [], "anything but references within the page would be a request"

@@ -1,0 +1,103 @@
+"""What the gate costs and decides on this machine: overhead of --layers, and the latency verdict, live.
+
+    make demo && python benchmarks/gates_live.py demo --record benchmarks/results/gates_live.json
+
+The verdict judges a file against itself, and a runner that takes a tenth longer against the plain one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ibnorm_export import models
+from ibnorm_export.artifact import ExportedModel
+from ibnorm_export.bench import BenchOptions, bench
+from ibnorm_export.contest import draw
+from ibnorm_export.environment import environment
+from ibnorm_export.latency_verdict import judge, paired, to_dict
+from ibnorm_export.loaded import Arrays
+from ibnorm_export.runners.base import Runner, open_runner
+from ibnorm_export.verify import VerifyOptions, verify
+
+#: Of the planted slowdown.
+SLOWER = 0.1
+
+
+class Slower:
+    """A runner that takes a share longer than another, by its own clock."""
+
+    name = "slower"
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+
+    def run(self, inputs: Arrays) -> Arrays:
+        start = time.perf_counter()
+        outputs = self._runner.run(inputs)
+        end = start + (time.perf_counter() - start) * (1.0 + SLOWER)
+        while time.perf_counter() < end:
+            pass
+        return outputs
+
+
+def overhead(folder: Path, name: str, rounds: int) -> dict[str, Any]:
+    """Time of verify with --layers over plain verify, median of alternating rounds."""
+    exported, model = ExportedModel(folder / f"{name}.onnx"), models.load(folder / name)
+    times: dict[bool, list[float]] = {False: [], True: []}
+    for index in range(rounds + 1):
+        for layers in (False, True):
+            start = time.perf_counter()
+            assert verify(exported, model, VerifyOptions(layers=layers))
+            if index:  # the first round warms up
+                times[layers].append(time.perf_counter() - start)
+    ratio = float(np.median(np.array(times[True]) / np.array(times[False])))
+    return {"model": name, "plain_s": np.median(times[False]), "layers_s": np.median(times[True]), "ratio": ratio}
+
+
+def verdicts(folder: Path, name: str, threads: int, rounds: int) -> list[dict[str, Any]]:
+    """The verdict on a file against itself, and on a slower one against it."""
+    exported = ExportedModel(folder / f"{name}.onnx")
+    inputs = draw(exported, {"batch": 1, "sequence": 128})
+    found = []
+    for case in ("itself", "slower"):
+        first = open_runner("ort-cpu", exported, threads)
+        contenders = [first if case == "itself" else Slower(first), open_runner("ort-cpu", exported, threads)]
+        report = bench(contenders, inputs, threads, BenchOptions(rounds=rounds, warmup_ms=200.0))
+        verdict = judge(paired(report.latencies[0].round_ms, report.latencies[1].round_ms), 1.0)
+        found.append({"model": name, "case": case, **to_dict(verdict)})
+        print(f"{name} {case}: {verdict}")
+    return found
+
+
+def main() -> int:
+    """Measure, print, record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="of the demo")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--record", type=Path)
+    arguments = parser.parse_args()
+    rows = [overhead(arguments.folder, name, 5) for name in ("llama", "vit")]
+    for row in rows:
+        print(
+            f"{row['model']}: {row['plain_s']:.2f} s, with --layers {row['layers_s']:.2f} s: {row['ratio']:.2f} times"
+        )
+    judged = [
+        v for name in ("llama", "vit") for v in verdicts(arguments.folder, name, arguments.threads, arguments.rounds)
+    ]
+    if arguments.record is not None:
+        content = {"environment": environment(), "layers_overhead": rows, "verdicts": judged}
+        arguments.record.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    wrong = [v for v in judged if v["decision"] == ("fail" if v["case"] == "itself" else "pass")]
+    return 1 if wrong or any(row["ratio"] > 3.0 for row in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
