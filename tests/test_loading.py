@@ -90,7 +90,7 @@ def test_illegal_sections(copy: Path, key: str, value: object, said: str) -> Non
         ("model_type", "mamba", "'mamba'"),
         ("hidden_size", "many", "hidden_size"),
         ("num_attention_heads", 0, "cannot build"),
-        ("rope_parameters", {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}, "linear"),
+        ("rope_parameters", {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}, "dynamic"),
     ],
 )
 def test_illegal_settings(copy: Path, key: str, value: object, said: str) -> None:
