@@ -83,7 +83,8 @@ def test_export_and_verify(cli: Any, llama_checkpoint: Path, tmp_path: Path) -> 
     result = cli("export", llama_checkpoint, "-o", target, "--dtype", "fp16", "--json")
     assert result.code == 0, result.err
     assert result.json["dtype"] == "fp16"
-    assert result.json["norms"] == len(onnx.load(target).functions) * 5
+    assert result.json["norms"] == 5
+    assert [f.name for f in onnx.load(target).functions] == ["IBNormL", "SkipIBNormL"]
     result = cli("verify", target, llama_checkpoint, "--samples", 2, "--json")
     assert result.code == 0, result.err
     assert result.json["verdict"] == "pass"
@@ -175,7 +176,7 @@ def test_inspect_reads_files_and_checkpoints(cli: Any, exported: Path, llama_che
     checkpoint = cli("inspect", llama_checkpoint, "--json").json
     assert [n["module"] for n in file["norms"]] == [n["module"] for n in checkpoint["norms"]]
     assert file["metadata"]["source_sha256"] == checkpoint["source_sha256"]
-    assert file["functions"] == ["ai.ibnorm::IBNormL"]
+    assert file["functions"] == ["ai.ibnorm::IBNormL", "ai.ibnorm::SkipIBNormL"]
     assert "norms" in cli("inspect", exported).out
 
 

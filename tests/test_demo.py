@@ -29,8 +29,8 @@ def test_two_checkpoints_and_their_files(short: DemoResult) -> None:
 
 def test_parity_passes_in_fp32_and_fp16(short: DemoResult) -> None:
     for model in short.models:
-        assert [r.numeric.dtype for r in model.parity if r.numeric] == ["fp32", "fp16"]
         assert all(model.parity), [str(f) for r in model.parity for f in r.findings]
+        assert [r.numeric.dtype for r in model.parity if r.numeric] == ["fp32", "fp16"]
         fp32 = model.parity[0].numeric
         assert fp32 is not None
         assert fp32.outputs[0].error <= 2e-6, "the function path at model level"

@@ -31,7 +31,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def plain(pair: tuple[Path, ExportedModel], tmp_path: Path) -> ExportedModel:
-    return export(models.load(pair[0]), tmp_path / "plain.onnx")
+    return export(models.load(pair[0]), tmp_path / "plain.onnx", ExportOptions(fuse_skip=False))
 
 
 def test_residual_additions_become_skip_forms(pair: tuple[Path, ExportedModel], tmp_path: Path) -> None:
