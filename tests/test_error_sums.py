@@ -31,7 +31,14 @@ def test_a_short_wrong_sample_does_not_hide_behind_a_long_right_one() -> None:
 
 def test_a_short_sample_may_be_as_unlucky_as_pytorch_was_on_another() -> None:
     assert judged((100_000, 5e-4, 5e-4), (10, 1.3e-3, 4e-4), (10, 4e-4, 9e-4)).passed
-    assert not judged((100_000, 5e-4, 5e-4), (10, 1.9e-3, 4e-4), (10, 4e-4, 9e-4)).passed
+    assert not judged((100_000, 5e-4, 5e-4), (100, 1.9e-3, 4e-4), (100, 4e-4, 9e-4)).passed
+
+
+def test_ten_values_may_be_further_off_by_luck_than_a_hundred() -> None:
+    """exp(4 / sqrt(10)) is 3.54, exp(4 / sqrt(100)) is 1.49: below the bound's own factor of 2."""
+    assert judged((100_000, 5e-4, 5e-4), (10, 3.4e-3, 1e-3)).passed
+    assert not judged((100_000, 5e-4, 5e-4), (10, 3.7e-3, 1e-3)).passed
+    assert not judged((100_000, 5e-4, 5e-4), (100, 2.1e-3, 1e-3)).passed
 
 
 def test_the_error_over_all_samples_has_its_own_bound() -> None:
