@@ -213,7 +213,7 @@ FAULTS = (
           "layers.0.post_attention_layernorm.*lambd", _POST.format(0)),
     Fault("epsilon 1e-5 to 1e-3", "llama", attribute("model.layers.1.input_layernorm", "epsilon", 1e-3),
           "layers.1.input_layernorm.*epsilon", "norm model.layers.1.input_layernorm "),
-    Fault("T for L", "llama", tanh_at_one_norm, "layers.1.post_attention_layernorm.*op type is IBNormT",
+    Fault("T for L", "llama", tanh_at_one_norm, "layers.1.post_attention_layernorm.*op type is (?:Skip)?IBNormT",
           _POST.format(1)),
     Fault("skipped residual", "llama", skip_residual, "", _POST.format(0)),
     Fault("fp16 overflow", "half", overflow, "", "block model.layers.0 "),
