@@ -40,7 +40,8 @@ native: setup
 	$(CMAKE) -S custom_ops -B build/native -DIBNORM_TESTING=ON
 	$(CMAKE) --build build/native --parallel
 	if [ -e build/native/libibnorm_ort.so ]; then \
-	  mkdir -p ibnorm_export/lib && cp build/native/libibnorm_ort.so ibnorm_export/lib/; fi
+	  mkdir -p ibnorm_export/lib && cp build/native/libibnorm_ort.so ibnorm_export/lib/new && \
+	  mv -f ibnorm_export/lib/new ibnorm_export/lib/libibnorm_ort.so; fi  # whoever has the old one open keeps it
 
 native-cuda: setup
 	$(PYTHON) scripts/fetch_headers.py || echo "native-cuda: going on without fetched headers"
