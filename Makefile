@@ -20,6 +20,8 @@ CMAKE  := $(BIN)/cmake
 # Two of the seven that are shipped: 3 minutes of one core for two, so all seven do not fit into CI.
 CUDA_ARCHITECTURES ?= 80-real;90-real
 
+CPP := $(shell find custom_ops tests -name '*.cc' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+
 .PHONY: demo test test-generation test-faults test-families test-browser families test-cuda test-tensorrt test-serving lint format setup native native-cuda sanitize test-compat mutants clean
 .DELETE_ON_ERROR:
 
@@ -121,6 +123,7 @@ test-serving: native
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
 	rm -rf build/typecheck
 	mkdir -p build/typecheck
 	cp -r ibnorm_export pyproject.toml build/typecheck/
@@ -130,6 +133,7 @@ lint: setup
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
 
 clean:
 	rm -rf $(VENV) build dist demo

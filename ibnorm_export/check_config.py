@@ -140,7 +140,7 @@ def _table(kind: type[_T], value: object, where: str, folder: Path) -> _T:
     unknown = sorted(set(value) - set(hints))
     if unknown:
         raise ConfigError(f"{where} has unknown keys {unknown}; legal keys are {list(hints)}")
-    for found in dataclasses.fields(kind):  # type: ignore[arg-type]
+    for found in dataclasses.fields(kind):  # type: ignore[arg-type]  # every kind that is read here is a dataclass
         required = found.default is dataclasses.MISSING and found.default_factory is dataclasses.MISSING
         if required and found.name not in value:
             raise ConfigError(f"{where}.{found.name} is missing")

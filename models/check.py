@@ -113,7 +113,7 @@ def _timed(
     def race(rounds: int) -> BenchReport:
         beside = [Yardstick()] if budget.baseline is not None else []
         if rival in made:
-            beside = [open_runner(budget.backend, made[rival], threads)]  # type: ignore[list-item]
+            beside = [open_runner(budget.backend, made[rival], threads)]  # type: ignore[list-item]  # a runner is a contender; lists are invariant
         opponents = [rival] if rival in OPPONENTS else []
         return contest(
             made[asked.name], budget.backend, model, opponents, sizes, threads,

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-LIBRARY = [
-    file for folder in ("", "runners", "serving") for file in sorted((ROOT / "ibnorm_export" / folder).glob("*.py"))
-]
+FOLDERS = ("", "graph_passes", "runners", "serving")
+LIBRARY = [file for folder in FOLDERS for file in sorted((ROOT / "ibnorm_export" / folder).glob("*.py"))]
 MODELS = sorted((ROOT / "models").glob("*.py"))
 CLI = sorted((ROOT / "cli").glob("*.py"))
 

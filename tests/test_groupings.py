@@ -50,6 +50,7 @@ def test_over_channels_every_position_is_normalised(kind: str) -> None:
     assert norm.weight is not None
     assert norm.bias is not None
     weight, bias = norm.weight.detach().numpy(), norm.bias.detach().numpy()
+    # float64 on both sides here and below: 1e-12 is thousands of units in the last place of values to about 4
     exact = reference.ibnorm(x.numpy().transpose(0, 2, 3, 1), weight, bias, spec).transpose(0, 3, 1, 2)
     np.testing.assert_allclose(norm(x).detach().numpy(), exact, rtol=0, atol=1e-12)
 

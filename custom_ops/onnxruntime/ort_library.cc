@@ -5,13 +5,13 @@
 //! Runtime 1.18 to the newest, whatever header it was built against. Nothing here throws.
 #include <onnxruntime_c_api.h>
 
-#include <atomic>
 #include <cinttypes>
 #include <cstdarg>
 #include <cstdint>
 #include <cstdio>
 #include <initializer_list>
 #include <iterator>
+#include <mutex>
 #include <new>
 
 #include "ibnorm/kernels.h"
@@ -49,8 +49,9 @@ struct TypePair {
 // A half X goes with scale and bias of its own type or of float. A library that lacks a kernel for
 // the model's types makes the model unloadable, so all are there.
 constexpr TypePair kTypes[] = {
-    {DType::kFloat32, DType::kFloat32},   {DType::kFloat16, DType::kFloat16}, {DType::kFloat16, DType::kFloat32},
-    {DType::kBFloat16, DType::kBFloat16}, {DType::kBFloat16, DType::kFloat32},
+    {DType::kFloat32, DType::kFloat32},  {DType::kFloat16, DType::kFloat16},
+    {DType::kFloat16, DType::kFloat32},  {DType::kBFloat16, DType::kBFloat16},
+    {DType::kBFloat16, DType::kFloat32},
 };
 
 constexpr const char* kNames[2][3] = {{"IBNormS", "IBNormL", "IBNormT"},
@@ -95,13 +96,13 @@ struct Node {
 };
 
 //! Owns an OrtStatus-free path: the first failing call returns from the caller.
-#define IBNORM_TRY(call)                                  \
-  do {                                                    \
-    if (OrtStatus* status = (call)) return status;        \
+#define IBNORM_TRY(call)                           \
+  do {                                             \
+    if (OrtStatus* status = (call)) return status; \
   } while (false)
 
-__attribute__((format(printf, 4, 5))) OrtStatus* fail(const OrtApi& api, const char* node, const char* op_type,
-                                                      const char* format, ...) {
+__attribute__((format(printf, 4, 5)))
+OrtStatus* fail(const OrtApi& api, const char* node, const char* op_type, const char* format, ...) {
   char what[320];
   va_list arguments;
   va_start(arguments, format);
@@ -116,7 +117,8 @@ __attribute__((format(printf, 4, 5))) OrtStatus* fail(const OrtApi& api, const c
 void print_shape(const std::int64_t* dims, std::size_t rank, char* text, std::size_t size) {
   std::size_t at = static_cast<std::size_t>(std::snprintf(text, size, "["));
   for (std::size_t i = 0; i < rank && at + 24 < size; ++i)
-    at += static_cast<std::size_t>(std::snprintf(text + at, size - at, "%s%" PRId64, i == 0 ? "" : ", ", dims[i]));
+    at += static_cast<std::size_t>(
+        std::snprintf(text + at, size - at, "%s%" PRId64, i == 0 ? "" : ", ", dims[i]));
   if (at + 2 < size) std::snprintf(text + at, size - at, "]");
 }
 
@@ -130,13 +132,15 @@ OrtStatus* read_shape(const OrtApi& api, const OrtValue* value, Shape* shape) {
   IBNORM_TRY(api.GetTensorTypeAndShape(value, &info));
   OrtStatus* status = api.GetDimensionsCount(info, &shape->rank);
   // Of a higher rank, which is always an error, the first dimensions: the message shows them.
-  if (status == nullptr) status = api.GetDimensions(info, shape->dims, shape->rank < kMaxRank ? shape->rank : kMaxRank);
+  if (status == nullptr)
+    status = api.GetDimensions(info, shape->dims, shape->rank < kMaxRank ? shape->rank : kMaxRank);
   api.ReleaseTensorTypeAndShapeInfo(info);
   return status;
 }
 
 OrtStatus* read_data(const OrtApi& api, const OrtValue* value, void** data) {
-  return api.GetTensorMutableData(const_cast<OrtValue*>(value), data);  // the C API has no const form at level 18
+  // the C API has no const form at level 18
+  return api.GetTensorMutableData(const_cast<OrtValue*>(value), data);
 }
 
 bool equal(const Shape& a, const Shape& b) {
@@ -146,21 +150,25 @@ bool equal(const Shape& a, const Shape& b) {
   return true;
 }
 
-OrtStatus* wrong_length(const OrtApi& api, const Node& node, const char* which, const Shape& shape, std::int64_t cols) {
+OrtStatus* wrong_length(const OrtApi& api, const Node& node, const char* which, const Shape& shape,
+                        std::int64_t cols) {
   char text[200];
   print_shape(shape.dims, shape.rank <= kMaxRank ? shape.rank : kMaxRank, text, sizeof text);
   return fail(api, node.name, node.op->type_name(),
-              "%s has shape %s; it must be [%" PRId64 "], the length of the last axis of X", which, text, cols);
+              "%s has shape %s; it must be [%" PRId64 "], the length of the last axis of X", which, text,
+              cols);
 }
 
 // -- creation ----------------------------------------------------------------------------------
 
-OrtStatus* missing(const OrtApi& api, const Node& node, OrtStatus* cause, const char* attribute, const char* type) {
+OrtStatus* missing(const OrtApi& api, const Node& node, OrtStatus* cause, const char* attribute,
+                   const char* type) {
   api.ReleaseStatus(cause);
-  return fail(api, node.name, node.op->type_name(),
-              "attribute '%s' is missing or is no %s; every node must spell out lambd (float), epsilon (float) and "
-              "axis (int)",
-              attribute, type);
+  return fail(
+      api, node.name, node.op->type_name(),
+      "attribute '%s' is missing or is no %s; every node must spell out lambd (float), epsilon (float) and "
+      "axis (int)",
+      attribute, type);
 }
 
 std::int64_t constant_length(const OrtApi& api, const OrtKernelInfo* info, std::size_t index) {
@@ -196,7 +204,8 @@ OrtStatus* configure(const Op& op, const OrtApi& api, const OrtKernelInfo* info,
   constexpr float kSmallest = 1.17549435e-38F;
   constexpr float kLargest = 3.402823466e+38F;
   if (!(node->lambd >= kSmallest && node->lambd <= kLargest))
-    return fail(api, node->name, type, "lambd is %g; it must be finite and at least %g", node->lambd, kSmallest);
+    return fail(api, node->name, type, "lambd is %g; it must be finite and at least %g", node->lambd,
+                kSmallest);
   if (!(node->epsilon >= 0.0F && node->epsilon <= kLargest))
     return fail(api, node->name, type, "epsilon is %g; it must be finite and not negative", node->epsilon);
   if (axis != -1)
@@ -207,7 +216,8 @@ OrtStatus* configure(const Op& op, const OrtApi& api, const OrtKernelInfo* info,
   return nullptr;
 }
 
-OrtStatus* create(const OrtCustomOp* custom, const OrtApi*, const OrtKernelInfo* info, void** kernel) noexcept {
+OrtStatus* create(const OrtCustomOp* custom, const OrtApi*, const OrtKernelInfo* info,
+                  void** kernel) noexcept {
   const Op& op = as_op(custom);
   const OrtApi& api = *op.api;
   Node* node = new (std::nothrow) Node{};
@@ -310,9 +320,11 @@ OrtStatus* compute(void* kernel, OrtKernelContext* context) noexcept {
     if (!equal(shape, skip_shape)) {
       char found[200];
       char wanted[200];
-      print_shape(skip_shape.dims, skip_shape.rank <= kMaxRank ? skip_shape.rank : kMaxRank, found, sizeof found);
+      print_shape(skip_shape.dims, skip_shape.rank <= kMaxRank ? skip_shape.rank : kMaxRank, found,
+                  sizeof found);
       print_shape(shape.dims, shape.rank, wanted, sizeof wanted);
-      return fail(api, node.name, op.type_name(), "skip has shape %.100s; it must be that of X, %.100s", found, wanted);
+      return fail(api, node.name, op.type_name(), "skip has shape %.100s; it must be that of X, %.100s",
+                  found, wanted);
     }
     IBNORM_TRY(read_data(api, skip, &data));
     problem.skip = data;
@@ -354,7 +366,8 @@ OrtStatus* infer_shape(const OrtCustomOp* custom, OrtShapeInferContext* context)
   const OrtApi& api = *as_op(custom).api;
   OrtTensorTypeAndShapeInfo* info = nullptr;
   IBNORM_TRY(api.ShapeInferContext_GetInputTypeShape(context, 0, &info));
-  // A tensor of no axes stands for a shape that is not known: passed on, it would make a scalar of the output.
+  // A tensor of no axes stands for a shape that is not known: passed on, it would make a scalar of the
+  // output.
   std::size_t axes = 0;
   IBNORM_TRY(api.GetDimensionsCount(info, &axes));
   if (axes == 0) return nullptr;
@@ -384,12 +397,16 @@ void describe(Op& op) {
   op.GetExecutionProviderType = [](const OrtCustomOp* o) noexcept {
     return as_op(o).provider == Provider::kCuda ? "CUDAExecutionProvider" : "CPUExecutionProvider";
   };
-  op.GetInputTypeCount = [](const OrtCustomOp* o) noexcept -> std::size_t { return as_op(o).scale_index() + 2; };
+  op.GetInputTypeCount = [](const OrtCustomOp* o) noexcept -> std::size_t {
+    return as_op(o).scale_index() + 2;
+  };
   op.GetInputType = [](const OrtCustomOp* o, std::size_t index) noexcept {
     return element_type(index < as_op(o).scale_index() ? as_op(o).types.data : as_op(o).types.affine);
   };
   op.GetOutputTypeCount = [](const OrtCustomOp* o) noexcept -> std::size_t { return as_op(o).skip ? 2 : 1; };
-  op.GetOutputType = [](const OrtCustomOp* o, std::size_t) noexcept { return element_type(as_op(o).types.data); };
+  op.GetOutputType = [](const OrtCustomOp* o, std::size_t) noexcept {
+    return element_type(as_op(o).types.data);
+  };
   op.GetInputCharacteristic = [](const OrtCustomOp*, std::size_t) noexcept { return INPUT_OUTPUT_REQUIRED; };
   op.GetOutputCharacteristic = [](const OrtCustomOp*, std::size_t index) noexcept {
     return index == 0 ? INPUT_OUTPUT_REQUIRED : INPUT_OUTPUT_OPTIONAL;
@@ -409,8 +426,10 @@ void describe(Op& op) {
   op.ReleaseMayInplace = [](int*, int*) noexcept {};
 }
 
-//! Everything that sessions keep pointers to; lives as long as the process.
+//! Everything that sessions keep pointers to, once for each runtime in the process; lives as long as the
+//! process.
 struct Library {
+  Library* next;
   const OrtApi* api;
   OrtCustomOpDomain* domain;
   Op ops[kOpCount];
@@ -445,21 +464,25 @@ IBNORM_EXPORT OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* optio
   const OrtApi* api = base->GetApi(kApiLevel);
   if (api == nullptr) {
     // Without the API there is no way to make a status; the runtime has said why on its own log.
-    std::fprintf(stderr, "ibnorm: ONNX Runtime %s is too old; 1.18 is the oldest\n", base->GetVersionString());
+    std::fprintf(stderr, "ibnorm: ONNX Runtime %s is too old; 1.18 is the oldest\n",
+                 base->GetVersionString());
     return nullptr;
   }
-  static std::atomic<Library*> shared{nullptr};
-  Library* library = shared.load(std::memory_order_acquire);
-  if (library == nullptr || library->api != api) {  // another runtime in the same process gets its own
-    Library* fresh = new (std::nothrow) Library{};
-    if (fresh == nullptr) return api->CreateStatus(ORT_FAIL, "IBNorm: out of memory");
-    if (OrtStatus* status = build(*api, fresh)) {
-      if (fresh->domain != nullptr) api->ReleaseCustomOpDomain(fresh->domain);
-      delete fresh;
+  static std::mutex guard;
+  static Library* libraries = nullptr;
+  const std::lock_guard<std::mutex> lock(guard);
+  Library* library = libraries;
+  while (library != nullptr && library->api != api) library = library->next;
+  if (library == nullptr) {
+    library = new (std::nothrow) Library{};
+    if (library == nullptr) return api->CreateStatus(ORT_FAIL, "IBNorm: out of memory");
+    if (OrtStatus* status = build(*api, library)) {
+      if (library->domain != nullptr) api->ReleaseCustomOpDomain(library->domain);
+      delete library;
       return status;
     }
-    library = fresh;
-    shared.store(fresh, std::memory_order_release);
+    library->next = libraries;
+    libraries = library;
   }
   return api->AddCustomOpDomain(options, library->domain);
 }

@@ -52,7 +52,8 @@ bool read_axis(const char* op_type, const PluginField& field, std::int32_t* axis
                   static_cast<int>(field.type), static_cast<int>(PluginFieldType::kINT32),
                   static_cast<int>(PluginFieldType::kINT64));
   }
-  if (value != -1) return refuse(op_type, "axis is %" PRId64 "; version 1 of the operator takes -1 alone", value);
+  if (value != -1)
+    return refuse(op_type, "axis is %" PRId64 "; version 1 of the operator takes -1 alone", value);
   *axis = -1;
   return true;
 }
@@ -67,29 +68,35 @@ enum Seen : unsigned { kLambd = 1, kEpsilon = 2, kAxis = 4, kNamespace = 8 };
 
 }  // namespace
 
-bool read_attributes(const char* op_type, const nvinfer1::PluginFieldCollection* fields, Attributes* attributes) noexcept {
+bool read_attributes(const char* op_type, const nvinfer1::PluginFieldCollection* fields,
+                     Attributes* attributes) noexcept {
   unsigned seen = 0;
   const std::int32_t count = fields == nullptr ? 0 : fields->nbFields;
   for (std::int32_t i = 0; i < count; ++i) {
     const PluginField& field = fields->fields[i];
     if (field.name == nullptr) return refuse(op_type, "field %" PRId32 " has no name", i);
     const auto is = [&](const char* name) { return std::strcmp(field.name, name) == 0; };
-    const unsigned which = is("lambd") ? kLambd : is("epsilon") ? kEpsilon : is("axis") ? kAxis
-                           : is("plugin_namespace")             ? kNamespace
-                                                                : 0U;
+    const unsigned which = is("lambd")              ? kLambd
+                           : is("epsilon")          ? kEpsilon
+                           : is("axis")             ? kAxis
+                           : is("plugin_namespace") ? kNamespace
+                                                    : 0U;
     if (which == 0)
       return refuse(op_type, "there is no field '%.60s'; there are lambd, epsilon and axis", field.name);
     if ((seen & which) != 0) return refuse(op_type, "field '%s' is there twice", field.name);
     seen |= which;
     if (which == kNamespace) {
-      if (!is_empty_text(field)) return refuse(op_type, "field 'plugin_namespace' must be the empty string (kCHAR)");
+      if (!is_empty_text(field))
+        return refuse(op_type, "field 'plugin_namespace' must be the empty string (kCHAR)");
       continue;
     }
     if (field.data == nullptr || field.length != 1)
-      return refuse(op_type, "field '%s' has length %" PRId32 "; it must be one number", field.name, field.length);
-    const bool good = which == kAxis ? read_axis(op_type, field, &attributes->axis)
-                                     : read_float(op_type, field, which == kLambd ? &attributes->lambd
-                                                                                  : &attributes->epsilon);
+      return refuse(op_type, "field '%s' has length %" PRId32 "; it must be one number", field.name,
+                    field.length);
+    const bool good =
+        which == kAxis
+            ? read_axis(op_type, field, &attributes->axis)
+            : read_float(op_type, field, which == kLambd ? &attributes->lambd : &attributes->epsilon);
     if (!good) return false;
   }
   if ((seen & kLambd) == 0 || (seen & kEpsilon) == 0)

@@ -15,6 +15,7 @@ struct Attributes {
 //! names the field, its value and what is legal, where a field is missing, repeated, unknown or bad.
 //!
 //! stderr and not TensorRT's logger: the virtual functions of ILogger changed places in TensorRT 11.
-bool read_attributes(const char* op_type, const nvinfer1::PluginFieldCollection* fields, Attributes* attributes) noexcept;
+bool read_attributes(const char* op_type, const nvinfer1::PluginFieldCollection* fields,
+                     Attributes* attributes) noexcept;
 
 }  // namespace ibnorm::tensorrt

@@ -1,8 +1,8 @@
 //! The entry points of libibnorm_trt.so: IPluginV3 creators for the six op types.
 //!
 //! One binary serves TensorRT 10.0 to 11.x and TensorRT-RTX: it links no libnvinfer, and calls no virtual
-//! function of ILogger, ILoggerFinder or IPluginRegistry, whose places changed in 11.0. The plugin and creator
-//! interfaces and all structs have the same layout in every release of that range.
+//! function of ILogger, ILoggerFinder or IPluginRegistry, whose places changed in 11.0. The plugin and
+//! creator interfaces and all structs have the same layout in every release of that range.
 #include <new>
 
 #include "ibnorm/spec.h"

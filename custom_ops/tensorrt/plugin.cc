@@ -24,7 +24,9 @@ bool is_supported(DataType type) {
 }
 
 DType dtype_of(DataType type) {
-  return type == DataType::kHALF ? DType::kFloat16 : type == DataType::kBF16 ? DType::kBFloat16 : DType::kFloat32;
+  return type == DataType::kHALF   ? DType::kFloat16
+         : type == DataType::kBF16 ? DType::kBFloat16
+                                   : DType::kFloat32;
 }
 
 std::int64_t last(const nvinfer1::Dims& dims) { return dims.d[dims.nbDims - 1]; }
@@ -82,7 +84,8 @@ std::int32_t Plugin::configurePlugin(const DynamicPluginTensorDesc*, std::int32_
 //! one after another. TensorRT asks position by position, with all earlier ones decided.
 bool Plugin::supportsFormatCombination(std::int32_t position, const DynamicPluginTensorDesc* tensors,
                                        std::int32_t input_count, std::int32_t output_count) noexcept {
-  if (!has_counts(input_count, output_count) || position < 0 || position >= input_count + output_count) return false;
+  if (!has_counts(input_count, output_count) || position < 0 || position >= input_count + output_count)
+    return false;
   const PluginTensorDesc& tensor = tensors[position].desc;
   if (tensor.format != nvinfer1::TensorFormat::kLINEAR) return false;
   const DataType type = tensors[0].desc.type;
@@ -108,8 +111,8 @@ std::int32_t Plugin::getOutputShapes(const nvinfer1::DimsExprs* inputs, std::int
   return kSuccess;
 }
 
-std::int32_t Plugin::onShapeChange(const PluginTensorDesc* inputs, std::int32_t input_count, const PluginTensorDesc*,
-                                   std::int32_t output_count) noexcept {
+std::int32_t Plugin::onShapeChange(const PluginTensorDesc* inputs, std::int32_t input_count,
+                                   const PluginTensorDesc*, std::int32_t output_count) noexcept {
   if (!has_counts(input_count, output_count)) return refuse(op_, "an input or an output is not connected");
   const nvinfer1::Dims& shape = inputs[0].dims;
   if (shape.nbDims < 1) return refuse(op_, "X is a scalar; it needs at least one axis");
@@ -120,8 +123,9 @@ std::int32_t Plugin::onShapeChange(const PluginTensorDesc* inputs, std::int32_t 
   return kSuccess;
 }
 
-std::int32_t Plugin::enqueue(const PluginTensorDesc* inputs, const PluginTensorDesc*, const void* const* input_data,
-                             void* const* output_data, void*, cudaStream_t stream) noexcept {
+std::int32_t Plugin::enqueue(const PluginTensorDesc* inputs, const PluginTensorDesc*,
+                             const void* const* input_data, void* const* output_data, void*,
+                             cudaStream_t stream) noexcept {
   const nvinfer1::Dims& shape = inputs[0].dims;
   const std::int32_t scale = op_.scale_index();
   Problem problem;

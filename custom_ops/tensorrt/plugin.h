@@ -24,8 +24,8 @@ struct OpType {
 };
 
 inline constexpr OpType kOpTypes[kOpTypeCount] = {
-    {"IBNormS", Compression::kLinear, false},     {"IBNormL", Compression::kLogarithmic, false},
-    {"IBNormT", Compression::kTanh, false},       {"SkipIBNormS", Compression::kLinear, true},
+    {"IBNormS", Compression::kLinear, false},         {"IBNormL", Compression::kLogarithmic, false},
+    {"IBNormT", Compression::kTanh, false},           {"SkipIBNormS", Compression::kLinear, true},
     {"SkipIBNormL", Compression::kLogarithmic, true}, {"SkipIBNormT", Compression::kTanh, true},
 };
 
@@ -64,7 +64,8 @@ class Plugin final : public nvinfer1::IPluginV3,
 
   // -- while it runs
   std::int32_t onShapeChange(const nvinfer1::PluginTensorDesc* inputs, std::int32_t input_count,
-                             const nvinfer1::PluginTensorDesc* outputs, std::int32_t output_count) noexcept override;
+                             const nvinfer1::PluginTensorDesc* outputs,
+                             std::int32_t output_count) noexcept override;
   std::int32_t enqueue(const nvinfer1::PluginTensorDesc* inputs, const nvinfer1::PluginTensorDesc* outputs,
                        const void* const* input_data, void* const* output_data, void* workspace,
                        cudaStream_t stream) noexcept override;

@@ -1,4 +1,5 @@
-//! libibnorm_trt_register.so: registers the plugins of libibnorm_trt.so, which lies beside it, when it is loaded.
+//! libibnorm_trt_register.so: registers the plugins of libibnorm_trt.so, which lies beside it, when it is
+//! loaded.
 //!
 //! For what only opens a library: `trtexec --staticPlugins` and ONNX Runtime's trt_extra_plugin_lib_paths.
 //! Apart from the plugin library because it has to call the registry, whose layout changed in TensorRT 11.
@@ -22,7 +23,8 @@ int find_runtime(dl_phdr_info* info, std::size_t, void* found) {
   const char* slash = info->dlpi_name == nullptr ? nullptr : std::strrchr(info->dlpi_name, '/');
   const char* name = slash == nullptr ? info->dlpi_name : slash + 1;
   if (name == nullptr) return 0;
-  if (std::strncmp(name, "libnvinfer.so", 13) != 0 && std::strncmp(name, "libnvinfer_lean.so", 18) != 0) return 0;
+  if (std::strncmp(name, "libnvinfer.so", 13) != 0 && std::strncmp(name, "libnvinfer_lean.so", 18) != 0)
+    return 0;
   *static_cast<void**>(found) = dlopen(info->dlpi_name, RTLD_NOW | RTLD_NOLOAD);
   return *static_cast<void**>(found) == nullptr ? 0 : 1;
 }
@@ -32,7 +34,8 @@ int register_all() {
   void* runtime = nullptr;
   dl_iterate_phdr(find_runtime, &runtime);
   if (runtime == nullptr) {
-    std::fprintf(stderr, "ibnorm: no TensorRT library is loaded, so no plugin is registered; load libnvinfer first\n");
+    std::fprintf(
+        stderr, "ibnorm: no TensorRT library is loaded, so no plugin is registered; load libnvinfer first\n");
     return -1;
   }
   const auto version = reinterpret_cast<std::int32_t (*)()>(dlsym(runtime, "getInferLibVersion"));

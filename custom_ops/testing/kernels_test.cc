@@ -1,11 +1,12 @@
 //! Test-only C ABI: the CPU kernels on a chosen instruction set, and the machine's copy bandwidth.
+#include "ibnorm/kernels.h"
+
 #include <chrono>
 #include <cstdint>
 #include <cstring>
 #include <thread>
 #include <vector>
 
-#include "ibnorm/kernels.h"
 #include "variants.h"
 
 #if defined(__SSE2__)
@@ -14,15 +15,17 @@
 
 #define IBNORM_EXPORT extern "C" __attribute__((visibility("default")))
 
-IBNORM_EXPORT int ibnorm_test_has(int set) { return ibnorm::cpu::has(static_cast<ibnorm::cpu::InstructionSet>(set)); }
+IBNORM_EXPORT int ibnorm_test_has(int set) {
+  return ibnorm::cpu::has(static_cast<ibnorm::cpu::InstructionSet>(set));
+}
 
 IBNORM_EXPORT const char* ibnorm_test_instruction_set() { return ibnorm::cpu::instruction_set(); }
 
 //! set: 0 generic, 1 avx2, 2 avx512, -1 the dispatcher's choice.
-IBNORM_EXPORT int ibnorm_test_run(int set, const void* x, const void* skip, const void* scale, const void* bias,
-                                  void* y, void* sum, std::int64_t rows, std::int64_t cols, int type, int affine_type,
-                                  int compression, float lambd, float epsilon, std::int64_t row_begin,
-                                  std::int64_t row_end) {
+IBNORM_EXPORT int ibnorm_test_run(int set, const void* x, const void* skip, const void* scale,
+                                  const void* bias, void* y, void* sum, std::int64_t rows, std::int64_t cols,
+                                  int type, int affine_type, int compression, float lambd, float epsilon,
+                                  std::int64_t row_begin, std::int64_t row_end) {
   ibnorm::Problem p;
   p.x = x;
   p.skip = skip;
@@ -70,7 +73,8 @@ IBNORM_EXPORT double ibnorm_test_copy(float* to, const float* from, std::int64_t
   using clock = std::chrono::steady_clock;
   const std::int64_t part = count / threads / 16 * 16;
   std::vector<std::thread> pool;
-  std::vector<clock::time_point> begin(static_cast<std::size_t>(threads)), end(static_cast<std::size_t>(threads));
+  std::vector<clock::time_point> begin(static_cast<std::size_t>(threads)),
+      end(static_cast<std::size_t>(threads));
   for (int t = 0; t < threads; ++t)
     pool.emplace_back([&, t] {
       const auto slot = static_cast<std::size_t>(t);

@@ -180,6 +180,6 @@ def test_padding_on_either_side_changes_nothing(gpt2: Path, tmp_path: Path, cach
     for token in follow:
         logits[0] = np.concatenate([logits[0], alone.feed(token[None])[0]])
         logits[1] = np.concatenate([logits[1], batch.feed(np.array([token, token]))[1]])
-    # float32 logits up to 10 whose sums run in another order
+    # float32 logits up to 10 whose sums run in another order: twenty units in the last place
     np.testing.assert_allclose(logits[0], logits[1], rtol=0, atol=2e-5)
     assert np.abs(logits[0]).max() > 1.0

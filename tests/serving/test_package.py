@@ -52,7 +52,7 @@ def check_against_onnx(folder: Path) -> model_config_pb2.ModelConfig:
 def test_config_agrees_with_the_model(name: str, dtype: DType, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     checkpoint = request.getfixturevalue(f"{name}_checkpoint")
     model = export(models.load(checkpoint), tmp_path / f"{name}.onnx", ExportOptions(dtype=dtype))
-    limits = Limits(max_batch=4, max_queue=16, queue_timeout_ms=500, queue_delay_us=70, instances=2)
+    limits = Limits(max_batch=4, max_queue=16, queue_timeout_ms=500, queue_delay_us=70, instances=3)
     made = package(model, tmp_path / "repository", PackageOptions(variant=Variant.BOTH, limits=limits))
     assert made.models == (name, f"{name}-portable")
     for variant in made.models:
@@ -62,7 +62,8 @@ def test_config_agrees_with_the_model(name: str, dtype: DType, request: pytest.F
         assert (policy.max_queue_size, policy.default_timeout_microseconds) == (16, 500_000)
         assert policy.timeout_action == policy.REJECT
         assert config.dynamic_batching.max_queue_delay_microseconds == 70
-        assert [(group.count, group.kind) for group in config.instance_group] == [(2, 2)]  # KIND_CPU
+        assert [(group.count, group.kind) for group in config.instance_group] == [(3, 2)]  # KIND_CPU
+        assert Limits().instances == 2, "with one and a queue limit, Triton 2.51 stands still between two batches"
         library = list(config.model_operations.op_library_filename)
         assert library == ([f"/models/{name}/libibnorm_ort.so"] if variant == name else [])
         assert (made.path / variant / "libibnorm_ort.so").exists() == bool(library)

@@ -158,12 +158,9 @@ def test_overload_is_refused_and_passes(exported_llama: ExportedModel, tmp_path:
                 return "refused" if error.status() == REFUSED[module] else str(error)
 
         with ThreadPoolExecutor(200) as pool:
-            began = time.monotonic()
             told = Counter(pool.map(one, range(200)))
         assert set(told) == {"right", "refused"}
         assert told["right"] >= 16
-        # with one instance Triton 2.51 stands still for up to 0.5 s between two requests: 16 took 4 s and more
-        assert time.monotonic() - began < 4
         assert one(0) == one(1) == "right"
 
 

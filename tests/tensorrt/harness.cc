@@ -1,5 +1,6 @@
-//! Plays TensorRT towards a plugin library: every call of the IPluginV3 interfaces, in the order that TensorRT makes
-//! them, with mocks of what it hands over. No TensorRT library, and no GPU where the kernels are emulated.
+//! Plays TensorRT towards a plugin library: every call of the IPluginV3 interfaces, in the order that
+//! TensorRT makes them, with mocks of what it hands over. No TensorRT library, and no GPU where the kernels
+//! are emulated.
 #include <NvInfer.h>
 #include <NvInferImpl.h>
 #include <dlfcn.h>
@@ -25,10 +26,12 @@ struct Dimension : IDimensionExpr {
 };
 struct MockBuilder : apiv::VExprBuilder {
   const IDimensionExpr* constant(std::int64_t) noexcept override { return nullptr; }
-  const IDimensionExpr* operation(DimensionOperation, const IDimensionExpr&, const IDimensionExpr&) noexcept override {
+  const IDimensionExpr* operation(DimensionOperation, const IDimensionExpr&,
+                                  const IDimensionExpr&) noexcept override {
     return nullptr;
   }
-  const IDimensionExpr* declareSizeTensor(std::int32_t, const IDimensionExpr&, const IDimensionExpr&) noexcept override {
+  const IDimensionExpr* declareSizeTensor(std::int32_t, const IDimensionExpr&,
+                                          const IDimensionExpr&) noexcept override {
     return nullptr;
   }
 };
@@ -79,14 +82,14 @@ struct Serialised {
       bytes.push_back("-" + std::string(static_cast<const char*>(field.data), bytes_of(field)));
     }
     for (std::int32_t i = 0; i < from.nbFields; ++i)
-      fields.emplace_back(from.fields[i].name, bytes[static_cast<std::size_t>(i)].data() + 1, from.fields[i].type,
-                          from.fields[i].length);
+      fields.emplace_back(from.fields[i].name, bytes[static_cast<std::size_t>(i)].data() + 1,
+                          from.fields[i].type, from.fields[i].length);
     collection = {static_cast<std::int32_t>(fields.size()), fields.data()};
   }
 };
 
-#define EXPECT(condition) \
-  do {                    \
+#define EXPECT(condition)                                         \
+  do {                                                            \
     if (!(condition)) return session.failure = #condition, false; \
   } while (false)
 
@@ -109,7 +112,8 @@ bool open(Session& session, void* library, const char* name, const PluginFieldCo
   session.build.reset(session.creator->createPlugin("layer", &fields, TensorRTPhase::kBUILD));
   EXPECT(session.build != nullptr);
   EXPECT(is_interface(*session.build, "PLUGIN"));
-  EXPECT(is_interface(capability<IPluginV3OneCore>(*session.build, PluginCapabilityType::kCORE), "PLUGIN_V3ONE_CORE"));
+  EXPECT(is_interface(capability<IPluginV3OneCore>(*session.build, PluginCapabilityType::kCORE),
+                      "PLUGIN_V3ONE_CORE"));
   EXPECT(is_interface(build_of(*session.build), "PLUGIN_V3ONE_BUILD"));
   EXPECT(is_interface(runtime_of(*session.build), "PLUGIN_V3ONE_RUNTIME"));
   const auto& core = capability<IPluginV3OneCore>(*session.build, PluginCapabilityType::kCORE);
@@ -140,10 +144,11 @@ PluginTensorDesc tensor(int rank, const std::int64_t*& dims, int type) {
 }
 
 //! Fields as flat arrays: names, nvinfer1::PluginFieldType codes, addresses and lengths.
-std::vector<PluginField> fields_of(int count, const char* const* names, const int* types, const void* const* data,
-                                   const int* lengths) {
+std::vector<PluginField> fields_of(int count, const char* const* names, const int* types,
+                                   const void* const* data, const int* lengths) {
   std::vector<PluginField> made;
-  for (int i = 0; i < count; ++i) made.emplace_back(names[i], data[i], static_cast<PluginFieldType>(types[i]), lengths[i]);
+  for (int i = 0; i < count; ++i)
+    made.emplace_back(names[i], data[i], static_cast<PluginFieldType>(types[i]), lengths[i]);
   return made;
 }
 
@@ -167,16 +172,19 @@ int harness_describe(const char* path, char* text, std::size_t size) {
     made += creator->getPluginName();
     const PluginFieldCollection& fields = *creator->getFieldNames();
     for (std::int32_t f = 0; f < fields.nbFields; ++f)
-      made += std::string(" ") + fields.fields[f].name + ":" + std::to_string(static_cast<int>(fields.fields[f].type));
+      made += std::string(" ") + fields.fields[f].name + ":" +
+              std::to_string(static_cast<int>(fields.fields[f].type));
     made += "\n";
   }
   std::strncpy(text, made.c_str(), size - 1);
   return count;
 }
 
-//! A plugin, created, cloned, serialised, created again and attached; null with `text` where something is wrong.
-Session* harness_open(const char* path, const char* name, int count, const char* const* names, const int* types,
-                      const void* const* data, const int* lengths, char* text, std::size_t size) {
+//! A plugin, created, cloned, serialised, created again and attached; null with `text` where something is
+//! wrong.
+Session* harness_open(const char* path, const char* name, int count, const char* const* names,
+                      const int* types, const void* const* data, const int* lengths, char* text,
+                      std::size_t size) {
   auto session = std::make_unique<Session>();
   std::vector<PluginField> fields = fields_of(count, names, types, data, lengths);
   const PluginFieldCollection collection{count, fields.data()};
@@ -206,7 +214,8 @@ const char* harness_timing_id(Session* session) { return build_of(*session->buil
 //! Workspace in bytes that the plugin asks for, and how many tactics it has.
 std::size_t harness_workspace(Session* session, int inputs, int outputs) {
   std::vector<DynamicPluginTensorDesc> tensors(static_cast<std::size_t>(inputs + outputs));
-  return build_of(*session->build).getWorkspaceSize(tensors.data(), inputs, tensors.data() + inputs, outputs) +
+  return build_of(*session->build)
+             .getWorkspaceSize(tensors.data(), inputs, tensors.data() + inputs, outputs) +
          static_cast<std::size_t>(build_of(*session->build).getNbTactics());
 }
 
@@ -219,10 +228,12 @@ int harness_supports(Session* session, int inputs, int outputs, const int* types
     desc.format = static_cast<TensorFormat>(formats[i]);
     if (!build_of(*session->build).supportsFormatCombination(i, tensors.data(), inputs, outputs)) return 0;
   }
-  return build_of(*session->build).configurePlugin(tensors.data(), inputs, tensors.data() + inputs, outputs) == 0;
+  return build_of(*session->build)
+             .configurePlugin(tensors.data(), inputs, tensors.data() + inputs, outputs) == 0;
 }
 
-//! Output types for the first input's `type`, then 1 when every output has the very dimensions of X; -1 when refused.
+//! Output types for the first input's `type`, then 1 when every output has the very dimensions of X; -1 when
+//! refused.
 int harness_infer(Session* session, int inputs, int outputs, int rank, int type, int* types) {
   IPluginV3OneBuild& build = build_of(*session->build);
   std::vector<DataType> in(static_cast<std::size_t>(inputs), DataType::kFLOAT);
@@ -236,7 +247,8 @@ int harness_infer(Session* session, int inputs, int outputs, int rank, int type,
   in_shapes[0].nbDims = rank;
   for (int i = 0; i < rank; ++i) in_shapes[0].d[i] = &dimensions[static_cast<std::size_t>(i)];
   ExprBuilder builder;
-  if (build.getOutputShapes(in_shapes.data(), inputs, nullptr, 0, out_shapes.data(), outputs, builder) != 0) return -1;
+  if (build.getOutputShapes(in_shapes.data(), inputs, nullptr, 0, out_shapes.data(), outputs, builder) != 0)
+    return -1;
   for (const DimsExprs& shape : out_shapes) {
     if (shape.nbDims != rank) return 0;
     for (int i = 0; i < rank; ++i)
@@ -247,8 +259,8 @@ int harness_infer(Session* session, int inputs, int outputs, int rank, int type,
 
 //! onShapeChange and, where that is 0, enqueue. Shapes lie flat, `ranks[i]` numbers each; types are
 //! nvinfer1::DataType. Returns 1000 + the code of onShapeChange where that fails, else the code of enqueue.
-int harness_run(Session* session, int inputs, int outputs, const int* ranks, const std::int64_t* dims, const int* types,
-                void** pointers, void* stream) {
+int harness_run(Session* session, int inputs, int outputs, const int* ranks, const std::int64_t* dims,
+                const int* types, void** pointers, void* stream) {
   std::vector<PluginTensorDesc> tensors;
   for (int i = 0; i < inputs + outputs; ++i) tensors.push_back(tensor(ranks[i], dims, types[i]));
   IPluginV3OneRuntime& runtime = runtime_of(*session->context);
