@@ -20,6 +20,9 @@ CMAKE  := $(BIN)/cmake
 # Two of the seven that are shipped: 3 minutes of one core for two, so all seven do not fit into CI.
 CUDA_ARCHITECTURES ?= 80-real;90-real
 
+# A worker for each core, each with one thread: 0.6 of the time of one worker with two. Files stay together: their
+# fixtures export models.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 CPP := $(shell find custom_ops tests -name '*.cc' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: demo test test-generation test-faults test-families test-browser families test-cuda test-tensorrt test-serving lint format setup native native-cuda sanitize test-compat mutants clean
@@ -67,7 +70,7 @@ test-compat: native
 mutants: native
 	$(BIN)/python tests/native/mutants.py --record benchmarks/results/mutants.json
 
-demo: setup
+demo: native
 	$(BIN)/ibnorm-export demo --out demo
 
 test: native lint
@@ -75,12 +78,12 @@ test: native lint
 
 # Cached decoding, generation in every form, and quantised weights: minutes of export.
 test-generation: native
-	$(BIN)/python -m pytest tests/generation
+	$(PYTEST) tests/generation
 
 # Planted faults must fail, named, and right exports pass. The whole tables, in half an hour on a busy core:
 # python benchmarks/planted_faults.py --record benchmarks/results/planted_faults.json
 test-faults: native
-	$(BIN)/python -m pytest tests/faults
+	$(PYTEST) tests/faults
 
 # timm asks for torchvision, whose wheels are of a CUDA build and die beside a CPU one, transformers with them: both go
 # into a folder of their own, and `vision_operators` defines the operators that are missing.
@@ -90,7 +93,7 @@ build/vision/.ready: constraints.txt
 	touch $@
 
 test-families: native build/vision/.ready
-	$(VISION) $(BIN)/python -m pytest -p vision_operators tests/families
+	$(VISION) $(PYTEST) -p vision_operators tests/families
 
 # The table of docs/families.md, in hours: every preset of the paper with random weights.
 families: native build/vision/.ready
@@ -104,14 +107,14 @@ test-browser: native
 
 # The CUDA kernels' own source, compiled by g++ and run on a CPU emulator; no GPU needed.
 test-cuda: setup
-	$(BIN)/python -m pytest tests/cuda -n 2
+	$(PYTEST) --dist load tests/cuda
 
 # The plugin on the same emulator, in the registries of TensorRT (lean runtime) and TensorRT-RTX, and engines that
 # TensorRT-RTX builds; no GPU needed. Its packages (140 MB) are an extra of their own.
 test-tensorrt: setup
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[tensorrt-test]'
 	$(BIN)/python scripts/fetch_headers.py
-	$(BIN)/python -m pytest tests/tensorrt
+	$(PYTEST) tests/tensorrt
 
 # Triton's own binary (150 MB) on the generated repositories, and the text endpoint, called by their usual clients. The
 # binary's package asks for NumPy 1, for an interface that is not used here: hence --no-deps.

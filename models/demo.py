@@ -53,7 +53,6 @@ _LLAMA: Final = {
 _VIT: Final = {
     "model_type": "vit", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4,
     "num_attention_heads": 4, "image_size": 8, "patch_size": 2, "num_channels": 1, "num_labels": 10,
-    "hidden_dropout_prob": 0.1,
 }  # fmt: skip
 _CONTEXT: Final = 128
 _EVALUATIONS: Final = 8
@@ -309,7 +308,7 @@ def _plan(name: str, text: str | Path | None) -> _Plan:
         task = _text_task(_text(None if text is None else Path(text)))
         spec = IBNormSpec(Compression.LOGARITHMIC, bias=False)
         return _Plan(task, _LLAMA, spec, 4e-3, {"batch": 1, "sequence": 128})
-    return _Plan(_digits_task(), _VIT, IBNormSpec(Compression.TANH), 2e-3, {"batch": 8})
+    return _Plan(_digits_task(), _VIT, IBNormSpec(Compression.TANH), 4e-3, {"batch": 8})
 
 
 def train_checkpoint(
