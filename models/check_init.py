@@ -28,7 +28,7 @@ checkpoint = {checkpoint}
 dtype = "fp32"                   # fp32, fp16 or bf16
 
 [export.parity]                  # against PyTorch in float64, by PyTorch's own error: docs/verification.md
-backends = ["ort-cpu"]           # or "present": every one that this machine can run
+backends = ["ort-cpu"]           # or ["present"]: every one that this machine can run
 samples = 4                      # drawn inputs; they walk through batch 1, padding, single tokens
 exposing = true                  # and heavy tails, large means, constant and near-zero rows, maximum length
 layers = true                    # name the first norm or block that leaves its bound
