@@ -21,6 +21,7 @@ from ibnorm_export.environment import environment
 
 CASES = (("llama-350m", "portable"), ("llama-350m", "ort-genai"), ("gpt2-355m", "portable"))
 
+#: The last argument names the file for the cost.
 _RUN = """
 import json, pathlib, sys, time
 from ibnorm_export.cli.main import _run
@@ -41,12 +42,13 @@ models.save(models.new_model(sys.argv[1], spec), sys.argv[2])
 
 
 def command(folder: Path, *arguments: str) -> tuple[dict[str, Any], dict[str, float]]:
-    """What `ibnorm-export ARGUMENTS --json` says, and what it cost; the last argument names a path to note that at."""
+    """What `ibnorm-export ARGUMENTS --json` says, and what it cost."""
     cost = folder / "step.cost"
-    code = _RUN.replace("sys.argv[-1]", repr(str(cost)))
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments, "--json"], capture_output=True, text=True, check=False
+        [sys.executable, "-c", _RUN, *arguments, "--json", str(cost)], capture_output=True, text=True, check=False
     )
+    if not done.stdout:
+        raise SystemExit(f"{' '.join(arguments)}: {done.stderr}")
     said = json.loads(done.stdout)
     if "error" in said:
         raise SystemExit(f"{' '.join(arguments)}: {said['error']['message']}")
