@@ -10,7 +10,6 @@ the checkpoint included.
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -18,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from ibnorm_export.environment import environment
+import publish
 
 _EXPORT = """
 import json, resource, sys, time
@@ -46,10 +45,8 @@ PEAK_OVER_WEIGHTS = 2.5
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = publish.parser(__doc__)
     parser.add_argument("--preset", default="llama-1b")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--record", type=Path, help="write the JSON here too")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         checkpoint, target = Path(folder) / "checkpoint", Path(folder) / "model.onnx"
@@ -62,28 +59,20 @@ def main() -> int:
         figures = json.loads(done.stdout.strip().splitlines()[-1])
         files = {p.name: p.stat().st_size for p in Path(folder).iterdir() if p.is_file()}
     ratio = figures["peak_bytes"] / figures["weights_bytes"]
-    result = {
-        "benchmark": "export_large",
+    good = ratio <= PEAK_OVER_WEIGHTS
+    content = {
         "preset": options.preset,
         **figures,
         "files": files,
         "wall_s": wall_s,
         "peak_over_weights": ratio,
         "bar": PEAK_OVER_WEIGHTS,
-        "verdict": "pass" if ratio <= PEAK_OVER_WEIGHTS else "fail",
-        "environment": environment(),
     }
-    text = json.dumps(result, indent=2)
-    if options.record:
-        options.record.write_text(text + "\n", encoding="utf-8")
-    if options.json:
-        print(text)
-    else:
-        print(
-            f"{options.preset}: {figures['weights_bytes'] / 1e9:.2f} GB of weights, peak {ratio:.2f} times that, "
-            f"load {figures['load_s']:.0f} s, export {figures['export_s']:.0f} s: {result['verdict']}"
-        )
-    return 0 if result["verdict"] == "pass" else 1
+    line = (
+        f"{options.preset}: {figures['weights_bytes'] / 1e9:.2f} GB of weights, peak {ratio:.2f} times that, "
+        f"load {figures['load_s']:.0f} s, export {figures['export_s']:.0f} s: {'met' if good else 'missed'}"
+    )
+    return publish.publish("export_large", content, good, [line], options)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,8 @@ the same run, between turns of decoding, by a product of a matrix of 512 MB and 
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
-import json
 import logging
 import sys
 import tempfile
@@ -27,12 +25,12 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import publish
 import torch
 import transformers
 from onnxruntime_genai.models.builders.llama import LlamaModel
 
 from ibnorm_export import IBNormSpec, models
-from ibnorm_export.environment import environment
 from ibnorm_export.export import ExportOptions
 from ibnorm_export.folder import export_folder
 from ibnorm_export.genai_export import export_genai
@@ -215,9 +213,7 @@ def measure(folder: Path, read: int, rounds: int) -> list[Row]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--record", type=Path, help="write the JSON here too")
+    parser = publish.parser(__doc__)
     parser.add_argument("--rounds", type=int, default=30, help="pairs of turns; fewer of long prompts")
     parser.add_argument("--models", type=Path, help="a folder to build the models in once; those there are taken")
     options = parser.parse_args()
@@ -229,21 +225,14 @@ def main() -> int:
             size.write_text(str(build(folder)), encoding="ascii")
         read = int(size.read_text(encoding="ascii"))
         rows = measure(folder, read, options.rounds)
-    report = {
-        "benchmark": "generation",
+    content = {
         "threads": THREADS,
         "rounds": options.rounds,
-        "environment": environment(),
         "limit": "a decode step reads every weight but the embedding once: time >= bytes / read bandwidth",
         "bytes": read,
         "rows": [row.to_json() for row in rows],
-        "verdict": "met" if all(rows) else "missed",
     }
-    text = json.dumps(report, indent=2)
-    if options.record:
-        options.record.write_text(text + "\n", encoding="utf-8")
-    print(text if options.json else "\n".join(map(str, rows)))
-    return 0 if all(rows) else 1
+    return publish.publish("generation", content, all(rows), rows, options)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ the weights whatever it does.
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -17,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ibnorm_export.environment import environment
+import publish
 
 CASES = (("llama-350m", "portable"), ("llama-350m", "ort-genai"), ("gpt2-355m", "portable"))
 
@@ -82,10 +81,8 @@ def measure(preset: str, target: str) -> dict[str, Any]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser = publish.parser(__doc__)
     parser.add_argument("--only", help="a preset; default all")
-    parser.add_argument("--record", type=Path, help="write the JSON here too")
     options = parser.parse_args()
     rows = []
     for preset, target in CASES:
@@ -93,21 +90,14 @@ def main() -> int:
             continue
         rows.append(measure(preset, target))
         print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
-    verdict = "pass" if all(row["verdict"] == "pass" for row in rows) else "fail"
-    report = {"benchmark": "generation_large", "rows": rows, "verdict": verdict, "environment": environment()}
-    text = json.dumps(report, indent=2)
-    if options.record:
-        options.record.write_text(text + "\n", encoding="utf-8")
-    if options.json:
-        print(text)
-    else:
-        for row in rows:
-            print(
-                f"{row['preset']}, {row['target']}: {row['verdict']}; export {row['export']['seconds']} s, "
-                f"{row['export']['peak_bytes'] / 1e9:.1f} GB; verify {row['verify']['seconds']} s, "
-                f"{row['verify']['peak_bytes'] / 1e9:.1f} GB; worst error {row['worst_error']:.2g}"
-            )
-    return 0 if verdict == "pass" else 1
+    lines = [
+        f"{row['preset']}, {row['target']}: {row['verdict']}; export {row['export']['seconds']} s, "
+        f"{row['export']['peak_bytes'] / 1e9:.1f} GB; verify {row['verify']['seconds']} s, "
+        f"{row['verify']['peak_bytes'] / 1e9:.1f} GB; worst error {row['worst_error']:.2g}"
+        for row in rows
+    ]
+    good = all(row["verdict"] == "pass" for row in rows)
+    return publish.publish("generation_large", {"rows": rows}, good, lines, options)
 
 
 if __name__ == "__main__":

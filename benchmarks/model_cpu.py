@@ -15,8 +15,6 @@ element and are under a tenth of either. A ratio to LayerNorm below 1 can only c
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -29,6 +27,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime as ort
+import publish
 import torch
 from onnx import helper, numpy_helper
 from torch import nn
@@ -36,7 +35,6 @@ from torch import nn
 from ibnorm_export import IBNormSpec, models, native
 from ibnorm_export.artifact import ExportedModel
 from ibnorm_export.contest import draw
-from ibnorm_export.environment import environment
 from ibnorm_export.export import ExportOptions, export
 from ibnorm_export.spec import DOMAIN
 
@@ -62,6 +60,13 @@ class Row:
 
     def __bool__(self) -> bool:
         return self.bar is None or self.median <= self.bar
+
+    def __str__(self) -> str:
+        verdict = "      " if self.bar is None else "met   " if self else "MISSED"
+        return (
+            f"{verdict} {self.case}: {self.way} over {self.over}: "
+            f"{self.median:.3f} ({self.p25:.3f} to {self.p75:.3f}), {self.ms} ms"
+        )
 
     def to_json(self) -> dict[str, Any]:
         verdict = None if self.bar is None else "met" if self else "missed"
@@ -244,9 +249,7 @@ def measure(preset: str, sizes: list[dict[str, int]], library: Path, rounds: int
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--record", type=Path, help="write the JSON here too")
+    parser = publish.parser(__doc__)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     options = parser.parse_args()
     library = native.ort_library()
@@ -262,24 +265,8 @@ def main() -> int:
             ("llama-60m", [{"batch": 1, "sequence": 128}, {"batch": 1, "sequence": 512}]),
         ):
             rows += measure(preset, sizes, library, options.rounds, Path(folder))
-    report = {
-        "benchmark": "model_cpu",
-        "threads": THREADS,
-        "rounds": options.rounds,
-        "environment": environment(),
-        "rows": [r.to_json() for r in rows],
-        "verdict": "met" if all(rows) else "missed",
-    }
-    text = json.dumps(report, indent=2)
-    if options.record:
-        options.record.write_text(text + "\n", encoding="utf-8")
-    if options.json:
-        print(text)
-    else:
-        for r in rows:
-            verdict = "      " if r.bar is None else "met   " if r else "MISSED"
-            print(f"{verdict} {r.case}: {r.way} over {r.over}: {r.median:.3f} ({r.p25:.3f} to {r.p75:.3f}), {r.ms} ms")
-    return 0 if all(rows) else 1
+    content = {"threads": THREADS, "rounds": options.rounds, "rows": [r.to_json() for r in rows]}
+    return publish.publish("model_cpu", content, all(rows), rows, options)
 
 
 if __name__ == "__main__":

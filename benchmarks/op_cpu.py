@@ -18,10 +18,8 @@ are bound by the runtime's cost per node, the same on both sides.
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import itertools
-import json
 import statistics
 import sys
 import time
@@ -34,9 +32,9 @@ import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime as ort
+import publish
 
 from ibnorm_export import native, onnx_op
-from ibnorm_export.environment import environment
 from ibnorm_export.spec import Compression, IBNormSpec
 
 THREADS = 2
@@ -68,6 +66,14 @@ class Row:
 
     def __bool__(self) -> bool:
         return self.value <= self.bar if self.at_most else self.value >= self.bar
+
+    def __str__(self) -> str:
+        sign = "<=" if self.at_most else ">="
+        return (
+            f"{'met   ' if self else 'MISSED'} {self.case:44} {self.measure} {self.value:.3f} ({sign} {self.bar:.2f})  "
+            f"{self.ours_ms:.3f} ms, floor {self.floor_ms:.3f}; {self.gigabytes_per_s:.1f} GB/s, "
+            f"copy {self.copy_gigabytes_per_s:.1f}  {self.note}"
+        )
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "verdict": "met" if self else "missed"}
@@ -276,9 +282,7 @@ class Bench:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--record", type=Path, help="write the JSON here too")
+    parser = publish.parser(__doc__)
     parser.add_argument("--quick", action="store_true", help="a fifth of the repeats")
     options = parser.parse_args()
     copier = BUILD / "libibnorm_kernels_test.so"
@@ -289,30 +293,14 @@ def main() -> int:
     ort.set_global_thread_pool_sizes(THREADS, 1)
     path = library if library.is_file() else native.ort_library()
     rows = Bench(path, ctypes.CDLL(str(copier)), options.quick).rows()
-    report = {
-        "benchmark": "op_cpu",
+    content = {
         "threads": THREADS,
         "instruction_set": native.inspect(path).instruction_set,
-        "environment": environment(),
         "bytes": "each tensor once: x + y (plain), x + skip + sum + y (skip)",
         "limit": "time >= bytes / two-thread streaming copy bandwidth, unless the tensors stay in the cache",
         "rows": [row.to_json() for row in rows],
-        "verdict": "met" if all(rows) else "missed",
     }
-    text = json.dumps(report, indent=2)
-    if options.record:
-        options.record.write_text(text + "\n", encoding="utf-8")
-    if options.json:
-        print(text)
-    else:
-        for row in rows:
-            sign = "<=" if row.at_most else ">="
-            print(
-                f"{'met   ' if row else 'MISSED'} {row.case:44} {row.measure} {row.value:.3f} ({sign} {row.bar:.2f})  "
-                f"{row.ours_ms:.3f} ms, floor {row.floor_ms:.3f}; {row.gigabytes_per_s:.1f} GB/s, "
-                f"copy {row.copy_gigabytes_per_s:.1f}  {row.note}"
-            )
-    return 0 if all(rows) else 1
+    return publish.publish("op_cpu", content, all(rows), rows, options)
 
 
 if __name__ == "__main__":
