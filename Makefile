@@ -8,7 +8,7 @@
 #                make test-tensorrt: the plugin, and engines for TensorRT-RTX, without a GPU;
 #                make test-serving: a real Triton and the text endpoint, on loopback)
 # and for the native libraries:
-#   make native     headers, then the libraries, in build/native and in the development install
+#   make native     set-up, headers, then the libraries, in build/native and in the development install
 #   make native-cuda   the library with the CUDA kernels, in build/native-cuda; needs nvcc, no GPU
 #   make test-compat   the library's tests on ONNX Runtime 1.20.1
 #   make sanitize   the kernels under AddressSanitizer + UndefinedBehaviorSanitizer, then ThreadSanitizer
@@ -25,28 +25,36 @@ CUDA_ARCHITECTURES ?= 80-real;90-real
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 CPP := $(shell find custom_ops tests -name '*.cc' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test test-generation test-faults test-families test-browser families test-cuda test-tensorrt test-serving lint format setup native native-cuda sanitize test-compat mutants clean
+.PHONY: demo library test test-generation test-faults test-families test-browser families test-cuda test-tensorrt test-serving lint format setup native native-cuda sanitize test-compat mutants clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.ready
 
-# torch first and pinned: left to itself pip takes the CUDA build of several GB.
-$(VENV)/.ready: pyproject.toml constraints.txt
+$(VENV)/.tools: constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt scikit-build-core cmake ninja
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[cpu,genai,serve,dev]'
+	touch $@
+
+# torch first and pinned: left to itself pip takes the CUDA build of several GB. The editable install reads
+# ibnorm_export/lib, which is git-ignored and filled by `library`, so it compiles nothing itself.
+$(VENV)/.ready: $(VENV)/.tools pyproject.toml
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --no-build-isolation \
+	  --config-settings=wheel.cmake=false --editable '.[cpu,genai,serve,dev]'
 	touch $@
 
 # A library that cannot be built for want of a compiler is no failure: CMake says what is missing.
-# The editable install reads ibnorm_export/lib, which is git-ignored.
-native: setup
-	$(PYTHON) scripts/fetch_headers.py || echo "native: going on without fetched headers"
+library: $(VENV)/.tools
+	$(PYTHON) scripts/fetch_headers.py || echo "library: going on without fetched headers"
 	$(CMAKE) -S custom_ops -B build/native -DIBNORM_TESTING=ON
 	$(CMAKE) --build build/native --parallel
 	if [ -e build/native/libibnorm_ort.so ]; then \
 	  mkdir -p ibnorm_export/lib && cp build/native/libibnorm_ort.so ibnorm_export/lib/new && \
 	  mv -f ibnorm_export/lib/new ibnorm_export/lib/libibnorm_ort.so; fi  # whoever has the old one open keeps it
+
+# At once: one waits for the disk, the other for the compiler.
+native:
+	$(MAKE) --no-print-directory --jobs=2 setup library
 
 native-cuda: setup
 	$(PYTHON) scripts/fetch_headers.py || echo "native-cuda: going on without fetched headers"
@@ -112,14 +120,14 @@ test-cuda: setup
 # The plugin on the same emulator, in the registries of TensorRT (lean runtime) and TensorRT-RTX, and engines that
 # TensorRT-RTX builds; no GPU needed. Its packages (140 MB) are an extra of their own.
 test-tensorrt: setup
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[tensorrt-test]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --config-settings=wheel.cmake=false --editable '.[tensorrt-test]'
 	$(BIN)/python scripts/fetch_headers.py
 	$(PYTEST) tests/tensorrt
 
 # Triton's own binary (150 MB) on the generated repositories, and the text endpoint, called by their usual clients. The
 # binary's package asks for NumPy 1, for an interface that is not used here: hence --no-deps.
 test-serving: native
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[serve-test]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --config-settings=wheel.cmake=false --editable '.[serve-test]'
 	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt nvidia-pytriton
 	$(BIN)/python -m pytest tests/serving
 
