@@ -116,7 +116,9 @@ def bindings(runtime: Runtime) -> Any:
     """
     for name in _MODULES[runtime]:
         try:
-            return importlib.import_module(name)
+            module = importlib.import_module(name)
+            if hasattr(module, "__version__"):  # a folder of that name on the path imports too, as an empty package
+                return module
         except ModuleNotFoundError as error:
             if error.name != name:
                 raise BackendUnavailable(f"{name} is installed, but the package {error.name} is missing") from error

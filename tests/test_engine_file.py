@@ -174,6 +174,20 @@ def test_a_major_version_that_the_plugin_does_not_know(version: str, known: bool
             engine._load_plugin(trt, None, False)
 
 
+@pytest.mark.parametrize("runtime", Runtime)
+def test_a_folder_of_that_name_is_no_tensorrt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runtime: Runtime
+) -> None:
+    for name in engine._MODULES[runtime]:
+        (tmp_path / name).mkdir()
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    with pytest.raises(BackendUnavailable, match=f"{runtime.value} is not installed"):
+        engine.bindings(runtime)
+    for name in engine._MODULES[runtime]:
+        monkeypatch.delitem(sys.modules, name)
+
+
 @pytest.mark.parametrize("version", ["10.14.1", "12.0.0"])
 def test_doctor_speaks_of_tensorrt(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
     def found(runtime: Runtime) -> Any:
