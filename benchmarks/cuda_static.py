@@ -34,6 +34,7 @@ __all__ = [
     "ToolMissingError",
     "compile_library",
     "compile_ptx",
+    "nvcc",
     "read_kernels",
     "slots_used",
     "tool",
@@ -125,7 +126,13 @@ def tool(name: str) -> str:
     return found
 
 
-def _nvcc(arguments: list[str]) -> str:
+def nvcc(arguments: list[str]) -> str:
+    """Run nvcc on the kernels' headers, and give what it says on standard error.
+
+    Raises:
+        ToolMissingError: it is not installed.
+        RuntimeError: it fails.
+    """
     command = [tool("nvcc"), "-std=c++17", "-O3", f"-I{INCLUDE}", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -135,7 +142,7 @@ def _nvcc(arguments: list[str]) -> str:
 
 def compile_ptx(dtype: str, arch: str, to: Path) -> None:
     """PTX of all kernels of one data type."""
-    _nvcc([f"-arch={arch}", "-ptx", str(SOURCES / f"{dtype}.cu"), "-o", str(to)])
+    nvcc([f"-arch={arch}", "-ptx", str(SOURCES / f"{dtype}.cu"), "-o", str(to)])
 
 
 def _sass(cubin: Path) -> str:
@@ -179,7 +186,7 @@ def read_kernels(dtype: str, arch: str, folder: Path, sass: bool = True) -> list
         ToolMissingError: nvcc, or with `sass` cuobjdump or nvdisasm, is not installed.
     """
     cubin = folder / f"{dtype}-{arch}.cubin"
-    report = _nvcc([f"-arch={arch}", "-Xptxas", "-v", "-cubin", str(SOURCES / f"{dtype}.cu"), "-o", str(cubin)])
+    report = nvcc([f"-arch={arch}", "-Xptxas", "-v", "-cubin", str(SOURCES / f"{dtype}.cu"), "-o", str(cubin)])
     codes = _read_sass(_sass(cubin)) if sass else {}
     kernels = []
     pattern = re.compile(
@@ -251,14 +258,14 @@ def compile_library(architectures: tuple[str, ...], folder: Path, extra: tuple[P
     def one(source: Path) -> Path:
         made = folder / f"{source.stem}.o"
         flags = ["-Xfatbin", "-compress-all", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
-        _nvcc([*codes, *flags, "-c", str(source), "-o", str(made)])
+        nvcc([*codes, *flags, "-c", str(source), "-o", str(made)])
         return made
 
     with ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(one, [*(SOURCES / f"{n}.cu" for n in (*TYPES, "run")), *extra]))
     library = folder / "libkernels.so"
     link = ["-shared", "-cudart", "static", "-Xlinker", "--exclude-libs,ALL", *map(str, objects)]
-    _nvcc([*codes[:1], *link, "-o", str(library)])
+    nvcc([*codes[:1], *link, "-o", str(library)])
     subprocess.run(["strip", str(library)], check=False)
     return library.stat().st_size, time.monotonic() - started
 

@@ -24,7 +24,7 @@ import json
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,17 +36,28 @@ from cuda_static import ToolMissingError, compile_library
 from ibnorm_export import reference
 from ibnorm_export.spec import Compression, IBNormSpec
 
-__all__ = ["Row", "bytes_per_element", "load_kernels", "main"]
+__all__ = [
+    "DTYPES",
+    "SHIM",
+    "Row",
+    "bytes_per_element",
+    "launch",
+    "load_kernels",
+    "main",
+    "measure",
+    "missing",
+    "open_kernels",
+]
 
 BAR = 0.90
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-_NUMBERS = list(DTYPES)
+_NUMBERS = list(DTYPES.values())
 _COMPRESSIONS = list(Compression)
 #: Relative error in norm past which a result is wrong, not slow.
 _SANE = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1e-2}
 
-# `Problem` and `run` have C++ linkage; this is the C face that ctypes can call.
-_SHIM = """
+#: `Problem` and `run` have C++ linkage; this is the C face that ctypes can call.
+SHIM = """
 #include "ibnorm/kernels.h"
 extern "C" __attribute__((visibility("default"))) int op_cuda_run(
     void** pointers, long long rows, long long cols, int type, int affine_type, int compression, float lambd,
@@ -126,7 +137,36 @@ def _replay_ms(graph: torch.cuda.CUDAGraph, replays: int) -> float:
     return float(begin.elapsed_time(end)) / replays
 
 
-def _measure(library: Any, dtype: str, spec: IBNormSpec, skip: bool, rows: int, cols: int, options: Any) -> Row:
+def launch(
+    library: Any,
+    inputs: Sequence[torch.Tensor],  # x, and skip where there is one, each (rows, cols)
+    scale: torch.Tensor,  # (cols,)
+    bias: torch.Tensor,  # (cols,)
+    outputs: Sequence[torch.Tensor],  # y, and sum where there is a skip, each (rows, cols)
+    spec: IBNormSpec,
+    stream: int | None,
+) -> None:
+    """Enqueue one problem of contiguous rows.
+
+    Raises:
+        RuntimeError: the kernels refuse it.
+    """
+    rows, cols = inputs[0].shape
+    x, skip, y, total = inputs[0], inputs[1:], outputs[0], outputs[1:]
+    pointers = (ctypes.c_void_p * 6)(
+        x.data_ptr(), skip[0].data_ptr() if skip else None, scale.data_ptr(), bias.data_ptr(),
+        y.data_ptr(), total[0].data_ptr() if total else None,
+    )  # fmt: skip
+    status = library.op_cuda_run(
+        pointers, rows, cols, _NUMBERS.index(x.dtype), _NUMBERS.index(scale.dtype),
+        _COMPRESSIONS.index(spec.compression), spec.lambd, spec.epsilon, stream,
+    )  # fmt: skip
+    if status != 0:
+        raise RuntimeError(f"the kernel returned status {status} for {x.dtype} ({rows}, {cols})")
+
+
+def measure(library: Any, dtype: str, spec: IBNormSpec, skip: bool, rows: int, cols: int, options: Any) -> Row:
+    """One line: `options` has calls, replays and rounds as the command line does."""
     torch.manual_seed(0)
     kind = DTYPES[dtype]
     array_bytes = rows * cols * kind.itemsize
@@ -143,27 +183,7 @@ def _measure(library: Any, dtype: str, spec: IBNormSpec, skip: bool, rows: int, 
 
     def kernel(i: int) -> None:
         inputs, outputs = sets[i % buffers]
-        pointers = (ctypes.c_void_p * 6)(
-            inputs[0].data_ptr(),
-            inputs[1].data_ptr() if skip else None,
-            scale.data_ptr(),
-            bias.data_ptr(),
-            outputs[0].data_ptr(),
-            outputs[1].data_ptr() if skip else None,
-        )
-        status = library.op_cuda_run(
-            pointers,
-            rows,
-            cols,
-            _NUMBERS.index(dtype),
-            _NUMBERS.index(dtype),
-            _COMPRESSIONS.index(spec.compression),
-            spec.lambd,
-            spec.epsilon,
-            torch.cuda.current_stream().cuda_stream,
-        )
-        if status != 0:
-            raise RuntimeError(f"the kernel returned status {status} for {dtype} ({rows}, {cols})")
+        launch(library, inputs, scale, bias, outputs, spec, torch.cuda.current_stream().cuda_stream)
 
     def copy(i: int) -> None:
         inputs, outputs = sets[i % buffers]
@@ -205,7 +225,7 @@ def _measure(library: Any, dtype: str, spec: IBNormSpec, skip: bool, rows: int, 
     )
 
 
-def _missing() -> str | None:
+def missing() -> str | None:
     """Why this machine cannot run the benchmark."""
     if torch.version.cuda is None:
         return f"torch {torch.__version__} has no CUDA; install a CUDA build of torch"
@@ -221,9 +241,14 @@ def load_kernels(architecture: str, folder: Path) -> Any:
         ToolMissingError: nvcc is not installed.
     """
     shim = folder / "shim.cu"
-    shim.write_text(_SHIM)
+    shim.write_text(SHIM)
     compile_library((architecture,), folder, extra=(shim,))
-    library = ctypes.CDLL(str(folder / "libkernels.so"))
+    return open_kernels(folder / "libkernels.so")
+
+
+def open_kernels(file: Path) -> Any:
+    """A library that `SHIM` went into."""
+    library = ctypes.CDLL(str(file))
     wide, integer, real, pointer = ctypes.c_longlong, ctypes.c_int, ctypes.c_float, ctypes.c_void_p
     library.op_cuda_run.argtypes = [pointer, wide, wide, integer, integer, integer, real, real, pointer]
     return library
@@ -239,9 +264,8 @@ def main() -> int:
     parser.add_argument("--replays", type=int, default=5, help="replays between two events")
     parser.add_argument("--rounds", type=int, default=15, help="turns of kernel and copy")
     options = parser.parse_args()
-    missing = _missing()
-    if missing:
-        print(f"op_cuda: {missing}", file=sys.stderr)
+    if why := missing():
+        print(f"op_cuda: {why}", file=sys.stderr)
         return 3
     try:
         with tempfile.TemporaryDirectory() as name:
@@ -254,7 +278,7 @@ def main() -> int:
         for cols in options.cols:
             for compression in Compression:
                 for skip in (False, True):
-                    row = _measure(library, dtype, IBNormSpec(compression), skip, options.rows, cols, options)
+                    row = measure(library, dtype, IBNormSpec(compression), skip, options.rows, cols, options)
                     rows.append(row)
                     print(
                         f"{row.dtype:9} {row.compression} {'skip' if skip else 'plain':5} {row.cols:6} "

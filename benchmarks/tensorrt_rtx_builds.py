@@ -1,9 +1,10 @@
-"""Engines of TensorRT-RTX for the paper's models: time to build, and what became of the norms. No GPU is used.
+"""Engines of TensorRT-RTX for the op, the demo and the paper's models: time to build, what became of the norms.
 
     python benchmarks/tensorrt_rtx_builds.py --record benchmarks/results/tensorrt_rtx_builds.json
 
-ViT-S/16 and LLaMA-60M with a cache (profiles prefill and decode), random weights, in fp32, fp16 and bf16, each
-for sm_89 and sm_120 together and by each alone. Times are of the builder alone, once, on whatever else the machine
+No GPU is used. The op alone (S, L, T, plain and skip), the demo's ViT and LLaMA, ViT-S/16, and LLaMA-60M with a cache
+(profiles prefill and decode), untrained, exported as by default, in fp32, fp16 and bf16, each for sm_89 and sm_120
+together and by each alone. Times are of the builder alone, once, on whatever else the machine
 does; they say "seconds", not more. The bar: at most two kernels a norm, for every model, type and target.
 """
 
@@ -17,45 +18,69 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from ibnorm_export import IBNormSpec, models
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+from one_norm import one_norm
+
+from ibnorm_export import Compression, IBNormSpec, models
+from ibnorm_export.artifact import ExportedModel
 from ibnorm_export.engine import EngineOptions, Runtime, build_engine
 from ibnorm_export.environment import environment
 from ibnorm_export.errors import BackendUnavailable
 from ibnorm_export.export import ExportOptions, export
 from ibnorm_export.folder import export_folder
 from ibnorm_export.loaded import DType
+from ibnorm_export.models.demo import train_checkpoint
 
 TARGETS = (("sm_89",), ("sm_120",), ("sm_89", "sm_120"))
-MODELS = {
+OPS = {f"op-{form}-{kind}": (kind, form == "skip") for form in ("plain", "skip") for kind in Compression}
+DEMOS = {"demo-vit": "vit", "demo-llama": "llama"}
+PRESETS = {
     "vit-s16": (IBNormSpec("T", 4.0, 1e-5), "forward"),
     "llama-60m": (IBNormSpec("L", 4.0, 1e-5, bias=False), "text-generation"),
 }
+MODELS = (*OPS, *DEMOS, *PRESETS)
 MOST_KERNELS = 2
 
 
-def builds(preset: str, dtype: DType, folder: Path) -> list[dict[str, Any]]:
-    """One row for each set of targets."""
-    spec, task = MODELS[preset]
-    checkpoint = folder / preset
-    if not checkpoint.is_dir():
-        models.save(models.new_model(preset, spec), checkpoint)
+def exported(name: str, dtype: DType, folder: Path) -> ExportedModel:
+    """The model of one row, written into `folder`."""
+    if name in OPS:
+        compression, skip = OPS[name]
+        ones = np.ones(768)
+        return one_norm(folder / f"{name}.onnx", IBNormSpec(compression), dtype.value, skip, ones, 0.0 * ones)
+    checkpoint, task = folder / name, "forward"
+    if name in PRESETS:
+        spec, task = PRESETS[name]
+        if not checkpoint.is_dir():
+            models.save(models.new_model(name, spec), checkpoint)
+    elif not checkpoint.is_dir():
+        train_checkpoint(DEMOS[name], checkpoint, minutes=0.0)
     write = export_folder if task == "text-generation" else export
-    exported = write(models.load(checkpoint, task=task), folder / f"{preset}.{dtype.value}", ExportOptions(dtype))
+    return write(models.load(checkpoint, task=task), folder / f"{name}.{dtype.value}", ExportOptions(dtype))
+
+
+def builds(name: str, dtype: DType, folder: Path) -> list[dict[str, Any]]:
+    """One row for each set of targets."""
+    model = exported(name, dtype, folder)
     rows = []
     for targets in TARGETS:
         options = EngineOptions(Runtime.TENSORRT_RTX, compute_capabilities=targets)
-        engine = build_engine(exported, folder / "model.plan", options)
+        engine = build_engine(model, folder / "model.plan", options)
         realised = Counter(norm.realised for norm in engine.norms)
         worst = max((len(norm.kernels) for norm in engine.norms), default=0)
         rows.append(
             {
-                "model": preset,
+                "model": name,
                 "dtype": dtype.value,
                 "targets": targets,
                 "profiles": [profile["name"] for profile in engine.description["profiles"]],
                 "build_s": engine.description["build_s"],
                 "size_mb": round(engine.description["size_bytes"] / 1e6, 1),
                 "norms": len(engine.norms),
+                "skip_forms": sum(norm.op_type.startswith("Skip") for norm in engine.norms),
                 "realised": dict(sorted(realised.items())),
                 "most_kernels_a_norm": worst,
                 "verdict": "met" if 1 <= worst <= MOST_KERNELS and "unknown" not in realised else "missed",

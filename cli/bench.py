@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import psutil
 import typer
 
-from ibnorm_export.bench import BenchOptions, BenchReport
+from ibnorm_export.bench import TRTEXEC, BenchOptions, BenchReport
 from ibnorm_export.cli import options
 from ibnorm_export.cli.console import err, out, print_json, print_norms, show_progress, table
 from ibnorm_export.runners.base import Kernels
@@ -43,6 +44,7 @@ def bench_command(
         Path | None,
         typer.Option("--save-baseline", metavar="FILE.json", help="Keep the times, for `compare`, `check`."),
     ] = None,
+    engine: options.EngineFile = None,
     model: options.Factory = None,
     as_json: options.AsJson = False,
 ) -> None:
@@ -67,12 +69,13 @@ def bench_command(
         )
         bench_text.bench_generation(model_file, checkpoint, names, count, wanted, kernels, as_json)
         return
+    measuring = replace(TRTEXEC if backend.startswith("tensorrt") else BenchOptions(), rounds=rounds)
     with show_progress() as progress:
         exported = ExportedModel(model_file)
         loaded = None if checkpoint is None else models.load(checkpoint, model)
         report = contest(
-            exported, backend, loaded, names, {"batch": batch, "sequence": seq}, count, BenchOptions(rounds=rounds),
-            seed, kernels, progress, [] if save_baseline is None else [Yardstick()],
+            exported, backend, loaded, names, {"batch": batch, "sequence": seq}, count, measuring,
+            seed, kernels, progress, [] if save_baseline is None else [Yardstick()], engine,
         )  # fmt: skip
     if save_baseline is not None:
         write_baseline(baseline_of(str(model_file), report), save_baseline)
@@ -101,6 +104,8 @@ def print_report(title: str, report: BenchReport) -> None:
         )  # fmt: skip
     out.print(rows)
     print_norms(report.norms)
+    for warning in report.warnings:
+        out.print(f"warning: {warning}", style="yellow", markup=False)
     for ratio in report.ratios:
         out.print(
             f"time of {ratio.name} over {ratio.against}: {ratio.median:.2f} "

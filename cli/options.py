@@ -28,6 +28,10 @@ Factory = Annotated[
     ),
 ]
 Backend = Annotated[str, typer.Option("--backend", help=f"One of: {', '.join(BACKENDS)}.")]
+EngineFile = Annotated[
+    Path | None,
+    typer.Option("--engine", metavar="MODEL.plan", help="Of tensorrt, tensorrt-rtx: built before by build-engine."),
+]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Of the random inputs.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 KernelChoice = Annotated[

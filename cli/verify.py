@@ -43,6 +43,7 @@ def verify_command(
         str | None, typer.Option("--url", metavar="HOST:PORT", help="Of a Triton server; grpc://HOST:PORT for gRPC.")
     ] = None,
     name: Annotated[str, typer.Option("--name", help="Of the model on that server.")] = "",
+    engine: options.EngineFile = None,
     model: options.Factory = None,
     as_json: options.AsJson = False,
 ) -> None:
@@ -56,7 +57,9 @@ def verify_command(
     from ibnorm_export.verify_report import write_report
 
     endpoint = None if url is None else Endpoint(url, name)
-    wanted = VerifyOptions(backend, samples, seed, not numeric_only, kernels, require_fused, layers, endpoint, exposing)
+    wanted = VerifyOptions(
+        backend, samples, seed, not numeric_only, kernels, require_fused, layers, endpoint, exposing, engine
+    )  # fmt: skip
     with show_progress() as progress:
         progress("reading the checkpoint", 0, 0)
         exported = ExportedModel(model_file)

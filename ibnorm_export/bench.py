@@ -8,10 +8,11 @@ is reported with the middle half of the rounds.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from ibnorm_export.loaded import Arrays
 from ibnorm_export.progress import Progress, silent
 from ibnorm_export.runners.base import DeviceRunner, NormExecution, Runner
 
-__all__ = ["BenchOptions", "BenchReport", "Latency", "Ratio", "bench"]
+__all__ = ["TRTEXEC", "BenchOptions", "BenchReport", "Latency", "Ratio", "bench"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +33,20 @@ class BenchOptions:
         rounds: how often each contender has its turn.
         repeats: timed passes in one turn.
         warmup_ms: time given to each contender before the first round.
+        least_ms: rounds go on until every contender's timed passes have taken this long together.
+        most_variance: of one contender's passes, standard deviation over mean; above it the report warns.
     """
 
     rounds: int = 30
     repeats: int = 3
     warmup_ms: float = 500.0
+    least_ms: float = 0.0
+    most_variance: float = math.inf
+
+
+#: What trtexec does by default: 200 ms of warm-up, 3 s of measurement, and a warning above 1 %.
+#: Source: `trtexec --help` of TensorRT 10 (--warmUp, --duration) and its "GPU compute time is unstable".
+TRTEXEC: Final = BenchOptions(warmup_ms=200.0, least_ms=3000.0, most_variance=0.01)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +60,7 @@ class Latency:
     p99_ms: float
     throughput_per_s: float
     round_ms: tuple[float, ...] = ()
+    variance: float = 0.0  # coefficient of variance: standard deviation over mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +86,7 @@ class BenchReport:
     ratios: tuple[Ratio, ...]
     environment: Mapping[str, Any]
     norms: tuple[NormExecution, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def all_fused(self) -> bool:
@@ -136,13 +148,15 @@ def bench(
             once()
         passes.append(once)
     times: list[list[list[float]]] = [[] for _ in contenders]
-    for index in range(options.rounds):
-        progress("measuring", index, options.rounds)
+    index = 0
+    while index < options.rounds or min(sum(map(sum, turns)) for turns in times) < options.least_ms:
+        progress("measuring", min(index, options.rounds), options.rounds)
         order = range(len(contenders)) if index % 2 == 0 else reversed(range(len(contenders)))
         for which in order:
             once = passes[which]
             once()
             times[which].append([once() for _ in range(options.repeats)])
+        index += 1
     progress("measuring", options.rounds, options.rounds)
 
     batch = next((int(a.shape[0]) for a in inputs.values() if a.ndim), 1)
@@ -151,7 +165,8 @@ def bench(
         singles = np.array(turns).ravel()
         p50, p90, p99 = (float(p) for p in np.percentile(singles, (50, 90, 99)))
         rounds = tuple(float(m) for m in np.median(np.array(turns), axis=1))
-        latencies.append(Latency(runner.name, singles.size, p50, p90, p99, batch * 1e3 / p50, rounds))
+        variance = float(singles.std() / singles.mean()) if singles.any() else 0.0
+        latencies.append(Latency(runner.name, singles.size, p50, p90, p99, batch * 1e3 / p50, rounds, variance))
     per_round = [np.median(np.array(turns), axis=1) for turns in times]
     ratios = []
     for runner, medians in zip(contenders[1:], per_round[1:], strict=True):
@@ -161,8 +176,21 @@ def bench(
         inputs={name: tuple(array.shape) for name, array in inputs.items()},
         batch=batch,
         threads=threads,
-        rounds=options.rounds,
+        rounds=index,
         latencies=tuple(latencies),
         ratios=tuple(ratios),
         environment=environment(),
+        warnings=tuple(
+            unstable(latency, options.most_variance)
+            for latency in latencies
+            if latency.variance > options.most_variance
+        ),
+    )
+
+
+def unstable(latency: Latency, most: float) -> str:
+    """What is said of times that vary too much."""
+    return (
+        f"{latency.name}: times are unstable, their coefficient of variance is {latency.variance:.1%}, above "
+        f"{most:.0%}: lock the GPU's clocks (nvidia-smi --lock-gpu-clocks), and let nothing else run on it"
     )

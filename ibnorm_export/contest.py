@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -61,6 +62,7 @@ def contest(
     kernels: Kernels = Kernels.AUTO,
     progress: Progress = silent,
     beside: Sequence[Runner] = (),
+    engine: Path | None = None,
 ) -> BenchReport:
     """Race an exported file on a backend against PyTorch on its checkpoint.
 
@@ -75,6 +77,7 @@ def contest(
         seed: of the inputs.
         kernels: how the norms run where the backend has a choice.
         beside: more contenders.
+        engine: built from the file before, for TensorRT; None builds one.
 
     Raises:
         IBNormError: an unknown opponent, or one without a checkpoint.
@@ -92,7 +95,7 @@ def contest(
             "here: export --dtype fp32, or use a GPU"
         )
     inputs = draw(exported, sizes, seed)
-    contenders: list[Runner] = [open_runner(backend, exported, threads, kernels)]
+    contenders: list[Runner] = [open_runner(backend, exported, threads, kernels, engine=engine)]
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

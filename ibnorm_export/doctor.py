@@ -9,7 +9,9 @@ from typing import Any
 import torch
 
 from ibnorm_export import native
+from ibnorm_export.engine import Runtime, bindings
 from ibnorm_export.environment import environment, version_of
+from ibnorm_export.errors import BackendUnavailable
 from ibnorm_export.spec import SCHEMA
 
 __all__ = ["Check", "Diagnosis", "diagnose"]
@@ -84,6 +86,27 @@ def _gpu() -> Check:
     return Check("GPU", False, f"torch is built for CUDA {built}, but no device answers", "check the NVIDIA driver")
 
 
+def _tensorrt() -> list[Check]:
+    checks = []
+    for runtime in Runtime:
+        try:
+            version = str(bindings(runtime).__version__)
+        except BackendUnavailable as missing:
+            found, _, remedy = str(missing).partition(": ")
+            checks.append(Check(runtime.value, False, found, remedy))
+            continue
+        checks.append(Check(runtime.value, True, version))
+        if runtime is Runtime.TENSORRT and (problem := native.plugin_problem(version)):
+            checks.append(Check("TensorRT plugin library", False, problem))
+            return checks
+    try:
+        checks.append(Check("TensorRT plugin library", True, f"{native.trt_library()}, version {SCHEMA['version']}"))
+    except BackendUnavailable as missing:
+        found, _, remedy = str(missing).partition("; ")
+        checks.append(Check("TensorRT plugin library", False, found, remedy))
+    return checks
+
+
 def diagnose() -> Diagnosis:
     """Look at this machine; nothing is downloaded or changed."""
     checks = [
@@ -93,5 +116,6 @@ def diagnose() -> Diagnosis:
         Check("onnx.reference", True, f"onnx {version_of('onnx')}"),
         _compiler(),
         _gpu(),
+        *_tensorrt(),
     ]
     return Diagnosis(tuple(checks), environment())

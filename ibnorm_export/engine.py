@@ -23,7 +23,7 @@ from typing import Any, Final
 from ibnorm_export import native
 from ibnorm_export.artifact import ExportedModel, new_file
 from ibnorm_export.engine_layers import NormLayers, kernels_in_inspection, kernels_in_plan, norm_layers
-from ibnorm_export.engine_profiles import Profile, Range, profiles, shapes_of
+from ibnorm_export.engine_profiles import Profile, Range, profiles, profiles_of, shapes_of
 from ibnorm_export.environment import version_of
 from ibnorm_export.errors import BackendUnavailable, EngineError
 
@@ -116,7 +116,9 @@ def bindings(runtime: Runtime) -> Any:
     """
     for name in _MODULES[runtime]:
         try:
-            return importlib.import_module(name)
+            module = importlib.import_module(name)
+            if hasattr(module, "__version__"):  # a folder of that name on the path imports too, as an empty package
+                return module
         except ModuleNotFoundError as error:
             if error.name != name:
                 raise BackendUnavailable(f"{name} is installed, but the package {error.name} is missing") from error
@@ -185,6 +187,8 @@ def _target(trt: Any, config: Any, names: Sequence[str]) -> None:
 
 
 def _load_plugin(trt: Any, config: Any, embed: bool) -> None:
+    if problem := native.plugin_problem(trt.__version__):
+        raise EngineError(problem)
     library = native.trt_library()
     if trt.get_plugin_registry().load_library(str(library)) is None:
         raise EngineError(f"TensorRT {trt.__version__} does not load {library}: {_last_error(_logger(trt))}")
@@ -303,11 +307,21 @@ def _gpu_name() -> str | None:
     return str(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
 
 
-def read_engine(path: str | Path) -> Engine:
+def _gpu_target() -> str | None:
+    import torch
+
+    return "sm_{}{}".format(*torch.cuda.get_device_capability()) if torch.cuda.is_available() else None
+
+
+def read_engine(path: str | Path, model: ExportedModel | None = None, wanted: Runtime | None = None) -> Engine:
     """A plan that `build_engine` wrote, checked against its description and the installed runtime.
 
+    Args:
+        model: the file that it must have been built from.
+        wanted: the runtime that it must be for.
+
     Raises:
-        EngineError: plan or description is missing, truncated or changed, or of another version or GPU.
+        EngineError: plan or description is missing, truncated or changed, or of another version, GPU, file or runtime.
         BackendUnavailable: the runtime is not installed.
     """
     path = Path(path)
@@ -320,17 +334,30 @@ def read_engine(path: str | Path) -> Engine:
         size, digest = int(description["size_bytes"]), str(description["sha256"])
         runtime, version = Runtime(description["runtime"]), str(description["runtime_version"])
         norms = tuple(NormLayers(**{**norm, "kernels": tuple(norm["kernels"])}) for norm in description["norms"])
-        gpu = description["gpu"]
+        gpu, targets = description["gpu"], description["compute_capabilities"]
+        source, source_digest = str(description["source"]), str(description["source_sha256"])
+        profiles_of(description)
     except (ValueError, KeyError, TypeError) as error:
         raise EngineError(f"{beside} is damaged: {error}; build the engine again") from error
     if path.stat().st_size != size:
         raise EngineError(f"{path} is truncated: it has {path.stat().st_size} bytes, not {size}; build it again")
     if _sha256(path) != digest:
         raise EngineError(f"{path} is not the engine that {beside.name} describes; build it again")
+    if wanted is not None and runtime is not wanted:
+        raise EngineError(
+            f"{path} is an engine of {runtime.value}, not of {wanted.value}: use --backend {runtime.value}"
+        )
+    if model is not None and _sha256(model.path) != source_digest:
+        raise EngineError(f"{path} was built from another file ({source}) than {model.path} is now: build it again")
     installed = str(bindings(runtime).__version__)
     if installed != version:
         raise EngineError(f"{path} was built by {runtime.value} {version}; {installed} is installed: build it again")
     here = _gpu_name()
     if gpu is not None and here is not None and gpu != here:
         raise EngineError(f"{path} was built for {gpu}; this machine has {here}: build it again")
+    target = _gpu_target()
+    if isinstance(targets, list) and target is not None and target not in targets:
+        raise EngineError(
+            f"{path} was built for {', '.join(targets)}; this machine has {target} ({here}): build it again"
+        )
     return Engine(path, description, norms)

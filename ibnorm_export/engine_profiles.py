@@ -7,14 +7,15 @@ sequence that the model was made for.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from ibnorm_export.artifact import ExportedModel
 from ibnorm_export.errors import EngineError
 
-__all__ = ["Profile", "Range", "axes_of", "parse_ranges", "profiles", "shapes_of"]
+__all__ = ["Profile", "Range", "axes_of", "fitting_profile", "parse_ranges", "profiles", "profiles_of", "shapes_of"]
 
 _PAST: Final = "past"
 _TOTAL: Final = "total"
@@ -145,3 +146,52 @@ def shapes_of(shape: Sequence[int | str], ranges: Sequence[Range]) -> tuple[tupl
     """Smallest, optimal and largest shape of one input."""
     sizes = {item.axis: (item.smallest, item.optimal, item.largest) for item in ranges}
     return tuple(tuple(sizes[axis][i] if isinstance(axis, str) else axis for axis in shape) for i in range(3))
+
+
+def profiles_of(description: Mapping[str, Any]) -> tuple[Profile, ...]:
+    """The profiles that an engine's description names, in the engine's order."""
+    return tuple(
+        Profile(item["name"], tuple(Range(**one) for one in item["ranges"])) for item in description["profiles"]
+    )
+
+
+def fitting_profile(
+    candidates: Sequence[Profile],
+    axes: Mapping[str, Sequence[int | str]],
+    shapes: Mapping[str, Sequence[int]],
+) -> int:
+    """Which profile of an engine takes these inputs; of several, the one that was optimised for sizes nearest to them.
+
+    Args:
+        candidates: in the engine's order; none where every axis is fixed.
+        axes: of every input, by name; a dynamic one is a text.
+        shapes: of every input, by name.
+
+    Returns:
+        The index to set in an execution context.
+
+    Raises:
+        EngineError: an axis has two sizes, or no profile takes them.
+    """
+    sizes: dict[str, int] = {}
+    for name, shape in shapes.items():
+        for axis, size in zip(axes[name], shape, strict=True):
+            if isinstance(axis, str) and sizes.setdefault(axis, size) != size:
+                raise EngineError(f"axis {axis!r} is {sizes[axis]} in one input and {size} in {name}")
+
+    def distance(item: Profile) -> float:
+        if any(not one.smallest <= sizes[one.axis] <= one.largest for one in item.ranges):
+            return math.inf
+        return sum(abs(math.log((sizes[one.axis] + 1) / (one.optimal + 1))) for one in item.ranges)
+
+    if not candidates:
+        return 0
+    best = min(range(len(candidates)), key=lambda index: distance(candidates[index]))
+    if math.isinf(distance(candidates[best])):
+        given = ", ".join(f"{axis} {size}" for axis, size in sizes.items())
+        taken = "; ".join(
+            f"{item.name} takes " + ", ".join(f"{one.axis} {one.smallest} to {one.largest}" for one in item.ranges)
+            for item in candidates
+        )
+        raise EngineError(f"no profile of the engine takes {given}: {taken}; build it with another --profile")
+    return best

@@ -21,10 +21,12 @@ from ibnorm_export.errors import BackendUnavailable
 from ibnorm_export.manifest import machine_of, sha256_of
 from ibnorm_export.spec import SCHEMA
 
-__all__ = ["NativeLibrary", "availability", "inspect", "ort_library", "trt_library"]
+__all__ = ["NativeLibrary", "availability", "inspect", "ort_library", "plugin_problem", "trt_library"]
 
 _ORT_NAMES: Final = ("libibnorm_ort.so", "libibnorm_ort.dylib")
 _TRT_NAME: Final = "libibnorm_trt.so"
+#: Of TensorRT, whose plugin interfaces have one layout; `custom_ops/tensorrt/register.cc` has the same.
+_TRT_MAJORS: Final = (10, 11)
 _BUILD_TRT: Final = "build it as custom_ops/tensorrt/README.md says, and put it into the package's lib folder"
 _BUILD: Final = "run `make native` in a checkout, or install again with g++ and ONNX Runtime's headers there"
 
@@ -148,6 +150,18 @@ def ort_library() -> Path:
     if not found or found.path is None:
         raise BackendUnavailable(str(found))
     return found.path
+
+
+def plugin_problem(tensorrt: str) -> str:
+    """Why the plugin library must not be loaded into this version of TensorRT; empty where it may."""
+    major = tensorrt.partition(".")[0]
+    if major in map(str, _TRT_MAJORS):
+        return ""
+    known = " and ".join(map(str, _TRT_MAJORS))
+    return (
+        f"TensorRT is {tensorrt}, whose major version the plugin library does not know: it is for {known}. Use "
+        "--norm function, or install one of those"
+    )
 
 
 def trt_library(path: Path | None = None) -> Path:

@@ -42,6 +42,7 @@ class Runtime:
     require_fused: bool
     layers: bool = False
     endpoint: Endpoint | None = None
+    engine: Path | None = None
 
 
 def _select(arrays: Arrays, name: str, valid: dict[str, NDArray[np.bool_]]) -> NDArray[Any]:
@@ -239,7 +240,7 @@ def _runners(file: ExportedModel, runtime: Runtime) -> dict[str, Runner]:
     if fused_library(runtime.backend, runtime.kernels) is not None:
         runners["fused"] = open_runner(runtime.backend, file, kernels=Kernels.FUSED)
     if runtime.kernels is not Kernels.FUSED:
-        runners["as functions"] = open_runner(runtime.backend, file, kernels=Kernels.FUNCTION)
+        runners["as functions"] = open_runner(runtime.backend, file, kernels=Kernels.FUNCTION, engine=runtime.engine)
     return runners
 
 

@@ -55,6 +55,7 @@ class VerifyOptions:
         require_fused: a norm that did not run as a fused kernel is a finding.
         layers: measure the error behind every norm and block too, and name the first that leaves its bound.
         endpoint: of the server, for backend "triton".
+        engine: built from the file before, for TensorRT; None builds one.
         exposing: beside drawn samples, the inputs that expose wrong arithmetic; see `exposing_inputs`.
     """
 
@@ -67,6 +68,7 @@ class VerifyOptions:
     layers: bool = False
     endpoint: Endpoint | None = None
     exposing: bool = False
+    engine: Path | None = None
 
 
 def read_inputs(path: str | Path, model: LoadedModel) -> Arrays:
@@ -182,7 +184,9 @@ def verify(
     except (IndexError, ValueError, RuntimeError) as error:
         ranges = ", ".join(f"{name} from {array.min()} to {array.max()}" for name, array in inputs[0].items())
         raise ModelFileError(f"PyTorch cannot run the checkpoint on the inputs ({ranges}): {error}") from error
-    runtime = Runtime(options.backend, options.kernels, options.require_fused, options.layers, options.endpoint)
+    runtime = Runtime(
+        options.backend, options.kernels, options.require_fused, options.layers, options.endpoint, options.engine
+    )  # fmt: skip
     static = check_static(exported, model, reached) if options.static else None
     try:
         numeric = check_numeric(exported, model, truth, runtime, inputs, reached.narrow, progress, tokens)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from ibnorm_export import bench as bench_module
-from ibnorm_export.bench import BenchOptions, bench
+from ibnorm_export.bench import TRTEXEC, BenchOptions, bench
 from ibnorm_export.errors import IBNormError
 from ibnorm_export.loaded import Arrays
 
@@ -101,3 +102,51 @@ def test_the_environment_is_recorded(clock: Clock) -> None:
     assert "torch" in report.environment["packages"]
     assert report.to_dict()["latencies"][0]["name"] == "a"
     assert time.gmtime().tm_year <= int(report.environment["date"][:4])
+
+
+# -- the conventions of trtexec, on streams of known times -----------------------------------------
+
+
+def test_rounds_go_on_until_enough_is_measured(clock: Clock) -> None:
+    fast, slow = Worker(clock, "fast", [2.0]), Worker(clock, "slow", [5.0])
+    report = bench([fast, slow], INPUTS, 1, BenchOptions(rounds=3, repeats=2, warmup_ms=0.0, least_ms=50.0))
+    assert report.rounds == 13  # of 4 ms of the fast one, 52 ms
+    assert [latency.passes for latency in report.latencies] == [26, 26]
+    assert bench([fast], INPUTS, 1, BenchOptions(rounds=3, warmup_ms=0.0, least_ms=5.0)).rounds == 3
+
+
+def test_trtexec_warms_up_for_200_ms_and_measures_3_s(clock: Clock) -> None:
+    worker = Worker(clock, "w", [2.0])
+    report = bench([worker], INPUTS, 1, TRTEXEC)
+    assert report.latencies[0].passes * 2.0 == 3000.0
+    untimed = 1 + 100 + report.rounds  # what may compile, the warm-up, one pass in front of each turn
+    assert worker.calls == untimed + report.latencies[0].passes
+
+
+def test_percentiles_of_a_stream(clock: Clock) -> None:
+    worker = Worker(clock, "w", [float(i) for i in range(1, 102)])  # 101 times: the percentiles are among them
+    report = bench([worker], INPUTS, 1, BenchOptions(rounds=101, repeats=1, warmup_ms=0.0))
+    [latency] = report.latencies
+    # Every other pass is timed; 101 is odd, so two walks through the stream meet every time once.
+    assert (latency.p50_ms, latency.p90_ms, latency.p99_ms) == (51.0, 91.0, 100.0)
+
+
+@pytest.mark.parametrize(
+    ("times", "variance", "warned"),
+    [
+        ([4.0], 0.0, False),
+        ([0.991, 0.991, 1.009, 1.009], 0.009, False),
+        ([0.989, 0.989, 1.011, 1.011], 0.011, True),
+        ([1.0, 1.0, 3.0, 3.0], 0.5, True),
+    ],
+)
+def test_unstable_times_are_warned_of(clock: Clock, times: list[float], variance: float, warned: bool) -> None:
+    # A turn is an untimed pass and a timed one; streams of four show the timed ones both values.
+    worker = Worker(clock, "w", times)
+    options = replace(TRTEXEC, rounds=20, repeats=1, warmup_ms=0.0, least_ms=0.0)
+    report = bench([worker], INPUTS, 1, options)
+    assert report.latencies[0].variance == pytest.approx(variance, abs=1e-6)
+    assert len(report.warnings) == warned
+    if warned:
+        assert f"coefficient of variance is {variance:.1%}, above 1%: lock the GPU's clocks" in report.warnings[0]
+    assert not bench([worker], INPUTS, 1, BenchOptions(rounds=4, warmup_ms=0.0)).warnings

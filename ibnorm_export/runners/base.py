@@ -121,6 +121,7 @@ def open_runner(
     threads: int | None = None,
     kernels: Kernels = Kernels.AUTO,
     endpoint: Endpoint | None = None,
+    engine: Path | None = None,
 ) -> Runner:
     """A runner for `model` on the named backend.
 
@@ -130,12 +131,16 @@ def open_runner(
         threads: of the runtime; None is its default.
         kernels: how the norms run.
         endpoint: of the server, for backend "triton".
+        engine: built from `model` before, for TensorRT; None builds one.
 
     Raises:
-        IBNormError: there is no such backend, or it needs an endpoint.
+        IBNormError: there is no such backend, it needs an endpoint, or takes no engine.
+        EngineError: the engine is not one of this file, runtime, version and GPU.
         BackendUnavailable: the runtime is not installed here.
         ModelFileError: the runtime cannot load the model.
     """
+    if engine is not None and backend not in ("tensorrt", "tensorrt-rtx"):
+        raise IBNormError(f"backend {backend} takes no engine: use --backend tensorrt or tensorrt-rtx with --engine")
     try:
         if backend == "ort-cpu":
             from ibnorm_export.runners.ort_runner import OrtRunner
@@ -158,7 +163,7 @@ def open_runner(
         if backend in ("tensorrt", "tensorrt-rtx"):
             from ibnorm_export.runners.trt_runner import TrtRunner
 
-            return TrtRunner(backend, model)
+            return TrtRunner(backend, model, engine)
     except ModuleNotFoundError as error:
         extra = {"ort-cuda": "gpu", "triton": "serve"}.get(backend, "cpu")
         raise BackendUnavailable(

@@ -25,12 +25,14 @@ __all__ = [
     "DTYPES",
     "MUTANT_FLAGS",
     "ROOT",
+    "Accuracy",
     "EmulationError",
     "Emulator",
     "Plan",
     "build",
     "compiler",
     "guarded",
+    "judge",
     "norm_error",
     "outside_one_ulp",
 ]
@@ -42,6 +44,19 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
+#: Relative error in the norm of a tensor of at least 4096 elements (float32), by the mean of a row
+#: in standard deviations.
+FLOAT32_BAR = {0.0: 5e-7, 10.0: 1e-5}
+#: Fraction of float16 and bfloat16 elements equal to the rounded float64 result. Not asked of two or
+#: three columns, where all rows give nearly the same few values and one of them near the middle of two
+#: representable numbers is thousands of elements.
+EQUAL_BAR = 0.99
+#: What float32 leaves of a mean of 10 standard deviations, in (|scale| + |bias|), may add to an ulp of
+#: a half type: rounding the mean moves every t alike, and g does not pass that on alike.
+OF_MEAN = {0.0: 0.0, 10.0: 1e-5}
+#: Of a tensor: fewer make no statistic.
+ELEMENTS = 4096
+
 _TYPES = list(DTYPES)
 _COMPRESSIONS = list(Compression)
 _STATUS = ("ok", "invalid argument", "launch failed", "unsupported")
@@ -289,3 +304,48 @@ def outside_one_ulp(
     error = np.abs(y.astype(np.float64) - rounded)
     error = np.where(error <= allowance * size, 0.0, error) / 2.0 ** (exponent - fraction)
     return float(error.max()), float((y.astype(np.float64) == rounded).mean())
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """What a result has against the float64 reference: true when it keeps the bars of the operator's definition.
+
+    Args:
+        error: relative, in the norm of the whole tensor.
+        ulp: largest error of a half type; 0 for float32.
+        equal: fraction of elements equal to the reference rounded to a half type; 1 for float32.
+        problem: the bar that is missed; empty when none is.
+    """
+
+    error: float
+    ulp: float = 0.0
+    equal: float = 1.0
+    problem: str = ""
+
+    def __bool__(self) -> bool:
+        return not self.problem
+
+
+def judge(
+    y: NDArray[Any],  # (rows, cols)
+    expected: NDArray[np.float64],  # (rows, cols)
+    scale: NDArray[Any],  # (cols,)
+    bias: NDArray[Any],  # (cols,)
+    mean: float,
+) -> Accuracy:
+    """Hold `y` to the bars.
+
+    Args:
+        mean: of the rows that it was made from, in standard deviations: a key of `FLOAT32_BAR`.
+    """
+    if not np.isfinite(y.astype(np.float64)).all():
+        return Accuracy(np.inf, problem="not finite")
+    error = norm_error(y, expected)
+    if y.dtype == np.float32:
+        bar = FLOAT32_BAR[mean]
+        return Accuracy(error, problem="" if error <= bar else f"relative error {error:.2e}, allowed {bar:.0e}")
+    ulp, equal = outside_one_ulp(y, expected, scale, bias, OF_MEAN[mean])
+    problem = "" if ulp <= 1.0 else f"{ulp:.2f} ulp, allowed 1"
+    if not problem and equal < EQUAL_BAR and y.size >= ELEMENTS and y.shape[-1] >= 4:
+        problem = f"equal on {equal:.4f}, at least {EQUAL_BAR} wanted"
+    return Accuracy(error, ulp, equal, problem)

@@ -14,7 +14,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cuda_emulator import DTYPES, EmulationError, Emulator, guarded, norm_error, outside_one_ulp
+from cuda_emulator import (
+    DTYPES,
+    ELEMENTS,
+    FLOAT32_BAR,
+    EmulationError,
+    Emulator,
+    guarded,
+    judge,
+    norm_error,
+    outside_one_ulp,
+)
 from numpy.typing import NDArray
 
 from ibnorm_export import reference
@@ -24,17 +34,6 @@ WIDTHS = (1, 2, 3, 7, 15, 16, 17, 41, 111, 199, 760, 768, 1023, 1024, 1500, 4096
 #: Beside those, both sides of every change of plan.
 EDGES = (4, 8, 128, 132, 256, 264, 512, 520, 776, 1032, 1536, 1544, 2048, 2052, 2056, 32768, 32776)
 COMPRESSIONS = tuple(Compression)
-#: Relative error in the norm of a tensor of at least 4096 elements (float32), by the mean of a row
-#: in standard deviations.
-FLOAT32_BAR = {0.0: 5e-7, 10.0: 1e-5}
-#: Fraction of float16 and bfloat16 elements equal to the rounded float64 result. Not asked of two or
-#: three columns, where all rows give nearly the same few values and one of them near the middle of two
-#: representable numbers is thousands of elements.
-EQUAL_BAR = 0.99
-#: What float32 leaves of a mean of 10 standard deviations, in (|scale| + |bias|), may add to an ulp of
-#: a half type: rounding the mean moves every t alike, and g does not pass that on alike.
-OF_MEAN = {0.0: 0.0, 10.0: 1e-5}
-ELEMENTS = 4096
 
 Array = NDArray[Any]
 
@@ -48,14 +47,8 @@ def draw_parameters(rng: np.random.Generator, cols: int, dtype: str) -> tuple[Ar
 
 
 def assert_accurate(y: Array, x: Array, scale: Array, bias: Array, spec: IBNormSpec, mean: float) -> None:
-    expected = reference.ibnorm(x, scale, bias, spec)
-    assert np.isfinite(y.astype(np.float64)).all()
-    if y.dtype == np.float32:
-        assert norm_error(y, expected) <= FLOAT32_BAR[mean]
-    else:
-        ulp, equal = outside_one_ulp(y, expected, scale, bias, OF_MEAN[mean])
-        assert ulp <= 1.0
-        assert equal >= EQUAL_BAR or y.size < ELEMENTS or y.shape[1] < 4  # a few elements make no statistic
+    accuracy = judge(y, reference.ibnorm(x, scale, bias, spec), scale, bias, mean)
+    assert accuracy, accuracy.problem
 
 
 def same_bits(a: Array, b: Array) -> bool:

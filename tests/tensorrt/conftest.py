@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2] / "benchmarks")]
 
-import trt_plugin
-from trt_plugin import cuda_emulator
+import trt_plugin  # noqa: E402
+from trt_plugin import cuda_emulator  # noqa: E402
 
 
 @pytest.fixture(scope="session")

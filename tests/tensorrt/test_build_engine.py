@@ -10,10 +10,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
+from one_norm import TYPES
+from one_norm import one_norm as one_norm_model
 
-from ibnorm_export import models, onnx_op
+from ibnorm_export import models
 from ibnorm_export.artifact import ExportedModel
 from ibnorm_export.engine import Engine, EngineOptions, Runtime, build_engine, read_engine
 from ibnorm_export.engine_layers import kernels_in_plan
@@ -28,7 +31,6 @@ if importlib.util.find_spec("tensorrt_rtx_bindings") is None:
     pytest.skip("TensorRT-RTX is not installed: pip install 'ibnorm-export[tensorrt-rtx]'", allow_module_level=True)
 
 TARGETS = ("sm_89", "sm_120")
-TYPES = {"fp32": onnx.TensorProto.FLOAT, "fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
 
 
 def options(**rest: Any) -> EngineOptions:
@@ -36,24 +38,8 @@ def options(**rest: Any) -> EngineOptions:
 
 
 def one_norm(path: Path, compression: Compression, dtype: str, skip: bool) -> ExportedModel:
-    """The op alone, dynamic in two axes."""
-    spec, kind, width = IBNormSpec(compression, 3.0), TYPES[dtype], 384
-    node = (
-        onnx_op.skip_node("X", "skip", "scale", "bias", "Y", "sum", spec, "the_norm")
-        if skip
-        else onnx_op.node("X", "scale", "bias", "Y", spec, "the_norm")
-    )
-    info = onnx.helper.make_tensor_value_info
-    inputs = [info(name, kind, ["batch", "sequence", width]) for name in node.input if name in ("X", "skip")]
-    outputs = [info(name, kind, ["batch", "sequence", width]) for name in node.output]
-    values = [(i % 7 - 3) / 4 for i in range(width)]
-    weights = [onnx.helper.make_tensor(name, kind, [width], values) for name in ("scale", "bias")]
-    graph = onnx.helper.make_graph([node], "one", inputs, outputs, weights)
-    made = onnx.helper.make_model(
-        graph, opset_imports=onnx_op.opset_imports(22), ir_version=10, functions=[onnx_op.functions(22)[node.op_type]]
-    )
-    onnx.save(made, path)
-    return ExportedModel(path)
+    values = np.arange(384) % 7 / 4 - 0.75
+    return one_norm_model(path, IBNormSpec(compression, 3.0), dtype, skip, values, values)
 
 
 @pytest.mark.parametrize("skip", [False, True], ids=["plain", "skip"])

@@ -118,6 +118,26 @@ def test_registers_itself_where_it_is_opened(trt_headers: Path, plugin_library: 
     assert sorted(listed) == sorted([op_type, "1", ""] for op_type in ALL)
 
 
+@pytest.mark.parametrize("version", [120000, 8601])
+def test_refuses_a_major_version_that_it_does_not_know(
+    trt_headers: Path, plugin_library: Path, tmp_path: Path, version: int
+) -> None:
+    """A stand-in for libnvinfer, which says its version as that does: 10.14.1 is 101401, 8.6.1 was 8601."""
+    fake, major = tmp_path / "libnvinfer.so.99", {120000: 12, 8601: 8}[version]
+    functions = (
+        f'extern "C" {{ int getInferLibVersion() {{ return {version}; }} void* getPluginRegistry() {{ return 0; }} }}'
+    )
+    command = [str(trt_plugin.cuda_emulator.compiler()), "-shared", "-fPIC", "-x", "c++", "-", "-o", str(fake)]
+    subprocess.run(command, input=functions, text=True, check=True)
+    register = trt_plugin.build_register(trt_headers, plugin_library)
+    code = "import ctypes, sys; ctypes.CDLL(sys.argv[1]); print(ctypes.CDLL(sys.argv[2]).ibnorm_registered())"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(fake), str(register)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "-1"
+    assert done.stderr == f"ibnorm: TensorRT major version {major} is not known; 10 and 11 are\n"
+
+
 def test_says_that_no_runtime_is_loaded(trt_headers: Path, plugin_library: Path) -> None:
     register = trt_plugin.build_register(trt_headers, plugin_library)
     code = "import ctypes, sys; print(ctypes.CDLL(sys.argv[1]).ibnorm_registered())"

@@ -7,9 +7,9 @@ import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,6 +99,14 @@ def _bytes(kind: str, value: Any) -> tuple[bytes, int]:
     return array.tobytes(), array.size
 
 
+class Tensor(NamedTuple):
+    """What a plugin is told of one tensor, wherever it lies."""
+
+    shape: tuple[int, ...]
+    dtype: str  # a key of DATA_TYPES
+    address: int
+
+
 class Refused(Exception):
     """The plugin, or the harness in its name, said no."""
 
@@ -165,17 +173,24 @@ class Plugin:
         return list(out) if done == 1 else None
 
     def run(self, inputs: list[NDArray[Any]], outputs: list[NDArray[Any]]) -> int:
+        """`enqueue` on arrays of the host, which is where the emulated kernels run."""
+        return self.enqueue(
+            *([Tensor(a.shape, a.dtype.name, a.ctypes.data) for a in side] for side in (inputs, outputs))
+        )
+
+    def enqueue(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], stream: int | None = None) -> int:
         """Code of enqueue, or 1000 + that of onShapeChange."""
-        arrays = [*inputs, *outputs]
-        count = len(arrays)
-        ranks = (ctypes.c_int * count)(*[a.ndim for a in arrays])
-        flat = [n for a in arrays for n in a.shape]
-        types = (ctypes.c_int * count)(*[DATA_TYPES[a.dtype.name] for a in arrays])
-        pointers = (ctypes.c_void_p * count)(*[a.ctypes.data for a in arrays])
+        tensors = [*inputs, *outputs]
+        count = len(tensors)
+        flat = [size for tensor in tensors for size in tensor.shape]
         return int(
             self._mock.harness_run(
-                self._session, len(inputs), len(outputs), ranks, (ctypes.c_int64 * len(flat))(*flat), types, pointers,
-                None,
+                self._session, len(inputs), len(outputs),
+                (ctypes.c_int * count)(*[len(tensor.shape) for tensor in tensors]),
+                (ctypes.c_int64 * len(flat))(*flat),
+                (ctypes.c_int * count)(*[DATA_TYPES[tensor.dtype] for tensor in tensors]),
+                (ctypes.c_void_p * count)(*[tensor.address for tensor in tensors]),
+                ctypes.c_void_p(stream),
             )
         )  # fmt: skip
 

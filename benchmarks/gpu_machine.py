@@ -1,0 +1,131 @@
+"""Where gpu_check.py runs: a GPU, with everything compiled for it, or the CPU emulator of tests/cuda.
+
+Tensors are torch's on either, so what the emulator has run is what a GPU runs; the libraries differ alone.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "benchmarks"), *(str(ROOT / "tests" / name) for name in (".", "cuda", "tensorrt"))]
+
+import cuda_emulator  # noqa: E402
+import op_cuda  # noqa: E402
+import trt_plugin  # noqa: E402
+from cuda_static import ToolMissingError, nvcc  # noqa: E402
+
+__all__ = ["Machine", "ToolMissingError", "emulator", "gpu", "link_harness", "link_plugin", "nvcc"]
+
+Array = NDArray[Any]
+NO_HEADERS = "TensorRT's headers are not here: run `python scripts/fetch_headers.py`, or set TENSORRT_INCLUDE_DIR"
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """A device of torch, and the libraries for it.
+
+    Args:
+        device: "cuda", or "cpu" where the kernels are emulated.
+        kernels: what `op_cuda.open_kernels` returned.
+        plugin, harness: the plugin library and the mock of TensorRT; None where `missing` says why.
+        missing: why there is no plugin library.
+    """
+
+    device: str
+    kernels: Any
+    plugin: Path | None
+    harness: Path | None
+    missing: str = ""
+
+    @property
+    def is_gpu(self) -> bool:
+        return self.device == "cuda"
+
+    @property
+    def name(self) -> str:
+        return str(torch.cuda.get_device_name()) if self.is_gpu else "CPU emulator, no GPU"
+
+    @property
+    def stream(self) -> int | None:
+        """torch's current stream, which the kernels are enqueued on."""
+        return torch.cuda.current_stream().cuda_stream if self.is_gpu else None
+
+    def place(self, array: Array) -> torch.Tensor:
+        """`array` on the device; bfloat16 comes as ml_dtypes has it."""
+        dense = np.ascontiguousarray(array)
+        if dense.dtype == ml_dtypes.bfloat16:
+            return torch.from_numpy(dense.view(np.int16)).to(self.device).view(torch.bfloat16)
+        return torch.from_numpy(dense).to(self.device)
+
+    def fetch(self, tensor: torch.Tensor) -> Array:
+        """The way back; waits for the device."""
+        if tensor.dtype == torch.bfloat16:
+            return np.asarray(tensor.view(torch.int16).cpu().numpy().view(ml_dtypes.bfloat16))
+        return np.asarray(tensor.cpu().numpy())
+
+
+def link_harness(folder: Path, headers: Path) -> Path:
+    """The mock of TensorRT, compiled by nvcc against TensorRT's headers."""
+    made = folder / "libharness.so"
+    source = ROOT / "tests" / "tensorrt" / "harness.cc"
+    nvcc(["-shared", "-Xcompiler", "-fPIC", "-isystem", str(headers), str(source), "-ldl", "-o", str(made)])
+    return made
+
+
+def link_plugin(folder: Path, headers: Path, objects: list[Path]) -> Path:
+    """The plugin library of these kernels, exporting its entry points alone."""
+    made = folder / "libibnorm_trt.so"
+    tensorrt = ROOT / "custom_ops" / "tensorrt"
+    sources = [str(tensorrt / name) for name in ("library.cc", "plugin.cc", "fields.cc")]
+    flags = ["-shared", "-cudart", "static", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-isystem", str(headers)]
+    flags += ["-Xlinker", f"--version-script={tensorrt / 'exports.map'}"]
+    nvcc([*flags, *sources, *map(str, objects), "-o", str(made)])
+    return made
+
+
+def gpu(folder: Path, plugin: Path | None = None) -> Machine:
+    """The first GPU, with the kernels compiled for it into `folder`.
+
+    Args:
+        plugin: the library to check; None compiles one from the same kernels.
+
+    Raises:
+        ToolMissingError: nvcc is not installed.
+    """
+    kernels = op_cuda.load_kernels("sm_{}{}".format(*torch.cuda.get_device_capability()), folder)
+    headers = trt_plugin.headers()
+    if headers is None:
+        return Machine("cuda", kernels, None, None, NO_HEADERS)
+    if plugin is None:
+        objects = [folder / f"{name}.o" for name in ("float32", "float16", "bfloat16", "run")]
+        plugin = link_plugin(folder, headers, objects)
+    return Machine("cuda", kernels, plugin, link_harness(folder, headers))
+
+
+def emulator(folder: Path, plugin: Path | None = None) -> Machine:
+    """The kernels' own source, compiled by g++ and run on the CPU: shows that the check works, and measures nothing.
+
+    Args:
+        plugin: the library to check; None is the one on the emulated kernels.
+    """
+    kernels = cuda_emulator.build(ROOT / ".cache" / "cuda-emulator")
+    shim, made = folder / "shim.cc", folder / "libkernels.so"
+    shim.write_text(op_cuda.SHIM)
+    command = [str(cuda_emulator.compiler()), "-std=c++17", "-shared", "-fPIC", f"-I{ROOT / 'custom_ops' / 'include'}"]
+    command += [str(shim), str(kernels), f"-Wl,-rpath,{kernels.parent}", "-o", str(made)]
+    subprocess.run(command, check=True)
+    headers = trt_plugin.headers()
+    if headers is None:
+        return Machine("cpu", op_cuda.open_kernels(made), None, None, NO_HEADERS)
+    plugin = trt_plugin.build_plugin(headers) if plugin is None else plugin
+    return Machine("cpu", op_cuda.open_kernels(made), plugin, trt_plugin.build_harness(headers))
