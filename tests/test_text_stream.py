@@ -30,12 +30,8 @@ def byte_pairs() -> Tokenizer:
 
 def words(decoder: decoders.Decoder | None, spaced: str) -> Tokenizer:
     """Words in the spelling of one kind of tokenizer, and a token for every byte."""
-    vocabulary = [spaced.format(word) for word in ("the", "é", "日本", "", "don", "'t", ".")] + [
-        "a",
-        "##b",
-        "s</w>",
-        "▁",
-    ]
+    vocabulary = [spaced.format(word) for word in ("the", "é", "日本", "", "don", "'t", ".")]
+    vocabulary += ["a", "##b", "s</w>", "▁", "\u200b"]
     vocabulary += [f"<0x{byte:02X}>" for byte in range(256)]
     made = Tokenizer(models.WordLevel({word: number for number, word in enumerate(vocabulary)}, unk_token="a"))
     if decoder is not None:
@@ -120,6 +116,17 @@ def test_bytes_wait_for_the_end_of_their_run(tmp_path: Path) -> None:
     word, a, first = (made.token_to_id(name) for name in ("▁the", "<0x41>", "<0xE2>"))
     assert pieces(tokens, [word, a, a, word]) == ["the", "", "", "AA the", ""]
     assert pieces(tokens, [word, a, first, word]) == ["the", "", "", "\ufffd\ufffd the", ""]
+
+
+def test_tokens_without_a_text_are_no_context(tmp_path: Path) -> None:
+    """Behind nothing but them a word would lose its space, and a run of bytes its wrong byte."""
+    made = sentence_pieces()
+    made.decoder = decoders.Sequence([decoders.Replace("\u200b", ""), made.decoder])
+    made.save(str(tmp_path / "tokenizer.json"))
+    tokens = Tokens(tmp_path)
+    word, nothing, wrong, a = (made.token_to_id(name) for name in ("▁the", "\u200b", "<0xFF>", "<0x41>"))
+    for ids in ([word, *[nothing] * 20, word], [word] * 7 + [wrong] + [a] * 7 + [nothing, word]):
+        assert "".join(pieces(tokens, ids)) == tokens.decode(ids)
 
 
 def test_the_cost_of_a_token_does_not_grow(tmp_path: Path) -> None:

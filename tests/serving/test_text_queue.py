@@ -136,6 +136,28 @@ def test_limits_out_of_range() -> None:
             TextLimits(**wrong)  # type: ignore[arg-type]  # of either kind
 
 
+def test_a_reader_who_leaves_ends_the_text() -> None:
+    written = 0
+
+    def generate(write: Write) -> None:
+        nonlocal written
+        for _ in range(2000):
+            time.sleep(0.001)
+            written += 1
+            write("a")
+
+    async def leave() -> None:
+        made = texts(generate)
+        pieces = made.generate("x", Sampling())
+        assert await anext(pieces) == "a"
+        await pieces.aclose()  # type: ignore[attr-defined]  # an asynchronous generator
+        while made.running:
+            await asyncio.sleep(0.001)
+
+    asyncio.run(leave())
+    assert written < 1000
+
+
 def test_a_request_without_room_is_refused_unread() -> None:
     """Whatever it asks for: a burst must not cost those who are admitted the reading of all others."""
     made = texts(lambda write: None, TextLimits(concurrency=1))
