@@ -99,8 +99,11 @@ def create_app(
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"][1:])
-        return _answer(Refused(400, f"{where}: {first['msg']}".removeprefix(": "), "invalid"))
+        if first["type"] == "json_invalid":
+            why = f"the body is not valid JSON: {first['ctx']['error']}, at character {first['loc'][1]}"
+        else:
+            why = f"{'.'.join(str(part) for part in first['loc'][1:]) or 'the body'}: {first['msg']}"
+        return _answer(Refused(400, why, "invalid"))
 
     @app.exception_handler(PromptError)
     async def unusable(request: Request, error: PromptError) -> JSONResponse:

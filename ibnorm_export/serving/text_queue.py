@@ -21,7 +21,7 @@ __all__ = ["TextLimits", "Texts", "Turns"]
 
 #: Tokens that come within this time of the last piece go to the reader together with the next token: at 1500 tokens a
 #: second an event for each takes a third of the processor. A slower model sends every token by itself.
-_PIECE_S: Final = 0.02
+_PIECE_S: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,7 +98,7 @@ def test_quick_tokens_go_together_and_slow_ones_alone() -> None:
 
     def slow(write: Write) -> None:
         for _ in range(4):
-            time.sleep(0.03)
+            time.sleep(0.06)
             write("a")
 
     assert asyncio.run(collect(texts(quick))) == ["a", "a" * 99]  # the first at once
