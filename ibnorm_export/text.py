@@ -147,7 +147,8 @@ class TextModel:
             )
         room = min(sampling.max_new_tokens, self.max_positions - len(ids))
         chosen: list[int] = []
-        written = ""
+        stream = self._tokens.stream()
+        text, tail = "", ""  # what is written, and what waits
         begin = first = time.perf_counter()
         stopped = "length" if room == sampling.max_new_tokens else "positions"
         for token in self._choose(ids, room, sampling):
@@ -157,20 +158,20 @@ class TextModel:
                 stopped = "end"
                 break
             chosen.append(token)
-            text = self._tokens.decode(chosen)
-            if sampling.found(text) >= 0:
+            tail += stream.add(token)
+            if sampling.found(tail) >= 0:
                 stopped = "stop"
                 break
-            whole = sampling.sure(text.rstrip("\ufffd"))
-            if whole.startswith(written):
-                write(whole[len(written) :])
-                written = whole
+            sure = sampling.sure(tail)
+            write(sure)
+            text, tail = text + sure, tail[len(sure) :]
         done = time.perf_counter()
-        text = self._tokens.decode(chosen)
-        if stopped == "stop":
-            text = text[: sampling.found(text)]
-        if text.startswith(written):
-            write(text[len(written) :])
+        if stopped != "stop":
+            tail += stream.rest()
+        if (place := sampling.found(tail)) >= 0:
+            stopped, tail = "stop", tail[:place]
+        write(tail)
+        text += tail
         after = max(len(chosen) - 1, 0)
         return TextResult(
             text,

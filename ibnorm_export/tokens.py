@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -12,7 +14,7 @@ from tokenizers import Tokenizer
 
 from ibnorm_export.errors import ModelFileError, PromptError
 
-__all__ = ["TOKENIZER_FILES", "Tokens", "end_tokens", "read_json", "write_byte_tokenizer"]
+__all__ = ["TOKENIZER_FILES", "TextStream", "Tokens", "end_tokens", "read_json", "write_byte_tokenizer"]
 
 #: What belongs to a tokenizer in a Hugging Face folder.
 TOKENIZER_FILES: Final = (
@@ -25,6 +27,11 @@ TOKENIZER_FILES: Final = (
     "merges.txt",
     "chat_template.jinja",
 )
+
+#: Tokens that what comes behind them is decoded with: without any, a word would lose the space in front of it, and a
+#: cut in the middle of a character is forgotten after three bytes.
+_CONTEXT: Final = 8
+_FALLBACK: Final = re.compile("<0x[0-9A-Fa-f]{2}>")
 
 
 def read_json(path: Path) -> dict[str, object]:
@@ -54,6 +61,50 @@ def end_tokens(folder: Path) -> frozenset[int]:
     return frozenset()
 
 
+class TextStream:
+    """The text of tokens that come one by one: what `Tokens.decode` says of all of them, at the cost of the last few.
+
+    A piece comes when no later token can change it: a last U+FFFD waits, as it may stand for the first bytes of a
+    character, and tokens of byte fallback wait for the end of their run, of which one wrong byte spoils all.
+
+    Args:
+        decode: token ids to text.
+        visible: tokens that `decode` does not leave out.
+        fallback: tokens of one byte each, which `decode` joins.
+    """
+
+    def __init__(
+        self, decode: Callable[[list[int]], str], visible: frozenset[int], fallback: frozenset[int] = frozenset()
+    ) -> None:
+        self._decode = decode
+        self._visible = visible
+        self._fallback = fallback
+        self._last: list[int] = []
+        self._sent = 0  # characters of their text
+
+    def add(self, token: int) -> str:
+        """What is certain now and has not come before."""
+        if token not in self._visible:
+            return ""
+        self._last.append(token)
+        if token in self._fallback:
+            return ""
+        text = self._decode(self._last)
+        end = len(text) - text.endswith("\ufffd")
+        piece = text[self._sent : end]
+        self._sent = end
+        if len(self._last) >= 2 * _CONTEXT:
+            context = self._decode(self._last[-_CONTEXT:])
+            if context and context[-1] == text[-1]:
+                self._last = self._last[-_CONTEXT:]
+                self._sent = len(context) - (len(text) - end)
+        return piece
+
+    def rest(self) -> str:
+        """What waits when there are no more tokens."""
+        return self._decode(self._last)[self._sent :]
+
+
 class Tokens:
     """tokenizer.json of a folder.
 
@@ -76,11 +127,17 @@ class Tokens:
             self._tokenizer = Tokenizer.from_file(str(file))
         except Exception as error:  # the package raises bare Exception for every kind of damage
             raise ModelFileError(f"{file} is not a tokenizer: {error}") from error
-        largest = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+        words = self._tokenizer.get_vocab(with_added_tokens=True)
+        largest = max(words.values(), default=-1)
         if vocabulary is not None and largest >= vocabulary:
             raise ModelFileError(
                 f"{file} has token {largest}, the model's embedding only {vocabulary} rows: they are not of one model"
             )
+        special = {token for token, word in self._tokenizer.get_added_tokens_decoder().items() if word.special}
+        self._visible = frozenset(words.values()) - special
+        self._fallback = frozenset(
+            token for word, token in words.items() if _FALLBACK.fullmatch(word) and self.decode([token]) != word
+        )
 
     def encode(self, text: str) -> NDArray[np.int64]:
         """Token ids (n,) of `text`, with the tokens that the tokenizer puts around it.
@@ -97,6 +154,10 @@ class Tokens:
         """Text of token ids; bytes that make no character yet become U+FFFD."""
         text: str = self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
         return text
+
+    def stream(self) -> TextStream:
+        """For tokens that come one by one."""
+        return TextStream(self.decode, self._visible, self._fallback)
 
 
 def write_byte_tokenizer(folder: Path) -> None:

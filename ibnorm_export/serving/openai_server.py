@@ -22,6 +22,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ibnorm_export.errors import IBNormError, PromptError
 from ibnorm_export.serving.chat_template import ChatTemplate
@@ -40,13 +41,37 @@ from ibnorm_export.serving.request_size import SizeLimit
 from ibnorm_export.serving.text_queue import TextLimits, Texts
 from ibnorm_export.text import Sampling, TextModel, TextResult, open_folder
 
-__all__ = ["create_app", "serve_text"]
+__all__ = ["Door", "create_app", "serve_text"]
 
 
 def _answer(error: Refused) -> JSONResponse:
     kind = "server_error" if error.status >= 500 else "invalid_request_error"
     content = {"error": {"message": str(error), "type": kind, "param": None, "code": error.code}}
     return JSONResponse(content, error.status, error.headers)
+
+
+class Door:
+    """ASGI middleware: where there is no room for a text, its request is refused unread.
+
+    In a burst those who are refused then cost those who are admitted little.
+
+    Args:
+        app: behind the door.
+        texts: that are being written.
+    """
+
+    def __init__(self, app: ASGIApp, texts: Texts) -> None:
+        self._app = app
+        self._texts = texts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "POST":
+            try:
+                self._texts.check_room()
+            except Refused as error:
+                await _answer(error)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
 
 
 def create_app(
@@ -64,6 +89,7 @@ def create_app(
     texts = Texts(model, limits)
     app = FastAPI(title=name, docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(SizeLimit, limit=limits.request_bytes)
+    app.add_middleware(Door, texts=texts)
     about = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "ibnorm-export"}
 
     @app.exception_handler(Refused)
@@ -73,8 +99,11 @@ def create_app(
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"][1:])
-        return _answer(Refused(400, f"{where}: {first['msg']}".removeprefix(": "), "invalid"))
+        if first["type"] == "json_invalid":
+            why = f"the body is not valid JSON: {first['ctx']['error']}, at character {first['loc'][1]}"
+        else:
+            why = f"{'.'.join(str(part) for part in first['loc'][1:]) or 'the body'}: {first['msg']}"
+        return _answer(Refused(400, why, "invalid"))
 
     @app.exception_handler(PromptError)
     async def unusable(request: Request, error: PromptError) -> JSONResponse:

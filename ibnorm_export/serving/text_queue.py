@@ -21,7 +21,7 @@ __all__ = ["TextLimits", "Texts", "Turns"]
 
 #: Tokens that come within this time of the last piece go to the reader together with the next token: at 1500 tokens a
 #: second an event for each takes a third of the processor. A slower model sends every token by itself.
-_PIECE_S: Final = 0.02
+_PIECE_S: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,16 +103,20 @@ class Texts:
         self._turns = Turns()
         self.running = 0
 
+    def check_room(self) -> None:
+        """Raises Refused, where as many texts as may be are being written."""
+        if self.running >= self._limits.concurrency:
+            # the second header is for openai's clients: those that were refused together do not come back together
+            again = {"Retry-After": "1", "Retry-After-Ms": str(random.randint(500, 1500))}
+            raise Refused(429, f"{self.running} texts are being written; try again", "busy", again)
+
     async def generate(self, prompt: str, sampling: Sampling) -> AsyncIterator[str | TextResult]:
         """Pieces of the text, then its result. The text ends when this generator is closed.
 
         Raises:
             Refused: there is no room, or the prompt does not fit, or the time is up.
         """
-        if self.running >= self._limits.concurrency:
-            # the second header is for openai's clients: those that were refused together do not come back together
-            again = {"Retry-After": "1", "Retry-After-Ms": str(random.randint(500, 1500))}
-            raise Refused(429, f"{self.running} texts are being written; try again", "busy", again)
+        self.check_room()
         self.running += 1
         loop = asyncio.get_running_loop()
         pieces: asyncio.Queue[str | TextResult | Exception] = asyncio.Queue()

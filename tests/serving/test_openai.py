@@ -138,8 +138,19 @@ def test_bad_requests(client: openai.OpenAI, change: dict[str, Any], status: int
     assert caught.value.status_code == status
 
 
-@pytest.mark.parametrize("body", [b"{not json", b"", b"[]", b'{"model": "noise"}', b"\xff\xfe"])
-def test_bad_bodies(endpoint: str, body: bytes) -> None:
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"{not json", "the body is not valid JSON: Expecting property name enclosed in double quotes, at character 1"),
+        (b'{"model": "noise", "prompt": "x', "the body is not valid JSON: Unterminated string starting at"),
+        (b"", "the body: Field required"),
+        (b"[]", "the body: Input should be a valid dictionary"),
+        (b'{"model": "noise"}', "prompt: Field required"),
+        (b"\xff\xfe", "the body is not valid JSON: Expecting value, at character 0"),
+    ],
+    ids=["no-json", "cut", "empty", "list", "no-prompt", "no-text"],
+)
+def test_bad_bodies(endpoint: str, body: bytes, words: str) -> None:
     request = urllib.request.Request(
         f"{endpoint}/v1/completions", data=body, headers={"Content-Type": "application/json"}
     )
@@ -147,7 +158,10 @@ def test_bad_bodies(endpoint: str, body: bytes) -> None:
         urllib.request.urlopen(request, timeout=5)
     with caught.value as error:
         assert error.code == 400
-        assert json.load(error)["error"]["type"] == "invalid_request_error"
+        told = json.load(error)["error"]
+        assert told["type"] == "invalid_request_error"
+        assert words in told["message"]
+        assert "\n" not in told["message"]
 
 
 def test_a_body_that_lies_about_its_length(endpoint: str) -> None:

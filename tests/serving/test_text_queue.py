@@ -8,9 +8,11 @@ import time
 from collections.abc import Callable
 
 import pytest
+from starlette.types import Message, Receive, Scope, Send
 
 from ibnorm_export.errors import IBNormError, ModelFileError, PromptError
 from ibnorm_export.serving.openai_protocol import Refused
+from ibnorm_export.serving.openai_server import Door
 from ibnorm_export.serving.text_queue import TextLimits, Texts, Turns
 from ibnorm_export.text import Sampling, TextResult
 
@@ -96,7 +98,7 @@ def test_quick_tokens_go_together_and_slow_ones_alone() -> None:
 
     def slow(write: Write) -> None:
         for _ in range(4):
-            time.sleep(0.03)
+            time.sleep(0.06)
             write("a")
 
     assert asyncio.run(collect(texts(quick))) == ["a", "a" * 99]  # the first at once
@@ -132,3 +134,53 @@ def test_limits_out_of_range() -> None:
     for wrong in ({"concurrency": 0}, {"request_bytes": 0}, {"request_s": 0.0}, {"request_s": float("nan")}):
         with pytest.raises(IBNormError, match="each must be above 0"):
             TextLimits(**wrong)  # type: ignore[arg-type]  # of either kind
+
+
+def test_a_reader_who_leaves_ends_the_text() -> None:
+    written = 0
+
+    def generate(write: Write) -> None:
+        nonlocal written
+        for _ in range(2000):
+            time.sleep(0.001)
+            written += 1
+            write("a")
+
+    async def leave() -> None:
+        made = texts(generate)
+        pieces = made.generate("x", Sampling())
+        assert await anext(pieces) == "a"
+        await pieces.aclose()  # type: ignore[attr-defined]  # an asynchronous generator
+        while made.running:
+            await asyncio.sleep(0.001)
+
+    asyncio.run(leave())
+    assert written < 1000
+
+
+def test_a_request_without_room_is_refused_unread() -> None:
+    """Whatever it asks for: a burst must not cost those who are admitted the reading of all others."""
+    made = texts(lambda write: None, TextLimits(concurrency=1))
+    passed, sent = [], []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        passed.append(scope["method"])
+
+    async def receive() -> Message:
+        pytest.fail("it was read")
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def ask(method: str) -> None:
+        await Door(app, made)({"type": "http", "method": method}, receive, send)
+
+    asyncio.run(ask("POST"))
+    made.running = 1
+    asyncio.run(ask("GET"))  # /health and /v1/models have room
+    assert (passed, sent) == (["POST", "GET"], [])
+    asyncio.run(ask("POST"))
+    assert passed == ["POST", "GET"]
+    assert sent[0]["status"] == 429
+    assert dict(sent[0]["headers"])[b"retry-after"] == b"1"
+    assert b"1 texts are being written" in sent[1]["body"]
