@@ -82,7 +82,7 @@ demo: native
 	$(BIN)/ibnorm-export demo --out demo
 
 test: native lint
-	$(BIN)/python -m pytest --ignore=tests/generation --ignore=tests/faults --ignore=tests/families --ignore=tests/browser --ignore=tests/cuda --ignore=tests/tensorrt --ignore=tests/serving
+	$(PYTEST) --ignore=tests/generation --ignore=tests/faults --ignore=tests/families --ignore=tests/browser --ignore=tests/cuda --ignore=tests/tensorrt --ignore=tests/serving
 
 # Cached decoding, generation in every form, and quantised weights: minutes of export.
 test-generation: native
