@@ -1,4 +1,4 @@
-"""What the gate costs and decides on this machine: overhead of --layers, the time of `check`, and the latency verdict.
+"""What the gate costs and decides on the demo's models: time of --layers and `check`, the error, the latency verdict.
 
     make demo && python benchmarks/gates_live.py demo --record benchmarks/results/gates_live.json
 
@@ -27,6 +27,9 @@ from ibnorm_export.latency_verdict import judge, paired, to_dict
 from ibnorm_export.loaded import Arrays
 from ibnorm_export.runners.base import Runner, open_runner
 from ibnorm_export.verify import VerifyOptions, verify
+
+#: Relative error of the demo's logits in fp32.
+BARS = {"fused": 5e-7, "as functions": 2e-6}
 
 #: Of the planted slowdown.
 SLOWER = 0.1
@@ -78,6 +81,13 @@ def verdicts(folder: Path, name: str, threads: int, rounds: int) -> list[dict[st
     return found
 
 
+def errors(folder: Path, name: str) -> list[dict[str, Any]]:
+    """Relative error of the logits against float64, with the fused kernels and with the functions."""
+    report = verify(ExportedModel(folder / f"{name}.onnx"), models.load(folder / name))
+    assert report.numeric is not None
+    return [{"model": name, "norms": o.norms, "error": o.error, "bar": BARS[o.norms]} for o in report.numeric.outputs]
+
+
 def gate(checkpoint: Path) -> dict[str, Any]:
     """Time of `check` on what `check --init` writes, with every backend that is present."""
     command = [sys.executable, "-c", "from ibnorm_export.cli.main import run; run()", "check"]
@@ -109,14 +119,23 @@ def main() -> int:
     judged = [
         v for name in ("llama", "vit") for v in verdicts(arguments.folder, name, arguments.threads, arguments.rounds)
     ]
+    parity = [row for name in ("llama", "vit") for row in errors(arguments.folder, name)]
+    for row in parity:
+        print(f"{row['model']}, norms {row['norms']}: relative error {row['error']:.2e}, bar {row['bar']:.0e}")
     gates = [gate(arguments.folder / name) for name in ("llama", "vit")]
     print(", ".join(f"check of {row['model']}: {row['check_s']:.0f} s" for row in gates))
     if arguments.record is not None:
-        content = {"environment": environment(), "layers_overhead": rows, "check": gates, "verdicts": judged}
+        content = {
+            "environment": environment(),
+            "layers_overhead": rows,
+            "check": gates,
+            "verdicts": judged,
+            "errors": parity,
+        }
         arguments.record.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     wrong = [v for v in judged if v["decision"] == ("fail" if v["case"] == "itself" else "pass")]
     slow = any(row["ratio"] > 3.0 for row in rows) or sum(row["check_s"] for row in gates) > 180.0
-    return 1 if wrong or slow else 0
+    return 1 if wrong or slow or any(row["error"] > row["bar"] for row in parity) else 0
 
 
 if __name__ == "__main__":
