@@ -63,6 +63,11 @@ CONFIGS = {
         IBNormSpec("T"),
     ),
 }  # fmt: skip
+#: LLaMA-60M in layers and width, with a vocabulary of bytes: what a step of a real model costs.
+LLAMA_60M = {
+    "model_type": "llama", "hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 8,
+    "num_attention_heads": 8, "num_key_value_heads": 8, "vocab_size": 256, "max_position_embeddings": 512,
+}  # fmt: skip
 PROMPT = "The import statement"
 #: Tokens of a text: as many as the model has positions for, and a short one.
 LONG, SHORT = 480, 128
@@ -104,8 +109,10 @@ def prepare(folder: Path) -> None:
         models.save(models.new_model(config, spec), folder / name)
         for dtype in (DType.FP32, DType.FP16):
             export(models.load(folder / name), folder / f"{name}-{dtype.value}.onnx", ExportOptions(dtype=dtype))
-    write_byte_tokenizer(folder / "llama")
-    export_genai(models.load(folder / "llama", task="text-generation"), folder / "text")
+    models.save(models.new_model(LLAMA_60M, IBNormSpec("L", bias=False)), folder / "llama-60m")
+    for checkpoint, name in (("llama", "text"), ("llama-60m", "text-60m")):
+        write_byte_tokenizer(folder / checkpoint)
+        export_genai(models.load(folder / checkpoint, task="text-generation"), folder / name)
 
 
 def parity(folder: Path, scratch: Path) -> list[Row]:
@@ -268,18 +275,18 @@ def genai_alone(folder: Path) -> Callable[[], str]:
     return write
 
 
-def speed(server: Running, folder: Path, here: TextModel) -> list[Row]:
+def speed(server: Running, folder: Path, here: TextModel, turns: int) -> list[Row]:
     """Tokens per second of one stream, through the openai client and in this process by turns."""
     client = openai.OpenAI(base_url=f"http://{server.http}/v1", api_key="none", max_retries=0, timeout=120)
     wanted = here.generate(PROMPT, Sampling(LONG)).text
 
     def through() -> None:
-        parts = client.completions.create(model="text", prompt=PROMPT, max_tokens=LONG, temperature=0, stream=True)
+        parts = client.completions.create(model=folder.name, prompt=PROMPT, max_tokens=LONG, temperature=0, stream=True)
         assert "".join(part.choices[0].text for part in parts) == wanted
 
     ways = {"through": through, "generate": lambda: here.generate(PROMPT, Sampling(LONG)), "alone": genai_alone(folder)}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(16):
+    for turn in range(turns + 1):
         for name, way in ways.items():
             began = time.perf_counter()
             way()
@@ -296,7 +303,7 @@ def speed(server: Running, folder: Path, here: TextModel) -> list[Row]:
             f"{LONG} tokens, greedy; median of {len(ratios)} turns, {min(ratios):.3f} to {max(ratios):.3f}; "
             f"{per_token['through']:.3f} ms a token over {per_token[name]:.3f}"
         )
-        what = f"tokens per second of one stream, endpoint over {inside}"
+        what = f"tokens per second of one stream of {folder.name}, endpoint over {inside}"
         rows.append(Row(what, round(statistics.median(ratios), 3), 0.95, False, note))
     return rows
 
@@ -333,9 +340,12 @@ async def hundred(server: Running, wanted: str) -> list[Row]:
 
 def text(folder: Path, scratch: Path) -> list[Row]:
     """The text endpoint: speed of one stream, then a hundred clients against a limit of 16."""
+    large = folder / "text-60m"
+    with running(large) as server:
+        rows = speed(server, large, open_folder(large), 5)
     here = open_folder(folder / "text")
     with running(folder / "text", "--concurrency", 16) as server:
-        rows = speed(server, folder / "text", here)
+        rows += speed(server, folder / "text", here, 15)
         return [*rows, *asyncio.run(hundred(server, here.generate(PROMPT, Sampling(SHORT)).text))]
 
 
