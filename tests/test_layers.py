@@ -166,8 +166,10 @@ def test_a_wrong_kernel_is_told_from_a_wrong_file(
         def run(self, inputs: Arrays) -> Arrays:
             return {name: array * np.float32(1.001) for name, array in self._runner.run(inputs).items()}
 
-    def opened(backend: str, file: ExportedModel, threads: Any = None, kernels: Kernels = Kernels.AUTO) -> base.Runner:
-        runner = base.open_runner(backend, file, threads, Kernels.FUNCTION)
+    def opened(
+        backend: str, file: ExportedModel, threads: Any = None, kernels: Kernels = Kernels.AUTO, **more: Any
+    ) -> base.Runner:
+        runner = base.open_runner(backend, file, threads, Kernels.FUNCTION, **more)
         return Wrong(runner) if kernels is Kernels.FUSED else runner
 
     monkeypatch.setattr(numeric_check, "open_runner", opened)

@@ -48,8 +48,10 @@ IBNORM_EXPORT int ibnorm_test_run(int set, const void* x, const void* skip, cons
 
 namespace {
 
-__attribute__((target_clones("avx512f", "avx2", "default"))) void stream_copy(float* to, const float* from,
-                                                                              std::int64_t count) {
+#if defined(__x86_64__)
+__attribute__((target_clones("avx512f", "avx2", "default")))
+#endif
+void stream_copy(float* to, const float* from, std::int64_t count) {
 #if defined(__SSE2__)
   for (std::int64_t i = 0; i < count; i += 16) {
     const __m128 a = _mm_load_ps(from + i), b = _mm_load_ps(from + i + 4);
