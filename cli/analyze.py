@@ -68,7 +68,7 @@ def analyze_command(
     from ibnorm_export.artifact import ExportedModel
     from ibnorm_export.layer_analysis import AnalysisOptions, analyze_checkpoint, analyze_file
     from ibnorm_export.text_batch import read_labels, text_batch
-    from ibnorm_export.verify import read_inputs
+    from ibnorm_export.verify import read_inputs, read_text
 
     if alpha <= 0.0 or alpha == 1.0:
         raise typer.BadParameter(f"{alpha} is not above 0 and other than 1", param_hint="--alpha")
@@ -76,9 +76,10 @@ def analyze_command(
         raise typer.BadParameter(f"{width} is not above 0", param_hint="--kernel-width")
     wanted = AnalysisOptions(_numbers(lambdas), _types(dtypes), alpha, width, samples, seed)
     with show_progress() as progress:
+        written = None if text is None else read_text(text)
         loaded = models.load(checkpoint, model)
-        if text is not None:
-            batch = text_batch(loaded, text.read_text("utf-8"), samples)
+        if written is not None:
+            batch = text_batch(loaded, written, samples)
         elif inputs is not None:
             batch = read_inputs(inputs, loaded)
         else:

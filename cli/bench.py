@@ -64,6 +64,11 @@ def bench_command(
     count = threads or psutil.cpu_count(logical=False) or 1
     names = [name.strip() for name in against.split(",") if name.strip()]
     if backend == "ort-cpu" and bench_text.generates(model_file):
+        if save_baseline is not None or require_fused or engine is not None or model is not None:
+            raise typer.BadParameter(
+                f"--save-baseline, --require-fused, --engine and --model are not for {model_file}, a folder that "
+                "generates text; leave them out (verify --require-fused says how its norms run)"
+            )
         wanted = TextBenchOptions(
             bench_text.counts(prompts, "--prompts"), bench_text.counts(batches, "--batches"), rounds, seed=seed
         )

@@ -74,7 +74,11 @@ def export_command(
         typer.Option("--head-dtype", help="Of the matrix before the logits, for int8 and int4: int8, int4, fp32."),
     ] = Stored.INT8,
     opset: Annotated[
-        int | None, typer.Option("--opset", help="ONNX opset, 18 to 26. [default: LLaMA 23, ViT 20, bf16 at least 22]")
+        int | None,
+        typer.Option(
+            "--opset",
+            help="18 to 26. [default: LLaMA, GPT-2 23, others 20; bf16 at least 22, --cache static 24]",
+        ),
     ] = None,
     cache: Annotated[
         str,

@@ -37,11 +37,16 @@ def generate_command(
     Example: ibnorm-export generate llama --prompt "The import statement"
     """
     from ibnorm_export.artifact import MODEL_FILE
+    from ibnorm_export.errors import ModelFileError
     from ibnorm_export.text import Sampling, open_checkpoint, open_folder
 
     sampling = Sampling(max_new_tokens, temperature, top_p, seed)
     if (path / MODEL_FILE).is_file():
         model = open_folder(path, kernels, threads)
+    elif path.is_file():
+        raise ModelFileError(
+            f"{path} is a file; give the folder that `export CHECKPOINT -o DIR --task text-generation` makes"
+        )
     else:
         from ibnorm_export import models
 

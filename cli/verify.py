@@ -53,7 +53,7 @@ def verify_command(
     """
     from ibnorm_export import models
     from ibnorm_export.artifact import ExportedModel
-    from ibnorm_export.verify import VerifyOptions, read_inputs, verify
+    from ibnorm_export.verify import VerifyOptions, read_inputs, read_text, verify
     from ibnorm_export.verify_report import write_report
 
     endpoint = None if url is None else Endpoint(url, name)
@@ -62,10 +62,11 @@ def verify_command(
     )  # fmt: skip
     with show_progress() as progress:
         progress("reading the checkpoint", 0, 0)
+        written = None if text is None else read_text(text)
         exported = ExportedModel(model_file)
         loaded = models.load(checkpoint, model, str(exported.metadata.get("task", "forward")))
         given = None if inputs is None else [read_inputs(inputs, loaded)]
-        report = verify(exported, loaded, wanted, given, progress, None if text is None else text.read_text("utf-8"))
+        report = verify(exported, loaded, wanted, given, progress, written)
         if html is not None:
             progress("writing the report", 0, 0)
             write_report(report, html)

@@ -93,9 +93,14 @@ class ExportedModel:
     def __init__(self, path: str | Path) -> None:
         self.path = resolve(path)
         if not self.path.exists():
-            raise ModelFileError(f"{self.path} does not exist")
+            raise ModelFileError(
+                f"{self.path} does not exist; ibnorm-export export CHECKPOINT -o MODEL.onnx writes one"
+            )
         if self.path.is_dir():
-            raise ModelFileError(f"{self.path} is a folder without model.onnx; an .onnx file is wanted")
+            raise ModelFileError(
+                f"{self.path} is a folder without model.onnx; export a checkpoint first: ibnorm-export "
+                f"export {self.path} -o MODEL.onnx"
+            )
         try:
             self.proto = onnx.load(self.path, load_external_data=False)
         except google.protobuf.message.DecodeError as error:

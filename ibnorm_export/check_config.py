@@ -92,7 +92,7 @@ class ExportCheck:
     dtype: DType = DType.FP32
     opset: int | None = None
     inline: bool = False
-    fuse_skip: bool = False
+    fuse_skip: bool = True
     parity: ParityCheck = field(default_factory=ParityCheck)
     latency: tuple[LatencyBudget, ...] = ()
 
@@ -158,7 +158,7 @@ def _check_export(export: ExportCheck, names: list[str]) -> None:
     _demand(bool(plain), f"{where}: a name is of letters, digits, '-', '_' and '.', for it names a file")
     _demand(names.count(export.name) == 1, f"{where} is there {names.count(export.name)} times; names must differ")
     _demand(export.task in TASKS, f"{where}: task is {export.task!r}; it must be one of {', '.join(TASKS)}")
-    legal = (*BACKENDS, PRESENT)
+    legal = (*(name for name in BACKENDS if name != "triton"), PRESENT)  # a server has an address
     for backend in (*export.parity.backends, *(budget.backend for budget in export.latency)):
         _demand(backend in legal, f"{where}: there is no backend {backend!r}; there are {', '.join(legal)}")
     _demand(bool(export.parity.backends), f"{where}: parity.backends is empty; name at least one")

@@ -37,7 +37,9 @@ def draw(model: ExportedModel, sizes: Mapping[str, int], seed: int = 0) -> Array
         shape = []
         for axis in tensor.shape:
             if isinstance(axis, str) and axis not in sizes:
-                raise ModelFileError(f"{model.path}: no size is known for axis {axis!r} of {tensor.name}")
+                raise ModelFileError(
+                    f"{model.path}: no size is known for axis {axis!r} of {tensor.name}; batch and sequence have one"
+                )
             shape.append(sizes[axis] if isinstance(axis, str) else axis)
         if tensor.name == "attention_mask":
             arrays[tensor.name] = np.ones(shape, dtype=np.int64)

@@ -28,7 +28,7 @@ def text_batch(model: LoadedModel, text: str, tokens: int) -> Arrays:
     length = min(128, model.max_positions or 128)
     count = min(-(-tokens // length), len(ids) // length)
     if count < 1:
-        raise ModelFileError(f"the text has {len(ids)} tokens; at least {length} are needed")
+        raise ModelFileError(f"the text has {len(ids)} tokens; at least {length} are needed: give a longer text")
     rows = np.asarray(ids[: count * length], np.int64).reshape(count, length)
     return {"input_ids": rows, "attention_mask": np.ones_like(rows)}
 

@@ -76,6 +76,18 @@ def read_inputs(path: str | Path, model: LoadedModel) -> Arrays:
     return read_arrays(path, model.inputs)
 
 
+def read_text(path: str | Path) -> str:
+    """The user's own text, in UTF-8.
+
+    Raises:
+        ModelFileError: the file is missing, unreadable or not UTF-8.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelFileError(f"{path} is no text in UTF-8: {error}") from error
+
+
 def read_arrays(path: str | Path, inputs: Sequence[InputSpec]) -> Arrays:
     """Arrays by name from an .npz file, in float32 or int64, checked against the inputs that they are for.
 
@@ -138,7 +150,8 @@ def verify(
     metadata = exported.require_metadata()
     if metadata.get("family") != model.family:
         raise ModelFileError(
-            f"{exported.path} is a {metadata.get('family')} model; the checkpoint {model.source} is {model.family}"
+            f"{exported.path} is a {metadata.get('family')} model; the checkpoint {model.source} is {model.family}; "
+            "name the one that it was exported from"
         )
     names = {tensor.name for tensor in exported.inputs}
     wanted = {spec.name for spec in model.inputs}

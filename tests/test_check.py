@@ -18,6 +18,7 @@ from ibnorm_export.check_config import CheckConfig, ExportCheck, LatencyBudget, 
 from ibnorm_export.check_report import Case, CheckReport, Outcome, write_all
 from ibnorm_export.cli import main
 from ibnorm_export.errors import ConfigError
+from ibnorm_export.export import ExportOptions
 from ibnorm_export.exposing import REGIMES, exposing_inputs
 from ibnorm_export.loaded import DType
 from ibnorm_export.models import check
@@ -59,6 +60,13 @@ checkpoint = "/c"
     assert config == CheckConfig((first, ExportCheck("n", Path("/c"))), tmp_path / "out")
 
 
+def test_what_is_checked_is_what_export_makes() -> None:
+    options, asked = ExportOptions(), ExportCheck("m", Path("c"))
+    assert (asked.dtype, asked.opset, asked.inline, asked.fuse_skip) == (
+        options.dtype, options.opset, options.inline, options.fuse_skip,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -70,6 +78,7 @@ checkpoint = "/c"
         (START + "[export.parity]\nsamples = true", "samples is True; it must be int"),
         (START + "[export.parity]\nsamples = 0", "samples is 0"),
         (START + '[export.parity]\nbackends = ["gpu"]', "no backend 'gpu'"),
+        (START + '[export.parity]\nbackends = ["triton"]', "no backend 'triton'"),
         (START + 'dtype = "fp8"', "'fp8'; it must be one of ['fp32', 'fp16', 'bf16']"),
         (START + 'task = "dream"', "'dream'"),
         (START + "[[export.latency]]\nrounds = 3", "names []; it must name exactly one"),

@@ -213,6 +213,29 @@ def test_bad_usage_is_one_line_and_exit_2(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_text_that_is_none_is_bad_input(cli: Any, exported: Path, llama_checkpoint: Path, tmp_path: Path) -> None:
+    text = tmp_path / "latin.txt"
+    text.write_bytes("na\u00efve".encode("latin-1"))
+    for words in (("verify", exported, llama_checkpoint), ("analyze", llama_checkpoint)):
+        result = cli(*words, "--text", text)
+        assert result.code == 2
+        assert "no text in UTF-8" in result.err
+
+
+def test_options_that_a_text_folder_has_not_are_refused(cli: Any, tmp_path: Path) -> None:
+    (tmp_path / "genai_config.json").touch()
+    for words in (("--require-fused",), ("--save-baseline", tmp_path / "b.json"), ("--model", "a:b")):
+        result = cli("bench", tmp_path, *words)
+        assert result.code == 2
+        assert "generates text" in " ".join(result.err.split())
+
+
+def test_a_file_is_no_folder_to_generate_with(cli: Any, exported: Path) -> None:
+    result = cli("generate", exported, "--prompt", "a")
+    assert result.code == 2
+    assert "--task text-generation" in result.err
+
+
 def test_an_error_with_json_is_json(cli: Any) -> None:
     result = cli("verify", "missing.onnx", "nowhere", "--json")
     assert result.code == 2

@@ -156,7 +156,10 @@ def open_runner(
             return ReferenceRunner(model)
         if backend == "triton":
             if endpoint is None:
-                raise IBNormError("backend triton needs a running server: add --url HOST:PORT")
+                raise IBNormError(
+                    "backend triton needs a running server: ibnorm-export verify MODEL CHECKPOINT --backend triton "
+                    "--url HOST:PORT"
+                )
             from ibnorm_export.runners.triton_runner import TritonRunner
 
             return TritonRunner(model, endpoint)
