@@ -3,9 +3,10 @@
     python benchmarks/serving.py --models build/serving-models --prepare     # export, minutes, no timing
     python benchmarks/serving.py --models build/serving-models --record benchmarks/results/serving.json
 
-Models: a ViT and a LLaMA of the demo's shapes with random weights. Clients and servers share the machine's cores, so
-the times are those of both together. Without a tritonserver on PATH, Triton runs the models through this package's
-Python backend over the same ONNX Runtime: byte parity then checks the plumbing, not another runtime.
+Models: a ViT and a LLaMA of the demo's shapes, and for the speed of text LLaMA-60M's layers, with random weights.
+Clients and servers share the machine's cores, so the times are those of both together. Without a tritonserver on PATH,
+Triton runs the models through this package's Python backend over the same ONNX Runtime: byte parity then checks the
+plumbing, not another runtime.
 """
 
 from __future__ import annotations

@@ -341,8 +341,8 @@ def run_demo(
     """Train an IBNorm-L LLaMA and an IBNorm-T ViT, and do the main job with both.
 
     Args:
-        folder: gets `llama/` and `vit/` (checkpoints), the .onnx files and the folders of `write_text`; made if
-            missing.
+        folder: gets `llama/` and `vit/` (checkpoints), the .onnx files, the folders of `write_text`, and what was not
+            trained on: `held-out.txt`, `digits.npz` with `labels.npy`; made if missing.
         minutes: of training for each model, in processor time of the calling thread.
         text: a file to train the LLaMA on; None takes CPython's own documentation.
         progress: called as the work goes on.
@@ -371,10 +371,14 @@ def run_demo(
                 last.loss <= MAX_BITS_PER_BYTE,
             )
         else:
+            digits, labels = plan.task.held_out
+            np.savez(folder / "digits.npz", **digits)  # type: ignore[arg-type]  # its stub takes allow_pickle for one
+            np.save(folder / "labels.npy", labels.numpy())
             goal, reached = (
                 f"{last.accuracy:.1%} of digits right (at least {MIN_ACCURACY:.0%})",
                 last.accuracy >= MIN_ACCURACY,
             )
         done.append(DemoModel(name, str(plan.spec), goal, reached, str(folder / name), evaluations, parity, latency))
     held_out = source[len(source) * 9 // 10 :][: POSITIONS + 1].decode(errors="replace")
+    (folder / "held-out.txt").write_text(held_out, encoding="utf-8")
     return DemoResult(str(folder), tuple(done), write_text(folder / "llama", folder, held_out, progress))

@@ -25,6 +25,10 @@ def test_two_checkpoints_and_their_files(short: DemoResult) -> None:
         assert (folder / name / "model.safetensors").is_file()
         assert (folder / f"{name}.onnx").is_file()
         assert (folder / f"{name}.fp16.onnx").is_file()
+    assert len((folder / "held-out.txt").read_text(encoding="utf-8")) >= 500
+    with np.load(folder / "digits.npz") as digits:
+        assert digits["pixel_values"].shape == (360, 1, 8, 8)
+    assert np.load(folder / "labels.npy").shape == (360,)
 
 
 def test_parity_passes_in_fp32_and_fp16(short: DemoResult) -> None:
