@@ -81,7 +81,8 @@ mutants: native
 demo: native
 	$(BIN)/ibnorm-export demo --out demo
 
-test: native lint
+test: native
+	$(MAKE) --no-print-directory lint  # not beside native: both set up
 	$(PYTEST) --ignore=tests/generation --ignore=tests/faults --ignore=tests/families --ignore=tests/browser --ignore=tests/cuda --ignore=tests/tensorrt --ignore=tests/serving
 
 # Cached decoding, generation in every form, and quantised weights: minutes of export.

@@ -81,7 +81,7 @@ class PluginRunner:
             return (time.perf_counter_ns() - start) / 1e6
 
         # The graph reads and writes these: they live as long as it does.
-        once.tensors = (*placed, y, graph)  # type: ignore[attr-defined]
+        once.tensors = (*placed, y, graph)  # type: ignore[attr-defined]  # kept alive with the function that uses them
         return once
 
 
@@ -140,7 +140,7 @@ def _latency(part: Part, machine: Machine, library: Path | None, folder: Path, d
         ones = np.ones(cols)
         model = one_norm(folder / "timed.onnx", spec, _NAMES[dtype], False, ones, 0.0 * ones)
         fused, function = OrtCudaRunner(model.path, 1, library), OrtCudaRunner(model.path, 1, None)
-        fused.name, function.name = "ONNX Runtime, fused", "ONNX Runtime, function"  # type: ignore[misc]
+        fused.name, function.name = "ONNX Runtime, fused", "ONNX Runtime, function"  # type: ignore[misc]  # a runner declares its name as Final
         x = np.random.default_rng(0).standard_normal((1, rows, cols)).astype(np.float32)
         raced = bench([PluginRunner(machine, spec, dtype), fused, function], {"X": x}, 1, BenchOptions(warmup_ms=200.0))
         part.figures.append(

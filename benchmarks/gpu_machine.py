@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "benchmarks"), *(str(ROOT / "tests" / name) for name in (".", "cuda", "tensorrt"))]
 
-import cuda_emulator  # noqa: E402
-import op_cuda  # noqa: E402
-import trt_plugin  # noqa: E402
-from cuda_static import ToolMissingError, nvcc  # noqa: E402
+import cuda_emulator  # noqa: E402 - behind the path that finds these
+import op_cuda  # noqa: E402 - as above
+import trt_plugin  # noqa: E402 - as above
+from cuda_static import ToolMissingError, nvcc  # noqa: E402 - as above
 
 __all__ = ["Machine", "ToolMissingError", "emulator", "gpu", "link_harness", "link_plugin", "nvcc"]
 

@@ -34,11 +34,11 @@ def _section(model: DemoModel) -> Section:
                     "pass" if report else "fail",
                 )
             )
-    static = model.parity[0].static
-    assert static is not None
-    compared = (
-        f"{static.norms} norm nodes and {static.weights} weights compared with the checkpoint: "
-        f"{len(static.findings)} findings."
+    compared = " ".join(
+        f"{report.numeric.dtype}: {report.static.norms} norm nodes and {report.static.weights} weights compared with "
+        f"the checkpoint, {len(report.static.findings)} findings."
+        for report in model.parity
+        if report.numeric is not None and report.static is not None
     )
     norms = model.latency.norms
     fused = f"{sum(n.implementation == 'fused' for n in norms)} of {len(norms)} norms as fused kernels"
@@ -81,7 +81,10 @@ def _section(model: DemoModel) -> Section:
             ),
             "0 is Gaussian. L and T lower the kurtosis of values with Gaussian tails; S leaves it.",
         ),
-        (parity_bars("Parity", model.parity), "The exported file is as near to float64 as PyTorch itself."),
+        (
+            parity_bars("Parity", model.parity),
+            "Passed where the exported file is below what is allowed, beside PyTorch in the same type.",
+        ),
         (latency_bars("Latency", model.latency), f"Interleaved rounds with equal threads; fp32, {fused}."),
     )
     ratios = "; ".join(

@@ -33,7 +33,7 @@ def raise_mismatch(source: Path, missing: list[str], extra: list[str], shapes: l
     if shapes:
         parts.append(f"{len(shapes)} of the wrong shape ({_some(shapes)})")
     if parts:
-        raise CheckpointError(f"{source}: weights do not fit the model of its config: {'; '.join(parts)}")
+        raise CheckpointError(f"{source}: weights do not fit the model: {'; '.join(parts)}")
 
 
 def nonfinite(module: nn.Module) -> tuple[str, ...]:

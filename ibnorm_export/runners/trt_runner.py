@@ -98,7 +98,7 @@ class TrtRunner:
             raise EngineError(f"{self.name} refuses to run the engine")
 
     def run(self, inputs: Arrays) -> Arrays:
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch gives no types here
         with torch.cuda.stream(stream):
             held = self._place(inputs, stream)
             self._enqueue(stream)
@@ -108,8 +108,8 @@ class TrtRunner:
 
     def timed(self, inputs: Arrays) -> Callable[[], float]:
         """See `DeviceRunner`: a CUDA graph of one pass, timed on the device by events before and behind it."""
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch gives no types here
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]  # torch gives no types here
         with torch.cuda.stream(stream):
             held = self._place(inputs, stream)
             self._enqueue(stream)  # what a first pass sets up cannot be captured

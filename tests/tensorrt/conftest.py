@@ -9,8 +9,8 @@ import pytest
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2] / "benchmarks")]
 
-import trt_plugin  # noqa: E402
-from trt_plugin import cuda_emulator  # noqa: E402
+import trt_plugin  # noqa: E402 - behind the path that finds it
+from trt_plugin import cuda_emulator  # noqa: E402 - as above
 
 
 @pytest.fixture(scope="session")
