@@ -140,7 +140,7 @@ def _latency(part: Part, machine: Machine, library: Path | None, folder: Path, d
         ones = np.ones(cols)
         model = one_norm(folder / "timed.onnx", spec, _NAMES[dtype], False, ones, 0.0 * ones)
         fused, function = OrtCudaRunner(model.path, 1, library), OrtCudaRunner(model.path, 1, None)
-        fused.name, function.name = "ONNX Runtime, fused", "ONNX Runtime, function"  # type: ignore[misc]  # a runner declares its name as Final
+        fused.name, function.name = "ONNX Runtime, fused", "ONNX Runtime, function"  # type: ignore[misc]  # read-only in `Runner`, an attribute here
         x = np.random.default_rng(0).standard_normal((1, rows, cols)).astype(np.float32)
         raced = bench([PluginRunner(machine, spec, dtype), fused, function], {"X": x}, 1, BenchOptions(warmup_ms=200.0))
         part.figures.append(
