@@ -6,11 +6,12 @@
 //!   3. y = scale * (c - mean(c)) / sqrt(var(c) + epsilon) + bias
 //! mean(c^2) - mean(c)^2 is the variance to within a bit as long as mean(c)^2 is no larger; g is odd
 //! and x - mean has mean 0, so that nearly always holds. Where it does not (one value far outside),
-//! another pass takes the squares around the mean.
+//! another pass takes the rest of the mean, and the squares around it.
 //!
-//! Sums add a few vectors in float and go on in double. That makes the mean of equal values exact, so
-//! that such a row gives exactly `bias`; and a tanh turns the sign of a value near the mean into a
-//! step, so that at deviations far above lambda a mean good to one float alone would cost 1e-6.
+//! The sum of x adds a few vectors in float and goes on in double. That makes the mean of equal values
+//! exact, so that such a row gives exactly `bias`; and a tanh turns the sign of a value near the mean into
+//! a step, so that at deviations far above lambda a mean good to one float alone would cost 1e-6. Those of
+//! c, whose mean is next to nothing, stay in float for a row of up to kScratch columns.
 //! NaN and infinity show in the mean, which then makes the last factor NaN.
 //!
 //! Three rows are under way at a time: while one is compressed, the next is read and the last is
@@ -58,6 +59,7 @@ struct Row {
   const char* skip;
   char* y;
   char* sum;
+  char* c;       // float: in y, or the row of every row in turn
   double total;  // of what is normalised
   float mean;
   float mean_rest;  // t = (x - mean) * factor - mean_rest
@@ -69,8 +71,7 @@ struct Row {
 template <class T, Compression kCompression, bool kSkip, bool kFits>
 struct Kernel {
   static constexpr bool kHalf = T::kSize == 2;
-  //! Of c, whose mean is next to nothing; the sum of x has no such luck, and is kept in double throughout.
-  using Sum = std::conditional_t<kHalf && kFits, FloatSum, DoubleSum>;
+  using Sum = std::conditional_t<kFits, FloatSum, DoubleSum>;
   static constexpr bool kStaged =
       kFits && (kSkip || kHalf);  // what is normalised is kept as float, in kept_x
 
@@ -83,8 +84,6 @@ struct Kernel {
   float factor;
   double epsilon;
   char* kept_x;  // of the row that is compressed; each pack then makes room for one of the next row
-  char*
-      kept_c;  // of the row that is written; each pack then makes room for one of the row that is compressed
 
   //! What is normalised, from the inputs.
   static IBNORM_INLINE Pack input(const Row& row, std::int64_t i, int n) {
@@ -106,9 +105,18 @@ struct Kernel {
     return compress<kCompression, kHalf>(fma(subtract(x, row.mean), factor, -row.mean_rest));
   }
 
+  //! Whole packs where they are of a half type, whose lanes are in an order of their own; `c` has room for
+  //! them.
+  static IBNORM_INLINE Pack load_c(const Row& row, std::int64_t i, int n) {
+    return Float32::load(row.c + i * 4, kHalf ? kPack : n);
+  }
+  static IBNORM_INLINE void store_c(const Row& row, const Pack& c, std::int64_t i, int n) {
+    Float32::store(row.c + i * 4, c, kHalf ? kPack : n);
+  }
+
   //! c after pass 2.
   IBNORM_INLINE Pack again(const Row& row, std::int64_t i, int n) const {
-    if constexpr (kFits) return Float32::load(kept_c + i * 4);
+    if constexpr (kFits) return load_c(row, i, n);
     return compressed(row, source(row, i, n));
   }
 
@@ -176,9 +184,9 @@ struct Kernel {
     for_packs(cols, [&](std::int64_t i, int n) IBNORM_FLAT {
       const Pack x = source(row, i, n);
       Pack last_c = {};
-      if constexpr (kFits) last_c = Float32::load(kept_c + i * 4);
+      if (kFits && last.x != nullptr) last_c = load_c(last, i, n);
       const Pack c = keep_columns(compressed(row, x), n);
-      if constexpr (kFits) Float32::store(kept_c + i * 4, c);
+      if constexpr (kFits) store_c(row, c, i, n);
       if (kFits && next.x != nullptr) total.add(read(next, i, n), n);
       if (kFits && last.x != nullptr) finish(last, last_c, i, n);
       sum.add(c, n);
@@ -186,16 +194,20 @@ struct Kernel {
     });
 
     next_row->total = total.total();
-    const double c_mean = sum.total() / count;
+    double c_mean = sum.total() / count;
     row.c_mean = static_cast<float>(c_mean);
     double variance = squares.total() / count - c_mean * c_mean;
     if (c_mean * c_mean > variance) {
+      DoubleSum rest;
       DoubleSum around;
       for_packs(cols, [&](std::int64_t i, int n) IBNORM_FLAT {
         const Pack e = keep_columns(subtract(again(row, i, n), row.c_mean), n);
+        rest.add(e, n);
         around.add(multiply(e, e), n);
       });
-      variance = around.total() / count;
+      const double mean_rest = rest.total() / count;
+      c_mean = static_cast<double>(row.c_mean) + mean_rest;
+      variance = around.total() / count - mean_rest * mean_rest;
     }
     const double inverse = 1.0 / __builtin_sqrt(variance + epsilon);
     row.inverse = mean - mean == 0.0 ? static_cast<float>(inverse) : __builtin_nanf("");
@@ -218,8 +230,10 @@ void run_rows(const Problem& p, std::int64_t row_begin, std::int64_t row_end, bo
       p.cols * T::kSize / 2,  // measured: less comes too late, more falls out of the L1 cache of 32 KiB again
       argument_factor<kCompression>(p.lambd),
       static_cast<double>(p.epsilon),
-      reinterpret_cast<char*>(kept_x),
-      reinterpret_cast<char*>(kept_c)};
+      reinterpret_cast<char*>(kept_x)};
+  // Rows that stay in cache need no second place there. Otherwise a row under way is written over the last
+  // one.
+  const bool c_in_y = T::kSize == 4 && !stream;
   const std::int64_t row_bytes = p.cols * T::kSize;
   const auto place = [&](std::int64_t r) {
     Row row = {};
@@ -229,6 +243,7 @@ void run_rows(const Problem& p, std::int64_t row_begin, std::int64_t row_end, bo
     row.skip = kSkip ? static_cast<const char*>(p.skip) + from : nullptr;
     row.y = static_cast<char*>(p.y) + from;
     row.sum = kSkip && p.sum != nullptr ? static_cast<char*>(p.sum) + from : nullptr;
+    row.c = c_in_y ? row.y : reinterpret_cast<char*>(kept_c);
     return row;
   };
 

@@ -210,7 +210,7 @@ struct DoubleSum {
   }
 };
 
-//! The same, kept in float until the end: half the work, for sums that half precision is made from.
+//! The same, kept in float until the end: a third of the work, for rows of some thousand columns.
 struct FloatSum {
   Vec lanes = {};
 
