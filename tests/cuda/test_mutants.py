@@ -130,12 +130,12 @@ MUTANTS = (
     Mutant(
         "streamed statistics of the sum before rounding",
         f"{KERNELS}/row_kernels.cuh",
-        "return Compress::of(fmaf(stored ? to_float(sum[i]) : rounded(i), factor, offset));",
+        "return Compress::of(fmaf(stored ? to_float(sum[i]) : rounded(i), factor, offset.rounded), offset.rest);",
         """float v = stored ? to_float(sum[i]) : rounded(i);
     if constexpr (kSkip) {
       if (arguments.y != arguments.x && !stored) v = to_float(x[i]) + to_float(skip[i]);
     }
-    return Compress::of(fmaf(v, factor, offset));""",
+    return Compress::of(fmaf(v, factor, offset.rounded), offset.rest);""",
         f"{_SWEEP}::test_sweep[bfloat16-L-1023]",
     ),
     Mutant(
@@ -179,6 +179,20 @@ MUTANTS = (
         "reinterpret_cast<const uint4*>(from) + index * kVectors",
         "reinterpret_cast<const uint4*>(from) + index",
         f"{_SWEEP}::test_sweep[float16-S-768]",
+    ),
+    Mutant(
+        "mean good to one float",
+        f"{KERNELS}/row_kernels.cuh",
+        "fmaf(-mean, factor, -rounded) - mean_rest * factor",
+        "0.0F * mean_rest",
+        f"{_SWEEP}::test_mean_of_ten_deviations[float16-T-768]",
+    ),
+    Mutant(
+        "warps of a block added up in one float",
+        f"{KERNELS}/reduce.cuh",
+        "(sum.rest + other_rest) + lost",
+        "0.0F * (other_rest + lost)",
+        f"{_SWEEP}::test_mean_of_ten_deviations[float16-L-16384]",
     ),
     Mutant(
         "logarithm of the rounded 1 + a",

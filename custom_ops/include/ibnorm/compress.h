@@ -129,10 +129,11 @@ IBNORM_HOST_DEVICE float tanh_accurate(float t) {
   return fabsf(t) < 0.55F ? near : far;
 }
 
-//! g for one data type: `of(t * argument_scale)` is `unit * g(t)`.
+//! g for one data type: `of(t * argument_scale, rest * argument_scale)` is `unit * g(t + rest)`.
 //!
 //! Standardisation cancels `unit` when epsilon is multiplied by its square, so a half type may take
-//! whichever logarithm or exponential the hardware has.
+//! whichever logarithm or exponential the hardware has. `rest` is what rounding took from t where the
+//! mean is large beside lambda, the same for a whole row: below 2^-22 of mean / lambda.
 template <Compression kCompression, DType kType>
 struct Compressor;
 
@@ -140,14 +141,18 @@ template <DType kType>
 struct Compressor<Compression::kLinear, kType> {
   static constexpr double kArgumentScale = 1.0;
   static constexpr double kUnit = 1.0;
-  static IBNORM_HOST_DEVICE float of(float t) { return t; }
+  //! Without `rest`: what all of a row have, its mean takes out again.
+  static IBNORM_HOST_DEVICE float of(float t, float /*rest*/) { return t; }
 };
 
 template <>
 struct Compressor<Compression::kLogarithmic, DType::kFloat32> {
   static constexpr double kArgumentScale = 1.0;
   static constexpr double kUnit = 1.0;
-  static IBNORM_HOST_DEVICE float of(float t) { return copysignf(log1p_of_nonnegative(fabsf(t)), t); }
+  static IBNORM_HOST_DEVICE float of(float t, float rest) {
+    t += rest;
+    return copysignf(log1p_of_nonnegative(fabsf(t)), t);
+  }
 };
 
 //! float16 and bfloat16: log2(1 + |t|), a polynomial below 1/16 where the instruction's absolute
@@ -156,7 +161,8 @@ template <DType kType>
 struct Compressor<Compression::kLogarithmic, kType> {
   static constexpr double kArgumentScale = 1.0;
   static constexpr double kUnit = 1.44269504088896341;  // log2(e)
-  static IBNORM_HOST_DEVICE float of(float t) {
+  static IBNORM_HOST_DEVICE float of(float t, float rest) {
+    t += rest;
     const float a = fabsf(t);
     // kLog2Small: relative error 1.8e-06
     const float near = a * detail::polynomial(a, 1.44269252F, -0.720611989F, 0.448937446F);
@@ -169,7 +175,7 @@ template <>
 struct Compressor<Compression::kTanh, DType::kFloat32> {
   static constexpr double kArgumentScale = 1.0;
   static constexpr double kUnit = 1.0;
-  static IBNORM_HOST_DEVICE float of(float t) { return tanh_accurate(t); }
+  static IBNORM_HOST_DEVICE float of(float t, float rest) { return tanh_accurate(t + rest); }
 };
 
 //! float16 and bfloat16: z = 2 log2(e) t, tanh(t) = 1 - 2 / (2^z + 1), a polynomial where |t| < 0.1.
@@ -180,10 +186,15 @@ template <DType kType>
 struct Compressor<Compression::kTanh, kType> {
   static constexpr double kArgumentScale = 2.88539008177792681;  // 2 log2(e)
   static constexpr double kUnit = 1.0;
-  static IBNORM_HOST_DEVICE float of(float z) {
+  //! `rest` costs nothing here: 2^rest and its share of `near`, which a row computes once, join fused steps.
+  static IBNORM_HOST_DEVICE float of(float z, float rest) {
+    constexpr float kSlope = 0.346573025F;  // of the polynomial at 0
+    // A mean of 2^17 lambda and more: what is left is below the spacing of x, and 2^z 2^rest might be 0
+    // infinity.
+    const float small = fabsf(rest) < 0.0078125F ? rest : 0.0F;
     // kTanhSmall: relative error 1.7e-06
-    const float near = z * detail::polynomial(z * z, 0.346573025F, -0.0138207236F);
-    const float far = fmaf(-2.0F, approx::reciprocal(approx::exp2(z) + 1.0F), 1.0F);
+    const float near = fmaf(z, detail::polynomial(z * z, 0.346573025F, -0.0138207236F), small * kSlope);
+    const float far = fmaf(-2.0F, approx::reciprocal(fmaf(approx::exp2(z), approx::exp2(small), 1.0F)), 1.0F);
     return fabsf(z) < 0.288539F ? near : far;
   }
 };

@@ -27,4 +27,32 @@ __device__ __forceinline__ float block_sum(float v, float* partial) {
   return warp_sum(lane < warps ? partial[lane] : 0.0F);
 }
 
+//! A sum in two floats.
+struct Parts {
+  float value;
+  float rest;
+};
+
+//! As `block_sum`, without the rounding of adding up the warps: values of a half type, some thousand to a
+//! warp, are multiples of a unit that their sum holds exactly, but not that of all warps.
+__device__ __forceinline__ Parts block_sum_in_parts(float v, float* partial) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
+  const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
+  const int warps = static_cast<int>(blockDim.x) / kWarpSize;
+  v = warp_sum(v);
+  if (lane == 0) partial[warp] = v;
+  __syncthreads();
+  Parts sum{lane < warps ? partial[lane] : 0.0F, 0.0F};
+#pragma unroll
+  for (int offset = kWarpSize / 2; offset > 0; offset /= 2) {
+    const float other = __shfl_xor_sync(0xffffffffU, sum.value, offset);
+    const float other_rest = __shfl_xor_sync(0xffffffffU, sum.rest, offset);
+    const float both = sum.value + other;
+    const float of_other = both - sum.value;
+    const float lost = (sum.value - (both - of_other)) + (other - of_other);  // exactly, whichever is larger
+    sum = {both, (sum.rest + other_rest) + lost};
+  }
+  return sum;
+}
+
 }  // namespace ibnorm::cuda

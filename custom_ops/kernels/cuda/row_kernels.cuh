@@ -43,6 +43,21 @@ __device__ __forceinline__ float inverse_deviation(float variance, float mean, f
   return constant ? of_constant : refined;
 }
 
+//! The mean of x in the unit of the compressor's argument, negated, in two parts.
+struct Offset {
+  float rounded;
+  float rest;  //!< of the division and of the product with the factor
+};
+
+__device__ __forceinline__ Offset offset_of(Parts sum, const Arguments& arguments) {
+  const float factor = arguments.argument_factor;
+  const float mean = sum.value * arguments.inverse_cols;
+  const float left = fmaf(-mean, static_cast<float>(arguments.cols), sum.value) + sum.rest;
+  const float mean_rest = left * arguments.inverse_cols;
+  const float rounded = -mean * factor;
+  return {rounded, fmaf(-mean, factor, -rounded) - mean_rest * factor};
+}
+
 //! Sum by pairs: more additions in flight and less rounding than one chain.
 template <int kElements>
 __device__ __forceinline__ float sum_of(const float* values) {
@@ -125,14 +140,20 @@ __global__ void __launch_bounds__(kBlock ? kMaxBlockThreads<kType> : kWarpSize *
     total += sum_of<kElements>(value[v]);  // 0 beyond the end
   }
   const float factor = arguments.argument_factor;
-  const float offset = -(row_sum(total, 0) * arguments.inverse_cols) * factor;
+  const Parts sum_of_x = [&]() -> Parts {
+    if constexpr (kBlock) return block_sum_in_parts(total, partial[0]);
+    return {warp_sum(total), 0.0F};
+  }();
+  const Offset offset = offset_of(sum_of_x, arguments);
 
   total = 0.0F;
 #pragma unroll
   for (int v = 0; v < kVectors; ++v) {
     if (inside(v)) {
 #pragma unroll
-      for (int e = 0; e < kElements; ++e) value[v][e] = Compress::of(fmaf(value[v][e], factor, offset));
+      for (int e = 0; e < kElements; ++e) {
+        value[v][e] = Compress::of(fmaf(value[v][e], factor, offset.rounded), offset.rest);
+      }
       total += sum_of<kElements>(value[v]);
     }
   }
@@ -198,10 +219,10 @@ __global__ void __launch_bounds__(kMaxThreads) stream_kernel(const Arguments arg
     total += v;
   }
   const float factor = arguments.argument_factor;
-  const float offset = -(block_sum(total, partial[0]) * arguments.inverse_cols) * factor;
+  const Offset offset = offset_of(block_sum_in_parts(total, partial[0]), arguments);
   // `sum` may be x or skip: once it is written, the row is read from there.
   const auto compressed = [&](std::int64_t i) {
-    return Compress::of(fmaf(stored ? to_float(sum[i]) : rounded(i), factor, offset));
+    return Compress::of(fmaf(stored ? to_float(sum[i]) : rounded(i), factor, offset.rounded), offset.rest);
   };
 
   total = 0.0F;

@@ -309,11 +309,11 @@ void emulator_compress(const float* t, float* g, std::int64_t count, int compres
   const bool is_log = static_cast<Compression>(compression) == Compression::kLogarithmic;
   for (std::int64_t i = 0; i < count; ++i) {
     if (half == 0) {
-      g[i] = is_log ? Compressor<Compression::kLogarithmic, DType::kFloat32>::of(t[i])
-                    : Compressor<Compression::kTanh, DType::kFloat32>::of(t[i]);
+      g[i] = is_log ? Compressor<Compression::kLogarithmic, DType::kFloat32>::of(t[i], 0.0F)
+                    : Compressor<Compression::kTanh, DType::kFloat32>::of(t[i], 0.0F);
     } else {
-      g[i] = is_log ? Compressor<Compression::kLogarithmic, DType::kFloat16>::of(t[i])
-                    : Compressor<Compression::kTanh, DType::kFloat16>::of(t[i]);
+      g[i] = is_log ? Compressor<Compression::kLogarithmic, DType::kFloat16>::of(t[i], 0.0F)
+                    : Compressor<Compression::kTanh, DType::kFloat16>::of(t[i], 0.0F);
     }
   }
 }
