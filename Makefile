@@ -114,9 +114,11 @@ test-browser: native
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt playwright
 	$(BIN)/python -m pytest tests/browser
 
-# The CUDA kernels' own source, compiled by g++ and run on a CPU emulator; no GPU needed.
+# The CUDA kernels' own source, compiled by g++ and run on a CPU emulator; what nvcc makes of it, and a proof that it has
+# no race, where nvcc is installed. No GPU needed.
 test-cuda: setup
-	$(PYTEST) --dist load tests/cuda
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --config-settings=wheel.cmake=false --editable '.[cuda-test]'
+	PATH="$(abspath $(BIN)):$$PATH" $(PYTEST) --dist load tests/cuda
 
 # The plugin on the same emulator, in the registries of TensorRT (lean runtime) and TensorRT-RTX, and engines that
 # TensorRT-RTX builds; no GPU needed. Its packages (140 MB) are an extra of their own.

@@ -1,8 +1,8 @@
 """Proves CUDA kernels free of data races, from their PTX, for the sizes given here.
 
-Needs nvcc and `sentryward` (PyPI; a virtual environment of its own is best, with its bin on PATH). A
-proof holds for the stated sizes and every schedule of warps and blocks, under the tool's default
-assumptions: arrays do not overlap, and its model of the hardware.
+Needs nvcc and `sentryward` (PyPI) on PATH. A proof holds for the stated sizes and every schedule of
+warps and blocks, under the tool's default assumptions: arrays do not overlap, and its model of the
+hardware.
 
     python benchmarks/cuda_races.py --json benchmarks/results/cuda_races.json
 """
@@ -109,7 +109,7 @@ def prove(ptx: Path, case: Case, dtype: str, folder: Path, timeout_s: int = 120)
     """
     program = shutil.which("sentryward")
     if program is None:
-        raise ToolMissingError("sentryward is not on PATH: pip install sentryward in an environment of its own")
+        raise ToolMissingError("sentryward is not on PATH: pip install sentryward")
     entry = next(e for e in entries(ptx) if re.search(case.pattern, e))
     parameter = f"{entry}_param_0"
     values = [

@@ -13,7 +13,7 @@ import pytest
 @pytest.fixture(scope="module")
 def ptx(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if shutil.which("sentryward") is None:
-        pytest.skip("sentryward is not on PATH: pip install sentryward in an environment of its own")
+        pytest.skip("sentryward is not on PATH: pip install sentryward")
     try:
         cuda_static.tool("nvcc")
     except cuda_static.ToolMissingError as missing:
