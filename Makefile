@@ -107,7 +107,7 @@ test-families: native build/vision/.ready
 # The table of docs/families.md, in hours: every preset of the paper with random weights.
 families: native build/vision/.ready
 	$(VISION) $(BIN)/python -c "import vision_operators, runpy; runpy.run_path('benchmarks/families.py', run_name='__main__')" \
-	  --record benchmarks/results/families.json
+	  --record benchmarks/results/families.json --docs docs/families.md
 
 # The pages in Chromium (Debian: apt-get install chromium), which the test asks for no network.
 test-browser: native

@@ -105,7 +105,10 @@ def measure(name: str, norm: str, grouping: str, norms: NormConfig, dtype: DType
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as Markdown."""
+    """The rows as Markdown, in the order of `names` and `variants`."""
+    kinds = [c.value for c in Compression]
+    places = [(name, *row[:2]) for name in names() for row in variants(name, kinds)]
+    rows = sorted(rows, key=lambda r: places.index((r["model"], r["norm"], r["grouping"])))
     head = (
         "| model | parameters | norm | over | nodes, fused | places | fused | as functions | PyTorch's own | verdict |"
     )
@@ -127,6 +130,7 @@ def main() -> int:
     parser.add_argument("--dtype", default="fp32", choices=[d.value for d in DType])
     parser.add_argument("--samples", type=int, default=2)
     parser.add_argument("--record", type=Path)
+    parser.add_argument("--docs", type=Path, help="a Markdown file whose table of models is replaced")
     arguments = parser.parse_args()
     rows: list[dict[str, Any]] = []
     if arguments.record is not None and arguments.record.is_file():
@@ -148,6 +152,13 @@ def main() -> int:
                 content = {"environment": environment(), "rows": rows}
                 arguments.record.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     print(table(rows))
+    if arguments.docs is not None:
+        lines = arguments.docs.read_text(encoding="utf-8").splitlines()
+        inside = [i for i, line in enumerate(lines) if line.startswith("| model |")]
+        start = inside[-1]
+        end = next(i for i, line in enumerate([*lines, ""]) if i > start and not line.startswith("|"))
+        lines[start:end] = table(rows).splitlines()
+        arguments.docs.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return 0 if rows and all(row["verdict"] != "fail" for row in rows) else 1
 
 
