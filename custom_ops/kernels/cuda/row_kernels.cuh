@@ -192,7 +192,7 @@ __global__ void __launch_bounds__(kBlock ? kMaxBlockThreads<kType> : kWarpSize *
 //!
 //! Each element is read and written by one thread only, so y and sum may alias the inputs.
 template <DType kType, DType kAffineType, Compression kCompression, bool kSkip>
-__global__ void __launch_bounds__(kMaxThreads) stream_kernel(const Arguments arguments) {
+__global__ void __launch_bounds__(kMaxThreads, 1) stream_kernel(const Arguments arguments) {
   using T = StorageOf<kType>;
   using A = StorageOf<kAffineType>;
   using Compress = Compressor<kCompression, kType>;
