@@ -16,15 +16,20 @@ __device__ __forceinline__ float warp_sum(float v) {
   return v;
 }
 
-//! `partial` holds one float per warp and is used for one sum only, so one barrier is enough.
-__device__ __forceinline__ float block_sum(float v, float* partial) {
+//! The sum of one warp of the block for each lane, 0 for lanes beyond the warps. `partial` holds one float
+//! per warp and is used for one sum only, so one barrier is enough.
+__device__ __forceinline__ float sum_of_warp(float v, float* partial) {
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
   const int warps = static_cast<int>(blockDim.x) / kWarpSize;
   v = warp_sum(v);
   if (lane == 0) partial[warp] = v;
   __syncthreads();
-  return warp_sum(lane < warps ? partial[lane] : 0.0F);
+  return lane < warps ? partial[lane] : 0.0F;
+}
+
+__device__ __forceinline__ float block_sum(float v, float* partial) {
+  return warp_sum(sum_of_warp(v, partial));
 }
 
 //! A sum in two floats.
@@ -36,13 +41,7 @@ struct Parts {
 //! As `block_sum`, without the rounding of adding up the warps: values of a half type, some thousand to a
 //! warp, are multiples of a unit that their sum holds exactly, but not that of all warps.
 __device__ __forceinline__ Parts block_sum_in_parts(float v, float* partial) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
-  const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
-  const int warps = static_cast<int>(blockDim.x) / kWarpSize;
-  v = warp_sum(v);
-  if (lane == 0) partial[warp] = v;
-  __syncthreads();
-  Parts sum{lane < warps ? partial[lane] : 0.0F, 0.0F};
+  Parts sum{sum_of_warp(v, partial), 0.0F};
 #pragma unroll
   for (int offset = kWarpSize / 2; offset > 0; offset /= 2) {
     const float other = __shfl_xor_sync(0xffffffffU, sum.value, offset);
