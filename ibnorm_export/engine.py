@@ -4,7 +4,8 @@ The norms run as their functions, which the compiler fuses, or as plugins (Tenso
 strongly typed: the types of the file are the types that run.
 
 Seen with TensorRT-RTX 1.7.1, whose builder needs no GPU: opset 23's Attention builds in float32 only when it
-is marked decomposable, so every one is.
+is marked decomposable, so every one is. The parser takes an Attention of one output alone, so a cache is
+grown by Concat in what it is given.
 """
 
 from __future__ import annotations
@@ -20,12 +21,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import onnx_ir as ir
+
 from ibnorm_export import native
 from ibnorm_export.artifact import ExportedModel, new_file
 from ibnorm_export.engine_layers import NormLayers, kernels_in_inspection, kernels_in_plan, norm_layers
 from ibnorm_export.engine_profiles import Profile, Range, profiles, profiles_of, shapes_of
 from ibnorm_export.environment import version_of
 from ibnorm_export.errors import BackendUnavailable, EngineError
+from ibnorm_export.graph_passes.attention import past_by_concat
 
 __all__ = ["Engine", "EngineOptions", "NormRoute", "Runtime", "bindings", "build_engine", "read_engine"]
 
@@ -154,7 +158,11 @@ def _last_error(logger: Any) -> str:
 
 def _parse(trt: Any, network: Any, model: ExportedModel, runtime: Runtime) -> None:
     parser = trt.OnnxParser(network, _logger(trt))
-    if parser.parse_from_file(str(model.path)):
+    read = ir.load(model.path)
+    if past_by_concat(read.graph):
+        if parser.parse(ir.serde.serialize_model(read).SerializeToString(), str(model.path)):
+            return
+    elif parser.parse_from_file(str(model.path)):
         return
     for index in range(parser.num_errors):
         error = parser.get_error(index)

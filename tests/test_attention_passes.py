@@ -10,13 +10,19 @@ import onnx.shape_inference
 import onnx_ir as ir
 import onnx_ir.passes.common
 import pytest
-from onnx import TensorProto, helper
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from ibnorm_export import models
 from ibnorm_export.artifact import ExportedModel
 from ibnorm_export.export import ExportOptions, export
-from ibnorm_export.graph_passes.attention import heads_in_attention, transpose_keys_directly
+from ibnorm_export.graph_passes.attention import (
+    heads_in_attention,
+    past_by_concat,
+    past_in_attention,
+    transpose_keys_directly,
+)
 
 
 def _constant(name: str, *values: int) -> onnx.TensorProto:
@@ -64,50 +70,100 @@ def test_another_reshape_is_left_alone() -> None:
     assert [node.op_type for node in made.graph] == before
 
 
-def _attention(heads: int, kv_heads: int, past: bool = False) -> ir.Model:
+def _attention(heads: int, kv_heads: int, past: bool = False, rotary: bool = False) -> ir.Model:
     """Attention over heads that are split before and joined behind; (2, 5, heads * 4) in and out."""
     info = helper.make_tensor_value_info
     nodes, weights = [], [_constant("joined", 0, 0, heads * 4)]
     inputs = [info("q", TensorProto.FLOAT, [2, 5, heads * 4])]
     inputs += [info(name, TensorProto.FLOAT, [2, 5, kv_heads * 4]) for name in "kv"]
+    outputs = [info("Y", TensorProto.FLOAT, [2, 5, heads * 4])]
     for name, count in (("q", heads), ("k", kv_heads), ("v", kv_heads)):
         weights.append(_constant(f"{name}.shape", 0, 0, count, 4))
         nodes.append(helper.make_node("Reshape", [name, f"{name}.shape"], [f"{name}.split"]))
         nodes.append(helper.make_node("Transpose", [f"{name}.split"], [f"{name}.heads"], perm=[0, 2, 1, 3]))
     seen = ["q.heads", "k.heads", "v.heads"]
+    if rotary:
+        inputs += [info(name, TensorProto.FLOAT, [2, 5, 2]) for name in ("cos", "sin")]
+        for name in "qk":
+            nodes.append(helper.make_node("RotaryEmbedding", [f"{name}.heads", "cos", "sin"], [f"{name}.rotated"]))
+        seen = ["q.rotated", "k.rotated", "v.heads"]
     if past:
-        inputs += [info(name, TensorProto.FLOAT, [2, kv_heads, 3, 4]) for name in ("past.k", "past.v")]
-        seen += ["", "past.k", "past.v"]
+        inputs += [info(f"past.{name}", TensorProto.FLOAT, [2, kv_heads, 3, 4]) for name in "kv"]
+        outputs += [info(f"present.{name}", TensorProto.FLOAT, [2, kv_heads, 8, 4]) for name in "kv"]
+        for place, name in ((1, "k"), (2, "v")):
+            nodes.append(helper.make_node("Concat", [f"past.{name}", seen[place]], [f"present.{name}"], axis=-2))
+            seen[place] = f"present.{name}"
+    # with a bottom right corner that is_causal does not speak of where there is a past
+    weights.append(numpy_helper.from_array(np.tri(5, 8 if past else 5, 3 if past else 0, dtype=bool), "mask"))
     nodes += [
-        helper.make_node("Attention", seen, ["y.heads"], scale=0.3, is_causal=1),
+        helper.make_node("Attention", [*seen, "mask"], ["y.heads"], scale=0.3),
         helper.make_node("Transpose", ["y.heads"], ["y.split"], perm=[0, 2, 1, 3]),
         helper.make_node("Reshape", ["y.split", "joined"], ["Y"]),
     ]
-    outputs = [info("Y", TensorProto.FLOAT, [2, 5, heads * 4])]
     graph = helper.make_graph(nodes, "g", inputs, outputs, weights)
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=11)
     return ir.serde.deserialize_model(onnx.shape_inference.infer_shapes(made))
 
 
-@pytest.mark.parametrize(("heads", "kv_heads"), [(3, 3), (4, 2)])
-def test_heads_are_split_in_the_attention(heads: int, kv_heads: int) -> None:
-    rng = np.random.default_rng(0)
-    made = _attention(heads, kv_heads)
-    feeds = {t.name: rng.standard_normal([int(d) for d in t.shape], dtype=np.float32) for t in made.graph.inputs}
-    (before,) = ReferenceEvaluator(ir.serde.serialize_model(made)).run(None, feeds)
-    heads_in_attention(made.graph)
+def _types(made: ir.Model) -> list[str]:
     ir.passes.common.RemoveUnusedNodesPass()(made)
-    assert [node.op_type for node in made.graph] == ["Attention"]
+    return [node.op_type for node in made.graph]
+
+
+def _run(made: ir.Model, feeds: dict[str, NDArray[np.float32]]) -> list[NDArray[np.float32]]:
     proto = ir.serde.serialize_model(made)
     onnx.checker.check_model(proto, full_check=True)
-    (after,) = ReferenceEvaluator(proto).run(None, feeds)
+    evaluated: list[NDArray[np.float32]] = ReferenceEvaluator(proto).run([t.name for t in proto.graph.output], feeds)
+    return evaluated
+
+
+def _feeds(made: ir.Model) -> dict[str, NDArray[np.float32]]:
+    rng = np.random.default_rng(0)
+    return {
+        str(t.name): rng.standard_normal([int(d) for d in t.shape or ()], dtype=np.float32) for t in made.graph.inputs
+    }
+
+
+@pytest.mark.parametrize("rotary", [False, True])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(3, 3), (4, 2)])
+def test_heads_are_split_in_the_attention(heads: int, kv_heads: int, rotary: bool) -> None:
+    made = _attention(heads, kv_heads, rotary=rotary)
+    feeds = _feeds(made)
+    (before,) = _run(made, feeds)
+    heads_in_attention(made.graph)
+    assert _types(made) == ["RotaryEmbedding"] * 2 * rotary + ["Attention"]
+    (after,) = _run(made, feeds)
     np.testing.assert_allclose(after, before, rtol=0, atol=1e-6)  # averages of values to about 3, in float32
 
 
-def test_attention_over_a_cache_is_left_alone() -> None:
-    made = _attention(4, 2, past=True)
-    before = len(made.graph)
+@pytest.mark.parametrize("rotary", [False, True])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(3, 3), (4, 2)])
+def test_a_cache_grows_in_the_attention_and_back(heads: int, kv_heads: int, rotary: bool) -> None:
+    made = _attention(heads, kv_heads, past=True, rotary=rotary)
+    feeds = _feeds(made)
+    before = _run(made, feeds)
+    assert [b.shape for b in before[1:]] == [(2, kv_heads, 8, 4)] * 2
+    past_in_attention(made.graph)
     heads_in_attention(made.graph)
+    assert _types(made) == ["RotaryEmbedding"] * 2 * rotary + ["Attention"]
+    after = _run(made, feeds)
+    for b, a in zip(before, after, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
+    assert past_by_concat(made.graph)
+    types = _types(made)
+    assert (types.count("Concat"), types.count("Attention")) == (2, 1)
+    assert all(len(node.outputs) == 1 for node in made.graph)
+    for b, a in zip(before, _run(made, feeds), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
+    assert not past_by_concat(made.graph)
+
+
+def test_a_cache_that_another_node_reads_stays_in_the_graph() -> None:
+    made = _attention(4, 2, past=True)
+    present = next(value for value in made.graph.outputs if value.name == "present.k")
+    made.graph.append(ir.node("Shape", [present]))
+    before = len(made.graph)
+    past_in_attention(made.graph)
     assert len(made.graph) == before
 
 

@@ -1,19 +1,25 @@
 """Attention as the exporter decomposes it, with what it adds taken away again.
 
 Below opset 23 the exporter transposes the keys by way of a Reshape, with the shape computed at run time by eight nodes;
-from 23 on it splits and joins the heads around the Attention operator, which takes (batch, sequence, features) as they
-are. On two cores ViT-S/16 takes 5% less time without either (benchmarks/results/model_cpu.json).
+from 23 on it splits and joins the heads around the operators RotaryEmbedding and Attention, which take (batch,
+sequence, features) as they are. On two cores ViT-S/16 takes 5% less time without either
+(benchmarks/results/model_cpu.json).
+
+It grows a cache by Concat and repeats grouped heads by copying, where Attention takes the past and gives the present,
+reads a head while it is still near, and repeats by reading again. TensorRT's parser takes an Attention of one output
+alone: `past_by_concat` is the way back.
 
 Precondition: values carry their shapes. Postcondition: names of outputs are what they were.
+Source: ONNX, operators Attention-23 and RotaryEmbedding-23.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 
 import onnx_ir as ir
 
-__all__ = ["heads_in_attention", "transpose_keys_directly"]
+__all__ = ["heads_in_attention", "past_by_concat", "past_in_attention", "transpose_keys_directly", "without_repeats"]
 
 _SPLIT: Final = (0, 2, 1, 3)  # (batch, sequence, heads, features) <-> (batch, heads, sequence, features)
 
@@ -71,6 +77,13 @@ def transpose_keys_directly(graph: ir.Graph) -> None:
         _replace(graph, last, direct, ir.Shape([k.shape[0], k.shape[1], k.shape[3], k.shape[2]]))
 
 
+def _take_place(graph: ir.Graph, new: ir.Value, was: ir.Value) -> None:
+    """Let `new` be used, named and given wherever `was` is."""
+    new.name, new.type, new.shape = was.name, was.type, was.shape
+    was.name = None
+    was.replace_all_uses_with(new, replace_graph_outputs=True)
+
+
 def _replace(graph: ir.Graph, old: ir.Node, new: ir.Node, shape: ir.Shape | None) -> None:
     """Put `new` in the place of `old`, whose output's name it takes."""
     was, now = old.outputs[0], new.outputs[0]
@@ -80,16 +93,38 @@ def _replace(graph: ir.Graph, old: ir.Node, new: ir.Node, shape: ir.Shape | None
     graph.remove(old, safe=True)
 
 
-def _joined(value: ir.Value | None) -> tuple[ir.Value, int] | None:
-    """(batch, sequence, heads * features) that `value` (batch, heads, sequence, features) was split from, and heads."""
-    split = _made_by(value, "Transpose")
+class _Joined(NamedTuple):
+    """Heads before they are split: (batch, sequence, heads * features), how many, and what rotates them behind."""
+
+    source: ir.Value
+    heads: int
+    rotary: ir.Node | None
+
+    def rotated(self, graph: ir.Graph) -> ir.Value:
+        """`source`, rotated as it is."""
+        if self.rotary is None:
+            return self.source
+        attributes = {**self.rotary.attributes, "num_heads": ir.AttrInt64("num_heads", self.heads)}
+        inputs = [self.source, *self.rotary.inputs[1:]]
+        node = ir.node(
+            "RotaryEmbedding", inputs, attributes=attributes, metadata_props=dict(self.rotary.metadata_props)
+        )
+        node.outputs[0].type, node.outputs[0].shape = self.source.type, self.source.shape
+        graph.insert_before(self.rotary, node)
+        return node.outputs[0]
+
+
+def _joined(value: ir.Value | None) -> _Joined | None:
+    """What `value` (batch, heads, sequence, features) was split from."""
+    rotary = _made_by(value, "RotaryEmbedding")
+    split = _made_by(value if rotary is None else rotary.inputs[0], "Transpose")
     reshape = None if split is None or _perm(split) != _SPLIT else _made_by(split.inputs[0], "Reshape")
     source = None if reshape is None else reshape.inputs[0]
     if value is None or value.shape is None or source is None or source.shape is None or len(source.shape) != 3:
         return None
     heads, size = value.shape[1], value.shape[3]
     known = isinstance(heads, int) and isinstance(size, int) and source.shape[2] == heads * size
-    return (source, heads) if known and isinstance(heads, int) else None
+    return _Joined(source, heads, rotary) if known and isinstance(heads, int) else None
 
 
 def _only_user(value: ir.Value, op_type: str) -> ir.Node | None:
@@ -100,11 +135,11 @@ def _only_user(value: ir.Value, op_type: str) -> ir.Node | None:
 
 
 def heads_in_attention(graph: ir.Graph) -> None:
-    """Attention without a cache takes its inputs before the heads are split and gives them joined."""
+    """Attention takes its inputs before the heads are split, rotated or not, and gives them joined."""
     for node in list(graph):
-        if node.domain != "" or node.op_type != "Attention" or len(node.outputs) != 1:
+        if node.domain != "" or node.op_type != "Attention" or len(node.inputs) < 3:
             continue
-        if len(node.inputs) < 3 or any(value is not None for value in node.inputs[4:]):
+        if any(value is not None for value in node.inputs[6:]):
             continue
         sources = [_joined(value) for value in node.inputs[:3]]
         back = _only_user(node.outputs[0], "Transpose")
@@ -113,13 +148,122 @@ def heads_in_attention(graph: ir.Graph) -> None:
         if q is None or k is None or v is None or join is None or back is None or shape is None or len(shape) != 3:
             continue
         y = node.outputs[0].shape
-        if k[1] != v[1] or y is None or not isinstance(y[3], int) or shape[2] != q[1] * y[3]:
+        if k.heads != v.heads or y is None or not isinstance(y[3], int) or shape[2] != q.heads * y[3]:
             continue
         whole = ir.node(
             "Attention",
-            [q[0], k[0], v[0], *node.inputs[3:]],
-            attributes={**node.attributes, "q_num_heads": q[1], "kv_num_heads": k[1]},
+            [q.rotated(graph), k.rotated(graph), v.rotated(graph), *node.inputs[3:]],
+            attributes={**node.attributes, "q_num_heads": q.heads, "kv_num_heads": k.heads},
+            num_outputs=len(node.outputs),
             metadata_props=dict(node.metadata_props),
         )
         _replace(graph, join, whole, shape)
+        for was, now in zip(node.outputs[1:], whole.outputs[1:], strict=True):
+            _take_place(graph, now, was)
         graph.remove([back, node], safe=True)
+
+
+def without_repeats(value: ir.Value | None) -> ir.Value | None:
+    """What is repeated for grouped heads by Unsqueeze, Expand and Reshape: Attention repeats it itself, uncopied."""
+    source = value
+    for op_type in ("Reshape", "Expand", "Unsqueeze"):
+        node = _made_by(source, op_type)
+        if node is None:
+            return value
+        source = node.inputs[0]
+    return source
+
+
+def _grown(value: ir.Value | None) -> ir.Node | None:
+    """The Concat that makes a cache of a past, which is an input, and the new tokens, for this value alone."""
+    cache = without_repeats(value)
+    concat = _made_by(cache, "Concat")
+    if cache is None or concat is None or len(concat.inputs) != 2 or concat.attributes["axis"].as_int() not in (-2, 2):
+        return None
+    past, new = concat.inputs
+    if past is None or new is None or not past.is_graph_input() or past.shape is None or len(past.shape) != 4:
+        return None
+    return concat if len(cache.uses()) == 1 else None
+
+
+def past_in_attention(graph: ir.Graph) -> None:
+    """Attention takes the past and gives the present, where a Concat grows a cache for it."""
+    for node in list(graph):
+        if node.domain != "" or node.op_type != "Attention" or len(node.outputs) != 1 or len(node.inputs) < 3:
+            continue
+        if any(value is not None for value in node.inputs[4:]):
+            continue
+        key, value = _grown(node.inputs[1]), _grown(node.inputs[2])
+        if key is None or value is None or key is value:
+            continue
+        mask = node.inputs[3] if len(node.inputs) > 3 else None
+        inputs = [node.inputs[0], key.inputs[1], value.inputs[1], mask, key.inputs[0], value.inputs[0]]
+        whole = ir.node(
+            "Attention",
+            inputs,
+            attributes=node.attributes,
+            num_outputs=3,
+            metadata_props=dict(node.metadata_props),
+        )
+        _replace(graph, node, whole, node.outputs[0].shape)
+        for was, now in ((key, whole.outputs[1]), (value, whole.outputs[2])):
+            _take_place(graph, now, was.outputs[0])
+
+
+def _reshape(graph: ir.Graph, before: ir.Node, value: ir.Value, *shape: int) -> ir.Value:
+    sizes = ir.node("Constant", [], attributes={"value_ints": shape})
+    node = ir.node("Reshape", [value, sizes.outputs[0]])
+    graph.insert_before(before, [sizes, node])
+    return node.outputs[0]
+
+
+def _swap(graph: ir.Graph, before: ir.Node, value: ir.Value) -> ir.Value:
+    node = ir.node("Transpose", [value], attributes={"perm": _SPLIT})
+    graph.insert_before(before, node)
+    return node.outputs[0]
+
+
+def _size(past: ir.Value | None) -> int:
+    """Features of a head."""
+    assert past is not None and past.shape is not None
+    size = past.shape[3]
+    assert isinstance(size, int)
+    return size
+
+
+def _split(graph: ir.Graph, before: ir.Node, value: ir.Value | None, heads: int, past: ir.Value | None) -> ir.Value:
+    """(batch, sequence, heads * features) -> (batch, heads, sequence, features), as in `past`."""
+    assert value is not None
+    return _swap(graph, before, _reshape(graph, before, value, 0, 0, heads, _size(past)))
+
+
+def past_by_concat(graph: ir.Graph) -> bool:
+    """Undo `past_in_attention` and `heads_in_attention` where Attention has a past; whether there was any.
+
+    Attention is given split heads and a cache that Concat grows: the same numbers from an operator of one output.
+    """
+    nodes = [node for node in graph if node.domain == "" and node.op_type == "Attention" and len(node.outputs) == 3]
+    for node in nodes:
+        q, k, v, mask, past_key, past_value = node.inputs[:6]
+        attributes = dict(node.attributes)
+        heads = [attributes.pop(name).as_int() for name in ("q_num_heads", "kv_num_heads") if name in attributes]
+        if heads:
+            q = _split(graph, node, q, heads[0], past_key)
+            k = _split(graph, node, k, heads[1], past_key)
+            v = _split(graph, node, v, heads[1], past_value)
+        keys, values = (ir.node("Concat", pair, attributes={"axis": 2}) for pair in ((past_key, k), (past_value, v)))
+        plain = ir.node(
+            "Attention",
+            [q, keys.outputs[0], values.outputs[0], mask],
+            attributes=attributes,
+            name=node.name,
+            metadata_props=dict(node.metadata_props),
+        )
+        graph.insert_before(node, [keys, values, plain])
+        y = plain.outputs[0]
+        if heads:
+            y = _reshape(graph, node, _swap(graph, node, y), 0, 0, heads[0] * _size(past_value))
+        for was, now in zip(node.outputs, (y, keys.outputs[0], values.outputs[0]), strict=True):
+            _take_place(graph, now, was)
+        graph.remove(node, safe=True)
+    return bool(nodes)

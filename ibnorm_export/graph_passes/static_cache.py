@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ibnorm_export.errors import ExportError
+from ibnorm_export.graph_passes.attention import without_repeats
 
 __all__ = ["CAPACITY", "STATIC_OPSET", "keep_cache_in_place"]
 
@@ -98,17 +99,6 @@ def _write_in_place(graph: ir.Graph, past: ir.Value, lengths: _Lengths) -> ir.Va
     return written
 
 
-def _without_repeats(value: ir.Value | None) -> ir.Value | None:
-    """What is repeated for grouped heads by Unsqueeze, Expand and Reshape: Attention repeats it itself, uncopied."""
-    source = value
-    for op_type in ("Reshape", "Expand", "Unsqueeze"):
-        node = None if source is None else source.producer()
-        if node is None or node.op_type != op_type:
-            return value
-        source = node.inputs[0]
-    return source
-
-
 def keep_cache_in_place(graph: ir.Graph) -> None:
     """Rewrite `graph`; see the module.
 
@@ -125,7 +115,7 @@ def keep_cache_in_place(graph: ir.Graph) -> None:
     for node in list(graph):
         if node.op_type != "Attention" or node.domain != "":
             continue
-        key, value = (_without_repeats(repeated) for repeated in node.inputs[1:3])
+        key, value = (without_repeats(repeated) for repeated in node.inputs[1:3])
         if key not in written or value not in written:
             continue
         mask = node.inputs[3] if len(node.inputs) > 3 else None

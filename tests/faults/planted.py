@@ -11,12 +11,14 @@ import numpy as np
 import onnx
 import onnx.helper
 import onnx.numpy_helper
+import onnx_ir as ir
 from conftest import LLAMA, VIT, save_checkpoint
 from planting import Change, drop_norm, flip_one_sign, insert, is_skip, norm_of, rewrite, set_attribute, swap_scales
 
 from ibnorm_export import IBNormSpec, models, onnx_op
 from ibnorm_export.artifact import ExportedModel
 from ibnorm_export.export import ExportOptions, export
+from ibnorm_export.graph_passes.attention import past_by_concat
 from ibnorm_export.loaded import DType
 from ibnorm_export.parity import Finding
 from ibnorm_export.spec import DOMAIN
@@ -139,6 +141,9 @@ def naive_log_body(proto: onnx.ModelProto) -> None:
 
 def cache_row_out_of_place(proto: onnx.ModelProto) -> None:
     """The new row of the values' cache comes before the old ones."""
+    model = ir.serde.deserialize_model(proto)
+    assert past_by_concat(model.graph)
+    proto.CopyFrom(ir.serde.serialize_model(model))
     node = next(n for n in proto.graph.node if n.output and n.output[0] == "present.1.value")
     past, new = node.input
     node.input[0], node.input[1] = new, past
