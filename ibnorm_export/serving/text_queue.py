@@ -23,6 +23,9 @@ __all__ = ["TextLimits", "Texts", "Turns"]
 #: second an event for each takes a third of the processor. A slower model sends every token by itself.
 _PIECE_S: Final = 0.05
 
+#: The longest that a text stands still until its reader has its first piece: a reader who reads slowly holds up nobody.
+_FIRST_S: Final = 0.05
+
 
 @dataclass(frozen=True, slots=True)
 class TextLimits:
@@ -120,7 +123,7 @@ class Texts:
         self.running += 1
         loop = asyncio.get_running_loop()
         pieces: asyncio.Queue[str | TextResult | Exception] = asyncio.Queue()
-        left = threading.Event()
+        left, taken = threading.Event(), threading.Event()
         end = time.monotonic() + self._limits.request_s
 
         def put(item: str | TextResult | Exception) -> None:
@@ -140,6 +143,10 @@ class Texts:
                 held += piece
                 if held and now - sent >= _PIECE_S:
                     put(held)
+                    if not sent:
+                        # GenAI keeps the interpreter while it computes: without this the event loop, and with it the
+                        # first piece, has at times to wait for many more tokens
+                        taken.wait(_FIRST_S)
                     held, sent = "", now
                 self._turns.give_way()
 
@@ -166,7 +173,9 @@ class Texts:
                 if isinstance(item, Exception):
                     raise item
                 yield item
+                taken.set()  # it is sent, since the next is asked for
                 if isinstance(item, TextResult):
                     return
         finally:
             left.set()
+            taken.set()

@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -249,6 +250,25 @@ def test_port_in_use(folder: Path) -> None:
         done = subprocess.run(command("serve", folder, "--http-port", port), capture_output=True, text=True)
     assert done.returncode == 2
     assert f"127.0.0.1:{port}: Address already in use; choose another with --http-port" in done.stderr
+
+
+def test_without_uvloop_and_httptools(folder: Path) -> None:
+    """As on Windows: uvicorn falls back on asyncio and h11."""
+    without = "import sys; sys.modules.update(uvloop=None, httptools=None); "
+    start = [sys.executable, "-c", f"{without}from ibnorm_export.cli.main import run; run()"]
+    process = subprocess.Popen(
+        [*start, "serve", str(folder), "--http-port=0", "--json"], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        told = "".join(iter(process.stdout.readline, "}\n")) + "}"
+        client = openai.OpenAI(base_url=f"http://{json.loads(told)['http']}/v1", api_key="none", max_retries=0)
+        parts = client.completions.create(model="noise", prompt="import", max_tokens=8, temperature=0, stream=True)
+        wanted = open_folder(folder).generate("import", Sampling(8, 0.0)).text
+        assert "".join(part.choices[0].text for part in parts) == wanted
+    finally:
+        process.terminate()
+        process.communicate(timeout=30)
 
 
 def test_time_limit(folder: Path) -> None:

@@ -105,6 +105,41 @@ def test_quick_tokens_go_together_and_slow_ones_alone() -> None:
     assert asyncio.run(collect(texts(slow))) == ["a"] * 4
 
 
+def test_a_text_goes_on_when_its_first_piece_is_taken() -> None:
+    """Computing keeps the interpreter, so the first piece is sent before there is a second token."""
+    order = []
+
+    def generate(write: Write) -> None:
+        for number in range(3):
+            order.append(f"computed {number}")
+            write(str(number))
+
+    async def read() -> None:
+        async for item in texts(generate).generate("x", Sampling()):
+            order.append(f"got {item!r}" if isinstance(item, str) else "end")
+            await asyncio.sleep(0.01)  # as long as sending takes
+            order.append("sent")
+
+    asyncio.run(read())
+    assert order[:4] == ["computed 0", "got '0'", "sent", "computed 1"], order
+
+
+def test_a_reader_who_is_slow_holds_up_nobody() -> None:
+    """He takes 2 s over a piece: the text waits for 50 ms, then goes on."""
+    done = threading.Event()
+
+    def generate(write: Write) -> None:
+        write("a")
+        done.set()
+
+    async def read() -> None:
+        pieces = texts(generate).generate("x", Sampling())
+        assert await anext(pieces) == "a"
+        assert await asyncio.to_thread(done.wait, 2)
+
+    asyncio.run(read())
+
+
 @pytest.mark.parametrize(
     ("error", "prompt", "status", "code"),
     [
