@@ -19,7 +19,7 @@ from ibnorm_export.parity import BOUNDS, LayerParity, LayersReport
 from ibnorm_export.progress import Progress
 from ibnorm_export.runners.base import Runner
 from ibnorm_export.runners.torch_runner import TorchRunner
-from ibnorm_export.taps import Tap, recorded, tapped_copy
+from ibnorm_export.taps import recorded, tapped_copy
 
 __all__ = ["check_layers"]
 
@@ -71,21 +71,30 @@ def check_layers(
         except ModelFileError as error:
             return LayersReport((), "", (str(error),))
         file = prepare(tapped, Path(folder))
-        corners = runners(file)
-        names = [tensor.name for tensor in file.inputs]
         for index, inputs in enumerate(samples):
-            progress("comparing layers", index, len(samples))
-            true, own = (_record(model, module, inputs) for module in (truth, own_module))
-            masks = list(model.valid(inputs).values())
-            for norms, runner in corners.items():
+            progress("running PyTorch layer by layer", index, len(samples))
+            for corner, module in (("true", truth), ("own", own_module)):
+                values = _record(model, module, inputs)  # every feature map of a model, so not kept in memory
+                np.savez(_kept(folder, corner, index), **values)  # type: ignore[arg-type]  # any name is an array's
+        names = [tensor.name for tensor in file.inputs]
+        corners = runners(file)
+        for norms, runner in corners.items():  # one session after the other
+            for index, inputs in enumerate(samples):
+                progress(f"comparing layers, norms {norms}", index, len(samples))
                 actual = runner.run({name: inputs[name] for name in names})
-                for place in taps:
-                    if problem := _incomparable(place, actual, true):
-                        notes[problem] = None
-                        continue
-                    values = (actual[place.output], place.of(own[place.module]), place.of(true[place.module]))
-                    a, o, t = (_defined(v, masks) for v in values)
-                    sums.setdefault((place.module, norms), ErrorSums()).add(a, o, t)
+                masks = list(model.valid(inputs).values())
+                with np.load(_kept(folder, "true", index)) as true, np.load(_kept(folder, "own", index)) as own:
+                    for place in taps:
+                        if place.module not in true:
+                            notes[f"{place.kind} {place.module} did not run in PyTorch"] = None
+                            continue
+                        a, o, t = actual[place.output], place.of(own[place.module]), place.of(true[place.module])
+                        if a.shape != t.shape:
+                            shapes = f"the file has shape {a.shape}, PyTorch {t.shape}"
+                            notes[f"{place.kind} {place.module}: {shapes}"] = None
+                            continue
+                        a, o, t = (_defined(v, masks) for v in (a, o, t))
+                        sums.setdefault((place.module, norms), ErrorSums()).add(a, o, t)
     progress("comparing layers", len(samples), len(samples))
     layers = []
     for place in taps:
@@ -105,8 +114,5 @@ def _record(model: LoadedModel, module: nn.Module, inputs: Arrays) -> Arrays:
     return values
 
 
-def _incomparable(place: Tap, actual: Arrays, true: Arrays) -> str:
-    if place.module not in true:
-        return f"{place.kind} {place.module} did not run in PyTorch"
-    have, want = actual[place.output].shape, place.of(true[place.module]).shape
-    return "" if have == want else f"{place.kind} {place.module}: the file has shape {have}, PyTorch {want}"
+def _kept(folder: str, corner: str, index: int) -> Path:
+    return Path(folder) / f"{corner}.{index}.npz"

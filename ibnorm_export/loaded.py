@@ -17,6 +17,7 @@ from ibnorm_export.errors import CheckpointError
 from ibnorm_export.groupings import BatchIBNorm
 from ibnorm_export.module import IBNorm
 from ibnorm_export.spec import IBNormSpec
+from ibnorm_export.widened import widened_copy
 
 __all__ = ["TASKS", "Arrays", "CustomModel", "DType", "InputSpec", "LoadedModel", "cast_parameters"]
 
@@ -82,10 +83,14 @@ def cast_parameters(module: nn.Module, dtype: torch.dtype) -> None:
     Buffers that a checkpoint does not save (rotary frequencies) keep their type: `module.half()`
     would round them, and no framework serves a model so.
     """
-    saved = set(module.state_dict(keep_vars=True))
     for parameter in module.parameters():
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)
+    _cast_buffers(module, dtype)
+
+
+def _cast_buffers(module: nn.Module, dtype: torch.dtype) -> None:
+    saved = set(module.state_dict(keep_vars=True))
     done: dict[int, Tensor] = {}
     for name, buffer in list(module.named_buffers(remove_duplicate=False)):
         if name in saved and buffer.is_floating_point():
@@ -179,10 +184,12 @@ class LoadedModel:
         return module
 
     def in_float64(self) -> nn.Module:
-        """A copy of `module` that computes in float64 throughout: the truth of every comparison."""
-        module = self.in_dtype(torch.float64)
-        if module is self.module:
-            module = copy.deepcopy(module)
+        """A copy of `module` that computes in float64 throughout: the truth of every comparison.
+
+        Its parameters stand for those of `module` and take no memory; see `widened`.
+        """
+        module = widened_copy(self.module)
+        _cast_buffers(module, torch.float64)
         if self.exact is not None:
             self.exact(module)
         return module

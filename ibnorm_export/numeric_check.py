@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,13 @@ from ibnorm_export.parity import BOUNDS, Finding, Level, NumericReport, Quality
 from ibnorm_export.progress import Progress
 from ibnorm_export.quality_check import check_quality, own_text
 from ibnorm_export.runners.base import Endpoint, Kernels, NormExecution, Runner, fused_library, open_runner
+from ibnorm_export.runners.corners import Corners
 from ibnorm_export.runners.torch_runner import TorchRunner
 
 __all__ = ["Runtime", "check_numeric", "round_inputs"]
+
+#: A sample, where its outputs have a value, and what PyTorch gives in the file's type and in float64.
+_Known = tuple[Arrays, dict[str, NDArray[np.bool_]], Arrays, Arrays]
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,11 +153,13 @@ def _compare(
             f"the float64 truth is not float64 throughout ({', '.join(sorted(narrow)[:3])}): give CustomModel an "
             "`exact` function"
         )
+    known = []
     for index, inputs in enumerate(samples):
-        progress("comparing", index, len(samples))
-        valid = model.valid(inputs)
-        true, torchs = exact.run(inputs), own.run(inputs)
-        for norms, runner in runners.items():
+        progress("running PyTorch", index, len(samples))
+        known.append((inputs, model.valid(inputs), own.run(inputs), exact.run(inputs)))
+    for norms, runner in runners.items():  # one session after the other
+        for index, (inputs, valid, torchs, true) in enumerate(known):
+            progress(f"comparing, norms {norms}", index, len(samples))
             try:
                 actual = runner.run({name: inputs[name] for name in taken})
             except ModelFileError as error:
@@ -190,10 +197,12 @@ def _compare(
     levels: tuple[Level, ...] = ()
     bare = [o for o in outputs if o.norms == "as functions"] or outputs
     if runtime.backend == "ort-cpu" and not all(o.passed for o in bare):
-        levels = _levels(file, dtype, model, exact, own, runtime, samples)
+        runners.close()
+        levels = _levels(file, dtype, model, runtime, known)
     blame = split(outputs, dtype.value, levels)
     if blame is not None and blame.guilty:
         findings.append(Finding(f"link {blame.guilty}", blame.words))
+    runners.close()
     executions = _executions(file, runtime, {name: samples[0][name] for name in taken})
     if runtime.require_fused:
         findings += [Finding(f"norm {n.module}", n.problem) for n in executions if n.problem]
@@ -206,19 +215,19 @@ def _compare(
 
 
 def _levels(
-    file: ExportedModel, dtype: DType, model: LoadedModel, exact: Runner, own: Runner, runtime: Runtime,
-    samples: Sequence[Arrays],
-) -> tuple[Level, ...]:  # fmt: skip
+    file: ExportedModel, dtype: DType, model: LoadedModel, runtime: Runtime, known: Sequence[_Known]
+) -> tuple[Level, ...]:
     """The worst output at every optimisation level, norms as functions unless fused ones were demanded."""
     from ibnorm_export.runners.ort_runner import LEVELS, OrtRunner
 
     kernels = Kernels.FUSED if runtime.kernels is Kernels.FUSED else Kernels.FUNCTION
     library = fused_library(runtime.backend, kernels)
     taken = [tensor.name for tensor in file.inputs]
-    known = [(inputs, model.valid(inputs), own.run(inputs), exact.run(inputs)) for inputs in samples]
     levels = []
-    for level in LEVELS:
-        runner = OrtRunner(file.path, library=library, level=level)
+    runners = Corners(
+        {level: functools.partial(OrtRunner, file.path, library=library, level=level) for level in LEVELS}
+    )
+    for level, runner in runners.items():
         sums = {name: ErrorSums() for name in model.outputs}
         for inputs, valid, torchs, true in known:
             actual = runner.run({name: inputs[name] for name in taken})
@@ -232,16 +241,17 @@ def _levels(
     return tuple(levels)
 
 
-def _runners(file: ExportedModel, runtime: Runtime) -> dict[str, Runner]:
+def _runners(file: ExportedModel, runtime: Runtime) -> Corners:
     """Fused kernels where they are installed, and the functions beside them: a kernel hides a wrong body."""
+    opened = functools.partial(open_runner, runtime.backend, file)
     if runtime.backend == "triton":  # the server has decided how they run
-        return {"as served": open_runner(runtime.backend, file, endpoint=runtime.endpoint)}
-    runners: dict[str, Runner] = {}
+        return Corners({"as served": functools.partial(opened, endpoint=runtime.endpoint)})
+    runners: dict[str, Callable[[], Runner]] = {}
     if fused_library(runtime.backend, runtime.kernels) is not None:
-        runners["fused"] = open_runner(runtime.backend, file, kernels=Kernels.FUSED)
+        runners["fused"] = functools.partial(opened, kernels=Kernels.FUSED)
     if runtime.kernels is not Kernels.FUSED:
-        runners["as functions"] = open_runner(runtime.backend, file, kernels=Kernels.FUNCTION, engine=runtime.engine)
-    return runners
+        runners["as functions"] = functools.partial(opened, kernels=Kernels.FUNCTION, engine=runtime.engine)
+    return Corners(runners)
 
 
 def _not_finite(actual: NDArray[Any], own: NDArray[Any], truth: NDArray[Any], dtype: DType) -> str:

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from ibnorm_export.loaded import Arrays, LoadedModel
 from ibnorm_export.module import IBNorm
+from ibnorm_export.widened import identity
 
 __all__ = ["Reach", "reach"]
 
@@ -35,14 +36,14 @@ class Reach:
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        self.storages: set[int] = set()
+        self.identities: set[int] = set()
         self.narrow: set[str] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for value in tree_leaves((args, kwargs)):
             if isinstance(value, Tensor):
-                self.storages.add(value.untyped_storage().data_ptr())
+                self.identities.add(identity(value))
         for value in tree_leaves(result):
             if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64:
                 self.narrow.add(str(func))
@@ -71,5 +72,5 @@ def reach(
         for hook in hooks:
             hook.remove()
     state = module.state_dict(keep_vars=True)
-    used = {name for name, tensor in state.items() if tensor.untyped_storage().data_ptr() in watch.storages}
+    used = {name for name, tensor in state.items() if identity(tensor) in watch.identities}
     return Reach(frozenset(used), frozenset(norms), frozenset(watch.narrow))
