@@ -88,7 +88,8 @@ def _check_norm(node: NormNode, module: IBNorm, names: Mapping[int, set[str]]) -
 
 
 def _check_functions(model: ExportedModel) -> Iterable[Finding]:
-    canonical = onnx_op.functions(model.opset)
+    widths = [(n.op_type, model.weights[n.scale].dims[0]) for n in model.norms if n.scale in model.weights]
+    canonical = onnx_op.functions(model.opset, widths)
     carried = {f.name: f for f in model.proto.functions if f.domain == DOMAIN}
     for op_type in sorted({node.op_type for node in model.norms}):
         where = f"function {op_type}"

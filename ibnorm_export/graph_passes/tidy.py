@@ -176,10 +176,16 @@ def name_nodes(graph: ir.Graph, entry: str) -> None:
             output.metadata_props.clear()
 
 
+def _width(norm: ir.Node) -> int:
+    scale = norm.inputs[-2]
+    assert scale is not None and scale.shape is not None
+    return scale.shape.numpy()[0]
+
+
 def attach_functions(model: ir.Model, opset: int) -> None:
     """Put the functions of the norms that `model` uses into it."""
-    used = {node.op_type for node in model.graph if node.domain == DOMAIN}
-    for op_type, body in onnx_op.functions(opset).items():
-        if op_type in used:
+    norms = [(node.op_type, _width(node)) for node in model.graph if node.domain == DOMAIN]
+    for op_type, body in onnx_op.functions(opset, norms).items():
+        if op_type in dict(norms):
             function = ir.serde.deserialize_function(body)
             model.functions[function.identifier()] = function
