@@ -3,10 +3,9 @@
     python benchmarks/families.py --record benchmarks/results/families.json
     python benchmarks/families.py --only gpt2-124m resnet-50 --kinds L
 
-Takes hours and 12 GB of disk and memory for all of them on two cores. Rows that are recorded already are
+Takes hours, 17 GB of disk and 12 GB of memory for all of them on two cores. Rows that are recorded already are
 kept, so that an interrupted run goes on. "fused only" is a file whose functions leave the bound where the
-fused kernels keep it: ONNX Runtime's LayerNormalization over all of an image. timm's models are left out,
-by name, where timm is not installed.
+fused kernels keep it. timm's models are left out, by name, where timm is not installed.
 """
 
 from __future__ import annotations

@@ -3,8 +3,7 @@
     python benchmarks/generation_large.py --json
 
 Every step runs in a process of its own; its peak is the largest resident set, mapped files included. Verification
-holds the weights in float64 and float32 for PyTorch and in two sessions of ONNX Runtime, so its peak is above 5 times
-the weights whatever it does.
+holds the weights for PyTorch as they are stored, and in one session of ONNX Runtime at a time.
 """
 
 from __future__ import annotations
