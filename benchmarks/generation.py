@@ -8,6 +8,8 @@ before have stopped spinning; a value is the median of the paired ratios of time
 
 Physical limit of a decode step: every weight but the embedding is read once. The bandwidth of reading is measured in
 the same run, between turns of decoding, by a product of a matrix of 512 MB and a vector on two threads.
+
+The C library's own settings (GLIBC_TUNABLES), which hold for all contenders alike, are recorded with the result.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import sys
 import tempfile
 import time
@@ -228,6 +231,7 @@ def main() -> int:
     content = {
         "threads": THREADS,
         "rounds": options.rounds,
+        "glibc_tunables": os.environ.get("GLIBC_TUNABLES", ""),
         "limit": "a decode step reads every weight but the embedding once: time >= bytes / read bandwidth",
         "bytes": read,
         "rows": [row.to_json() for row in rows],
