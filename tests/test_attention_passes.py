@@ -24,6 +24,9 @@ from ibnorm_export.graph_passes.attention import (
     transpose_keys_directly,
 )
 
+#: Averages of values to about 3, summed in another order in float32.
+_ROUNDING = 1e-6
+
 
 def _constant(name: str, *values: int) -> onnx.TensorProto:
     return helper.make_tensor(name, TensorProto.INT64, [len(values)], values)
@@ -133,7 +136,7 @@ def test_heads_are_split_in_the_attention(heads: int, kv_heads: int, rotary: boo
     heads_in_attention(made.graph)
     assert _types(made) == ["RotaryEmbedding"] * 2 * rotary + ["Attention"]
     (after,) = _run(made, feeds)
-    np.testing.assert_allclose(after, before, rtol=0, atol=1e-6)  # averages of values to about 3, in float32
+    np.testing.assert_allclose(after, before, rtol=0, atol=_ROUNDING)
 
 
 @pytest.mark.parametrize("rotary", [False, True])
@@ -148,13 +151,13 @@ def test_a_cache_grows_in_the_attention_and_back(heads: int, kv_heads: int, rota
     assert _types(made) == ["RotaryEmbedding"] * 2 * rotary + ["Attention"]
     after = _run(made, feeds)
     for b, a in zip(before, after, strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(a, b, rtol=0, atol=_ROUNDING)
     assert past_by_concat(made.graph)
     types = _types(made)
     assert (types.count("Concat"), types.count("Attention")) == (2, 1)
     assert all(len(node.outputs) == 1 for node in made.graph)
     for b, a in zip(before, _run(made, feeds), strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(a, b, rtol=0, atol=_ROUNDING)
     assert not past_by_concat(made.graph)
 
 
@@ -162,9 +165,22 @@ def test_a_cache_that_another_node_reads_stays_in_the_graph() -> None:
     made = _attention(4, 2, past=True)
     present = next(value for value in made.graph.outputs if value.name == "present.k")
     made.graph.append(ir.node("Shape", [present]))
-    before = len(made.graph)
     past_in_attention(made.graph)
-    assert len(made.graph) == before
+    assert [len(node.outputs) for node in made.graph if node.op_type == "Attention"] == [1]
+
+
+def test_a_mask_of_the_operator_itself_keeps_the_cache_outside() -> None:
+    """With a past it begins behind the past: another mask than without."""
+    made = _attention(4, 2, past=True)
+    attention = next(node for node in made.graph if node.op_type == "Attention")
+    attention.attributes["is_causal"] = ir.AttrInt64("is_causal", 1)
+    past_in_attention(made.graph)
+    assert [len(node.outputs) for node in made.graph if node.op_type == "Attention"] == [1]
+    del attention.attributes["is_causal"]
+    past_in_attention(made.graph)
+    within = next(node for node in made.graph if node.op_type == "Attention")
+    within.attributes["is_causal"] = ir.AttrInt64("is_causal", 1)
+    assert not past_by_concat(made.graph)
 
 
 def test_a_vit_has_no_detours(exported_vit: ExportedModel, vit_checkpoint: Path, tmp_path: Path) -> None:

@@ -186,12 +186,23 @@ def _grown(value: ir.Value | None) -> ir.Node | None:
     return concat if len(cache.uses()) == 1 else None
 
 
+def _is_causal(node: ir.Node) -> bool:
+    """Whether the operator makes the mask: it begins at the first key, but behind the past where it is given one."""
+    attribute = node.attributes.get("is_causal")
+    return attribute is not None and attribute.as_int() != 0
+
+
+def _has_past(node: ir.Node) -> bool:
+    given = len(node.inputs) == 6 and None not in (*node.inputs[:3], *node.inputs[4:])
+    return node.domain == "" and node.op_type == "Attention" and len(node.outputs) == 3 and given
+
+
 def past_in_attention(graph: ir.Graph) -> None:
     """Attention takes the past and gives the present, where a Concat grows a cache for it."""
     for node in list(graph):
         if node.domain != "" or node.op_type != "Attention" or len(node.outputs) != 1 or len(node.inputs) < 3:
             continue
-        if any(value is not None for value in node.inputs[4:]):
+        if any(value is not None for value in node.inputs[4:]) or _is_causal(node):
             continue
         key, value = _grown(node.inputs[1]), _grown(node.inputs[2])
         if key is None or value is None or key is value:
@@ -242,7 +253,7 @@ def past_by_concat(graph: ir.Graph) -> bool:
 
     Attention is given split heads and a cache that Concat grows: the same numbers from an operator of one output.
     """
-    nodes = [node for node in graph if node.domain == "" and node.op_type == "Attention" and len(node.outputs) == 3]
+    nodes = [node for node in graph if _has_past(node) and not _is_causal(node)]
     for node in nodes:
         q, k, v, mask, past_key, past_value = node.inputs[:6]
         attributes = dict(node.attributes)
