@@ -1,16 +1,34 @@
-"""What the benchmarks have in common: two options, and where a report goes."""
+"""What the benchmarks have in common: a bar with its verdict, two options, and where a report goes."""
 
 from __future__ import annotations
 
 import argparse
 import json
 from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ibnorm_export.environment import environment
 
-__all__ = ["parser", "publish"]
+__all__ = ["Row", "parser", "publish"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One bar: true when it is met."""
+
+    what: str
+    value: float
+    bar: float
+    at_most: bool
+    note: str
+
+    def __bool__(self) -> bool:
+        return self.value <= self.bar if self.at_most else self.value >= self.bar
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "verdict": "met" if self else "missed"}
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:

@@ -25,8 +25,8 @@ class Session(Protocol):
     def feed(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
         """Logits (batch, vocabulary) behind the last of `tokens` (batch, n); the cache grows by them."""
 
-    def step(self) -> None:
-        """Go on with the likeliest token of every row."""
+    def step(self) -> NDArray[np.integer]:
+        """The likeliest token of every row (batch,), which the text goes on with; behind it only steps follow."""
 
     def rewind(self, length: int) -> None:
         """Forget all but the first `length` tokens of every row."""
@@ -49,14 +49,18 @@ class _DecoderSession:
     def __init__(self, decoder: Decoder, batch: int) -> None:
         self._decoder = decoder
         self._last = np.zeros((batch, 1), dtype=np.float32)
+        self._chosen: NDArray[np.int64] | None = None  # and not fed: nobody waits for what comes behind the last
         decoder.start(batch)
 
     def feed(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
         self._last = self._decoder.feed(tokens)[:, -1]
         return self._last
 
-    def step(self) -> None:
-        self.feed(self._last.argmax(axis=-1, keepdims=True))
+    def step(self) -> NDArray[np.integer]:
+        if self._chosen is not None:
+            self.feed(self._chosen)
+        self._chosen = self._last.argmax(axis=-1, keepdims=True)
+        return self._chosen[:, 0]
 
     def rewind(self, length: int) -> None:
         self._decoder.rewind(length)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -107,6 +108,10 @@ def _ignore(text: str) -> None:
     pass
 
 
+def _go_on() -> None:
+    pass
+
+
 class TextModel:
     """A language model with its tokenizer.
 
@@ -125,7 +130,12 @@ class TextModel:
         self._ends = ends
 
     def generate(
-        self, prompt: str, sampling: Sampling | None = None, write: Callable[[str], None] = _ignore
+        self,
+        prompt: str,
+        sampling: Sampling | None = None,
+        write: Callable[[str], None] = _ignore,
+        between: Callable[[], None] = _go_on,
+        pace_s: float = 0.0,
     ) -> TextResult:
         """Go on from `prompt`.
 
@@ -133,6 +143,8 @@ class TextModel:
             prompt: at least one token.
             sampling: how tokens are chosen; None is greedy.
             write: gets the text piece by piece, whole characters only.
+            between: called behind every token; an exception from it ends the text.
+            pace_s: seconds between two pieces at least; what comes sooner is written together, at less cost.
 
         Raises:
             PromptError: the prompt is empty or too long.
@@ -151,26 +163,33 @@ class TextModel:
         text, tail = "", ""  # what is written, and what waits
         begin = first = time.perf_counter()
         stopped = "length" if room == sampling.max_new_tokens else "positions"
+        written = -math.inf
         for token in self._choose(ids, room, sampling):
+            now = time.perf_counter()
             if not chosen:
-                first = time.perf_counter()
+                first = now
             if token in self._ends:
                 stopped = "end"
                 break
             chosen.append(token)
-            tail += stream.add(token)
-            if sampling.found(tail) >= 0:
-                stopped = "stop"
-                break
-            sure = sampling.sure(tail)
-            write(sure)
-            text, tail = text + sure, tail[len(sure) :]
+            stream.add(token)
+            due = now - written >= pace_s
+            if due or sampling.stop:
+                tail += stream.take()
+                if sampling.found(tail) >= 0:
+                    stopped = "stop"
+                    break
+            if due and (sure := sampling.sure(tail)):
+                write(sure)
+                text, tail, written = text + sure, tail[len(sure) :], now
+            between()
         done = time.perf_counter()
         if stopped != "stop":
             tail += stream.rest()
         if (place := sampling.found(tail)) >= 0:
             stopped, tail = "stop", tail[:place]
-        write(tail)
+        if tail:
+            write(tail)
         text += tail
         after = max(len(chosen) - 1, 0)
         return TextResult(
@@ -184,6 +203,11 @@ class TextModel:
 
     def _choose(self, ids: NDArray[np.int64], room: int, sampling: Sampling) -> Iterator[int]:
         session = self._start(1, len(ids) + room)
+        if sampling.temperature == 0.0:
+            session.feed(ids[None])
+            for _ in range(room):
+                yield int(session.step()[0])
+            return
         rng = np.random.default_rng(sampling.seed)
         for _ in range(room):
             token = sampling.choose(session.feed(ids[None])[0], rng)

@@ -52,19 +52,27 @@ def read_json(path: Path) -> dict[str, object]:
 
 
 def end_tokens(folder: Path) -> frozenset[int]:
-    """Tokens that end a text, from generation_config.json or config.json; empty where none is said."""
-    for name in ("generation_config.json", "config.json"):
+    """Tokens that end a text, from generation_config.json or config.json, and those that end it for onnxruntime-genai.
+
+    Empty where none is said. genai_config.json can have more of them: its maker adds the tokenizer's own, which ends a
+    turn of a chat.
+    """
+    ends: set[int] = set()
+    for name in ("genai_config.json", "generation_config.json", "config.json"):
         if (folder / name).is_file():
-            found = read_json(folder / name).get("eos_token_id")
-            if found is not None:
-                return frozenset(found if isinstance(found, list) else [found])
-    return frozenset()
+            config = read_json(folder / name)
+            model = config.get("model") if name == "genai_config.json" else config
+            found = model.get("eos_token_id") if isinstance(model, dict) else None
+            ends.update(found if isinstance(found, list) else [] if found is None else [found])
+            if found is not None and name == "generation_config.json":
+                break
+    return frozenset(ends)
 
 
 class TextStream:
-    """The text of tokens that come one by one: what `Tokens.decode` says of all of them, at the cost of the last few.
+    """The text of tokens that come one by one: what `Tokens.decode` says of all of them, at the cost of the new ones.
 
-    A piece comes when no later token can change it: a last U+FFFD waits, as it may stand for the first bytes of a
+    A piece is taken when no later token can change it: a last U+FFFD waits, as it may stand for the first bytes of a
     character, and tokens of byte fallback wait for the end of their run, of which one wrong byte spoils all.
 
     Args:
@@ -80,24 +88,30 @@ class TextStream:
         self._visible = visible
         self._fallback = fallback
         self._last: list[int] = []
+        self._known = 0  # of them have been decoded
         self._sent = 0  # characters of their text
 
-    def add(self, token: int) -> str:
-        """What is certain now and has not come before."""
-        if token not in self._visible:
+    def add(self, token: int) -> None:
+        """One more."""
+        if token in self._visible:
+            self._last.append(token)
+
+    def take(self) -> str:
+        """What is certain now and has not been taken before."""
+        known = len(self._last)
+        while known > self._known and self._last[known - 1] in self._fallback:
+            known -= 1
+        if known == self._known:
             return ""
-        self._last.append(token)
-        if token in self._fallback:
-            return ""
-        text = self._decode(self._last)
+        text = self._decode(self._last[:known])
         end = len(text) - text.endswith("\ufffd")
         piece = text[self._sent : end]
-        self._sent = end
-        if len(self._last) >= 2 * _CONTEXT:
+        self._known, self._sent = known, end
+        if len(self._last) == known >= 2 * _CONTEXT:
             context = self._decode(self._last[-_CONTEXT:])
             if context and context[-1] == text[-1]:
                 self._last = self._last[-_CONTEXT:]
-                self._sent = len(context) - (len(text) - end)
+                self._known, self._sent = _CONTEXT, len(context) - (len(text) - end)
         return piece
 
     def rest(self) -> str:

@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from ibnorm_export import text
 from ibnorm_export.sessions import SessionSource
 from ibnorm_export.text import Sampling, TextModel
 from ibnorm_export.tokens import Tokens, write_byte_tokenizer
@@ -65,8 +66,23 @@ def tokens(request: pytest.FixtureRequest, tmp_path: Path) -> Tokens:
 
 
 def pieces(tokens: Tokens, ids: list[int]) -> list[str]:
-    stream = tokens.stream()
-    return [*(stream.add(token) for token in ids), stream.rest()]
+    """What is taken behind each token, and at the end."""
+    stream, taken = tokens.stream(), []
+    for token in ids:
+        stream.add(token)
+        taken.append(stream.take())
+    return [*taken, stream.rest()]
+
+
+def now_and_then(tokens: Tokens, ids: list[int], rng: random.Random) -> str:
+    """All that is taken, some of it of many tokens."""
+    stream, text = tokens.stream(), ""
+    often = rng.choice([0.02, 0.1, 0.5])
+    for token in ids:
+        stream.add(token)
+        if rng.random() < often:
+            text += stream.take()
+    return text + stream.rest()
 
 
 def test_random_tokens(tokens: Tokens) -> None:
@@ -78,6 +94,7 @@ def test_random_tokens(tokens: Tokens) -> None:
         pool = range(known + 2) if case % 2 else few
         ids = [rng.choice(pool) for _ in range(rng.randrange(80))]
         assert "".join(pieces(tokens, ids)) == tokens.decode(ids), ids
+        assert now_and_then(tokens, ids, rng) == tokens.decode(ids), ids
 
 
 def test_words_with_bytes_between(tokens: Tokens) -> None:
@@ -94,6 +111,7 @@ def test_words_with_bytes_between(tokens: Tokens) -> None:
                 ids += [bytes_of[byte] for byte in run[: rng.choice([len(run), rng.randrange(len(run) + 1)])]]
             ids += ids[:1] * (rng.random() < 0.3)
         assert "".join(pieces(tokens, ids)) == tokens.decode(ids), ids
+        assert now_and_then(tokens, ids, rng) == tokens.decode(ids), ids
 
 
 def of_bytes(tmp_path: Path) -> Tokens:
@@ -135,25 +153,40 @@ def test_the_cost_of_a_token_does_not_grow(tmp_path: Path) -> None:
     seen: list[int] = []
     stream = tokens.stream()
     stream._decode = lambda ids: (seen.append(len(ids)), tokens.decode(ids))[1]  # type: ignore[func-returns-value]  # append, in a lambda that counts
-    for text in ((TEXT * 40).encode(), b"\xff" * 2000, b"\x80" * 2000):
-        for token in text[:2000]:
+    for said in ((TEXT * 40).encode(), b"\xff" * 2000, b"\x80" * 2000):
+        for token in said[:2000]:
             stream.add(token)
+            stream.take()
     assert max(seen) <= 16
+    seen.clear()
+    for token in ((TEXT * 40).encode())[:2000]:  # none is taken before the end
+        stream.add(token)
+    stream.take()
+    assert len(seen) == 2
+
+
+class Clock:
+    """Stands in for the module `time` of `text`."""
+
+    now = 5.0
+
+    def perf_counter(self) -> float:
+        return self.now
 
 
 class Fixed:
-    """A session that says one text."""
+    """A session that says one text; a token takes `tick_s` of `clock`."""
 
-    def __init__(self, text: bytes) -> None:
+    def __init__(self, text: bytes, clock: Clock | None = None, tick_s: float = 0.0) -> None:
         self._left = iter(text)
+        self._clock, self._tick_s = clock or Clock(), tick_s
 
     def feed(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
-        logits = np.zeros((1, 256), np.float32)
-        logits[0, next(self._left)] = 1
-        return logits
+        return np.zeros((1, 256), np.float32)
 
-    def step(self) -> None:
-        raise NotImplementedError
+    def step(self) -> NDArray[np.int64]:
+        self._clock.now += self._tick_s
+        return np.array([next(self._left)])
 
     def rewind(self, length: int) -> None:
         raise NotImplementedError
@@ -171,3 +204,36 @@ def test_pieces_end_where_the_text_does(tmp_path: Path, stop: str, cut: int) -> 
     place = whole.find(stop)
     assert result.text == "".join(written) == (whole if place < 0 else whole[:place])
     assert result.stopped == ("length" if place < 0 else "stop")
+
+
+@pytest.mark.parametrize(
+    ("tick_s", "written"),
+    [(0.06, ["a", "b", "€", "c", "d"]), (0.02, ["a", "b", "€cd"]), (1e-4, ["a", "b€cd"])],
+)
+def test_pieces_keep_their_pace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tick_s: float, written: list[str]
+) -> None:
+    """Slow tokens come alone, quick ones together, the first at once; `between` sees every one of them."""
+    clock = Clock()
+    monkeypatch.setattr(text, "time", clock)
+    said = "ab€cd".encode()
+    source = SessionSource("fixed", lambda rows, length: Fixed(said, clock, tick_s))
+    got: list[str] = []
+    seen: list[int] = []
+    model = TextModel(source, of_bytes(tmp_path), 100, frozenset())
+    result = model.generate("p", Sampling(len(said)), got.append, lambda: seen.append(len(got)), 0.05)
+    assert got == written
+    assert result.text == "ab€cd"
+    assert len(seen) == len(said)
+    assert seen[0] == 1  # the first piece is written before
+
+
+def test_a_stop_is_found_between_pieces(tmp_path: Path) -> None:
+    """At once, not when the next piece is due."""
+    seen: list[str] = []
+    source = SessionSource("fixed", lambda rows, length: Fixed(b"abcdefgh"))
+    model = TextModel(source, of_bytes(tmp_path), 100, frozenset())
+    result = model.generate("p", Sampling(8, stop=("cd",)), seen.append, lambda: seen.append("-"), 1e9)
+    assert result.text == "ab"
+    assert len(result.tokens) == 4
+    assert seen == ["a", "-", "-", "-", "b"]

@@ -64,12 +64,20 @@ class GenaiSession:
             raise ModelFileError(f"onnxruntime-genai cannot run the model: {_first_line(error)}") from error
         return logits
 
-    def step(self) -> None:
-        """Go on with the likeliest token of every row."""
+    def step(self) -> NDArray[np.integer]:
+        """The likeliest token of every row (batch,), which the text goes on with; behind it only steps follow.
+
+        GenAI chooses it: for a small model, its logits as an array cost a quarter of a token.
+
+        Raises:
+            ModelFileError: the runtime fails; its own words follow.
+        """
         try:
             self._generator.generate_next_token()
+            chosen: NDArray[np.integer] = self._generator.get_next_tokens()
         except RuntimeError as error:
             raise ModelFileError(f"onnxruntime-genai cannot run the model: {_first_line(error)}") from error
+        return chosen
 
     def rewind(self, length: int) -> None:
         """Forget all but the first `length` tokens; of several rows, GenAI forgets all or none."""
@@ -101,8 +109,16 @@ class GenaiModel:
     def start(self, batch: int, length: int) -> GenaiSession:
         """`batch` rows of at most `length` tokens, prompt included."""
         params = og.GeneratorParams(self._model)
-        # an end token of one row would end it while the others go on
-        params.set_search_options(max_length=length, min_length=0 if batch == 1 else length, batch_size=batch)
+        # an end token of one row would end it while the others go on; and the folder's own search may not be greedy
+        params.set_search_options(
+            max_length=length,
+            min_length=0 if batch == 1 else length,
+            batch_size=batch,
+            do_sample=False,
+            num_beams=1,
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
+        )
         return GenaiSession(og.Generator(self._model, params))
 
 

@@ -35,6 +35,7 @@ class OrtTextSession:
         self._in_place = caches[0].shape[2] == CAPACITY
         self._room = length
         self._last = np.zeros((batch, 1), dtype=np.float32)
+        self._chosen: NDArray[np.int64] | None = None  # and not fed: nobody waits for what comes behind the last
         size = length if self._in_place else 0
         self._past = {
             i.name: ort.OrtValue.ortvalue_from_numpy(
@@ -81,9 +82,12 @@ class OrtTextSession:
         self._last = last.astype(np.float32)
         return self._last
 
-    def step(self) -> None:
-        """Go on with the likeliest token of every row."""
-        self.feed(self._last.argmax(axis=-1, keepdims=True))
+    def step(self) -> NDArray[np.integer]:
+        """The likeliest token of every row (batch,), which the text goes on with; behind it only steps follow."""
+        if self._chosen is not None:
+            self.feed(self._chosen)
+        self._chosen = self._last.argmax(axis=-1, keepdims=True)
+        return self._chosen[:, 0]
 
     def rewind(self, length: int) -> None:
         """Forget all but the first `length` tokens."""

@@ -11,11 +11,12 @@ import asyncio
 import contextlib
 import json
 import socket
+import sys
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import uvicorn
 from fastapi import FastAPI, Request
@@ -42,6 +43,10 @@ from ibnorm_export.serving.text_queue import TextLimits, Texts
 from ibnorm_export.text import Sampling, TextModel, TextResult, open_folder
 
 __all__ = ["Door", "create_app", "serve_text"]
+
+#: How long the event loop waits for the interpreter, which GenAI keeps while it computes, before it asks for it. With
+#: Python's own 5 ms a first piece would wait for ten tokens of a small model each time it is handed on.
+_SWITCH_S: Final = 5e-4
 
 
 def _answer(error: Refused) -> JSONResponse:
@@ -259,5 +264,6 @@ def serve_text(
         server = uvicorn.Server(config)
         stream.listen(2048)
         ready(f"{address}:{stream.getsockname()[1]}", paths)
+        sys.setswitchinterval(_SWITCH_S)
         with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises again what it has obeyed: this is the orderly end
             server.run(sockets=[stream])

@@ -19,8 +19,8 @@ from ibnorm_export.text import Sampling, TextModel, TextResult
 
 __all__ = ["TextLimits", "Texts", "Turns"]
 
-#: Tokens that come within this time of the last piece go to the reader together with the next token: at 1500 tokens a
-#: second an event for each takes a third of the processor. A slower model sends every token by itself.
+#: Tokens that come within this time of the last piece go to the reader together: at 1500 tokens a second an event for
+#: each takes a third of the processor. A slower model sends every token by itself.
 _PIECE_S: Final = 0.05
 
 #: The longest that a text stands still until its reader has its first piece: a reader who reads slowly holds up nobody.
@@ -132,30 +132,23 @@ class Texts:
         def finished() -> None:
             self.running -= 1
 
+        def write(piece: str) -> None:
+            put(piece)
+            if not taken.is_set():
+                # GenAI keeps the interpreter while it computes: without this the event loop, and with it the first
+                # piece, has at times to wait for many more tokens
+                taken.wait(_FIRST_S)
+                taken.set()
+
+        def between() -> None:
+            if left.is_set() or time.monotonic() > end:
+                raise _Ended
+            self._turns.give_way()
+
         def work() -> None:
-            held, sent = "", 0.0
-
-            def write(piece: str) -> None:
-                nonlocal held, sent
-                now = time.monotonic()
-                if left.is_set() or now > end:
-                    raise _Ended
-                held += piece
-                if held and now - sent >= _PIECE_S:
-                    put(held)
-                    if not sent:
-                        # GenAI keeps the interpreter while it computes: without this the event loop, and with it the
-                        # first piece, has at times to wait for many more tokens
-                        taken.wait(_FIRST_S)
-                    held, sent = "", now
-                self._turns.give_way()
-
             self._turns.take(first=True)
             try:
-                result = self._model.generate(prompt, sampling, write)
-                if held:
-                    put(held)
-                put(result)
+                put(self._model.generate(prompt, sampling, write, between, _PIECE_S))
             except _Ended:
                 put(Refused(504, f"the text took more than {self._limits.request_s:g} s", "timeout"))
             except PromptError as error:

@@ -134,6 +134,27 @@ def test_an_end_token_ends_the_text(forms: dict[str, Path], tmp_path: Path) -> N
     assert (result.tokens, result.stopped) == (greedy.tokens[:end], "end")
 
 
+def test_the_ends_that_onnxruntime_genai_knows_end_the_text_too(forms: dict[str, Path], tmp_path: Path) -> None:
+    """It writes padding behind one, which is no part of the text."""
+    greedy = opened(forms, "genai").generate(PROMPT, Sampling(max_new_tokens=6))
+    folder = Path(shutil.copytree(forms["genai"], tmp_path / "folder"))
+    settings = json.loads((folder / "genai_config.json").read_text())
+    settings["model"]["eos_token_id"] = [greedy.tokens[3], 0]
+    (folder / "genai_config.json").write_text(json.dumps(settings))
+    result = open_folder(folder).generate(PROMPT, Sampling(max_new_tokens=6))
+    assert (result.tokens, result.stopped) == (greedy.tokens[: greedy.tokens.index(greedy.tokens[3])], "end")
+
+
+def test_greedy_is_greedy_whatever_search_the_folder_asks_for(forms: dict[str, Path], tmp_path: Path) -> None:
+    """A chat model's own search samples, and holds back what it has said."""
+    greedy = opened(forms, "genai").generate(PROMPT, Sampling(max_new_tokens=24))
+    folder = Path(shutil.copytree(forms["genai"], tmp_path / "folder"))
+    settings = json.loads((folder / "genai_config.json").read_text())
+    settings["search"] |= {"do_sample": True, "temperature": 5.0, "repetition_penalty": 3.0, "no_repeat_ngram_size": 1}
+    (folder / "genai_config.json").write_text(json.dumps(settings))
+    assert open_folder(folder).generate(PROMPT, Sampling(max_new_tokens=24)).tokens == greedy.tokens
+
+
 # ---- what it refuses ----
 
 

@@ -26,8 +26,14 @@ class Model:
     def __init__(self, generate: Callable[[Write], None]) -> None:
         self._generate = generate
 
-    def generate(self, prompt: str, sampling: Sampling, write: Write) -> TextResult:
-        self._generate(write)
+    def generate(
+        self, prompt: str, sampling: Sampling, write: Write, between: Callable[[], None], pace_s: float
+    ) -> TextResult:
+        def token(piece: str) -> None:
+            write(piece)
+            between()
+
+        self._generate(token)
         return TextResult("", (), 1, "length", 0.0, 0.0)
 
 
@@ -90,20 +96,6 @@ def test_one_text_computes_at_a_time_and_all_take_turns() -> None:
     assert len(order) == 20
     # first tokens first: each has its first before any has its third
     assert len(set(order[: order.index(order[0], order.index(order[0], 1) + 1)])) == 4
-
-
-def test_quick_tokens_go_together_and_slow_ones_alone() -> None:
-    def quick(write: Write) -> None:
-        for _ in range(100):
-            write("a")
-
-    def slow(write: Write) -> None:
-        for _ in range(4):
-            time.sleep(0.06)
-            write("a")
-
-    assert asyncio.run(collect(texts(quick))) == ["a", "a" * 99]  # the first at once
-    assert asyncio.run(collect(texts(slow))) == ["a"] * 4
 
 
 def test_a_text_goes_on_when_its_first_piece_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:

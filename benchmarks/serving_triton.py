@@ -1,0 +1,150 @@
+"""Bars of a real Triton on packaged models, by its own clients in this process; `serving.py` runs them.
+
+Without a tritonserver on PATH, Triton runs the models through this package's Python backend over the same ONNX Runtime:
+byte parity then checks the plumbing, not another runtime.
+"""
+
+from __future__ import annotations
+
+import itertools
+import signal
+import sys
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from geventhttpclient.response import HTTPConnectionClosed
+from publish import Row
+from tritonclient.utils import InferenceServerException
+
+from ibnorm_export import native
+from ibnorm_export.artifact import ExportedModel
+from ibnorm_export.loaded import DType
+from ibnorm_export.parity import BOUNDS
+from ibnorm_export.runners.ort_runner import OrtRunner
+from ibnorm_export.serving.repository import PackageOptions, Variant, package
+from ibnorm_export.serving.triton_config import Limits
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+from running_server import Running, members, running
+from triton_clients import CLIENTS, REFUSED, ask, connect, draw
+
+__all__ = ["crowd", "ended", "parity"]
+
+#: No batching: then an answer has one right value, to the byte.
+ALONE = Limits(max_batch=0)
+#: Rows that were computed together may differ from those computed alone by another order of summation: each is within
+#: the floor of `BOUNDS` of the truth, so they are within two of it of each other (norm-wise).
+BATCHED = 2 * BOUNDS[DType.FP32].floor
+#: `serve` gives requests in flight 5 s; a request that takes twice as long hangs.
+HANGS_S = 10.0
+
+
+def off(answer: np.ndarray[Any, Any], wanted: np.ndarray[Any, Any]) -> float:
+    """Norm-wise relative difference."""
+    return float(np.linalg.norm(answer - wanted) / np.linalg.norm(wanted))
+
+
+def parity(folder: Path, scratch: Path) -> list[Row]:
+    """Answers that differ in any byte, one request at a time."""
+    asked = different = 0
+    for file in sorted(folder.glob("*.onnx")):
+        model = ExportedModel(file)
+        made = package(model, scratch / file.stem, PackageOptions(name="m", variant=Variant.BOTH, limits=ALONE))
+        with running(made.path) as server:
+            for there, library in (("m", native.ort_library()), ("m-portable", None)):
+                here = OrtRunner(file, library=library)
+                rng = np.random.default_rng(1)
+                for module in CLIENTS:
+                    with connect(server, module) as client:
+                        for _ in range(20):
+                            arrays = draw(model, rng, int(rng.integers(1, 9)), int(rng.integers(1, 65)))
+                            wanted = here.run(arrays)["logits"].tobytes()
+                            different += ask(client, module, there, arrays).tobytes() != wanted
+                            asked += 1
+    note = f"{asked} requests: ViT and LLaMA, fp32 and fp16, fused and portable, HTTP and gRPC"
+    return [Row("parity: answers that differ from in-process in a byte", different, 0, True, note)]
+
+
+def crowd(folder: Path, scratch: Path) -> list[Row]:
+    """200 mixed requests at once: byte for byte; then with rows batched; then against a queue of 16."""
+    model = ExportedModel(folder / "llama-fp32.onnx")
+    here = OrtRunner(model.path, library=native.ort_library())
+    rng = np.random.default_rng(2)
+    work = [draw(model, rng, int(rng.integers(1, 9)), int(rng.integers(1, 65))) for _ in range(200)]
+    wanted = [here.run(arrays)["logits"] for arrays in work]
+
+    def one(server: Running, index: int, batched: bool) -> str:
+        module = CLIENTS[index % 2]
+        try:
+            with connect(server, module) as client:
+                answer = ask(client, module, "m", work[index])
+        except InferenceServerException as error:
+            return "refused" if error.status() == REFUSED[module] else f"failed: {error}"
+        same = answer.tobytes() == wanted[index].tobytes()
+        return "right" if same or (batched and off(answer, wanted[index]) <= BATCHED) else "wrong"
+
+    rows = []
+    for what, limits in (
+        ("200 concurrent, HTTP and gRPC, mixed sizes: right to the byte", ALONE),
+        (f"the same with dynamic batching: right to {BATCHED:g}", Limits()),
+        ("overload, queue limit 16, 200 in flight: not clean", Limits(max_batch=0, max_queue=16)),
+    ):
+        made = package(
+            model, scratch / f"crowd-{len(rows)}", PackageOptions(name="m", variant=Variant.FUSED, limits=limits)
+        )
+        batched = limits.max_batch > 0
+        with running(made.path) as server, ThreadPoolExecutor(200) as pool:
+            began = time.perf_counter()
+            told = Counter(pool.map(lambda index, s=server, b=batched: one(s, index, b), range(200)))
+            took = time.perf_counter() - began
+            after = one(server, 0, batched)
+        note = f"{dict(told)} in {took:.2f} s; a request after it: {after}"
+        if limits.max_queue > 16:
+            rows.append(Row(what, told["right"], 200, False, note))
+        else:
+            unclean = sum(told.values()) - told["right"] - told["refused"] + (after != "right") + (not told["refused"])
+            rows.append(Row(what, unclean, 0, True, note))
+    return rows
+
+
+def ended(folder: Path, scratch: Path) -> list[Row]:
+    """10,000 requests, SIGTERM in the middle."""
+    model = ExportedModel(folder / "vit-fp32.onnx")
+    arrays = draw(model, np.random.default_rng(3), 1, 1)
+    wanted = OrtRunner(model.path, library=native.ort_library()).run(arrays)["logits"].tobytes()
+    made = package(model, scratch / "ended", PackageOptions(name="m", variant=Variant.FUSED, limits=ALONE))
+    workers, each = 16, 625
+    asked = itertools.count(1)
+    with running(made.path) as server:
+
+        def worker(number: int) -> tuple[Counter[str], float]:
+            module, told, longest = CLIENTS[number % 2], Counter[str](), 0.0
+            with connect(server, module) as client:
+                for _ in range(each):
+                    if next(asked) == workers * each // 2:
+                        server.process.send_signal(signal.SIGTERM)
+                    began = time.perf_counter()
+                    try:
+                        answer = ask(client, module, "m", arrays).tobytes()
+                        told["right" if answer == wanted else "wrong"] += 1
+                    except InferenceServerException:
+                        told["refused"] += 1
+                    except ConnectionRefusedError:
+                        told["nobody listens"] += 1
+                    except (ConnectionError, HTTPConnectionClosed):  # sent as the endpoint closed: once a client
+                        told["hung up on"] += 1
+                    longest = max(longest, time.perf_counter() - began)
+            return told, longest
+
+        with ThreadPoolExecutor(workers) as pool:
+            done = list(pool.map(worker, range(workers)))
+        code = server.process.wait(30)
+        left = len(members(server.pid))
+    told, longest = sum((part for part, _ in done), Counter[str]()), max(part for _, part in done)
+    bad = told["wrong"] + max(0, told["hung up on"] - workers // 2) + left + (code != 0) + (longest > HANGS_S)
+    note = f"{dict(told)}; the longest took {longest:.2f} s; exit code {code}, processes left {left}"
+    return [Row("10,000 requests, SIGTERM in the middle: wrong, hanging or left over", bad, 0, True, note)]
