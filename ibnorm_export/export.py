@@ -30,7 +30,12 @@ import ibnorm_export.module  # noqa: F401 - registers the operators that are tra
 from ibnorm_export import onnx_op
 from ibnorm_export.artifact import METADATA_FORMAT, ExportedModel, metadata_props, new_file
 from ibnorm_export.errors import ExportError
-from ibnorm_export.graph_passes.attention import heads_in_attention, past_in_attention, transpose_keys_directly
+from ibnorm_export.graph_passes.attention import (
+    heads_in_attention,
+    mask_without_indices,
+    past_in_attention,
+    transpose_keys_directly,
+)
 from ibnorm_export.graph_passes.early_select import select_early
 from ibnorm_export.graph_passes.skip_form import fuse_skip
 from ibnorm_export.graph_passes.static_cache import STATIC_OPSET, keep_cache_in_place
@@ -229,6 +234,7 @@ def build(model: LoadedModel, options: ExportOptions, progress: Progress = silen
     kept = {name for key in model.module.state_dict() for name in (key, f"{key}.T")}
     simplify(graph_model, kept)
     transpose_keys_directly(graph)
+    mask_without_indices(graph)
     if options.cache == "static":
         keep_cache_in_place(graph)
     else:

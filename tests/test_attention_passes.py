@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,6 +20,7 @@ from ibnorm_export.artifact import ExportedModel
 from ibnorm_export.export import ExportOptions, export
 from ibnorm_export.graph_passes.attention import (
     heads_in_attention,
+    mask_without_indices,
     past_by_concat,
     past_in_attention,
     transpose_keys_directly,
@@ -181,6 +183,85 @@ def test_a_mask_of_the_operator_itself_keeps_the_cache_outside() -> None:
     within = next(node for node in made.graph if node.op_type == "Attention")
     within.attributes["is_causal"] = ir.AttrInt64("is_causal", 1)
     assert not past_by_concat(made.graph)
+
+
+def _looked_up(
+    mask: tuple[int | str | None, int | str | None] = ("batch", "total"),
+    name: str = "attention_mask",
+    columns: int | str | None = "past + sequence",
+    start: int = 0,
+    step: int = 1,
+    swapped: bool = False,
+) -> ir.Model:
+    """mask[row, column] -> Y (batch, 1, 1, columns), as transformers asks for it: by pairs of indices."""
+    info = helper.make_tensor_value_info
+    weights = [_constant("last", -1), _constant("behind", 1, 2, 3), _constant("before", 0, 1, 2)]
+    weights += [numpy_helper.from_array(np.array(n), f"n{i}") for i, n in enumerate((start, step, 0, 1))]
+    nodes = [
+        helper.make_node("Cast", [name], ["mask"], to=TensorProto.BOOL),
+        helper.make_node("Range", ["n2", "rows", "n3"], ["row"]),
+        helper.make_node("Range", ["n0", "columns", "n1"], ["column"]),
+        helper.make_node("Unsqueeze", ["row", "behind"], ["row.4"]),
+        helper.make_node("Unsqueeze", ["column", "before"], ["column.4"]),
+        helper.make_node("Max", ["row.4", "column.4"], ["both"]),
+        helper.make_node("Shape", ["both"], ["shape"]),
+        helper.make_node("Expand", ["row.4", "shape"], ["rows.4"]),
+        helper.make_node("Expand", ["column.4", "shape"], ["columns.4"]),
+        helper.make_node("Unsqueeze", ["rows.4", "last"], ["rows.5"]),
+        helper.make_node("Unsqueeze", ["columns.4", "last"], ["columns.5"]),
+        helper.make_node("Concat", ["columns.5", "rows.5"] if swapped else ["rows.5", "columns.5"], ["pairs"], axis=-1),
+        helper.make_node("GatherND", ["mask", "pairs"], ["Y"]),
+    ]
+    inputs = [info(name, TensorProto.INT64, mask), *(info(n, TensorProto.INT64, []) for n in ("rows", "columns"))]
+    graph = helper.make_graph(nodes, "g", inputs, [info("Y", TensorProto.BOOL, None)], weights)
+    made = ir.serde.deserialize_model(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=11)
+    )
+    shapes = {"mask": mask, "row.4": (mask[0], 1, 1, 1), "column.4": (1, 1, 1, columns), "Y": (mask[0], 1, 1, columns)}
+    for node in made.graph:
+        value = node.outputs[0]
+        if value.name in shapes:
+            value.shape = ir.Shape(shapes[str(value.name)])
+    return made
+
+
+@pytest.mark.parametrize("mask", [("batch", "total"), ("batch", "past + sequence")])
+def test_a_mask_is_not_looked_up_pair_by_pair(mask: tuple[str, str]) -> None:
+    made = _looked_up(mask)
+    array = np.random.default_rng(0).integers(0, 2, (3, 7))
+    feeds = {"attention_mask": array, "rows": np.array(3), "columns": np.array(7)}
+    (before,) = ReferenceEvaluator(ir.serde.serialize_model(made)).run(None, feeds)
+    mask_without_indices(made.graph)
+    assert _types(made) == ["Cast", "Unsqueeze"]
+    (after,) = ReferenceEvaluator(ir.serde.serialize_model(made)).run(None, feeds)
+    np.testing.assert_array_equal(after, before)
+    np.testing.assert_array_equal(after, array[:, None, None, :] != 0)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"name": "table"},  # it may have more columns than are looked up
+        {"mask": ("rows of a table", "total"), "name": "table", "columns": "total", "swapped": True},
+        {"start": 1},
+        {"step": 2},
+        {"swapped": True},
+        {"mask": (3, 7), "name": "table", "columns": 5},
+        {"mask": (None, None), "name": "table", "columns": None},  # sizes that nobody knows are not the same
+    ],
+)
+def test_what_is_not_the_whole_mask_is_looked_up(other: dict[str, Any]) -> None:
+    made = _looked_up(**other)
+    before = _types(made)
+    mask_without_indices(made.graph)
+    assert _types(made) == before
+
+
+def test_a_language_model_looks_nothing_up(llama_checkpoint: Path, tmp_path: Path) -> None:
+    for task in (None, "text-generation"):
+        model = models.load(llama_checkpoint) if task is None else models.load(llama_checkpoint, task=task)
+        made = export(model, tmp_path / f"{task}.onnx", ExportOptions(opset=23))
+        assert "GatherND" not in {node.op_type for node in made.proto.graph.node}
 
 
 def test_a_vit_has_no_detours(exported_vit: ExportedModel, vit_checkpoint: Path, tmp_path: Path) -> None:

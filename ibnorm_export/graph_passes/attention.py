@@ -9,7 +9,11 @@ It grows a cache by Concat and repeats grouped heads by copying, where Attention
 reads a head while it is still near, and repeats by reading again. TensorRT's parser takes an Attention of one output
 alone: `past_by_concat` is the way back.
 
-Precondition: values carry their shapes. Postcondition: names of outputs are what they were.
+Padding it looks up by the indices of every row and key, one pair after the other, which takes as long as a norm; the
+mask that it looks them up in has these very rows and keys.
+
+Precondition: values carry their shapes, and an input "attention_mask" has a column for every key. Postcondition: names
+of outputs are what they were.
 Source: ONNX, operators Attention-23 and RotaryEmbedding-23.
 """
 
@@ -17,9 +21,19 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+import numpy as np
 import onnx_ir as ir
 
-__all__ = ["heads_in_attention", "past_by_concat", "past_in_attention", "transpose_keys_directly", "without_repeats"]
+from ibnorm_export.graph_passes.tidy import constant
+
+__all__ = [
+    "heads_in_attention",
+    "mask_without_indices",
+    "past_by_concat",
+    "past_in_attention",
+    "transpose_keys_directly",
+    "without_repeats",
+]
 
 _SPLIT: Final = (0, 2, 1, 3)  # (batch, sequence, heads, features) <-> (batch, heads, sequence, features)
 
@@ -91,6 +105,60 @@ def _replace(graph: ir.Graph, old: ir.Node, new: ir.Node, shape: ir.Shape | None
     graph.insert_before(old, new)
     was.replace_all_uses_with(now, replace_graph_outputs=True)
     graph.remove(old, safe=True)
+
+
+def _counted(index: ir.Value | None, axis: int, rank: int) -> ir.SymbolicDim | int | None:
+    """How many, where `index` (..., 1) counts from 0 along `axis` and is the same along the others."""
+    part = _made_by(index, "Unsqueeze")
+    spread = None if part is None or _integer(part.inputs[1]) not in (-1, rank) else part.inputs[0]
+    while (node := _made_by(spread, "Expand")) is not None:
+        spread = node.inputs[0]
+    shape = None if spread is None else spread.shape
+    if spread is None or shape is None or len(shape) != rank:
+        return None
+    numbers: ir.Value | None = spread
+    while (node := _made_by(numbers, "Unsqueeze")) is not None:
+        numbers = node.inputs[0]
+    counted = _made_by(numbers, "Range")
+    if counted is None or (_integer(counted.inputs[0]), _integer(counted.inputs[2])) != (0, 1):
+        return None
+    return shape[axis] if all(size == 1 for other, size in enumerate(shape) if other != axis) else None
+
+
+def _equal(a: ir.SymbolicDim | int | None, b: ir.SymbolicDim | int) -> bool:
+    """Whether two sizes are the same; one without a name is like no other."""
+    return a == b and not (isinstance(b, ir.SymbolicDim) and b.value is None)
+
+
+def _is_mask_of_keys(value: ir.Value) -> bool:
+    cast = _made_by(value, "Cast")
+    source = value if cast is None else cast.inputs[0]
+    return source is not None and source.is_graph_input() and source.name == "attention_mask"
+
+
+def mask_without_indices(graph: ir.Graph) -> None:
+    """Whatever is looked up for every row and every column of a mask (rows, columns) is the mask itself."""
+    for node in list(graph):
+        if node.domain != "" or node.op_type != "GatherND":
+            continue
+        mask, pairs, shape = node.inputs[0], _made_by(node.inputs[1], "Concat"), node.outputs[0].shape
+        batch_dims = node.attributes.get("batch_dims")
+        if mask is None or mask.shape is None or len(mask.shape) != 2 or pairs is None or shape is None:
+            continue
+        rank = len(shape)
+        if rank < 3 or len(pairs.inputs) != 2 or (batch_dims is not None and batch_dims.as_int() != 0):
+            continue
+        if pairs.attributes["axis"].as_int() not in (-1, rank):
+            continue
+        rows, columns = _counted(pairs.inputs[0], 0, rank), _counted(pairs.inputs[1], rank - 1, rank)
+        if not _equal(rows, mask.shape[0]) or columns is None:
+            continue
+        if not _equal(columns, mask.shape[1]) and not _is_mask_of_keys(mask):
+            continue
+        name = f"{node.outputs[0].name}/axes"
+        axes = constant(graph, name, np.arange(1, rank - 1, dtype=np.int64))
+        whole = ir.node("Unsqueeze", [mask, axes], metadata_props=dict(node.metadata_props))
+        _replace(graph, node, whole, shape)
 
 
 class _Joined(NamedTuple):

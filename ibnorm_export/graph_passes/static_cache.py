@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from ibnorm_export.errors import ExportError
 from ibnorm_export.graph_passes.attention import without_repeats
+from ibnorm_export.graph_passes.tidy import constant
 
 __all__ = ["CAPACITY", "STATIC_OPSET", "keep_cache_in_place"]
 
@@ -56,13 +57,6 @@ class _Lengths:
 
     def _size(self, name: str, axis: int, label: str) -> ir.Value:
         return self._make("Shape", [self._inputs[name]], label, start=axis, end=axis + 1)
-
-
-def _constant(graph: ir.Graph, name: str, array: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> ir.Value:
-    tensor = ir.Tensor(array, name=name)
-    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
-    graph.register_initializer(value)
-    return value
 
 
 def _with_capacity(value: ir.Value) -> None:
@@ -109,8 +103,8 @@ def keep_cache_in_place(graph: ir.Graph) -> None:
     caches = [value for value in graph.inputs if (value.name or "").startswith(_PAST)]
     written = {_write_in_place(graph, value, lengths) for value in caches}
     free = lengths.free(str(caches[0].name))
-    zeros = _constant(graph, "cache/zeros", np.zeros(7, dtype=np.int64))
-    no = _constant(graph, "cache/no", np.array(False))
+    zeros = constant(graph, "cache/zeros", np.zeros(7, dtype=np.int64))
+    no = constant(graph, "cache/no", np.array(False))
     padded: dict[ir.Value, ir.Value] = {}
     for node in list(graph):
         if node.op_type != "Attention" or node.domain != "":

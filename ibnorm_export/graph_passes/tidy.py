@@ -16,13 +16,22 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 import onnxscript.optimizer
 import onnxscript.rewriter
+from numpy.typing import NDArray
 from onnxscript.rewriter import onnx_fusions
 
 from ibnorm_export import onnx_op
 from ibnorm_export.errors import ExportError
 from ibnorm_export.spec import DOMAIN
 
-__all__ = ["attach_functions", "connect_affine", "name_nodes", "plain_names", "simplify", "transpose_weights"]
+__all__ = [
+    "attach_functions",
+    "connect_affine",
+    "constant",
+    "name_nodes",
+    "plain_names",
+    "simplify",
+    "transpose_weights",
+]
 
 
 def plain_names(graph: ir.Graph, entry: str) -> None:
@@ -34,6 +43,14 @@ def plain_names(graph: ir.Graph, entry: str) -> None:
             assert value.const_value is not None
             value.const_value.name = value.name
             graph.initializers[value.name] = value
+
+
+def constant(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
+    """A new initializer."""
+    tensor = ir.Tensor(array, name=name)
+    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    graph.register_initializer(value)
+    return value
 
 
 def _transposed(matrix: ir.TensorProtocol, name: str) -> Callable[[], ir.TensorProtocol]:

@@ -1,4 +1,4 @@
-"""Decoding in ONNX Runtime with inputs and outputs bound: no copy of the cache beyond what the graph asks for."""
+"""Decoding in ONNX Runtime on its own values: no copy of the cache beyond what the graph asks for."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _TYPES: Final = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 class OrtTextSession:
     """Rows of equal length.
 
-    A dynamic cache: each `present` is bound as the next `past`. One kept in place (its length is an axis
-    called "capacity"): a buffer that is input and output at once.
+    A dynamic cache: each `present` is given as the next `past`. One kept in place (its length is an axis
+    called "capacity"): a buffer that is bound as input and output at once.
     """
 
     def __init__(self, session: ort.InferenceSession, batch: int, length: int) -> None:
@@ -34,6 +34,8 @@ class OrtTextSession:
         caches = [i for i in session.get_inputs() if i.name.startswith(_PAST)]
         self._in_place = caches[0].shape[2] == CAPACITY
         self._room = length
+        self._ones = np.ones((batch, length), dtype=np.int64)
+        self._places = np.tile(np.arange(length, dtype=np.int64), (batch, 1))
         self._last = np.zeros((batch, 1), dtype=np.float32)
         self._chosen: NDArray[np.int64] | None = None  # and not fed: nobody waits for what comes behind the last
         size = length if self._in_place else 0
@@ -43,6 +45,13 @@ class OrtTextSession:
             )
             for i in caches
         }
+        self._presents = [f"present.{name.removeprefix(_PAST)}" for name in self._past]
+        self._binding = session.io_binding()
+        if self._in_place:
+            self._binding.bind_output("logits")  # the first, and stays the first
+            for present, (name, value) in zip(self._presents, self._past.items(), strict=True):
+                self._binding.bind_ortvalue_input(name, value)
+                self._binding.bind_ortvalue_output(present, value)
 
     def feed(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
         """Logits (batch, vocabulary) behind the last of `tokens` (batch, n).
@@ -56,31 +65,34 @@ class OrtTextSession:
                 f"tokens have shape {tokens.shape} behind {self._length}; the text was begun for {self._batch} rows of "
                 f"at most {self._room} tokens"
             )
-        binding = self._session.io_binding()
-        binding.bind_cpu_input("input_ids", np.ascontiguousarray(tokens, dtype=np.int64))
-        binding.bind_cpu_input("attention_mask", np.ones((self._batch, total), dtype=np.int64))
+        inputs = {"input_ids": tokens, "attention_mask": self._ones[:, :total]}
         if self._positions:
-            places = np.arange(self._length, total, dtype=np.int64)
-            binding.bind_cpu_input("position_ids", np.ascontiguousarray(np.broadcast_to(places, tokens.shape)))
-        binding.bind_output("logits")
-        presents = {past: f"present.{past.removeprefix(_PAST)}" for past in self._past}
-        for name, value in self._past.items():
-            binding.bind_ortvalue_input(name, value)
-            if self._in_place:
-                binding.bind_ortvalue_output(presents[name], value)
-            else:
-                binding.bind_output(presents[name])
+            inputs["position_ids"] = self._places[:, self._length : total]
+        given = {
+            name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array, dtype=np.int64))
+            for name, array in inputs.items()
+        }
         try:
-            self._session.run_with_iobinding(binding)
-        except (*OrtError, RuntimeError) as error:  # with bound values, ONNX Runtime raises the plain one
+            logits = self._run_in_place(given) if self._in_place else self._run(given)
+        except (*OrtError, RuntimeError) as error:  # with its own values, ONNX Runtime raises the plain one
             raise ModelFileError(f"ONNX Runtime cannot run the model: {str(error).splitlines()[0]}") from error
-        logits, *made = binding.get_outputs()
-        if not self._in_place:
-            self._past = dict(zip(self._past, made, strict=True))
         self._length = total
         last: NDArray[Any] = logits.numpy()[:, -1]
-        self._last = last.astype(np.float32)
+        self._last = last.astype(np.float32, copy=False)
         return self._last
+
+    def _run(self, given: dict[str, ort.OrtValue]) -> ort.OrtValue:
+        # binding 16 pasts and 16 presents anew costs 0.2 ms a step, handing them over does not
+        logits, *made = self._session.run_with_ort_values(["logits", *self._presents], {**given, **self._past})
+        self._past = dict(zip(self._past, made, strict=True))
+        return logits
+
+    def _run_in_place(self, given: dict[str, ort.OrtValue]) -> ort.OrtValue:
+        for name, value in given.items():
+            self._binding.bind_ortvalue_input(name, value)
+        self._binding.bind_output("logits")
+        self._session.run_with_iobinding(self._binding)
+        return ort.OrtValue(self._binding.get_outputs_as_ortvaluevector()[0])
 
     def step(self) -> NDArray[np.integer]:
         """The likeliest token of every row (batch,), which the text goes on with; behind it only steps follow."""
