@@ -192,6 +192,7 @@ def _looked_up(
     start: int = 0,
     step: int = 1,
     swapped: bool = False,
+    cached: bool = True,
 ) -> ir.Model:
     """mask[row, column] -> Y (batch, 1, 1, columns), as transformers asks for it: by pairs of indices."""
     info = helper.make_tensor_value_info
@@ -213,6 +214,8 @@ def _looked_up(
         helper.make_node("GatherND", ["mask", "pairs"], ["Y"]),
     ]
     inputs = [info(name, TensorProto.INT64, mask), *(info(n, TensorProto.INT64, []) for n in ("rows", "columns"))]
+    if cached:
+        inputs.append(info("past_key_values.0.key", TensorProto.FLOAT, ["batch", 1, "past", 4]))
     graph = helper.make_graph(nodes, "g", inputs, [info("Y", TensorProto.BOOL, None)], weights)
     made = ir.serde.deserialize_model(
         helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=11)
@@ -225,11 +228,13 @@ def _looked_up(
     return made
 
 
-@pytest.mark.parametrize("mask", [("batch", "total"), ("batch", "past + sequence")])
-def test_a_mask_is_not_looked_up_pair_by_pair(mask: tuple[str, str]) -> None:
-    made = _looked_up(mask)
+@pytest.mark.parametrize(("mask", "cached"), [(("batch", "total"), True), (("batch", "past + sequence"), False)])
+def test_a_mask_is_not_looked_up_pair_by_pair(mask: tuple[str, str], cached: bool) -> None:
+    made = _looked_up(mask, cached=cached)
     array = np.random.default_rng(0).integers(0, 2, (3, 7))
-    feeds = {"attention_mask": array, "rows": np.array(3), "columns": np.array(7)}
+    feeds: dict[str, Any] = {"attention_mask": array, "rows": np.array(3), "columns": np.array(7)}
+    if cached:
+        feeds["past_key_values.0.key"] = np.zeros((3, 1, 5, 4), np.float32)
     (before,) = ReferenceEvaluator(ir.serde.serialize_model(made)).run(None, feeds)
     mask_without_indices(made.graph)
     assert _types(made) == ["Cast", "Unsqueeze"]
@@ -242,6 +247,7 @@ def test_a_mask_is_not_looked_up_pair_by_pair(mask: tuple[str, str]) -> None:
     "other",
     [
         {"name": "table"},  # it may have more columns than are looked up
+        {"cached": False},  # as this may where there is no cache
         {"mask": ("rows of a table", "total"), "name": "table", "columns": "total", "swapped": True},
         {"start": 1},
         {"step": 2},

@@ -12,8 +12,8 @@ alone: `past_by_concat` is the way back.
 Padding it looks up by the indices of every row and key, one pair after the other, which takes as long as a norm; the
 mask that it looks them up in has these very rows and keys.
 
-Precondition: values carry their shapes, and an input "attention_mask" has a column for every key. Postcondition: names
-of outputs are what they were.
+Precondition: values carry their shapes, and beside a cache the input "attention_mask" has a column for every key, past
+and new. Postcondition: names of outputs are what they were.
 Source: ONNX, operators Attention-23 and RotaryEmbedding-23.
 """
 
@@ -130,10 +130,11 @@ def _equal(a: ir.SymbolicDim | int | None, b: ir.SymbolicDim | int) -> bool:
     return a == b and not (isinstance(b, ir.SymbolicDim) and b.value is None)
 
 
-def _is_mask_of_keys(value: ir.Value) -> bool:
+def _is_mask_of_keys(graph: ir.Graph, value: ir.Value) -> bool:
     cast = _made_by(value, "Cast")
     source = value if cast is None else cast.inputs[0]
-    return source is not None and source.is_graph_input() and source.name == "attention_mask"
+    cached = any((given.name or "").startswith("past_key_values.") for given in graph.inputs)
+    return cached and source is not None and source.is_graph_input() and source.name == "attention_mask"
 
 
 def mask_without_indices(graph: ir.Graph) -> None:
@@ -153,7 +154,7 @@ def mask_without_indices(graph: ir.Graph) -> None:
         rows, columns = _counted(pairs.inputs[0], 0, rank), _counted(pairs.inputs[1], rank - 1, rank)
         if not _equal(rows, mask.shape[0]) or columns is None:
             continue
-        if not _equal(columns, mask.shape[1]) and not _is_mask_of_keys(mask):
+        if not _equal(columns, mask.shape[1]) and not _is_mask_of_keys(graph, mask):
             continue
         name = f"{node.outputs[0].name}/axes"
         axes = constant(graph, name, np.arange(1, rank - 1, dtype=np.int64))
