@@ -32,8 +32,8 @@ __all__ = ["text"]
 PROMPT = "The import statement"
 #: Tokens of a text: as many as the small model has positions for, a short one, and one that is there for its first.
 LONG, SHORT, FEW = 480, 128, 8
-#: Texts at once.
-LIMIT = 16
+#: Texts at once, and of them without a first token, where that is limited.
+LIMIT, WAITING = 16, 2
 
 
 @dataclass(frozen=True)
@@ -213,6 +213,22 @@ def bursts(server: Running, folder: Path, here: TextModel, tokens: int) -> list[
     ]  # fmt: skip
 
 
+def few_waiting(server: Running, folder: Path, here: TextModel, tokens: int) -> list[Row]:
+    """The same burst at an endpoint that lets `WAITING` texts wait for their first token."""
+    wanted = here.generate(PROMPT, Sampling(tokens)).text
+    alone = statistics.median([burst(server.http, folder.name, 1, tokens, wanted).firsts[0] for _ in range(21)]) * 1e3
+    told = [burst(server.http, folder.name, 100, tokens, wanted) for _ in range(5)]
+    firsts = [first * 1e3 for one in told for first in one.firsts]
+    return [
+        Row(f"{folder.name}: 100 streams at once, --max-waiting {WAITING}, five times: neither right nor 429",
+            sum(len(one.others) for one in told), 0, True,
+            f"{len(firsts)} right, {sum(one.refused for one in told)} refused with 429"),
+        Row(f"{folder.name}: first token of those admitted, --max-waiting {WAITING}, over one stream's, median",
+            round(statistics.median(firsts) / alone, 2), 2.0, True,
+            f"alone {alone:.1f} ms; of {len(firsts)} in five bursts {min(firsts):.0f} to {max(firsts):.0f} ms"),
+    ]  # fmt: skip
+
+
 async def again(server: Running, wanted: str) -> list[Row]:
     """A hundred clients of which each tries again until it has its text."""
     alone = statistics.median([(await stream(server.http, SHORT)).first_s for _ in range(21)])
@@ -240,4 +256,6 @@ def text(folder: Path, scratch: Path) -> list[Row]:
             rows += bursts(server, folder / name, here, short)
             if name == "text":
                 rows += asyncio.run(again(server, here.generate(PROMPT, Sampling(SHORT)).text))
+        with running(folder / name, "--concurrency", LIMIT, "--max-waiting", WAITING) as server:
+            rows += few_waiting(server, folder / name, here, short)
     return rows

@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -31,7 +31,7 @@ def _repository(path: Path) -> Iterator[Path]:
         yield package(ExportedModel(path), Path(folder) / "repository").path
 
 
-def _serve_text(folder: Path, address: str, port: int, limits: tuple[int, int, float], as_json: bool) -> None:
+def _serve_text(folder: Path, address: str, port: int, limits: dict[str, Any], as_json: bool) -> None:
     try:
         from ibnorm_export.serving.openai_server import serve_text
         from ibnorm_export.serving.text_queue import TextLimits
@@ -47,7 +47,7 @@ def _serve_text(folder: Path, address: str, port: int, limits: tuple[int, int, f
             out.print(f"ready: http://{endpoint} ({', '.join(paths)})", style="bold", markup=False)
         out.file.flush()
 
-    serve_text(folder, address, port, TextLimits(*limits), ready)
+    serve_text(folder, address, port, TextLimits(**limits), ready)
 
 
 def serve_command(
@@ -58,6 +58,9 @@ def serve_command(
     metrics_port: Annotated[int, typer.Option("--metrics-port", help="0 takes one that is free.")] = 8002,
     log: Annotated[Path | None, typer.Option("--log", metavar="FILE", help="Of the server.")] = None,
     concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="Texts at once; more get 429.")] = 16,
+    max_waiting: Annotated[
+        int | None, typer.Option("--max-waiting", min=1, help="Texts without a first token yet; more get 429.")
+    ] = None,
     max_request: Annotated[int, typer.Option("--max-request", min=1, metavar="BYTES", help="Of a text request.")] = (
         1 << 20
     ),
@@ -67,14 +70,20 @@ def serve_command(
     """Run a server on this machine until Ctrl-C or SIGTERM, then let requests in flight finish.
 
     A repository or an ONNX file gets a real Triton; a folder for onnxruntime-genai gets an endpoint that speaks
-    OpenAI's text protocol, with the limits --concurrency, --max-request and --max-seconds.
+    OpenAI's text protocol, with the limits --concurrency, --max-waiting, --max-request and --max-seconds.
 
     Example: ibnorm-export serve repository
     """
     from ibnorm_export.manifest import read_manifest
 
     if (path / "genai_config.json").is_file():
-        _serve_text(path, address, http_port, (concurrency, max_request, max_seconds), as_json)
+        limits = {
+            "concurrency": concurrency,
+            "waiting": max_waiting,
+            "request_bytes": max_request,
+            "request_s": max_seconds,
+        }
+        _serve_text(path, address, http_port, limits, as_json)
         return
     wanted = ServerOptions(address, http_port, grpc_port, metrics_port, log=log)
     with _repository(path) as repository, serve(repository, wanted) as server:

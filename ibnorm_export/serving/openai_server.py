@@ -120,7 +120,7 @@ def create_app(
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
-        return {"status": "ok", "running": texts.running, "limit": limits.concurrency}
+        return {"status": "ok", "running": texts.running, "waiting": texts.waiting, "limit": limits.concurrency}
 
     @app.get("/v1/models")
     async def list_models() -> dict[str, Any]:

@@ -33,6 +33,8 @@ class TextLimits:
 
     Args:
         concurrency: texts at once; more are refused with 429 and Retry-After.
+        waiting: texts that have no first token yet; more are refused likewise. None is no limit beyond `concurrency`. A
+            prompt takes every core, so those that come together wait for each other: the last of n waits for n prompts.
         request_bytes: of a body; a larger one is refused with 413.
         request_s: seconds that a text may take; then it is refused with 504, or its stream ends with an error.
 
@@ -43,9 +45,11 @@ class TextLimits:
     concurrency: int = 16
     request_bytes: int = 1 << 20
     request_s: float = 120.0
+    waiting: int | None = None
 
     def __post_init__(self) -> None:
-        if self.concurrency < 1 or self.request_bytes < 1 or not self.request_s > 0:
+        counts = (self.concurrency, self.request_bytes, 1 if self.waiting is None else self.waiting)
+        if min(counts) < 1 or not self.request_s > 0:
             raise IBNormError(f"the limits are {self}; each must be above 0")
 
 
@@ -105,13 +109,19 @@ class Texts:
         self._pool = ThreadPoolExecutor(limits.concurrency, "text")
         self._turns = Turns()
         self.running = 0
+        self.waiting = 0  # of them, for their first token
 
     def check_room(self) -> None:
-        """Raises Refused, where as many texts as may be are being written."""
+        """Raises Refused, where as many texts as may be are being written, or wait for their first token."""
         if self.running >= self._limits.concurrency:
-            # the second header is for openai's clients: those that were refused together do not come back together
-            again = {"Retry-After": "1", "Retry-After-Ms": str(random.randint(500, 1500))}
-            raise Refused(429, f"{self.running} texts are being written; try again", "busy", again)
+            why = f"{self.running} texts are being written"
+        elif self._limits.waiting is not None and self.waiting >= self._limits.waiting:
+            why = f"{self.waiting} texts wait for their first token"
+        else:
+            return
+        # the second header is for openai's clients: those that were refused together do not come back together
+        again = {"Retry-After": "1", "Retry-After-Ms": str(random.randint(500, 1500))}
+        raise Refused(429, f"{why}; try again", "busy", again)
 
     async def generate(self, prompt: str, sampling: Sampling) -> AsyncIterator[str | TextResult]:
         """Pieces of the text, then its result. The text ends when this generator is closed.
@@ -121,6 +131,8 @@ class Texts:
         """
         self.check_room()
         self.running += 1
+        self.waiting += 1
+        waits = True
         loop = asyncio.get_running_loop()
         pieces: asyncio.Queue[str | TextResult | Exception] = asyncio.Queue()
         left, taken = threading.Event(), threading.Event()
@@ -140,14 +152,18 @@ class Texts:
                 taken.wait(_FIRST_S)
                 taken.set()
 
-        def between() -> None:
+        def check() -> None:
             if left.is_set() or time.monotonic() > end:
                 raise _Ended
+
+        def between() -> None:
+            check()
             self._turns.give_way()
 
         def work() -> None:
             self._turns.take(first=True)
             try:
+                check()
                 put(self._model.generate(prompt, sampling, write, between, _PIECE_S))
             except _Ended:
                 put(Refused(504, f"the text took more than {self._limits.request_s:g} s", "timeout"))
@@ -163,6 +179,8 @@ class Texts:
         try:
             while True:
                 item = await pieces.get()
+                if waits:
+                    waits, self.waiting = False, self.waiting - 1
                 if isinstance(item, Exception):
                     raise item
                 yield item
@@ -172,3 +190,4 @@ class Texts:
         finally:
             left.set()
             taken.set()
+            self.waiting -= waits

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
@@ -160,7 +162,7 @@ def test_errors_reach_the_reader_and_leave_room(error: Exception, prompt: str, s
 
 
 def test_limits_out_of_range() -> None:
-    for wrong in ({"concurrency": 0}, {"request_bytes": 0}, {"request_s": 0.0}, {"request_s": float("nan")}):
+    for wrong in ({"concurrency": 0}, {"waiting": 0}, {"request_bytes": 0}, {"request_s": 0.0}, {"request_s": np.nan}):
         with pytest.raises(IBNormError, match="each must be above 0"):
             TextLimits(**wrong)  # type: ignore[arg-type]  # of either kind
 
@@ -185,6 +187,80 @@ def test_a_reader_who_leaves_ends_the_text() -> None:
 
     asyncio.run(leave())
     assert written < 1000
+
+
+def test_only_so_many_wait_for_their_first_token() -> None:
+    """One that has its first token makes room for the next, long before its end; so does one that leaves or fails."""
+    first, rest = threading.Event(), threading.Event()
+
+    def generate(write: Write) -> None:
+        assert first.wait(10)
+        if failing:
+            raise ModelFileError("the runtime fails")
+        write("a")
+        assert rest.wait(10)
+
+    failing = False
+
+    async def fill() -> None:
+        nonlocal failing
+        made = texts(generate, TextLimits(concurrency=3, waiting=1))
+        pieces = made.generate("x", Sampling())
+        begun = asyncio.ensure_future(anext(pieces))
+        await asyncio.sleep(0)
+        with pytest.raises(Refused, match="1 texts wait for their first token; try again") as caught:
+            made.check_room()
+        assert caught.value.status == 429
+        first.set()
+        assert await begun == "a"
+        assert (made.running, made.waiting) == (1, 0)
+        made.check_room()
+        first.clear()
+
+        gone = asyncio.ensure_future(collect(made))  # waits for its turn, which the first text has
+        await asyncio.sleep(0)
+        assert made.waiting == 1
+        gone.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await gone
+        assert made.waiting == 0
+
+        failing = True
+        broken = asyncio.ensure_future(collect(made))
+        rest.set()
+        first.set()
+        with pytest.raises(Refused, match="the runtime fails"):
+            await broken
+        assert [item async for item in pieces]
+        while made.running:
+            await asyncio.sleep(0.001)
+        assert made.waiting == 0
+
+    asyncio.run(asyncio.wait_for(fill(), 20))
+
+
+def test_whoever_leaves_before_his_turn_costs_nothing() -> None:
+    computed, hold = [], threading.Event()
+
+    def generate(write: Write) -> None:
+        computed.append(1)
+        assert hold.wait(10)
+
+    async def leave() -> None:
+        made = texts(generate)
+        stays, leaves = (asyncio.ensure_future(collect(made)) for _ in range(2))
+        while made.running < 2 or not computed:
+            await asyncio.sleep(0.001)
+        leaves.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await leaves
+        hold.set()
+        await stays
+        while made.running:
+            await asyncio.sleep(0.001)
+
+    asyncio.run(asyncio.wait_for(leave(), 20))
+    assert len(computed) == 1
 
 
 def test_a_request_without_room_is_refused_unread() -> None:
