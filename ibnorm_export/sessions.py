@@ -26,10 +26,13 @@ class Session(Protocol):
         """Logits (batch, vocabulary) behind the last of `tokens` (batch, n); the cache grows by them."""
 
     def step(self) -> NDArray[np.integer]:
-        """The likeliest token of every row (batch,), which the text goes on with; behind it only steps follow."""
+        """The likeliest token of every row (batch,), which is now the last of the text.
+
+        onnxruntime-genai knows the tokens that end a text: it writes padding behind one, and none in several rows.
+        """
 
     def rewind(self, length: int) -> None:
-        """Forget all but the first `length` tokens of every row."""
+        """Forget all but the first `length` tokens of every row; then feed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +56,19 @@ class _DecoderSession:
         decoder.start(batch)
 
     def feed(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+        if self._chosen is not None:
+            tokens, self._chosen = np.concatenate([self._chosen, tokens], axis=1), None
         self._last = self._decoder.feed(tokens)[:, -1]
         return self._last
 
     def step(self) -> NDArray[np.integer]:
         if self._chosen is not None:
-            self.feed(self._chosen)
+            self.feed(self._chosen[:, :0])
         self._chosen = self._last.argmax(axis=-1, keepdims=True)
         return self._chosen[:, 0]
 
     def rewind(self, length: int) -> None:
+        self._chosen = None
         self._decoder.rewind(length)
 
 

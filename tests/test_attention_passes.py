@@ -192,9 +192,10 @@ def _looked_up(
     start: int = 0,
     step: int = 1,
     swapped: bool = False,
-    cached: bool = True,
+    queries: int = 1,
+    batch_dims: int = 0,
 ) -> ir.Model:
-    """mask[row, column] -> Y (batch, 1, 1, columns), as transformers asks for it: by pairs of indices."""
+    """mask[row, column] -> Y (batch, 1, queries, columns), as transformers asks for it: by pairs of indices."""
     info = helper.make_tensor_value_info
     weights = [_constant("last", -1), _constant("behind", 1, 2, 3), _constant("before", 0, 1, 2)]
     weights += [numpy_helper.from_array(np.array(n), f"n{i}") for i, n in enumerate((start, step, 0, 1))]
@@ -204,23 +205,23 @@ def _looked_up(
         helper.make_node("Range", ["n0", "columns", "n1"], ["column"]),
         helper.make_node("Unsqueeze", ["row", "behind"], ["row.4"]),
         helper.make_node("Unsqueeze", ["column", "before"], ["column.4"]),
-        helper.make_node("Max", ["row.4", "column.4"], ["both"]),
+        helper.make_node("Max", ["row.4", "column.4", "queries.4"], ["both"]),
         helper.make_node("Shape", ["both"], ["shape"]),
         helper.make_node("Expand", ["row.4", "shape"], ["rows.4"]),
         helper.make_node("Expand", ["column.4", "shape"], ["columns.4"]),
         helper.make_node("Unsqueeze", ["rows.4", "last"], ["rows.5"]),
         helper.make_node("Unsqueeze", ["columns.4", "last"], ["columns.5"]),
         helper.make_node("Concat", ["columns.5", "rows.5"] if swapped else ["rows.5", "columns.5"], ["pairs"], axis=-1),
-        helper.make_node("GatherND", ["mask", "pairs"], ["Y"]),
+        helper.make_node("GatherND", ["mask", "pairs"], ["Y"], batch_dims=batch_dims),
     ]
+    weights.append(numpy_helper.from_array(np.zeros((1, 1, queries, 1), np.int64), "queries.4"))
     inputs = [info(name, TensorProto.INT64, mask), *(info(n, TensorProto.INT64, []) for n in ("rows", "columns"))]
-    if cached:
-        inputs.append(info("past_key_values.0.key", TensorProto.FLOAT, ["batch", 1, "past", 4]))
     graph = helper.make_graph(nodes, "g", inputs, [info("Y", TensorProto.BOOL, None)], weights)
     made = ir.serde.deserialize_model(
         helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=11)
     )
-    shapes = {"mask": mask, "row.4": (mask[0], 1, 1, 1), "column.4": (1, 1, 1, columns), "Y": (mask[0], 1, 1, columns)}
+    shapes = {"mask": mask, "row.4": (mask[0], 1, 1, 1), "column.4": (1, 1, 1, columns)}
+    shapes["Y"] = (mask[0], 1, queries, columns)
     for node in made.graph:
         value = node.outputs[0]
         if value.name in shapes:
@@ -228,26 +229,35 @@ def _looked_up(
     return made
 
 
-@pytest.mark.parametrize(("mask", "cached"), [(("batch", "total"), True), (("batch", "past + sequence"), False)])
-def test_a_mask_is_not_looked_up_pair_by_pair(mask: tuple[str, str], cached: bool) -> None:
-    made = _looked_up(mask, cached=cached)
+@pytest.mark.parametrize(
+    ("mask", "columns"), [(("batch", "total"), "sequence + past"), (("batch", "sequence"), "sequence")]
+)
+def test_a_mask_is_not_looked_up_pair_by_pair(mask: tuple[str, str], columns: str) -> None:
+    made = _looked_up(mask, columns=columns)
     array = np.random.default_rng(0).integers(0, 2, (3, 7))
-    feeds: dict[str, Any] = {"attention_mask": array, "rows": np.array(3), "columns": np.array(7)}
-    if cached:
-        feeds["past_key_values.0.key"] = np.zeros((3, 1, 5, 4), np.float32)
+    feeds = {"attention_mask": array, "rows": np.array(3), "columns": np.array(7)}
     (before,) = ReferenceEvaluator(ir.serde.serialize_model(made)).run(None, feeds)
     mask_without_indices(made.graph)
-    assert _types(made) == ["Cast", "Unsqueeze"]
-    (after,) = ReferenceEvaluator(ir.serde.serialize_model(made)).run(None, feeds)
+    assert _types(made) == ["Cast", "Unsqueeze", "Concat", "Reshape"]
+    proto = ir.serde.serialize_model(made)
+    (after,) = ReferenceEvaluator(proto).run(None, feeds)
     np.testing.assert_array_equal(after, before)
     np.testing.assert_array_equal(after, array[:, None, None, :] != 0)
+    for wrong in (array[:, :1], array[:, :6], np.tile(array, (1, 2))):  # nothing is broadcast over the keys
+        with pytest.raises(ValueError, match="cannot reshape"):
+            ReferenceEvaluator(proto).run(None, {**feeds, "attention_mask": wrong})
 
 
 @pytest.mark.parametrize(
     "other",
     [
         {"name": "table"},  # it may have more columns than are looked up
-        {"cached": False},  # as this may where there is no cache
+        {"columns": "window"},
+        {"columns": "sequence"},
+        {"columns": 1},
+        {"queries": 2},
+        {"batch_dims": 1},
+        {"mask": (1, "total"), "swapped": True},
         {"mask": ("rows of a table", "total"), "name": "table", "columns": "total", "swapped": True},
         {"start": 1},
         {"step": 2},

@@ -10,10 +10,9 @@ reads a head while it is still near, and repeats by reading again. TensorRT's pa
 alone: `past_by_concat` is the way back.
 
 Padding it looks up by the indices of every row and key, one pair after the other, which takes as long as a norm; the
-mask that it looks them up in has these very rows and keys.
+mask that it looks them up in has these very rows and keys. (GPT-2's mask goes through a Reshape first and stays.)
 
-Precondition: values carry their shapes, and beside a cache the input "attention_mask" has a column for every key, past
-and new. Postcondition: names of outputs are what they were.
+Precondition: values carry their shapes. Postcondition: names of outputs are what they were.
 Source: ONNX, operators Attention-23 and RotaryEmbedding-23.
 """
 
@@ -107,8 +106,15 @@ def _replace(graph: ir.Graph, old: ir.Node, new: ir.Node, shape: ir.Shape | None
     graph.remove(old, safe=True)
 
 
-def _counted(index: ir.Value | None, axis: int, rank: int) -> ir.SymbolicDim | int | None:
-    """How many, where `index` (..., 1) counts from 0 along `axis` and is the same along the others."""
+class _Counted(NamedTuple):
+    """Indices from 0: the number of them as a value, and as a size."""
+
+    limit: ir.Value
+    size: ir.SymbolicDim | int
+
+
+def _counted(index: ir.Value | None, axis: int, rank: int) -> _Counted | None:
+    """Where `index` (..., 1) counts from 0 along `axis` and is the same along the others."""
     part = _made_by(index, "Unsqueeze")
     spread = None if part is None or _integer(part.inputs[1]) not in (-1, rank) else part.inputs[0]
     while (node := _made_by(spread, "Expand")) is not None:
@@ -120,25 +126,33 @@ def _counted(index: ir.Value | None, axis: int, rank: int) -> ir.SymbolicDim | i
     while (node := _made_by(numbers, "Unsqueeze")) is not None:
         numbers = node.inputs[0]
     counted = _made_by(numbers, "Range")
-    if counted is None or (_integer(counted.inputs[0]), _integer(counted.inputs[2])) != (0, 1):
+    limit = None if counted is None else counted.inputs[1]
+    if counted is None or limit is None or (_integer(counted.inputs[0]), _integer(counted.inputs[2])) != (0, 1):
         return None
-    return shape[axis] if all(size == 1 for other, size in enumerate(shape) if other != axis) else None
+    if any(size != 1 for other, size in enumerate(shape) if other != axis):
+        return None
+    return _Counted(limit, shape[axis])
 
 
-def _equal(a: ir.SymbolicDim | int | None, b: ir.SymbolicDim | int) -> bool:
+def _equal(a: ir.SymbolicDim | int, b: ir.SymbolicDim | int) -> bool:
     """Whether two sizes are the same; one without a name is like no other."""
     return a == b and not (isinstance(b, ir.SymbolicDim) and b.value is None)
 
 
-def _is_mask_of_keys(graph: ir.Graph, value: ir.Value) -> bool:
-    cast = _made_by(value, "Cast")
-    source = value if cast is None else cast.inputs[0]
-    cached = any((given.name or "").startswith("past_key_values.") for given in graph.inputs)
-    return cached and source is not None and source.is_graph_input() and source.name == "attention_mask"
+def _are_all_keys(columns: ir.SymbolicDim | int, mask: ir.Value) -> bool:
+    """Whether `mask` is attention_mask (batch, total) of a model with a cache, `columns` its past and new tokens."""
+    cast = _made_by(mask, "Cast")
+    source = mask if cast is None else cast.inputs[0]
+    if source is None or not source.is_graph_input() or source.name != "attention_mask":
+        return False
+    return isinstance(columns, ir.SymbolicDim) and sorted(str(columns.value).split(" + ")) == ["past", "sequence"]
 
 
 def mask_without_indices(graph: ir.Graph) -> None:
-    """Whatever is looked up for every row and every column of a mask (rows, columns) is the mask itself."""
+    """Whatever is looked up for every row and every column of a mask (rows, columns) is the mask itself.
+
+    A Reshape holds it to that many columns when it runs.
+    """
     for node in list(graph):
         if node.domain != "" or node.op_type != "GatherND":
             continue
@@ -149,16 +163,21 @@ def mask_without_indices(graph: ir.Graph) -> None:
         rank = len(shape)
         if rank < 3 or len(pairs.inputs) != 2 or (batch_dims is not None and batch_dims.as_int() != 0):
             continue
-        if pairs.attributes["axis"].as_int() not in (-1, rank):
-            continue
         rows, columns = _counted(pairs.inputs[0], 0, rank), _counted(pairs.inputs[1], rank - 1, rank)
-        if not _equal(rows, mask.shape[0]) or columns is None:
+        if rows is None or columns is None or any(size != 1 for size in shape[1:-1]):
             continue
-        if not _equal(columns, mask.shape[1]) and not _is_mask_of_keys(graph, mask):
+        if not _equal(rows.size, mask.shape[0]):
             continue
-        name = f"{node.outputs[0].name}/axes"
-        axes = constant(graph, name, np.arange(1, rank - 1, dtype=np.int64))
-        whole = ir.node("Unsqueeze", [mask, axes], metadata_props=dict(node.metadata_props))
+        if not _equal(columns.size, mask.shape[1]) and not _are_all_keys(columns.size, mask):
+            continue
+        name = node.outputs[0].name
+        first = constant(graph, f"{name}/rows", np.array([0] + [1] * (rank - 2)))  # 0: as many as there are
+        last = ir.node("Unsqueeze", [columns.limit, constant(graph, f"{name}/axis", np.array([0]))])
+        sizes = ir.node("Concat", [first, last.outputs[0]], attributes={"axis": 0})
+        for made, length in ((last, 1), (sizes, rank)):
+            made.outputs[0].dtype, made.outputs[0].shape = ir.DataType.INT64, ir.Shape([length])
+        graph.insert_before(node, [last, sizes])
+        whole = ir.node("Reshape", [mask, sizes.outputs[0]], metadata_props=dict(node.metadata_props))
         _replace(graph, node, whole, shape)
 
 

@@ -48,6 +48,7 @@ class GenaiSession:
 
     def __init__(self, generator: og.Generator) -> None:
         self._generator = generator
+        self._chosen: NDArray[np.integer] | None = None  # and not computed with yet
 
     def feed(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
         """Logits (batch, vocabulary) behind the last of `tokens` (batch, n).
@@ -58,6 +59,9 @@ class GenaiSession:
             ModelFileError: the runtime fails; its own words follow.
         """
         try:
+            if self._chosen is not None:  # GenAI would leave it out of its cache
+                self._generator.rewind_to(self._generator.token_count() - 1)
+                tokens, self._chosen = np.concatenate([self._chosen[:, None], tokens], axis=1), None
             self._generator.append_tokens(tokens.astype(np.int32))
             logits: NDArray[np.float32] = np.array(self._generator.get_logits(), dtype=np.float32)[:, -1]
         except RuntimeError as error:
@@ -65,7 +69,7 @@ class GenaiSession:
         return logits
 
     def step(self) -> NDArray[np.integer]:
-        """The likeliest token of every row (batch,), which the text goes on with; behind it only steps follow.
+        """The likeliest token of every row (batch,), which is now the last of the text; see `Session`.
 
         GenAI chooses it: for a small model, its logits as an array cost a quarter of a token.
 
@@ -77,10 +81,12 @@ class GenaiSession:
             chosen: NDArray[np.integer] = self._generator.get_next_tokens()
         except RuntimeError as error:
             raise ModelFileError(f"onnxruntime-genai cannot run the model: {_first_line(error)}") from error
+        self._chosen = chosen
         return chosen
 
     def rewind(self, length: int) -> None:
         """Forget all but the first `length` tokens; of several rows, GenAI forgets all or none."""
+        self._chosen = None
         self._generator.rewind_to(length)
 
 
@@ -107,7 +113,11 @@ class GenaiModel:
             raise ModelFileError(f"{folder}: onnxruntime-genai cannot load it: {_first_line(error)}") from error
 
     def start(self, batch: int, length: int) -> GenaiSession:
-        """`batch` rows of at most `length` tokens, prompt included."""
+        """`batch` rows of at most `length` tokens, prompt included.
+
+        Raises:
+            ModelFileError: the runtime refuses what the folder's genai_config.json asks for.
+        """
         params = og.GeneratorParams(self._model)
         # an end token of one row would end it while the others go on; and the folder's own search may not be greedy
         params.set_search_options(
@@ -116,10 +126,14 @@ class GenaiModel:
             batch_size=batch,
             do_sample=False,
             num_beams=1,
+            num_return_sequences=1,
             repetition_penalty=1.0,
             no_repeat_ngram_size=0,
         )
-        return GenaiSession(og.Generator(self._model, params))
+        try:
+            return GenaiSession(og.Generator(self._model, params))
+        except RuntimeError as error:
+            raise ModelFileError(f"onnxruntime-genai cannot run the model: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:

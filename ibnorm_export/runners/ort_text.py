@@ -59,6 +59,8 @@ class OrtTextSession:
         Raises:
             ModelFileError: there is no room for them, or the runtime fails; its own words follow.
         """
+        if self._chosen is not None:
+            tokens, self._chosen = np.concatenate([self._chosen, tokens], axis=1), None
         total = self._length + tokens.shape[1]
         if tokens.shape[0] != self._batch or total > self._room:
             raise ModelFileError(
@@ -74,11 +76,11 @@ class OrtTextSession:
         }
         try:
             logits = self._run_in_place(given) if self._in_place else self._run(given)
-        except (*OrtError, RuntimeError) as error:  # with its own values, ONNX Runtime raises the plain one
+        except (*OrtError, RuntimeError) as error:  # with bound values, ONNX Runtime raises the plain one
             raise ModelFileError(f"ONNX Runtime cannot run the model: {str(error).splitlines()[0]}") from error
         self._length = total
         last: NDArray[Any] = logits.numpy()[:, -1]
-        self._last = last.astype(np.float32, copy=False)
+        self._last = last.astype(np.float32)  # a copy, which keeps no prompt's logits
         return self._last
 
     def _run(self, given: dict[str, ort.OrtValue]) -> ort.OrtValue:
@@ -95,14 +97,15 @@ class OrtTextSession:
         return ort.OrtValue(self._binding.get_outputs_as_ortvaluevector()[0])
 
     def step(self) -> NDArray[np.integer]:
-        """The likeliest token of every row (batch,), which the text goes on with; behind it only steps follow."""
+        """The likeliest token of every row (batch,), which is now the last of the text."""
         if self._chosen is not None:
-            self.feed(self._chosen)
+            self.feed(self._chosen[:, :0])
         self._chosen = self._last.argmax(axis=-1, keepdims=True)
         return self._chosen[:, 0]
 
     def rewind(self, length: int) -> None:
-        """Forget all but the first `length` tokens."""
+        """Forget all but the first `length` tokens; then feed."""
+        self._chosen = None
         self._length = min(length, self._length)
         if not self._in_place:
             self._past = {

@@ -264,6 +264,10 @@ def serve_text(
         server = uvicorn.Server(config)
         stream.listen(2048)
         ready(f"{address}:{stream.getsockname()[1]}", paths)
+        usual = sys.getswitchinterval()
         sys.setswitchinterval(_SWITCH_S)
-        with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises again what it has obeyed: this is the orderly end
-            server.run(sockets=[stream])
+        try:
+            with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises again what it has obeyed: the orderly end
+                server.run(sockets=[stream])
+        finally:
+            sys.setswitchinterval(usual)

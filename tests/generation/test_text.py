@@ -18,6 +18,7 @@ from ibnorm_export.errors import IBNormError, ModelFileError
 from ibnorm_export.folder import export_folder
 from ibnorm_export.genai_export import export_genai
 from ibnorm_export.loaded import LoadedModel
+from ibnorm_export.sessions import open_sessions, torch_sessions
 from ibnorm_export.text import Sampling, TextModel, open_checkpoint, open_folder
 from ibnorm_export.tokens import write_byte_tokenizer
 
@@ -151,8 +152,27 @@ def test_greedy_is_greedy_whatever_search_the_folder_asks_for(forms: dict[str, P
     folder = Path(shutil.copytree(forms["genai"], tmp_path / "folder"))
     settings = json.loads((folder / "genai_config.json").read_text())
     settings["search"] |= {"do_sample": True, "temperature": 5.0, "repetition_penalty": 3.0, "no_repeat_ngram_size": 1}
+    settings["search"] |= {"num_beams": 4, "num_return_sequences": 2}
     (folder / "genai_config.json").write_text(json.dumps(settings))
     assert open_folder(folder).generate(PROMPT, Sampling(max_new_tokens=24)).tokens == greedy.tokens
+
+
+@pytest.mark.parametrize("form", ["torch", "portable", "genai"])
+def test_tokens_that_were_chosen_are_part_of_the_text(forms: dict[str, Path], form: str) -> None:
+    """Whether they have been computed with or not: steps, given tokens and a rewind in any order."""
+    prompt = np.array([[65, 66, 67]])
+    folder = forms[form]
+    source = torch_sessions(models.load(folder, task="text-generation")) if form == "torch" else open_sessions(folder)
+    session = source.start(1, 32)
+    session.feed(prompt)
+    chosen = [int(session.step()[0]) for _ in range(3)]
+    given = session.feed(np.array([[70]]))
+    fresh = source.start(1, 32).feed(np.array([[*prompt[0], *chosen, 70]]))
+    np.testing.assert_allclose(given, fresh, rtol=0, atol=1e-5)
+    session.step()
+    session.rewind(2)
+    session.feed(prompt[:, 2:])
+    assert [int(session.step()[0]) for _ in range(3)] == chosen
 
 
 # ---- what it refuses ----

@@ -136,6 +136,27 @@ def test_a_reader_who_is_slow_holds_up_nobody() -> None:
     asyncio.run(read())
 
 
+def test_a_reader_who_is_slow_holds_up_a_text_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before its second token, not behind each."""
+    monkeypatch.setattr(text_queue, "_FIRST_S", 0.5)
+    took: list[float] = []
+
+    def generate(write: Write) -> None:
+        began = time.monotonic()
+        for _ in range(8):
+            write("a")
+        took.append(time.monotonic() - began)
+
+    async def read() -> None:
+        pieces = texts(generate).generate("x", Sampling())
+        assert await anext(pieces) == "a"
+        while not took:
+            await asyncio.sleep(0.01)
+
+    asyncio.run(asyncio.wait_for(read(), 20))
+    assert 0.4 < took[0] < 2, "of 4 if it were each"
+
+
 @pytest.mark.parametrize(
     ("error", "prompt", "status", "code"),
     [
