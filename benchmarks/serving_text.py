@@ -184,11 +184,16 @@ def speed(server: Running, folder: Path, here: TextModel, turns: int, tokens: in
     return rows
 
 
-def bursts(server: Running, folder: Path, here: TextModel, tokens: int) -> list[Row]:
-    """A hundred clients in one instant, five times; beside it what half of the prompts alone take."""
+def hundreds(server: Running, folder: Path, here: TextModel, tokens: int) -> tuple[float, list[Burst]]:
+    """Milliseconds to one stream's first token, and a hundred clients in one instant, five times."""
     wanted = here.generate(PROMPT, Sampling(tokens)).text
     alone = statistics.median([burst(server.http, folder.name, 1, tokens, wanted).firsts[0] for _ in range(21)]) * 1e3
-    told = [burst(server.http, folder.name, 100, tokens, wanted) for _ in range(5)]
+    return alone, [burst(server.http, folder.name, 100, tokens, wanted) for _ in range(5)]
+
+
+def bursts(server: Running, folder: Path, here: TextModel, tokens: int) -> list[Row]:
+    """First tokens in a burst; beside it what half of the prompts alone take."""
+    alone, told = hundreds(server, folder, here, tokens)
     medians = [statistics.median(one.firsts) * 1e3 for one in told]
     source, prompt = open_sessions(folder), np.frombuffer(PROMPT.encode(), np.uint8).astype(np.int64)[None]
 
@@ -215,9 +220,7 @@ def bursts(server: Running, folder: Path, here: TextModel, tokens: int) -> list[
 
 def few_waiting(server: Running, folder: Path, here: TextModel, tokens: int) -> list[Row]:
     """The same burst at an endpoint that lets `WAITING` texts wait for their first token."""
-    wanted = here.generate(PROMPT, Sampling(tokens)).text
-    alone = statistics.median([burst(server.http, folder.name, 1, tokens, wanted).firsts[0] for _ in range(21)]) * 1e3
-    told = [burst(server.http, folder.name, 100, tokens, wanted) for _ in range(5)]
+    alone, told = hundreds(server, folder, here, tokens)
     firsts = [first * 1e3 for one in told for first in one.firsts]
     return [
         Row(f"{folder.name}: 100 streams at once, --max-waiting {WAITING}, five times: neither right nor 429",
