@@ -108,10 +108,6 @@ def _ignore(text: str) -> None:
     pass
 
 
-def _go_on() -> None:
-    pass
-
-
 class TextModel:
     """A language model with its tokenizer.
 
@@ -130,12 +126,7 @@ class TextModel:
         self._ends = ends
 
     def generate(
-        self,
-        prompt: str,
-        sampling: Sampling | None = None,
-        write: Callable[[str], None] = _ignore,
-        between: Callable[[], None] = _go_on,
-        pace_s: float = 0.0,
+        self, prompt: str, sampling: Sampling | None = None, write: Callable[[str], None] = _ignore
     ) -> TextResult:
         """Go on from `prompt`.
 
@@ -143,14 +134,32 @@ class TextModel:
             prompt: at least one token.
             sampling: how tokens are chosen; None is greedy.
             write: gets the text piece by piece, whole characters only.
-            between: called behind every token; an exception from it ends the text.
-            pace_s: seconds between two pieces at least; what comes sooner is written together, at less cost.
 
         Raises:
             PromptError: the prompt is empty or too long.
             ModelFileError: the runtime fails.
         """
-        sampling = Sampling() if sampling is None else sampling
+        for item in self.steps(prompt, Sampling() if sampling is None else sampling):
+            if isinstance(item, TextResult):
+                return item
+            if item:
+                write(item)
+        raise AssertionError  # a result comes last
+
+    def steps(self, prompt: str, sampling: Sampling, pace_s: float = 0.0) -> Iterator[str | TextResult]:
+        """`generate` token by token, for whoever writes several texts at once: each step computes one.
+
+        Args:
+            prompt: at least one token.
+            sampling: how tokens are chosen.
+            pace_s: seconds between two pieces at least; what comes sooner is written together, at less cost.
+
+        Returns:
+            Behind every token the piece of text that is due, "" where none is; at the end the rest, then the result.
+
+        Raises:
+            As `generate`.
+        """
         ids = self._tokens.encode(prompt)
         if len(ids) >= self.max_positions:
             raise PromptError(
@@ -179,20 +188,19 @@ class TextModel:
                 if sampling.found(tail) >= 0:
                     stopped = "stop"
                     break
-            if due and (sure := sampling.sure(tail)):
-                write(sure)
+            sure = sampling.sure(tail) if due else ""
+            if sure:
                 text, tail, written = text + sure, tail[len(sure) :], now
-            between()
+            yield sure
         done = time.perf_counter()
         if stopped != "stop":
             tail += stream.rest()
         if (place := sampling.found(tail)) >= 0:
             stopped, tail = "stop", tail[:place]
-        if tail:
-            write(tail)
         text += tail
+        yield tail
         after = max(len(chosen) - 1, 0)
-        return TextResult(
+        yield TextResult(
             text,
             tuple(chosen),
             len(ids),

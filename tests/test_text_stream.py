@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from ibnorm_export import text
 from ibnorm_export.sessions import SessionSource
-from ibnorm_export.text import Sampling, TextModel
+from ibnorm_export.text import Sampling, TextModel, TextResult
 from ibnorm_export.tokens import Tokens, write_byte_tokenizer
 
 TEXT = "The naïve café costs 10 €, 日本語 and 👩‍👩‍👧 cost more; straße, Ελλάδα. don't"
@@ -213,27 +213,26 @@ def test_pieces_end_where_the_text_does(tmp_path: Path, stop: str, cut: int) -> 
 def test_pieces_keep_their_pace(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tick_s: float, written: list[str]
 ) -> None:
-    """Slow tokens come alone, quick ones together, the first at once; `between` sees every one of them."""
+    """Slow tokens come alone, quick ones together, the first at once; there is a step for every one of them."""
     clock = Clock()
     monkeypatch.setattr(text, "time", clock)
     said = "ab€cd".encode()
     source = SessionSource("fixed", lambda rows, length: Fixed(said, clock, tick_s))
-    got: list[str] = []
-    seen: list[int] = []
     model = TextModel(source, of_bytes(tmp_path), 100, frozenset())
-    result = model.generate("p", Sampling(len(said)), got.append, lambda: seen.append(len(got)), 0.05)
-    assert got == written
+    *got, result = model.steps("p", Sampling(len(said)), 0.05)
+    assert [piece for piece in got if piece] == written
+    assert isinstance(result, TextResult)
     assert result.text == "ab€cd"
-    assert len(seen) == len(said)
-    assert seen[0] == 1  # the first piece is written before
+    assert len(got) == len(said) + 1
+    assert got[0] == "a"  # not when the second is computed
 
 
 def test_a_stop_is_found_between_pieces(tmp_path: Path) -> None:
     """At once, not when the next piece is due."""
-    seen: list[str] = []
     source = SessionSource("fixed", lambda rows, length: Fixed(b"abcdefgh"))
     model = TextModel(source, of_bytes(tmp_path), 100, frozenset())
-    result = model.generate("p", Sampling(8, stop=("cd",)), seen.append, lambda: seen.append("-"), 1e9)
+    *pieces, result = model.steps("p", Sampling(8, stop=("cd",)), 1e9)
+    assert isinstance(result, TextResult)
     assert result.text == "ab"
     assert len(result.tokens) == 4
-    assert seen == ["a", "-", "-", "-", "b"]
+    assert pieces == ["a", "", "", "b"]

@@ -1,6 +1,6 @@
 """A folder for onnxruntime-genai -> an endpoint that speaks OpenAI's text protocol.
 
-Thin on purpose: `TextModel` generates, `Texts` says whose turn it is, FastAPI and uvicorn speak HTTP.
+Thin on purpose: a `TextProcess` writes, `Texts` hands its pieces on, FastAPI and uvicorn speak HTTP.
 
 Source: OpenAI API reference, "Completions", "Chat completions" and "Models".
 """
@@ -11,12 +11,11 @@ import asyncio
 import contextlib
 import json
 import socket
-import sys
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, Request
@@ -39,14 +38,11 @@ from ibnorm_export.serving.openai_protocol import (
     usage,
 )
 from ibnorm_export.serving.request_size import SizeLimit
+from ibnorm_export.serving.text_process import text_process
 from ibnorm_export.serving.text_queue import TextLimits, Texts
-from ibnorm_export.text import Sampling, TextModel, TextResult, open_folder
+from ibnorm_export.text import Sampling, TextResult
 
 __all__ = ["Door", "create_app", "serve_text"]
-
-#: How long the event loop waits for the interpreter, which GenAI keeps while it computes, before it asks for it. With
-#: Python's own 5 ms a first piece would wait for ten tokens of a small model each time it is handed on.
-_SWITCH_S: Final = 5e-4
 
 
 def _answer(error: Refused) -> JSONResponse:
@@ -79,22 +75,17 @@ class Door:
         await self._app(scope, receive, send)
 
 
-def create_app(
-    model: TextModel, name: str, limits: TextLimits | None = None, template: ChatTemplate | None = None
-) -> FastAPI:
+def create_app(texts: Texts, name: str, max_positions: int, template: ChatTemplate | None = None) -> FastAPI:
     """The endpoint as an ASGI application.
 
     Args:
-        model: what writes.
+        texts: what writes, and how much at once.
         name: that clients call it by.
-        limits: see `TextLimits`.
+        max_positions: the most tokens of prompt and text together.
         template: of the tokenizer; None leaves chat out.
     """
-    limits = TextLimits() if limits is None else limits
-    texts = Texts(model, limits)
     app = FastAPI(title=name, docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(SizeLimit, limit=limits.request_bytes)
-    app.add_middleware(Door, texts=texts)
+    app.add_middleware(SizeLimit, limit=texts.limits.request_bytes)
     about = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "ibnorm-export"}
 
     @app.exception_handler(Refused)
@@ -120,7 +111,8 @@ def create_app(
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
-        return {"status": "ok", "running": texts.running, "waiting": texts.waiting, "limit": limits.concurrency}
+        limit = texts.limits.concurrency
+        return {"status": "ok", "running": texts.running, "waiting": texts.waiting, "limit": limit}
 
     @app.get("/v1/models")
     async def list_models() -> dict[str, Any]:
@@ -143,7 +135,7 @@ def create_app(
         @app.post("/v1/chat/completions")
         async def chat(request: Request, body: Chat) -> Any:
             prompt = template.render([message.model_dump() for message in body.messages])
-            most = body.max_completion_tokens or body.max_tokens or model.max_positions
+            most = body.max_completion_tokens or body.max_tokens or max_positions
             return await _respond(request, texts, body, prompt, most, name, CHAT)
 
     return app
@@ -252,22 +244,47 @@ def serve_text(
         BackendUnavailable: the runtime is not installed.
         IBNormError: the port is in use.
     """
-    folder = Path(folder)
+    config = uvicorn.Config(
+        "", log_level="warning", access_log=False, timeout_graceful_shutdown=finish_s, lifespan="off"
+    )  # fmt: skip
+    limits = TextLimits() if limits is None else limits
+    with (
+        _listening(address, port) as stream,
+        contextlib.suppress(KeyboardInterrupt),  # uvicorn raises again what it has obeyed: the orderly end
+        asyncio.Runner(loop_factory=config.get_loop_factory()) as runner,
+    ):
+        runner.run(_serve_text(Path(folder), stream, limits, ready, config))
+
+
+async def _serve_text(
+    folder: Path,
+    stream: socket.socket,
+    limits: TextLimits,
+    ready: Callable[[str, Sequence[str]], None],
+    config: uvicorn.Config,
+) -> None:
     template = ChatTemplate.of(folder)
-    with _listening(address, port) as stream:
-        model = open_folder(folder)
-        app = create_app(model, folder.resolve().name, limits, template)
-        config = uvicorn.Config(
-            app, log_level="warning", access_log=False, timeout_graceful_shutdown=finish_s, lifespan="off"
-        )
-        paths = [route.path for route in app.routes if hasattr(route, "path") and "{" not in route.path]
+    async with text_process(folder) as process:
+        texts = Texts(process.send, limits)
+        app = create_app(texts, folder.resolve().name, process.max_positions, template)
+        config.app = Door(app, texts)
         server = uvicorn.Server(config)
+
+        async def listen() -> str:
+            async for message in process.messages():
+                texts.receive(message)
+            why = await process.ended()
+            texts.end(why)
+            server.should_exit = True
+            return why
+
+        listening = asyncio.ensure_future(listen())
         stream.listen(2048)
-        ready(f"{address}:{stream.getsockname()[1]}", paths)
-        usual = sys.getswitchinterval()
-        sys.setswitchinterval(_SWITCH_S)
-        try:
-            with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises again what it has obeyed: the orderly end
-                server.run(sockets=[stream])
-        finally:
-            sys.setswitchinterval(usual)
+        host, port = stream.getsockname()[:2]
+        ready(
+            f"{host}:{port}", [route.path for route in app.routes if hasattr(route, "path") and "{" not in route.path]
+        )
+        await server.serve(sockets=[stream])
+        if listening.done():
+            raise IBNormError(listening.result())
+        listening.cancel()

@@ -2,18 +2,40 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import LLAMA, save_checkpoint
 from running_server import Running, running
 
-from ibnorm_export import models
+from ibnorm_export import IBNormSpec, models
 from ibnorm_export.artifact import ExportedModel
 from ibnorm_export.export import ExportOptions, export
+from ibnorm_export.genai_export import export_genai
 from ibnorm_export.loaded import DType
 from ibnorm_export.serving.repository import PackageOptions, Variant, package
 from ibnorm_export.serving.triton_config import Limits
+from ibnorm_export.tokens import write_byte_tokenizer
+
+TEMPLATE = (
+    "{% for m in messages %}{% if m.content == 'boom' %}{{ raise_exception('no booms') }}{% endif %}"
+    "<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
+)
+
+
+@pytest.fixture(scope="session")
+def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GenAI folder of random weights: what it writes is noise, and the same noise everywhere."""
+    place = tmp_path_factory.mktemp("text")
+    config = {**LLAMA, "hidden_size": 64, "max_position_embeddings": 512}  # heads of 16, as GenAI's attention wants
+    checkpoint = save_checkpoint(place / "checkpoint", config, IBNormSpec("L", 4.0, 1e-5, bias=False))
+    write_byte_tokenizer(checkpoint)
+    made = json.loads((checkpoint / "tokenizer_config.json").read_text())
+    (checkpoint / "tokenizer_config.json").write_text(json.dumps({**made, "chat_template": TEMPLATE}))
+    export_genai(models.load(checkpoint, task="text-generation"), place / "noise")
+    return place / "noise"
 
 
 @pytest.fixture(scope="session")

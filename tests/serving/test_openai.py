@@ -18,39 +18,18 @@ from typing import Any
 import openai
 import psutil
 import pytest
-from conftest import LLAMA, save_checkpoint
 from running_server import command, running
 
-from ibnorm_export import IBNormSpec, models
 from ibnorm_export.errors import ModelFileError
-from ibnorm_export.genai_export import export_genai
 from ibnorm_export.serving.chat_template import ChatTemplate
 from ibnorm_export.text import Sampling, open_folder
-from ibnorm_export.tokens import write_byte_tokenizer
 
-TEMPLATE = (
-    "{% for m in messages %}{% if m.content == 'boom' %}{{ raise_exception('no booms') }}{% endif %}"
-    "<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
-)
 LIMIT = 16
 
 
 @pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A GenAI folder of random weights: what it writes is noise, and the same noise everywhere."""
-    place = tmp_path_factory.mktemp("text")
-    config = {**LLAMA, "hidden_size": 64, "max_position_embeddings": 512}  # heads of 16, as GenAI's attention wants
-    checkpoint = save_checkpoint(place / "checkpoint", config, IBNormSpec("L", 4.0, 1e-5, bias=False))
-    write_byte_tokenizer(checkpoint)
-    made = json.loads((checkpoint / "tokenizer_config.json").read_text())
-    (checkpoint / "tokenizer_config.json").write_text(json.dumps({**made, "chat_template": TEMPLATE}))
-    export_genai(models.load(checkpoint, task="text-generation"), place / "noise")
-    return place / "noise"
-
-
-@pytest.fixture(scope="session")
-def endpoint(folder: Path) -> Iterator[str]:
-    with running(folder, "--concurrency", LIMIT, "--max-request", 5000) as server:
+def endpoint(noise: Path) -> Iterator[str]:
+    with running(noise, "--concurrency", LIMIT, "--max-request", 5000) as server:
         yield f"http://{server.http}"
 
 
@@ -59,8 +38,8 @@ def client(endpoint: str) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{endpoint}/v1", api_key="none", max_retries=0, timeout=60)
 
 
-def test_same_text_as_in_process(client: openai.OpenAI, folder: Path) -> None:
-    model = open_folder(folder)
+def test_same_text_as_in_process(client: openai.OpenAI, noise: Path) -> None:
+    model = open_folder(noise)
     for temperature, seed in ((0.0, 1), (1.0, 7), (1.0, 8)):
         wanted = model.generate("import", Sampling(24, temperature, 1.0, seed))
         answer = client.completions.create(
@@ -81,8 +60,8 @@ def test_same_text_as_in_process(client: openai.OpenAI, folder: Path) -> None:
         assert parts[-1].usage.total_tokens == 30
 
 
-def test_chat(client: openai.OpenAI, folder: Path) -> None:
-    wanted = open_folder(folder).generate("<user>Hello<assistant>", Sampling(12, 0.0))
+def test_chat(client: openai.OpenAI, noise: Path) -> None:
+    wanted = open_folder(noise).generate("<user>Hello<assistant>", Sampling(12, 0.0))
     messages: Any = [{"role": "user", "content": "Hello"}]
     answer = client.chat.completions.create(model="noise", messages=messages, max_tokens=12, temperature=0)
     assert answer.choices[0].message.content == wanted.text
@@ -93,9 +72,9 @@ def test_chat(client: openai.OpenAI, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_stop(client: openai.OpenAI, folder: Path, stream: bool) -> None:
+def test_stop(client: openai.OpenAI, noise: Path, stream: bool) -> None:
     """The text ends before the first stop text, however it was cut into pieces, and nothing of it is sent."""
-    whole = open_folder(folder).generate("stop", Sampling(40, 1.0, 1.0, 3)).text
+    whole = open_folder(noise).generate("stop", Sampling(40, 1.0, 1.0, 3)).text
     stop = whole[20:23]
     wanted = whole[: whole.index(stop)]
     given: Any = {
@@ -192,9 +171,9 @@ def test_a_chat_that_the_template_refuses(client: openai.OpenAI) -> None:
         client.chat.completions.create(model="noise", messages=messages, max_tokens=2)
 
 
-def test_a_hundred_streams(client: openai.OpenAI, folder: Path) -> None:
+def test_a_hundred_streams(client: openai.OpenAI, noise: Path) -> None:
     """With room for 16: each ends right, or is refused with 429 and Retry-After."""
-    model = open_folder(folder)
+    model = open_folder(noise)
     wanted = [model.generate(f"n{i}", Sampling(32, 0.0)).text for i in range(4)]
 
     def one(index: int) -> str:
@@ -226,10 +205,10 @@ def test_a_reader_who_leaves_ends_the_text(client: openai.OpenAI, endpoint: str)
     pytest.fail("the text went on")
 
 
-def test_sigterm_lets_a_text_finish(folder: Path) -> None:
-    whole = open_folder(folder).generate("import", Sampling(500, 0.0))
+def test_sigterm_lets_a_text_finish(noise: Path) -> None:
+    whole = open_folder(noise).generate("import", Sampling(500, 0.0))
     assert len(whole.tokens) == 500  # no end token on the way: it takes a while
-    with running(folder) as server:
+    with running(noise) as server:
         assert {c.laddr.ip for c in psutil.Process(server.pid).net_connections("tcp")} == {"127.0.0.1"}
         client = openai.OpenAI(base_url=f"http://{server.http}/v1", api_key="none", max_retries=0)
         given: Any = {"model": "noise", "prompt": "import", "max_tokens": 500, "temperature": 0, "stream": True}
@@ -243,46 +222,46 @@ def test_sigterm_lets_a_text_finish(folder: Path) -> None:
             client.completions.create(model="noise", prompt="end", max_tokens=2)
 
 
-def test_port_in_use(folder: Path) -> None:
+def test_port_in_use(noise: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        done = subprocess.run(command("serve", folder, "--http-port", port), capture_output=True, text=True)
+        done = subprocess.run(command("serve", noise, "--http-port", port), capture_output=True, text=True)
     assert done.returncode == 2
     assert f"127.0.0.1:{port}: Address already in use; choose another with --http-port" in done.stderr
 
 
-def test_without_uvloop_and_httptools(folder: Path) -> None:
+def test_without_uvloop_and_httptools(noise: Path) -> None:
     """As on Windows: uvicorn falls back on asyncio and h11."""
     without = "import sys; sys.modules.update(uvloop=None, httptools=None); "
     start = [sys.executable, "-c", f"{without}from ibnorm_export.cli.main import run; run()"]
     process = subprocess.Popen(
-        [*start, "serve", str(folder), "--http-port=0", "--json"], stdout=subprocess.PIPE, text=True
+        [*start, "serve", str(noise), "--http-port=0", "--json"], stdout=subprocess.PIPE, text=True
     )
     try:
         assert process.stdout is not None
         told = "".join(iter(process.stdout.readline, "}\n")) + "}"
         client = openai.OpenAI(base_url=f"http://{json.loads(told)['http']}/v1", api_key="none", max_retries=0)
         parts = client.completions.create(model="noise", prompt="import", max_tokens=8, temperature=0, stream=True)
-        wanted = open_folder(folder).generate("import", Sampling(8, 0.0)).text
+        wanted = open_folder(noise).generate("import", Sampling(8, 0.0)).text
         assert "".join(part.choices[0].text for part in parts) == wanted
     finally:
         process.terminate()
         process.communicate(timeout=30)
 
 
-def test_time_limit(folder: Path) -> None:
-    with running(folder, "--max-seconds", 0.005) as server:
+def test_time_limit(noise: Path) -> None:
+    with running(noise, "--max-seconds", 0.005) as server:
         client = openai.OpenAI(base_url=f"http://{server.http}/v1", api_key="none", max_retries=0)
         with pytest.raises(openai.APIStatusError, match=r"more than 0\.005 s") as caught:
             client.completions.create(model="noise", prompt="import", max_tokens=500, temperature=0)
         assert caught.value.status_code == 504
 
 
-def test_changed_library_is_not_loaded(folder: Path, tmp_path: Path) -> None:
+def test_changed_library_is_not_loaded(noise: Path, tmp_path: Path) -> None:
     copy = tmp_path / "noise"
-    shutil.copytree(folder, copy)
+    shutil.copytree(noise, copy)
     with (copy / "libibnorm_ort.so").open("ab") as stream:
         stream.write(b"\0")
     with pytest.raises(ModelFileError, match=r"libibnorm_ort\.so was changed after packaging.*it is not loaded"):

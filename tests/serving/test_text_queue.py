@@ -1,160 +1,190 @@
-"""Whose turn it is, how pieces reach the reader, and what becomes of errors, with a model that does what it is told."""
+"""Whose turn it is, who is let in, how pieces reach the reader, and what becomes of errors: nothing runs but a test."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import os
 import threading
-import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from ibnorm_export.errors import IBNormError, ModelFileError, PromptError
-from ibnorm_export.serving import text_queue
+from ibnorm_export.errors import BackendUnavailable, IBNormError, ModelFileError, PromptError
 from ibnorm_export.serving.openai_protocol import Refused
 from ibnorm_export.serving.openai_server import Door
-from ibnorm_export.serving.text_queue import TextLimits, Texts, Turns
+from ibnorm_export.serving.text_queue import TextLimits, Texts
+from ibnorm_export.serving.text_worker import MessageReader, Turns
 from ibnorm_export.text import Sampling, TextResult
 
-Write = Callable[[str], None]
+Steps = Iterator[str | TextResult]
+RESULT = TextResult("ab", (1, 2), 3, "length", 4.5, 6.5)
 
 
 class Model:
-    """Stands in for a `TextModel`: runs a function in its place."""
+    """Stands in for a `TextModel`: the prompt says its pieces, "-" none and "!" an error."""
 
-    def __init__(self, generate: Callable[[Write], None]) -> None:
-        self._generate = generate
+    def __init__(self) -> None:
+        self.computed: list[str] = []
+        self.closed: list[str] = []
 
-    def generate(
-        self, prompt: str, sampling: Sampling, write: Write, between: Callable[[], None], pace_s: float
-    ) -> TextResult:
-        def token(piece: str) -> None:
-            write(piece)
-            between()
+    def steps(self, prompt: str, sampling: Sampling, pace_s: float) -> Steps:
+        name, _, pieces = prompt.partition(":")
+        try:
+            for piece in pieces:
+                self.computed.append(name)
+                if piece == "!":
+                    raise ZeroDivisionError("a bug")
+                if piece == "?":
+                    raise PromptError("too long")
+                yield "" if piece == "-" else piece
+            yield RESULT
+        finally:
+            self.closed.append(name)
 
-        self._generate(token)
-        return TextResult("", (), 1, "length", 0.0, 0.0)
 
-
-def texts(generate: Callable[[Write], None], limits: TextLimits | None = None) -> Texts:
-    return Texts(Model(generate), limits or TextLimits())  # type: ignore[arg-type]  # the one method that is used
-
-
-async def collect(made: Texts, prompt: str = "x") -> list[str]:
-    return [item async for item in made.generate(prompt, Sampling()) if isinstance(item, str)]
+def begin(turns: Turns, number: int, prompt: str) -> None:
+    sampling = {"max_new_tokens": 5, "temperature": 0.5, "top_p": 0.5, "seed": 3, "stop": ["x"]}
+    turns.receive({"write": number, "prompt": prompt, "sampling": sampling})
 
 
 def test_first_tokens_go_first_and_others_in_order() -> None:
-    turns, order = Turns(), []
-    turns.take(first=True)
-
-    def wait(name: str, first: bool) -> threading.Thread:
-        def run() -> None:
-            turns.take(first)
-            order.append(name)
-            turns.give()
-
-        thread = threading.Thread(target=run)
-        thread.start()
-        while sum(map(len, [turns._waiting])) < len(threads) + 1:
-            time.sleep(0.001)
-        return thread
-
-    threads: list[threading.Thread] = []
-    for name, first in (("old 1", False), ("old 2", False), ("new 1", True), ("new 2", True)):
-        threads.append(wait(name, first))
-    assert not order
-    turns.give()
-    for thread in threads:
-        thread.join(5)
-    assert order == ["new 1", "new 2", "old 1", "old 2"]
+    turns = Turns(model := Model())
+    begin(turns, 1, "old 1:abcd")
+    begin(turns, 2, "old 2:abcd")
+    for _ in range(3):
+        turns.step()
+    begin(turns, 3, "new 1:abcd")
+    begin(turns, 4, "new 2:abcd")
+    for _ in range(7):
+        turns.step()
+    begun = ["old 1", "old 2", "old 1"]
+    assert model.computed == [*begun, "new 1", "new 2", "old 2", "old 1", "new 1", "new 2", "old 2"]
 
 
-def test_one_text_computes_at_a_time_and_all_take_turns() -> None:
-    inside, most, order = 0, 0, []
-    lock = threading.Lock()
-
-    def generate(write: Write) -> None:
-        nonlocal inside, most
-        for _ in range(5):
-            with lock:
-                inside += 1
-                most = max(most, inside)
-            time.sleep(0.002)
-            order.append(threading.get_ident())
-            with lock:
-                inside -= 1
-            write("a")
-
-    async def all_of_them() -> None:
-        made = texts(generate)
-        await asyncio.gather(*(collect(made) for _ in range(4)))
-
-    asyncio.run(all_of_them())
-    assert most == 1
-    assert len(order) == 20
-    # first tokens first: each has its first before any has its third
-    assert len(set(order[: order.index(order[0], order.index(order[0], 1) + 1)])) == 4
+def test_what_is_said_of_a_text() -> None:
+    """The first token even where it makes no piece; later ones only where they do."""
+    turns = Turns(Model())
+    begin(turns, 7, "x:-a-b")
+    said = [turns.step() for _ in range(5)]
+    assert not turns
+    assert said == [
+        {"text": 7, "piece": ""}, {"text": 7, "piece": "a"}, None, {"text": 7, "piece": "b"},
+        {"text": 7, "result": RESULT.to_dict()},
+    ]  # fmt: skip
 
 
-def test_a_text_goes_on_when_its_first_piece_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Computing keeps the interpreter, so the first piece is sent before there is a second token."""
-    monkeypatch.setattr(text_queue, "_FIRST_S", 30.0)  # on a busy machine sending takes longer
-    order = []
+def test_sampling_arrives() -> None:
+    seen = []
 
-    def generate(write: Write) -> None:
-        for number in range(3):
-            order.append(f"computed {number}")
-            write(str(number))
+    class Seeing(Model):
+        def steps(self, prompt: str, sampling: Sampling, pace_s: float) -> Steps:
+            seen.append((prompt, sampling))
+            return super().steps(prompt, sampling, pace_s)
 
+    turns = Turns(Seeing())
+    begin(turns, 1, "x:a")
+    turns.step()
+    assert seen == [("x:a", Sampling(5, 0.5, 0.5, 3, ("x",)))]
+
+
+def test_a_text_that_fails_ends_and_others_go_on() -> None:
+    turns = Turns(Model())
+    for number, prompt in enumerate(("a:1!2", "b:1!", "c:?", "d:12")):
+        begin(turns, number, prompt)
+    said: dict[int, list[Any]] = {}
+    while turns:
+        if told := turns.step():
+            said.setdefault(told.pop("text"), []).append(told)
+    bug = {"error": {"kind": "IBNormError", "why": "ZeroDivisionError: a bug"}}
+    assert said[0] == said[1] == [{"piece": "1"}, bug]
+    assert said[2] == [{"error": {"kind": "PromptError", "why": "too long"}}]
+    assert said[3] == [{"piece": "1"}, {"piece": "2"}, {"result": RESULT.to_dict()}]
+
+
+def test_a_text_that_is_left_computes_no_more() -> None:
+    """Nor does it begin, where its turn has not come; its cache is let go at once."""
+    turns = Turns(model := Model())
+    begin(turns, 1, "stays:abc")
+    begin(turns, 2, "goes:abc")
+    begin(turns, 3, "never:abc")
+    turns.step()
+    turns.step()
+    turns.receive({"leave": 2})
+    turns.receive({"leave": 3})
+    assert model.closed == ["goes"]
+    while turns:
+        turns.step()
+    turns.receive({"leave": 1})  # it has ended: no matter
+    assert model.computed == ["stays", "goes", "stays", "stays"]
+
+
+def test_messages_come_in_any_pieces() -> None:
+    out, into = os.pipe()
+    reader = MessageReader(out)
+    assert list(reader.read(wait=False)) == []
+    os.write(into, b'{"a": 1}\n{"b"')
+    assert list(reader.read(wait=True)) == [{"a": 1}]
+    assert list(reader.read(wait=False)) == []
+    os.write(into, b': "\\u20ac"}\n')
+    assert list(reader.read(wait=True)) == [{"b": "€"}]
+    long = "x" * 300_000  # more than the pipe holds
+    writer = threading.Thread(target=lambda: os.write(into, b'{"a": "' + long.encode() + b'"}\n'))
+    writer.start()
+    found: list[Any] = []
+    while not found:
+        found += reader.read(wait=True)
+    writer.join()
+    assert found == [{"a": long}]
+    os.close(into)
+    with pytest.raises(EOFError):
+        list(reader.read(wait=False))
+    os.close(out)
+
+
+class Line:
+    """What `Texts` says to the worker."""
+
+    def __init__(self, limits: TextLimits | None = None) -> None:
+        self.said: list[Any] = []
+        self.texts = Texts(self.said.append, limits or TextLimits())
+
+    def ask(self, prompt: str = "x") -> AsyncGenerator[str | TextResult, None]:
+        return self.texts.generate(prompt, Sampling())
+
+    async def begin(self) -> tuple[int, asyncio.Task[str | TextResult], AsyncGenerator[str | TextResult, None]]:
+        """Number, what comes first, and the rest of a text that is being written."""
+        pieces = self.ask()
+        first = asyncio.ensure_future(anext(pieces))
+        await asyncio.sleep(0)
+        return self.said[-1]["write"], first, pieces
+
+
+def run(test: Callable[[], Awaitable[None]]) -> None:
+    async def bounded() -> None:
+        await asyncio.wait_for(test(), 20)
+
+    asyncio.run(bounded())
+
+
+def test_a_text_and_its_result() -> None:
     async def read() -> None:
-        async for item in texts(generate).generate("x", Sampling()):
-            order.append(f"got {item!r}" if isinstance(item, str) else "end")
-            await asyncio.sleep(0.01)  # as long as sending takes
-            order.append("sent")
+        line = Line()
+        number, first, pieces = await line.begin()
+        sampling = {"max_new_tokens": 128, "temperature": 0.0, "top_p": 1.0, "seed": 0, "stop": ()}
+        assert line.said == [{"write": number, "prompt": "x", "sampling": sampling}]
+        other, *_ = await line.begin()
+        line.texts.receive({"text": other, "piece": "not his"})
+        for piece in ("", "a", "b"):
+            line.texts.receive({"text": number, "piece": piece})
+        line.texts.receive({"text": number, "result": {**RESULT.to_dict(), "tokens": [1, 2]}})
+        assert [await first, *[item async for item in pieces]] == ["a", "b", RESULT]
+        assert line.said[-1] == {"leave": number}
+        assert line.texts.running == 1
 
-    asyncio.run(read())
-    assert order[:4] == ["computed 0", "got '0'", "sent", "computed 1"], order
-
-
-def test_a_reader_who_is_slow_holds_up_nobody() -> None:
-    """He takes 2 s over a piece: the text waits for 50 ms, then goes on."""
-    done = threading.Event()
-
-    def generate(write: Write) -> None:
-        write("a")
-        done.set()
-
-    async def read() -> None:
-        pieces = texts(generate).generate("x", Sampling())
-        assert await anext(pieces) == "a"
-        assert await asyncio.to_thread(done.wait, 2)
-
-    asyncio.run(read())
-
-
-def test_a_reader_who_is_slow_holds_up_a_text_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before its second token, not behind each."""
-    monkeypatch.setattr(text_queue, "_FIRST_S", 0.5)
-    took: list[float] = []
-
-    def generate(write: Write) -> None:
-        began = time.monotonic()
-        for _ in range(8):
-            write("a")
-        took.append(time.monotonic() - began)
-
-    async def read() -> None:
-        pieces = texts(generate).generate("x", Sampling())
-        assert await anext(pieces) == "a"
-        while not took:
-            await asyncio.sleep(0.01)
-
-    asyncio.run(asyncio.wait_for(read(), 20))
-    assert 0.4 < took[0] < 2, "of 4 if it were each"
+    run(read)
 
 
 @pytest.mark.parametrize(
@@ -163,23 +193,24 @@ def test_a_reader_who_is_slow_holds_up_a_text_once(monkeypatch: pytest.MonkeyPat
         (PromptError("too long"), "x", 400, "context_length_exceeded"),
         (PromptError("empty"), "", 400, "invalid"),
         (ModelFileError("the runtime fails"), "x", 500, "internal"),
-        (ZeroDivisionError("a bug"), "x", 500, "internal"),
+        (BackendUnavailable("no memory"), "x", 500, "internal"),
     ],
 )
-def test_errors_reach_the_reader_and_leave_room(error: Exception, prompt: str, status: int, code: str) -> None:
-    def generate(write: Write) -> None:
-        raise error
-
+def test_errors_reach_the_reader_and_leave_room(error: IBNormError, prompt: str, status: int, code: str) -> None:
     async def twice() -> None:
-        made = texts(generate, TextLimits(concurrency=1))
+        line = Line(TextLimits(concurrency=1))
         for _ in range(2):
+            first = asyncio.ensure_future(anext(line.ask(prompt)))
+            await asyncio.sleep(0)
+            line.texts.receive(
+                {"text": line.said[-1]["write"], "error": {"kind": type(error).__name__, "why": str(error)}}
+            )
             with pytest.raises(Refused, match=str(error)) as caught:
-                await collect(made, prompt)
+                await first
             assert (caught.value.status, caught.value.code) == (status, code)
-            while made.running:
-                await asyncio.sleep(0.001)
+            assert (line.texts.running, line.texts.waiting) == (0, 0)
 
-    asyncio.run(asyncio.wait_for(twice(), 5))
+    run(twice)
 
 
 def test_limits_out_of_range() -> None:
@@ -189,104 +220,108 @@ def test_limits_out_of_range() -> None:
 
 
 def test_a_reader_who_leaves_ends_the_text() -> None:
-    written = 0
-
-    def generate(write: Write) -> None:
-        nonlocal written
-        for _ in range(2000):
-            time.sleep(0.001)
-            written += 1
-            write("a")
-
     async def leave() -> None:
-        made = texts(generate)
-        pieces = made.generate("x", Sampling())
-        assert await anext(pieces) == "a"
-        await pieces.aclose()  # type: ignore[attr-defined]  # an asynchronous generator
-        while made.running:
-            await asyncio.sleep(0.001)
+        line = Line(TextLimits(concurrency=2))
+        number, first, pieces = await line.begin()
+        line.texts.receive({"text": number, "piece": "a"})
+        assert await first == "a"
+        await pieces.aclose()
+        assert line.said[-1] == {"leave": number}
 
-    asyncio.run(leave())
-    assert written < 1000
+        number, first, _ = await line.begin()  # before it has anything
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        assert line.said[-1] == {"leave": number}
+        assert (line.texts.running, line.texts.waiting) == (0, 0)
+        line.texts.receive({"text": number, "piece": "too late"})
+
+    run(leave)
 
 
 def test_only_so_many_wait_for_their_first_token() -> None:
     """One that has its first token makes room for the next, long before its end; so does one that leaves or fails."""
-    first, rest = threading.Event(), threading.Event()
-
-    def generate(write: Write) -> None:
-        assert first.wait(10)
-        if failing:
-            raise ModelFileError("the runtime fails")
-        write("a")
-        assert rest.wait(10)
-
-    failing = False
 
     async def fill() -> None:
-        nonlocal failing
-        made = texts(generate, TextLimits(concurrency=3, waiting=1))
-        pieces = made.generate("x", Sampling())
-        begun = asyncio.ensure_future(anext(pieces))
-        await asyncio.sleep(0)
-        with pytest.raises(Refused, match="1 texts wait for their first token; try again") as caught:
-            made.check_room()
+        line = Line(TextLimits(concurrency=4, waiting=1))
+        for message in ({"piece": ""}, {"error": {"kind": "ModelFileError", "why": "fails"}}, None, {"piece": "a"}):
+            number, first, _ = await line.begin()
+            with pytest.raises(Refused, match="1 texts wait for their first token; try again") as caught:
+                line.texts.check_room()
+            assert caught.value.status == 429
+            with pytest.raises(Refused, match="1 texts wait"):
+                await anext(line.ask())
+            assert line.texts.waiting == 1
+            if message is None:
+                first.cancel()
+            else:
+                line.texts.receive({"text": number, **message})
+            await asyncio.sleep(0.01)
+            assert line.texts.waiting == 0
+            line.texts.check_room()
+        assert line.texts.running == 2  # those with a piece, be it empty
+
+    run(fill)
+
+
+def test_only_so_many_are_written() -> None:
+    async def fill() -> None:
+        line = Line(TextLimits(concurrency=2))
+        begun = [await line.begin() for _ in range(2)]
+        with pytest.raises(Refused, match="2 texts are being written; try again") as caught:
+            await anext(line.ask())
         assert caught.value.status == 429
-        first.set()
-        assert await begun == "a"
-        assert (made.running, made.waiting) == (1, 0)
-        made.check_room()
-        first.clear()
-
-        gone = asyncio.ensure_future(collect(made))  # waits for its turn, which the first text has
+        assert caught.value.headers is not None
+        assert caught.value.headers["Retry-After"] == "1"
+        assert 500 <= int(caught.value.headers["Retry-After-Ms"]) <= 1500
+        begun[0][1].cancel()
         await asyncio.sleep(0)
-        assert made.waiting == 1
-        gone.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await gone
-        assert made.waiting == 0
+        line.texts.check_room()
 
-        failing = True
-        broken = asyncio.ensure_future(collect(made))
-        rest.set()
-        first.set()
-        with pytest.raises(Refused, match="the runtime fails"):
-            await broken
-        assert [item async for item in pieces]
-        while made.running:
-            await asyncio.sleep(0.001)
-        assert made.waiting == 0
-
-    asyncio.run(asyncio.wait_for(fill(), 20))
+    run(fill)
 
 
-def test_whoever_leaves_before_his_turn_costs_nothing() -> None:
-    computed, hold = [], threading.Event()
+def test_the_time_of_a_text_is_bounded() -> None:
+    """Of the whole text, whether or not pieces come."""
 
-    def generate(write: Write) -> None:
-        computed.append(1)
-        assert hold.wait(10)
+    async def wait() -> None:
+        line = Line(TextLimits(request_s=0.2))
+        number, first, pieces = await line.begin()
+        line.texts.receive({"text": number, "piece": "a"})
+        assert await first == "a"
+        with pytest.raises(Refused, match=r"the text took more than 0\.2 s") as caught:
+            for _ in range(100):
+                following = asyncio.ensure_future(anext(pieces))
+                await asyncio.sleep(0.05)
+                line.texts.receive({"text": number, "piece": "b"})
+                assert await following == "b"
+        assert caught.value.status == 504
+        assert line.said[-1] == {"leave": number}
 
-    async def leave() -> None:
-        made = texts(generate)
-        stays, leaves = (asyncio.ensure_future(collect(made)) for _ in range(2))
-        while made.running < 2 or not computed:
-            await asyncio.sleep(0.001)
-        leaves.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await leaves
-        hold.set()
-        await stays
-        while made.running:
-            await asyncio.sleep(0.001)
+    run(wait)
 
-    asyncio.run(asyncio.wait_for(leave(), 20))
-    assert len(computed) == 1
+
+def test_when_the_worker_has_ended_so_have_all_texts() -> None:
+    async def end() -> None:
+        line = Line()
+        number, first, pieces = await line.begin()
+        line.texts.receive({"text": number, "piece": "a"})
+        assert await first == "a"
+        _, second, _ = await line.begin()
+        line.texts.end("it has ended")
+        for waiting in (anext(pieces), second):
+            with pytest.raises(Refused, match="it has ended") as caught:
+                await waiting
+            assert caught.value.status == 500
+        with pytest.raises(Refused, match="it has ended") as caught:
+            await anext(line.ask())
+        assert caught.value.status == 503
+
+    run(end)
 
 
 def test_a_request_without_room_is_refused_unread() -> None:
     """Whatever it asks for: a burst must not cost those who are admitted the reading of all others."""
-    made = texts(lambda write: None, TextLimits(concurrency=1))
     passed, sent = [], []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -298,14 +333,16 @@ def test_a_request_without_room_is_refused_unread() -> None:
     async def send(message: Message) -> None:
         sent.append(message)
 
-    async def ask(method: str) -> None:
-        await Door(app, made)({"type": "http", "method": method}, receive, send)
+    async def ask() -> None:
+        line = Line(TextLimits(concurrency=1))
+        door = Door(app, line.texts)
+        await door({"type": "http", "method": "POST"}, receive, send)
+        await line.begin()
+        await door({"type": "http", "method": "GET"}, receive, send)  # /health and /v1/models have room
+        assert (passed, sent) == (["POST", "GET"], [])
+        await door({"type": "http", "method": "POST"}, receive, send)
 
-    asyncio.run(ask("POST"))
-    made.running = 1
-    asyncio.run(ask("GET"))  # /health and /v1/models have room
-    assert (passed, sent) == (["POST", "GET"], [])
-    asyncio.run(ask("POST"))
+    run(ask)
     assert passed == ["POST", "GET"]
     assert sent[0]["status"] == 429
     assert dict(sent[0]["headers"])[b"retry-after"] == b"1"

@@ -1,0 +1,184 @@
+"""The process that writes texts for the endpoint: its start, its end, and the end of the endpoint without it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import openai
+import psutil
+import pytest
+from running_server import Running, command, running
+
+from ibnorm_export.errors import BackendUnavailable, IBNormError, ModelFileError
+from ibnorm_export.serving import text_process as text_process_module
+from ibnorm_export.serving.text_process import text_process
+
+
+def worker_of(server: Running) -> psutil.Process:
+    (worker,) = psutil.Process(server.pid).children()
+    assert "ibnorm_export.serving.text_worker" in worker.cmdline()
+    return worker
+
+
+def begin(server: Running) -> Any:
+    """A stream that has had its first piece, among so many that none is near its end."""
+    client = openai.OpenAI(base_url=f"http://{server.http}/v1", api_key="none", max_retries=0, timeout=30)
+    asked: Any = {"model": "noise", "prompt": "import", "max_tokens": 500, "temperature": 0, "stream": True}
+    streams = [client.completions.create(**asked) for _ in range(8)]
+    next(iter(streams[-1]))
+    return streams[-1]
+
+
+def gone(process: psutil.Process) -> bool:
+    try:
+        process.wait(10)
+    except psutil.TimeoutExpired:
+        return False
+    return True
+
+
+def test_the_endpoint_ends_with_its_worker(noise: Path) -> None:
+    """Whoever waits is told so; the command says what happened, and fails."""
+    with running(noise) as server:
+        worker = worker_of(server)
+        worker.suspend()
+        asked = socket.create_connection(("127.0.0.1", int(server.http.rpartition(":")[2])), timeout=15)
+        body = json.dumps({"model": "noise", "prompt": "import", "max_tokens": 5}).encode()
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+        asked.sendall(head.encode() + b"Content-Type: application/json\r\nConnection: close\r\n\r\n" + body)
+        while json.load(urllib.request.urlopen(f"http://{server.http}/health"))["running"] == 0:
+            time.sleep(0.01)
+        worker.kill()
+        with asked, asked.makefile("rb") as answer:
+            told = answer.read()
+        assert told.startswith(b"HTTP/1.1 500 ")
+        assert b"the process that writes texts has ended (signal 9, Killed)" in told
+        _, error = server.process.communicate(timeout=15)
+        assert server.process.returncode == 2
+        assert "ibnorm-export: the process that writes texts has ended (signal 9, Killed)" in error
+        assert len(error.splitlines()) == 1, error
+
+
+def test_a_stream_is_told_when_the_worker_ends(noise: Path) -> None:
+    with running(noise) as server:
+        stream = begin(server)
+        worker_of(server).kill()
+        with pytest.raises(openai.APIError, match="the process that writes texts has ended"):
+            for _ in stream:
+                pass
+        assert server.process.wait(15) == 2
+
+
+def test_a_worker_ends_with_its_endpoint(noise: Path) -> None:
+    """Even where the endpoint is killed, in the middle of a text."""
+    with running(noise) as server:
+        worker = worker_of(server)
+        begin(server)
+        server.process.kill()
+        assert gone(worker)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_signals_are_for_the_endpoint(noise: Path, signum: signal.Signals) -> None:
+    """Sent to both, as a terminal's Ctrl-C or a service manager does: the text finishes, then both end."""
+    with running(noise) as server:
+        worker = worker_of(server)
+        stream = begin(server)
+        worker.send_signal(signum)
+        server.process.send_signal(signum)
+        *_, last = stream
+        assert last.choices[0].finish_reason == "length"
+        _, error = server.process.communicate(timeout=15)
+        assert (server.process.returncode, error) == (0, "")
+        assert gone(worker)
+
+
+def test_a_worker_that_does_not_end_is_killed(noise: Path) -> None:
+    with running(noise) as server:
+        worker = worker_of(server)
+        worker.suspend()  # as if it were in the middle of a long prompt
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(15) == 0
+        assert gone(worker)
+
+
+def start(folder: Path) -> None:
+    async def enter() -> None:
+        async with text_process(folder):
+            pytest.fail("it has started")
+
+    asyncio.run(enter())
+
+
+def without_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+
+
+def changed_library(folder: Path) -> None:
+    with (folder / "libibnorm_ort.so").open("ab") as stream:
+        stream.write(b"\0")
+
+
+def no_config(folder: Path) -> None:
+    (folder / "config.json").write_text("[]")
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (without_tokenizer, "has no tokenizer.json"),
+        (changed_library, "libibnorm_ort.so was changed after packaging"),
+        (no_config, "holds list; it must be a JSON object"),
+    ],
+)
+def test_what_keeps_it_from_starting_is_said(
+    noise: Path, tmp_path: Path, damage: Callable[[Path], None], words: str
+) -> None:
+    folder = tmp_path / "noise"
+    shutil.copytree(noise, folder)
+    damage(folder)
+    with pytest.raises(ModelFileError, match=words):
+        start(folder)
+    done = subprocess.run(command("serve", folder, "--http-port", 0), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert words in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+
+
+def test_a_worker_that_ends_before_it_is_ready(noise: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nkill -SEGV $$\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(text_process_module.sys, "executable", str(python))
+    with pytest.raises(IBNormError, match=r"has ended \(signal 11, Segmentation fault\)"):
+        start(noise)
+
+
+def test_no_python_to_start_it_with(noise: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_process_module.sys, "executable", "")
+    with pytest.raises(BackendUnavailable, match=r"cannot start a second process of Python, ''"):
+        start(noise)
+
+
+def test_files_of_the_working_folder_are_no_modules(
+    noise: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "select.py").write_text("raise SystemExit('taken from the working folder')")
+    (tmp_path / "numpy.py").write_text("raise SystemExit('taken from the working folder')")
+    monkeypatch.chdir(tmp_path)
+
+    async def enter() -> int:
+        async with text_process(noise) as process:
+            return process.max_positions
+
+    assert asyncio.run(enter()) == 512
