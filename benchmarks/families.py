@@ -23,9 +23,10 @@ from ibnorm_export import NormConfig, models, replace_norms
 from ibnorm_export.environment import environment
 from ibnorm_export.errors import IBNormError
 from ibnorm_export.export import ExportOptions, export
-from ibnorm_export.loaded import DType, LoadedModel
+from ibnorm_export.loaded import LoadedModel
 from ibnorm_export.models.registry import FAMILIES
 from ibnorm_export.spec import Compression
+from ibnorm_export.tensors import DType
 from ibnorm_export.verify import VerifyOptions, verify
 
 #: Classifiers of timm, as its own folders.

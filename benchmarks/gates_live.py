@@ -21,11 +21,11 @@ import numpy as np
 from ibnorm_export import models
 from ibnorm_export.artifact import ExportedModel
 from ibnorm_export.bench import BenchOptions, bench
-from ibnorm_export.contest import draw
 from ibnorm_export.environment import environment
 from ibnorm_export.latency_verdict import judge, paired, to_dict
-from ibnorm_export.loaded import Arrays
+from ibnorm_export.random_inputs import draw
 from ibnorm_export.runners.base import Runner, open_runner
+from ibnorm_export.tensors import Arrays
 from ibnorm_export.verify import VerifyOptions, verify
 
 #: Relative error of the demo's logits in fp32.

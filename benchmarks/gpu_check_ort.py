@@ -20,9 +20,10 @@ from one_norm import one_norm
 
 from ibnorm_export import native
 from ibnorm_export.bench import BenchOptions, bench
-from ibnorm_export.loaded import Arrays
-from ibnorm_export.runners.ort_runner import OrtCudaRunner, OrtRunner, missing_for_cuda
+from ibnorm_export.runners.ort_cuda_runner import OrtCudaRunner, missing_for_cuda
+from ibnorm_export.runners.ort_runner import OrtRunner
 from ibnorm_export.spec import IBNormSpec
+from ibnorm_export.tensors import Arrays
 
 __all__ = ["PluginRunner", "check_onnxruntime"]
 

@@ -34,8 +34,8 @@ from torch import nn
 
 from ibnorm_export import IBNormSpec, models, native
 from ibnorm_export.artifact import ExportedModel
-from ibnorm_export.contest import draw
 from ibnorm_export.export import ExportOptions, export
+from ibnorm_export.random_inputs import draw
 from ibnorm_export.spec import DOMAIN
 
 THREADS = 2

@@ -25,8 +25,8 @@ from ibnorm_export import IBNormSpec, models
 from ibnorm_export.environment import environment
 from ibnorm_export.export import ExportOptions, export
 from ibnorm_export.genai_export import export_genai
-from ibnorm_export.loaded import DType
 from ibnorm_export.serving.triton_server import find_triton
+from ibnorm_export.tensors import DType
 from ibnorm_export.tokens import write_byte_tokenizer
 
 CONFIGS = {

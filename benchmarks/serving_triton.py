@@ -22,11 +22,11 @@ from tritonclient.utils import InferenceServerException
 
 from ibnorm_export import native
 from ibnorm_export.artifact import ExportedModel
-from ibnorm_export.loaded import DType
 from ibnorm_export.parity import BOUNDS
 from ibnorm_export.runners.ort_runner import OrtRunner
 from ibnorm_export.serving.repository import PackageOptions, Variant, package
 from ibnorm_export.serving.triton_config import Limits
+from ibnorm_export.tensors import DType
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from running_server import Running, members, running

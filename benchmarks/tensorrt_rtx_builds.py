@@ -26,13 +26,14 @@ from one_norm import one_norm
 
 from ibnorm_export import Compression, IBNormSpec, models
 from ibnorm_export.artifact import ExportedModel
-from ibnorm_export.engine import EngineOptions, Runtime, build_engine
+from ibnorm_export.engine import build_engine
+from ibnorm_export.engine_options import EngineOptions, Runtime
 from ibnorm_export.environment import environment
 from ibnorm_export.errors import BackendUnavailable
 from ibnorm_export.export import ExportOptions, export
 from ibnorm_export.folder import export_folder
-from ibnorm_export.loaded import DType
 from ibnorm_export.models.demo import train_checkpoint
+from ibnorm_export.tensors import DType
 
 TARGETS = (("sm_89",), ("sm_120",), ("sm_89", "sm_120"))
 OPS = {f"op-{form}-{kind}": (kind, form == "skip") for form in ("plain", "skip") for kind in Compression}

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ibnorm_export.analysis import ALPHA
+from ibnorm_export.analysis_options import ALPHA, SAMPLES, AnalysisOptions
 from ibnorm_export.cli import options
 from ibnorm_export.cli.console import out, print_json, show_progress, table
-from ibnorm_export.layer_analysis import SAMPLES, AnalysisReport
-from ibnorm_export.loaded import DType
+from ibnorm_export.tensors import DType
+
+if TYPE_CHECKING:
+    from ibnorm_export.layer_analysis import AnalysisReport
 
 
 def _numbers(text: str) -> tuple[float, ...]:
@@ -66,7 +68,7 @@ def analyze_command(
     from ibnorm_export import models
     from ibnorm_export.analysis_report import write_analysis
     from ibnorm_export.artifact import ExportedModel
-    from ibnorm_export.layer_analysis import AnalysisOptions, analyze_checkpoint, analyze_file
+    from ibnorm_export.layer_analysis import analyze_checkpoint, analyze_file
     from ibnorm_export.text_batch import read_labels, text_batch
     from ibnorm_export.verify import read_inputs, read_text
 

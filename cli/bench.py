@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import psutil
 import typer
 
-from ibnorm_export.bench import TRTEXEC, BenchOptions, BenchReport
 from ibnorm_export.cli import options
 from ibnorm_export.cli.console import err, out, print_json, print_norms, show_progress, table
 from ibnorm_export.runners.base import Kernels
+
+if TYPE_CHECKING:
+    from ibnorm_export.bench import BenchReport
 
 
 def bench_command(
@@ -57,6 +59,7 @@ def bench_command(
     from ibnorm_export import models
     from ibnorm_export.artifact import ExportedModel
     from ibnorm_export.baseline import Yardstick, baseline_of, write_baseline
+    from ibnorm_export.bench import TRTEXEC, BenchOptions
     from ibnorm_export.cli import bench_text
     from ibnorm_export.contest import contest
     from ibnorm_export.text_bench import TextBenchOptions

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ibnorm_export.cli import options
 from ibnorm_export.cli.console import out, print_json, table
-from ibnorm_export.engine import Engine, EngineOptions, NormRoute, Runtime, build_engine
+from ibnorm_export.engine_options import EngineOptions, NormRoute, Runtime
 from ibnorm_export.engine_profiles import parse_ranges
+
+if TYPE_CHECKING:
+    from ibnorm_export.engine import Engine
 
 
 def build_engine_command(
@@ -41,6 +44,7 @@ def build_engine_command(
     Example: ibnorm-export build-engine llama.onnx -o llama.plan --runtime tensorrt-rtx
     """
     from ibnorm_export.artifact import ExportedModel
+    from ibnorm_export.engine import build_engine
 
     targets = tuple(name.strip() for name in compute_capability.split(",") if name.strip())
     wanted = EngineOptions(

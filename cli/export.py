@@ -5,15 +5,17 @@ from __future__ import annotations
 import enum
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ibnorm_export.cli import options
 from ibnorm_export.cli.console import out, print_json, show_progress
-from ibnorm_export.loaded import DType
-from ibnorm_export.quantize import Quantization
 from ibnorm_export.runners.base import Kernels
+from ibnorm_export.tensors import DType
+
+if TYPE_CHECKING:
+    from ibnorm_export.quantize import Quantization
 
 TARGETS = ("portable", "ort-genai")
 
@@ -36,6 +38,8 @@ def _computed(stored: Stored) -> DType:
 
 
 def _quantization(stored: Stored, block_size: int, head: Stored) -> Quantization | None:
+    from ibnorm_export.quantize import Quantization
+
     if stored not in _BITS:
         return None
     if head not in (*_BITS, Stored.FP32):

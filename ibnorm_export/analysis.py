@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from scipy.spatial.distance import pdist, squareform
 from scipy.stats import kurtosis as scipy_kurtosis
 
+from ibnorm_export.analysis_options import ALPHA
+
 __all__ = [
-    "ALPHA",
     "BETA",
     "InformationBottleneck",
     "entropy_bits",
@@ -32,9 +33,6 @@ Matrix = NDArray[np.float64]
 
 #: Weight of what is kept of the input in the bottleneck's value.
 BETA: Final = 0.5
-
-#: Order of the entropy: near 1, where it tends to Shannon's.
-ALPHA: Final = 1.01
 
 
 def gram(

@@ -28,12 +28,25 @@ from numpy.typing import NDArray
 from ibnorm_export.errors import ExportError, ModelFileError
 from ibnorm_export.spec import DOMAIN, OP_TYPES, SKIP_OP_TYPES
 
-__all__ = ["METADATA_FORMAT", "MODEL_FILE", "ExportedModel", "NormNode", "Tensor", "new_file", "new_folder", "resolve"]
+__all__ = [
+    "CAPACITY",
+    "METADATA_FORMAT",
+    "MODEL_FILE",
+    "ExportedModel",
+    "NormNode",
+    "Tensor",
+    "new_file",
+    "new_folder",
+    "resolve",
+]
 
 METADATA_FORMAT: Final = "1"
 
 #: What the model is called in a folder of a language model.
 MODEL_FILE: Final = "model.onnx"
+
+#: Name of the axis of a cache that is kept in place.
+CAPACITY: Final = "capacity"
 _PREFIX: Final = "ibnorm."
 
 _DTYPE_NAMES: Final[dict[int, str]] = {

@@ -19,7 +19,7 @@ from ibnorm_export.artifact import new_file
 from ibnorm_export.bench import BenchReport
 from ibnorm_export.errors import IBNormError, ModelFileError
 from ibnorm_export.latency_verdict import LatencyVerdict, judge, unpaired
-from ibnorm_export.loaded import Arrays
+from ibnorm_export.tensors import Arrays
 
 __all__ = ["YARDSTICK", "Baseline", "Yardstick", "baseline_of", "compare", "read_baseline", "write_baseline"]
 

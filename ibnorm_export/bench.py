@@ -18,9 +18,9 @@ import numpy as np
 
 from ibnorm_export.environment import environment
 from ibnorm_export.errors import IBNormError
-from ibnorm_export.loaded import Arrays
 from ibnorm_export.progress import Progress, silent
 from ibnorm_export.runners.base import DeviceRunner, NormExecution, Runner
+from ibnorm_export.tensors import Arrays
 
 __all__ = ["TRTEXEC", "BenchOptions", "BenchReport", "Latency", "Ratio", "bench"]
 

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from ibnorm_export.errors import ConfigError
-from ibnorm_export.loaded import TASKS, DType
+from ibnorm_export.loaded import TASKS
 from ibnorm_export.runners.base import BACKENDS, Kernels
+from ibnorm_export.tensors import DType
 
 __all__ = ["PRESENT", "CheckConfig", "ExportCheck", "LatencyBudget", "ParityCheck", "read_check_config"]
 

@@ -5,51 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import numpy as np
 import torch
 
 from ibnorm_export.artifact import ExportedModel
 from ibnorm_export.bench import BenchOptions, BenchReport, bench
-from ibnorm_export.errors import BackendUnavailable, IBNormError, ModelFileError
-from ibnorm_export.loaded import Arrays, DType, LoadedModel
+from ibnorm_export.errors import BackendUnavailable, IBNormError
+from ibnorm_export.loaded import LoadedModel, torch_dtype
 from ibnorm_export.progress import Progress, silent
+from ibnorm_export.random_inputs import draw
 from ibnorm_export.runners.base import Kernels, Runner, fused_library, open_runner
+from ibnorm_export.tensors import DType
 
-__all__ = ["OPPONENTS", "contest", "draw"]
+__all__ = ["OPPONENTS", "contest"]
 
 #: What `--against` takes.
 OPPONENTS: Final = ("torch", "torch.compile")
-
-
-def draw(model: ExportedModel, sizes: Mapping[str, int], seed: int = 0) -> Arrays:
-    """Random inputs of an exported file for the given sizes of its dynamic axes.
-
-    Integers are below 2 (valid as tokens and as a mask); a mask is all ones.
-
-    Raises:
-        ModelFileError: an axis has no size, or an input has a type that cannot be drawn.
-    """
-    rng = np.random.default_rng(seed)
-    arrays: dict[str, Any] = {}
-    for tensor in model.inputs:
-        shape = []
-        for axis in tensor.shape:
-            if isinstance(axis, str) and axis not in sizes:
-                raise ModelFileError(
-                    f"{model.path}: no size is known for axis {axis!r} of {tensor.name}; batch and sequence have one"
-                )
-            shape.append(sizes[axis] if isinstance(axis, str) else axis)
-        if tensor.name == "attention_mask":
-            arrays[tensor.name] = np.ones(shape, dtype=np.int64)
-        elif tensor.dtype == "int64":
-            arrays[tensor.name] = rng.integers(0, 2, shape, dtype=np.int64)
-        elif tensor.dtype in ("fp32", "fp16", "bf16"):
-            arrays[tensor.name] = rng.standard_normal(shape, dtype=np.float32)
-        else:
-            raise ModelFileError(f"{model.path}: inputs of type {tensor.dtype} ({tensor.name}) cannot be drawn")
-    return arrays
 
 
 def contest(
@@ -104,7 +76,7 @@ def contest(
         if against and model is not None:
             from ibnorm_export.runners.torch_runner import TorchCudaRunner, TorchRunner
 
-            module = model.in_dtype(dtype.torch)
+            module = model.in_dtype(torch_dtype(dtype))
             make = TorchCudaRunner if backend == "ort-cuda" else TorchRunner
             contenders += [make(model, module, compiled=name == "torch.compile") for name in against]
         contenders += beside

@@ -14,11 +14,12 @@ from ibnorm_export.artifact import ExportedModel
 from ibnorm_export.decoding import Decoder, positions
 from ibnorm_export.error_sums import ErrorSums
 from ibnorm_export.errors import ModelFileError
-from ibnorm_export.loaded import Arrays, DType, LoadedModel
+from ibnorm_export.loaded import LoadedModel
 from ibnorm_export.parity import BOUNDS, Finding, OutputParity
 from ibnorm_export.progress import Progress
 from ibnorm_export.runners.base import Kernels, Runner
 from ibnorm_export.sessions import SessionSource, open_sessions
+from ibnorm_export.tensors import Arrays, DType
 
 __all__ = ["PROMPT", "STEPS", "check_decoding"]
 

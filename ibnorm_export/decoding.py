@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from ibnorm_export.artifact import ExportedModel
 from ibnorm_export.errors import ModelFileError
-from ibnorm_export.loaded import Arrays, InputSpec
 from ibnorm_export.runners.base import Runner
+from ibnorm_export.tensors import Arrays, InputSpec
 
 __all__ = ["Decoder", "cache_inputs", "positions", "without_padding"]
 

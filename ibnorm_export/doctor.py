@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from ibnorm_export import native
-from ibnorm_export.engine import Runtime, bindings
+from ibnorm_export.engine import bindings
+from ibnorm_export.engine_options import Runtime
 from ibnorm_export.environment import environment, version_of
 from ibnorm_export.errors import BackendUnavailable
 from ibnorm_export.spec import SCHEMA

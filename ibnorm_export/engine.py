@@ -10,7 +10,6 @@ grown by Concat in what it is given.
 
 from __future__ import annotations
 
-import enum
 import functools
 import hashlib
 import importlib
@@ -26,12 +25,13 @@ import onnx_ir as ir
 from ibnorm_export import native
 from ibnorm_export.artifact import ExportedModel, new_file
 from ibnorm_export.engine_layers import NormLayers, kernels_in_inspection, kernels_in_plan, norm_layers
-from ibnorm_export.engine_profiles import Profile, Range, profiles, profiles_of, shapes_of
+from ibnorm_export.engine_options import EngineOptions, NormRoute, Runtime
+from ibnorm_export.engine_profiles import Profile, profiles, profiles_of, shapes_of
 from ibnorm_export.environment import version_of
 from ibnorm_export.errors import BackendUnavailable, EngineError
 from ibnorm_export.graph_passes.attention import past_by_concat
 
-__all__ = ["Engine", "EngineOptions", "NormRoute", "Runtime", "bindings", "build_engine", "read_engine"]
+__all__ = ["Engine", "bindings", "build_engine", "read_engine"]
 
 FORMAT: Final = 1
 _WHY_FUNCTION: Final = (
@@ -39,63 +39,10 @@ _WHY_FUNCTION: Final = (
 )
 
 
-class Runtime(enum.StrEnum):
-    """Which TensorRT an engine is for."""
-
-    TENSORRT = "tensorrt"
-    TENSORRT_RTX = "tensorrt-rtx"
-
-
-class NormRoute(enum.StrEnum):
-    """What runs a norm."""
-
-    FUNCTION = "function"
-    PLUGIN = "plugin"
-    AUTO = "auto"
-
-
 _MODULES: Final = {
     Runtime.TENSORRT: ("tensorrt", "tensorrt_bindings"),
     Runtime.TENSORRT_RTX: ("tensorrt_rtx", "tensorrt_rtx_bindings"),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class EngineOptions:
-    """How to build.
-
-    Args:
-        runtime: which TensorRT.
-        norm: how the norms run.
-        ranges: sizes of dynamic axes; the others get defaults.
-        workspace_bytes: most scratch memory of a layer, or None for the runtime's default.
-        timing_cache: file to read and write measured times, or None. TensorRT alone: TensorRT-RTX measures nothing.
-        embed_plugin: put the plugin library into the plan. TensorRT alone.
-        compute_capabilities: GPUs to build for, as "sm_89"; empty is the runtime's default. TensorRT-RTX alone.
-    """
-
-    runtime: Runtime = Runtime.TENSORRT
-    norm: NormRoute = NormRoute.AUTO
-    ranges: Sequence[Range] = ()
-    workspace_bytes: int | None = None
-    timing_cache: Path | None = None
-    embed_plugin: bool = False
-    compute_capabilities: Sequence[str] = ()
-
-    def __post_init__(self) -> None:
-        if self.runtime is Runtime.TENSORRT_RTX:
-            if self.norm is NormRoute.PLUGIN or self.embed_plugin:
-                raise EngineError("TensorRT-RTX runs no plugins: use --norm function, or --runtime tensorrt")
-            if self.timing_cache is not None:
-                raise EngineError("TensorRT-RTX measures nothing while it builds: leave out --timing-cache")
-        elif self.compute_capabilities:
-            raise EngineError(
-                "TensorRT builds for the GPU at hand: leave out --compute-capability, or use tensorrt-rtx"
-            )
-        elif self.embed_plugin and self.norm is not NormRoute.PLUGIN:
-            raise EngineError("--embed-plugin needs --norm plugin")
-        if self.workspace_bytes is not None and self.workspace_bytes < 1:
-            raise EngineError(f"workspace is {self.workspace_bytes} bytes; it must be at least 1")
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,10 +47,11 @@ from ibnorm_export.graph_passes.tidy import (
     simplify,
     transpose_weights,
 )
-from ibnorm_export.loaded import DType, LoadedModel, cast_parameters
+from ibnorm_export.loaded import LoadedModel, cast_parameters, torch_dtype
 from ibnorm_export.progress import Progress, silent
 from ibnorm_export.quantize import Quantization, quantize
 from ibnorm_export.spec import DOMAIN, OP_VERSION, Compression
+from ibnorm_export.tensors import DType
 
 __all__ = ["CACHES", "ExportOptions", "check_quantization", "describe", "export"]
 
@@ -223,7 +224,7 @@ def build(model: LoadedModel, options: ExportOptions, progress: Progress = silen
     """The ONNX model in memory; see `export`."""
     opset = _choose_opset(model, options)
     check_quantization(model, options)
-    cast_parameters(model.module, options.dtype.torch)
+    cast_parameters(model.module, torch_dtype(options.dtype))
     progress("tracing", 0, 4)
     graph_model = _trace(model, opset)
     progress("simplifying", 1, 4)

@@ -12,7 +12,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ibnorm_export.loaded import Arrays, InputSpec, LoadedModel
+from ibnorm_export.loaded import LoadedModel
+from ibnorm_export.tensors import Arrays, InputSpec
 
 __all__ = ["REGIMES", "exposing_inputs"]
 

@@ -29,13 +29,14 @@ from ibnorm_export.errors import BackendUnavailable, ExportError
 from ibnorm_export.export import ExportOptions, check_quantization, describe
 from ibnorm_export.folder import copy_companions
 from ibnorm_export.graph_passes.tidy import attach_functions
-from ibnorm_export.loaded import DType, LoadedModel, cast_parameters
+from ibnorm_export.loaded import LoadedModel, cast_parameters, torch_dtype
 from ibnorm_export.manifest import write_manifest
 from ibnorm_export.module import IBNorm
 from ibnorm_export.progress import Progress, silent
 from ibnorm_export.quantize import keep_logging, quantize
 from ibnorm_export.runners.base import Kernels
 from ibnorm_export.spec import DOMAIN, OP_VERSION
+from ibnorm_export.tensors import DType
 
 __all__ = ["BUILDER_VERSION", "export_genai"]
 
@@ -258,7 +259,7 @@ def export_genai(
     library = None if kernels is Kernels.FUNCTION else native.ort_library() if kernels is Kernels.FUSED else None
     if kernels is Kernels.AUTO and (found := native.availability()):
         library = found.path
-    cast_parameters(model.module, options.dtype.torch)
+    cast_parameters(model.module, torch_dtype(options.dtype))
     config: Any = model.module.config
     config._name_or_path = model.source
     config.architectures = ["LlamaForCausalLM"]

@@ -20,47 +20,25 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ibnorm_export import reference
-from ibnorm_export.analysis import ALPHA, BETA, excess_kurtosis, information_bottleneck
+from ibnorm_export.analysis import BETA, excess_kurtosis, information_bottleneck
+from ibnorm_export.analysis_options import AnalysisOptions
 from ibnorm_export.artifact import ExportedModel
 from ibnorm_export.errors import ModelFileError
 from ibnorm_export.groupings import AxesIBNorm, BatchIBNorm, ChannelIBNorm
-from ibnorm_export.loaded import Arrays, DType, LoadedModel
+from ibnorm_export.loaded import LoadedModel, torch_dtype
 from ibnorm_export.module import IBNorm
 from ibnorm_export.progress import Progress, silent
 from ibnorm_export.runners.base import open_runner
 from ibnorm_export.runners.torch_runner import TorchRunner
 from ibnorm_export.spec import DOMAIN, Compression, IBNormSpec
+from ibnorm_export.tensors import Arrays
 
-__all__ = ["AnalysisOptions", "AnalysisReport", "LayerAnalysis", "analyze_checkpoint", "analyze_file", "contraction"]
+__all__ = ["AnalysisReport", "LayerAnalysis", "analyze_checkpoint", "analyze_file", "contraction"]
 
 Rows = NDArray[np.float64]
 
-#: Samples of the Gram matrices: their eigenvalues cost the cube of it.
-SAMPLES: Final = 256
-
 #: Below it the entropies, at most log2 of the number of samples, say little.
 _FEW: Final = 32
-
-
-@dataclass(frozen=True, slots=True)
-class AnalysisOptions:
-    """What to compute.
-
-    Args:
-        lambdas: canonical ones to apply beside each norm's own.
-        dtypes: that a checkpoint is run in.
-        alpha: order of the Renyi entropies.
-        width: of the Gaussian kernels; None takes the median distance between samples, per matrix.
-        samples: tokens or images in the Gram matrices.
-        seed: of their choice.
-    """
-
-    lambdas: tuple[float, ...] = ()
-    dtypes: tuple[DType, ...] = (DType.FP32,)
-    alpha: float = ALPHA
-    width: float | None = None
-    samples: int = SAMPLES
-    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +236,7 @@ def analyze_checkpoint(
     count, words, left = 0, "", list[str]()
     for index, dtype in enumerate(options.dtypes):
         progress(f"analysing in {dtype.value}", index, len(options.dtypes))
-        seen, left, outputs = _see(model.in_dtype(dtype.torch), model, inputs)
+        seen, left, outputs = _see(model.in_dtype(torch_dtype(dtype)), model, inputs)
         target, words = _targets(inputs, outputs, labels)
         count = len(target)
         rows += _analysed(seen, dtype.value, target, options)

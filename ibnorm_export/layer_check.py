@@ -14,12 +14,13 @@ from torch import nn
 from ibnorm_export.artifact import ExportedModel
 from ibnorm_export.error_sums import ErrorSums
 from ibnorm_export.errors import ModelFileError
-from ibnorm_export.loaded import Arrays, DType, LoadedModel
+from ibnorm_export.loaded import LoadedModel, torch_dtype
 from ibnorm_export.parity import BOUNDS, LayerParity, LayersReport
 from ibnorm_export.progress import Progress
 from ibnorm_export.runners.base import Runner
 from ibnorm_export.runners.torch_runner import TorchRunner
 from ibnorm_export.taps import recorded, tapped_copy
+from ibnorm_export.tensors import Arrays, DType
 
 __all__ = ["check_layers"]
 
@@ -62,7 +63,7 @@ def check_layers(
         progress: called as the work goes on.
     """
     dtype = DType(exported.dtype)
-    own_module = model.in_dtype(dtype.torch)
+    own_module = model.in_dtype(torch_dtype(dtype))
     sums: dict[tuple[str, str], ErrorSums] = {}
     notes: dict[str, None] = {}
     with tempfile.TemporaryDirectory() as folder:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import enum
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -17,41 +16,18 @@ from ibnorm_export.errors import CheckpointError
 from ibnorm_export.groupings import BatchIBNorm
 from ibnorm_export.module import IBNorm
 from ibnorm_export.spec import IBNormSpec
+from ibnorm_export.tensors import Arrays, DType, InputSpec
 from ibnorm_export.widened import widened_copy
 
-__all__ = ["TASKS", "Arrays", "CustomModel", "DType", "InputSpec", "LoadedModel", "cast_parameters"]
-
-Arrays = dict[str, NDArray[Any]]
+__all__ = ["TASKS", "CustomModel", "LoadedModel", "cast_parameters", "torch_dtype"]
 
 #: What a model can be loaded and exported for.
 TASKS: Final = ("forward", "text-generation")
 
 
-class DType(enum.StrEnum):
-    """Element types that a model is exported, compared and timed in."""
-
-    FP32 = "fp32"
-    FP16 = "fp16"
-    BF16 = "bf16"
-
-    @property
-    def torch(self) -> torch.dtype:
-        return {DType.FP32: torch.float32, DType.FP16: torch.float16, DType.BF16: torch.bfloat16}[self]
-
-
-@dataclass(frozen=True, slots=True)
-class InputSpec:
-    """One input of a model.
-
-    Args:
-        name: as in the ONNX file.
-        shape: an integer is fixed, a string names a dynamic axis.
-        floating: True where values have the model's own dtype, False for int64.
-    """
-
-    name: str
-    shape: tuple[int | str, ...]
-    floating: bool
+def torch_dtype(dtype: DType) -> torch.dtype:
+    """PyTorch's name of an element type."""
+    return {DType.FP32: torch.float32, DType.FP16: torch.float16, DType.BF16: torch.bfloat16}[dtype]
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,13 +21,14 @@ from ibnorm_export.decode_check import check_decoding
 from ibnorm_export.error_sums import ErrorSums
 from ibnorm_export.errors import ModelFileError
 from ibnorm_export.layer_check import check_layers
-from ibnorm_export.loaded import Arrays, DType, LoadedModel
+from ibnorm_export.loaded import LoadedModel, torch_dtype
 from ibnorm_export.parity import BOUNDS, Finding, Level, NumericReport, Quality
 from ibnorm_export.progress import Progress
 from ibnorm_export.quality_check import check_quality, own_text
 from ibnorm_export.runners.base import Endpoint, Kernels, NormExecution, Runner, fused_library, open_runner
 from ibnorm_export.runners.corners import Corners
 from ibnorm_export.runners.torch_runner import TorchRunner
+from ibnorm_export.tensors import Arrays, DType
 
 __all__ = ["Runtime", "check_numeric", "round_inputs"]
 
@@ -142,7 +143,7 @@ def _compare(
     samples: Sequence[Arrays], narrow: frozenset[str], progress: Progress, text: NDArray[np.int64] | None,
 ) -> NumericReport:  # fmt: skip
     runners = _runners(file, runtime)
-    own = TorchRunner(model, model.in_dtype(dtype.torch))
+    own = TorchRunner(model, model.in_dtype(torch_dtype(dtype)))
     exact = TorchRunner(model, truth)
     sums = {(norms, name): ErrorSums() for norms in runners for name in model.outputs}
     taken = [tensor.name for tensor in file.inputs]

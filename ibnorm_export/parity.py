@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from ibnorm_export.errors import ParityError
-from ibnorm_export.loaded import DType
 from ibnorm_export.runners.base import NormExecution
+from ibnorm_export.tensors import DType
 
 __all__ = [
     "BOUNDS",

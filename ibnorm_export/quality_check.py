@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ibnorm_export.decoding import Decoder
-from ibnorm_export.loaded import InputSpec, LoadedModel
+from ibnorm_export.loaded import LoadedModel
 from ibnorm_export.parity import Quality, QualityBound
 from ibnorm_export.progress import Progress
 from ibnorm_export.runners.base import Runner
+from ibnorm_export.tensors import InputSpec
 from ibnorm_export.text import Sampling
 
 __all__ = ["POSITIONS", "QUALITY_BOUNDS", "check_quality", "own_text"]

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ibnorm_export.loaded import Arrays, LoadedModel
+from ibnorm_export.loaded import LoadedModel
 from ibnorm_export.module import IBNorm
+from ibnorm_export.tensors import Arrays
 from ibnorm_export.widened import identity
 
 __all__ = ["Reach", "reach"]

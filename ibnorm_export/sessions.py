@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from ibnorm_export.artifact import ExportedModel
 from ibnorm_export.decoding import Decoder
 from ibnorm_export.errors import BackendUnavailable
-from ibnorm_export.loaded import LoadedModel
 from ibnorm_export.runners.base import Kernels, fused_library
+
+if TYPE_CHECKING:  # torch takes seconds to import; who generates with a runtime has no need of it
+    from ibnorm_export.loaded import LoadedModel
 
 __all__ = ["Session", "SessionSource", "open_sessions", "torch_sessions"]
 

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from ibnorm_export import onnx_op
 from ibnorm_export.artifact import ExportedModel, NormNode
-from ibnorm_export.loaded import DType, LoadedModel
+from ibnorm_export.loaded import LoadedModel, torch_dtype
 from ibnorm_export.module import IBNorm
 from ibnorm_export.parity import Finding, StaticReport
 from ibnorm_export.quantize import dequantize
 from ibnorm_export.reach import Reach
 from ibnorm_export.spec import DOMAIN
+from ibnorm_export.tensors import DType
 
 __all__ = ["check_static"]
 
@@ -128,7 +129,7 @@ def _body(function: onnx.FunctionProto) -> list[Any]:
 def check_static(exported: ExportedModel, model: LoadedModel, reached: Reach) -> StaticReport:
     findings: list[Finding] = []
     notes: list[str] = []
-    dtype = DType(exported.dtype).torch
+    dtype = torch_dtype(DType(exported.dtype))
     names: dict[int, set[str]] = {}
     for name, parameter in model.module.state_dict(keep_vars=True).items():
         names.setdefault(id(parameter), set()).add(name)

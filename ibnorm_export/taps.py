@@ -21,10 +21,10 @@ from torch.utils._pytree import tree_leaves
 from ibnorm_export.artifact import ExportedModel
 from ibnorm_export.errors import ModelFileError
 from ibnorm_export.graph_passes.early_select import Rows, rows_of
-from ibnorm_export.loaded import Arrays
 from ibnorm_export.module import IBNorm, SkipIBNorm
 from ibnorm_export.replace import is_norm
 from ibnorm_export.spec import DOMAIN
+from ibnorm_export.tensors import Arrays
 
 __all__ = ["Tap", "blocks", "recorded", "tap", "tapped_copy"]
 

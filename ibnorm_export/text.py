@@ -7,16 +7,18 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ibnorm_export.errors import IBNormError, ModelFileError, PromptError
-from ibnorm_export.loaded import LoadedModel
 from ibnorm_export.runners.base import Kernels
 from ibnorm_export.sessions import SessionSource, open_sessions, torch_sessions
 from ibnorm_export.tokens import Tokens, end_tokens, read_json
+
+if TYPE_CHECKING:  # torch takes seconds to import; who generates with a runtime has no need of it
+    from ibnorm_export.loaded import LoadedModel
 
 __all__ = ["Sampling", "TextModel", "TextResult", "open_checkpoint", "open_folder"]
 

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ibnorm_export.errors import ModelFileError
-from ibnorm_export.loaded import Arrays, LoadedModel
+from ibnorm_export.loaded import LoadedModel
+from ibnorm_export.tensors import Arrays
 from ibnorm_export.tokens import Tokens
 
 __all__ = ["read_labels", "text_batch"]

@@ -18,13 +18,14 @@ from ibnorm_export.artifact import ExportedModel
 from ibnorm_export.decoding import without_padding
 from ibnorm_export.errors import ModelFileError
 from ibnorm_export.exposing import exposing_inputs
-from ibnorm_export.loaded import Arrays, DType, InputSpec, LoadedModel
+from ibnorm_export.loaded import LoadedModel, torch_dtype
 from ibnorm_export.numeric_check import Runtime, check_numeric, round_inputs
 from ibnorm_export.parity import BOUNDS, Bound, Finding, NumericReport, OutputParity, ParityReport, StaticReport
 from ibnorm_export.progress import Progress, silent
 from ibnorm_export.reach import reach
 from ibnorm_export.runners.base import Endpoint, Kernels
 from ibnorm_export.static_check import check_static
+from ibnorm_export.tensors import Arrays, DType, InputSpec
 from ibnorm_export.tokens import Tokens
 
 __all__ = [
@@ -167,7 +168,7 @@ def verify(
         notes.append(
             "the file was exported from another copy of this checkpoint (the hashes of config and weights differ)"
         )
-    dtype = DType(exported.dtype).torch
+    dtype = torch_dtype(DType(exported.dtype))
     genai = metadata.get("target") == "ort-genai"
     if inputs is None:
         rng = np.random.default_rng(options.seed)

@@ -6,9 +6,10 @@ Built on transformers' own models: the norms of the stock architecture are repla
 
 from __future__ import annotations
 
-from ibnorm_export.loaded import CustomModel, InputSpec, LoadedModel
+from ibnorm_export.loaded import CustomModel, LoadedModel
 from ibnorm_export.models.checkpoint import load, measure_statistics, new_model, save
 from ibnorm_export.models.registry import FAMILIES, register_adapter
+from ibnorm_export.tensors import InputSpec
 
 __all__ = [
     "FAMILIES",

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from ibnorm_export.decoding import positions
-from ibnorm_export.loaded import Arrays, InputSpec, LoadedModel
+from ibnorm_export.loaded import LoadedModel
 from ibnorm_export.models.family import Family
 from ibnorm_export.sessions import SessionSource, torch_sessions
+from ibnorm_export.tensors import Arrays, InputSpec
 
 __all__ = ["CausalFamily", "checkpoint_sessions"]
 

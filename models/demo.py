@@ -28,7 +28,7 @@ from ibnorm_export.bench import BenchOptions, BenchReport
 from ibnorm_export.contest import contest
 from ibnorm_export.errors import CheckpointError
 from ibnorm_export.export import ExportOptions, export
-from ibnorm_export.loaded import Arrays, DType, LoadedModel
+from ibnorm_export.loaded import LoadedModel
 from ibnorm_export.models.checkpoint import load, new_model, save
 from ibnorm_export.models.demo_text import DemoText, write_text
 from ibnorm_export.module import IBNorm
@@ -36,6 +36,7 @@ from ibnorm_export.parity import ParityReport
 from ibnorm_export.progress import Progress, silent
 from ibnorm_export.quality_check import POSITIONS
 from ibnorm_export.spec import Compression, IBNormSpec
+from ibnorm_export.tensors import Arrays, DType
 from ibnorm_export.tokens import write_byte_tokenizer
 from ibnorm_export.verify import VerifyOptions, verify
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ibnorm_export.loaded import Arrays, InputSpec
+from ibnorm_export.tensors import Arrays, InputSpec
 
 __all__ = ["Family"]
 

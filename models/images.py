@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ibnorm_export.loaded import InputSpec
+from ibnorm_export.tensors import InputSpec
 
 __all__ = ["images"]
 

@@ -9,9 +9,9 @@ import numpy as np
 from torch import Tensor, nn
 from transformers import ResNetForImageClassification
 
-from ibnorm_export.loaded import Arrays, InputSpec
 from ibnorm_export.models.family import Family
 from ibnorm_export.models.images import images
+from ibnorm_export.tensors import Arrays, InputSpec
 
 __all__ = ["ResNet"]
 

@@ -15,11 +15,12 @@ import timm
 from torch import Tensor, nn
 
 from ibnorm_export.errors import CheckpointError, SpecError
-from ibnorm_export.loaded import Arrays, InputSpec, LoadedModel
+from ibnorm_export.loaded import LoadedModel
 from ibnorm_export.models.images import images
 from ibnorm_export.models.weights import fill, hash_files, nonfinite, read_state_dict, weight_files
 from ibnorm_export.replace import replace_norms
 from ibnorm_export.spec import NormConfig
+from ibnorm_export.tensors import Arrays, InputSpec
 
 __all__ = ["load_timm"]
 

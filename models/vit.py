@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, ViTForImageClassification
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from ibnorm_export.loaded import Arrays, InputSpec
 from ibnorm_export.models.family import Family
 from ibnorm_export.models.images import images
+from ibnorm_export.tensors import Arrays, InputSpec
 
 __all__ = ["ViT"]
 

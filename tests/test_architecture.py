@@ -18,7 +18,7 @@ CLI = sorted((ROOT / "cli").glob("*.py"))
 
 #: An optional package, and the modules that may import it at their top.
 OPTIONAL = {
-    "onnxruntime": ("ort_runner.py", "ort_text.py"),
+    "onnxruntime": ("ort_runner.py", "ort_cuda_runner.py", "ort_text.py"),
     "onnxruntime_genai": ("genai_runner.py",),
     "tensorrt": ("trt_runner.py",),
     "tritonclient": ("triton_runner.py",),
@@ -88,6 +88,36 @@ def test_importing_the_package_imports_no_framework() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+#: What may be imported before it is known what is asked for: by the command line, and to serve texts.
+LIGHT = {
+    "cli.main": {"onnx"},
+    "serving.text_worker": {"onnx"},
+    "serving.openai_server": {"fastapi", "onnx"},
+    "runners.genai_runner": {"onnx"},
+    "runners.ort_text": {"onnx", "onnxruntime"},
+}
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_nothing_slow_is_imported_before_it_is_needed(module: str) -> None:
+    """torch takes seconds; so do SciPy's statistics, and SymPy, which onnx_ir imports."""
+    slow = {
+        "torch",
+        "onnx",
+        "onnxruntime",
+        "transformers",
+        "timm",
+        "scipy",
+        "sympy",
+        "onnx_ir",
+        "matplotlib",
+        "fastapi",
+    }
+    code = f"import sys, ibnorm_export.{module}; sys.exit(' '.join(sorted({slow} & set(sys.modules))))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert set(done.stderr.split()) <= LIGHT[module], done.stderr
 
 
 def test_no_module_is_called_utils() -> None:

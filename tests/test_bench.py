@@ -12,7 +12,7 @@ import pytest
 from ibnorm_export import bench as bench_module
 from ibnorm_export.bench import TRTEXEC, BenchOptions, bench
 from ibnorm_export.errors import IBNormError
-from ibnorm_export.loaded import Arrays
+from ibnorm_export.tensors import Arrays
 
 INPUTS: Arrays = {"x": np.zeros((4, 2), dtype=np.float32)}
 

@@ -20,10 +20,10 @@ from ibnorm_export.cli import main
 from ibnorm_export.errors import ConfigError
 from ibnorm_export.export import ExportOptions
 from ibnorm_export.exposing import REGIMES, exposing_inputs
-from ibnorm_export.loaded import DType
 from ibnorm_export.models import check
 from ibnorm_export.models.check_init import write_start
 from ibnorm_export.spec import DOMAIN
+from ibnorm_export.tensors import DType
 
 START = '[[export]]\nname = "m"\ncheckpoint = "c"\n'
 

@@ -19,8 +19,8 @@ from torch import nn
 from ibnorm_export import models
 from ibnorm_export.errors import CheckpointError
 from ibnorm_export.export import ExportOptions, export
-from ibnorm_export.loaded import DType
 from ibnorm_export.models import registry
+from ibnorm_export.tensors import DType
 from ibnorm_export.verify import verify
 
 #: What such a user has on disk. Their lambda multiplies, their norms are written from the paper, one

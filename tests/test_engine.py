@@ -13,8 +13,9 @@ import pytest
 from ibnorm_export import engine, native, onnx_op
 from ibnorm_export.artifact import ExportedModel
 from ibnorm_export.cli import main
-from ibnorm_export.engine import EngineOptions, NormRoute, Runtime, build_engine
+from ibnorm_export.engine import build_engine
 from ibnorm_export.engine_layers import kernels_in_inspection, kernels_in_plan, norm_layers
+from ibnorm_export.engine_options import EngineOptions, NormRoute, Runtime
 from ibnorm_export.engine_profiles import Profile, parse_ranges, profiles, shapes_of
 from ibnorm_export.errors import BackendUnavailable, EngineError
 from ibnorm_export.spec import IBNormSpec

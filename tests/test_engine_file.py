@@ -16,7 +16,8 @@ import pytest
 from ibnorm_export import doctor, engine, native
 from ibnorm_export.artifact import ExportedModel
 from ibnorm_export.cli import main
-from ibnorm_export.engine import Runtime, read_engine
+from ibnorm_export.engine import read_engine
+from ibnorm_export.engine_options import Runtime
 from ibnorm_export.engine_profiles import Profile, Range, fitting_profile, profiles_of
 from ibnorm_export.errors import BackendUnavailable, EngineError
 

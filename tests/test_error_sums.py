@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from ibnorm_export.error_sums import ErrorSums
-from ibnorm_export.loaded import DType
 from ibnorm_export.parity import BOUNDS, OutputParity
+from ibnorm_export.tensors import DType
 
 RNG = np.random.default_rng(7)
 

@@ -25,8 +25,9 @@ from ibnorm_export import IBNormSpec, NormConfig, models
 from ibnorm_export.artifact import ExportedModel
 from ibnorm_export.errors import ExportError, ModelFileError
 from ibnorm_export.export import ExportOptions, export
-from ibnorm_export.loaded import DType, LoadedModel
+from ibnorm_export.loaded import LoadedModel
 from ibnorm_export.runners.ort_runner import OrtRunner
+from ibnorm_export.tensors import DType
 from ibnorm_export.verify import VerifyOptions, verify
 
 MODULE = sys.modules["ibnorm_export.export"]

@@ -12,9 +12,9 @@ from ibnorm_export.artifact import ExportedModel
 from ibnorm_export.contest import contest
 from ibnorm_export.errors import BackendUnavailable
 from ibnorm_export.export import ExportOptions, export
-from ibnorm_export.loaded import DType
 from ibnorm_export.runners import Kernels, open_runner
 from ibnorm_export.runners.ort_runner import norm_executions
+from ibnorm_export.tensors import DType
 from ibnorm_export.verify import VerifyOptions, verify
 
 needs_library = pytest.mark.skipif(

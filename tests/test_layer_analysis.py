@@ -11,13 +11,14 @@ import pytest
 
 from ibnorm_export import IBNormSpec, models
 from ibnorm_export.analysis import entropy_bits, gram, information_bottleneck
+from ibnorm_export.analysis_options import AnalysisOptions
 from ibnorm_export.analysis_report import write_analysis
 from ibnorm_export.artifact import ExportedModel
 from ibnorm_export.cli import main
 from ibnorm_export.errors import ModelFileError
-from ibnorm_export.layer_analysis import AnalysisOptions, analyze_checkpoint, analyze_file, contraction
-from ibnorm_export.loaded import DType
+from ibnorm_export.layer_analysis import analyze_checkpoint, analyze_file, contraction
 from ibnorm_export.spec import Compression
+from ibnorm_export.tensors import DType
 
 
 @pytest.mark.parametrize(("kind", "g"), [("S", lambda t: t), ("L", np.log1p), ("T", np.tanh)])

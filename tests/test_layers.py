@@ -14,11 +14,12 @@ from ibnorm_export import models, numeric_check
 from ibnorm_export.artifact import ExportedModel
 from ibnorm_export.blame import split
 from ibnorm_export.export import ExportOptions, export
-from ibnorm_export.loaded import Arrays, LoadedModel
+from ibnorm_export.loaded import LoadedModel
 from ibnorm_export.parity import Level, OutputParity, ParityReport
 from ibnorm_export.runners import base
 from ibnorm_export.runners.base import Kernels
 from ibnorm_export.spec import DOMAIN
+from ibnorm_export.tensors import Arrays
 from ibnorm_export.verify import VerifyOptions, verify
 from ibnorm_export.verify_report import write_report
 

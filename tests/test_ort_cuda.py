@@ -17,10 +17,11 @@ from ibnorm_export.artifact import ExportedModel
 from ibnorm_export.cli import main
 from ibnorm_export.contest import contest
 from ibnorm_export.export import ExportOptions, export
-from ibnorm_export.loaded import DType
 from ibnorm_export.placement import copies_beside
 from ibnorm_export.runners import NormExecution
-from ibnorm_export.runners.ort_runner import _executions, missing_for_cuda, ort
+from ibnorm_export.runners.ort_cuda_runner import missing_for_cuda, ort
+from ibnorm_export.runners.ort_runner import _executions
+from ibnorm_export.tensors import DType
 from ibnorm_export.verify import VerifyOptions, verify
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"

@@ -34,9 +34,10 @@ from ibnorm_export import models
 from ibnorm_export.artifact import ExportedModel
 from ibnorm_export.errors import IBNormError, ModelFileError, ParityError
 from ibnorm_export.export import ExportOptions, export
-from ibnorm_export.loaded import DType, LoadedModel
+from ibnorm_export.loaded import LoadedModel
 from ibnorm_export.parity import NumericReport, ParityReport, StaticReport
 from ibnorm_export.runners.base import Kernels
+from ibnorm_export.tensors import DType
 from ibnorm_export.verify import VerifyOptions, read_inputs, verify
 
 NUMERIC = VerifyOptions(static=False)

@@ -15,17 +15,15 @@ from typing import Final
 import numpy as np
 import onnx_ir as ir
 
+from ibnorm_export.artifact import CAPACITY
 from ibnorm_export.errors import ExportError
 from ibnorm_export.graph_passes.attention import without_repeats
 from ibnorm_export.graph_passes.tidy import constant
 
-__all__ = ["CAPACITY", "STATIC_OPSET", "keep_cache_in_place"]
+__all__ = ["STATIC_OPSET", "keep_cache_in_place"]
 
 #: The first opset with TensorScatter and with `nonpad_kv_seqlen` of Attention.
 STATIC_OPSET: Final = 24
-
-#: Name of the axis of a cache that is kept in place.
-CAPACITY: Final = "capacity"
 
 _PAST: Final = "past_key_values."
 

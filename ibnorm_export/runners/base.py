@@ -11,7 +11,7 @@ from typing import Final, Protocol, runtime_checkable
 from ibnorm_export import native
 from ibnorm_export.artifact import ExportedModel
 from ibnorm_export.errors import BackendUnavailable, IBNormError
-from ibnorm_export.loaded import Arrays
+from ibnorm_export.tensors import Arrays
 
 __all__ = ["BACKENDS", "DeviceRunner", "Endpoint", "Kernels", "NormExecution", "Runner", "fused_library", "open_runner"]
 
@@ -147,7 +147,7 @@ def open_runner(
 
             return OrtRunner(model.path, threads, fused_library(backend, kernels))
         if backend == "ort-cuda":
-            from ibnorm_export.runners.ort_runner import OrtCudaRunner
+            from ibnorm_export.runners.ort_cuda_runner import OrtCudaRunner
 
             return OrtCudaRunner(model.path, threads, fused_library(backend, kernels))
         if backend == "reference":

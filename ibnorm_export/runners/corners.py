@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from ibnorm_export.loaded import Arrays
 from ibnorm_export.runners.base import Runner
+from ibnorm_export.tensors import Arrays
 
 __all__ = ["Corners"]
 

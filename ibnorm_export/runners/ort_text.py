@@ -9,8 +9,8 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from ibnorm_export.artifact import CAPACITY
 from ibnorm_export.errors import ModelFileError
-from ibnorm_export.graph_passes.static_cache import CAPACITY
 from ibnorm_export.runners.ort_runner import OrtError, OrtRunner
 
 __all__ = ["OrtText", "OrtTextSession"]

@@ -8,7 +8,7 @@ import onnx.reference
 
 from ibnorm_export.artifact import ExportedModel
 from ibnorm_export.errors import ModelFileError
-from ibnorm_export.loaded import Arrays
+from ibnorm_export.tensors import Arrays
 
 __all__ = ["ReferenceRunner"]
 

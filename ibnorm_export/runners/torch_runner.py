@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from ibnorm_export.errors import BackendUnavailable
-from ibnorm_export.loaded import Arrays, LoadedModel
+from ibnorm_export.loaded import LoadedModel
+from ibnorm_export.tensors import Arrays
 
 __all__ = ["TorchCudaRunner", "TorchRunner"]
 

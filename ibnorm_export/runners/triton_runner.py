@@ -11,8 +11,8 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype, tri
 
 from ibnorm_export.artifact import ExportedModel
 from ibnorm_export.errors import BackendUnavailable, ModelFileError
-from ibnorm_export.loaded import Arrays
 from ibnorm_export.runners.base import Endpoint
+from ibnorm_export.tensors import Arrays
 
 __all__ = ["TritonRunner"]
 

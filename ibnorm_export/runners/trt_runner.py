@@ -15,10 +15,11 @@ import numpy as np
 import torch
 
 from ibnorm_export.artifact import ExportedModel
-from ibnorm_export.engine import EngineOptions, Runtime, bindings, build_engine, read_engine
+from ibnorm_export.engine import bindings, build_engine, read_engine
+from ibnorm_export.engine_options import EngineOptions, Runtime
 from ibnorm_export.engine_profiles import fitting_profile, profiles_of
 from ibnorm_export.errors import BackendUnavailable, EngineError
-from ibnorm_export.loaded import Arrays
+from ibnorm_export.tensors import Arrays
 
 __all__ = ["TrtRunner"]
 

@@ -25,12 +25,12 @@ import onnx.helper
 
 from ibnorm_export import native
 from ibnorm_export.artifact import MODEL_FILE, ExportedModel, new_folder
-from ibnorm_export.contest import draw
 from ibnorm_export.environment import version_of
 from ibnorm_export.errors import BackendUnavailable, ExportError
-from ibnorm_export.loaded import Arrays
 from ibnorm_export.manifest import MANIFEST_FILE, machine_of, sha256_of, write_manifest
+from ibnorm_export.random_inputs import draw
 from ibnorm_export.serving.triton_config import Limits, ModelConfig, batch_axis, config_text
+from ibnorm_export.tensors import Arrays
 
 __all__ = ["Format", "Package", "PackageOptions", "TritonBackend", "Variant", "package"]
 

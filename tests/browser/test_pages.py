@@ -12,10 +12,11 @@ import onnx
 import pytest
 
 from ibnorm_export import models
+from ibnorm_export.analysis_options import AnalysisOptions
 from ibnorm_export.analysis_report import write_analysis
 from ibnorm_export.artifact import ExportedModel
 from ibnorm_export.check_report import CheckReport, parity_cases, write_all
-from ibnorm_export.layer_analysis import AnalysisOptions, analyze_checkpoint
+from ibnorm_export.layer_analysis import analyze_checkpoint
 from ibnorm_export.spec import DOMAIN
 from ibnorm_export.verify import VerifyOptions, verify
 from ibnorm_export.verify_report import write_report

@@ -14,9 +14,10 @@ from conftest import LLAMA, VIT
 from ibnorm_export import NormConfig, models
 from ibnorm_export.artifact import ExportedModel
 from ibnorm_export.export import ExportOptions, export
-from ibnorm_export.loaded import DType, LoadedModel
+from ibnorm_export.loaded import LoadedModel
 from ibnorm_export.parity import ParityReport
 from ibnorm_export.spec import DOMAIN
+from ibnorm_export.tensors import DType
 from ibnorm_export.verify import VerifyOptions, verify
 
 GPT2 = {"model_type": "gpt2", "n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 64, "vocab_size": 256,

@@ -19,9 +19,9 @@ from ibnorm_export import IBNormSpec, models, onnx_op
 from ibnorm_export.artifact import ExportedModel
 from ibnorm_export.export import ExportOptions, export
 from ibnorm_export.graph_passes.attention import past_by_concat
-from ibnorm_export.loaded import DType
 from ibnorm_export.parity import Finding
 from ibnorm_export.spec import DOMAIN
+from ibnorm_export.tensors import DType
 from ibnorm_export.verify import VerifyOptions, verify
 
 

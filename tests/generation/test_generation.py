@@ -18,9 +18,10 @@ from ibnorm_export.decoding import Decoder, cache_inputs, positions
 from ibnorm_export.errors import BackendUnavailable, CheckpointError, ExportError, IBNormError, ModelFileError
 from ibnorm_export.export import ExportOptions
 from ibnorm_export.folder import export_folder
-from ibnorm_export.loaded import Arrays, DType, LoadedModel
+from ibnorm_export.loaded import LoadedModel
 from ibnorm_export.runners.base import Kernels, open_runner
 from ibnorm_export.runners.torch_runner import TorchRunner
+from ibnorm_export.tensors import Arrays, DType
 from ibnorm_export.text import Sampling, open_folder
 from ibnorm_export.tokens import Tokens, write_byte_tokenizer
 from ibnorm_export.verify import VerifyOptions, verify

@@ -10,12 +10,12 @@ import torch
 from ibnorm_export import IBNormSpec, models
 from ibnorm_export.export import ExportOptions
 from ibnorm_export.folder import export_folder
-from ibnorm_export.loaded import DType
 from ibnorm_export.models import demo
 from ibnorm_export.progress import silent
 from ibnorm_export.quality_check import POSITIONS
 from ibnorm_export.quantize import Quantization
 from ibnorm_export.runners.base import Kernels
+from ibnorm_export.tensors import DType
 from ibnorm_export.tokens import write_byte_tokenizer
 from ibnorm_export.verify import VerifyOptions, verify
 

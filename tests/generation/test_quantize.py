@@ -17,11 +17,12 @@ from ibnorm_export.artifact import ExportedModel
 from ibnorm_export.errors import ExportError, ModelFileError
 from ibnorm_export.export import ExportOptions, export
 from ibnorm_export.genai_export import export_genai
-from ibnorm_export.loaded import DType, LoadedModel
+from ibnorm_export.loaded import LoadedModel
 from ibnorm_export.quality_check import POSITIONS, check_quality
 from ibnorm_export.quantize import Quantization, dequantize
 from ibnorm_export.runners.base import Kernels
 from ibnorm_export.runners.torch_runner import TorchRunner
+from ibnorm_export.tensors import DType
 from ibnorm_export.text import Sampling, open_folder
 from ibnorm_export.tokens import write_byte_tokenizer
 from ibnorm_export.verify import VerifyOptions, verify

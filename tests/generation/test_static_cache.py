@@ -16,9 +16,10 @@ from ibnorm_export.errors import ExportError, ModelFileError
 from ibnorm_export.export import ExportOptions
 from ibnorm_export.folder import export_folder
 from ibnorm_export.genai_export import export_genai
-from ibnorm_export.loaded import DType, LoadedModel
+from ibnorm_export.loaded import LoadedModel
 from ibnorm_export.runners.base import Kernels, open_runner
 from ibnorm_export.sessions import Session, open_sessions
+from ibnorm_export.tensors import DType
 from ibnorm_export.text import Sampling, open_folder
 from ibnorm_export.tokens import write_byte_tokenizer
 from ibnorm_export.verify import VerifyOptions, verify

@@ -14,9 +14,9 @@ from ibnorm_export import IBNormSpec, models
 from ibnorm_export.artifact import ExportedModel
 from ibnorm_export.export import ExportOptions, export
 from ibnorm_export.genai_export import export_genai
-from ibnorm_export.loaded import DType
 from ibnorm_export.serving.repository import PackageOptions, Variant, package
 from ibnorm_export.serving.triton_config import Limits
+from ibnorm_export.tensors import DType
 from ibnorm_export.tokens import write_byte_tokenizer
 
 TEMPLATE = (

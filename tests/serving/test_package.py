@@ -18,9 +18,9 @@ from ibnorm_export.artifact import ExportedModel
 from ibnorm_export.errors import BackendUnavailable, ExportError, IBNormError
 from ibnorm_export.export import ExportOptions, export
 from ibnorm_export.folder import export_folder
-from ibnorm_export.loaded import DType
 from ibnorm_export.serving.repository import Format, PackageOptions, TritonBackend, Variant, package
 from ibnorm_export.serving.triton_config import Limits
+from ibnorm_export.tensors import DType
 
 
 def read_config(folder: Path) -> model_config_pb2.ModelConfig:

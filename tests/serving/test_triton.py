@@ -26,12 +26,12 @@ from tritonclient.utils import InferenceServerException
 from ibnorm_export import models, native
 from ibnorm_export.artifact import ExportedModel
 from ibnorm_export.errors import BackendUnavailable
-from ibnorm_export.loaded import DType
 from ibnorm_export.parity import BOUNDS
 from ibnorm_export.runners.base import Endpoint
 from ibnorm_export.runners.ort_runner import OrtRunner
 from ibnorm_export.serving.repository import PackageOptions, Variant, package
 from ibnorm_export.serving.triton_config import Limits
+from ibnorm_export.tensors import DType
 from ibnorm_export.verify import VerifyOptions, verify
 
 ALONE = Limits(max_batch=0)  # no batching: then an answer has one right value, to the byte

@@ -18,14 +18,15 @@ from one_norm import one_norm as one_norm_model
 
 from ibnorm_export import models
 from ibnorm_export.artifact import ExportedModel
-from ibnorm_export.engine import Engine, EngineOptions, Runtime, build_engine, read_engine
+from ibnorm_export.engine import Engine, build_engine, read_engine
 from ibnorm_export.engine_layers import kernels_in_plan
+from ibnorm_export.engine_options import EngineOptions, Runtime
 from ibnorm_export.engine_profiles import parse_ranges
 from ibnorm_export.errors import EngineError
 from ibnorm_export.export import ExportOptions, export
 from ibnorm_export.folder import export_folder
-from ibnorm_export.loaded import DType
 from ibnorm_export.spec import Compression, IBNormSpec
+from ibnorm_export.tensors import DType
 
 if importlib.util.find_spec("tensorrt_rtx_bindings") is None:
     pytest.skip("TensorRT-RTX is not installed: pip install 'ibnorm-export[tensorrt-rtx]'", allow_module_level=True)
