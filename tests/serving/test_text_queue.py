@@ -6,6 +6,7 @@ import asyncio
 import os
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from ibnorm_export.errors import BackendUnavailable, IBNormError, ModelFileError, PromptError
+from ibnorm_export.serving import text_worker
 from ibnorm_export.serving.openai_protocol import Refused
 from ibnorm_export.serving.openai_server import Door
 from ibnorm_export.serving.text_queue import TextLimits, Texts
@@ -55,11 +57,11 @@ def test_first_tokens_go_first_and_others_in_order() -> None:
     begin(turns, 1, "old 1:abcd")
     begin(turns, 2, "old 2:abcd")
     for _ in range(3):
-        turns.step()
+        turns.take()
     begin(turns, 3, "new 1:abcd")
     begin(turns, 4, "new 2:abcd")
     for _ in range(7):
-        turns.step()
+        turns.take()
     begun = ["old 1", "old 2", "old 1"]
     assert model.computed == [*begun, "new 1", "new 2", "old 2", "old 1", "new 1", "new 2", "old 2"]
 
@@ -68,12 +70,34 @@ def test_what_is_said_of_a_text() -> None:
     """The first token even where it makes no piece; later ones only where they do."""
     turns = Turns(Model())
     begin(turns, 7, "x:-a-b")
-    said = [turns.step() for _ in range(5)]
+    said = [turns.take() for _ in range(4)]
     assert not turns
     assert said == [
-        {"text": 7, "piece": ""}, {"text": 7, "piece": "a"}, None, {"text": 7, "piece": "b"},
+        {"text": 7, "piece": ""}, {"text": 7, "piece": "a"}, {"text": 7, "piece": "b"},
         {"text": 7, "result": RESULT.to_dict()},
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("token_s", "tokens"), [(0.0004, 5), (0.003, 1)])
+def test_a_turn_is_as_many_tokens_as_its_time_holds(
+    monkeypatch: pytest.MonkeyPatch, token_s: float, tokens: int
+) -> None:
+    now = 0.0
+
+    class Slow(Model):
+        def steps(self, prompt: str, sampling: Sampling, pace_s: float) -> Steps:
+            nonlocal now
+            for item in super().steps(prompt, sampling, pace_s):
+                now += token_s
+                yield item
+
+    monkeypatch.setattr(text_worker, "time", SimpleNamespace(perf_counter=lambda: now))
+    turns = Turns(model := Slow())
+    begin(turns, 1, "a:----------")
+    begin(turns, 2, "b:----------")
+    for _ in range(4):
+        turns.take()
+    assert model.computed == ["a", "b", *["a"] * tokens, *["b"] * tokens]
 
 
 def test_sampling_arrives() -> None:
@@ -86,7 +110,7 @@ def test_sampling_arrives() -> None:
 
     turns = Turns(Seeing())
     begin(turns, 1, "x:a")
-    turns.step()
+    turns.take()
     assert seen == [("x:a", Sampling(5, 0.5, 0.5, 3, ("x",)))]
 
 
@@ -96,7 +120,7 @@ def test_a_text_that_fails_ends_and_others_go_on() -> None:
         begin(turns, number, prompt)
     said: dict[int, list[Any]] = {}
     while turns:
-        if told := turns.step():
+        if told := turns.take():
             said.setdefault(told.pop("text"), []).append(told)
     bug = {"error": {"kind": "IBNormError", "why": "ZeroDivisionError: a bug"}}
     assert said[0] == said[1] == [{"piece": "1"}, bug]
@@ -110,13 +134,13 @@ def test_a_text_that_is_left_computes_no_more() -> None:
     begin(turns, 1, "stays:abc")
     begin(turns, 2, "goes:abc")
     begin(turns, 3, "never:abc")
-    turns.step()
-    turns.step()
+    turns.take()
+    turns.take()
     turns.receive({"leave": 2})
     turns.receive({"leave": 3})
     assert model.closed == ["goes"]
     while turns:
-        turns.step()
+        turns.take()
     turns.receive({"leave": 1})  # it has ended: no matter
     assert model.computed == ["stays", "goes", "stays", "stays"]
 
