@@ -148,16 +148,20 @@ class TextModel:
                 write(item)
         raise AssertionError  # a result comes last
 
-    def steps(self, prompt: str, sampling: Sampling, pace_s: float = 0.0) -> Iterator[str | TextResult]:
-        """`generate` token by token, for whoever writes several texts at once: each step computes one.
+    def steps(
+        self, prompt: str, sampling: Sampling, pace_s: float = 0.0, turn_s: float = 0.0
+    ) -> Iterator[str | TextResult]:
+        """`generate` bit by bit, for whoever writes several texts at once.
 
         Args:
             prompt: at least one token.
             sampling: how tokens are chosen.
             pace_s: seconds between two pieces at least; what comes sooner is written together, at less cost.
+            turn_s: seconds that tokens are computed for in one step; there is one at least, and the first is alone.
+                Whatever else is done behind each token costs a small model percents: its weights fill the caches.
 
         Returns:
-            Behind every token the piece of text that is due, "" where none is; at the end the rest, then the result.
+            For every step the piece of text that is due, "" where none is; at the end the rest, then the result.
 
         Raises:
             As `generate`.
@@ -174,7 +178,8 @@ class TextModel:
         text, tail = "", ""  # what is written, and what waits
         begin = first = time.perf_counter()
         stopped = "length" if room == sampling.max_new_tokens else "positions"
-        written = -math.inf
+        written = turn_end = -math.inf
+        known = 0  # of `chosen`, to `stream`
         for token in self._choose(ids, room, sampling):
             now = time.perf_counter()
             if not chosen:
@@ -183,7 +188,10 @@ class TextModel:
                 stopped = "end"
                 break
             chosen.append(token)
-            stream.add(token)
+            if now < turn_end and not sampling.stop:
+                continue
+            stream.extend(chosen[known:])
+            known = len(chosen)
             due = now - written >= pace_s
             if due or sampling.stop:
                 tail += stream.take()
@@ -193,9 +201,12 @@ class TextModel:
             sure = sampling.sure(tail) if due else ""
             if sure:
                 text, tail, written = text + sure, tail[len(sure) :], now
-            yield sure
+            if sure or now >= turn_end:
+                yield sure
+                turn_end = time.perf_counter() + turn_s
         done = time.perf_counter()
         if stopped != "stop":
+            stream.extend(chosen[known:])
             tail += stream.rest()
         if (place := sampling.found(tail)) >= 0:
             stopped, tail = "stop", tail[:place]

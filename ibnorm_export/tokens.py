@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
@@ -91,10 +91,9 @@ class TextStream:
         self._known = 0  # of them have been decoded
         self._sent = 0  # characters of their text
 
-    def add(self, token: int) -> None:
-        """One more."""
-        if token in self._visible:
-            self._last.append(token)
+    def extend(self, tokens: Iterable[int]) -> None:
+        """More of them."""
+        self._last.extend(token for token in tokens if token in self._visible)
 
     def take(self) -> str:
         """What is certain now and has not been taken before."""

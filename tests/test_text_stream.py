@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -69,7 +70,7 @@ def pieces(tokens: Tokens, ids: list[int]) -> list[str]:
     """What is taken behind each token, and at the end."""
     stream, taken = tokens.stream(), []
     for token in ids:
-        stream.add(token)
+        stream.extend([token])
         taken.append(stream.take())
     return [*taken, stream.rest()]
 
@@ -79,7 +80,7 @@ def now_and_then(tokens: Tokens, ids: list[int], rng: random.Random) -> str:
     stream, text = tokens.stream(), ""
     often = rng.choice([0.02, 0.1, 0.5])
     for token in ids:
-        stream.add(token)
+        stream.extend([token])
         if rng.random() < often:
             text += stream.take()
     return text + stream.rest()
@@ -155,12 +156,12 @@ def test_the_cost_of_a_token_does_not_grow(tmp_path: Path) -> None:
     stream._decode = lambda ids: (seen.append(len(ids)), tokens.decode(ids))[1]  # type: ignore[func-returns-value]  # append, in a lambda that counts
     for said in ((TEXT * 40).encode(), b"\xff" * 2000, b"\x80" * 2000):
         for token in said[:2000]:
-            stream.add(token)
+            stream.extend([token])
             stream.take()
     assert max(seen) <= 16
     seen.clear()
     for token in ((TEXT * 40).encode())[:2000]:  # none is taken before the end
-        stream.add(token)
+        stream.extend([token])
     stream.take()
     assert len(seen) == 2
 
@@ -179,6 +180,7 @@ class Fixed:
 
     def __init__(self, text: bytes, clock: Clock | None = None, tick_s: float = 0.0) -> None:
         self._left = iter(text)
+        self.told = 0
         self._clock, self._tick_s = clock or Clock(), tick_s
 
     def feed(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -186,6 +188,7 @@ class Fixed:
 
     def step(self) -> NDArray[np.int64]:
         self._clock.now += self._tick_s
+        self.told += 1
         return np.array([next(self._left)])
 
     def rewind(self, length: int) -> None:
@@ -225,6 +228,23 @@ def test_pieces_keep_their_pace(
     assert result.text == "ab€cd"
     assert len(got) == len(said) + 1
     assert got[0] == "a"  # not when the second is computed
+
+
+@pytest.mark.parametrize(("tick_s", "turns"), [(0.004, [1] * 8), (0.001, [1, 2, 2, 2, 1]), (1e-5, [1, 7])])
+def test_a_step_is_as_many_tokens_as_its_time_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tick_s: float, turns: list[int]
+) -> None:
+    """One at least, and the first alone: no text waits for the second of another."""
+    clock = Clock()
+    monkeypatch.setattr(text, "time", clock)
+    session = Fixed(b"abcdefgh", clock, tick_s)
+    model = TextModel(SessionSource("fixed", lambda rows, length: session), of_bytes(tmp_path), 100, frozenset())
+    steps = [(item, session.told) for item in model.steps("p", Sampling(8), 1e9, 0.0019)]
+    result = steps[-1][0]
+    counts = [0, *(count for _, count in steps)]
+    assert isinstance(result, TextResult)
+    assert result.text == "abcdefgh"
+    assert [after - before for before, after in itertools.pairwise(counts) if after > before] == turns
 
 
 def test_a_stop_is_found_between_pieces(tmp_path: Path) -> None:

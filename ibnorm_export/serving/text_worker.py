@@ -15,7 +15,6 @@ import os
 import select
 import signal
 import sys
-import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, Protocol
@@ -29,15 +28,14 @@ __all__ = ["MessageReader", "Turns", "Writer"]
 #: each takes a third of the processor. A slower model sends every token by itself.
 _PIECE_S: Final = 0.05
 
-#: Tokens of one turn: as many as this time holds, and one at least. To look for messages behind each of a model that
-#: takes 0.4 ms would cost it 4%.
+#: Tokens of one turn: as many as this time holds, and one at least.
 _TURN_S: Final = 0.002
 
 
 class Writer(Protocol):
     """What `Turns` wants of a `TextModel`."""
 
-    def steps(self, prompt: str, sampling: Sampling, pace_s: float) -> Iterator[str | TextResult]:
+    def steps(self, prompt: str, sampling: Sampling, pace_s: float, turn_s: float) -> Iterator[str | TextResult]:
         """See `TextModel.steps`."""
 
 
@@ -78,21 +76,18 @@ class Turns:
     def take(self) -> dict[str, Any] | None:
         """Write at the text whose turn it is, where there is one; what is to be said of it.
 
-        The turn ends with a token, where that makes a piece, is the text's first, or the time is up.
+        A first token is told even where it makes no piece of text.
         """
-        end = time.perf_counter() + _TURN_S
         first = bool(self._new)
         if first:
             number = next(iter(self._new))
             prompt, sampling = self._new.pop(number)
-            self._begun[number] = self._model.steps(prompt, sampling, _PIECE_S)
+            self._begun[number] = self._model.steps(prompt, sampling, _PIECE_S, _TURN_S)
         else:
             number = next(iter(self._begun))
             self._begun.move_to_end(number)
         try:
-            for item in self._begun[number]:
-                if item or first or time.perf_counter() >= end:
-                    break
+            item = next(self._begun[number])
         except Exception as error:  # noqa: BLE001  # whatever it is, the reader must not wait for ever
             del self._begun[number]
             return {"text": number, "error": _told(error)}

@@ -6,7 +6,6 @@ import asyncio
 import os
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,6 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from ibnorm_export.errors import BackendUnavailable, IBNormError, ModelFileError, PromptError
-from ibnorm_export.serving import text_worker
 from ibnorm_export.serving.openai_protocol import Refused
 from ibnorm_export.serving.openai_server import Door
 from ibnorm_export.serving.text_queue import TextLimits, Texts
@@ -32,7 +30,7 @@ class Model:
         self.computed: list[str] = []
         self.closed: list[str] = []
 
-    def steps(self, prompt: str, sampling: Sampling, pace_s: float) -> Steps:
+    def steps(self, prompt: str, sampling: Sampling, pace_s: float, turn_s: float) -> Steps:
         name, _, pieces = prompt.partition(":")
         try:
             for piece in pieces:
@@ -70,43 +68,21 @@ def test_what_is_said_of_a_text() -> None:
     """The first token even where it makes no piece; later ones only where they do."""
     turns = Turns(Model())
     begin(turns, 7, "x:-a-b")
-    said = [turns.take() for _ in range(4)]
+    said = [turns.take() for _ in range(5)]
     assert not turns
     assert said == [
-        {"text": 7, "piece": ""}, {"text": 7, "piece": "a"}, {"text": 7, "piece": "b"},
+        {"text": 7, "piece": ""}, {"text": 7, "piece": "a"}, None, {"text": 7, "piece": "b"},
         {"text": 7, "result": RESULT.to_dict()},
     ]  # fmt: skip
-
-
-@pytest.mark.parametrize(("token_s", "tokens"), [(0.0004, 5), (0.003, 1)])
-def test_a_turn_is_as_many_tokens_as_its_time_holds(
-    monkeypatch: pytest.MonkeyPatch, token_s: float, tokens: int
-) -> None:
-    now = 0.0
-
-    class Slow(Model):
-        def steps(self, prompt: str, sampling: Sampling, pace_s: float) -> Steps:
-            nonlocal now
-            for item in super().steps(prompt, sampling, pace_s):
-                now += token_s
-                yield item
-
-    monkeypatch.setattr(text_worker, "time", SimpleNamespace(perf_counter=lambda: now))
-    turns = Turns(model := Slow())
-    begin(turns, 1, "a:----------")
-    begin(turns, 2, "b:----------")
-    for _ in range(4):
-        turns.take()
-    assert model.computed == ["a", "b", *["a"] * tokens, *["b"] * tokens]
 
 
 def test_sampling_arrives() -> None:
     seen = []
 
     class Seeing(Model):
-        def steps(self, prompt: str, sampling: Sampling, pace_s: float) -> Steps:
+        def steps(self, prompt: str, sampling: Sampling, pace_s: float, turn_s: float) -> Steps:
             seen.append((prompt, sampling))
-            return super().steps(prompt, sampling, pace_s)
+            return super().steps(prompt, sampling, pace_s, turn_s)
 
     turns = Turns(Seeing())
     begin(turns, 1, "x:a")
