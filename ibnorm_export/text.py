@@ -61,9 +61,10 @@ class Sampling:
         """`text` without an end that may turn out to be the beginning of one of `stop`."""
         kept = len(text)
         for stop in self.stop:
-            for length in range(1, len(stop)):
+            for length in range(min(len(stop) - 1, len(text)), 0, -1):
                 if text.endswith(stop[:length]):
                     kept = min(kept, len(text) - length)
+                    break
         return text[:kept]
 
     def choose(self, logits: NDArray[np.float32], rng: np.random.Generator) -> int:

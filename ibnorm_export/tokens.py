@@ -156,8 +156,14 @@ class Tokens:
         """Token ids (n,) of `text`, with the tokens that the tokenizer puts around it.
 
         Raises:
-            PromptError: there is no token in it.
+            PromptError: there is no token in it, or half a character.
         """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise PromptError(
+                f"character {error.start} of the prompt is one half of a surrogate pair, which is no character"
+            ) from error
         ids = np.array(self._tokenizer.encode(text).ids, dtype=np.int64)
         if not ids.size:
             raise PromptError("the prompt is empty; give at least one character")

@@ -64,6 +64,7 @@ def running(path: Path, *arguments: object) -> Iterator[Running]:
     if process.poll() is not None or not text:
         raise RuntimeError(f"serve ended: {text} {process.communicate()[1]}")
     told = json.loads(text)
+    started = psutil.Process(told["pid"]).children(recursive=True)  # of a session of its own, some
     try:
         yield Running(process, told["http"], told["grpc"], told["pid"])
     finally:
@@ -73,4 +74,5 @@ def running(path: Path, *arguments: object) -> Iterator[Running]:
         process.communicate(timeout=30)
         assert time.monotonic() - began < 15
         assert not members(told["pid"])
+        assert not psutil.wait_procs(started, timeout=5)[1]
         assert not list(Path("/dev/shm").glob(f"ibnorm_{process.pid}_*"))

@@ -256,3 +256,10 @@ def test_a_stop_is_found_between_pieces(tmp_path: Path) -> None:
     assert result.text == "ab"
     assert len(result.tokens) == 4
     assert pieces == ["a", "", "", "b"]
+
+
+def test_what_a_long_stop_text_costs() -> None:
+    """As much as what waits is long: a hundred looks at one of a million characters take no time."""
+    stop = "ab" * 500_000
+    for _ in range(100):
+        assert Sampling(stop=(stop,)).sure("xaba") == "x"

@@ -13,9 +13,9 @@ import json
 import socket
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, TypeVar
 
 import uvicorn
 from fastapi import FastAPI, Request
@@ -43,6 +43,11 @@ from ibnorm_export.serving.text_queue import TextLimits, Texts
 from ibnorm_export.text import Sampling, TextResult
 
 __all__ = ["Door", "create_app", "serve_text"]
+
+T = TypeVar("T")
+
+#: Stop texts of a request, and characters of each: all are looked for behind every token. OpenAI takes as many.
+_STOPS: Final = (4, 1024)
 
 
 def _answer(error: Refused) -> JSONResponse:
@@ -150,32 +155,34 @@ async def _respond(request: Request, texts: Texts, body: Body, prompt: str, most
     _check_name(body.model, name)
     if body.n != 1 or body.logprobs:
         raise Refused(400, "n above 1 and logprobs are not offered by this endpoint", "invalid")
+    if len(body.stops) > _STOPS[0] or any(len(stop) > _STOPS[1] for stop in body.stops):
+        why = f"stop takes at most {_STOPS[0]} texts of at most {_STOPS[1]} characters"
+        raise Refused(400, why, "invalid")
     seed = uuid.uuid4().int % 2**32 if body.seed is None else body.seed
     pieces = texts.generate(prompt, Sampling(most, body.temperature, body.top_p, seed, body.stops))
     head = {"id": f"{shape.prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": name}
     if body.stream:
-        first = await anext(pieces)  # what is refused is refused with its own status
+        first = await _unless_gone(request, anext(pieces))  # what is refused is refused with its own status
         return StreamingResponse(_events(pieces, first, head, body, shape), media_type="text/event-stream")
-    result = await _unless_gone(request, pieces)
+    result = await _unless_gone(request, _last(pieces))
     choice = {"index": 0, **shape.choice(result.text, False), "finish_reason": FINISH[result.stopped]}
     return {**head, "object": shape.whole, "choices": [choice], "usage": usage(result)}
 
 
-async def _unless_gone(request: Request, pieces: AsyncIterator[str | TextResult]) -> TextResult:
-    """The result, or an end to the text when its reader leaves."""
+async def _last(pieces: AsyncIterator[str | TextResult]) -> TextResult:
+    return [item async for item in pieces][-1]  # type: ignore[return-value]  # a result comes last
 
-    async def last() -> TextResult:
-        return [item async for item in pieces][-1]  # type: ignore[return-value]  # a result comes last
 
-    task = asyncio.ensure_future(last())
-    while not (await asyncio.wait({task}, timeout=0.25))[0]:
-        if await request.is_disconnected():
-            task.cancel()
-            break
+async def _unless_gone(request: Request, awaited: Awaitable[T]) -> T:
+    """What is awaited, or an end to it when its reader leaves."""
+    task = asyncio.ensure_future(awaited)
     try:
-        return await task
-    except asyncio.CancelledError:
-        raise Refused(499, "the client has left", "cancelled") from None
+        while not (await asyncio.wait({task}, timeout=0.25))[0]:
+            if await request.is_disconnected():
+                raise Refused(499, "the client has left", "cancelled")
+        return task.result()
+    finally:
+        task.cancel()
 
 
 async def _events(
@@ -248,43 +255,61 @@ def serve_text(
         "", log_level="warning", access_log=False, timeout_graceful_shutdown=finish_s, lifespan="off"
     )  # fmt: skip
     limits = TextLimits() if limits is None else limits
+    server = _Server(config)
     with (
         _listening(address, port) as stream,
-        contextlib.suppress(KeyboardInterrupt),  # uvicorn raises again what it has obeyed: the orderly end
         asyncio.Runner(loop_factory=config.get_loop_factory()) as runner,
     ):
-        runner.run(_serve_text(Path(folder), stream, limits, ready, config))
+        try:
+            runner.run(_serve_text(server, Path(folder), stream, limits, ready))
+        except KeyboardInterrupt:  # uvicorn raises again what it has obeyed: the orderly end
+            if not server.started:
+                raise
+
+
+class _Server(uvicorn.Server):
+    """Ends what is still being written a little before uvicorn does, so that its readers are told."""
+
+    end: Callable[[str], None]
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        finish_s = self.config.timeout_graceful_shutdown or 0
+        asyncio.get_running_loop().call_later(0.9 * finish_s, self.end, "the endpoint is stopping")
+        await super().shutdown(sockets)
 
 
 async def _serve_text(
+    server: _Server,
     folder: Path,
     stream: socket.socket,
     limits: TextLimits,
     ready: Callable[[str, Sequence[str]], None],
-    config: uvicorn.Config,
 ) -> None:
     template = ChatTemplate.of(folder)
     async with text_process(folder) as process:
         texts = Texts(process.send, limits)
         app = create_app(texts, folder.resolve().name, process.max_positions, template)
-        config.app = Door(app, texts)
-        server = uvicorn.Server(config)
+        server.config.app, server.end = Door(app, texts), texts.end
 
         async def listen() -> str:
-            async for message in process.messages():
-                texts.receive(message)
-            why = await process.ended()
-            texts.end(why)
-            server.should_exit = True
+            why = "what the process that writes texts says cannot be understood"
+            try:
+                async for message in process.messages():
+                    texts.receive(message)
+                why = await process.ended()
+            finally:
+                texts.end(why)
+                server.should_exit = True
             return why
 
         listening = asyncio.ensure_future(listen())
         stream.listen(2048)
         host, port = stream.getsockname()[:2]
-        ready(
-            f"{host}:{port}", [route.path for route in app.routes if hasattr(route, "path") and "{" not in route.path]
-        )
-        await server.serve(sockets=[stream])
-        if listening.done():
-            raise IBNormError(listening.result())
-        listening.cancel()
+        paths = [route.path for route in app.routes if hasattr(route, "path") and "{" not in route.path]
+        ready(f"{host}:{port}", paths)
+        try:
+            await server.serve(sockets=[stream])
+        finally:
+            if listening.done():
+                raise IBNormError(listening.result())
+            listening.cancel()

@@ -57,9 +57,28 @@ class TextProcess:
 
     async def ended(self) -> str:
         """How it ended, for a person."""
-        code = await self._process.wait()
-        how = f"exit code {code}" if code >= 0 else f"signal {-code}, {signal.strsignal(-code)}"
-        return f"the process that writes texts has ended ({how}); its last words, if any, are above"
+        return await _end_of(self._process)
+
+
+async def _end(process: Process) -> None:
+    """Let it end, or end it: nothing is said to it any more."""
+    assert process.stdin is not None
+    process.stdin.close()
+    try:
+        async with asyncio.timeout(_END_S):
+            await process.wait()
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+    finally:
+        if process.returncode is None:  # a second Ctrl-C
+            process.kill()
+
+
+async def _end_of(process: Process) -> str:
+    code = await process.wait()
+    how = f"exit code {code}" if code >= 0 else f"signal {-code}, {signal.strsignal(-code)}"
+    return f"the process that writes texts has ended ({how}); its last words, if any, are above"
 
 
 @contextlib.asynccontextmanager
@@ -86,18 +105,16 @@ async def text_process(folder: str | Path) -> AsyncIterator[TextProcess]:
     try:
         assert process.stdout is not None
         line = await process.stdout.readline()
-        told = json.loads(line) if line else {}
+        if not line.endswith(b"\n"):
+            raise IBNormError(await _end_of(process))
+        told = json.loads(line)
         if "failed" in told:
             raise raised(told["failed"])
-        made = TextProcess(process, told["ready"]["max_positions"] if told else 0)
-        if not told:
-            raise IBNormError(await made.ended())
-        yield made
+        yield TextProcess(process, told["ready"]["max_positions"])
     finally:
-        assert process.stdin is not None
-        process.stdin.close()
+        ending = asyncio.ensure_future(_end(process))
         try:
-            await asyncio.wait_for(process.wait(), _END_S)
-        except TimeoutError:
-            process.kill()
-            await process.wait()
+            await asyncio.shield(ending)
+        except asyncio.CancelledError:  # as Ctrl-C ends a task
+            await ending
+            raise

@@ -7,7 +7,7 @@ import itertools
 import random
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Final
 
 from ibnorm_export.errors import IBNormError, PromptError
 from ibnorm_export.serving.openai_protocol import Refused
@@ -15,6 +15,10 @@ from ibnorm_export.serving.text_process import raised
 from ibnorm_export.text import Sampling, TextResult
 
 __all__ = ["TextLimits", "Texts"]
+
+
+#: One of these is in the last message of a text.
+_LAST: Final = ("result", "error", "left")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +60,14 @@ class Texts:
         self.limits = limits
         self._numbers = itertools.count()
         self._pieces: dict[int, asyncio.Queue[str | TextResult | IBNormError]] = {}  # of each text, for its reader
+        self._leaving: set[int] = set()  # texts without a reader, of which the worker has not said so
         self._ended = ""
         self.waiting = 0  # texts, for their first token
 
     @property
     def running(self) -> int:
-        """Texts that have a reader."""
-        return len(self._pieces)
+        """Texts that are with the worker: those that nobody reads are, until it has put them down."""
+        return len(self._pieces) + len(self._leaving)
 
     def check_room(self) -> None:
         """Raises Refused, where as many texts as may be are being written, or wait for their first token."""
@@ -80,8 +85,12 @@ class Texts:
 
     def receive(self, message: Mapping[str, Any]) -> None:
         """What the worker says of a text."""
+        if message["text"] in self._leaving:
+            if not message.keys().isdisjoint(_LAST):
+                self._leaving.remove(message["text"])
+            return
         pieces = self._pieces.get(message["text"])
-        if pieces is None:  # its reader has left
+        if pieces is None:  # it had ended when it was left
             return
         if "piece" in message:
             pieces.put_nowait(message["piece"])
@@ -91,8 +100,8 @@ class Texts:
             pieces.put_nowait(raised(message["error"]))
 
     def end(self, why: str) -> None:
-        """The worker has ended: so have all texts, and there will be no others."""
-        self._ended = why
+        """The worker has ended, or is about to: so have all texts, and there will be no others."""
+        self._ended = self._ended or why
         for pieces in self._pieces.values():
             pieces.put_nowait(IBNormError(why))
 
@@ -103,7 +112,7 @@ class Texts:
             Refused: there is no room, or the prompt does not fit, or the time is up, or the worker fails.
         """
         self.check_room()
-        number = next(self._numbers)
+        number, ended = next(self._numbers), False
         pieces = self._pieces[number] = asyncio.Queue()
         self.waiting += 1
         waits = True
@@ -119,10 +128,11 @@ class Texts:
                     raise Refused(504, why, "timeout") from None
                 if waits:
                     waits, self.waiting = False, self.waiting - 1
+                ended = isinstance(item, TextResult | IBNormError)
                 if isinstance(item, PromptError):
                     raise Refused(400, str(item), "context_length_exceeded" if prompt else "invalid")
                 if isinstance(item, IBNormError):
-                    raise Refused(500, str(item), "internal")
+                    raise Refused(503 if self._ended else 500, str(item), "internal")
                 if item:
                     yield item
                 if isinstance(item, TextResult):
@@ -130,4 +140,6 @@ class Texts:
         finally:
             del self._pieces[number]
             self.waiting -= waits
-            self._send({"leave": number})
+            if not ended:
+                self._leaving.add(number)
+                self._send({"leave": number})

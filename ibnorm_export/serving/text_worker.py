@@ -4,12 +4,13 @@ A process of its own, since GenAI keeps Python's interpreter while it computes: 
 still for a whole prompt. One thread, which reads what it was told between two steps of the model.
 
 Messages are JSON objects, one a line. It is told `{"write": N, "prompt": ..., "sampling": {...}}` and `{"leave": N}`;
-it says `{"ready": {...}}` once, then `{"text": N, ...}` with a "piece", at last with a "result" or an "error". What any
-library prints goes to its standard error.
+it says `{"ready": {...}}` or `{"failed": {...}}` once, then `{"text": N, ...}` with a "piece", and of every text at
+last with a "result", an "error" or "left". What any library prints goes to its standard error.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -63,15 +64,16 @@ class Turns:
     def __bool__(self) -> bool:
         return bool(self._new or self._begun)
 
-    def receive(self, message: Mapping[str, Any]) -> None:
-        """A text to write, or to leave as it is."""
+    def receive(self, message: Mapping[str, Any]) -> dict[str, Any] | None:
+        """A text to write, or to leave as it is; what is to be said of that."""
         if "leave" in message:
             self._new.pop(message["leave"], None)
             self._begun.pop(message["leave"], None)
-        else:
-            sampling = message["sampling"]
-            wanted = Sampling(**{**sampling, "stop": tuple(sampling["stop"])})
-            self._new[message["write"]] = (message["prompt"], wanted)
+            return {"text": message["leave"], "left": True}
+        sampling = message["sampling"]
+        wanted = Sampling(**{**sampling, "stop": tuple(sampling["stop"])})
+        self._new[message["write"]] = (message["prompt"], wanted)
+        return None
 
     def take(self) -> dict[str, Any] | None:
         """Write at the text whose turn it is, where there is one; what is to be said of it.
@@ -102,32 +104,36 @@ class MessageReader:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        self._begun = b""
+        self._begun: list[bytes] = []
 
     def read(self, wait: bool) -> Iterator[dict[str, Any]]:
-        """What was said since the last call.
+        """What was said since the last call; where a long message has not come whole, nothing.
 
         Raises:
             EOFError: there will be no more.
         """
-        while select.select([self._descriptor], [], [], None if wait else 0)[0]:
-            part = os.read(self._descriptor, 1 << 16)
+        if select.select([self._descriptor], [], [], None if wait else 0)[0]:
+            part = os.read(self._descriptor, 1 << 20)
             if not part:
                 raise EOFError
-            *lines, self._begun = (self._begun + part).split(b"\n")
-            yield from map(json.loads, lines)
-            wait = False
+            self._begun.append(part)
+            if b"\n" in part:
+                *lines, rest = b"".join(self._begun).split(b"\n")
+                self._begun = [rest]
+                yield from map(json.loads, lines)
 
 
 def main() -> int:
     """Write texts until standard input ends."""
     for signum in (signal.SIGINT, signal.SIGTERM):  # the endpoint obeys these, once its texts are finished
         signal.signal(signum, signal.SIG_IGN)
-    with os.fdopen(os.dup(1), "wb", buffering=0) as out:
+    gone = contextlib.suppress(EOFError, BrokenPipeError)  # of the endpoint, in whatever way
+    with gone, os.fdopen(os.dup(1), "wb") as out:
         os.dup2(2, 1)
 
         def say(message: Mapping[str, Any]) -> None:
             out.write(json.dumps(message).encode() + b"\n")
+            out.flush()
 
         try:
             model = open_folder(sys.argv[1])
@@ -136,14 +142,13 @@ def main() -> int:
             return error.exit_code
         turns, reader = Turns(model), MessageReader(0)
         say({"ready": {"max_positions": model.max_positions}})
-        try:
-            while True:
-                for message in reader.read(wait=not turns):
-                    turns.receive(message)
-                if turns and (said := turns.take()):
-                    say(said)
-        except (EOFError, BrokenPipeError):  # the endpoint is gone, in whatever way
-            return 0
+        while True:
+            for message in reader.read(wait=not turns):
+                if told := turns.receive(message):
+                    say(told)
+            if turns and (told := turns.take()):
+                say(told)
+    return 0
 
 
 if __name__ == "__main__":

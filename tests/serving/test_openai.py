@@ -108,6 +108,9 @@ def test_models_and_health(client: openai.OpenAI, endpoint: str) -> None:
         ({"top_p": 0}, 400, "top_p"),
         ({"max_tokens": 0}, 400, "max_tokens"),
         ({"n": 2}, 400, "n above 1"),
+        ({"stop": ["a", "b", "c", "d", "e"]}, 400, "stop takes at most 4 texts"),
+        ({"stop": "z" * 1025}, 400, "of at most 1024 characters"),
+        ({"stop": ["a", "z" * 1025]}, 400, "of at most 1024 characters"),
         ({"prompt": "x" * 6000}, 413, "5000 bytes"),
     ],
 )
@@ -128,8 +131,9 @@ def test_bad_requests(client: openai.OpenAI, change: dict[str, Any], status: int
         (b"[]", "the body: Input should be a valid dictionary"),
         (b'{"model": "noise"}', "prompt: Field required"),
         (b"\xff\xfe", "the body is not valid JSON: Expecting value, at character 0"),
+        (b'{"model": "noise", "prompt": "a\\ud800"}', "character 1 of the prompt is one half of a surrogate pair"),
     ],
-    ids=["no-json", "cut", "empty", "list", "no-prompt", "no-text"],
+    ids=["no-json", "cut", "empty", "list", "no-prompt", "no-text", "half-a-character"],
 )
 def test_bad_bodies(endpoint: str, body: bytes, words: str) -> None:
     request = urllib.request.Request(

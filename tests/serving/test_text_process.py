@@ -47,26 +47,101 @@ def gone(process: psutil.Process) -> bool:
     return True
 
 
+def ask(server: Running, **change: object) -> socket.socket:
+    """A request that has been read, over a connection of its own; the worker should be suspended."""
+    body = json.dumps({"model": "noise", "prompt": "import", "max_tokens": 5, **change}).encode()
+    asked = socket.create_connection(("127.0.0.1", int(server.http.rpartition(":")[2])), timeout=15)
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\nConnection: close\r\n"
+    asked.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
+    until(server, waiting=1)
+    return asked
+
+
+def until(server: Running, **wanted: int) -> None:
+    """Wait until /health says so."""
+    for _ in range(500):
+        with urllib.request.urlopen(f"http://{server.http}/health", timeout=5) as answer:
+            told = json.load(answer)
+        if told.items() >= wanted.items():
+            return
+        time.sleep(0.02)
+    pytest.fail(f"it says {told}")
+
+
+def answer_to(asked: socket.socket) -> bytes:
+    with asked, asked.makefile("rb") as answer:
+        return answer.read()
+
+
 def test_the_endpoint_ends_with_its_worker(noise: Path) -> None:
     """Whoever waits is told so; the command says what happened, and fails."""
     with running(noise) as server:
         worker = worker_of(server)
         worker.suspend()
-        asked = socket.create_connection(("127.0.0.1", int(server.http.rpartition(":")[2])), timeout=15)
-        body = json.dumps({"model": "noise", "prompt": "import", "max_tokens": 5}).encode()
-        head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
-        asked.sendall(head.encode() + b"Content-Type: application/json\r\nConnection: close\r\n\r\n" + body)
-        while json.load(urllib.request.urlopen(f"http://{server.http}/health"))["running"] == 0:
-            time.sleep(0.01)
+        asked = ask(server)
         worker.kill()
-        with asked, asked.makefile("rb") as answer:
-            told = answer.read()
-        assert told.startswith(b"HTTP/1.1 500 ")
+        told = answer_to(asked)
+        assert told.startswith(b"HTTP/1.1 503 ")
         assert b"the process that writes texts has ended (signal 9, Killed)" in told
         _, error = server.process.communicate(timeout=15)
         assert server.process.returncode == 2
         assert "ibnorm-export: the process that writes texts has ended (signal 9, Killed)" in error
         assert len(error.splitlines()) == 1, error
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_leaves_before_there_is_anything(noise: Path, stream: bool) -> None:
+    """He is no more waited for; his place is free when the worker has put his text down."""
+    with running(noise, "--max-waiting", 1) as server:
+        worker = worker_of(server)
+        worker.suspend()
+        ask(server, stream=stream).close()
+        until(server, waiting=0, running=1)
+        worker.resume()
+        until(server, waiting=0, running=0)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_still_waits_when_the_endpoint_stops_is_told(noise: Path, stream: bool) -> None:
+    with running(noise) as server:
+        worker = worker_of(server)
+        worker.suspend()
+        asked = ask(server, stream=stream)
+        server.process.send_signal(signal.SIGTERM)
+        told = answer_to(asked)
+        assert told.startswith(b"HTTP/1.1 503 "), told
+        assert b"the endpoint is stopping" in told
+        _, error = server.process.communicate(timeout=15)
+        assert (server.process.returncode, error) == (0, "")
+
+
+def test_a_worker_that_ends_while_the_endpoint_stops(noise: Path) -> None:
+    with running(noise) as server:
+        worker = worker_of(server)
+        worker.suspend()
+        asked = ask(server)
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        worker.kill()
+        assert answer_to(asked).startswith(b"HTTP/1.1 503 ")
+        _, error = server.process.communicate(timeout=15)
+        assert server.process.returncode == 2
+        assert "has ended (signal 9, Killed)" in error
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_before_it_is_ready(noise: Path, signum: signal.Signals) -> None:
+    """No success, and one line; not a word of the worker, whose reader has gone."""
+    process = subprocess.Popen(
+        command("serve", noise, "--http-port", 0), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while not (started := psutil.Process(process.pid).children()):
+        time.sleep(0.005)
+    process.send_signal(signum)
+    out, error = process.communicate(timeout=15)
+    assert (process.returncode, out) == (130, "")
+    assert error == "ibnorm-export: interrupted; nothing was left half-written\n"
+    assert all(map(gone, started))
 
 
 def test_a_stream_is_told_when_the_worker_ends(noise: Path) -> None:
@@ -103,11 +178,12 @@ def test_signals_are_for_the_endpoint(noise: Path, signum: signal.Signals) -> No
         assert gone(worker)
 
 
-def test_a_worker_that_does_not_end_is_killed(noise: Path) -> None:
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_worker_that_does_not_end_is_killed(noise: Path, signum: signal.Signals) -> None:
     with running(noise) as server:
         worker = worker_of(server)
         worker.suspend()  # as if it were in the middle of a long prompt
-        server.process.send_signal(signal.SIGTERM)
+        server.process.send_signal(signum)
         assert server.process.wait(15) == 0
         assert gone(worker)
 

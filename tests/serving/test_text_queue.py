@@ -112,12 +112,12 @@ def test_a_text_that_is_left_computes_no_more() -> None:
     begin(turns, 3, "never:abc")
     turns.take()
     turns.take()
-    turns.receive({"leave": 2})
-    turns.receive({"leave": 3})
+    assert turns.receive({"leave": 2}) == {"text": 2, "left": True}
+    assert turns.receive({"leave": 3}) == {"text": 3, "left": True}
     assert model.closed == ["goes"]
     while turns:
         turns.take()
-    turns.receive({"leave": 1})  # it has ended: no matter
+    assert turns.receive({"leave": 1}) == {"text": 1, "left": True}  # it has ended: no matter
     assert model.computed == ["stays", "goes", "stays", "stays"]
 
 
@@ -181,7 +181,7 @@ def test_a_text_and_its_result() -> None:
             line.texts.receive({"text": number, "piece": piece})
         line.texts.receive({"text": number, "result": {**RESULT.to_dict(), "tokens": [1, 2]}})
         assert [await first, *[item async for item in pieces]] == ["a", "b", RESULT]
-        assert line.said[-1] == {"leave": number}
+        assert line.said[-1]["write"] == other, "it has ended: there is nothing to leave"
         assert line.texts.running == 1
 
     run(read)
@@ -220,21 +220,29 @@ def test_limits_out_of_range() -> None:
 
 
 def test_a_reader_who_leaves_ends_the_text() -> None:
+    """Its place is free when the worker has put it down, so what is sent to a busy one has a bound."""
+
     async def leave() -> None:
-        line = Line(TextLimits(concurrency=2))
+        line = Line(TextLimits(concurrency=1))
         number, first, pieces = await line.begin()
         line.texts.receive({"text": number, "piece": "a"})
         assert await first == "a"
         await pieces.aclose()
         assert line.said[-1] == {"leave": number}
+        line.texts.receive({"text": number, "piece": "too late"})
+        with pytest.raises(Refused, match="1 texts are being written"):
+            line.texts.check_room()
+        line.texts.receive({"text": number, "left": True})
 
         number, first, _ = await line.begin()  # before it has anything
         first.cancel()
         with pytest.raises(asyncio.CancelledError):
             await first
         assert line.said[-1] == {"leave": number}
-        assert (line.texts.running, line.texts.waiting) == (0, 0)
-        line.texts.receive({"text": number, "piece": "too late"})
+        assert (line.texts.running, line.texts.waiting) == (1, 0)
+        line.texts.receive({"text": number, "result": RESULT.to_dict()})
+        assert line.texts.running == 0
+        line.texts.receive({"text": number, "left": True})  # it had ended when that was said
 
     run(leave)
 
@@ -254,8 +262,9 @@ def test_only_so_many_wait_for_their_first_token() -> None:
             assert line.texts.waiting == 1
             if message is None:
                 first.cancel()
-            else:
-                line.texts.receive({"text": number, **message})
+                await asyncio.sleep(0)
+                message = {"left": True}
+            line.texts.receive({"text": number, **message})
             await asyncio.sleep(0.01)
             assert line.texts.waiting == 0
             line.texts.check_room()
@@ -276,6 +285,7 @@ def test_only_so_many_are_written() -> None:
         assert 500 <= int(caught.value.headers["Retry-After-Ms"]) <= 1500
         begun[0][1].cancel()
         await asyncio.sleep(0)
+        line.texts.receive({"text": begun[0][0], "left": True})
         line.texts.check_room()
 
     run(fill)
@@ -312,7 +322,7 @@ def test_when_the_worker_has_ended_so_have_all_texts() -> None:
         for waiting in (anext(pieces), second):
             with pytest.raises(Refused, match="it has ended") as caught:
                 await waiting
-            assert caught.value.status == 500
+            assert caught.value.status == 503
         with pytest.raises(Refused, match="it has ended") as caught:
             await anext(line.ask())
         assert caught.value.status == 503
