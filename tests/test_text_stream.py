@@ -247,15 +247,16 @@ def test_a_step_is_as_many_tokens_as_its_time_holds(
     assert [after - before for before, after in itertools.pairwise(counts) if after > before] == turns
 
 
-def test_a_stop_is_found_between_pieces(tmp_path: Path) -> None:
-    """At once, not when the next piece is due."""
+@pytest.mark.parametrize(("turn_s", "written"), [(0.0, ["a", "", "", "b"]), (1e9, ["a", "b"])])
+def test_a_stop_is_found_between_pieces(tmp_path: Path, turn_s: float, written: list[str]) -> None:
+    """At once, not when the next piece is due or the turn is over."""
     source = SessionSource("fixed", lambda rows, length: Fixed(b"abcdefgh"))
     model = TextModel(source, of_bytes(tmp_path), 100, frozenset())
-    *pieces, result = model.steps("p", Sampling(8, stop=("cd",)), 1e9)
+    *pieces, result = model.steps("p", Sampling(8, stop=("cd",)), 1e9, turn_s)
     assert isinstance(result, TextResult)
     assert result.text == "ab"
     assert len(result.tokens) == 4
-    assert pieces == ["a", "", "", "b"]
+    assert pieces == written
 
 
 def test_what_a_long_stop_text_costs() -> None:
