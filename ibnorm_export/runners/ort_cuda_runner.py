@@ -13,7 +13,7 @@ import onnxruntime as ort
 import torch
 
 from ibnorm_export.errors import BackendUnavailable, ModelFileError
-from ibnorm_export.runners.ort_runner import OrtError, first_line, open_session, read_profile
+from ibnorm_export.runners.ort_runner import OrtError, first_line, open_session, read_profile, session_options
 from ibnorm_export.tensors import Arrays
 
 __all__ = ["CUDA_PROVIDER", "OrtCudaRunner", "missing_for_cuda"]
@@ -100,12 +100,7 @@ class OrtCudaRunner:
     ) -> None:
         if problem := missing_for_cuda(ort.get_available_providers(), torch.version.cuda, torch.cuda.device_count()):
             raise BackendUnavailable(problem)
-        options = ort.SessionOptions()
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        if profile is not None:
-            options.enable_profiling = True
-            options.profile_file_prefix = str(profile)
+        options = session_options(threads, profile)
         if optimised is not None:
             options.optimized_model_filepath = str(optimised)
             options.add_session_config_entry(

@@ -23,7 +23,16 @@ from ibnorm_export.tensors import Arrays
 if TYPE_CHECKING:  # it needs torch
     from ibnorm_export.runners.ort_cuda_runner import OrtCudaRunner
 
-__all__ = ["LEVELS", "OrtError", "OrtRunner", "first_line", "norm_executions", "open_session", "read_profile"]
+__all__ = [
+    "LEVELS",
+    "OrtError",
+    "OrtRunner",
+    "first_line",
+    "norm_executions",
+    "open_session",
+    "read_profile",
+    "session_options",
+]
 
 #: Everything that ONNX Runtime raises of its own.
 OrtError = (
@@ -58,6 +67,17 @@ _NUMPY_TYPES = {
 #: Tokens behind those of a cache in place, and what is in them: results must not depend on it.
 _SPARE: Final = 3
 _UNUSED: Final = 100.0
+
+
+def session_options(threads: int | None, profile: Path | None) -> ort.SessionOptions:
+    """Options of a session: threads (None is the runtime's default), and prefix of its profile, where it writes one."""
+    options = ort.SessionOptions()
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
+    return options
 
 
 def open_session(
@@ -112,12 +132,7 @@ class OrtRunner:
         profile: Path | None = None,
         level: str = "all",
     ) -> None:
-        options = ort.SessionOptions()
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        if profile is not None:
-            options.enable_profiling = True
-            options.profile_file_prefix = str(profile)
+        options = session_options(threads, profile)
         self._session = open_session(source, options, library, ["CPUExecutionProvider"], level)
         self._types = {i.name: _NUMPY_TYPES.get(i.type) for i in self._session.get_inputs()}
         self._outputs = [o.name for o in self._session.get_outputs()]

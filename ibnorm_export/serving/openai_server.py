@@ -253,7 +253,7 @@ def serve_text(
     """
     config = uvicorn.Config(
         "", log_level="warning", access_log=False, timeout_graceful_shutdown=finish_s, lifespan="off"
-    )  # fmt: skip
+    )
     limits = TextLimits() if limits is None else limits
     server = _Server(config)
     with (

@@ -57,10 +57,10 @@ class TextProcess:
 
     async def ended(self) -> str:
         """How it ended, for a person."""
-        return await _end_of(self._process)
+        return await _how_it_ended(self._process)
 
 
-async def _end(process: Process) -> None:
+async def _stop(process: Process) -> None:
     """Let it end, or end it: nothing is said to it any more."""
     assert process.stdin is not None
     process.stdin.close()
@@ -75,7 +75,7 @@ async def _end(process: Process) -> None:
             process.kill()
 
 
-async def _end_of(process: Process) -> str:
+async def _how_it_ended(process: Process) -> str:
     code = await process.wait()
     how = f"exit code {code}" if code >= 0 else f"signal {-code}, {signal.strsignal(-code)}"
     return f"the process that writes texts has ended ({how}); its last words, if any, are above"
@@ -106,15 +106,15 @@ async def text_process(folder: str | Path) -> AsyncIterator[TextProcess]:
         assert process.stdout is not None
         line = await process.stdout.readline()
         if not line.endswith(b"\n"):
-            raise IBNormError(await _end_of(process))
+            raise IBNormError(await _how_it_ended(process))
         told = json.loads(line)
         if "failed" in told:
             raise raised(told["failed"])
         yield TextProcess(process, told["ready"]["max_positions"])
     finally:
-        ending = asyncio.ensure_future(_end(process))
+        stopping = asyncio.ensure_future(_stop(process))
         try:
-            await asyncio.shield(ending)
+            await asyncio.shield(stopping)
         except asyncio.CancelledError:  # as Ctrl-C ends a task
-            await ending
+            await stopping
             raise

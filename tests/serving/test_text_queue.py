@@ -1,11 +1,9 @@
-"""Whose turn it is, who is let in, how pieces reach the reader, and what becomes of errors: nothing runs but a test."""
+"""Who is let in, how pieces reach the reader, and what becomes of errors: nothing runs but a test."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-import threading
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
 import numpy as np
@@ -16,132 +14,9 @@ from ibnorm_export.errors import BackendUnavailable, IBNormError, ModelFileError
 from ibnorm_export.serving.openai_protocol import Refused
 from ibnorm_export.serving.openai_server import Door
 from ibnorm_export.serving.text_queue import TextLimits, Texts
-from ibnorm_export.serving.text_worker import MessageReader, Turns
 from ibnorm_export.text import Sampling, TextResult
 
-Steps = Iterator[str | TextResult]
 RESULT = TextResult("ab", (1, 2), 3, "length", 4.5, 6.5)
-
-
-class Model:
-    """Stands in for a `TextModel`: the prompt says its pieces, "-" none and "!" an error."""
-
-    def __init__(self) -> None:
-        self.computed: list[str] = []
-        self.closed: list[str] = []
-
-    def steps(self, prompt: str, sampling: Sampling, pace_s: float, turn_s: float) -> Steps:
-        name, _, pieces = prompt.partition(":")
-        try:
-            for piece in pieces:
-                self.computed.append(name)
-                if piece == "!":
-                    raise ZeroDivisionError("a bug")
-                if piece == "?":
-                    raise PromptError("too long")
-                yield "" if piece == "-" else piece
-            yield RESULT
-        finally:
-            self.closed.append(name)
-
-
-def begin(turns: Turns, number: int, prompt: str) -> None:
-    sampling = {"max_new_tokens": 5, "temperature": 0.5, "top_p": 0.5, "seed": 3, "stop": ["x"]}
-    turns.receive({"write": number, "prompt": prompt, "sampling": sampling})
-
-
-def test_first_tokens_go_first_and_others_in_order() -> None:
-    turns = Turns(model := Model())
-    begin(turns, 1, "old 1:abcd")
-    begin(turns, 2, "old 2:abcd")
-    for _ in range(3):
-        turns.take()
-    begin(turns, 3, "new 1:abcd")
-    begin(turns, 4, "new 2:abcd")
-    for _ in range(7):
-        turns.take()
-    begun = ["old 1", "old 2", "old 1"]
-    assert model.computed == [*begun, "new 1", "new 2", "old 2", "old 1", "new 1", "new 2", "old 2"]
-
-
-def test_what_is_said_of_a_text() -> None:
-    """The first token even where it makes no piece; later ones only where they do."""
-    turns = Turns(Model())
-    begin(turns, 7, "x:-a-b")
-    said = [turns.take() for _ in range(5)]
-    assert not turns
-    assert said == [
-        {"text": 7, "piece": ""}, {"text": 7, "piece": "a"}, None, {"text": 7, "piece": "b"},
-        {"text": 7, "result": RESULT.to_dict()},
-    ]  # fmt: skip
-
-
-def test_sampling_arrives() -> None:
-    seen = []
-
-    class Seeing(Model):
-        def steps(self, prompt: str, sampling: Sampling, pace_s: float, turn_s: float) -> Steps:
-            seen.append((prompt, sampling))
-            return super().steps(prompt, sampling, pace_s, turn_s)
-
-    turns = Turns(Seeing())
-    begin(turns, 1, "x:a")
-    turns.take()
-    assert seen == [("x:a", Sampling(5, 0.5, 0.5, 3, ("x",)))]
-
-
-def test_a_text_that_fails_ends_and_others_go_on() -> None:
-    turns = Turns(Model())
-    for number, prompt in enumerate(("a:1!2", "b:1!", "c:?", "d:12")):
-        begin(turns, number, prompt)
-    said: dict[int, list[Any]] = {}
-    while turns:
-        if told := turns.take():
-            said.setdefault(told.pop("text"), []).append(told)
-    bug = {"error": {"kind": "IBNormError", "why": "ZeroDivisionError: a bug"}}
-    assert said[0] == said[1] == [{"piece": "1"}, bug]
-    assert said[2] == [{"error": {"kind": "PromptError", "why": "too long"}}]
-    assert said[3] == [{"piece": "1"}, {"piece": "2"}, {"result": RESULT.to_dict()}]
-
-
-def test_a_text_that_is_left_computes_no_more() -> None:
-    """Nor does it begin, where its turn has not come; its cache is let go at once."""
-    turns = Turns(model := Model())
-    begin(turns, 1, "stays:abc")
-    begin(turns, 2, "goes:abc")
-    begin(turns, 3, "never:abc")
-    turns.take()
-    turns.take()
-    assert turns.receive({"leave": 2}) == {"text": 2, "left": True}
-    assert turns.receive({"leave": 3}) == {"text": 3, "left": True}
-    assert model.closed == ["goes"]
-    while turns:
-        turns.take()
-    assert turns.receive({"leave": 1}) == {"text": 1, "left": True}  # it has ended: no matter
-    assert model.computed == ["stays", "goes", "stays", "stays"]
-
-
-def test_messages_come_in_any_pieces() -> None:
-    out, into = os.pipe()
-    reader = MessageReader(out)
-    assert list(reader.read(wait=False)) == []
-    os.write(into, b'{"a": 1}\n{"b"')
-    assert list(reader.read(wait=True)) == [{"a": 1}]
-    assert list(reader.read(wait=False)) == []
-    os.write(into, b': "\\u20ac"}\n')
-    assert list(reader.read(wait=True)) == [{"b": "€"}]
-    long = "x" * 300_000  # more than the pipe holds
-    writer = threading.Thread(target=lambda: os.write(into, b'{"a": "' + long.encode() + b'"}\n'))
-    writer.start()
-    found: list[Any] = []
-    while not found:
-        found += reader.read(wait=True)
-    writer.join()
-    assert found == [{"a": long}]
-    os.close(into)
-    with pytest.raises(EOFError):
-        list(reader.read(wait=False))
-    os.close(out)
 
 
 class Line:
