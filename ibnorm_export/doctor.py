@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
-
-import torch
+from typing import Any, Final
 
 from ibnorm_export import native
 from ibnorm_export.engine import bindings
 from ibnorm_export.engine_options import Runtime
 from ibnorm_export.environment import environment, version_of
 from ibnorm_export.errors import BackendUnavailable
+from ibnorm_export.serving.triton_server import find_triton
 from ibnorm_export.spec import SCHEMA
 
 __all__ = ["Check", "Diagnosis", "diagnose"]
+
+#: What an extra brings: its modules with their distributions, and what for.
+_EXTRAS: Final = (
+    ("genai", "GenAI (--target ort-genai, generate, serve)", {"onnxruntime_genai": "onnxruntime-genai"}),
+    ("serve", "text endpoint (serve GENAI_DIR)", {"fastapi": "fastapi", "uvicorn": "uvicorn"}),
+    ("serve", "Triton's clients (verify --backend triton)", {"tritonclient.http": "tritonclient"}),
+    ("vision", "checkpoints of timm", {"timm": "timm"}),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +45,57 @@ class Diagnosis:
     environment: dict[str, Any]
 
     def __bool__(self) -> bool:
-        return any(c.name == "ONNX Runtime" and c.works for c in self.checks)
+        needed = {"PyTorch", "ONNX Runtime"}
+        return needed <= {check.name for check in self.checks if check.works}
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {"works": bool(self), **asdict(self)}
+
+
+def _imported(modules: Sequence[str]) -> str:
+    """Why one of them cannot be imported, or nothing."""
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            return f"{error.name} is not installed"
+        except (ImportError, OSError, RuntimeError) as error:  # of a native library, or of another build than torch's
+            return f"{module} is installed, but does not load: {' '.join(str(error).split())}"
+    return ""
+
+
+def _torch() -> list[Check]:
+    if why := _imported(["torch"]):
+        return [Check("PyTorch", False, why, "pip install torch, from the index of your CPU or CUDA build")]
+    import torch
+
+    check = Check("PyTorch", True, torch.__version__)
+    if torch.cuda.is_available():
+        return [check, Check("GPU", True, f"{torch.cuda.get_device_name(0)}, CUDA {torch.version.cuda}")]
+    if torch.version.cuda is None:
+        why, remedy = "torch is a CPU build", "only needed for GPU backends: install torch with CUDA"
+    else:
+        why, remedy = f"torch is built for CUDA {torch.version.cuda}, but no device answers", "check the NVIDIA driver"
+    return [check, Check("GPU", False, why, remedy)]
+
+
+def _extras() -> list[Check]:
+    checks = []
+    for extra, name, packages in _EXTRAS:
+        why = _imported(list(packages))
+        found = ", ".join(f"{package} {version_of(package)}" for package in packages.values())
+        checks.append(Check(name, not why, why or found, f"pip install 'ibnorm-export[{extra}]'" if why else ""))
+    return checks
+
+
+def _triton() -> Check:
+    try:
+        binary = find_triton()
+    except BackendUnavailable as missing:
+        found, _, remedy = str(missing).partition(": ")
+        return Check("Triton (serve)", False, found, remedy)
+    return Check("Triton (serve)", True, str(binary.path))
 
 
 def _onnxruntime() -> list[Check]:
@@ -78,15 +133,6 @@ def _compiler() -> Check:
     )
 
 
-def _gpu() -> Check:
-    if torch.cuda.is_available():
-        return Check("GPU", True, f"{torch.cuda.get_device_name(0)}, CUDA {torch.version.cuda}")
-    built = torch.version.cuda
-    if built is None:
-        return Check("GPU", False, "torch is a CPU build", "only needed for GPU backends: install torch with CUDA")
-    return Check("GPU", False, f"torch is built for CUDA {built}, but no device answers", "check the NVIDIA driver")
-
-
 def _tensorrt() -> list[Check]:
     checks = []
     for runtime in Runtime:
@@ -110,13 +156,16 @@ def _tensorrt() -> list[Check]:
 
 def diagnose() -> Diagnosis:
     """Look at this machine; nothing is downloaded or changed."""
+    torch, *gpu = _torch()
     checks = [
-        Check("PyTorch", True, torch.__version__),
+        torch,
         *_onnxruntime(),
         _fused_kernels(),
         Check("onnx.reference", True, f"onnx {version_of('onnx')}"),
         _compiler(),
-        _gpu(),
+        *_extras(),
+        _triton(),
+        *gpu,
         *_tensorrt(),
     ]
     return Diagnosis(tuple(checks), environment())

@@ -13,7 +13,7 @@ from typing import Any
 import onnx
 import pytest
 
-from ibnorm_export import doctor, engine, native
+from ibnorm_export import engine, native
 from ibnorm_export.artifact import ExportedModel
 from ibnorm_export.cli import main
 from ibnorm_export.engine import read_engine
@@ -187,32 +187,6 @@ def test_a_folder_of_that_name_is_no_tensorrt(
         engine.bindings(runtime)
     for name in engine._MODULES[runtime]:
         monkeypatch.delitem(sys.modules, name)
-
-
-@pytest.mark.parametrize("version", ["10.14.1", "12.0.0"])
-def test_doctor_speaks_of_tensorrt(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
-    def found(runtime: Runtime) -> Any:
-        if runtime is Runtime.TENSORRT:
-            return SimpleNamespace(__version__=version)
-        raise BackendUnavailable("tensorrt-rtx is not installed: pip install it")
-
-    monkeypatch.setattr(doctor, "bindings", found)
-    checks = {check.name: check for check in doctor._tensorrt()}
-    assert (checks["tensorrt"].works, checks["tensorrt"].found) == (True, version)
-    plugin = checks["TensorRT plugin library"]
-    if version.startswith("12"):
-        assert (plugin.works, "it is for 10 and 11" in plugin.found) == (False, True)
-    else:
-        assert (checks["tensorrt-rtx"].works, checks["tensorrt-rtx"].remedy) == (False, "pip install it")
-        assert plugin.works == native_library_is_there()
-
-
-def native_library_is_there() -> bool:
-    try:
-        native.trt_library()
-    except BackendUnavailable:
-        return False
-    return True
 
 
 # -- which profile takes which inputs --------------------------------------------------------------
