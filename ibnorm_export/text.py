@@ -71,9 +71,10 @@ class Sampling:
         """The next token, given the logits (vocabulary,)."""
         if self.temperature == 0.0:
             return int(logits.argmax())
-        scaled = logits.astype(np.float64) / self.temperature
-        order = np.argsort(-scaled, kind="stable")
-        weights = np.exp(scaled[order] - scaled[order[0]])
+        below = logits.astype(np.float64) - logits.max()
+        order = np.argsort(-below, kind="stable")
+        with np.errstate(over="ignore"):  # a temperature near 0 takes all but the likeliest to minus infinity
+            weights = np.exp(below[order] / self.temperature)
         weights /= weights.sum()
         kept = int(np.searchsorted(np.cumsum(weights), self.top_p)) + 1
         reached = np.cumsum(weights[:kept])

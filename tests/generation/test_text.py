@@ -73,6 +73,13 @@ def test_top_p_keeps_the_fewest_tokens_that_reach_it(top_p: float, kept: set[int
     assert {Sampling(temperature=1.0, top_p=top_p).choose(logits, rng) for _ in range(500)} == kept
 
 
+def test_a_temperature_near_nothing_takes_the_likeliest(recwarn: pytest.WarningsRecorder) -> None:
+    logits = np.array([0.0, 3.0, 2.0, -np.inf], dtype=np.float32)
+    rng = np.random.default_rng(1)
+    assert {Sampling(temperature=temperature).choose(logits, rng) for temperature in (1e-320, 1e-5)} == {1}
+    assert not recwarn.list
+
+
 @pytest.mark.parametrize(
     ("values", "names"), [((0, 0.0, 1.0), "max_new"), ((1, -1.0, 1.0), "temperature"), ((1, 1.0, 0.0), "top_p")]
 )
