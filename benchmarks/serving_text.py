@@ -19,6 +19,7 @@ import numpy as np
 import onnxruntime_genai as genai
 import openai
 from publish import Row
+from refusing import refusing
 from scipy.stats import binom
 
 from ibnorm_export.sessions import open_sessions
@@ -78,8 +79,10 @@ async def stream(endpoint: str, tokens: int, again: bool = False) -> Stream:
 
 @dataclass(frozen=True)
 class Burst:
-    """Texts asked for in one instant: seconds to the first piece of those admitted, refusals, and what was wrong."""
+    """Texts asked for in one instant: seconds in all, and to the first piece of those admitted, refusals, what was
+    wrong."""
 
+    whole_s: float
     firsts: list[float]
     refused: int
     others: list[str]
@@ -110,13 +113,16 @@ def burst(endpoint: str, name: str, count: int, tokens: int, wanted: str) -> Bur
                 if not part:
                     waiting.unregister(key.fileobj)
                     key.fileobj.close()  # type: ignore[union-attr]
+    ended = time.perf_counter()
     status = [int(answer[9:12]) for answer in told]
     texts = [
         "".join(json.loads(part)["choices"][0]["text"] for part in re.findall(rb"data: (\{.*\})", answer))
         if code == 200 else "" for code, answer in zip(status, told, strict=True)
     ]  # fmt: skip
     others = [f"{code} {text!r}" for code, text in zip(status, texts, strict=True) if code != 429 and text != wanted]
-    return Burst([at for at, code in zip(first, status, strict=True) if code == 200], status.count(429), others)
+    return Burst(
+        ended - began[0], [at for at, code in zip(first, status, strict=True) if code == 200], status.count(429), others
+    )
 
 
 def genai_alone(folder: Path, tokens: int) -> Callable[[], str]:
@@ -223,6 +229,10 @@ def bursts(server: Running, folder: Path, here: TextModel, tokens: int) -> list[
 def few_waiting(server: Running, folder: Path, here: TextModel, tokens: int) -> list[Row]:
     """The same burst at an endpoint that lets `WAITING` texts wait for their first token."""
     alone, told = hundreds(server, folder, here, tokens)
+    with refusing() as endpoint:
+        refused = [burst(endpoint, folder.name, 100, tokens, "") for _ in range(21)]
+    assert all(one.refused == 100 for one in refused)
+    reading = statistics.median([one.whole_s for one in refused[1:]]) * 1e3
     firsts = [first * 1e3 for one in told for first in one.firsts]
     return [
         Row(f"{folder.name}: 100 streams at once, --max-waiting {WAITING}, five times: neither right nor 429",
@@ -230,7 +240,9 @@ def few_waiting(server: Running, folder: Path, here: TextModel, tokens: int) -> 
             f"{len(firsts)} right, {sum(one.refused for one in told)} refused with 429"),
         Row(f"{folder.name}: first token of those admitted, --max-waiting {WAITING}, over one stream's, median",
             round(statistics.median(firsts) / alone, 2), 2.0, True,
-            f"alone {alone:.1f} ms; of {len(firsts)} in five bursts {min(firsts):.0f} to {max(firsts):.0f} ms"),
+            f"alone {alone:.1f} ms; of {len(firsts)} in five bursts {min(firsts):.0f} to {max(firsts):.0f} ms; to "
+            f"refuse a hundred, and do nothing else, uvicorn needs {reading:.1f} ms, {reading / alone:.1f} times one "
+            "stream's first token"),
     ]  # fmt: skip
 
 
