@@ -192,10 +192,10 @@ class TextModel:
             chosen.append(token)
             if now < turn_end and not sampling.stop:
                 continue
-            stream.extend(chosen[known:])
-            known = len(chosen)
             due = now - written >= pace_s
             if due or sampling.stop:
+                stream.extend(chosen[known:])
+                known = len(chosen)
                 tail += stream.take()
                 if sampling.found(tail) >= 0:
                     stopped = "stop"
