@@ -6,9 +6,10 @@ The `ibnorm` section goes in by timm's own writer:
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import timm
@@ -24,13 +25,27 @@ from ibnorm_export.tensors import Arrays, InputSpec
 
 __all__ = ["load_timm"]
 
+#: Arguments of timm's maker itself, not of an architecture: one of them loads a pickle from wherever it names.
+_OF_THE_MAKER: Final = frozenset(name for name in inspect.signature(timm.create_model).parameters if name != "kwargs")
+
+
+def _object(folder: Path, config: Mapping[str, Any], key: str) -> dict[str, Any]:
+    found = config.get(key) or {}
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{folder / 'config.json'}: {key} is {found!r}; it must be a JSON object")
+    return dict(found)
+
 
 def _build(folder: Path, config: Mapping[str, Any]) -> nn.Module:
-    architecture, arguments = config["architecture"], dict(config.get("model_args") or {})
+    architecture, arguments = config["architecture"], _object(folder, config, "model_args")
     if "num_classes" in config:
         arguments.setdefault("num_classes", config["num_classes"])
-    if not timm.is_model(architecture):
+    if not isinstance(architecture, str) or not timm.is_model(architecture):
         raise CheckpointError(f"{folder / 'config.json'}: timm {timm.__version__} has no architecture {architecture!r}")
+    if foreign := sorted(_OF_THE_MAKER & arguments.keys()):
+        raise CheckpointError(
+            f"{folder / 'config.json'}: model_args has {', '.join(foreign)}, which is no argument of a model; remove it"
+        )
     try:
         model: nn.Module = timm.create_model(architecture, pretrained=False, **arguments)
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
@@ -39,7 +54,7 @@ def _build(folder: Path, config: Mapping[str, Any]) -> nn.Module:
 
 
 def _input(folder: Path, config: Mapping[str, Any]) -> InputSpec:
-    size = dict(config.get("pretrained_cfg") or {}).get("input_size")
+    size = _object(folder, config, "pretrained_cfg").get("input_size")
     if not isinstance(size, list) or len(size) != 3 or not all(isinstance(n, int) and n > 0 for n in size):
         raise CheckpointError(
             f"{folder / 'config.json'}: pretrained_cfg.input_size is {size!r}; it must be [channels, height, width]"

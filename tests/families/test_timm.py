@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from ibnorm_export import NormConfig, models, replace_norms
 from ibnorm_export.errors import CheckpointError
@@ -61,13 +62,39 @@ def test_a_resnet_of_timm(tmp_path: Path, norms: dict[str, Any]) -> None:
     assert report, report.findings
 
 
+class _Touch:
+    """What a pickle can do to whoever loads it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self._path,)
+
+
+def test_no_pickle_is_loaded_that_the_config_names(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "vit", "vit_tiny_patch16_224", section(), **VIT)
+    pickled = tmp_path / "weights.bin"
+    torch.save({"state_dict": _Touch(tmp_path / "loaded")}, pickled)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["model_args"] = {**VIT, "checkpoint_path": str(pickled)}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="model_args has checkpoint_path"):
+        models.load(folder)
+    assert not (tmp_path / "loaded").exists()
+
+
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
         ("architecture", "vit_of_nobody", "no architecture 'vit_of_nobody'"),
+        ("architecture", ["resnet18"], r"no architecture \['resnet18'\]"),
         ("model_args", {"heads": 3}, "heads"),
+        ("model_args", ["depth"], r"model_args is \['depth'\]; it must be a JSON object"),
         ("model_args", {**VIT, "embed_dim": 64}, "wrong shape"),
+        ("model_args", {**VIT, "pretrained": True}, "model_args has pretrained, which is no argument of a model"),
         ("pretrained_cfg", {}, "input_size is None"),
+        ("pretrained_cfg", "small", "pretrained_cfg is 'small'; it must be a JSON object"),
     ],
 )
 def test_what_does_not_fit_is_named(tmp_path: Path, key: str, value: object, said: str) -> None:
