@@ -95,6 +95,12 @@ def _load_folder(folder: Path, task: str) -> LoadedModel:
             f"{folder} is a {kind} model, which is no causal language model: it cannot generate text. "
             "Leave --task text-generation out"
         )
+    if config.get("quantization_config"):
+        raise CheckpointError(
+            f"{folder / 'config.json'} has a quantization_config: its weights are no floating-point numbers, which an "
+            "export and its verification start from. Save the model that it was made of, or what transformers' "
+            "model.dequantize() gives; export --dtype int8 or int4 quantizes that"
+        )
     files = weight_files(folder)
     try:
         family.check(config)

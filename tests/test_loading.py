@@ -90,6 +90,7 @@ def test_illegal_sections(copy: Path, key: str, value: object, said: str) -> Non
         ("model_type", "mamba", "'mamba'"),
         ("hidden_size", "many", "hidden_size"),
         ("num_attention_heads", 0, "cannot build"),
+        ("quantization_config", {"quant_method": "bitsandbytes", "load_in_4bit": True}, "has a quantization_config"),
         ("rope_parameters", {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}, "dynamic"),
     ],
 )
