@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import math
 import tomllib
 import types
 import typing
@@ -164,6 +165,9 @@ def _check_export(export: ExportCheck, names: list[str]) -> None:
         _demand(backend in legal, f"{where}: there is no backend {backend!r}; there are {', '.join(legal)}")
     _demand(bool(export.parity.backends), f"{where}: parity.backends is empty; name at least one")
     _demand(export.parity.samples >= 1, f"{where}: parity.samples is {export.parity.samples}; it must be at least 1")
+    _demand(export.parity.seed >= 0, f"{where}: parity.seed is {export.parity.seed}; it must be at least 0")
+    above = export.parity.max_error
+    _demand(above is None or above >= 0.0, f"{where}: parity.max_error is {above}; it must be at least 0")
     for index, budget in enumerate(export.latency):
         place = f"{where}: latency[{index}]"
         given = [key for key in ("max_ms", "baseline", "against") if getattr(budget, key) is not None]
@@ -172,7 +176,9 @@ def _check_export(export: ExportCheck, names: list[str]) -> None:
         rivals = (None, "torch", "torch.compile", *others)
         _demand(budget.against in rivals, f"{place}: against is {budget.against!r}; it must be one of {rivals[1:]}")
         limits = (budget.max_ratio, 1.0 if budget.max_ms is None else budget.max_ms)
-        _demand(min(limits) > 0.0, f"{place}: a limit must be above 0")
+        sound = all(math.isfinite(limit) and limit > 0.0 for limit in limits)
+        _demand(sound, f"{place}: a limit must be above 0 and finite")
+        _demand(budget.threads >= 0, f"{place}: threads is {budget.threads}; it must be at least 0, the physical cores")
         counts = (budget.batch, budget.sequence, budget.rounds, budget.max_rounds - budget.rounds + 1)
         _demand(min(counts) >= 1, f"{place}: batch, sequence and rounds must be at least 1, max_rounds at least rounds")
 

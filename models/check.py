@@ -35,6 +35,11 @@ _OUTCOMES = {Decision.PASS: Outcome.PASS, Decision.FAIL: Outcome.FAIL, Decision.
 _MAY_BE_PRESENT = tuple(name for name in BACKENDS if name != "triton")
 
 
+def _said(error: Exception) -> str:
+    """What a case says of it; an error that nobody raised on purpose is named by its type too."""
+    return str(error) if isinstance(error, IBNormError) else f"{type(error).__name__}: {error}"
+
+
 def _made(asked: ExportCheck, folder: Path, progress: Progress) -> tuple[LoadedModel, ExportedModel]:
     model = load(asked.checkpoint, asked.model, asked.task)
     if asked.file is not None:
@@ -122,8 +127,8 @@ def _timed(
 
     try:
         verdict, notes = _judged(budget, race, asked.name)
-    except IBNormError as error:
-        return Case(suite, what, Outcome.ERROR, str(error), time.perf_counter() - start)
+    except Exception as error:  # noqa: BLE001  # as in `run_check`
+        return Case(suite, what, Outcome.ERROR, _said(error), time.perf_counter() - start)
     says = "; ".join((str(verdict), *notes))
     return Case(
         suite, what, _OUTCOMES[verdict.decision], says, time.perf_counter() - start, to_dict(verdict)
@@ -161,8 +166,11 @@ def run_check(config: CheckConfig, source: str, progress: Progress = silent) -> 
                 cases += found
                 if report is not None:
                     parity[f"{asked.name}, {backend}"] = report
-        except IBNormError as error:
-            cases.append(Case(asked.name, "export and parity", Outcome.ERROR, str(error), time.perf_counter() - start))
+        # Broad on purpose: whatever one export trips over, a defect of this program too, the others are still checked
+        # and the reports written. The case is red, and an interrupt is no Exception.
+        except Exception as error:  # noqa: BLE001
+            seconds = time.perf_counter() - start
+            cases.append(Case(asked.name, "export and parity", Outcome.ERROR, _said(error), seconds))
             made.pop(asked.name, None)
     for asked in config.export:
         for budget in asked.latency if asked.name in made else ():

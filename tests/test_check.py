@@ -77,6 +77,9 @@ def test_what_is_checked_is_what_export_makes() -> None:
         (START + "[export.parity]\nsample = 3", "unknown keys ['sample']"),
         (START + "[export.parity]\nsamples = true", "samples is True; it must be int"),
         (START + "[export.parity]\nsamples = 0", "samples is 0"),
+        (START + "[export.parity]\nseed = -1", "parity.seed is -1"),
+        (START + "[export.parity]\nmax_error = -1.0", "parity.max_error is -1.0"),
+        (START + "[export.parity]\nmax_error = nan", "parity.max_error is nan"),
         (START + '[export.parity]\nbackends = ["gpu"]', "no backend 'gpu'"),
         (START + '[export.parity]\nbackends = ["triton"]', "no backend 'triton'"),
         (START + 'dtype = "fp8"', "'fp8'; it must be one of ['fp32', 'fp16', 'bf16']"),
@@ -85,6 +88,8 @@ def test_what_is_checked_is_what_export_makes() -> None:
         (START + '[[export.latency]]\nmax_ms = 1\nagainst = "torch"', "exactly one"),
         (START + '[[export.latency]]\nagainst = "other"', "'other'"),
         (START + "[[export.latency]]\nmax_ms = -1", "above 0"),
+        (START + "[[export.latency]]\nmax_ms = nan", "above 0"),
+        (START + "[[export.latency]]\nmax_ms = 1\nthreads = -3", "latency[0]: threads is -3"),
         (START + "[[export.latency]]\nmax_ms = 1\nmax_rounds = 3", "max_rounds at least rounds"),
         (START + START, "there 2 times"),
         ('[[export]]\nname = "../m"\ncheckpoint = "c"', "names a file"),
@@ -166,6 +171,42 @@ def test_what_cannot_be_tried_is_an_error_and_the_rest_goes_on(tmp_path: Path) -
     write_all(report, config.results)
     assert len(ET.parse(config.results / "junit.xml").findall(".//error")) == 2
     assert not CheckReport("check.toml", (), {}, {}, 0.0)
+
+
+@pytest.mark.parametrize("raised", [RuntimeError("generator raised StopIteration"), KeyError("x"), OSError(28, "full")])
+def test_whatever_an_export_trips_over_the_rest_goes_on(
+    vit_checkpoint: Path, exported_vit: ExportedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    raised: Exception,
+) -> None:  # fmt: skip
+    def fail(*_: Any, **__: Any) -> Any:
+        raise raised
+
+    text = "\n".join(
+        f'[[export]]\nname = "{name}"\ncheckpoint = "{vit_checkpoint}"\nfile = "{exported_vit.path}"\n'
+        f"parity = {{layers = false, exposing = false, samples = 1}}\n[[export.latency]]\nmax_ms = 1000"
+        for name in ("bad", "good")
+    )
+    config = read_check_config(written(tmp_path, text))
+    first = check._compared
+    monkeypatch.setattr(check, "_compared", lambda asked, *rest: fail() if asked.name == "bad" else first(asked, *rest))
+    monkeypatch.setattr(check, "contest", fail)
+    report = check.run_check(config, "check.toml")
+    found = {(case.suite, case.name): case for case in report.cases}
+    bad, slow = found["bad", "export and parity"], found["good.ort-cpu.latency", "at most 1000 ms"]
+    assert (bad.outcome, slow.outcome) == (Outcome.ERROR, Outcome.ERROR)
+    assert bad.says == slow.says == f"{type(raised).__name__}: {raised}"
+    assert {case.outcome for case in report.cases if case.suite == "good.ort-cpu"} == {Outcome.PASS}
+    write_all(report, config.results)
+    assert len(ET.parse(config.results / "junit.xml").findall(".//error")) == 2
+
+
+def test_an_interrupt_ends_the_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(check, "_made", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        check.run_check(read_check_config(written(tmp_path, START)), "check.toml")
 
 
 @pytest.mark.parametrize(
