@@ -11,7 +11,7 @@ import json
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -301,30 +301,57 @@ def new_file(target: Path, error: type[Exception] = ExportError) -> Iterator[Pat
 
 
 @contextlib.contextmanager
-def new_folder(target: Path, marker: str = MODEL_FILE) -> Iterator[Path]:
+def new_folder(
+    target: Path, earlier: Callable[[Path], Collection[str]], error: type[Exception] = ExportError
+) -> Iterator[Path]:
     """A folder beside `target` to fill; at the end it takes the target's place, whole or not at all.
 
-    An older export in that place is replaced: a folder that holds a file called `marker`.
+    What an earlier run wrote in that place is replaced; where anything else lies there, nothing is touched. On any
+    exception, an interrupt included, what stood at the target stays.
+
+    Args:
+        target: the folder.
+        earlier: the files that an earlier run has written into a folder, relative to it; raises where none has.
+        error: what to raise.
 
     Raises:
-        ExportError: the target is a file, holds something other than an export, or cannot be written.
+        error: the target is a file, holds something that no earlier run wrote, or cannot be written.
     """
     if target.is_file():
-        raise ExportError(f"{target} is a file; name the folder to write")
-    if target.is_dir() and any(target.iterdir()) and not (target / marker).is_file():
-        raise ExportError(f"{target} is not empty and holds no {marker}; choose another folder")
+        raise error(f"{target} is a file; name the folder to write")
+    if target.is_dir() and any(target.iterdir()):
+        there = {
+            path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_symlink() or path.is_file()
+        }
+        if foreign := sorted(there - set(earlier(target))):
+            more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+            raise error(
+                f"{target} holds {foreign[0]}{more}, which would be lost: this command writes no such file. Choose "
+                "another folder, or move it away"
+            )
     if not target.parent.is_dir():
-        raise ExportError(f"cannot write {target}: the folder {target.parent} does not exist")
+        raise error(f"cannot write {target}: the folder {target.parent} does not exist")
     try:
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.", suffix=".partial") as beside:
-            new = Path(beside) / target.name
-            new.mkdir()
-            yield new
-            if target.exists():
-                target.rename(Path(beside) / "old")
-            new.rename(target)
+        beside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".partial"))
     except OSError as cause:
-        raise ExportError(f"cannot write {target}: {cause.strerror or cause}") from cause
+        raise error(f"cannot write {target}: {cause.strerror or cause}") from cause
+    new, old = beside / target.name, beside / "old"
+    try:
+        new.mkdir()
+        yield new
+        try:
+            if target.exists():
+                target.rename(old)
+            new.rename(target)
+        except BaseException:
+            if old.exists() and not target.exists():
+                old.rename(target)
+            raise
+    except OSError as cause:
+        raise error(f"cannot write {target}: {cause.strerror or cause}") from cause
+    finally:
+        if target.exists() or not old.exists():  # else what is beside is all there is
+            shutil.rmtree(beside, ignore_errors=True)
 
 
 def resolve(path: str | Path) -> Path:

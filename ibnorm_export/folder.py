@@ -10,10 +10,11 @@ from ibnorm_export.artifact import MODEL_FILE, ExportedModel, new_folder
 from ibnorm_export.errors import ExportError
 from ibnorm_export.export import ExportOptions, export
 from ibnorm_export.loaded import LoadedModel
+from ibnorm_export.manifest import MANIFEST_FILE, read_manifest
 from ibnorm_export.progress import Progress, silent
 from ibnorm_export.tokens import TOKENIZER_FILES, Tokens
 
-__all__ = ["copy_companions", "export_folder"]
+__all__ = ["copy_companions", "earlier_export", "export_folder"]
 
 _CONFIG_FILES: Final = ("config.json", "generation_config.json")
 
@@ -30,6 +31,21 @@ def copy_companions(model: LoadedModel, folder: Path) -> None:
     for name in (*_CONFIG_FILES, *TOKENIZER_FILES):
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
+
+
+def earlier_export(folder: Path) -> set[str]:
+    """The files in `folder` that an export of a language model has written, or would write.
+
+    Raises:
+        ExportError: its model.onnx is missing, or is not of this package.
+    """
+    file = folder / MODEL_FILE
+    if not file.is_file():
+        raise ExportError(f"{folder} is not empty and holds no {MODEL_FILE}; choose another folder")
+    if "source_sha256" not in ExportedModel(file).metadata:
+        raise ExportError(f"{file} was not written by ibnorm-export; choose another folder, or move it away")
+    manifest = read_manifest(folder)["files"] if (folder / MANIFEST_FILE).is_file() else ()
+    return {MODEL_FILE, f"{MODEL_FILE}.data", MANIFEST_FILE, *_CONFIG_FILES, *TOKENIZER_FILES, *manifest}
 
 
 def export_folder(
@@ -50,7 +66,7 @@ def export_folder(
     """
     if model.task != "text-generation":
         raise ExportError(f"{model.source} was loaded for the task {model.task}; load it for text-generation")
-    with new_folder(Path(folder)) as beside:
+    with new_folder(Path(folder), earlier_export) as beside:
         copy_companions(model, beside)
         export(model, beside / MODEL_FILE, options, progress)
     return ExportedModel(Path(folder) / MODEL_FILE)

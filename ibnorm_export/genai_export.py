@@ -27,7 +27,7 @@ from ibnorm_export import native
 from ibnorm_export.artifact import MODEL_FILE, ExportedModel, metadata_props, new_folder
 from ibnorm_export.errors import BackendUnavailable, ExportError
 from ibnorm_export.export import ExportOptions, check_quantization, describe
-from ibnorm_export.folder import copy_companions
+from ibnorm_export.folder import copy_companions, earlier_export
 from ibnorm_export.graph_passes.tidy import attach_functions
 from ibnorm_export.loaded import LoadedModel, cast_parameters, torch_dtype
 from ibnorm_export.manifest import write_manifest
@@ -263,7 +263,7 @@ def export_genai(
     config: Any = model.module.config
     config._name_or_path = model.source
     config.architectures = ["LlamaForCausalLM"]
-    with new_folder(Path(folder)) as beside, tempfile.TemporaryDirectory() as cache:
+    with new_folder(Path(folder), earlier_export) as beside, tempfile.TemporaryDirectory() as cache:
         progress("building", 0, 3)
         made_class = _subclass(base, model, None if library is None else library.name)
         dtype = _IR_DTYPES[options.dtype]

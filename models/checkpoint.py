@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ibnorm_export.artifact import new_folder
 from ibnorm_export.errors import BackendUnavailable, CheckpointError, SpecError
 from ibnorm_export.groupings import BatchIBNorm
 from ibnorm_export.loaded import TASKS, LoadedModel
@@ -27,6 +27,7 @@ from ibnorm_export.models.registry import FAMILIES, preset
 from ibnorm_export.models.weights import hash_files, nonfinite, raise_mismatch, read_config, weight_files
 from ibnorm_export.replace import replace_norms
 from ibnorm_export.spec import IBNormSpec, NormConfig
+from ibnorm_export.tokens import TOKENIZER_FILES
 
 __all__ = ["load", "measure_statistics", "new_model", "read_config", "save"]
 
@@ -256,25 +257,30 @@ def new_model(size: str | Mapping[str, Any], norms: NormConfig | IBNormSpec, see
     return model
 
 
+def _earlier(folder: Path) -> set[str]:
+    """The files of a checkpoint in `folder`, its tokenizer's too."""
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder} exists and is not a checkpoint; choose another place")
+    weights = {path.name for path in folder.glob("model*.safetensors")}
+    return {"config.json", "generation_config.json", "model.safetensors.index.json", *weights, *TOKENIZER_FILES}
+
+
 def save(model: PreTrainedModel, folder: str | Path) -> None:
     """Write a model of `new_model` or `load` as a Hugging Face folder, whole or not at all.
 
-    An existing checkpoint in that place is replaced.
+    An existing checkpoint in that place is replaced, but for its tokenizer, which stays.
 
     Raises:
         CheckpointError: the folder holds something other than a checkpoint, or cannot be written.
     """
     folder = Path(folder)
-    if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder} exists and is not a checkpoint; choose another place")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as beside:
-            new = Path(beside) / "new"
-            with _quiet_transformers():
-                model.save_pretrained(new)
-            if folder.exists():
-                folder.rename(Path(beside) / "old")
-            shutil.move(new, folder)
     except OSError as error:
         raise CheckpointError(f"cannot write the checkpoint {folder}: {error.strerror or error}") from error
+    with new_folder(folder, _earlier, CheckpointError) as beside:
+        for name in TOKENIZER_FILES:
+            if (folder / name).is_file():
+                shutil.copyfile(folder / name, beside / name)
+        with _quiet_transformers():
+            model.save_pretrained(beside)

@@ -26,8 +26,8 @@ import onnx.helper
 from ibnorm_export import native
 from ibnorm_export.artifact import MODEL_FILE, ExportedModel, new_folder
 from ibnorm_export.environment import version_of
-from ibnorm_export.errors import BackendUnavailable, ExportError
-from ibnorm_export.manifest import MANIFEST_FILE, machine_of, sha256_of, write_manifest
+from ibnorm_export.errors import BackendUnavailable, ExportError, ModelFileError
+from ibnorm_export.manifest import MANIFEST_FILE, machine_of, read_manifest, sha256_of, write_manifest
 from ibnorm_export.random_inputs import draw
 from ibnorm_export.serving.triton_config import Limits, ModelConfig, batch_axis, config_text
 from ibnorm_export.tensors import Arrays
@@ -172,7 +172,7 @@ def package(model: ExportedModel, repository: str | Path, options: PackageOption
     if options.variant is Variant.BOTH:
         variants[f"{name}-portable"] = None
     start = _start_command(options, None if plan is None or fused is None else f"{options.root}/{name}/{fused.name}")
-    with new_folder(repository, MANIFEST_FILE) as beside:
+    with new_folder(repository, _earlier) as beside:
         for variant, library in variants.items():
             config = ModelConfig(
                 variant, options.backend.value, MODEL_FILE if plan is None else _PLAN_FILE, model.inputs, model.outputs,
@@ -202,6 +202,16 @@ def package(model: ExportedModel, repository: str | Path, options: PackageOption
         libraries = {f"{variant}/{library.name}": library for variant, library in variants.items() if library}
         write_manifest(beside, libraries, manifest)
     return Package(repository, tuple(variants), start, manifest)
+
+
+def _earlier(repository: Path) -> set[str]:
+    """The files that were packaged into a folder."""
+    if not (repository / MANIFEST_FILE).is_file():
+        raise ExportError(f"{repository} is not empty and holds no {MANIFEST_FILE}; choose another folder")
+    try:
+        return {MANIFEST_FILE, *read_manifest(repository)["files"]}
+    except ModelFileError as error:
+        raise ExportError(f"{repository} is no repository that was packaged: {error}; choose another folder") from error
 
 
 def _default_name(model: ExportedModel) -> str:
