@@ -129,6 +129,8 @@ def check_decoding(
             parts["prompt" if at == 0 else "decoding"].add(a[rows], o[rows], truth[:, here][rows])
             at += a.shape[1]
         for name, sums in parts.items():
+            if not sums.per_sample:  # a model of one position has a prompt and no step behind it
+                continue
             judged = sums.judge(f"{name} ({len(sums.per_sample)} calls)", norms, BOUNDS[dtype])
             outputs.append(judged)
             if not judged.passed:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ibnorm_export.decoding import Decoder
+from ibnorm_export.errors import ModelFileError
 from ibnorm_export.loaded import LoadedModel
 from ibnorm_export.parity import Quality, QualityBound
 from ibnorm_export.progress import Progress
@@ -16,7 +17,7 @@ from ibnorm_export.runners.base import Runner
 from ibnorm_export.tensors import InputSpec
 from ibnorm_export.text import Sampling
 
-__all__ = ["POSITIONS", "QUALITY_BOUNDS", "check_quality", "own_text"]
+__all__ = ["POSITIONS", "QUALITY_BOUNDS", "check_quality", "demand_predictions", "own_text"]
 
 #: Predictions that are compared; the last `_STEPS` of each window come from cached steps of one token.
 POSITIONS: Final = 512
@@ -51,6 +52,16 @@ def own_text(model: LoadedModel, own: Runner, seed: int = 0) -> NDArray[np.int64
     return np.array(pieces, dtype=np.int64)
 
 
+def demand_predictions(tokens: NDArray[np.int64]) -> None:
+    """Refuse a text (n,) in which no token follows another.
+
+    Raises:
+        ModelFileError: nothing can be predicted in it.
+    """
+    if len(tokens) < 2:
+        raise ModelFileError(f"the text has {len(tokens)} token; predictions need at least two: give a longer text")
+
+
 def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
     result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
@@ -80,7 +91,11 @@ def check_quality(
         inputs: of the file.
         kind: key of `QUALITY_BOUNDS`.
         tokens: a text (n,).
+
+    Raises:
+        ModelFileError: the text has fewer than two tokens.
     """
+    demand_predictions(tokens)
     window = min(_WINDOW, model.max_positions)
     starts = range(0, min(len(tokens) - 1, POSITIONS), window)
     pieces = [tokens[start : start + window + 1] for start in starts]

@@ -110,10 +110,13 @@ class CausalFamily(Family):
         # a first prompt; one token of rows of unequal length; a single token and no past; more prompt behind a past
         config: Any = module.config
         batch, past, sequence = ((1, 0, 33), (3, 19, 1), (1, 0, 1), (2, 9, 5))[index % 4]
+        longest = int(config.max_position_embeddings)
+        past = min(past, longest - 1)
+        sequence = min(sequence, longest - past)
         layers, heads, head = self.cache_size(module)
         mask = np.ones((batch, past + sequence), dtype=np.int64)
         for row in range(1, batch):
-            mask[row, : 4 * row] = 0
+            mask[row, : min(4 * row, past)] = 0
         arrays: Arrays = {
             "input_ids": rng.integers(0, config.vocab_size, (batch, sequence), dtype=np.int64),
             "attention_mask": mask,
