@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 
 from ibnorm_export.artifact import ExportedModel
 from ibnorm_export.errors import ModelFileError
+from ibnorm_export.npz import read_npz
 from ibnorm_export.runners.base import Runner
 from ibnorm_export.tensors import Arrays, InputSpec
 
@@ -112,13 +112,7 @@ class Decoder:
         Raises:
             ModelFileError: the file is missing or damaged, or its tensors do not fit the model.
         """
-        try:
-            with np.load(path, allow_pickle=False) as archive:
-                found = {name: archive[name] for name in archive.files}
-        except FileNotFoundError as error:
-            raise ModelFileError(f"{path} does not exist") from error
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise ModelFileError(f"{path} is not a saved cache: {error}") from error
+        found = read_npz(path, "a saved cache")
         mask = found.pop("attention_mask", None)
         names = [spec.name for spec in self._past]
         if mask is None or mask.ndim != 2 or sorted(found) != sorted(names):

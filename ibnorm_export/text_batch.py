@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ibnorm_export.errors import ModelFileError
 from ibnorm_export.loaded import LoadedModel
+from ibnorm_export.npz import read_npy
 from ibnorm_export.tensors import Arrays
 from ibnorm_export.tokens import Tokens
 
@@ -40,10 +41,7 @@ def read_labels(path: Path) -> NDArray[Any]:
     Raises:
         ModelFileError: the file is missing, damaged or holds something else.
     """
-    try:
-        labels = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ModelFileError(f"{path} is not a .npy file of labels: {error}") from error
-    if not isinstance(labels, np.ndarray) or not np.issubdtype(labels.dtype, np.integer):
-        raise ModelFileError(f"{path} holds {getattr(labels, 'dtype', 'several arrays')}; labels are integers")
+    labels = read_npy(path, "a .npy file of labels")
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ModelFileError(f"{path} holds {labels.dtype}; labels are integers")
     return labels

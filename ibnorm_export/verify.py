@@ -7,22 +7,24 @@ the yardstick, and a runtime fails when it is clearly further from the truth tha
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from torch import nn
 
 from ibnorm_export.artifact import ExportedModel
 from ibnorm_export.decoding import without_padding
 from ibnorm_export.errors import ModelFileError
 from ibnorm_export.exposing import exposing_inputs
 from ibnorm_export.loaded import LoadedModel, torch_dtype
+from ibnorm_export.npz import read_npz
 from ibnorm_export.numeric_check import Runtime, check_numeric, round_inputs
 from ibnorm_export.parity import BOUNDS, Bound, Finding, NumericReport, OutputParity, ParityReport, StaticReport
 from ibnorm_export.progress import Progress, silent
-from ibnorm_export.reach import reach
+from ibnorm_export.quality_check import demand_predictions
+from ibnorm_export.reach import Reach, reach
 from ibnorm_export.runners.base import Endpoint, Kernels
 from ibnorm_export.static_check import check_static
 from ibnorm_export.tensors import Arrays, DType, InputSpec
@@ -96,16 +98,7 @@ def read_arrays(path: str | Path, inputs: Sequence[InputSpec]) -> Arrays:
         ModelFileError: the file is missing or damaged, or an array is missing, or of another type or
             shape; the message names it.
     """
-    try:
-        with Path(path).open("rb") as stream:
-            archive = np.load(stream, allow_pickle=False)
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise TypeError("it holds one array; save each input under its name with numpy.savez")
-            arrays = {name: archive[name] for name in archive.files}
-    except FileNotFoundError as error:
-        raise ModelFileError(f"{path} does not exist") from error
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, AttributeError, MemoryError) as error:
-        raise ModelFileError(f"{path} is not an .npz file of plain arrays: {error}") from error
+    arrays = read_npz(path, "an .npz file of plain arrays")
     wanted = [spec.name for spec in inputs]
     if sorted(arrays) != sorted(wanted):
         raise ModelFileError(f"{path} holds {sorted(arrays)}; the model takes {wanted}")
@@ -116,13 +109,30 @@ def read_arrays(path: str | Path, inputs: Sequence[InputSpec]) -> Arrays:
         if not np.issubdtype(array.dtype, kind):
             raise ModelFileError(f"{path}: {spec.name} is {array.dtype}; it must be {kind.__name__}")
         arrays[spec.name] = array.astype(np.float32 if spec.floating else np.int64)
-        if array.ndim != len(spec.shape) or array.size == 0:
+        # A first call of a model with a cache has a past of length 0.
+        empty = array.ndim == len(spec.shape) and any(
+            have == 0 and want != "past" for have, want in zip(array.shape, spec.shape, strict=True)
+        )
+        if array.ndim != len(spec.shape) or empty:
             raise ModelFileError(f"{path}: {spec.name} has shape {array.shape}; it must be {spec.shape}, not empty")
         for have, want in zip(array.shape, spec.shape, strict=True):
             expected = want if isinstance(want, int) else sizes.setdefault(want, have)
             if have != expected:
                 raise ModelFileError(f"{path}: {spec.name} has shape {array.shape}; it must be {spec.shape}")
     return arrays
+
+
+def _reached(model: LoadedModel, truth: nn.Module, inputs: Sequence[Arrays], index: int) -> Reach:
+    """`reach` on one of the inputs.
+
+    Raises:
+        ModelFileError: PyTorch cannot run on it; the message has its ranges.
+    """
+    try:
+        return reach(model, truth, inputs[index])
+    except (IndexError, ValueError, RuntimeError) as error:
+        ranges = ", ".join(f"{name} from {a.min()} to {a.max()}" for name, a in inputs[index].items() if a.size)
+        raise ModelFileError(f"PyTorch cannot run the checkpoint on input {index} ({ranges}): {error}") from error
 
 
 def verify(
@@ -182,6 +192,8 @@ def verify(
             "GroupQueryAttention counts positions without padding. Give rows of equal length, or export --target "
             "portable"
         )
+    if model.task == "text-generation" and model.max_positions == 1:
+        notes.append("the model has one position: there is no cached step behind a prompt to compare")
     if genai:
         notes.append("rows of a batch are of equal length: GroupQueryAttention counts positions without padding")
         inputs = [without_padding(sample) for sample in inputs]
@@ -192,12 +204,9 @@ def verify(
         if model.task != "text-generation":
             raise ModelFileError(f"{exported.path} was exported for {model.task}; a text is for text-generation")
         tokens = Tokens(Path(model.source), model.vocabulary).encode(text)
+        demand_predictions(tokens)
     truth = model.in_float64()
-    try:
-        reached = reach(model, truth, inputs[0])
-    except (IndexError, ValueError, RuntimeError) as error:
-        ranges = ", ".join(f"{name} from {array.min()} to {array.max()}" for name, array in inputs[0].items())
-        raise ModelFileError(f"PyTorch cannot run the checkpoint on the inputs ({ranges}): {error}") from error
+    reached = _reached(model, truth, inputs, 0)
     runtime = Runtime(
         options.backend, options.kernels, options.require_fused, options.layers, options.endpoint, options.engine
     )  # fmt: skip
@@ -207,4 +216,8 @@ def verify(
     except ModelFileError as error:  # a file that the runtime refuses is a finding, beside the static ones
         findings = (Finding("runtime", str(error)),)
         numeric = NumericReport(options.backend, exported.dtype, "nothing: it does not load", 0, (), findings)
+    except (IndexError, ValueError, RuntimeError):  # is it an input behind the first that PyTorch refuses?
+        for index in range(1, len(inputs)):
+            _reached(model, truth, inputs, index)
+        raise
     return ParityReport(str(exported.path), model.source, static, numeric, tuple(notes))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from ibnorm_export.loaded import LoadedModel
 from ibnorm_export.parity import NumericReport, ParityReport, StaticReport
 from ibnorm_export.runners.base import Kernels
 from ibnorm_export.tensors import DType
+from ibnorm_export.text_batch import read_labels
 from ibnorm_export.verify import VerifyOptions, read_inputs, verify
 
 NUMERIC = VerifyOptions(static=False)
@@ -437,6 +439,66 @@ def test_a_truncated_npz(llama: LoadedModel, tmp_path: Path, cut: int) -> None:
     (tmp_path / "in.npz").write_bytes((tmp_path / "in.npz").read_bytes()[:cut])
     with pytest.raises(ModelFileError, match=r"in\.npz"):
         read_inputs(tmp_path / "in.npz", llama)
+
+
+def encrypted(content: bytes) -> bytes:
+    """The archive with the flag that says so, in both headers of its one member."""
+    central = content.find(b"PK\x01\x02")
+    changed = bytearray(content)
+    changed[6] |= 1
+    changed[central + 8] |= 1
+    return bytes(changed)
+
+
+def of_an_unknown_method(content: bytes) -> bytes:
+    central = content.find(b"PK\x01\x02")
+    return content[:8] + b"\x63" + content[9 : central + 10] + b"\x63" + content[central + 11 :]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"), [(encrypted, "encrypted"), (of_an_unknown_method, "compression method is not supported")]
+)
+def test_archives_that_cannot_be_read(
+    llama: LoadedModel, tmp_path: Path, change: Callable[[bytes], bytes], said: str
+) -> None:
+    np.savez(tmp_path / "in.npz", input_ids=ids(1, 3))
+    (tmp_path / "in.npz").write_bytes(change((tmp_path / "in.npz").read_bytes()))
+    with pytest.raises(ModelFileError, match=rf"in\.npz is not an \.npz file of plain arrays: .*{said}"):
+        read_inputs(tmp_path / "in.npz", llama)
+
+
+def test_a_member_that_is_no_array_is_named(llama: LoadedModel, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "in.npz", "w") as archive:
+        archive.writestr("input_ids", b"hello")
+    with pytest.raises(ModelFileError, match="its member 'input_ids' is not an array"):
+        read_inputs(tmp_path / "in.npz", llama)
+
+
+def test_labels_that_are_no_npy(tmp_path: Path) -> None:
+    for content in (b"PK\x03\x04", b"\x93NUMPY\x01\x00", b""):
+        (tmp_path / "labels.npy").write_bytes(content)
+        with pytest.raises(ModelFileError, match=r"labels\.npy is not a \.npy file of labels"):
+            read_labels(tmp_path / "labels.npy")
+    np.savez(tmp_path / "in.npz", a=ids(1))
+    with pytest.raises(ModelFileError, match="several arrays"):
+        read_labels(tmp_path / "in.npz")
+
+
+def test_the_inputs_behind_the_first_are_guarded_too(exported_llama: ExportedModel, llama: LoadedModel) -> None:
+    good = {"input_ids": ids(1, 3), "attention_mask": ids(1, 3)}
+    with pytest.raises(ModelFileError, match=r"on input 2 \(input_ids from 999 to 999, attention_mask from 1 to 1\)"):
+        verify(exported_llama, llama, inputs=[good, good, {**good, "input_ids": ids(1, 3) * 999}])
+
+
+def test_an_error_of_this_program_is_not_blamed_on_the_inputs(
+    exported_llama: ExportedModel, llama: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise IndexError("a defect")
+
+    monkeypatch.setattr("ibnorm_export.verify.check_numeric", fail)
+    with pytest.raises(IndexError, match="a defect"):
+        verify(exported_llama, llama, NUMERIC)
 
 
 def test_inputs_are_converted(vit: LoadedModel, exported_vit: ExportedModel, tmp_path: Path) -> None:

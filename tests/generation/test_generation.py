@@ -10,8 +10,9 @@ import numpy as np
 import onnx
 import pytest
 import transformers
+from conftest import save_checkpoint
 
-from ibnorm_export import models
+from ibnorm_export import IBNormSpec, models
 from ibnorm_export.artifact import ExportedModel
 from ibnorm_export.decode_check import STEPS
 from ibnorm_export.decoding import Decoder, cache_inputs, positions
@@ -24,7 +25,7 @@ from ibnorm_export.runners.torch_runner import TorchRunner
 from ibnorm_export.tensors import Arrays, DType
 from ibnorm_export.text import Sampling, open_folder
 from ibnorm_export.tokens import Tokens, write_byte_tokenizer
-from ibnorm_export.verify import VerifyOptions, verify
+from ibnorm_export.verify import VerifyOptions, read_inputs, verify
 
 TASK = "text-generation"
 FUNCTION = VerifyOptions(kernels=Kernels.FUNCTION)
@@ -129,6 +130,68 @@ def test_a_cache_that_goes_wrong_with_its_length_is_found(
     assert not report
     assert any(f.where == "decoding" for f in report.findings)
     assert not any(f.where in ("output logits", "prompt") for f in report.findings)
+
+
+@pytest.mark.parametrize("longest", [1, 2, 16])
+def test_a_model_of_few_positions_is_verified(tmp_path: Path, longest: int) -> None:
+    """GPT-2's positions are a table: one behind its end cannot be looked up."""
+    config = {
+        "model_type": "gpt2", "n_embd": 32, "n_head": 4, "n_layer": 1, "vocab_size": 256, "n_positions": longest
+    }  # fmt: skip
+    save_checkpoint(tmp_path / "gpt2", config, IBNormSpec("L", 4.0, 1e-5), seed=0)
+    model = load(tmp_path / "gpt2")
+    for index in range(8):
+        arrays = model.sample(np.random.default_rng(index), index)
+        assert arrays["attention_mask"].shape[1] <= longest
+        assert (arrays["attention_mask"][:, -arrays["input_ids"].shape[1] :] != 0).all()
+        assert (
+            arrays["past_key_values.0.key"].shape[2] == arrays["attention_mask"].shape[1] - arrays["input_ids"].shape[1]
+        )
+    made = export_folder(load(tmp_path / "gpt2"), tmp_path / "out")
+    report = verify(made, model, FUNCTION)
+    assert report, report.findings
+    assert report.numeric is not None
+    steps = [o.name for o in report.numeric.outputs if o.name.startswith("decoding")]
+    assert steps == ([] if longest == 1 else [f"decoding ({min(longest - 1, STEPS)} calls)"])
+    assert any("one position" in note for note in report.notes) == (longest == 1)
+
+
+def test_samples_of_many_positions_walk_through_the_shapes(language_checkpoint: Path) -> None:
+    model = load(language_checkpoint)
+    shapes = [model.sample(np.random.default_rng(0), index) for index in range(4)]
+    found = [(*a["input_ids"].shape, a["past_key_values.0.key"].shape[2]) for a in shapes]
+    assert found == [(1, 33, 0), (3, 1, 19), (1, 1, 0), (2, 5, 9)]
+    np.testing.assert_array_equal((shapes[1]["attention_mask"] == 0).sum(axis=1), [0, 4, 8])
+
+
+def first_call(tokens: int) -> Arrays:
+    """One row, `tokens` of it, and no past."""
+    empty = np.zeros((1, 2, 0, 8), dtype=np.float32)
+    return {
+        "input_ids": np.full((1, tokens), 9), "attention_mask": np.ones((1, tokens), np.int64),
+        "position_ids": np.arange(tokens)[None],
+        **{f"past_key_values.{layer}.{kind}": empty for layer in range(2) for kind in ("key", "value")},
+    }  # fmt: skip
+
+
+def test_inputs_of_a_first_call_have_a_past_of_length_0(
+    exported: ExportedModel, language_checkpoint: Path, tmp_path: Path
+) -> None:
+    model = load(language_checkpoint)
+    np.savez(tmp_path / "in.npz", **first_call(3))
+    report = verify(exported, model, FUNCTION, [read_inputs(tmp_path / "in.npz", model)])
+    assert report, report.findings
+    np.savez(tmp_path / "in.npz", **first_call(0))
+    with pytest.raises(ModelFileError, match=r"input_ids has shape \(1, 0\); .* not empty"):
+        read_inputs(tmp_path / "in.npz", model)
+    unknown = {**first_call(3), "input_ids": np.full((1, 3), 999)}
+    with pytest.raises(ModelFileError, match=r"on input 0 \(input_ids from 999 to 999, .*: index out of range"):
+        verify(exported, model, FUNCTION, [unknown])
+
+
+def test_a_text_of_one_token_has_nothing_to_predict(exported: ExportedModel, language_checkpoint: Path) -> None:
+    with pytest.raises(ModelFileError, match="the text has 1 token; predictions need at least two"):
+        verify(exported, load(language_checkpoint), FUNCTION, text="a")
 
 
 class _Forgetful:
