@@ -88,6 +88,20 @@ def write_baseline(baseline: Baseline, path: str | Path) -> Path:
     return path
 
 
+def _demand_types(found: Baseline) -> None:
+    shapes = found.inputs.values() if isinstance(found.inputs, dict) else (None,)
+    legal = {
+        "model": isinstance(found.model, str),
+        "backend": isinstance(found.backend, str),
+        "inputs": all(isinstance(s, list) and all(isinstance(size, int) for size in s) for s in shapes),
+        "threads": isinstance(found.threads, int),
+        "environment": isinstance(found.environment, dict),
+    }
+    wrong = [name for name, holds in legal.items() if not holds]
+    if wrong:
+        raise TypeError(f"{', '.join(wrong)}: of another type than `bench` writes")
+
+
 def read_baseline(path: str | Path) -> Baseline:
     """Read what `write_baseline` wrote.
 
@@ -96,15 +110,19 @@ def read_baseline(path: str | Path) -> Baseline:
     """
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise TypeError("it holds no JSON object")
         if found.pop("format") != _FORMAT:
             raise ValueError(f"its format is not {_FORMAT}")
         made = Baseline(**found)
+        _demand_types(made)
         times, beside = (tuple(float(v) for v in values) for values in (made.times_ms, made.yardstick_ms))
-        if len(times) != len(beside) or not times or not bool(np.all(np.array([times, beside]) > 0.0)):
+        sound = np.array([times, beside]) if len(times) == len(beside) else np.zeros(1)
+        if not times or not bool(np.all(np.isfinite(sound) & (sound > 0.0))):
             raise ValueError("its rounds are not pairs of positive times")
     except FileNotFoundError as error:
         raise ModelFileError(f"{path} does not exist; write it with `ibnorm-export bench --save-baseline`") from error
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise ModelFileError(f"{path} is not a baseline of `ibnorm-export bench --save-baseline`: {error}") from error
     return Baseline(made.model, made.backend, made.inputs, made.threads, times, beside, made.environment)
 

@@ -103,7 +103,10 @@ def test_a_baseline_is_written_read_and_compared(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [lambda d: d.pop("format"), lambda d: d.pop("times_ms"), lambda d: d["times_ms"].pop(),
-     lambda d: d.update(times_ms=[0.0] * 80), lambda d: d.update(threads_="x")],
+     lambda d: d.update(times_ms=[0.0] * 80), lambda d: d.update(threads_="x"),
+     lambda d: d.update(times_ms=[float("inf")] * 80), lambda d: d.update(times_ms=[10**400] * 80),
+     lambda d: d.update(inputs=[]), lambda d: d.update(inputs={"x": 5}), lambda d: d.update(inputs={"x": ["y"]}),
+     lambda d: d.update(environment=None), lambda d: d.update(model=None), lambda d: d.update(threads=None)],
 )  # fmt: skip
 def test_a_damaged_baseline_is_one_line(tmp_path: Path, change: object) -> None:
     file = write_baseline(kept(1.0), tmp_path / "a.json")
@@ -114,3 +117,10 @@ def test_a_damaged_baseline_is_one_line(tmp_path: Path, change: object) -> None:
         read_baseline(file)
     with pytest.raises(ModelFileError, match="does not exist"):
         read_baseline(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"a": ' * 100_000, "[1]", "null", "{}", ""])
+def test_json_that_is_no_baseline_is_one_line(tmp_path: Path, content: str) -> None:
+    (tmp_path / "a.json").write_text(content, encoding="utf-8")
+    with pytest.raises(ModelFileError, match=r"a\.json is not a baseline"):
+        read_baseline(tmp_path / "a.json")
