@@ -127,8 +127,10 @@ def parity_cases(name: str, backend: str, report: ParityReport, max_error: float
         cases.append(Case(suite, which, Outcome.PASS if passed else Outcome.FAIL, says, figures=figures))
     told = {"layer"} | {f"output {output.name}" for output in numeric.outputs if not output.passed}
     cases += [Case(suite, f.where, Outcome.FAIL, f.what) for f in numeric.findings if f.where not in told]
-    if not cases:
-        cases.append(Case(suite, "outputs", Outcome.FAIL, "nothing was compared"))
+    red = any(case.suite == suite and case.outcome is Outcome.FAIL for case in cases)
+    if not red and not numeric:
+        words = "nothing was compared" if not numeric.outputs else "; ".join(f.what for f in numeric.findings)
+        cases.append(Case(suite, "outputs", Outcome.FAIL, words))
     if numeric.layers is not None:
         cases += _layer_cases(f"{suite}.layers", numeric.layers.layers, numeric.layers.first, not numeric)
     return [replace(cases[0], seconds=seconds), *cases[1:]]

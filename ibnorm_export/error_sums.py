@@ -80,7 +80,7 @@ class ErrorSums:
             worst_sample_error=worst_error,
             allowed=allowed,
             ratio=error / own_error if own_error else (0.0 if error == 0.0 else float("inf")),
-            cosine=self.dot / lengths if lengths else 1.0,
+            cosine=self.dot / lengths if lengths else float(self.actual == truth),
             top1_agreement=self.agree / self.rows if self.rows else None,
             elements=self.elements,
             passed=bool(np.isfinite(own_error) and error <= allowed and each),

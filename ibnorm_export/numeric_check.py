@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import onnx_ir as ir
@@ -25,12 +25,16 @@ from ibnorm_export.loaded import LoadedModel, torch_dtype
 from ibnorm_export.parity import BOUNDS, Finding, Level, NumericReport, Quality
 from ibnorm_export.progress import Progress
 from ibnorm_export.quality_check import check_quality, own_text
+from ibnorm_export.quantized_model import exact_file, with_matrices_of
 from ibnorm_export.runners.base import Endpoint, Kernels, NormExecution, Runner, fused_library, open_runner
 from ibnorm_export.runners.corners import Corners
 from ibnorm_export.runners.torch_runner import TorchRunner
 from ibnorm_export.tensors import Arrays, DType
 
 __all__ = ["Runtime", "check_numeric", "round_inputs"]
+
+#: Relative error of PyTorch in the file's type, at most: nothing can be held to a larger one. Zeros have an error of 1.
+_MOST: Final = 0.2
 
 #: A sample, where its outputs have a value, and what PyTorch gives in the file's type and in float64.
 _Known = tuple[Arrays, dict[str, NDArray[np.bool_]], Arrays, Arrays]
@@ -77,7 +81,7 @@ def check_numeric(
     """Run `exported`, `truth` (float64) and PyTorch in the file's own type on every sample, and compare."""
     dtype = DType(exported.dtype)
     if exported.metadata.get("quantization"):
-        return _judge_quality(exported, model, runtime, samples[0], text, progress)
+        return _judge_quantized(exported, model, runtime, samples, narrow, text, progress)
     if not _needs_rounding(runtime, dtype):
         as_is = "the file as it is"
         report = _compare(exported, as_is, dtype, model, truth, runtime, samples, narrow, progress, text)
@@ -116,26 +120,51 @@ def _with_layers(
     return replace(report, layers=layers, findings=findings, notes=notes)
 
 
-def _judge_quality(
-    exported: ExportedModel, model: LoadedModel, runtime: Runtime, sample: Arrays, text: NDArray[np.int64] | None,
-    progress: Progress,
+def _judge_quantized(
+    exported: ExportedModel, model: LoadedModel, runtime: Runtime, samples: Sequence[Arrays],
+    narrow: frozenset[str], text: NDArray[np.int64] | None, progress: Progress,
 ) -> NumericReport:  # fmt: skip
-    """Of a quantised file, whose numbers are another model's: its predictions count."""
+    """Of a quantised file: its predictions beside the checkpoint's, its numbers beside those of its own matrices."""
     says = exported.metadata["quantization"]
     own = TorchRunner(model, model.in_dtype(torch.float32))
-    notes = []
+    notes: tuple[str, ...] = ()
     if text is None:
         text = own_text(model, own)
-        notes.append("judged on text that PyTorch samples from the model itself; give --text for a text of your own")
+        notes = ("judged on text that PyTorch samples from the model itself; give --text for a text of your own",)
     taken = tuple(spec for spec in model.inputs if spec.name in {tensor.name for tensor in exported.inputs})
     kind = f"int{says['bits']}"
-    quality = check_quality(model, own, _runners(exported, runtime), taken, kind, text, progress)
+    runners = _runners(exported, runtime)
+    quality = check_quality(model, own, runners, taken, kind, text, progress)
+    runners.close()
     findings = tuple(Finding("quality", str(q)) for q in quality if not q.passed)
-    executions = _executions(exported, runtime, {spec.name: sample[spec.name] for spec in taken})
-    method = "the file as it is, its predictions beside those of PyTorch in fp32"
-    return NumericReport(
-        runtime.backend, kind, method, len(text), (), findings, tuple(notes), executions, quality
+    method = "predictions of the file as it is, beside PyTorch in fp32"
+    report = NumericReport(runtime.backend, kind, method, len(samples), (), ())
+    if runtime.backend == "ort-cpu":
+        method += "; numbers of a copy that rounds no activations, beside PyTorch with the file's own matrices"
+        with tempfile.TemporaryDirectory() as folder:
+            file, as_stored = exact_file(exported, Path(folder)), with_matrices_of(exported, model)
+            truth, exact = as_stored.in_float64(), replace(runtime, require_fused=False)
+            report = _compare(file, method, DType.FP32, as_stored, truth, exact, samples, narrow, progress, None)
+            report = _with_layers(report, file, as_stored, truth, runtime, samples, progress)
+    else:
+        notes += (f"backend {runtime.backend} judges predictions alone; ort-cpu holds a quantised file's numbers too",)
+    executions = _executions(exported, runtime, {spec.name: samples[0][spec.name] for spec in taken})
+    findings += (*report.findings, *_unfused(exported, runtime, executions))
+    return replace(
+        report, dtype=kind, method=method, findings=findings, notes=notes + report.notes, norms=executions,
+        quality=quality,
     )  # fmt: skip
+
+
+def _unfused(file: ExportedModel, runtime: Runtime, executions: Sequence[NormExecution]) -> list[Finding]:
+    """Every norm that did not run as a fused kernel, where that is demanded."""
+    if not runtime.require_fused:
+        return []
+    if file.metadata.get("inlined"):
+        return [Finding("norms", "are inlined in this file, so no kernel can take them: export without --inline")]
+    if not executions:
+        return [Finding("norms", f"backend {runtime.backend} cannot show that a fused kernel ran")]
+    return [Finding(f"norm {norm.module}", norm.problem) for norm in executions if norm.problem]
 
 
 def _compare(
@@ -195,6 +224,12 @@ def _compare(
                 f"PyTorch in {dtype.value} has {output.torch_error:.3g}, allowed is {output.allowed:.3g}"
             )
             findings.append(Finding(f"output {output.name}", f"{what}; norms ran {output.norms}"))
+        if output.torch_error > _MOST:
+            what = (
+                f"PyTorch in {dtype.value} is itself {output.torch_error:.0%} off float64, so its error is no "
+                "yardstick: the model does not fit this type; export another"
+            )
+            findings.append(Finding(f"{dtype.value} of output {output.name}", f"{what}; norms ran {output.norms}"))
     levels: tuple[Level, ...] = ()
     bare = [o for o in outputs if o.norms == "as functions"] or outputs
     if runtime.backend == "ort-cpu" and not all(o.passed for o in bare):
@@ -205,10 +240,7 @@ def _compare(
         findings.append(Finding(f"link {blame.guilty}", blame.words))
     runners.close()
     executions = _executions(file, runtime, {name: samples[0][name] for name in taken})
-    if runtime.require_fused:
-        findings += [Finding(f"norm {n.module}", n.problem) for n in executions if n.problem]
-        if not executions:
-            findings.append(Finding("norms", f"backend {runtime.backend} cannot show that a fused kernel ran"))
+    findings += _unfused(file, runtime, executions)
     return NumericReport(
         runtime.backend, dtype.value, method, len(samples), outputs, tuple(findings), tuple(notes), executions, quality,
         blame,

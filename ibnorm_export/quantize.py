@@ -13,9 +13,9 @@ import onnx
 from numpy.typing import NDArray
 
 from ibnorm_export.artifact import ExportedModel
-from ibnorm_export.errors import BackendUnavailable, ExportError
+from ibnorm_export.errors import BackendUnavailable, ExportError, ModelFileError
 
-__all__ = ["BLOCK_SIZES", "Quantization", "dequantize", "keep_logging", "quantize"]
+__all__ = ["BLOCK_SIZES", "Quantization", "bits_of", "dequantize", "keep_logging", "quantize", "steps"]
 
 #: That the kernel of ONNX Runtime's CPU provider takes.
 BLOCK_SIZES: Final = (16, 32, 64, 128, 256)
@@ -140,21 +140,42 @@ def _unpack(packed: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.floa
     return packed[..., :count].astype(np.float32)
 
 
-def dequantize(exported: ExportedModel, name: str) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
-    """The matrix NAME of a file and the step of each of its values, both (k, n); None where it is not quantised.
+def bits_of(exported: ExportedModel, name: str) -> int | None:
+    """Of each value of the matrix NAME of a file; None where it is not quantised."""
+    return next((bits for bits in (4, 8) if f"{name}_Q{bits}" in exported.weights), None)
 
-    Rounding to the nearest moves a value by half a step, and by one where the zero point was rounded too.
+
+def dequantize(exported: ExportedModel, name: str) -> NDArray[np.float32] | None:
+    """The matrix NAME of a file, (k, n); None where it is not quantised.
+
+    Raises:
+        ModelFileError: what belongs to it is missing, or is not of its shape.
     """
-    bits = next((b for b in (4, 8) if f"{name}_Q{b}" in exported.weights), None)
+    bits = bits_of(exported, name)
     if bits is None:
         return None
-    node = next(n for n in exported.proto.graph.node if f"{name}_Q{bits}" in n.input)
-    rows = next(int(a.i) for a in node.attribute if a.name == "K")
-    values, scales = exported.array(f"{name}_Q{bits}"), exported.array(f"{name}_scales").astype(np.float32)
-    columns, blocks, _ = values.shape
-    scales = scales.reshape(columns, blocks, 1)
-    zeros = _unpack(exported.array(f"{name}_zero_points").reshape(columns, -1), bits, blocks)[..., None]
-    numbers = _unpack(values, bits, values.shape[2] * (8 // bits))
-    whole = ((numbers - zeros) * scales).reshape(columns, -1)[:, :rows].T
-    steps = np.broadcast_to(np.abs(scales), numbers.shape).reshape(columns, -1)[:, :rows].T
-    return whole, steps
+    try:
+        node = next(n for n in exported.proto.graph.node if f"{name}_Q{bits}" in n.input)
+        rows = next(int(a.i) for a in node.attribute if a.name == "K")
+        values, scales = exported.array(f"{name}_Q{bits}"), exported.array(f"{name}_scales").astype(np.float32)
+        columns, blocks, _ = values.shape
+        zeros = _unpack(exported.array(f"{name}_zero_points").reshape(columns, -1), bits, blocks)[..., None]
+        numbers = _unpack(values, bits, values.shape[2] * (8 // bits))
+        whole: NDArray[np.float32] = (numbers - zeros) * scales.reshape(columns, blocks, 1)
+    except (StopIteration, KeyError, ValueError) as error:
+        raise ModelFileError(f"{exported.path}: the quantised weight {name!r} is damaged: {error!r}") from error
+    return whole.reshape(columns, -1)[:, :rows].T
+
+
+def steps(weight: NDArray[np.float32], bits: int, block_size: int) -> NDArray[np.float32]:
+    """How far apart the numbers are that a weight (k, n) may be rounded to, for each of its values.
+
+    A block of `block_size` values along k has 2^bits numbers between its least and its largest value, 0 among them.
+    Rounding to the nearest moves a value by half a step, and by one where the zero point was rounded too.
+    """
+    rows, columns = weight.shape
+    padded = np.zeros((-(-rows // block_size) * block_size, columns), dtype=np.float32)
+    padded[:rows] = weight
+    blocks = padded.reshape(-1, block_size, columns)
+    step = (blocks.max(1).clip(min=0) - blocks.min(1).clip(max=0)) / (2**bits - 1)
+    return np.repeat(step, block_size, axis=0)[:rows]

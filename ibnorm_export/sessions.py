@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ibnorm_export.artifact import ExportedModel
 from ibnorm_export.decoding import Decoder
-from ibnorm_export.errors import BackendUnavailable
+from ibnorm_export.errors import BackendUnavailable, ModelFileError
 from ibnorm_export.runners.base import Kernels, fused_library
 
 if TYPE_CHECKING:  # torch takes seconds to import; who generates with a runtime has no need of it
@@ -108,6 +108,11 @@ def open_sessions(folder: str | Path, kernels: Kernels = Kernels.AUTO, threads: 
             ) from error
         return SessionSource("ort-genai", GenaiModel(folder, threads).start)
     exported = ExportedModel(folder)
+    if exported.metadata.get("target") == "ort-genai":
+        raise ModelFileError(
+            f"{exported.path} runs as a folder for onnxruntime-genai, and {exported.path.parent} has no "
+            "genai_config.json: name the whole folder, or export again"
+        )
     if exported.dtype == "bf16":
         raise BackendUnavailable(
             f"{folder} is bf16, which ONNX Runtime cannot compute on a CPU; export fp32 or fp16 to generate here "

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from ibnorm_export import onnx_op
 from ibnorm_export.artifact import ExportedModel, NormNode
+from ibnorm_export.errors import ModelFileError
 from ibnorm_export.loaded import LoadedModel, torch_dtype
 from ibnorm_export.module import IBNorm
 from ibnorm_export.parity import Finding, StaticReport
-from ibnorm_export.quantize import dequantize
+from ibnorm_export.quantize import bits_of, dequantize, steps
 from ibnorm_export.reach import Reach
 from ibnorm_export.spec import DOMAIN
 from ibnorm_export.tensors import DType
@@ -51,17 +52,23 @@ def _is_stored(exported: ExportedModel, name: str) -> bool:
 def _compare_stored(
     exported: ExportedModel, name: str, tensor: Tensor, dtype: torch.dtype, transposed: bool
 ) -> str | None:
-    """As `_compare_weight`, for a weight that may be quantised: then each value is within its own step."""
+    """As `_compare_weight`, for a weight that may be quantised: then each value is within its checkpoint's step."""
     if name in exported.weights:
         return _compare_weight(exported.array(name), tensor, dtype, transposed)
-    found = dequantize(exported, name)
-    assert found is not None
-    values, steps = found
+    says, bits = exported.metadata.get("quantization") or {}, bits_of(exported, name)
+    if bits is None or bits not in (says.get("bits"), says.get("head_bits")):
+        return f"has {bits} bits a value; the metadata of the file speaks of {says.get('bits')}"
+    try:
+        values = dequantize(exported, name)
+    except ModelFileError as error:
+        return str(error)
+    assert values is not None
     wanted = tensor.detach().float()
     expected = (wanted.T if transposed else wanted).numpy()
     if values.shape != expected.shape:
         return f"shape is {values.shape}; the checkpoint has {expected.shape}"
-    wrong = int(np.count_nonzero(~(np.abs(values - expected) <= steps * 1.001)))
+    allowed = steps(expected, bits, int(says["block_size"])) * 1.001
+    wrong = int(np.count_nonzero(~(np.abs(values - expected) <= allowed)))
     return f"{wrong} of {values.size} values are more than one step of their block off" if wrong else None
 
 

@@ -107,8 +107,16 @@ def fused_library(backend: str, kernels: Kernels) -> Path | None:
 
     Raises:
         BackendUnavailable: fused kernels are demanded and cannot be used here.
+        IBNormError: they are demanded of a backend that has none.
     """
-    if not backend.startswith("ort-") or kernels is Kernels.FUNCTION:
+    if not backend.startswith("ort-"):
+        if kernels is Kernels.FUSED:
+            raise IBNormError(
+                f"fused kernels are ONNX Runtime's, and backend {backend} has none: leave --kernels fused out, or take "
+                "--backend ort-cpu"
+            )
+        return None
+    if kernels is Kernels.FUNCTION:
         return None
     if kernels is Kernels.FUSED:
         return native.ort_library()
