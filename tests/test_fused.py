@@ -6,12 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
 
-from ibnorm_export import models, native
+from ibnorm_export import IBNormSpec, models, native
 from ibnorm_export.artifact import ExportedModel
 from ibnorm_export.contest import contest
 from ibnorm_export.errors import BackendUnavailable
 from ibnorm_export.export import ExportOptions, export
+from ibnorm_export.models import CustomModel, InputSpec
+from ibnorm_export.module import IBNorm, ibnorm
 from ibnorm_export.runners import Kernels, open_runner
 from ibnorm_export.runners.ort_runner import norm_executions
 from ibnorm_export.tensors import DType
@@ -61,6 +65,43 @@ def test_the_skip_form_gives_the_same_bits(pair: tuple[Path, ExportedModel], tmp
             np.testing.assert_array_equal(a, b)
         else:  # the runtime may fuse Add into LayerNormalization's neighbours differently
             assert np.linalg.norm(a - b) <= 1e-6 * np.linalg.norm(a)
+
+
+class PlusOne(IBNorm):
+    """Its scale is computed, as Gemma's is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ibnorm(x, 1 + self.weight, self.bias, self.spec)
+
+
+class Residual(nn.Module):
+    """Two residual additions with a norm behind each; the scale of the first is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        spec = IBNormSpec("L", 4.0, 1e-5)
+        self.computed, self.stored, self.last = PlusOne(16, spec), IBNorm(16, spec), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = x + self.last(x)
+        second = first + self.last(self.computed(first))
+        return second + self.last(self.stored(second))
+
+
+def residual() -> CustomModel:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return CustomModel(Residual(), (InputSpec("x", ("batch", 16), floating=True),), ("y",))
+
+
+def test_a_norm_with_a_computed_scale_keeps_its_addition(tmp_path: Path) -> None:
+    """The skip form would stand in the addition's place, where the scale is not there yet."""
+    torch.save(residual().module.state_dict(), tmp_path / "w.pt")
+    model = models.load(tmp_path / "w.pt", model=f"{__name__}:residual")
+    exported = export(model, tmp_path / "m.onnx")
+    assert [(n.module, n.op_type) for n in exported.norms] == [("computed", "IBNormL"), ("stored", "SkipIBNormL")]
+    report = verify(exported, model, VerifyOptions(static=False))
+    assert report, report.findings
 
 
 @needs_library

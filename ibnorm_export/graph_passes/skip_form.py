@@ -15,7 +15,8 @@ __all__ = ["fuse_skip"]
 def fuse_skip(graph: ir.Graph) -> None:
     """Add + IBNorm becomes SkipIBNorm where the sum is used elsewhere too (a pre-norm transformer's residual).
 
-    Only an Add without broadcasting, in the norm's own type: then the result is the same to the bit.
+    Only an Add without broadcasting, in the norm's own type: then the result is the same to the bit. And only where
+    scale and bias are there before any node runs: the new node stands in the Add's place, ahead of what computes them.
     """
     for norm in list(graph):
         if norm.domain != DOMAIN or norm.op_type not in OP_TYPES:
@@ -26,6 +27,8 @@ def fuse_skip(graph: ir.Graph) -> None:
             continue
         a, b = add.inputs
         if a is None or b is None or a.shape is None or a.shape != b.shape or len(x.uses()) < 2:
+            continue
+        if any(value is not None and value.producer() is not None for value in norm.inputs[1:]):
             continue
         skip = ir.node(
             f"Skip{norm.op_type}",
