@@ -29,7 +29,7 @@ from onnxscript.values import Op, Opset
 import ibnorm_export.module  # noqa: F401 - registers the operators that are translated here
 from ibnorm_export import onnx_op
 from ibnorm_export.artifact import METADATA_FORMAT, ExportedModel, metadata_props, new_file
-from ibnorm_export.errors import ExportError
+from ibnorm_export.errors import CheckpointError, ExportError
 from ibnorm_export.graph_passes.attention import (
     heads_in_attention,
     mask_without_indices,
@@ -156,20 +156,56 @@ def _trace(model: LoadedModel, opset: int) -> ir.Model:
                 custom_translation_table=table,
                 dynamic_shapes={"tensors": axes},
                 input_names=[s.name for s in model.inputs],
-                output_names=list(model.outputs),
                 verbose=False,
             )
     except (torch.onnx.errors.OnnxExporterError, torch._dynamo.exc.TorchDynamoException) as error:
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
+        if isinstance(cause, CheckpointError):  # of `call`, in its own words
+            raise cause from error
         first = str(cause).strip().splitlines() or [type(cause).__name__]
         raise ExportError(
             f"torch.export cannot trace {model.source}: {first[0]}. The model must run without Python branches on "
             f"tensor values, for inputs {[s.name for s in model.inputs]}"
         ) from error
     assert program is not None
+    _name_outputs(program.model.graph, model)
     return program.model
+
+
+def _name_outputs(graph: ir.Graph, model: LoadedModel) -> None:
+    """Outputs are called as declared; one that is an input, a weight or another output is an Identity of it."""
+    if len(graph.outputs) != len(model.outputs):
+        raise ExportError(
+            f"the tensors that {model.source} returns are {len(graph.outputs)}, the names of its outputs "
+            f"{len(model.outputs)} ({', '.join(model.outputs)}); give each tensor one name"
+        )
+    seen: set[ir.Value] = set()
+    for position, (value, name) in enumerate(zip(list(graph.outputs), model.outputs, strict=True)):
+        own = value
+        if value in seen or value.producer() is None:
+            node = ir.node("Identity", [value], name=f"{name}/identity")
+            graph.append(node)
+            own = node.outputs[0]
+            own.shape, own.type = value.shape, value.type
+            graph.outputs[position] = own
+        seen.add(own)
+        own.name = name
+
+
+def _check_names(graph: ir.Graph, model: LoadedModel) -> None:
+    """Raise ExportError where the graph does not take and give what `model` says: a pass has renamed something."""
+    ends = (
+        ("takes", [v.name for v in graph.inputs], [s.name for s in model.inputs]),
+        ("gives", [v.name for v in graph.outputs], list(model.outputs)),
+    )
+    for verb, found, wanted in ends:
+        if found != wanted:
+            raise ExportError(
+                f"the graph of {model.source} {verb} {found} where {wanted} was declared: choose names that no weight "
+                "and no other input or output has"
+            )
 
 
 def describe(model: LoadedModel, options: ExportOptions, opset: int) -> dict[str, Any]:
@@ -246,6 +282,7 @@ def build(model: LoadedModel, options: ExportOptions, progress: Progress = silen
     select_early(graph)
     if options.fuse_skip:
         fuse_skip(graph)
+    _check_names(graph, model)
     attach_functions(graph_model, opset)
     if options.inline:
         passes.InlinePass()(graph_model)

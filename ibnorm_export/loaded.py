@@ -144,6 +144,11 @@ class LoadedModel:
                 f"{self.source}: the model has no IBNorm module. A class of your own becomes one through "
                 "ibnorm_export.models.register_adapter(YourClass, convert)"
             )
+        if not any(p.is_floating_point() for p in self.module.parameters()):
+            raise CheckpointError(
+                f"{self.source}: the model has no floating-point parameter, and theirs is the type that it computes "
+                "in; give it one, the scale of a norm for instance"
+            )
         object.__setattr__(self, "norms", norms)
 
     def entry(self, module: nn.Module | None = None) -> nn.Module:

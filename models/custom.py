@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,12 @@ def _make(reference: str) -> CustomModel:
             f"--model {reference} returned {type(made).__name__}; it must return ibnorm_export.models.CustomModel, "
             "which says what the inputs and outputs are"
         )
+    names = [*(spec.name for spec in made.inputs), *made.outputs, *made.module.state_dict()]
+    if not made.inputs or not made.outputs or len(set(names)) < len(names):
+        raise CheckpointError(
+            f"--model {reference}: inputs are {[spec.name for spec in made.inputs]}, outputs {list(made.outputs)}; "
+            "there must be one of each at least, and no name twice, nor that of a weight"
+        )
     return made
 
 
@@ -62,6 +69,40 @@ def _draw(inputs: tuple[InputSpec, ...], rng: np.random.Generator, index: int) -
         else:
             arrays[spec.name] = rng.integers(0, 2, shape, dtype=np.int64)
     return arrays
+
+
+def _sampled(reference: str, made: CustomModel, rng: np.random.Generator, index: int) -> Arrays:
+    """What the user's own `sample` gives, by the names of the inputs and in their order."""
+    if made.sample is None:
+        return _draw(made.inputs, rng, index)
+    wanted = [spec.name for spec in made.inputs]
+    try:
+        arrays: object = made.sample(rng, index)
+    except Exception as error:  # the user's own code may raise anything
+        raise CheckpointError(f"--model {reference}: sample raised {type(error).__name__}: {error}") from error
+    if not isinstance(arrays, Mapping) or not all(isinstance(arrays.get(name), np.ndarray) for name in wanted):
+        got = type(arrays).__name__
+        if isinstance(arrays, Mapping):
+            got = str({name: type(array).__name__ for name, array in arrays.items()})
+        raise CheckpointError(f"--model {reference}: sample gave {got}; it must give NumPy arrays by name: {wanted}")
+    return {name: arrays[name] for name in wanted}
+
+
+def _returned(reference: str, result: object, outputs: tuple[str, ...]) -> tuple[Tensor, ...]:
+    """What the user's own forward returned, as many tensors as there are outputs."""
+    tensors = (result,) if isinstance(result, Tensor) else result
+    if not isinstance(tensors, (tuple, list)) or not all(isinstance(tensor, Tensor) for tensor in tensors):
+        raise CheckpointError(
+            f"--model {reference}: forward returned {type(result).__name__}; it must return one tensor or a tuple of "
+            f"tensors, for the outputs {list(outputs)}"
+        )
+    if len(tensors) != len(outputs):
+        raise CheckpointError(
+            f"--model {reference}: the tensors that forward returns are {len(tensors)}, the names in "
+            f"CustomModel.outputs {len(outputs)} ({', '.join(outputs)}); give each tensor one name"
+        )
+    # a parameter itself is copied: it may be of the kind that takes no memory (`widened`), which is no array
+    return tuple(tensor.clone() if isinstance(tensor, nn.Parameter) else tensor for tensor in tensors)
 
 
 def load_custom(path: Path, reference: str) -> LoadedModel:
@@ -80,8 +121,7 @@ def load_custom(path: Path, reference: str) -> LoadedModel:
     outputs = made.outputs
 
     def call(module: nn.Module, *tensors: Tensor) -> tuple[Tensor, ...]:
-        result = module(*tensors)
-        return (result,) if isinstance(result, Tensor) else tuple(result)
+        return _returned(reference, module(*tensors), outputs)
 
     return LoadedModel(
         module=module,
@@ -89,7 +129,7 @@ def load_custom(path: Path, reference: str) -> LoadedModel:
         inputs=made.inputs,
         outputs=outputs,
         call=call,
-        sample=made.sample or (lambda rng, index: _draw(made.inputs, rng, index)),
+        sample=lambda rng, index: _sampled(reference, made, rng, index),
         exact=made.exact,
         opset=made.opset,
         source=str(path),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib
 import pickle
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ibnorm_export import models
-from ibnorm_export.errors import CheckpointError
+from ibnorm_export.errors import CheckpointError, ExportError
 from ibnorm_export.export import ExportOptions, export
-from ibnorm_export.models import registry
+from ibnorm_export.models import LoadedModel, registry
 from ibnorm_export.tensors import DType
 from ibnorm_export.verify import verify
 
@@ -275,3 +275,166 @@ def test_a_file_that_holds_something_else(user: User) -> None:
     (user.folder / "w.npz").touch()
     with pytest.raises(CheckpointError, match=r"\.safetensors or \.pt"):
         models.load(user.folder / "w.npz", model="mymodel:build")
+
+
+#: Models that declare what they do not do, and models that return what no node has computed.
+ENDS = """
+import numpy as np
+import torch
+from torch import nn
+
+from ibnorm_export import IBNormSpec
+from ibnorm_export.models import CustomModel, InputSpec
+from ibnorm_export.module import IBNorm
+
+SPEC = IBNormSpec("L", 4.0, 1e-5)
+X = (InputSpec("x", ("batch", 16), True),)
+
+
+class Net(nn.Module):
+    def __init__(self, returned):
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(16, 16), IBNorm(16, SPEC), nn.Linear(16, 4)
+        self.returned = returned
+
+    def forward(self, x):
+        hidden = self.norm(self.first(x))
+        return self.returned(self, x, hidden, self.last(hidden))
+
+
+def made(returned, *outputs, inputs=X, **more):
+    torch.manual_seed(0)
+    return lambda: CustomModel(Net(returned), inputs, outputs, **more)
+
+
+def scores(net, x, hidden, y):
+    return y
+
+
+def fails(rng, index):
+    raise ZeroDivisionError("my own mistake")
+
+
+input_again = made(lambda net, x, hidden, y: (y, x), "p", "q")
+twice = made(lambda net, x, hidden, y: (y, y, hidden), "p", "q", "r")
+all_kinds = made(
+    lambda net, x, hidden, y: (x, y, net.first.weight, y, x, net.first.weight, net.last.bias, y.clone(), hidden + 1),
+    *"abcdefghi",
+)
+too_few = made(scores, "a", "b")
+too_many = made(lambda net, x, hidden, y: (y, hidden), "a")
+by_name = made(lambda net, x, hidden, y: {"a": y}, "a")
+holey = made(lambda net, x, hidden, y: (y, None), "a", "b")
+nothing = made(scores)
+like_an_input = made(scores, "x")
+like_a_weight = made(scores, "y", inputs=(InputSpec("first.weight", ("batch", 16), True),))
+fine_but_sample_fails = made(scores, "y", sample=fails)
+fine_but_sample_lacks_one = made(scores, "y", sample=lambda rng, index: {"z": np.zeros((2, 16), np.float32)})
+fine_but_sample_is_a_list = made(scores, "y", sample=lambda rng, index: {"x": [1.0]})
+fine_but_sample_is_bare = made(scores, "y", sample=lambda rng, index: np.zeros((2, 16), np.float32))
+fine_but_sample_gives_more = made(
+    scores, "y", sample=lambda rng, index: {"more": 1, "x": np.ones((2, 16), np.float32)}
+)
+
+
+def without_parameters():
+    return CustomModel(nn.Sequential(IBNorm(16, IBNormSpec("T", 4.0, 1e-5, False, False))), X, ("y",))
+"""
+
+
+@pytest.fixture
+def ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], LoadedModel]]:
+    """Load the model of one factory of `ENDS`."""
+    (tmp_path / "my_ends.py").write_text(ENDS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", ["", *sys.path])
+    importlib.invalidate_caches()
+
+    def load(factory: str) -> LoadedModel:
+        made = getattr(importlib.import_module("my_ends"), factory)()
+        torch.save(made.module.state_dict(), "w.pt")
+        return models.load("w.pt", model=f"my_ends:{factory}")
+
+    yield load
+    sys.modules.pop("my_ends", None)
+
+
+@pytest.mark.parametrize(
+    ("factory", "options"),
+    [
+        ("input_again", ExportOptions()),
+        ("twice", ExportOptions()),
+        ("all_kinds", ExportOptions(dtype=DType.FP16)),
+        ("all_kinds", ExportOptions(inline=True)),
+    ],
+)
+def test_an_output_may_be_an_input_a_weight_or_another_output(
+    ends: Callable[[str], LoadedModel], factory: str, options: ExportOptions
+) -> None:
+    model = ends(factory)
+    exported = export(model, "m.onnx", options)
+    assert [t.name for t in exported.inputs] == ["x"]
+    assert [t.name for t in exported.outputs] == list(model.outputs)
+    report = verify(exported, model)
+    assert report, report.findings
+
+
+@pytest.mark.parametrize(
+    ("factory", "said"),
+    [
+        ("too_few", "forward returns are 1, the names in CustomModel.outputs 2 (a, b)"),
+        ("too_many", "forward returns are 2, the names in CustomModel.outputs 1 (a)"),
+        ("by_name", "forward returned dict"),
+        ("holey", "a tuple of tensors"),
+        ("nothing", "outputs []; there must be one"),
+        ("like_an_input", "inputs are ['x'], outputs ['x']; there must be one of each at least, and no name twice"),
+        ("like_a_weight", "nor that of a weight"),
+        ("without_parameters", "no floating-point parameter"),
+    ],
+)
+def test_what_the_model_takes_and_gives_is_as_declared(
+    ends: Callable[[str], LoadedModel], factory: str, said: str
+) -> None:
+    with pytest.raises((CheckpointError, ExportError)) as caught:
+        export(ends(factory), "m.onnx")
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    assert said in message
+    assert not Path("m.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("outputs", "said"),
+    [
+        (("first.weight",), "gives ['first.weight_1'] where ['first.weight'] was declared"),
+        (("a", "b"), "returns are 1, the names of its outputs 2 (a, b)"),
+    ],
+)
+def test_a_graph_of_other_outputs_than_declared_is_not_written(
+    ends: Callable[[str], LoadedModel], outputs: tuple[str, ...], said: str
+) -> None:
+    with pytest.raises(ExportError) as caught:
+        export(replace(ends("fine_but_sample_fails"), outputs=outputs), "m.onnx")
+    assert said in str(caught.value)
+    assert not Path("m.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("factory", "said"),
+    [
+        ("fine_but_sample_fails", "sample raised ZeroDivisionError: my own mistake"),
+        ("fine_but_sample_lacks_one", "sample gave {'z': 'ndarray'}; it must give NumPy arrays by name: ['x']"),
+        ("fine_but_sample_is_a_list", "sample gave {'x': 'list'}"),
+        ("fine_but_sample_is_bare", "sample gave ndarray"),
+    ],
+)
+def test_a_bad_sample_is_one_clear_line(ends: Callable[[str], LoadedModel], factory: str, said: str) -> None:
+    model = ends(factory)
+    with pytest.raises(CheckpointError) as caught:
+        model.sample(np.random.default_rng(0), 0)
+    assert len(str(caught.value).splitlines()) == 1
+    assert said in str(caught.value)
+
+
+def test_a_sample_may_hold_more_than_the_inputs(ends: Callable[[str], LoadedModel]) -> None:
+    assert list(ends("fine_but_sample_gives_more").sample(np.random.default_rng(0), 0)) == ["x"]
