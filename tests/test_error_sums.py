@@ -44,3 +44,10 @@ def test_ten_values_may_be_further_off_by_luck_than_a_hundred() -> None:
 def test_the_error_over_all_samples_has_its_own_bound() -> None:
     assert judged((1000, 9e-4, 5e-4), (10, 9e-4, 5e-4)).passed
     assert not judged((1000, 1.1e-3, 5e-4), (10, 4e-4, 1e-3)).passed
+
+
+def test_zeros_point_nowhere() -> None:
+    for actual, truth, cosine in ((0.0, 1.0, 0.0), (1.0, 0.0, 0.0), (0.0, 0.0, 1.0), (2.0, 1.0, 1.0)):
+        sums = ErrorSums()
+        sums.add(np.full((1, 4), actual), np.full((1, 4), truth), np.full((1, 4), truth))
+        assert sums.judge("logits", "fused", BOUNDS[DType.FP16]).cosine == cosine

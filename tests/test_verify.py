@@ -31,12 +31,13 @@ from planting import (
 )
 from safetensors.torch import load_file, save_file
 
-from ibnorm_export import models
+from ibnorm_export import models, numeric_check
 from ibnorm_export.artifact import ExportedModel
+from ibnorm_export.check_report import Outcome, parity_cases
 from ibnorm_export.errors import IBNormError, ModelFileError, ParityError
 from ibnorm_export.export import ExportOptions, export
 from ibnorm_export.loaded import LoadedModel
-from ibnorm_export.parity import NumericReport, ParityReport, StaticReport
+from ibnorm_export.parity import Finding, NumericReport, ParityReport, StaticReport
 from ibnorm_export.runners.base import Kernels
 from ibnorm_export.tensors import DType
 from ibnorm_export.text_batch import read_labels
@@ -298,6 +299,37 @@ def test_a_fault_in_an_inlined_file(vit: LoadedModel, vit_checkpoint: Path, tmp_
     assert not report
     assert report.static
     assert any("inlined" in note for note in report.static.notes)
+    demanded = verify(exported, vit, VerifyOptions(require_fused=True, samples=1))
+    assert [str(f) for f in demanded.findings] == [
+        "norms: are inlined in this file, so no kernel can take them: export without --inline"
+    ]
+
+
+def test_fused_kernels_are_not_asked_of_a_backend_without_any(exported_vit: ExportedModel, vit: LoadedModel) -> None:
+    """It would run nothing, and a gate that has run nothing must not be green."""
+    with pytest.raises(IBNormError, match="backend reference has none"):
+        verify(exported_vit, vit, VerifyOptions(backend="reference", kernels=Kernels.FUSED))
+
+
+@pytest.mark.parametrize("numeric", [
+    NumericReport("b", "fp32", "m", 0, (), ()),
+    NumericReport("b", "fp32", "m", 1, (), (Finding("layer", "is wrong"),)),
+    NumericReport("b", "fp32", "m", 1, (), (Finding("runtime", "is wrong"),)),
+])  # fmt: skip
+def test_a_gate_is_red_whenever_the_report_is(numeric: NumericReport) -> None:
+    report = ParityReport("m", "c", StaticReport(3, 5, (), ()), numeric)
+    assert not report
+    assert any(case.outcome is Outcome.FAIL for case in parity_cases("m", "b", report, None, 0.0))
+
+
+def test_where_pytorch_itself_is_far_off_nothing_passes(
+    bf16_vit: ExportedModel, vit: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three times an error of a half would let zeros pass."""
+    monkeypatch.setattr(numeric_check, "_MOST", 1e-4)
+    report = verify(bf16_vit, vit, VerifyOptions(samples=1))
+    assert {f.where for f in report.findings} == {"bf16 of output logits"}
+    assert "its error is no yardstick: the model does not fit this type" in report.findings[0].what
 
 
 # ---- overflow in half precision ----
