@@ -28,6 +28,17 @@ __all__ = ["load_timm"]
 #: Arguments of timm's maker itself, not of an architecture: one of them loads a pickle from wherever it names.
 _OF_THE_MAKER: Final = frozenset(name for name in inspect.signature(timm.create_model).parameters if name != "kwargs")
 
+#: What timm raises for arguments that do not make a model.
+_UNBUILDABLE: Final = (
+    TypeError,
+    ValueError,
+    AssertionError,
+    RuntimeError,
+    AttributeError,
+    LookupError,
+    ZeroDivisionError,
+)
+
 
 def _object(folder: Path, config: Mapping[str, Any], key: str) -> dict[str, Any]:
     found = config.get(key) or {}
@@ -48,8 +59,9 @@ def _build(folder: Path, config: Mapping[str, Any]) -> nn.Module:
         )
     try:
         model: nn.Module = timm.create_model(architecture, pretrained=False, **arguments)
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-        raise CheckpointError(f"{folder}: timm cannot build {architecture} from model_args: {error}") from error
+    except _UNBUILDABLE as error:
+        said = f"{type(error).__name__}: {error}"  # a KeyError's own words are the key alone
+        raise CheckpointError(f"{folder}: timm cannot build {architecture} from model_args: {said}") from error
     return model
 
 

@@ -92,6 +92,13 @@ def test_no_pickle_is_loaded_that_the_config_names(tmp_path: Path) -> None:
         ("model_args", {"heads": 3}, "heads"),
         ("model_args", ["depth"], r"model_args is \['depth'\]; it must be a JSON object"),
         ("model_args", {**VIT, "embed_dim": 64}, "wrong shape"),
+        ("model_args", {**VIT, "img_size": [8]}, "IndexError"),
+        (
+            "model_args",
+            {**VIT, "patch_size": 0},
+            "cannot build vit_tiny_patch16_224 from model_args: ZeroDivisionError",
+        ),
+        ("model_args", {**VIT, "norm_layer": "zz"}, "KeyError: 'zz'"),
         ("model_args", {**VIT, "pretrained": True}, "model_args has pretrained, which is no argument of a model"),
         ("pretrained_cfg", {}, "input_size is None"),
         ("pretrained_cfg", "small", "pretrained_cfg is 'small'; it must be a JSON object"),
