@@ -36,7 +36,7 @@ _UNBUILDABLE = (
     OSError,
     ValueError,
     TypeError,
-    KeyError,
+    LookupError,
     RuntimeError,
     AttributeError,
     ZeroDivisionError,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, ViTForImageClassification
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from ibnorm_export.errors import CheckpointError
 from ibnorm_export.models.family import Family
 from ibnorm_export.models.images import images
 from ibnorm_export.tensors import Arrays, InputSpec
@@ -47,6 +48,14 @@ class ViT(Family):
         "s16": _preset(384, 1536, 6),
         "b16": _preset(768, 3072, 12),
     }
+
+    def check(self, config: Mapping[str, Any]) -> None:
+        size = config.get("image_size", 224)
+        sides = size if isinstance(size, list) else [size, size]
+        if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+            raise CheckpointError(
+                f"config.json has the image_size {size!r}; it must be a number of pixels or [height, width]"
+            )
 
     def prepare(self, module: nn.Module) -> None:
         assert isinstance(module, ViTForImageClassification)

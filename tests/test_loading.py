@@ -99,6 +99,22 @@ def test_illegal_settings(copy: Path, key: str, value: object, said: str) -> Non
     refused(copy, said)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("image_size", [8], "image_size [8]; it must be a number of pixels or [height, width]"),
+        ("image_size", [8, 8, 8], "image_size [8, 8, 8]"),
+        ("image_size", -8, "image_size -8"),
+        ("image_size", None, "image_size None"),
+        ("patch_size", [4], "transformers cannot build a vit"),
+    ],
+)
+def test_illegal_settings_of_a_vit(vit_checkpoint: Path, tmp_path: Path, key: str, value: object, said: str) -> None:
+    folder = Path(shutil.copytree(vit_checkpoint, tmp_path / "copy"))
+    change_config(folder, lambda c: c.__setitem__(key, value))
+    refused(folder, said)
+
+
 def test_weights_that_do_not_fit_are_named(copy: Path) -> None:
     down = "model.layers.0.mlp.down_proj.weight"
 
