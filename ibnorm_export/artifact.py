@@ -99,8 +99,8 @@ class ExportedModel:
         path: the .onnx file; external data is looked for beside it.
 
     Raises:
-        ModelFileError: the file is missing, unreadable, truncated or not ONNX, or its external
-            data is missing, too short or outside its folder.
+        ModelFileError: the file is missing, unreadable, truncated or not ONNX, a tensor in it is of
+            no type of ONNX's, or its external data is missing, too short or outside its folder.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -115,14 +115,28 @@ class ExportedModel:
                 f"export {self.path} -o MODEL.onnx"
             )
         try:
-            self.proto = onnx.load(self.path, load_external_data=False)
+            # the format is said, for onnx takes it from the file's suffix otherwise: model.json is no ONNX file either
+            self.proto = onnx.load(self.path, format="protobuf", load_external_data=False)
         except google.protobuf.message.DecodeError as error:
             raise ModelFileError(f"{self.path} is truncated or is not an ONNX file: {error}") from error
         except OSError as error:
             raise ModelFileError(f"{self.path} cannot be read: {error.strerror or error}") from error
         if not self.proto.graph.node or not self.proto.opset_import:
             raise ModelFileError(f"{self.path} is truncated or is not an ONNX file: it has no graph")
+        self._check_types()
         self._external = self._check_external()
+
+    def _check_types(self) -> None:
+        graph = self.proto.graph
+        types = [(tensor.name, tensor.data_type) for tensor in graph.initializer]
+        types += [(value.name, value.type.tensor_type.elem_type) for value in (*graph.input, *graph.output)]
+        known = set(onnx.TensorProto.DataType.values())
+        for name, number in types:
+            if number not in known:
+                raise ModelFileError(
+                    f"{self.path}: {name!r} is of element type {number}, which onnx {onnx.__version__} does not know: "
+                    "the file is damaged, or of a newer version"
+                )
 
     def _check_external(self) -> tuple[Path, ...]:
         folder = self.path.resolve().parent
@@ -132,7 +146,12 @@ class ExportedModel:
                 continue
             entry = {e.key: e.value for e in tensor.external_data}
             location = entry.get("location", "")
-            file = (folder / location).resolve()
+            try:
+                file = (folder / location).resolve()
+            except ValueError as error:  # a NUL
+                raise ModelFileError(
+                    f"{self.path}: external data of {tensor.name!r} lies in {location!r}, which names no file"
+                ) from error
             if not location or Path(location).is_absolute() or not file.is_relative_to(folder):
                 raise ModelFileError(
                     f"{self.path}: external data of {tensor.name!r} points outside the file's folder: {location!r}"
@@ -169,9 +188,25 @@ class ExportedModel:
             if entry.key.startswith(_PREFIX):
                 try:
                     found[entry.key.removeprefix(_PREFIX)] = json.loads(entry.value)
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:  # the latter of brackets within brackets
                     raise ModelFileError(f"{self.path}: metadata {entry.key!r} is not valid JSON") from error
+        self._check_metadata(found)
         return found
+
+    def _check_metadata(self, found: Mapping[str, Any]) -> None:
+        """Raise ModelFileError where an entry that is looked into is not built as `export` builds it."""
+        quantization, packed = found.get("quantization"), found.get("packed", {})
+        parts = list(packed.values()) if isinstance(packed, dict) else [packed]
+        if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in parts):
+            raise ModelFileError(
+                f"{self.path}: metadata 'packed' is {packed!r}; it must be an object of lists of names. Export the "
+                "checkpoint again"
+            )
+        if quantization is not None and (not isinstance(quantization, dict) or quantization.get("bits") not in (4, 8)):
+            raise ModelFileError(
+                f"{self.path}: metadata 'quantization' is {quantization!r}; it must be an object, its bits 4 or 8. "
+                "Export the checkpoint again"
+            )
 
     def require_metadata(self) -> dict[str, Any]:
         """`metadata`, of a format that this version reads.

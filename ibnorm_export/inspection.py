@@ -6,16 +6,24 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from ibnorm_export.artifact import ExportedModel, dtype_name
+from ibnorm_export.artifact import ExportedModel, NormNode, dtype_name
+from ibnorm_export.errors import ModelFileError
 
 __all__ = ["inspect_checkpoint", "inspect_file"]
+
+
+def _number(model: ExportedModel, norm: NormNode, attribute: str) -> float:
+    value = norm.attributes.get(attribute, float("nan"))
+    if not isinstance(value, (int, float)):
+        raise ModelFileError(f"{model.path}: {attribute} of the norm {norm.module} is {value!r}; it must be a number")
+    return float(value)
 
 
 def inspect_file(path: str | Path) -> dict[str, Any]:
     """Describe an ONNX file, of this package or of another tool; nothing is run.
 
     Raises:
-        ModelFileError: the file cannot be read.
+        ModelFileError: the file cannot be read, or a norm's lambda or epsilon is no number.
     """
     model = ExportedModel(path)
     types = Counter(dtype_name(tensor.data_type) for tensor in model.weights.values())
@@ -35,8 +43,8 @@ def inspect_file(path: str | Path) -> dict[str, Any]:
             {
                 "module": norm.module,
                 "op": norm.op_type,
-                "lambda": float(norm.attributes.get("lambd", float("nan"))),
-                "epsilon": float(norm.attributes.get("epsilon", float("nan"))),
+                "lambda": _number(model, norm, "lambd"),
+                "epsilon": _number(model, norm, "epsilon"),
             }
             for norm in model.norms
         ],

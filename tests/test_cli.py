@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnx.helper
 import pytest
 
 from ibnorm_export.cli import main
@@ -178,6 +180,70 @@ def test_inspect_reads_files_and_checkpoints(cli: Any, exported: Path, llama_che
     assert file["metadata"]["source_sha256"] == checkpoint["source_sha256"]
     assert file["functions"] == ["ai.ibnorm::IBNormL", "ai.ibnorm::SkipIBNormL"]
     assert "norms" in cli("inspect", exported).out
+
+
+def _metadata(key: str, text: str) -> Callable[[onnx.ModelProto], None]:
+    def change(proto: onnx.ModelProto) -> None:
+        kept = [entry for entry in proto.metadata_props if entry.key != f"ibnorm.{key}"]
+        del proto.metadata_props[:]
+        proto.metadata_props.extend(kept)
+        proto.metadata_props.add(key=f"ibnorm.{key}", value=text)
+
+    return change
+
+
+def _type_of_an_input(proto: onnx.ModelProto) -> None:
+    proto.graph.input[0].type.tensor_type.elem_type = 99
+
+
+def _type_of_a_weight(proto: onnx.ModelProto) -> None:
+    proto.graph.initializer[0].data_type = 99
+
+
+def _place_of_a_weight(proto: onnx.ModelProto) -> None:
+    tensor = proto.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="a\0b")
+
+
+def _lambda_in_words(proto: onnx.ModelProto) -> None:
+    norm = next(node for node in proto.graph.node if node.domain == "ai.ibnorm")
+    next(a for a in norm.attribute if a.name == "lambd").CopyFrom(onnx.helper.make_attribute("lambd", "4.0"))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (_type_of_an_input, "'input_ids' is of element type 99"),
+        (_type_of_a_weight, "is of element type 99"),
+        (_place_of_a_weight, "which names no file"),
+        (_lambda_in_words, "lambd of the norm model.layers.0.input_layernorm is '4.0'; it must be a number"),
+        (_metadata("config", "[" * 100_000), "'ibnorm.config' is not valid JSON"),
+        (_metadata("packed", "[1, 2]"), "metadata 'packed' is [1, 2]"),
+        (_metadata("packed", '{"patch": 5}'), "metadata 'packed' is {'patch': 5}"),
+        (_metadata("packed", '{"patch": [5]}'), "it must be an object of lists of names"),
+        (_metadata("quantization", '"int8"'), "metadata 'quantization' is 'int8'"),
+        (_metadata("quantization", '{"bits": 3}'), "its bits 4 or 8"),
+    ],
+)
+def test_a_damaged_file_is_bad_input(
+    cli: Any, exported: Path, tmp_path: Path, change: Callable[[onnx.ModelProto], None], said: str
+) -> None:
+    proto = onnx.load(exported)
+    change(proto)
+    (tmp_path / "m.onnx").write_bytes(proto.SerializeToString())
+    result = cli("inspect", tmp_path / "m.onnx")
+    assert result.code == 2, result.err
+    assert said in result.err
+    assert len(result.err.strip().splitlines()) == 1
+
+
+def test_a_config_is_no_model_file(cli: Any, llama_checkpoint: Path) -> None:
+    """onnx.load would read it as a model in JSON, for the suffix that it has."""
+    result = cli("verify", llama_checkpoint / "config.json", llama_checkpoint)
+    assert result.code == 2
+    assert "config.json is truncated or is not an ONNX file" in result.err
 
 
 def test_doctor(cli: Any) -> None:
