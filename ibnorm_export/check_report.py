@@ -5,12 +5,13 @@ from __future__ import annotations
 import enum
 import json
 import math
+import re
 import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from ibnorm_export.artifact import new_file
 from ibnorm_export.errors import IBNormError
@@ -136,6 +137,14 @@ def parity_cases(name: str, backend: str, report: ParityReport, max_error: float
     return [replace(cases[0], seconds=seconds), *cases[1:]]
 
 
+#: What XML 1.0 cannot hold, control characters and lone surrogates: a node's name or an exception may.
+_UNWRITABLE: Final = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def _plain(text: str) -> str:
+    return _UNWRITABLE.sub(lambda found: ascii(found.group())[1:-1], text)
+
+
 def _junit(report: CheckReport) -> bytes:
     suites: dict[str, list[Case]] = {}
     for case in report.cases:
@@ -197,6 +206,8 @@ def write_all(report: CheckReport, folder: Path) -> tuple[Path, ...]:
     Raises:
         IBNormError: a file cannot be written.
     """
+    cases = tuple(replace(c, suite=_plain(c.suite), name=_plain(c.name), says=_plain(c.says)) for c in report.cases)
+    report = replace(report, config=_plain(report.config), cases=cases)
     texts = {
         "junit.xml": _junit(report),
         "report.json": (json.dumps(_finite(report.to_dict()), indent=1) + "\n").encode(),

@@ -247,6 +247,15 @@ def test_cannot_tell_is_skipped_in_junit_with_its_reason(tmp_path: Path) -> None
     assert skipped.get("message") == "cannot tell: about 90 rounds would decide"
 
 
+@pytest.mark.parametrize("mark", ["\x00", "\x1b", "\ud800", "\uffff"])
+def test_what_xml_cannot_hold_is_escaped(tmp_path: Path, mark: str) -> None:
+    case = Case(f"m{mark}", f"node {mark}", Outcome.ERROR, f"é 😀 {mark}")
+    write_all(CheckReport(f"c{mark}", (case,), {}, {"processor": "x"}, 0.0), tmp_path)
+    error = ET.parse(tmp_path / "junit.xml").find(".//error")
+    assert error is not None
+    assert error.text == f"é 😀 {ascii(mark)[1:-1]}"
+
+
 def test_the_starting_file_is_legal_and_is_not_overwritten(llama_checkpoint: Path, tmp_path: Path) -> None:
     path = write_start(llama_checkpoint, tmp_path / "check.toml")
     config = read_check_config(path)
