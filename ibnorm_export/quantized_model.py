@@ -56,7 +56,7 @@ def _matrices(exported: ExportedModel, model: LoadedModel) -> Iterator[tuple[str
             whole = torch.from_numpy(found.copy()).T
             sizes = [len(state[name]) for name in names]
             if sum(sizes) == len(whole):
-                yield from zip(names, whole.split(sizes), strict=True)
+                yield from zip(names, torch.split(whole, sizes), strict=True)
 
 
 def with_matrices_of(exported: ExportedModel, model: LoadedModel) -> LoadedModel:
