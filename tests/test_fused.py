@@ -18,6 +18,7 @@ from ibnorm_export.models import CustomModel, InputSpec
 from ibnorm_export.module import IBNorm, ibnorm
 from ibnorm_export.runners import Kernels, open_runner
 from ibnorm_export.runners.ort_runner import norm_executions
+from ibnorm_export.spec import Compression
 from ibnorm_export.tensors import DType
 from ibnorm_export.verify import VerifyOptions, verify
 
@@ -71,7 +72,8 @@ class PlusOne(IBNorm):
     """Its scale is computed, as Gemma's is."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return ibnorm(x, 1 + self.weight, self.bias, self.spec)
+        assert self.weight is not None
+        return ibnorm(x, 1.0 + self.weight, self.bias, self.spec)
 
 
 class Residual(nn.Module):
@@ -79,13 +81,14 @@ class Residual(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        spec = IBNormSpec("L", 4.0, 1e-5)
+        spec = IBNormSpec(Compression("L"), 4.0, 1e-5)
         self.computed, self.stored, self.last = PlusOne(16, spec), IBNorm(16, spec), nn.Linear(16, 16)
 
     def forward(self, x: Tensor) -> Tensor:
         first = x + self.last(x)
         second = first + self.last(self.computed(first))
-        return second + self.last(self.stored(second))
+        third: Tensor = second + self.last(self.stored(second))
+        return third
 
 
 def residual() -> CustomModel:
