@@ -96,7 +96,8 @@ def _check_norm(node: NormNode, module: IBNorm, names: Mapping[int, set[str]]) -
 
 
 def _check_functions(model: ExportedModel) -> Iterable[Finding]:
-    widths = [(n.op_type, model.weights[n.scale].dims[0]) for n in model.norms if n.scale in model.weights]
+    scales = [(n.op_type, model.weights[n.scale].dims) for n in model.norms if n.scale in model.weights]
+    widths = [(op_type, dims[0]) for op_type, dims in scales if dims]  # without any it is no weight of the checkpoint
     canonical = onnx_op.functions(model.opset, widths)
     carried = {f.name: f for f in model.proto.functions if f.domain == DOMAIN}
     for op_type in sorted({node.op_type for node in model.norms}):

@@ -172,6 +172,11 @@ def at_second(change: Callable[[onnx.NodeProto], None]) -> Change:
     return lambda proto: change(norms(proto)[1])
 
 
+def scale_of_no_dimension(proto: onnx.ModelProto) -> None:
+    tensor = initializer(proto, norms(proto)[0].input[-2])
+    tensor.CopyFrom(onnx.numpy_helper.from_array(np.float32(1.0), tensor.name))
+
+
 #: fault -> what a finding says, and whether running the file shows it too.
 FAULTS: dict[str, tuple[Change, str, bool]] = {
     "sign of one weight": (flip_one_sign, "down_proj.weight.T: 1 of 2048 values differ .* in sign alone", True),
@@ -198,6 +203,7 @@ FAULTS: dict[str, tuple[Change, str, bool]] = {
     ),
     "transposed matrix": (transpose_one, "q_proj.weight.T: .* values differ", True),
     "norms that trade places": (a_node_for_another_norm, "", True),
+    "a scale of no dimension": (scale_of_no_dimension, r"input_layernorm.weight: shape is \(\)", True),
     "zeros that are not": (ones_that_are_not, "constant ibnorm.zeros.32: must hold 0", True),
     "other wiring in the body": (a_body_with_other_wiring, "function IBNormL: .*wiring or attributes", True),
     "another epsilon in the body": (a_body_with_another_epsilon, "function IBNormL: .*wiring or attributes", True),
