@@ -64,7 +64,8 @@ def with_matrices_of(exported: ExportedModel, model: LoadedModel) -> LoadedModel
 
     A matrix that is the embedding too stays in the embedding as it was: the file has it there unquantised.
     """
-    module = copy.deepcopy(model.module)
+    shared = {id(tensor): tensor for tensor in (*model.module.parameters(), *model.module.buffers())}
+    module = copy.deepcopy(model.module, shared)  # what is not replaced is there once
     same: dict[int, list[str]] = {}
     for name, parameter in module.state_dict(keep_vars=True).items():
         same.setdefault(id(parameter), []).append(name)
