@@ -316,6 +316,8 @@ def new_file(target: Path, error: type[Exception] = ExportError) -> Iterator[Pat
     try:
         if target.is_dir():
             raise error(f"{target} is a folder; name the file to write")
+        if target.exists() and not target.is_file():
+            raise error(f"{target} is no regular file, and would be replaced by one; name another")
         if not target.parent.is_dir():
             raise error(f"cannot write {target}: the folder {target.parent} does not exist")
         beside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".partial"))

@@ -298,6 +298,13 @@ def build(model: LoadedModel, options: ExportOptions, progress: Progress = silen
     return graph_model
 
 
+def _check_place(path: Path, source: Path) -> None:
+    """Refuse to replace the checkpoint, or a file of it that is no earlier export."""
+    of_it = path.exists() and path.parent.exists() and source.is_dir() and path.parent.samefile(source)
+    if (of_it and path.suffix != ".onnx") or (path.is_file() and source.is_file() and path.samefile(source)):
+        raise ExportError(f"{path} is part of the checkpoint {source}, and would be replaced: name another file")
+
+
 def export(
     model: LoadedModel,
     path: str | Path,
@@ -322,6 +329,7 @@ def export(
     """
     options = ExportOptions() if options is None else options
     path = Path(path)
+    _check_place(path, Path(model.source))
     with new_file(path) as folder:
         built = build(model, options, progress)
         progress("writing", 2, 4)

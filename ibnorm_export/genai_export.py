@@ -48,6 +48,9 @@ _HEAD_MULTIPLE: Final = 16
 
 _FAMILIES: Final = ("llama",)
 
+#: Name that its builder gives the size of a head.
+_HEAD_AXIS: Final = "kv_cache_dim"
+
 #: Kinds of rotary embedding that its builder writes as transformers computes them: each was compared.
 _ROTARY: Final = ("default", "llama3")
 
@@ -197,6 +200,7 @@ def _finish(built: ir.Model, model: LoadedModel, options: ExportOptions) -> None
         node.metadata_props.clear()
         if node.domain == DOMAIN and node.name is not None:
             node.metadata_props["module"] = node.name
+    _fix_head_size(graph, model)
     graph.name = model.family
     built.producer_name = "ibnorm-export"
     built.producer_version = importlib.metadata.version("ibnorm-export")
@@ -204,6 +208,16 @@ def _finish(built: ir.Model, model: LoadedModel, options: ExportOptions) -> None
     says["versions"]["onnxruntime-genai"] = BUILDER_VERSION
     built.metadata_props.clear()
     built.metadata_props.update(metadata_props(says))
+
+
+def _fix_head_size(graph: ir.Graph, model: LoadedModel) -> None:
+    """The builder leaves the size of a head open, for caches that are quantised; here it is the model's."""
+    config: Any = model.module.config
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    for value in (*graph.inputs, *graph.outputs):
+        if value.shape is not None:
+            dims = [dim if isinstance(dim, int) else dim.value for dim in value.shape]
+            value.shape = ir.Shape([size if dim == _HEAD_AXIS else dim for dim in dims])
 
 
 def export_genai(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -126,6 +127,23 @@ def test_the_checkpoint_itself_is_not_lost(tmp_path: Path, llama_checkpoint: Pat
     with pytest.raises(ExportError, match=r"holds model\.safetensors, which would be lost"):
         export_folder(models.load(folder, task="text-generation"), folder)
     assert contents(folder) == before
+
+
+def test_an_export_replaces_no_file_of_its_checkpoint(tmp_path: Path, llama_checkpoint: Path) -> None:
+    folder = tmp_path / "llama"
+    shutil.copytree(llama_checkpoint, folder)
+    before = contents(folder)
+    for name in before:
+        with pytest.raises(ExportError, match=r"is part of the checkpoint .*name another file"):
+            export(models.load(folder), folder / name)
+    assert contents(folder) == before
+
+
+def test_no_device_is_replaced(tmp_path: Path, vit_checkpoint: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ExportError, match="is no regular file"):
+        export(models.load(vit_checkpoint), tmp_path / "pipe")
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_a_model_of_somebody_else_is_not_lost(tmp_path: Path, written: dict[Path, Callable[[], object]]) -> None:

@@ -217,6 +217,8 @@ async def _events(
 
 @contextlib.contextmanager
 def _listening(address: str, port: int) -> Iterator[socket.socket]:
+    if not 0 <= port <= 65535:
+        raise IBNormError(f"the port is {port}; it must be 0 (any that is free) to 65535")
     with socket.socket() as stream:
         stream.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -45,6 +45,7 @@ _PLAN_FILE: Final = "model.plan"
 _WARMUP_SIZES: Final = {
     "batch": 1, "sequence": 8, "past": 4, "total": 12,
     "batch_size": 1, "sequence_length": 8, "past_sequence_length": 4, "total_sequence_length": 12,
+    "capacity": 12,
 }  # fmt: skip
 
 

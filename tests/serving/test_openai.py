@@ -236,6 +236,13 @@ def test_port_in_use(noise: Path) -> None:
     assert f"127.0.0.1:{port}: Address already in use; choose another with --http-port" in done.stderr
 
 
+@pytest.mark.parametrize("port", [-1, 65536])
+def test_a_port_that_is_none(noise: Path, port: int) -> None:
+    done = subprocess.run(command("serve", noise, "--http-port", port), capture_output=True, text=True)
+    assert done.returncode == 2
+    assert f"the port is {port}; it must be 0 (any that is free) to 65535" in done.stderr
+
+
 def test_without_uvloop_and_httptools(noise: Path) -> None:
     """As on Windows: uvicorn falls back on asyncio and h11."""
     without = "import sys; sys.modules.update(uvloop=None, httptools=None); "

@@ -47,6 +47,23 @@ def check_against_onnx(folder: Path) -> model_config_pb2.ModelConfig:
     return config
 
 
+@pytest.mark.parametrize("form", ["genai", "static"])
+def test_a_folder_that_generates_text_is_one_step(
+    form: str, llama_checkpoint: Path, noise: Path, tmp_path: Path
+) -> None:
+    """Its cache in tensors that the client keeps: every axis but rows and lengths has a size."""
+    if form == "genai":
+        exported = ExportedModel(noise)
+    else:
+        model = models.load(llama_checkpoint, task="text-generation")
+        exported = export_folder(model, tmp_path / form, ExportOptions(cache="static"))
+    made = package(exported, tmp_path / "repository", PackageOptions(variant=Variant.PORTABLE))
+    config = check_against_onnx(made.path / made.models[0])
+    caches = [item for item in config.input if item.name.startswith("past_key_values.")]
+    assert caches
+    assert all(item.dims[-1] > 0 for item in caches)
+
+
 @pytest.mark.parametrize("dtype", [DType.FP32, DType.FP16])
 @pytest.mark.parametrize("name", ["llama", "vit"])
 def test_config_agrees_with_the_model(name: str, dtype: DType, request: pytest.FixtureRequest, tmp_path: Path) -> None:
