@@ -276,10 +276,15 @@ def analyze_file(
         inputs, labels, options, progress: as in `analyze_checkpoint`; `options.dtypes` plays no part.
 
     Raises:
-        ModelFileError: labels do not fit, or there is no norm node.
+        ModelFileError: labels or inputs do not fit, or there is no norm node.
         BackendUnavailable: ONNX Runtime is not installed.
     """
     options = AnalysisOptions() if options is None else options
+    if (taken := {tensor.name for tensor in exported.inputs}) != set(inputs):
+        raise ModelFileError(
+            f"{exported.path} takes {sorted(taken)}; the inputs are {sorted(inputs)}: name the checkpoint that it was "
+            "exported from"
+        )
     progress("analysing", 0, 1)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "seen.onnx"

@@ -85,6 +85,12 @@ def test_a_file_says_what_its_checkpoint_says(request: pytest.FixtureRequest, fa
             assert getattr(a, name) == pytest.approx(getattr(b, name), abs=1e-4), (a.module, name)
 
 
+def test_a_file_of_another_model_is_named(exported_llama: ExportedModel, vit_checkpoint: Path) -> None:
+    inputs = models.load(vit_checkpoint).sample(np.random.default_rng(0), 2)
+    with pytest.raises(ModelFileError, match=r"takes \['attention_mask', 'input_ids'\]; the inputs are \['pixel"):
+        analyze_file(exported_llama, inputs)
+
+
 def test_labels_must_fit(vit_checkpoint: Path) -> None:
     model = models.load(vit_checkpoint)
     inputs = model.sample(np.random.default_rng(0), 2)
