@@ -358,7 +358,7 @@ def new_folder(
         raise error(f"{target} is a file; name the folder to write")
     if target.is_dir() and any(target.iterdir()):
         there = {
-            path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_symlink() or path.is_file()
+            path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_symlink() or not path.is_dir()
         }
         if foreign := sorted(there - set(earlier(target))):
             more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""

@@ -52,7 +52,8 @@ def _matrices(exported: ExportedModel, model: LoadedModel) -> Iterator[tuple[str
                 values = torch.from_numpy(found.copy())
                 yield name, values.T if transposed else values
     for stored, names in dict(exported.metadata.get("packed", {})).items():
-        if (found := dequantize(exported, stored)) is not None and stored.endswith(".T"):
+        known = all(name in state for name in names) and stored.endswith(".T")
+        if known and (found := dequantize(exported, stored)) is not None:
             whole = torch.from_numpy(found.copy()).T
             sizes = [len(state[name]) for name in names]
             if sum(sizes) == len(whole):

@@ -17,7 +17,7 @@ from ibnorm_export.errors import ModelFileError
 from ibnorm_export.loaded import LoadedModel, torch_dtype
 from ibnorm_export.module import IBNorm
 from ibnorm_export.parity import Finding, StaticReport
-from ibnorm_export.quantize import bits_of, dequantize, steps
+from ibnorm_export.quantize import BLOCK_SIZES, bits_of, dequantize, steps
 from ibnorm_export.reach import Reach
 from ibnorm_export.spec import DOMAIN
 from ibnorm_export.tensors import DType
@@ -58,6 +58,8 @@ def _compare_stored(
     says, bits = exported.metadata.get("quantization") or {}, bits_of(exported, name)
     if bits is None or bits not in (says.get("bits"), says.get("head_bits")):
         return f"has {bits} bits a value; the metadata of the file speaks of {says.get('bits')}"
+    if says.get("block_size") not in BLOCK_SIZES:  # a vast block would have vast steps
+        return f"is in blocks of {says.get('block_size')!r}; they are of {', '.join(map(str, BLOCK_SIZES))}"
     try:
         values = dequantize(exported, name)
     except ModelFileError as error:

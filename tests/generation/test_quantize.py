@@ -207,6 +207,15 @@ def test_a_file_is_not_judged_by_what_it_says_of_itself(
     assert report.static is not None
     assert "has 4 bits a value; the metadata of the file speaks of 8" in {f.what for f in report.static.findings}
 
+    def vast(proto: onnx.ModelProto) -> None:
+        entry = next(entry for entry in proto.metadata_props if entry.key == "ibnorm.quantization")
+        entry.value = json.dumps({**json.loads(entry.value), "block_size": 0})
+
+    (tmp_path / "vast").mkdir()
+    report = verify(planted(portable, tmp_path / "vast", vast), model)
+    assert report.static is not None
+    assert any("is in blocks of 0" in finding.what for finding in report.static.findings)
+
 
 def test_fused_norms_are_demanded_of_quantised_files_too(portable: ExportedModel, quantised_checkpoint: Path) -> None:
     options = VerifyOptions(kernels=Kernels.FUNCTION, require_fused=True, samples=1)
