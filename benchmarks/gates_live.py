@@ -90,7 +90,7 @@ def errors(folder: Path, name: str) -> list[dict[str, Any]]:
 
 def gate(checkpoint: Path) -> dict[str, Any]:
     """Time of `check` on what `check --init` writes, with every backend that is present."""
-    command = [sys.executable, "-c", "from ibnorm_export.cli.main import run; run()", "check"]
+    command = [sys.executable, "-c", "from ibnorm_export.cli.__main__ import run; run()", "check"]
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([*command, "--init", str(checkpoint.resolve())], cwd=folder, check=True, capture_output=True)
         config = Path(folder) / "check.toml"

@@ -22,9 +22,9 @@ CASES = (("llama-350m", "portable"), ("llama-350m", "ort-genai"), ("gpt2-355m", 
 #: The last argument names the file for the cost.
 _RUN = """
 import json, pathlib, sys, time
-from ibnorm_export.cli.main import _run
+from ibnorm_export.cli.main import main
 cost, begin = pathlib.Path(sys.argv.pop()), time.perf_counter()
-code = _run()
+code = main()
 status = pathlib.Path("/proc/self/status").read_text()
 peak = next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
 cost.write_text(json.dumps([time.perf_counter() - begin, peak]))

@@ -1,14 +1,15 @@
 """`ibnorm-export`: a command is options -> one library call -> print. Exceptions become exit codes here.
 
 Exit codes: 0 good; 1 a gate failed; 2 bad input or usage; 3 backend not available; 70 internal
-error; 130 interrupted.
+error; 130 interrupted (`__main__`); 141 nobody reads stdout any more.
 """
 
 from __future__ import annotations
 
-import signal
+import contextlib
+import os
 import sys
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
@@ -29,13 +30,13 @@ from ibnorm_export.cli.serve import serve_command
 from ibnorm_export.cli.verify import verify_command
 from ibnorm_export.errors import IBNormError
 
-__all__ = ["app", "run"]
+__all__ = ["app", "main"]
 
 # typer carries its own copy of click in recent versions; this is UsageError in all of them.
 _UsageError: Any = typer.BadParameter.__base__
 
 INTERNAL_ERROR = 70
-INTERRUPTED = 130
+BROKEN_PIPE = 141  # as the shell says of a program that SIGPIPE ended
 
 app = typer.Typer(
     name="ibnorm-export",
@@ -77,23 +78,41 @@ app.command("doctor")(doctor_command)
 app.command("demo")(demo_command)
 
 
-def _interrupt(signum: int, frame: Any) -> NoReturn:
-    raise KeyboardInterrupt
-
-
 def _fail(message: str, code: int, kind: str) -> int:
     line = " ".join(message.split())
     if "--json" in sys.argv:
-        print_json({"error": {"kind": kind, "message": line}, "exit_code": code})
-    err.print(f"ibnorm-export: {line}", style="bold red", markup=False)
+        with contextlib.suppress(OSError):  # a full disk, a reader that has gone: the exit code is left
+            print_json({"error": {"kind": kind, "message": line}, "exit_code": code})
+    with contextlib.suppress(OSError, SystemExit):  # rich's answer to a broken pipe
+        err.print(f"ibnorm-export: {line}", style="bold red", markup=False)
+    return code
+
+
+def main() -> int:
+    """Run the command of `sys.argv`.
+
+    Returns:
+        The exit code. Some versions of typer turn an interrupt into 130, others let it pass.
+
+    Raises:
+        KeyboardInterrupt: the command was interrupted.
+    """
+    code = _run()
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python tries once more at its end
+        if isinstance(error, BrokenPipeError):
+            return code or BROKEN_PIPE
+        return code or _fail(f"stdout: {error.strerror}", 2, "system")
     return code
 
 
 def _run() -> int:
     try:
         result = app(standalone_mode=False)
-        if result == INTERRUPTED:  # some versions of typer turn the interrupt into this value
-            raise KeyboardInterrupt
+    except SystemExit:  # rich's answer, and typer's, to a broken pipe
+        return BROKEN_PIPE
     except IBNormError as error:
         return _fail(str(error), error.exit_code, type(error).__name__)
     except _UsageError as error:
@@ -101,8 +120,8 @@ def _run() -> int:
             return 2
         hint = f" (see {error.ctx.command_path} --help)" if error.ctx is not None else ""
         return _fail(f"{error.format_message()}{hint}", 2, "usage")
-    except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted; nothing was left half-written", INTERRUPTED, "interrupted")
+    except typer.Abort as error:
+        raise KeyboardInterrupt from error
     except MemoryError as error:
         return _fail(f"not enough memory: {error or 'use a smaller model or a machine with more'}", 2, "memory")
     except OSError as error:
@@ -118,9 +137,3 @@ def _run() -> int:
             "internal",
         )
     return result if isinstance(result, int) else 0
-
-
-def run() -> NoReturn:
-    """Entry point of the console script."""
-    signal.signal(signal.SIGTERM, _interrupt)
-    sys.exit(_run())

@@ -26,7 +26,7 @@ class Running:
 
 
 def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-c", "from ibnorm_export.cli.main import run; run()", *map(str, arguments)]
+    return [sys.executable, "-c", "from ibnorm_export.cli.__main__ import run; run()", *map(str, arguments)]
 
 
 def members(group: int) -> list[int]:

@@ -355,7 +355,7 @@ def test_an_interrupted_export_leaves_nothing(signum: int, llama_checkpoint: Pat
         "def slow(*a, **k):\n"
         f"    pathlib.Path({str(started)!r}).touch(); time.sleep(60)\n"
         "module._trace = slow\n"
-        "from ibnorm_export.cli.main import run\n"
+        "from ibnorm_export.cli.__main__ import run\n"
         f"sys.argv = ['ibnorm-export', 'export', {str(llama_checkpoint)!r}, '-o', {str(tmp_path / 'm.onnx')!r}]\n"
         "run()\n"
     )

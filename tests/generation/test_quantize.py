@@ -291,7 +291,7 @@ def test_what_has_no_meaning_is_refused(quantised_checkpoint: Path, tmp_path: Pa
 
 def test_logging_is_left_as_it_was(quantised_checkpoint: Path, tmp_path: Path) -> None:
     code = (
-        "import logging, sys; from ibnorm_export.cli.main import _run; sys.argv[1:] = sys.argv[1:]; code = _run(); "
+        "import logging, sys; from ibnorm_export.cli.main import main; code = main(); "
         "root = logging.getLogger(); sys.exit(code or root.handlers != [] or root.manager.disable != 0)"
     )
     arguments = ["export", str(quantised_checkpoint), "-o", str(tmp_path / "out"), "--target", "ort-genai"]

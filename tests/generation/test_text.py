@@ -208,7 +208,7 @@ def test_a_folder_must_be_whole(forms: dict[str, Path], tmp_path: Path) -> None:
 
 
 def test_the_command_streams_and_reports(forms: dict[str, Path]) -> None:
-    code = "from ibnorm_export.cli.main import run; run()"
+    code = "from ibnorm_export.cli.__main__ import run; run()"
     command = [sys.executable, "-c", code, "generate", str(forms["portable"]), "--prompt", PROMPT]
     plain = subprocess.run([*command, "--max-new-tokens", "8"], capture_output=True, text=True, check=False)
     assert plain.returncode == 0, plain.stderr

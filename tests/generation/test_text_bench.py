@@ -125,7 +125,7 @@ def test_the_command_measures_every_form(tmp_path: Path) -> None:
     load = lambda: models.load(tmp_path / "torch", task="text-generation")  # noqa: E731
     export_folder(load(), tmp_path / "portable")
     export_genai(load(), tmp_path / "genai", kernels=Kernels.FUNCTION)
-    code = "from ibnorm_export.cli.main import run; run()"
+    code = "from ibnorm_export.cli.__main__ import run; run()"
     command = [
         sys.executable, "-c", code, "bench", str(tmp_path / "portable"), "--checkpoint", str(tmp_path / "torch"),
         "--prompts", "12", "--batches", "1,2", "--rounds", "2", "--threads", "1", "--against",

@@ -246,7 +246,7 @@ def test_a_port_that_is_none(noise: Path, port: int) -> None:
 def test_without_uvloop_and_httptools(noise: Path) -> None:
     """As on Windows: uvicorn falls back on asyncio and h11."""
     without = "import sys; sys.modules.update(uvloop=None, httptools=None); "
-    start = [sys.executable, "-c", f"{without}from ibnorm_export.cli.main import run; run()"]
+    start = [sys.executable, "-c", f"{without}from ibnorm_export.cli.__main__ import run; run()"]
     process = subprocess.Popen(
         [*start, "serve", str(noise), "--http-port=0", "--json"], stdout=subprocess.PIPE, text=True
     )

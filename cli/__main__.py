@@ -1,0 +1,77 @@
+"""The process of `ibnorm-export`: an interrupt ends it in order, wherever it falls.
+
+SIGTERM is a KeyboardInterrupt, as Ctrl-C is; from the first moment, for the commands take a second to load. Python
+drops what is raised in a callback of its own (a finaliser, a weak reference's, a hook around a fork): an interrupt that
+falls into one is raised again, a moment later.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Final, NoReturn
+
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
+
+__all__ = ["run"]
+
+INTERRUPTED: Final = 130
+
+#: Seconds until a dropped interrupt is raised again; the callback that it fell into has ended by then, or it is again.
+_AGAIN_S: Final = 0.01
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _not_dropped(unraisable: UnraisableHookArgs) -> None:
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
+    else:
+        sys.__unraisablehook__(unraisable)
+
+
+def _interrupted() -> int:
+    """Say so with nothing that is still to be imported: the interrupt may have cut an import short."""
+    line = "interrupted; nothing was left half-written"
+    if "--json" in sys.argv:
+        error = {"kind": "interrupted", "message": line}
+        print(json.dumps({"error": error, "exit_code": INTERRUPTED}, indent=2))
+    print(f"ibnorm-export: {line}", file=sys.stderr)
+    return INTERRUPTED
+
+
+def run() -> NoReturn:
+    """Entry point of the console script and of `python -m ibnorm_export.cli`."""
+    for signum in (signal.SIGTERM, signal.SIGALRM):
+        signal.signal(signum, _interrupt)
+    sys.unraisablehook = _not_dropped
+    for name in ("stdin", "stdout", "stderr"):  # in the order of their numbers, none of which a file may get
+        if getattr(sys, name) is None:  # `>&-`
+            stream = Path(os.devnull).open("r" if name == "stdin" else "w")  # noqa: SIM115  # until the process ends
+            setattr(sys, name, stream)
+            setattr(sys, f"__{name}__", stream)
+    try:
+        from ibnorm_export.cli.main import main
+
+        code = main()
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    _deaf()
+    sys.exit(_interrupted() if code == INTERRUPTED else code)
+
+
+def _deaf() -> None:
+    """It is ending: a second Ctrl-C changes neither what it says nor its exit code."""
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
+        signal.signal(signum, signal.SIG_IGN)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,144 @@
+"""The command as a process: interrupts, wherever they fall, and streams that nobody reads or that cannot be written."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import helper
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM]
+START = [sys.executable, "-m", "ibnorm_export.cli"]
+INTERRUPTED = "ibnorm-export: interrupted; nothing was left half-written\n"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A file that is quickly read and said much of: more than a stream's buffer holds."""
+    path = tmp_path_factory.mktemp("model") / "model.onnx"
+    value = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+    outputs = [helper.make_tensor_value_info(f"y{i}", onnx.TensorProto.FLOAT, [1]) for i in range(1000)]
+    nodes = [helper.make_node("Neg", ["x"], [output.name]) for output in outputs]
+    graph = helper.make_graph(nodes, "g", [value], outputs)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]), path)
+    return str(path)
+
+
+def run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command after `code`, which plants what is to happen in it."""
+    start = (
+        "import atexit, json, os, signal, sys, time, weakref\n"
+        "from ibnorm_export.cli.__main__ import run\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a suite in the background inherits it ignored
+    )
+    return subprocess.run(
+        [sys.executable, "-c", f"{start}{code}\nrun()", *arguments],
+        capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("signum", SIGNALS)
+@pytest.mark.parametrize("callback", ["weakref.ref(last, kill)", "weakref.finalize(last, kill)"])
+def test_an_interrupt_in_a_callback_is_not_dropped(signum: signal.Signals, callback: str) -> None:
+    """Python prints and forgets what a callback raises."""
+    done = run(
+        "from ibnorm_export.cli import main as commands\n"
+        "class Last: pass\n"
+        "def kill(*a):\n"
+        f"    os.kill(os.getpid(), {signum:d})\n"
+        "    time.sleep(0.001)\n"
+        "def command():\n"
+        "    last = Last()\n"
+        f"    held = {callback}\n"
+        "    del last\n"
+        "    time.sleep(60)\n"
+        "commands.main = command\n"
+    )
+    assert (done.returncode, done.stderr) == (130, INTERRUPTED)
+
+
+def test_what_else_a_callback_raises_is_said_as_ever() -> None:
+    done = run(
+        "from ibnorm_export.cli import main as commands\n"
+        "class Last:\n"
+        "    def __del__(self): raise ValueError('planted')\n"
+        "commands.main = lambda: Last() and 0\n"
+    )
+    assert done.returncode == 0
+    assert "ValueError: planted" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [[], ["--json"]])
+@pytest.mark.parametrize("signum", SIGNALS)
+@pytest.mark.parametrize("module", ["typer", "rich.console", "ibnorm_export.cli.verify"])
+def test_interrupted_while_it_loads(module: str, signum: signal.Signals, arguments: list[str]) -> None:
+    done = run(
+        "class Import:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == {module!r}: os.kill(os.getpid(), {signum:d})\n"
+        "sys.meta_path.insert(0, Import())\n",
+        *arguments,
+    )
+    assert (done.returncode, done.stderr) == (130, INTERRUPTED)
+    assert not arguments or json.loads(done.stdout)["error"]["kind"] == "interrupted"
+
+
+@pytest.mark.parametrize("signum", SIGNALS)
+@pytest.mark.parametrize("code", [0, 1, 130])
+def test_a_command_that_is_ending_keeps_its_exit_code(code: int, signum: signal.Signals) -> None:
+    done = run(
+        "from ibnorm_export.cli import main as commands\n"
+        f"commands.main = lambda: {code}\n"
+        f"atexit.register(os.kill, os.getpid(), {signum:d})\n"
+    )
+    assert (done.returncode, done.stderr) == (code, INTERRUPTED if code == 130 else "")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", ["--version", "inspect --help", "inspect MODEL", "inspect MODEL --json"])
+def test_who_reads_no_more(arguments: str, unbuffered: str, model: str) -> None:
+    """Silent, as any program in a pipe; not 1, which is a gate's."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            [*START, *arguments.replace("MODEL", model).split()],
+            stdout=writing, stderr=subprocess.PIPE, text=True, check=False,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        )  # fmt: skip
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", ["--version", "inspect MODEL", "inspect MODEL --json"])
+def test_output_on_a_full_disk(arguments: str, unbuffered: str, model: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*START, *arguments.replace("MODEL", model).split()],
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.endswith("No space left on device\n")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
+def test_without_a_stream(closed: str, model: str) -> None:
+    for path, code in ((model, 0), (f"{model}.missing.onnx", 2)):
+        done = subprocess.run(
+            ["bash", "-c", f'"$0" -m ibnorm_export.cli inspect "$1" --json {closed}', sys.executable, path],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == code, done.stderr
+        assert (done.stdout == "") == closed.startswith((">&-", "<&- >&-"))
+        assert done.stdout == "" or json.loads(done.stdout)
+        assert "Traceback" not in done.stderr
