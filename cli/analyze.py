@@ -36,16 +36,19 @@ def _types(text: str) -> tuple[DType, ...]:
 def analyze_command(
     checkpoint: options.Checkpoint,
     file: Annotated[
-        Path | None, typer.Option("--file", metavar="MODEL.onnx", help="Analyse this export of it, in ONNX Runtime.")
+        Path | None,
+        typer.Option("--file", metavar="MODEL.onnx", exists=True, help="Analyse this export of it, in ONNX Runtime."),
     ] = None,
     inputs: Annotated[
-        Path | None, typer.Option("--inputs", metavar="FILE.npz", help="One batch, by name. [default: drawn]")
+        Path | None,
+        typer.Option("--inputs", metavar="FILE.npz", exists=True, help="One batch, by name. [default: drawn]"),
     ] = None,
     labels: Annotated[
-        Path | None, typer.Option("--labels", metavar="FILE.npy", help="Classes of the batch, or of every token.")
+        Path | None,
+        typer.Option("--labels", metavar="FILE.npy", exists=True, help="Classes of the batch, or of every token."),
     ] = None,
     text: Annotated[
-        Path | None, typer.Option("--text", metavar="FILE", help="Text that a language model reads.")
+        Path | None, typer.Option("--text", metavar="FILE", exists=True, help="Text that a language model reads.")
     ] = None,
     lambdas: Annotated[str, typer.Option("--lambdas", metavar="LIST", help="To apply beside each norm's own.")] = "",
     dtypes: Annotated[str, typer.Option("--dtypes", metavar="LIST", help="To run the checkpoint in.")] = "fp32",

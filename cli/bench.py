@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 def bench_command(
     model_file: options.ModelFile,
     backend: options.Backend = "ort-cpu",
-    checkpoint: Annotated[Path | None, typer.Option("--checkpoint", metavar="DIR", help="Needed by --against.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option("--checkpoint", metavar="DIR", exists=True, help="Needed by --against.")
+    ] = None,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Size of the batch axis.")] = 1,
     seq: Annotated[int, typer.Option("--seq", min=1, help="Size of the sequence axis, where there is one.")] = 128,
     prompts: Annotated[
@@ -58,11 +60,12 @@ def bench_command(
     """
     from ibnorm_export import models
     from ibnorm_export.artifact import ExportedModel
-    from ibnorm_export.baseline import Yardstick, baseline_of, write_baseline
+    from ibnorm_export.baseline import baseline_of, write_baseline
     from ibnorm_export.bench import TRTEXEC, BenchOptions
     from ibnorm_export.cli import bench_text
     from ibnorm_export.contest import contest
     from ibnorm_export.text_bench import TextBenchOptions
+    from ibnorm_export.yardstick import Yardstick
 
     count = threads or psutil.cpu_count(logical=False) or 1
     names = [name.strip() for name in against.split(",") if name.strip()]

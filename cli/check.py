@@ -17,7 +17,9 @@ def check_command(
     ),
     init: Annotated[
         Path | None,
-        typer.Option("--init", metavar="CHECKPOINT", help="Write a commented CONFIG.toml for this checkpoint."),
+        typer.Option(
+            "--init", metavar="CHECKPOINT", exists=True, help="Write a commented CONFIG.toml for this checkpoint."
+        ),
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:

@@ -17,7 +17,10 @@ def demo_command(
     folder: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where everything goes.")] = Path("demo"),
     minutes: Annotated[float, typer.Option("--minutes", help="Of training for each of the two models.")] = 0.5,
     text: Annotated[
-        Path | None, typer.Option("--text", metavar="FILE", help="Your own text to train on. [default: CPython's docs]")
+        Path | None,
+        typer.Option(
+            "--text", metavar="FILE", exists=True, help="Your own text to train on. [default: CPython's docs]"
+        ),
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:

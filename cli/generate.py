@@ -21,7 +21,9 @@ def _write(piece: str) -> None:
 def generate_command(
     path: Annotated[
         Path,
-        typer.Argument(metavar="DIR", help="A folder of `export --task text-generation`, or a checkpoint (PyTorch)."),
+        typer.Argument(
+            metavar="DIR", exists=True, help="A folder of `export --task text-generation`, or a checkpoint (PyTorch)."
+        ),
     ],
     prompt: Annotated[str, typer.Option("--prompt", metavar="TEXT", help="What the text goes on from.")],
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="At most.")] = 128,

@@ -12,7 +12,9 @@ from ibnorm_export.cli.console import out, print_json, table
 
 
 def inspect_command(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="An .onnx file, a folder of one, or a checkpoint.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", exists=True, help="An .onnx file, a folder of one, or a checkpoint.")
+    ],
     model: options.Factory = None,
     as_json: options.AsJson = False,
 ) -> None:

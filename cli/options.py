@@ -13,11 +13,12 @@ Checkpoint = Annotated[
     Path,
     typer.Argument(
         metavar="CHECKPOINT",
+        exists=True,  # said before torch is loaded
         help="Hugging Face folder with an ibnorm section in config.json; with --model a .safetensors or .pt file too.",
     ),
 ]
 ModelFile = Annotated[
-    Path, typer.Argument(metavar="MODEL.onnx", help="A file or folder written by `ibnorm-export export`.")
+    Path, typer.Argument(metavar="MODEL.onnx", exists=True, help="A file or folder written by `ibnorm-export export`.")
 ]
 Factory = Annotated[
     str | None,
@@ -30,7 +31,9 @@ Factory = Annotated[
 Backend = Annotated[str, typer.Option("--backend", help=f"One of: {', '.join(BACKENDS)}.")]
 EngineFile = Annotated[
     Path | None,
-    typer.Option("--engine", metavar="MODEL.plan", help="Of tensorrt, tensorrt-rtx: built before by build-engine."),
+    typer.Option(
+        "--engine", metavar="MODEL.plan", exists=True, help="Of tensorrt, tensorrt-rtx: built before by build-engine."
+    ),
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Of the random inputs.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]

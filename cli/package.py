@@ -24,13 +24,15 @@ def package_command(
     variant: Annotated[
         Variant, typer.Option("--variant", help="How the norms run; auto is fused where the library is installed.")
     ] = Variant.AUTO,
-    plan: Annotated[Path | None, typer.Option("--plan", metavar="MODEL.plan", help="From `build-engine`.")] = None,
+    plan: Annotated[
+        Path | None, typer.Option("--plan", metavar="MODEL.plan", exists=True, help="From `build-engine`.")
+    ] = None,
     mount: Annotated[
         str | None, typer.Option("--mount", metavar="PATH", help="Where the server sees REPO. [default: the format's]")
     ] = None,
     storage_uri: Annotated[str, typer.Option("--storage-uri", help="Where KServe fetches REPO from.")] = "",
     inputs: Annotated[
-        Path | None, typer.Option("--inputs", metavar="FILE.npz", help="Real inputs to warm up with.")
+        Path | None, typer.Option("--inputs", metavar="FILE.npz", exists=True, help="Real inputs to warm up with.")
     ] = None,
     gpu: Annotated[bool, typer.Option("--gpu", help="Run on GPUs.")] = False,
     max_batch: Annotated[int, typer.Option("--max-batch", min=0, help="Rows computed together; 0 for none.")] = 8,

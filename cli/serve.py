@@ -51,7 +51,9 @@ def _serve_text(folder: Path, address: str, port: int, limits: dict[str, Any], a
 
 
 def serve_command(
-    path: Annotated[Path, typer.Argument(metavar="REPO|MODEL.onnx|GENAI_DIR", help="Of `package`, or of `export`.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="REPO|MODEL.onnx|GENAI_DIR", exists=True, help="Of `package`, or of `export`.")
+    ],
     address: Annotated[str, typer.Option("--address", help="To listen on; 0.0.0.0 is every network.")] = "127.0.0.1",
     http_port: Annotated[int, typer.Option("--http-port", help="0 takes one that is free.")] = 8000,
     grpc_port: Annotated[int, typer.Option("--grpc-port", help="0 takes one that is free.")] = 8001,

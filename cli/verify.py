@@ -19,10 +19,11 @@ def verify_command(
     backend: options.Backend = "ort-cpu",
     samples: Annotated[int, typer.Option("--samples", min=1, help="How many inputs to draw.")] = 4,
     inputs: Annotated[
-        Path | None, typer.Option("--inputs", metavar="FILE.npz", help="Your own inputs, by name, instead.")
+        Path | None,
+        typer.Option("--inputs", metavar="FILE.npz", exists=True, help="Your own inputs, by name, instead."),
     ] = None,
     text: Annotated[
-        Path | None, typer.Option("--text", metavar="FILE", help="Text that a language model predicts.")
+        Path | None, typer.Option("--text", metavar="FILE", exists=True, help="Text that a language model predicts.")
     ] = None,
     seed: options.Seed = 0,
     numeric_only: Annotated[

@@ -13,37 +13,18 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import torch
 
 from ibnorm_export.artifact import new_file
 from ibnorm_export.bench import BenchReport
 from ibnorm_export.errors import IBNormError, ModelFileError
 from ibnorm_export.latency_verdict import LatencyVerdict, judge, unpaired
-from ibnorm_export.tensors import Arrays
 
-__all__ = ["YARDSTICK", "Baseline", "Yardstick", "baseline_of", "compare", "read_baseline", "write_baseline"]
+__all__ = ["YARDSTICK", "Baseline", "baseline_of", "compare", "read_baseline", "write_baseline"]
 
+#: What the times of `ibnorm_export.yardstick` are called in a report.
 YARDSTICK: Final = "yardstick"
+
 _FORMAT: Final = 1
-_SIZE: Final = 384
-_PRODUCTS: Final = 6
-
-
-class Yardstick:
-    """A fixed piece of work as a runner: products of matrices in torch, some milliseconds long."""
-
-    name = YARDSTICK
-
-    def __init__(self) -> None:
-        generator = torch.Generator().manual_seed(0)
-        self._matrix = torch.randn((_SIZE, _SIZE), generator=generator) / _SIZE**0.5
-
-    def run(self, inputs: Arrays) -> Arrays:
-        with torch.inference_mode():
-            product = self._matrix
-            for _ in range(_PRODUCTS):
-                product = product @ self._matrix
-        return {"product": product.numpy()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 
 from ibnorm_export.artifact import ExportedModel
-from ibnorm_export.baseline import Baseline, Yardstick, baseline_of, compare, read_baseline
+from ibnorm_export.baseline import Baseline, baseline_of, compare, read_baseline
 from ibnorm_export.bench import BenchOptions, BenchReport
 from ibnorm_export.check_config import PRESENT, CheckConfig, ExportCheck, LatencyBudget
 from ibnorm_export.check_report import Case, CheckReport, Outcome, parity_cases
@@ -26,6 +26,7 @@ from ibnorm_export.parity import ParityReport
 from ibnorm_export.progress import Progress, silent
 from ibnorm_export.runners.base import BACKENDS, open_runner
 from ibnorm_export.verify import VerifyOptions, read_inputs, verify
+from ibnorm_export.yardstick import Yardstick
 
 __all__ = ["run_check"]
 

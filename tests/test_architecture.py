@@ -93,6 +93,7 @@ def test_importing_the_package_imports_no_framework() -> None:
 #: What may be imported before it is known what is asked for: by the command line, and to serve texts.
 LIGHT = {
     "cli.main": {"onnx"},
+    "baseline": {"onnx"},
     "serving.text_worker": {"onnx"},
     "serving.openai_server": {"fastapi", "onnx"},
     "runners.genai_runner": {"onnx"},

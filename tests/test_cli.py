@@ -257,9 +257,9 @@ def test_doctor(cli: Any) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (("verify", "missing.onnx", "nowhere"), 2, "missing.onnx does not exist"),
-        (("export", "nowhere", "-o", "x.onnx"), 2, "nowhere does not exist"),
-        (("inspect", "nowhere"), 2, "nowhere does not exist"),
+        (("verify", "missing.onnx", "nowhere"), 2, "'missing.onnx' does not exist"),
+        (("export", "nowhere", "-o", "x.onnx"), 2, "'nowhere' does not exist"),
+        (("inspect", "nowhere"), 2, "'nowhere' does not exist"),
         (("export",), 2, "CHECKPOINT"),
         (("frobnicate",), 2, "frobnicate"),
         (("verify", "--frobnicate"), 2, "--frobnicate"),

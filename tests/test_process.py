@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -142,3 +143,35 @@ def test_without_a_stream(closed: str, model: str) -> None:
         assert (done.stdout == "") == closed.startswith((">&-", "<&- >&-"))
         assert done.stdout == "" or json.loads(done.stdout)
         assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "export nowhere -o m.onnx",
+        "verify nowhere nowhere",
+        "verify MODEL MODEL --inputs nowhere",
+        "verify MODEL MODEL --text nowhere",
+        "verify MODEL MODEL --engine nowhere",
+        "bench nowhere",
+        "bench MODEL --checkpoint nowhere",
+        "compare nowhere MODEL",
+        "check --init nowhere",
+        "analyze nowhere",
+        "analyze MODEL --file nowhere",
+        "analyze MODEL --labels nowhere",
+        "build-engine nowhere -o m.plan",
+        "generate nowhere --prompt a",
+        "package nowhere -o repository",
+        "serve nowhere",
+        "inspect nowhere",
+        "demo --text nowhere",
+    ],
+)
+def test_a_missing_path_is_said_at_once(arguments: str, model: str) -> None:
+    """Before torch is loaded, which takes many times as long as all else."""
+    words = arguments.replace("MODEL", model).split()
+    done = run("sys.modules.update(torch=None, transformers=None, onnxruntime=None)", *words)
+    assert done.returncode == 2
+    assert re.search("nowhere'? does not exist", done.stderr)
+    assert len(done.stderr.splitlines()) == 1
