@@ -58,7 +58,9 @@ def analyze_command(
     ] = None,
     samples: Annotated[int, typer.Option("--samples", min=2, help="Tokens or images in a Gram matrix.")] = SAMPLES,
     seed: options.Seed = 0,
-    html: Annotated[Path | None, typer.Option("--report", metavar="FILE.html", help="Write the plots.")] = None,
+    html: Annotated[
+        Path | None, typer.Option("--report", metavar="FILE.html", callback=options.page, help="Write the plots.")
+    ] = None,
     model: options.Factory = None,
     as_json: options.AsJson = False,
 ) -> None:

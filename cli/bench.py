@@ -46,7 +46,12 @@ def bench_command(
     require_fused: options.RequireFused = False,
     save_baseline: Annotated[
         Path | None,
-        typer.Option("--save-baseline", metavar="FILE.json", help="Keep the times, for `compare`, `check`."),
+        typer.Option(
+            "--save-baseline",
+            metavar="FILE.json",
+            callback=options.baseline,
+            help="Keep the times, for `compare`, `check`.",
+        ),
     ] = None,
     engine: options.EngineFile = None,
     model: options.Factory = None,

@@ -15,7 +15,9 @@ def compare_command(
     before: Annotated[Path, typer.Argument(metavar="A.json", help="Baseline of `bench --save-baseline`.")],
     after: Annotated[Path, typer.Argument(metavar="B.json", help="A later one.")],
     budget: Annotated[float, typer.Option("--max-ratio", min=0.0, help="The largest B / A that is allowed.")] = 1.0,
-    html: Annotated[Path | None, typer.Option("--report", metavar="FILE.html", help="Plot both.")] = None,
+    html: Annotated[
+        Path | None, typer.Option("--report", metavar="FILE.html", callback=options.page, help="Plot both.")
+    ] = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Say whether B is slower than A, by times over a yardstick and a confidence interval; exit 1 when it is.

@@ -42,6 +42,7 @@ app = typer.Typer(
     name="ibnorm-export",
     help="Export, verify and benchmark models that normalise with IBNorm. Start with: ibnorm-export demo",
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     add_completion=False,
     pretty_exceptions_enable=False,
 )

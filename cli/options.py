@@ -7,7 +7,40 @@ from typing import Annotated
 
 import typer
 
+from ibnorm_export.errors import IBNormError
 from ibnorm_export.runners.base import BACKENDS, Kernels
+
+
+def _place(path: Path, suffix: str) -> None:
+    """Said before the work whose result goes there."""
+    if path.suffix != suffix:
+        raise typer.BadParameter(f"{path} does not end in {suffix}")
+    if path.is_dir():
+        raise typer.BadParameter(f"{path} is a folder")
+    if not path.parent.is_dir():
+        raise typer.BadParameter(f"the folder {path.parent} does not exist")
+
+
+def page(path: Path | None) -> Path | None:
+    """Callback of an option that names a report: a place where one can be."""
+    if path is not None:
+        _place(path, ".html")
+    return path
+
+
+def baseline(path: Path | None) -> Path | None:
+    """Callback of an option that names a baseline to write: no other file of JSON is replaced by one."""
+    from ibnorm_export.baseline import read_baseline
+
+    if path is not None:
+        _place(path, ".json")
+        if path.exists():
+            try:
+                read_baseline(path)
+            except IBNormError as error:
+                raise typer.BadParameter(f"{path} would be lost, and is no baseline") from error
+    return path
+
 
 Checkpoint = Annotated[
     Path,

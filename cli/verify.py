@@ -38,7 +38,8 @@ def verify_command(
         bool, typer.Option("--exposing", help="Beside drawn inputs: heavy tails, large means, constant rows, ...")
     ] = False,
     html: Annotated[
-        Path | None, typer.Option("--report", metavar="FILE.html", help="Write one self-contained page too.")
+        Path | None,
+        typer.Option("--report", metavar="FILE.html", callback=options.page, help="Write one self-contained page too."),
     ] = None,
     url: Annotated[
         str | None, typer.Option("--url", metavar="HOST:PORT", help="Of a Triton server; grpc://HOST:PORT for gRPC.")

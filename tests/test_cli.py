@@ -368,3 +368,21 @@ def test_an_interrupted_export_leaves_nothing(signum: int, llama_checkpoint: Pat
     assert process.returncode == 130
     assert "interrupted" in err
     assert [p.name for p in tmp_path.iterdir()] == ["started"]
+
+
+def test_a_report_takes_no_other_files_place(cli: Any, exported: Path, llama_checkpoint: Path, tmp_path: Path) -> None:
+    """Said before the work whose result would go there."""
+    config = tmp_path / "config.json"
+    config.write_text("{}")
+    for words, said in (
+        (("verify", exported, llama_checkpoint, "--report", exported), "does not end in .html"),
+        (("verify", exported, llama_checkpoint, "--report", tmp_path / "no" / "x.html"), "no does not exist"),
+        (("analyze", llama_checkpoint, "--report", config), "does not end in .html"),
+        (("compare", config, config, "--report", config), "does not end in .html"),
+        (("bench", exported, "--save-baseline", config), "would be lost, and is no baseline"),
+        (("bench", exported, "--save-baseline", exported), "does not end in .json"),
+    ):
+        result = cli(*words)
+        assert result.code == 2
+        assert said in result.err
+    assert config.read_text() == "{}"

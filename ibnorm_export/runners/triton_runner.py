@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from http.client import HTTPException
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import tritonclient.grpc
@@ -10,7 +12,7 @@ import tritonclient.http
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype, triton_to_np_dtype
 
 from ibnorm_export.artifact import ExportedModel
-from ibnorm_export.errors import BackendUnavailable, ModelFileError
+from ibnorm_export.errors import BackendUnavailable, IBNormError, ModelFileError
 from ibnorm_export.runners.base import Endpoint
 from ibnorm_export.tensors import Arrays
 
@@ -18,6 +20,15 @@ __all__ = ["TritonRunner"]
 
 #: Seconds that a request may take.
 _TIMEOUT_S = 120.0
+
+
+def _is_place(text: str) -> bool:
+    """Whether it is HOST:PORT."""
+    try:
+        parts = urlsplit(f"//{text}")
+        return bool(parts.hostname and parts.port)
+    except ValueError:  # of the port
+        return False
 
 
 class TritonRunner:
@@ -30,15 +41,16 @@ class TritonRunner:
 
     Raises:
         BackendUnavailable: no server answers there.
-        ModelFileError: the server has no such model, or it takes or gives something else than the file.
+        IBNormError: that is no place, or the server has no such model.
+        ModelFileError: its model takes or gives something else than the file.
     """
 
     name = "triton"
 
     def __init__(self, model: ExportedModel, endpoint: Endpoint) -> None:
         scheme, _, place = endpoint.url.rpartition("://")
-        if scheme not in ("", "http", "grpc") or not place.rpartition(":")[0]:
-            raise BackendUnavailable(f"--url is {endpoint.url!r}; it must be HOST:PORT (HTTP) or grpc://HOST:PORT")
+        if scheme not in ("", "http", "grpc") or not _is_place(place):
+            raise IBNormError(f"--url is {endpoint.url!r}; it must be HOST:PORT (HTTP) or grpc://HOST:PORT")
         self._module: Any = tritonclient.grpc if scheme == "grpc" else tritonclient.http
         self._where = endpoint.url
         try:
@@ -46,11 +58,12 @@ class TritonRunner:
             self._client.is_server_live()
             self._model = endpoint.model or self._only_model()
             about = self._client.get_model_metadata(self._model, **self._as_json())
-        except (OSError, InferenceServerException) as error:
+        except (OSError, HTTPException, InferenceServerException) as error:
             if isinstance(error, InferenceServerException) and "unknown model" in str(error):
-                raise ModelFileError(f"the server at {endpoint.url}: {error.message()}") from error
+                raise IBNormError(f"the server at {endpoint.url}: {error.message()}; choose with --name") from error
+            protocol = "gRPC" if scheme == "grpc" else "HTTP"
             raise BackendUnavailable(
-                f"no Triton answers at {endpoint.url} ({error}); start one with `ibnorm-export serve`"
+                f"no Triton answers {protocol} at {endpoint.url} ({error}); start one with `ibnorm-export serve`"
             ) from error
         self._types = {item["name"]: triton_to_np_dtype(item["datatype"]) for item in about["inputs"]}
         self._outputs = [item["name"] for item in about["outputs"]]
@@ -70,7 +83,7 @@ class TritonRunner:
         try:
             result = self._client.infer(self._model, given)
             return {name: result.as_numpy(name) for name in self._outputs}
-        except (OSError, InferenceServerException) as error:
+        except (OSError, HTTPException, InferenceServerException) as error:
             raise ModelFileError(f"{self._model} at {self._where}: {error}") from error
 
     def _as_json(self) -> dict[str, bool]:
@@ -80,5 +93,5 @@ class TritonRunner:
         index = self._client.get_model_repository_index(**self._as_json())
         names = [item["name"] for item in (index.get("models", []) if isinstance(index, dict) else index)]
         if len(names) != 1:
-            raise ModelFileError(f"the server at {self._where} has the models {', '.join(names)}; choose with --name")
+            raise IBNormError(f"the server at {self._where} has the models {', '.join(names)}; choose with --name")
         return str(names[0])

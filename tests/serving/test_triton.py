@@ -25,7 +25,7 @@ from tritonclient.utils import InferenceServerException
 
 from ibnorm_export import models, native
 from ibnorm_export.artifact import ExportedModel
-from ibnorm_export.errors import BackendUnavailable
+from ibnorm_export.errors import BackendUnavailable, IBNormError
 from ibnorm_export.parity import BOUNDS
 from ibnorm_export.runners.base import Endpoint
 from ibnorm_export.runners.ort_runner import OrtRunner
@@ -124,10 +124,18 @@ def test_verify_through_the_server(served: tuple[ExportedModel, str, Running], r
         assert bool(report) is bool(here) is True, (report.findings, here.findings)
         assert report.numeric is not None
         assert [output.norms for output in report.numeric.outputs] == ["as served"]
-    with pytest.raises(BackendUnavailable, match=r"no Triton answers at 127\.0\.0\.1:9"):
+    with pytest.raises(BackendUnavailable, match=r"no Triton answers HTTP at 127\.0\.0\.1:9"):
         verify(model, loaded, VerifyOptions("triton", endpoint=Endpoint("127.0.0.1:9", name)))
-    report = verify(model, loaded, VerifyOptions("triton", endpoint=Endpoint(server.http)))
-    assert "choose with --name" in str(report.findings)
+    for url, there, said in (
+        (server.http, "", "has the models .*; choose with --name"),
+        (server.http, "nobody", "unknown model: 'nobody' is not found; choose with --name"),
+        (server.grpc, name, "no Triton answers HTTP at"),
+        (f"grpc://{server.http}", name, "no Triton answers gRPC at"),
+        ("127.0.0.1:99999", name, "it must be HOST:PORT"),
+        ("127.0.0.1:http", name, "it must be HOST:PORT"),
+    ):
+        with pytest.raises(IBNormError, match=said):
+            verify(model, loaded, VerifyOptions("triton", endpoint=Endpoint(url, there)))
 
 
 def test_verify_fails_for_another_model(
