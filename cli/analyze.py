@@ -9,7 +9,7 @@ import typer
 
 from ibnorm_export.analysis_options import ALPHA, SAMPLES, AnalysisOptions
 from ibnorm_export.cli import options
-from ibnorm_export.cli.console import out, print_json, show_progress, table
+from ibnorm_export.cli.console import out, print_json, print_table, show_progress, table
 from ibnorm_export.tensors import DType
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def print_analysis(report: AnalysisReport) -> None:
             r.module, r.dtype, r.compression, f"{r.lambd:g}", f"{r.kurtosis_before:.3f}", f"{r.kurtosis_after:.3f}",
             f"{r.contraction:.3f}", f"{r.about_target:.3f}", f"{r.about_input:.3f}", f"{r.bottleneck:.3f}",
         )  # fmt: skip
-    out.print(rows)
+    print_table(rows)
     out.print(
         f"bits by Renyi entropies of order {report.alpha:g}, Gaussian kernel of width {report.width}", style="dim"
     )

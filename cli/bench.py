@@ -10,7 +10,7 @@ import psutil
 import typer
 
 from ibnorm_export.cli import options
-from ibnorm_export.cli.console import err, out, print_json, print_norms, show_progress, table
+from ibnorm_export.cli.console import err, out, print_json, print_norms, print_table, show_progress, table
 from ibnorm_export.runners.base import Kernels
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def print_report(title: str, report: BenchReport) -> None:
             latency.name, f"{latency.p50_ms:.3f}", f"{latency.p90_ms:.3f}", f"{latency.p99_ms:.3f}",
             f"{latency.throughput_per_s:.1f}",
         )  # fmt: skip
-    out.print(rows)
+    print_table(rows)
     print_norms(report.norms)
     for warning in report.warnings:
         out.print(f"warning: {warning}", style="yellow", markup=False)

@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from ibnorm_export.cli.console import out, print_json, show_progress, table
+from ibnorm_export.cli.console import out, print_json, print_table, show_progress, table
 from ibnorm_export.runners.base import Kernels
 from ibnorm_export.text_bench import Opener, TextBenchOptions, TextBenchReport, bench_text
 
@@ -75,7 +75,7 @@ def print_report(title: str, report: TextBenchReport) -> None:
             f"{t.inter_token_p90_ms:.2f}", f"{t.inter_token_p99_ms:.2f}", f"{t.prefill_tokens_per_s:.0f}",
             f"{t.decode_tokens_per_s:.1f}", peak,
         )  # fmt: skip
-    out.print(rows)
+    print_table(rows)
     for r in report.ratios:
         out.print(
             f"{r.stage} at {r.prompt}, batch {r.batch}: time over {r.against} {r.spread.ratio:.2f} (95% interval "

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ibnorm_export.cli import options
-from ibnorm_export.cli.console import out, print_json, table
+from ibnorm_export.cli.console import out, print_json, print_table, table
 from ibnorm_export.engine_options import EngineOptions, NormRoute, Runtime
 from ibnorm_export.engine_profiles import parse_ranges
 
@@ -70,4 +70,4 @@ def _print(engine: Engine) -> None:
     rows = table("norms", "module", "op", "realised", "kernels")
     for norm in engine.norms:
         rows.add_row(norm.module, norm.op_type, norm.realised, ", ".join(norm.kernels))
-    out.print(rows)
+    print_table(rows)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ibnorm_export.cli import options
-from ibnorm_export.cli.console import out, print_json, show_progress, table
+from ibnorm_export.cli.console import out, print_json, print_table, show_progress, table
 
 
 def check_command(
@@ -53,7 +53,7 @@ def check_command(
         rows = table(f"{config}: {report.counts}, {report.seconds:.0f} s", "where", "what", "outcome", "says")
         for case in shown:
             rows.add_row(case.suite, case.name, case.outcome.value, case.says)
-        out.print(rows)
+        print_table(rows)
         out.print("written: " + ", ".join(str(file) for file in files), style="dim", markup=False)
         style = "bold green" if report else "bold red"
         out.print(f"verdict: {'pass' if report else 'fail'}", style=style, markup=False)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ibnorm_export.cli import options
-from ibnorm_export.cli.console import out, print_json, table
+from ibnorm_export.cli.console import out, print_json, print_table, table
 
 
 def compare_command(
@@ -41,7 +41,7 @@ def compare_command(
             middle = sorted(kept.times_ms)[len(kept.times_ms) // 2]
             over = sorted(kept.ratios)[len(kept.ratios) // 2]
             rows.add_row(name, f"{middle:.3f}", f"{over:.3f}", str(len(kept.times_ms)))
-        out.print(rows)
+        print_table(rows)
         for note in notes:
             out.print(f"note: {note}", style="yellow", markup=False)
         out.print(f"B over A: {verdict}", markup=False)

@@ -6,7 +6,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Final
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -15,11 +15,17 @@ from rich.table import Table
 from ibnorm_export import progress as progress_module
 from ibnorm_export.runners.base import NormExecution
 
-__all__ = ["err", "out", "print_json", "print_norms", "show_progress", "table"]
+__all__ = ["err", "out", "print_json", "print_norms", "print_table", "show_progress", "table"]
 
 # piped output is not folded at the 80 columns that a missing terminal is taken to have
 out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+#: Blanks between columns.
+_GAP: Final = 2
+
+#: Characters of a word that a table keeps whole: a module's name, not a path.
+_LONGEST_WORD: Final = 48
 
 
 def print_json(value: Any) -> None:
@@ -43,6 +49,18 @@ def table(title: str, *columns: str) -> Table:
     for index, column in enumerate(columns):
         made.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
     return made
+
+
+def print_table(rows: Table) -> None:
+    """As wide as the terminal; wider where a number or a name would be broken: the terminal then folds whole lines."""
+    least = -_GAP
+    for column in rows.columns:
+        words = " ".join(map(str, (column.header, *column.cells))).split()
+        column.min_width = min(max(map(len, words), default=0), _LONGEST_WORD)
+        least += column.min_width + _GAP
+    if least > out.width:
+        rows.width = least
+    out.print(rows)
 
 
 def print_norms(norms: Sequence[NormExecution]) -> None:

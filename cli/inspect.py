@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ibnorm_export.cli import options
-from ibnorm_export.cli.console import out, print_json, table
+from ibnorm_export.cli.console import out, print_json, print_table, table
 
 
 def inspect_command(
@@ -43,4 +43,4 @@ def _print(found: dict[str, Any]) -> None:
     rows = table(f"{len(norms)} norms", "module", "op", "lambda", "epsilon")
     for norm in norms:
         rows.add_row(norm["module"], norm["op"], f"{norm['lambda']:g}", f"{norm['epsilon']:.3g}")
-    out.print(rows)
+    print_table(rows)

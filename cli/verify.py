@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ibnorm_export.cli import options
-from ibnorm_export.cli.console import out, print_json, print_norms, show_progress, table
+from ibnorm_export.cli.console import out, print_json, print_norms, print_table, show_progress, table
 from ibnorm_export.parity import LayersReport, ParityReport
 from ibnorm_export.runners.base import Endpoint, Kernels
 
@@ -97,7 +97,7 @@ def print_report(report: ParityReport) -> None:
                 o.name, o.norms, f"{o.max_abs:.2e}", f"{o.error:.2e}", f"{o.torch_error:.2e}", f"{o.ratio:.2f}",
                 f"{o.allowed:.2e}", f"{o.cosine:.9f}", top1, "pass" if o.passed else "FAIL",
             )  # fmt: skip
-        out.print(rows)
+        print_table(rows)
         if sound:
             worst = max(sound, key=lambda o: o.error / o.allowed)
             out.print(
@@ -135,7 +135,7 @@ def _print_layers(report: LayersReport) -> None:
             f"{layer.corners[0].allowed:.2e}", "pass" if layer.passed else "FAIL",
         )  # fmt: skip
     if report.layers:
-        out.print(rows)
+        print_table(rows)
     out.print(
         f"layers: {report.first or 'every one keeps its bound' if report.layers else 'none compared'}", markup=False
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -16,8 +17,9 @@ import numpy as np
 import onnx
 import onnx.helper
 import pytest
+from rich.console import Console
 
-from ibnorm_export.cli import main
+from ibnorm_export.cli import console, main
 
 
 class Result:
@@ -386,3 +388,15 @@ def test_a_report_takes_no_other_files_place(cli: Any, exported: Path, llama_che
         assert result.code == 2
         assert said in result.err
     assert config.read_text() == "{}"
+
+
+def test_a_table_breaks_no_number_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "out", Console(width=40, soft_wrap=True, file=io.StringIO()))
+    rows = console.table("a title of several words", "module", "PyTorch's own", "allowed", "says")
+    rows.add_row("model.layers.0.post_attention_layernorm", "1.23456e-07", "2.34567e-06", "as functions")
+    rows.add_row("x", "1", "2", "of " + "/long" * 40)
+    console.print_table(rows)
+    said = console.out.file.getvalue()  # type: ignore[attr-defined]  # a StringIO
+    for whole in ("model.layers.0.post_attention_layernorm", "1.23456e-07", "2.34567e-06", "functions"):
+        assert whole in said
+    assert max(map(len, said.splitlines())) < 160, "a path is folded"
