@@ -21,9 +21,6 @@ __all__ = ["err", "out", "print_json", "print_norms", "print_table", "show_progr
 out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
-#: Blanks between columns.
-_GAP: Final = 2
-
 #: Characters of a word that a table keeps whole: a module's name, not a path.
 _LONGEST_WORD: Final = 48
 
@@ -53,13 +50,9 @@ def table(title: str, *columns: str) -> Table:
 
 def print_table(rows: Table) -> None:
     """As wide as the terminal; wider where a number or a name would be broken: the terminal then folds whole lines."""
-    least = -_GAP
     for column in rows.columns:
         words = " ".join(map(str, (column.header, *column.cells))).split()
         column.min_width = min(max(map(len, words), default=0), _LONGEST_WORD)
-        least += column.min_width + _GAP
-    if least > out.width:
-        rows.width = least
     out.print(rows)
 
 
