@@ -54,7 +54,7 @@ def contest(
         engine: built from the file before, for TensorRT; None builds one.
 
     Raises:
-        IBNormError: an unknown opponent, or one without a checkpoint.
+        IBNormError: an unknown opponent, or one without a checkpoint; more tokens than the model has positions.
         BackendUnavailable: the backend is not installed, or cannot compute the file's type here.
     """
     for name in against:
@@ -68,6 +68,9 @@ def contest(
             "ONNX Runtime has no bfloat16 kernels on the CPU (MatMul among them), so this model cannot be timed "
             "here: export --dtype fp32, or use a GPU"
         )
+    longest = exported.metadata.get("max_positions")
+    if isinstance(longest, int) and 0 < longest < sizes.get("sequence", 0):
+        raise IBNormError(f"{exported.path} has {longest} positions, fewer than a sequence of {sizes['sequence']}")
     inputs = draw(exported, sizes, seed)
     contenders: list[Runner] = [open_runner(backend, exported, threads, kernels, engine=engine)]
     before = torch.get_num_threads()

@@ -19,6 +19,7 @@ import onnx.helper
 import pytest
 from rich.console import Console
 
+from ibnorm_export.artifact import ExportedModel
 from ibnorm_export.cli import console, main
 
 
@@ -317,6 +318,14 @@ def test_unknown_backend_and_opponent(cli: Any, exported: Path, llama_checkpoint
     assert result.code == 2
     assert "torch.compile" in result.err
     assert "--checkpoint" in cli("bench", exported, "--against", "torch").err
+
+
+def test_no_sequence_beyond_the_positions_is_timed(cli: Any, exported: Path) -> None:
+    longest = ExportedModel(exported).metadata["max_positions"]
+    result = cli("bench", exported, "--seq", longest + 1, "--rounds", 1)
+    assert result.code == 2
+    assert f"has {longest} positions, fewer than a sequence of {longest + 1}" in result.err
+    assert cli("bench", exported, "--seq", longest, "--rounds", 1).code == 0
 
 
 def test_bf16_cannot_be_timed_on_a_cpu(cli: Any, llama_checkpoint: Path, tmp_path: Path) -> None:

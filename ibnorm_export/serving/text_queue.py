@@ -42,9 +42,9 @@ class TextLimits:
     waiting: int | None = None
 
     def __post_init__(self) -> None:
-        counts = (self.concurrency, self.request_bytes, 1 if self.waiting is None else self.waiting)
-        if min(counts) < 1 or not self.request_s > 0:
-            raise IBNormError(f"the limits are {self}; each must be above 0")
+        for name, value in asdict(self).items():
+            if value is not None and not value > 0:
+                raise IBNormError(f"the text endpoint's limit {name} is {value}; it must be above 0")
 
 
 class Texts:

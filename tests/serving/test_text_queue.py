@@ -90,7 +90,7 @@ def test_errors_reach_the_reader_and_leave_room(error: IBNormError, prompt: str,
 
 def test_limits_out_of_range() -> None:
     for wrong in ({"concurrency": 0}, {"waiting": 0}, {"request_bytes": 0}, {"request_s": 0.0}, {"request_s": np.nan}):
-        with pytest.raises(IBNormError, match="each must be above 0"):
+        with pytest.raises(IBNormError, match=rf"limit {next(iter(wrong))} is .*; it must be above 0"):
             TextLimits(**wrong)  # type: ignore[arg-type]  # of either kind
 
 
