@@ -56,7 +56,9 @@ def analyze_command(
     width: Annotated[
         float | None, typer.Option("--kernel-width", help="Of the Gaussian kernels. [default: median distance]")
     ] = None,
-    samples: Annotated[int, typer.Option("--samples", min=2, max=4096, help="Tokens or images in a Gram matrix.")] = SAMPLES,
+    samples: Annotated[
+        int, typer.Option("--samples", min=2, max=4096, help="Tokens or images in a Gram matrix.")
+    ] = SAMPLES,
     seed: options.Seed = 0,
     html: Annotated[
         Path | None, typer.Option("--report", metavar="FILE.html", callback=options.page, help="Write the plots.")
