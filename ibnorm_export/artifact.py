@@ -1,4 +1,4 @@
-"""An exported ONNX file: what it says of itself, its norm nodes and weights, and safe reading and writing.
+"""An exported ONNX file: what it says of itself, its norm nodes and weights, and safe reading.
 
 Nothing here runs a model, so a hostile file can be looked at: external data must lie beside the
 file, inside its folder, and be as long as it claims before a byte of it is used.
@@ -6,12 +6,9 @@ file, inside its folder, and be as long as it claims before a byte of it is used
 
 from __future__ import annotations
 
-import contextlib
 import json
-import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +22,7 @@ import onnx.helper
 import onnx.numpy_helper
 from numpy.typing import NDArray
 
-from ibnorm_export.errors import ExportError, ModelFileError
+from ibnorm_export.errors import ModelFileError
 from ibnorm_export.spec import DOMAIN, OP_TYPES, SKIP_OP_TYPES
 
 __all__ = [
@@ -35,8 +32,6 @@ __all__ = [
     "ExportedModel",
     "NormNode",
     "Tensor",
-    "new_file",
-    "new_folder",
     "resolve",
 ]
 
@@ -299,96 +294,6 @@ class ExportedModel:
             )
         except (ValueError, TypeError, KeyError) as error:
             raise ModelFileError(f"{self.path}: initializer {name!r} is damaged: {error}") from error
-
-
-@contextlib.contextmanager
-def new_file(target: Path, error: type[Exception] = ExportError) -> Iterator[Path]:
-    """A folder beside `target` to write it in; what is there at the end is moved into place.
-
-    The block writes a file called `target.name`, and may write others that belong beside it. On any
-    exception, an interrupt included, the folder is removed and what stood at the target stays.
-    Companions are moved first and the old target is removed before them, so at no moment does a
-    file under the target's name stand beside companions that are not its own.
-
-    Raises:
-        error: the place cannot be written (no such folder, no permission, no space).
-    """
-    try:
-        if target.is_dir():
-            raise error(f"{target} is a folder; name the file to write")
-        if target.exists() and not target.is_file():
-            raise error(f"{target} is no regular file, and would be replaced by one; name another")
-        if not target.parent.is_dir():
-            raise error(f"cannot write {target}: the folder {target.parent} does not exist")
-        beside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".partial"))
-    except OSError as cause:
-        raise error(f"cannot write {target}: {cause.strerror or cause}") from cause
-    try:
-        yield beside
-        companions = [file for file in beside.iterdir() if file.name != target.name]
-        if companions:
-            target.unlink(missing_ok=True)
-        for file in companions:
-            file.replace(target.parent / file.name)
-        (beside / target.name).replace(target)
-    except OSError as cause:
-        raise error(f"cannot write {target}: {cause.strerror or cause}") from cause
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def new_folder(
-    target: Path, earlier: Callable[[Path], Collection[str]], error: type[Exception] = ExportError
-) -> Iterator[Path]:
-    """A folder beside `target` to fill; at the end it takes the target's place, whole or not at all.
-
-    What an earlier run wrote in that place is replaced; where anything else lies there, nothing is touched. On any
-    exception, an interrupt included, what stood at the target stays.
-
-    Args:
-        target: the folder.
-        earlier: the files that an earlier run has written into a folder, relative to it; raises where none has.
-        error: what to raise.
-
-    Raises:
-        error: the target is a file, holds something that no earlier run wrote, or cannot be written.
-    """
-    if target.is_file():
-        raise error(f"{target} is a file; name the folder to write")
-    if target.is_dir() and any(target.iterdir()):
-        there = {
-            path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_symlink() or not path.is_dir()
-        }
-        if foreign := sorted(there - set(earlier(target))):
-            more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
-            raise error(
-                f"{target} holds {foreign[0]}{more}, which would be lost: this command writes no such file. Choose "
-                "another folder, or move it away"
-            )
-    if not target.parent.is_dir():
-        raise error(f"cannot write {target}: the folder {target.parent} does not exist")
-    try:
-        beside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".partial"))
-    except OSError as cause:
-        raise error(f"cannot write {target}: {cause.strerror or cause}") from cause
-    new, old = beside / target.name, beside / "old"
-    try:
-        new.mkdir()
-        yield new
-        try:
-            if target.exists():
-                target.rename(old)
-            new.rename(target)
-        except BaseException:
-            if old.exists() and not target.exists():
-                old.rename(target)
-            raise
-    except OSError as cause:
-        raise error(f"cannot write {target}: {cause.strerror or cause}") from cause
-    finally:
-        if target.exists() or not old.exists():  # else what is beside is all there is
-            shutil.rmtree(beside, ignore_errors=True)
 
 
 def resolve(path: str | Path) -> Path:

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from ibnorm_export.artifact import new_file
+from ibnorm_export.atomic_write import new_file
 from ibnorm_export.bench import BenchReport
 from ibnorm_export.errors import IBNormError, ModelFileError
 from ibnorm_export.latency_verdict import LatencyVerdict, judge, unpaired

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from ibnorm_export.artifact import new_file
+from ibnorm_export.atomic_write import new_file
 from ibnorm_export.errors import IBNormError
 from ibnorm_export.parity import LayerParity, ParityReport
 from ibnorm_export.report import Section, render

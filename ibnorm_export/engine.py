@@ -23,7 +23,8 @@ from typing import Any, Final
 import onnx_ir as ir
 
 from ibnorm_export import native
-from ibnorm_export.artifact import ExportedModel, new_file
+from ibnorm_export.artifact import ExportedModel
+from ibnorm_export.atomic_write import new_file
 from ibnorm_export.engine_layers import NormLayers, kernels_in_inspection, kernels_in_plan, norm_layers
 from ibnorm_export.engine_options import EngineOptions, NormRoute, Runtime
 from ibnorm_export.engine_profiles import Profile, profiles, profiles_of, shapes_of

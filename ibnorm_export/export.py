@@ -28,7 +28,8 @@ from onnxscript.values import Op, Opset
 
 import ibnorm_export.module  # noqa: F401 - registers the operators that are translated here
 from ibnorm_export import onnx_op
-from ibnorm_export.artifact import METADATA_FORMAT, ExportedModel, metadata_props, new_file
+from ibnorm_export.artifact import METADATA_FORMAT, ExportedModel, metadata_props
+from ibnorm_export.atomic_write import new_file
 from ibnorm_export.errors import CheckpointError, ExportError
 from ibnorm_export.graph_passes.attention import (
     heads_in_attention,

@@ -6,7 +6,8 @@ import shutil
 from pathlib import Path
 from typing import Final
 
-from ibnorm_export.artifact import MODEL_FILE, ExportedModel, new_folder
+from ibnorm_export.artifact import MODEL_FILE, ExportedModel
+from ibnorm_export.atomic_write import new_folder
 from ibnorm_export.errors import ExportError
 from ibnorm_export.export import ExportOptions, export
 from ibnorm_export.loaded import LoadedModel

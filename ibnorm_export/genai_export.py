@@ -24,7 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from ibnorm_export import native
-from ibnorm_export.artifact import MODEL_FILE, ExportedModel, metadata_props, new_folder
+from ibnorm_export.artifact import MODEL_FILE, ExportedModel, metadata_props
+from ibnorm_export.atomic_write import new_folder
 from ibnorm_export.errors import BackendUnavailable, ExportError
 from ibnorm_export.export import ExportOptions, check_quantization, describe
 from ibnorm_export.folder import copy_companions, earlier_export

@@ -14,7 +14,7 @@ import matplotlib as mpl
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from ibnorm_export.artifact import new_file
+from ibnorm_export.atomic_write import new_file
 from ibnorm_export.bench import BenchReport
 from ibnorm_export.errors import IBNormError
 from ibnorm_export.parity import ParityReport

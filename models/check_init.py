@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from ibnorm_export.artifact import new_file
+from ibnorm_export.atomic_write import new_file
 from ibnorm_export.errors import ConfigError
 from ibnorm_export.models.checkpoint import load
 

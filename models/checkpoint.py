@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ibnorm_export.artifact import new_folder
+from ibnorm_export.atomic_write import new_folder
 from ibnorm_export.errors import BackendUnavailable, CheckpointError, SpecError
 from ibnorm_export.groupings import BatchIBNorm
 from ibnorm_export.loaded import TASKS, LoadedModel

@@ -371,7 +371,7 @@ def test_a_place_without_permission(prebuilt: LoadedModel, tmp_path: Path, monke
         def forbidden(*_: object, **__: object) -> str:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-        monkeypatch.setattr("ibnorm_export.artifact.tempfile.mkdtemp", forbidden)
+        monkeypatch.setattr("ibnorm_export.atomic_write.tempfile.mkdtemp", forbidden)
     tmp_path.chmod(0o555)
     try:
         with pytest.raises(ExportError, match=r"m\.onnx: Permission denied"):

@@ -24,7 +24,8 @@ import numpy as np
 import onnx.helper
 
 from ibnorm_export import native
-from ibnorm_export.artifact import MODEL_FILE, ExportedModel, new_folder
+from ibnorm_export.artifact import MODEL_FILE, ExportedModel
+from ibnorm_export.atomic_write import new_folder
 from ibnorm_export.environment import version_of
 from ibnorm_export.errors import BackendUnavailable, ExportError, ModelFileError
 from ibnorm_export.manifest import MANIFEST_FILE, machine_of, read_manifest, sha256_of, write_manifest

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from ibnorm_export import IBNormSpec, models
-from ibnorm_export.artifact import ExportedModel, new_folder
+from ibnorm_export.artifact import ExportedModel
+from ibnorm_export.atomic_write import new_folder
 from ibnorm_export.errors import ExportError, IBNormError
 from ibnorm_export.export import export
 from ibnorm_export.folder import earlier_export, export_folder
@@ -84,7 +85,7 @@ def written(
     writers: dict[Path, Callable[[], object]] = {
         place / "text": lambda: export_folder(llama, place / "text"),
         place / "repository": lambda: package(vit, place / "repository"),
-        place / "checkpoint": lambda: models.save(llama.module, place / "checkpoint"),  # type: ignore[arg-type]
+        place / "checkpoint": lambda: models.save(llama.module, place / "checkpoint"),  # type: ignore[arg-type]  # a Module, of a family
     }
     for write in writers.values():
         write()

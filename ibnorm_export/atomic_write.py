@@ -1,0 +1,103 @@
+"""A file or a folder is written whole or not at all: what stood in its place stays until then."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+
+from ibnorm_export.errors import ExportError
+
+__all__ = ["new_file", "new_folder"]
+
+
+@contextlib.contextmanager
+def new_file(target: Path, error: type[Exception] = ExportError) -> Iterator[Path]:
+    """A folder beside `target` to write it in; what is there at the end is moved into place.
+
+    The block writes a file called `target.name`, and may write others that belong beside it. On any
+    exception, an interrupt included, the folder is removed and what stood at the target stays.
+    Companions are moved first and the old target is removed before them, so at no moment does a
+    file under the target's name stand beside companions that are not its own.
+
+    Raises:
+        error: the place cannot be written (no such folder, no permission, no space).
+    """
+    try:
+        if target.is_dir():
+            raise error(f"{target} is a folder; name the file to write")
+        if target.exists() and not target.is_file():
+            raise error(f"{target} is no regular file, and would be replaced by one; name another")
+        if not target.parent.is_dir():
+            raise error(f"cannot write {target}: the folder {target.parent} does not exist")
+        beside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".partial"))
+    except OSError as cause:
+        raise error(f"cannot write {target}: {cause.strerror or cause}") from cause
+    try:
+        yield beside
+        companions = [file for file in beside.iterdir() if file.name != target.name]
+        if companions:
+            target.unlink(missing_ok=True)
+        for file in companions:
+            file.replace(target.parent / file.name)
+        (beside / target.name).replace(target)
+    except OSError as cause:
+        raise error(f"cannot write {target}: {cause.strerror or cause}") from cause
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def new_folder(
+    target: Path, earlier: Callable[[Path], Collection[str]], error: type[Exception] = ExportError
+) -> Iterator[Path]:
+    """A folder beside `target` to fill; at the end it takes the target's place, whole or not at all.
+
+    What an earlier run wrote in that place is replaced; where anything else lies there, nothing is touched. On any
+    exception, an interrupt included, what stood at the target stays.
+
+    Args:
+        target: the folder.
+        earlier: the files that an earlier run has written into a folder, relative to it; raises where none has.
+        error: what to raise.
+
+    Raises:
+        error: the target is a file, holds something that no earlier run wrote, or cannot be written.
+    """
+    if target.is_file():
+        raise error(f"{target} is a file; name the folder to write")
+    if target.is_dir() and any(target.iterdir()):
+        there = {
+            path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_symlink() or not path.is_dir()
+        }
+        if foreign := sorted(there - set(earlier(target))):
+            more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+            raise error(
+                f"{target} holds {foreign[0]}{more}, which would be lost: this command writes no such file. Choose "
+                "another folder, or move it away"
+            )
+    if not target.parent.is_dir():
+        raise error(f"cannot write {target}: the folder {target.parent} does not exist")
+    try:
+        beside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".partial"))
+    except OSError as cause:
+        raise error(f"cannot write {target}: {cause.strerror or cause}") from cause
+    new, old = beside / target.name, beside / "old"
+    try:
+        new.mkdir()
+        yield new
+        try:
+            if target.exists():
+                target.rename(old)
+            new.rename(target)
+        except BaseException:
+            if old.exists() and not target.exists():
+                old.rename(target)
+            raise
+    except OSError as cause:
+        raise error(f"cannot write {target}: {cause.strerror or cause}") from cause
+    finally:
+        if target.exists() or not old.exists():  # else what is beside is all there is
+            shutil.rmtree(beside, ignore_errors=True)
