@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,10 @@ import torch
 from ibnorm_export import IBNormSpec, models
 from ibnorm_export.artifact import ExportedModel
 from ibnorm_export.export import export
+
+# A shell that runs the suite in the background has it ignore Ctrl-C, and so would every command that a test interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",

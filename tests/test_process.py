@@ -33,11 +33,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """The command after `code`, which plants what is to happen in it."""
-    start = (
-        "import atexit, json, os, signal, sys, time, weakref\n"
-        "from ibnorm_export.cli.__main__ import run\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a suite in the background inherits it ignored
-    )
+    start = "import atexit, json, os, signal, sys, time, weakref\nfrom ibnorm_export.cli.__main__ import run\n"
     return subprocess.run(
         [sys.executable, "-c", f"{start}{code}\nrun()", *arguments],
         capture_output=True, text=True, timeout=30, check=False,
