@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ibnorm_export.cli import options
-from ibnorm_export.cli.console import out, print_json, print_table, show_progress, table
+from ibnorm_export.cli.console import out, print_json, print_next, print_table, show_progress, table
 
 
 def check_command(
@@ -40,7 +40,7 @@ def check_command(
             print_json({"path": str(config)})
             return
         out.print(f"{config}: written", markup=False)
-        out.print(f"next: ibnorm-export check {config}", style="dim", markup=False)
+        print_next("check", config)
         return
     asked = read_check_config(config)
     with show_progress() as progress:

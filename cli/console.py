@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
@@ -15,7 +16,7 @@ from rich.table import Table
 from ibnorm_export import progress as progress_module
 from ibnorm_export.runners.base import NormExecution
 
-__all__ = ["err", "out", "print_json", "print_norms", "print_table", "show_progress", "table"]
+__all__ = ["err", "out", "print_json", "print_next", "print_norms", "print_table", "show_progress", "table"]
 
 # piped output is not folded at the 80 columns that a missing terminal is taken to have
 out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
@@ -38,6 +39,11 @@ def print_json(value: Any) -> None:
         return v
 
     sys.stdout.write(json.dumps(clean(value), indent=2) + "\n")
+
+
+def print_next(*words: object) -> None:
+    """The command that a person would run next, as a shell takes it."""
+    out.print(f"next: {shlex.join(['ibnorm-export', *map(str, words)])}", style="dim", markup=False)
 
 
 def table(title: str, *columns: str) -> Table:

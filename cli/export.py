@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ibnorm_export.cli import options
-from ibnorm_export.cli.console import out, print_json, show_progress
+from ibnorm_export.cli.console import out, print_json, print_next, show_progress
 from ibnorm_export.runners.base import Kernels
 from ibnorm_export.tensors import DType
 
@@ -147,5 +147,4 @@ def export_command(
         f"{exported.path}: {exported.size_bytes / 1e6:.1f} MB, {stored}, opset {exported.opset}, {norms}",
         markup=False,
     )
-    extra = f" --model {model}" if model else ""
-    out.print(f"next: ibnorm-export verify {output} {checkpoint}{extra}", style="dim", markup=False)
+    print_next("verify", output, checkpoint, *(["--model", model] if model else []))

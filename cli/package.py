@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ibnorm_export.cli import options
-from ibnorm_export.cli.console import out, print_json
+from ibnorm_export.cli.console import out, print_json, print_next
 from ibnorm_export.serving.repository import Format, PackageOptions, TritonBackend, Variant, package
 from ibnorm_export.serving.triton_config import Limits
 
@@ -62,4 +62,4 @@ def package_command(
         return
     for model_name, norms in made.manifest["models"].items():
         out.print(f"{made.path / model_name}: {norms}", markup=False)
-    out.print(f"next: ibnorm-export serve {made.path}", style="dim", markup=False)
+    print_next("serve", made.path)

@@ -21,6 +21,9 @@ __all__ = ["MANIFEST_FILE", "check_library", "library_entry", "machine_of", "rea
 MANIFEST_FILE: Final = "manifest.json"
 _FORMAT: Final = "1"
 
+#: Files that are their users' to tune, and documents.
+_EDITABLE: Final = (".pbtxt", ".md", ".yaml")
+
 #: e_machine of an ELF header -> the name that Python gives the machine. Source: the ELF specification, 64-bit.
 _MACHINES: Final = {62: "x86_64", 183: "aarch64", 243: "riscv64"}
 
@@ -101,13 +104,22 @@ def check_files(folder: Path, manifest: Mapping[str, Any]) -> None:
             )
         if not file.is_file():
             raise ModelFileError(f"{file} is missing, which {MANIFEST_FILE} names; package the model again")
-        if file.suffix not in (".pbtxt", ".md", ".yaml") and sha256_of(file) != entry["sha256"]:
+        if file.suffix not in _EDITABLE and sha256_of(file) != entry["sha256"]:
             raise ModelFileError(
                 f"{file} was changed after packaging: its sha256 is not the one in {MANIFEST_FILE}; "
                 "package the model again, or put the file back"
             )
     for name in manifest["libraries"]:
         check_library(folder, name, manifest)
+
+
+def edited_files(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
+    """Those that users may edit, and have, relative to the folder."""
+    return [
+        name
+        for name, entry in manifest["files"].items()
+        if (file := folder / name).suffix in _EDITABLE and file.is_file() and sha256_of(file) != entry["sha256"]
+    ]
 
 
 def check_library(folder: Path, name: str, manifest: Mapping[str, Any]) -> Path:

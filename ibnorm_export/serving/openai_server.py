@@ -112,7 +112,11 @@ def create_app(texts: Texts, name: str, max_positions: int, template: ChatTempla
 
     @app.exception_handler(HTTPException)
     async def failed(request: Request, error: HTTPException) -> JSONResponse:
-        return _answer(Refused(error.status_code, str(error.detail), "invalid"))
+        why = str(error.detail)
+        if error.status_code == 404:
+            without = " (the tokenizer has no chat template)" if template is None else ""
+            why = f"{request.url.path} is not served here: {', '.join(_paths(app))} are{without}"
+        return _answer(Refused(error.status_code, why, "invalid"))
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
@@ -144,6 +148,10 @@ def create_app(texts: Texts, name: str, max_positions: int, template: ChatTempla
             return await _respond(request, texts, body, prompt, most, name, CHAT)
 
     return app
+
+
+def _paths(app: FastAPI) -> list[str]:
+    return [route.path for route in app.routes if hasattr(route, "path") and "{" not in route.path]
 
 
 def _check_name(wanted: str, name: str) -> None:
@@ -307,8 +315,7 @@ async def _serve_text(
         listening = asyncio.ensure_future(listen())
         stream.listen(2048)
         host, port = stream.getsockname()[:2]
-        paths = [route.path for route in app.routes if hasattr(route, "path") and "{" not in route.path]
-        ready(f"{host}:{port}", paths)
+        ready(f"{host}:{port}", _paths(app))
         try:
             await server.serve(sockets=[stream])
         finally:

@@ -28,7 +28,7 @@ from ibnorm_export.artifact import MODEL_FILE, ExportedModel
 from ibnorm_export.atomic_write import new_folder
 from ibnorm_export.environment import version_of
 from ibnorm_export.errors import BackendUnavailable, ExportError, ModelFileError
-from ibnorm_export.manifest import MANIFEST_FILE, machine_of, read_manifest, sha256_of, write_manifest
+from ibnorm_export.manifest import MANIFEST_FILE, edited_files, machine_of, read_manifest, sha256_of, write_manifest
 from ibnorm_export.random_inputs import draw
 from ibnorm_export.serving.triton_config import Limits, ModelConfig, batch_axis, config_text
 from ibnorm_export.tensors import Arrays
@@ -211,7 +211,13 @@ def _earlier(repository: Path) -> set[str]:
     if not (repository / MANIFEST_FILE).is_file():
         raise ExportError(f"{repository} is not empty and holds no {MANIFEST_FILE}; choose another folder")
     try:
-        return {MANIFEST_FILE, *read_manifest(repository)["files"]}
+        manifest = read_manifest(repository)
+        if edited := edited_files(repository, manifest):
+            raise ExportError(
+                f"{repository / edited[0]} was edited after packaging, which would be lost; move it away, or choose "
+                "another folder"
+            )
+        return {MANIFEST_FILE, *manifest["files"]}
     except ModelFileError as error:
         raise ExportError(f"{repository} is no repository that was packaged: {error}; choose another folder") from error
 

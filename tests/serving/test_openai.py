@@ -18,10 +18,13 @@ from typing import Any
 import openai
 import psutil
 import pytest
+from fastapi.testclient import TestClient
 from running_server import command, running
 
 from ibnorm_export.errors import ModelFileError
 from ibnorm_export.serving.chat_template import ChatTemplate
+from ibnorm_export.serving.openai_server import create_app
+from ibnorm_export.serving.text_queue import TextLimits, Texts
 from ibnorm_export.text import Sampling, open_folder
 
 LIMIT = 16
@@ -241,6 +244,18 @@ def test_a_port_that_is_none(noise: Path, port: int) -> None:
     done = subprocess.run(command("serve", noise, "--http-port", port), capture_output=True, text=True)
     assert done.returncode == 2
     assert f"the port is {port}; it must be 0 (any that is free) to 65535" in done.stderr
+
+
+def test_paths_that_are_not_served() -> None:
+    """Chat without a template among them: the answer has OpenAI's form, and says what is."""
+    app = create_app(Texts(lambda message: None, TextLimits()), "noise", 64)
+    server = TestClient(app)
+    for path, why in (("/v1/chat/completions", " (the tokenizer has no chat template)"), ("/v1/embeddings", "")):
+        answer = server.post(path, json={"model": "noise"})
+        assert answer.status_code == 404
+        said = answer.json()["error"]["message"]
+        assert said.startswith(f"{path} is not served here: /health, /v1/models, /v1/completions are")
+        assert why in said
 
 
 def test_without_uvloop_and_httptools(noise: Path) -> None:

@@ -228,6 +228,19 @@ def test_what_stands_in_the_place(exported_vit: ExportedModel, tmp_path: Path) -
     assert not [f for f in tmp_path.iterdir() if f.name.endswith(".partial")]
 
 
+def test_an_edited_config_is_not_lost(exported_vit: ExportedModel, tmp_path: Path) -> None:
+    made = package(exported_vit, tmp_path / "r", PackageOptions(name="a"))
+    config = made.path / "a" / "config.pbtxt"
+    edited = config.read_text() + "# tuned\n"
+    config.write_text(edited)
+    with pytest.raises(ExportError, match=r"a/config\.pbtxt was edited after packaging"):
+        package(exported_vit, tmp_path / "r", PackageOptions(name="a"))
+    assert config.read_text() == edited
+    config.unlink()
+    package(exported_vit, tmp_path / "r", PackageOptions(name="a"))
+    assert config.read_text() + "# tuned\n" == edited
+
+
 def test_fused_without_the_library(
     exported_vit: ExportedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
