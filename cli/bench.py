@@ -24,7 +24,12 @@ def bench_command(
         Path | None, typer.Option("--checkpoint", metavar="DIR", exists=True, help="Needed by --against.")
     ] = None,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Size of the batch axis.")] = 1,
-    seq: Annotated[int, typer.Option("--seq", min=1, help="Size of the sequence axis, where there is one.")] = 128,
+    seq: Annotated[
+        int | None,
+        typer.Option(
+            "--seq", min=1, help="Size of the sequence axis, where there is one. [default: 128, if it has them]"
+        ),
+    ] = None,
     prompts: Annotated[
         str, typer.Option("--prompts", metavar="LIST", help="Of a folder that generates text: tokens of the prompts.")
     ] = "128,512",
@@ -89,8 +94,9 @@ def bench_command(
     with show_progress() as progress:
         exported = ExportedModel(model_file)
         loaded = None if checkpoint is None else models.load(checkpoint, model)
+        sizes = {"batch": batch, "sequence": seq or min(128, exported.max_positions or 128)}
         report = contest(
-            exported, backend, loaded, names, {"batch": batch, "sequence": seq}, count, measuring,
+            exported, backend, loaded, names, sizes, count, measuring,
             seed, kernels, progress, [] if save_baseline is None else [Yardstick()], engine,
         )  # fmt: skip
     if save_baseline is not None:

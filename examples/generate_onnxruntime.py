@@ -49,4 +49,6 @@ def main(folder: Path, prompt: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit("usage: generate_onnxruntime.py FOLDER PROMPT")
     main(Path(sys.argv[1]), sys.argv[2])

@@ -188,6 +188,12 @@ class ExportedModel:
         self._check_metadata(found)
         return found
 
+    @property
+    def max_positions(self) -> int:
+        """The longest sequence that the model takes; 0 where the file does not say."""
+        known = self.metadata.get("max_positions")
+        return known if isinstance(known, int) else 0
+
     def _check_metadata(self, found: Mapping[str, Any]) -> None:
         """Raise ModelFileError where an entry that is looked into is not built as `export` builds it."""
         quantization, packed = found.get("quantization"), found.get("packed", {})

@@ -68,9 +68,9 @@ def contest(
             "ONNX Runtime has no bfloat16 kernels on the CPU (MatMul among them), so this model cannot be timed "
             "here: export --dtype fp32, or use a GPU"
         )
-    longest = exported.metadata.get("max_positions")
-    if isinstance(longest, int) and 0 < longest < sizes.get("sequence", 0):
-        raise IBNormError(f"{exported.path} has {longest} positions, fewer than a sequence of {sizes['sequence']}")
+    longest, asked = exported.max_positions, sizes.get("sequence", 0)
+    if 0 < longest < asked:
+        raise IBNormError(f"{exported.path} has {longest} positions, fewer than a sequence of {asked}")
     inputs = draw(exported, sizes, seed)
     contenders: list[Runner] = [open_runner(backend, exported, threads, kernels, engine=engine)]
     before = torch.get_num_threads()

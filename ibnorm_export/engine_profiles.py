@@ -89,8 +89,7 @@ Sizes = tuple[int, int, int]
 
 def _defaults(model: ExportedModel, axes: Sequence[str]) -> Mapping[str, Mapping[str, Sizes]]:
     """Sizes by profile and axis. 2048 where the file does not say how long a sequence may be."""
-    known = model.metadata.get("max_positions")
-    longest = min(2048, known) if isinstance(known, int) and known > 0 else 2048
+    longest = min(2048, model.max_positions) if model.max_positions > 0 else 2048
     batch, prompt = (1, 1, 8), (1, min(128, longest), longest)
     if _PAST not in axes or "sequence" not in axes:
         return {"default": {"batch": batch, "sequence": prompt}}

@@ -93,8 +93,8 @@ def _load_folder(folder: Path, task: str) -> LoadedModel:
         )
     if task == "text-generation" and not isinstance(family, CausalFamily):
         raise CheckpointError(
-            f"{folder} is a {kind} model, which is no causal language model: it cannot generate text. "
-            "Leave --task text-generation out"
+            f"{folder} is a {kind} model, which is no causal language model: --task text-generation, "
+            "--target ort-genai, int8, int4 and `generate` are for those alone"
         )
     if config.get("quantization_config"):
         raise CheckpointError(

@@ -114,7 +114,7 @@ def test_a_missing_file_says_how_to_begin(tmp_path: Path) -> None:
 def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]:
     monkeypatch.setattr(sys, "argv", ["ibnorm-export", *map(str, words)])
     capfd.readouterr()
-    code = main._run()
+    code = main.main()
     found = capfd.readouterr()
     return code, found.out + found.err
 

@@ -184,7 +184,7 @@ def test_bench_without_a_gpu_exits_with_3(
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     file = model(tmp_path / "m.onnx").path
     monkeypatch.setattr(sys, "argv", ["ibnorm-export", "bench", str(file), "--backend", backend])
-    assert main._run() == 3
+    assert main.main() == 3
     said = capfd.readouterr().err
     assert "needs an NVIDIA GPU" in said or f"{backend} is not installed" in said
 

@@ -104,7 +104,7 @@ BAD = {
     "runtime": (lambda s: written(s, "tensorrt"), "is an engine of tensorrt, not of tensorrt-rtx"),
     "file": (changed_source, "was built from another file"),
     "profiles": (lambda s: written(s, profiles=[{"name": "x"}]), "is damaged"),
-    "missing": (lambda s: s.path.with_name("none.plan"), "none.plan does not exist"),
+    "missing": (lambda s: s.path.with_name("none.plan"), "none.plan' does not exist"),
 }
 
 
@@ -113,7 +113,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     monkeypatch.setattr("ibnorm_export.runners.trt_runner.bindings", engine.bindings)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr(sys, "argv", ["ibnorm-export", *words])
-    return main._run()
+    return main.main()
 
 
 @pytest.mark.parametrize("case", BAD)
@@ -156,7 +156,8 @@ def test_a_good_engine_without_a_gpu_exits_with_3(
 def test_other_backends_take_no_engine(
     source: ExportedModel, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(monkeypatch, "bench", str(source.path), "--engine", "m.plan") == 2
+    plan = written(source)
+    assert run(monkeypatch, "bench", str(source.path), "--engine", str(plan)) == 2
     assert "backend ort-cpu takes no engine" in capfd.readouterr().err
 
 

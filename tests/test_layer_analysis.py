@@ -107,10 +107,10 @@ def test_the_command(
     page = tmp_path / "a.html"
     words = ["analyze", str(llama_checkpoint), "--lambdas", "0.5,8", "--report", str(page), "--json"]
     monkeypatch.setattr(sys, "argv", ["ibnorm-export", *words])
-    assert main._run() == 0
+    assert main.main() == 0
     found = json.loads(capfd.readouterr().out)
     assert {row["lambd"] for row in found["rows"]} == {4.0, 0.5, 8.0}
     assert page.is_file()
     for bad in (["--lambdas", "0"], ["--dtypes", "fp8"], ["--alpha", "1"], ["--kernel-width", "0"]):
         monkeypatch.setattr(sys, "argv", ["ibnorm-export", "analyze", str(llama_checkpoint), *bad])
-        assert main._run() == 2
+        assert main.main() == 2

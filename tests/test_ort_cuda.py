@@ -117,7 +117,7 @@ def test_no_gpu_is_exit_3_and_one_line(
     extra = [str(llama_checkpoint)] if command == "verify" else []
     words = ["ibnorm-export", command, str(exported_llama.path), *extra, "--backend", "ort-cuda"]
     monkeypatch.setattr(sys, "argv", words)
-    assert main._run() == 3
+    assert main.main() == 3
     lines = capfd.readouterr().err.strip().splitlines()
     assert len(lines) == 1
     assert "ort-cuda needs" in lines[0]

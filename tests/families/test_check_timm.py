@@ -31,7 +31,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     monkeypatch.setattr(sys, "argv", ["ibnorm-export", *words])
-    return main._run()
+    return main.main()
 
 
 def failures(folder: Path) -> list[tuple[str | None, str | None]]:
