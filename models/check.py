@@ -71,6 +71,10 @@ def _compared(
                 outcome = Outcome.SKIPPED if named == PRESENT else Outcome.ERROR
                 yield backend, None, [Case(f"{asked.name}.{backend}", "backend", outcome, str(error))]
                 continue
+            except Exception as error:  # noqa: BLE001  # as in `run_check`
+                seconds = time.perf_counter() - start
+                yield backend, None, [Case(f"{asked.name}.{backend}", "parity", Outcome.ERROR, _said(error), seconds)]
+                continue
             static = False
             seconds = time.perf_counter() - start
             yield backend, report, parity_cases(asked.name, backend, report, parity.max_error, seconds)

@@ -281,3 +281,25 @@ def test_exposing_inputs_are_what_they_are_called(vit_checkpoint: Path, llama_ch
     (longest,) = exposing_inputs(models.load(llama_checkpoint), np.random.default_rng(0)).values()
     assert longest["input_ids"].shape == longest["attention_mask"].shape == (1, 64)
     assert np.ptp(longest["input_ids"][0, :32]) == 0
+
+
+def test_what_one_backend_trips_over_ends_no_other(
+    vit_checkpoint: Path, exported_vit: ExportedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def verify_or_fail(exported: ExportedModel, model: Any, options: Any, *rest: Any) -> Any:
+        if options.backend == "reference":
+            raise RuntimeError("planted")
+        return first(exported, model, options, *rest)
+
+    text = (
+        f'[[export]]\nname = "m"\ncheckpoint = "{vit_checkpoint}"\nfile = "{exported_vit.path}"\n'
+        'parity = {backends = ["reference", "ort-cpu"], layers = false, exposing = false, samples = 1}\n'
+    )
+    first = check.verify
+    monkeypatch.setattr(check, "verify", verify_or_fail)
+    report = check.run_check(read_check_config(written(tmp_path, text)), "check.toml")
+    assert not report
+    outcomes = {suite: {case.outcome for case in report.cases if case.suite == suite} for suite in (
+        "m.reference", "m.static", "m.ort-cpu"
+    )}  # fmt: skip
+    assert outcomes == {"m.reference": {Outcome.ERROR}, "m.static": {Outcome.PASS}, "m.ort-cpu": {Outcome.PASS}}
