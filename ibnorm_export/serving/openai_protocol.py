@@ -19,8 +19,29 @@ __all__ = ["CHAT", "COMPLETION", "FINISH", "Body", "Chat", "Completion", "Refuse
 FINISH: Final = {"end": "stop", "stop": "stop", "length": "length", "positions": "length"}
 
 
-class Body(BaseModel):
-    """What both kinds of request have; unknown fields are ignored, as clients send many."""
+#: What would make another text of it and is not offered, and the values that ask for nothing. Source: the same
+#: reference, and the fields that other servers add to it.
+_NOT_OFFERED: Final[dict[str, tuple[Any, ...]]] = {
+    "n": (1,),
+    "best_of": (1,),
+    "logprobs": (0,),  # which False equals
+    "top_logprobs": (0,),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "repetition_penalty": (1,),
+    "logit_bias": ({},),
+    "top_k": (0, -1),
+    "min_p": (0,),
+    "suffix": ("",),
+    "echo": (False,),
+    "response_format": ({"type": "text"},),
+    "tools": ([],),
+    "functions": ([],),
+}
+
+
+class Body(BaseModel, extra="allow"):
+    """What both kinds of request have. Clients send many other fields, which are ignored where the text is the same."""
 
     model: str
     temperature: float = Field(1.0, ge=0, le=2)
@@ -29,8 +50,12 @@ class Body(BaseModel):
     stop: str | list[str] | None = None
     stream: bool = False
     stream_options: dict[str, Any] | None = None
-    n: int = 1
-    logprobs: int | bool | None = None
+
+    @property
+    def not_offered(self) -> list[str]:
+        """Fields that ask for something that this endpoint does not do."""
+        given = self.model_extra or {}
+        return [name for name, neutral in _NOT_OFFERED.items() if given.get(name) not in (None, *neutral)]
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -43,7 +68,6 @@ class Completion(Body):
 
     prompt: str | list[str]
     max_tokens: int | None = Field(16, ge=1)
-    echo: bool = False
 
 
 class _ChatMessage(BaseModel):

@@ -135,8 +135,8 @@ def create_app(texts: Texts, name: str, max_positions: int, template: ChatTempla
     @app.post("/v1/completions")
     async def complete(request: Request, body: Completion) -> Any:
         prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
-        if len(prompts) != 1 or body.echo:
-            raise Refused(400, "one prompt a request, without echo, is what this endpoint takes", "invalid")
+        if len(prompts) != 1:
+            raise Refused(400, "one prompt a request is what this endpoint takes", "invalid")
         return await _respond(request, texts, body, prompts[0], body.max_tokens or 16, name, COMPLETION)
 
     if template is not None:
@@ -161,8 +161,8 @@ def _check_name(wanted: str, name: str) -> None:
 
 async def _respond(request: Request, texts: Texts, body: Body, prompt: str, most: int, name: str, shape: Shape) -> Any:
     _check_name(body.model, name)
-    if body.n != 1 or body.logprobs:
-        raise Refused(400, "n above 1 and logprobs are not offered by this endpoint", "invalid")
+    if asked := body.not_offered:
+        raise Refused(400, f"{', '.join(asked)}: not offered by this endpoint; leave it out", "invalid")
     if len(body.stops) > _STOPS[0] or any(len(stop) > _STOPS[1] for stop in body.stops):
         why = f"stop takes at most {_STOPS[0]} texts of at most {_STOPS[1]} characters"
         raise Refused(400, why, "invalid")

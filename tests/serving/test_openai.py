@@ -110,7 +110,11 @@ def test_models_and_health(client: openai.OpenAI, endpoint: str) -> None:
         ({"temperature": -1}, 400, "temperature"),
         ({"top_p": 0}, 400, "top_p"),
         ({"max_tokens": 0}, 400, "max_tokens"),
-        ({"n": 2}, 400, "n above 1"),
+        ({"n": 2}, 400, "n: not offered"),
+        ({"n": 0}, 400, "n: not offered"),
+        ({"logprobs": 1, "echo": True}, 400, "logprobs, echo: not offered"),
+        ({"presence_penalty": 0.5, "suffix": "x"}, 400, "presence_penalty, suffix: not offered"),
+        ({"extra_body": {"top_k": 5, "response_format": {"type": "json_object"}}}, 400, "top_k, response_format: not"),
         ({"stop": ["a", "b", "c", "d", "e"]}, 400, "stop takes at most 4 texts"),
         ({"stop": "z" * 1025}, 400, "of at most 1024 characters"),
         ({"stop": ["a", "z" * 1025]}, 400, "of at most 1024 characters"),
@@ -123,6 +127,16 @@ def test_bad_requests(client: openai.OpenAI, change: dict[str, Any], status: int
     with pytest.raises(openai.APIStatusError, match=words) as caught:
         client.completions.create(**given)
     assert caught.value.status_code == status
+
+
+def test_fields_that_ask_for_nothing(client: openai.OpenAI) -> None:
+    """What clients send unasked, and what leaves the text as it is."""
+    given: Any = {"model": "noise", "prompt": "import", "max_tokens": 8, "temperature": 0}
+    plain = client.completions.create(**given)
+    neutral: dict[str, Any] = {"n": 1, "presence_penalty": 0, "frequency_penalty": 0.0, "logit_bias": {}, "echo": False}
+    more = {"tools": [], "response_format": {"type": "text"}, "top_k": -1, "repetition_penalty": 1.0, "metadata": {}}
+    answer = client.completions.create(**given, **neutral, logprobs=None, user="me", extra_body=more)
+    assert answer.choices[0].text == plain.choices[0].text
 
 
 @pytest.mark.parametrize(
