@@ -7,6 +7,7 @@ falls into one is raised again, a moment later.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -37,14 +38,31 @@ def _not_dropped(unraisable: UnraisableHookArgs) -> None:
         sys.__unraisablehook__(unraisable)
 
 
-def _interrupted() -> int:
+def _interrupted() -> None:
     """Say so with nothing that is still to be imported: the interrupt may have cut an import short."""
     line = "interrupted; nothing was left half-written"
-    if "--json" in sys.argv:
-        error = {"kind": "interrupted", "message": line}
-        print(json.dumps({"error": error, "exit_code": INTERRUPTED}, indent=2))
-    print(f"ibnorm-export: {line}", file=sys.stderr)
-    return INTERRUPTED
+    error = {"error": {"kind": "interrupted", "message": line}, "exit_code": INTERRUPTED}
+    with contextlib.suppress(OSError):  # Ctrl-C ends the reader of a pipe too
+        if "--json" in sys.argv:
+            print(json.dumps(error, indent=2), flush=True)
+    with contextlib.suppress(OSError):
+        print(f"ibnorm-export: {line}", file=sys.stderr)
+
+
+def _ending(code: int) -> None:
+    """What is left is Python's own end: a second Ctrl-C cuts it short and changes no exit code."""
+
+    def cut_short(signum: int, frame: FrameType | None) -> NoReturn:
+        os._exit(code)
+
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
+        signal.signal(signum, cut_short)
+    for stream in (sys.__stdout__, sys.__stderr__):
+        assert stream is not None  # `run` has seen to it
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # or Python tries again, and exits with 120
 
 
 def run() -> NoReturn:
@@ -63,14 +81,10 @@ def run() -> NoReturn:
         code = main()
     except KeyboardInterrupt:
         code = INTERRUPTED
-    _deaf()
-    sys.exit(_interrupted() if code == INTERRUPTED else code)
-
-
-def _deaf() -> None:
-    """It is ending: a second Ctrl-C changes neither what it says nor its exit code."""
-    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
-        signal.signal(signum, signal.SIG_IGN)
+    if code == INTERRUPTED:
+        _interrupted()
+    _ending(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

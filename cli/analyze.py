@@ -41,7 +41,7 @@ def analyze_command(
     ] = None,
     inputs: Annotated[
         Path | None,
-        typer.Option("--inputs", metavar="FILE.npz", exists=True, help="One batch, by name. [default: drawn]"),
+        typer.Option("--inputs", metavar="FILE.npz", exists=True, show_default="drawn", help="One batch, by name."),
     ] = None,
     labels: Annotated[
         Path | None,
@@ -54,7 +54,7 @@ def analyze_command(
     dtypes: Annotated[str, typer.Option("--dtypes", metavar="LIST", help="To run the checkpoint in.")] = "fp32",
     alpha: Annotated[float, typer.Option("--alpha", help="Order of the Renyi entropies; not 1.")] = ALPHA,
     width: Annotated[
-        float | None, typer.Option("--kernel-width", help="Of the Gaussian kernels. [default: median distance]")
+        float | None, typer.Option("--kernel-width", show_default="median distance", help="Of the Gaussian kernels.")
     ] = None,
     samples: Annotated[
         int, typer.Option("--samples", min=2, max=4096, help="Tokens or images in a Gram matrix.")

@@ -27,7 +27,10 @@ def bench_command(
     seq: Annotated[
         int | None,
         typer.Option(
-            "--seq", min=1, help="Size of the sequence axis, where there is one. [default: 128, if it has them]"
+            "--seq",
+            min=1,
+            show_default="128, or the model's positions where fewer",
+            help="Size of the sequence axis, where there is one.",
         ),
     ] = None,
     prompts: Annotated[
@@ -43,7 +46,7 @@ def bench_command(
         ),
     ] = "",
     threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="Of every contender. [default: physical cores]")
+        int | None, typer.Option("--threads", min=1, show_default="physical cores", help="Of every contender.")
     ] = None,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Turns of each contender.")] = 30,
     seed: options.Seed = 0,

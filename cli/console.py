@@ -18,9 +18,17 @@ from ibnorm_export.runners.base import NormExecution
 
 __all__ = ["err", "out", "print_json", "print_next", "print_norms", "print_table", "show_progress", "table"]
 
+
+class _Console(Console):
+    """One that leaves the other stream alone where nobody reads its own any more."""
+
+    def on_broken_pipe(self) -> None:
+        raise  # what rich handles at this moment
+
+
 # piped output is not folded at the 80 columns that a missing terminal is taken to have
-out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+out = _Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
+err = _Console(stderr=True, highlight=False, soft_wrap=True)
 
 #: Characters of a word that a table keeps whole: a module's name, not a path.
 _LONGEST_WORD: Final = 48

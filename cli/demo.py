@@ -19,7 +19,7 @@ def demo_command(
     text: Annotated[
         Path | None,
         typer.Option(
-            "--text", metavar="FILE", exists=True, help="Your own text to train on. [default: CPython's docs]"
+            "--text", metavar="FILE", exists=True, show_default="CPython's docs", help="Your own text to train on."
         ),
     ] = None,
     as_json: options.AsJson = False,

@@ -81,7 +81,8 @@ def export_command(
         int | None,
         typer.Option(
             "--opset",
-            help="18 to 26. [default: LLaMA, GPT-2 23, others 20; bf16 at least 22, --cache static 24]",
+            show_default="LLaMA, GPT-2 23, others 20; bf16 at least 22, --cache static 24",
+            help="18 to 26.",
         ),
     ] = None,
     cache: Annotated[

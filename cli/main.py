@@ -84,7 +84,8 @@ def _fail(message: str, code: int, kind: str) -> int:
     if "--json" in sys.argv:
         with contextlib.suppress(OSError):  # a full disk, a reader that has gone: the exit code is left
             print_json({"error": {"kind": kind, "message": line}, "exit_code": code})
-    with contextlib.suppress(OSError, SystemExit):  # rich's answer to a broken pipe
+            sys.stdout.flush()
+    with contextlib.suppress(OSError):
         err.print(f"ibnorm-export: {line}", style="bold red", markup=False)
     return code
 
@@ -112,8 +113,10 @@ def main() -> int:
 def _run() -> int:
     try:
         result = app(standalone_mode=False)
-    except SystemExit:  # rich's answer, and typer's, to a broken pipe
-        return BROKEN_PIPE
+    except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):  # rich's answer, and typer's
+            return BROKEN_PIPE
+        return _fail(f"the code of the model ended the program: {error.code}", 2, "system")
     except IBNormError as error:
         return _fail(str(error), error.exit_code, type(error).__name__)
     except _UsageError as error:

@@ -13,7 +13,7 @@ from ibnorm_export.runners.base import BACKENDS, Kernels
 
 def _place(path: Path, suffix: str) -> None:
     """Said before the work whose result goes there."""
-    if path.suffix != suffix:
+    if path.suffix.lower() != suffix:
         raise typer.BadParameter(f"{path} does not end in {suffix}")
     if path.is_dir():
         raise typer.BadParameter(f"{path} is a folder")
@@ -34,11 +34,13 @@ def baseline(path: Path | None) -> Path | None:
 
     if path is not None:
         _place(path, ".json")
-        if path.exists():
+        if path.exists() and not path.is_file():
+            raise typer.BadParameter(f"{path} is no regular file")
+        if path.exists() and path.stat().st_size:
             try:
                 read_baseline(path)
             except IBNormError as error:
-                raise typer.BadParameter(f"{path} would be lost, and is no baseline") from error
+                raise typer.BadParameter(f"{path} would be lost: {error}") from error
     return path
 
 

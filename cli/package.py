@@ -17,7 +17,7 @@ def package_command(
     model_file: options.ModelFile,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="REPO", help="The folder to write.")],
     kind: Annotated[Format, typer.Option("--format", help="kserve adds an InferenceService.")] = Format.TRITON,
-    name: Annotated[str | None, typer.Option("--name", help="Of the model. [default: the file's]")] = None,
+    name: Annotated[str | None, typer.Option("--name", show_default="the file's", help="Of the model.")] = None,
     backend: Annotated[TritonBackend, typer.Option("--backend", help="tensorrt needs --plan.")] = (
         TritonBackend.ONNXRUNTIME
     ),
@@ -28,7 +28,8 @@ def package_command(
         Path | None, typer.Option("--plan", metavar="MODEL.plan", exists=True, help="From `build-engine`.")
     ] = None,
     mount: Annotated[
-        str | None, typer.Option("--mount", metavar="PATH", help="Where the server sees REPO. [default: the format's]")
+        str | None,
+        typer.Option("--mount", metavar="PATH", show_default="the format's", help="Where the server sees REPO."),
     ] = None,
     storage_uri: Annotated[str, typer.Option("--storage-uri", help="Where KServe fetches REPO from.")] = "",
     inputs: Annotated[

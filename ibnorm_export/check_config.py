@@ -65,7 +65,8 @@ class LatencyBudget:
         baseline: a JSON of `bench --save-baseline`, to be compared over the yardstick.
         against: "torch", "torch.compile" or the name of another export.
         max_ratio: of the time over that of `baseline` or `against`.
-        backend, threads, batch, sequence: what is timed; 0 threads are the physical cores.
+        backend, threads, batch, sequence: what is timed; 0 threads are the physical cores, a sequence of 0 has 128
+            tokens, or as many as the model has positions.
         rounds: to begin with.
         max_rounds: up to which more are taken while the rounds cannot tell.
     """
@@ -77,7 +78,7 @@ class LatencyBudget:
     backend: str = "ort-cpu"
     threads: int = 0
     batch: int = 1
-    sequence: int = 128
+    sequence: int = 0
     rounds: int = 20
     max_rounds: int = 80
 
@@ -179,8 +180,10 @@ def _check_export(export: ExportCheck, names: list[str]) -> None:
         sound = all(math.isfinite(limit) and limit > 0.0 for limit in limits)
         _demand(sound, f"{place}: a limit must be above 0 and finite")
         _demand(budget.threads >= 0, f"{place}: threads is {budget.threads}; it must be at least 0, the physical cores")
-        counts = (budget.batch, budget.sequence, budget.rounds, budget.max_rounds - budget.rounds + 1)
-        _demand(min(counts) >= 1, f"{place}: batch, sequence and rounds must be at least 1, max_rounds at least rounds")
+        counts = (budget.batch, budget.sequence + 1, budget.rounds, budget.max_rounds - budget.rounds + 1)
+        _demand(
+            min(counts) >= 1, f"{place}: batch and rounds must be at least 1, sequence 0, max_rounds at least rounds"
+        )
 
 
 def read_check_config(path: str | Path) -> CheckConfig:

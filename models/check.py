@@ -109,9 +109,12 @@ def _timed(
     asked: ExportCheck, budget: LatencyBudget, model: LoadedModel, made: dict[str, ExportedModel], progress: Progress
 ) -> Case:
     threads = budget.threads or psutil.cpu_count(logical=False) or 1
-    sizes = {"batch": budget.batch, "sequence": budget.sequence}
+    longest = made[asked.name].max_positions
     if asked.task == "text-generation":  # one cached step
-        sizes |= {"sequence": 1, "past": budget.sequence, "total": budget.sequence + 1}
+        past = budget.sequence or min(128, longest - 1 if longest > 1 else 128)
+        sizes = {"batch": budget.batch, "sequence": 1, "past": past, "total": past + 1}
+    else:
+        sizes = {"batch": budget.batch, "sequence": budget.sequence or min(128, longest or 128)}
     rival = budget.against
     what = f"at most {budget.max_ms:g} ms" if budget.max_ms is not None else (
         f"at most {budget.max_ratio:g} times {rival or budget.baseline}"

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import onnx
@@ -115,6 +116,69 @@ def test_who_reads_no_more(arguments: str, unbuffered: str, model: str) -> None:
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(("arguments", "code"), [("inspect MODEL --json", 0), ("inspect nowhere --json", 2)])
+def test_errors_that_nobody_reads(arguments: str, code: int, unbuffered: str, model: str) -> None:
+    """The other stream gets all of it, and the exit code is what it would be."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            [*START, *arguments.replace("MODEL", model).split()],
+            stdout=subprocess.PIPE, stderr=writing, text=True, check=False,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        )  # fmt: skip
+    finally:
+        os.close(writing)
+    assert done.returncode == code
+    assert ("error" in json.loads(done.stdout)) is (code != 0)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", ["", "--json"])
+def test_an_interrupt_that_ends_the_readers_too(arguments: str, unbuffered: str) -> None:
+    """As Ctrl-C does with `2>&1 | tee`."""
+    code = (
+        "import os, signal; from ibnorm_export.cli import main as m; from ibnorm_export.cli.__main__ import run\n"
+        "m.main = lambda: os.kill(os.getpid(), signal.SIGINT)\n"
+        "run()"
+    )
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments.split()],
+            stdout=writing, stderr=writing, check=False, env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        )  # fmt: skip
+    finally:
+        os.close(writing)
+    assert done.returncode == 130
+
+
+def test_a_model_that_ends_the_program(tmp_path: Path) -> None:
+    """Its own words, and no code that stands for something else."""
+    (tmp_path / "leaves.py").write_text("import sys\ndef build(): sys.exit('set MYDATA first')\n")
+    (tmp_path / "weights.pt").touch()
+    words = ["export", str(tmp_path / "weights.pt"), "-o", str(tmp_path / "m.onnx"), "--model", "leaves:build"]
+    done = subprocess.run([*START, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "ibnorm-export: the code of the model ended the program: set MYDATA first\n"
+
+
+def test_an_end_that_hangs_can_be_cut_short() -> None:
+    code = (
+        "import threading, time; from ibnorm_export.cli import main as m; from ibnorm_export.cli.__main__ import run\n"
+        "m.main = lambda: print('begun', flush=True) or threading.Thread(target=time.sleep, args=(60,)).start() or 1\n"
+        "run()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(0.5)
+        process.terminate()
+        assert process.wait(10) == 1
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("arguments", ["--version", "inspect MODEL", "inspect MODEL --json"])
 def test_output_on_a_full_disk(arguments: str, unbuffered: str, model: str) -> None:
     with Path("/dev/full").open("w") as full:
@@ -171,3 +235,13 @@ def test_a_missing_path_is_said_at_once(arguments: str, model: str) -> None:
     assert done.returncode == 2
     assert re.search("nowhere'? does not exist", done.stderr)
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_help_says_every_default() -> None:
+    """rich takes [default: ...] within a text for a style of its own."""
+    for command, said in (("bench", "128, or the model's positions where fewer"), ("analyze", "median distance")):
+        done = subprocess.run(
+            [*START, command, "--help"],
+            capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "400"},
+        )  # fmt: skip
+        assert said in done.stdout

@@ -58,15 +58,16 @@ class TritonRunner:
             self._client.is_server_live()
             self._model = endpoint.model or self._only_model()
             about = self._client.get_model_metadata(self._model, **self._as_json())
-        except (OSError, HTTPException, InferenceServerException) as error:
-            if isinstance(error, InferenceServerException) and "unknown model" in str(error):
-                raise IBNormError(f"the server at {endpoint.url}: {error.message()}; choose with --name") from error
+            self._types = {item["name"]: triton_to_np_dtype(item["datatype"]) for item in about["inputs"]}
+            self._outputs = [item["name"] for item in about["outputs"]]
+        except (OSError, HTTPException, InferenceServerException, ValueError, TypeError, KeyError) as error:
+            why = error.message() if isinstance(error, InferenceServerException) else error  # of any server, any value
+            if "unknown model" in str(why):
+                raise IBNormError(f"the server at {endpoint.url}: {why}; choose with --name") from error
             protocol = "gRPC" if scheme == "grpc" else "HTTP"
             raise BackendUnavailable(
-                f"no Triton answers {protocol} at {endpoint.url} ({error}); start one with `ibnorm-export serve`"
+                f"no Triton answers {protocol} at {endpoint.url} ({why}); start one with `ibnorm-export serve`"
             ) from error
-        self._types = {item["name"]: triton_to_np_dtype(item["datatype"]) for item in about["inputs"]}
-        self._outputs = [item["name"] for item in about["outputs"]]
         wanted = [t.name for t in model.inputs], [t.name for t in model.outputs]
         if (sorted(self._types), sorted(self._outputs)) != (sorted(wanted[0]), sorted(wanted[1])):
             raise ModelFileError(

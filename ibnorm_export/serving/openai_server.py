@@ -114,8 +114,9 @@ def create_app(texts: Texts, name: str, max_positions: int, template: ChatTempla
     async def failed(request: Request, error: HTTPException) -> JSONResponse:
         why = str(error.detail)
         if error.status_code == 404:
-            without = " (the tokenizer has no chat template)" if template is None else ""
-            why = f"{request.url.path} is not served here: {', '.join(_paths(app))} are{without}"
+            why = f"{request.url.path} is not served here: {', '.join(_paths(app))} are"
+            if request.url.path == "/v1/chat/completions":
+                why += " (the tokenizer has no chat template)"
         return _answer(Refused(error.status_code, why, "invalid"))
 
     @app.get("/health")
@@ -278,9 +279,14 @@ def serve_text(
 
 
 class _Server(uvicorn.Server):
-    """Ends what is still being written a little before uvicorn does, so that its readers are told."""
+    """Says when it is ready; ends what is still being written before uvicorn does, so that its readers are told."""
 
     end: Callable[[str], None]
+    ready: Callable[[], None]
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.ready()  # not before: SIGTERM ends it in order from here on
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         finish_s = self.config.timeout_graceful_shutdown or 0
@@ -315,7 +321,7 @@ async def _serve_text(
         listening = asyncio.ensure_future(listen())
         stream.listen(2048)
         host, port = stream.getsockname()[:2]
-        ready(f"{host}:{port}", _paths(app))
+        server.ready = lambda: ready(f"{host}:{port}", _paths(app))
         try:
             await server.serve(sockets=[stream])
         finally:

@@ -21,7 +21,10 @@ import pytest
 from fastapi.testclient import TestClient
 from running_server import command, running
 
-from ibnorm_export.errors import ModelFileError
+from ibnorm_export.artifact import ExportedModel
+from ibnorm_export.errors import BackendUnavailable, ModelFileError
+from ibnorm_export.runners.base import Endpoint
+from ibnorm_export.runners.triton_runner import TritonRunner
 from ibnorm_export.serving.chat_template import ChatTemplate
 from ibnorm_export.serving.openai_server import create_app
 from ibnorm_export.serving.text_queue import TextLimits, Texts
@@ -260,6 +263,12 @@ def test_a_port_that_is_none(noise: Path, port: int) -> None:
     assert f"the port is {port}; it must be 0 (any that is free) to 65535" in done.stderr
 
 
+def test_it_is_no_triton(endpoint: str, exported_vit: ExportedModel) -> None:
+    """Both have port 8000 unless told otherwise; what is no Triton may answer anything."""
+    with pytest.raises(BackendUnavailable, match=r"no Triton answers HTTP .* is not served here"):
+        TritonRunner(exported_vit, Endpoint(endpoint.removeprefix("http://")))
+
+
 def test_paths_that_are_not_served() -> None:
     """Chat without a template among them: the answer has OpenAI's form, and says what is."""
     app = create_app(Texts(lambda message: None, TextLimits()), "noise", 64)
@@ -269,7 +278,7 @@ def test_paths_that_are_not_served() -> None:
         assert answer.status_code == 404
         said = answer.json()["error"]["message"]
         assert said.startswith(f"{path} is not served here: /health, /v1/models, /v1/completions are")
-        assert why in said
+        assert said.endswith(f" are{why}")
 
 
 def test_without_uvloop_and_httptools(noise: Path) -> None:
