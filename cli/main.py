@@ -7,7 +7,6 @@ error; 130 interrupted (`__main__`); 141 nobody reads stdout any more.
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from typing import Annotated, Any
 
@@ -103,7 +102,6 @@ def main() -> int:
     try:
         sys.stdout.flush()
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python tries once more at its end
         if isinstance(error, BrokenPipeError):
             return code or BROKEN_PIPE
         return code or _fail(f"stdout: {error.strerror}", 2, "system")

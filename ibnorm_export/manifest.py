@@ -16,7 +16,15 @@ from typing import Any, Final
 from ibnorm_export.errors import ModelFileError
 from ibnorm_export.spec import SCHEMA
 
-__all__ = ["MANIFEST_FILE", "check_library", "library_entry", "machine_of", "read_manifest", "write_manifest"]
+__all__ = [
+    "MANIFEST_FILE",
+    "check_library",
+    "edited_files",
+    "library_entry",
+    "machine_of",
+    "read_manifest",
+    "write_manifest",
+]
 
 MANIFEST_FILE: Final = "manifest.json"
 _FORMAT: Final = "1"

@@ -283,6 +283,22 @@ def test_exposing_inputs_are_what_they_are_called(vit_checkpoint: Path, llama_ch
     assert np.ptp(longest["input_ids"][0, :32]) == 0
 
 
+def test_no_more_positions_are_timed_than_there_are(
+    llama_checkpoint: Path, exported_llama: ExportedModel, tmp_path: Path
+) -> None:
+    """Without a sequence 128 tokens, of which this model has 64."""
+    text = (
+        f'[[export]]\nname = "m"\ncheckpoint = "{llama_checkpoint}"\nfile = "{exported_llama.path}"\n'
+        "parity = {layers = false, exposing = false, samples = 1}\n"
+        "[[export.latency]]\nmax_ms = 60000\nrounds = 2\n"
+        "[[export.latency]]\nmax_ms = 60001\nrounds = 2\nsequence = 65\n"
+    )
+    report = check.run_check(read_check_config(written(tmp_path, text)), "check.toml")
+    default, beyond = (case for case in report.cases if case.suite.endswith("latency"))
+    assert default.outcome is not Outcome.ERROR
+    assert "has 64 positions, fewer than a sequence of 65" in beyond.says
+
+
 def test_what_one_backend_trips_over_ends_no_other(
     vit_checkpoint: Path, exported_vit: ExportedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
