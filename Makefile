@@ -73,40 +73,40 @@ sanitize: setup
 test-compat: native
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target build/onnxruntime-1.20 onnxruntime==1.20.1
 	PYTHONPATH=build/onnxruntime-1.20 $(BIN)/python -c "import onnxruntime as o; assert o.__version__ == '1.20.1', o.__version__"
-	PYTHONPATH=build/onnxruntime-1.20 $(BIN)/python -m pytest -q tests/native/test_ort_library.py
+	PYTHONPATH=build/onnxruntime-1.20 $(BIN)/python -m pytest -q tests/custom_ops/ort/test_ort_library.py
 
 mutants: native
-	$(BIN)/python tests/native/mutants.py --record benchmarks/results/mutants.json
+	$(BIN)/python -m tests.custom_ops.ort.mutants --record benchmarks/results/mutants.json
 
 demo: native
 	$(BIN)/ibnorm-export demo --out demo
 
 test: native
 	$(MAKE) --no-print-directory lint  # not beside native: both set up
-	$(PYTEST) --ignore=tests/generation --ignore=tests/faults --ignore=tests/families --ignore=tests/browser --ignore=tests/cuda --ignore=tests/tensorrt --ignore=tests/serving
+	$(PYTEST) --ignore=tests/generation --ignore=tests/verifier/faults --ignore=tests/models/families --ignore=tests/browser --ignore=tests/custom_ops/cuda --ignore=tests/custom_ops/tensorrt --ignore=tests/serving
 
 # Cached decoding, generation in every form, and quantised weights: minutes of export.
 test-generation: native
 	$(PYTEST) tests/generation
 
 # Planted faults must fail, named, and right exports pass. The whole tables, in half an hour on a busy core:
-# python benchmarks/planted_faults.py --record benchmarks/results/planted_faults.json
+# python -m benchmarks.planted_faults --record benchmarks/results/planted_faults.json
 test-faults: native
-	$(PYTEST) tests/faults
+	$(PYTEST) tests/verifier/faults
 
 # timm asks for torchvision, whose wheels are of a CUDA build and die beside a CPU one, transformers with them: both go
 # into a folder of their own, and `vision_operators` defines the operators that are missing.
-VISION := PYTHONPATH=build/vision:tests/families
+VISION := PYTHONPATH=build/vision:.
 build/vision/.ready: constraints.txt
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target build/vision --constraint constraints.txt timm torchvision pillow
 	touch $@
 
 test-families: native build/vision/.ready
-	$(VISION) $(PYTEST) -p vision_operators tests/families
+	$(VISION) $(PYTEST) -p tests.models.families.vision_operators tests/models/families
 
 # The table of docs/families.md, in hours: every preset of the paper with random weights.
 families: native build/vision/.ready
-	$(VISION) $(BIN)/python -c "import vision_operators, runpy; runpy.run_path('benchmarks/families.py', run_name='__main__')" \
+	$(VISION) $(BIN)/python -c "import tests.models.families.vision_operators, runpy; runpy.run_module('benchmarks.families', run_name='__main__')" \
 	  --record benchmarks/results/families.json --docs docs/families.md
 
 # The pages in Chromium (Debian: apt-get install chromium), which the test asks for no network.
@@ -118,14 +118,14 @@ test-browser: native
 # no race, where nvcc is installed. No GPU needed.
 test-cuda: setup
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --config-settings=wheel.cmake=false --editable '.[cuda-test]'
-	PATH="$(abspath $(BIN)):$$PATH" $(PYTEST) --dist load tests/cuda
+	PATH="$(abspath $(BIN)):$$PATH" $(PYTEST) --dist load tests/custom_ops/cuda
 
 # The plugin on the same emulator, in the registries of TensorRT (lean runtime) and TensorRT-RTX, and engines that
 # TensorRT-RTX builds; no GPU needed. Its packages (140 MB) are an extra of their own.
 test-tensorrt: setup
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --config-settings=wheel.cmake=false --editable '.[tensorrt-test]'
 	$(BIN)/python scripts/fetch_headers.py
-	$(PYTEST) tests/tensorrt
+	$(PYTEST) tests/custom_ops/tensorrt
 
 # Triton's own binary (150 MB) on the generated repositories, and the text endpoint, called by their usual clients. The
 # binary's package asks for NumPy 1, for an interface that is not used here: hence --no-deps.

@@ -3,8 +3,8 @@
 Needs nvcc; the parts that read SASS also need cuobjdump and nvdisasm (PyPI: nvidia-cuda-cuobjdump,
 nvidia-cuda-nvdisasm). Needs no GPU and measures no time on one.
 
-    python benchmarks/cuda_static.py --json benchmarks/results/cuda_static.json
-    python benchmarks/cuda_static.py --arch sm_80          # one architecture, to the screen
+    python -m benchmarks.cuda_static --json benchmarks/results/cuda_static.json
+    python -m benchmarks.cuda_static --arch sm_80          # one architecture, to the screen
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ peak memory cannot be below 1.0 times the weights and time not below twice their
 disk's write bandwidth. Peak is the largest resident set of the exporting process, mapped pages of
 the checkpoint included.
 
-    python benchmarks/export_large.py --preset llama-1b --json
+    python -m benchmarks.export_large --preset llama-1b --json
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import tempfile
 import time
 from pathlib import Path
 
-import publish
+from benchmarks import publish
 
 _EXPORT = """
 import json, resource, sys, time
 from ibnorm_export import models
-from ibnorm_export.artifact import ExportedModel
-from ibnorm_export.export import export
+from ibnorm_export.artifacts.exported_model import ExportedModel
+from ibnorm_export.exporter.export import export
 start = time.perf_counter()
 model = models.load(sys.argv[1])
 loaded = time.perf_counter()

@@ -1,7 +1,7 @@
 """Every family and preset of the paper, exported and verified with random weights: one row each.
 
-    python benchmarks/families.py --record benchmarks/results/families.json
-    python benchmarks/families.py --only gpt2-124m resnet-50 --kinds L
+    python -m benchmarks.families --record benchmarks/results/families.json
+    python -m benchmarks.families --only gpt2-124m resnet-50 --kinds L
 
 Takes hours, 17 GB of disk and 12 GB of memory for all of them on two cores. Rows that are recorded already are
 kept, so that an interrupted run goes on. "fused only" is a file whose functions leave the bound where the
@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from ibnorm_export import NormConfig, models, replace_norms
+from ibnorm_export.artifacts.loaded_model import LoadedModel
+from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.environment import environment
 from ibnorm_export.errors import IBNormError
-from ibnorm_export.export import ExportOptions, export
-from ibnorm_export.loaded import LoadedModel
+from ibnorm_export.exporter.export import ExportOptions, export
 from ibnorm_export.models.registry import FAMILIES
-from ibnorm_export.spec import Compression
-from ibnorm_export.tensors import DType
-from ibnorm_export.verify import VerifyOptions, verify
+from ibnorm_export.op.spec import Compression
+from ibnorm_export.verifier.verify import VerifyOptions, verify
 
 #: Classifiers of timm, as its own folders.
 TIMM = ("vit_small_patch16_224", "vit_base_patch16_224", "resnet18", "resnet50")

@@ -1,6 +1,6 @@
 """What the gate costs and decides on the demo's models: time of --layers and `check`, the error, the latency verdict.
 
-    make demo && python benchmarks/gates_live.py demo --record benchmarks/results/gates_live.json
+    make demo && python -m benchmarks.gates_live demo --record benchmarks/results/gates_live.json
 
 The verdict judges a file against itself, and a runner that takes a tenth longer against the plain one.
 """
@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 
 from ibnorm_export import models
-from ibnorm_export.artifact import ExportedModel
-from ibnorm_export.bench import BenchOptions, bench
+from ibnorm_export.artifacts.exported_model import ExportedModel
+from ibnorm_export.artifacts.random_inputs import draw
+from ibnorm_export.artifacts.tensors import Arrays
+from ibnorm_export.benchmark.measure import BenchOptions, bench
+from ibnorm_export.benchmark.statistics import judge, paired, to_dict
 from ibnorm_export.environment import environment
-from ibnorm_export.latency_verdict import judge, paired, to_dict
-from ibnorm_export.random_inputs import draw
-from ibnorm_export.runners.base import Runner, open_runner
-from ibnorm_export.tensors import Arrays
-from ibnorm_export.verify import VerifyOptions, verify
+from ibnorm_export.runtimes.runner import Runner, open_runner
+from ibnorm_export.verifier.verify import VerifyOptions, verify
 
 #: Relative error of the demo's logits in fp32.
 BARS = {"fused": 5e-7, "as functions": 2e-6}

@@ -1,6 +1,6 @@
 """LLaMA-60M with random weights in fp32: IBNorm-L beside the RMSNorm model that GenAI's own builder makes.
 
-    python benchmarks/generation.py --json
+    python -m benchmarks.generation --json
 
 The models of one stage and context take turns on two threads each, resting between turns until the threads of the one
 before have stopped spinning; a value is the median of the paired ratios of time, `upper` its one-sided 95% bound
@@ -28,19 +28,19 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import publish
 import torch
 import transformers
 from onnxruntime_genai.models.builders.llama import LlamaModel
 
+from benchmarks import publish
 from ibnorm_export import IBNormSpec, models
-from ibnorm_export.export import ExportOptions
-from ibnorm_export.folder import export_folder
-from ibnorm_export.genai_export import export_genai
-from ibnorm_export.quantize import Quantization
-from ibnorm_export.runners.base import Kernels
-from ibnorm_export.sessions import SessionSource, open_sessions
-from ibnorm_export.text_bench import Times, race
+from ibnorm_export.benchmark.generation import Times, race
+from ibnorm_export.exporter.export import ExportOptions
+from ibnorm_export.exporter.genai import export_genai
+from ibnorm_export.exporter.text_folder import export_folder
+from ibnorm_export.generation.sessions import SessionSource, open_sessions
+from ibnorm_export.graph.quantization import Quantization
+from ibnorm_export.runtimes.runner import Kernels
 
 THREADS = 2
 SPEC = IBNormSpec("L", 4.0, 1e-5, bias=False)

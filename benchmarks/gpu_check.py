@@ -1,7 +1,7 @@
 """Everything about the kernels and the plugin that only a GPU can show: one call, one JSON.
 
-    python benchmarks/gpu_check.py --json benchmarks/results/gpu_check.json
-    python benchmarks/gpu_check.py --emulate --width 7 768     # tries this script on a CPU; measures nothing
+    python -m benchmarks.gpu_check --json benchmarks/results/gpu_check.json
+    python -m benchmarks.gpu_check --emulate --width 7 768     # tries this script on a CPU; measures nothing
 
 | part | shows |
 |---|---|
@@ -29,18 +29,20 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import gpu_machine  # first: it finds the modules of tests/
 import numpy as np
-import op_cuda
 import torch
-import trt_plugin
-from accuracy import WIDTHS, Case, cases
-from cuda_emulator import DTYPES, Accuracy, judge
-from cuda_static import ToolMissingError
-from gpu_machine import Array, Machine
 
+from benchmarks import (
+    gpu_machine,  # first: it finds the modules of tests/
+    op_cuda,
+)
+from benchmarks.cuda_static import ToolMissingError
+from benchmarks.gpu_machine import Array, Machine
 from ibnorm_export.environment import environment
-from ibnorm_export.spec import OP_TYPES, SKIP_OP_TYPES, Compression, IBNormSpec
+from ibnorm_export.op.spec import OP_TYPES, SKIP_OP_TYPES, Compression, IBNormSpec
+from tests.custom_ops.cuda.cuda_emulator import DTYPES, Accuracy, judge
+from tests.custom_ops.tensorrt import trt_plugin
+from tests.support.accuracy import WIDTHS, Case, cases
 
 __all__ = ["PARTS", "Part", "check_bandwidth", "check_kernels", "check_plugin", "main"]
 
@@ -172,7 +174,7 @@ def _refuses(machine: Machine, plugin: trt_plugin.Plugin) -> bool:
 
 
 def check_plugin(machine: Machine, widths: Sequence[int]) -> Part:
-    """The plugins, driven through the interfaces of TensorRT by the mock of tests/tensorrt."""
+    """The plugins, driven through the interfaces of TensorRT by the mock of tests/custom_ops/tensorrt."""
     if machine.plugin is None or machine.harness is None:
         return Part("plugin", machine.missing)
     part = Part("plugin")
@@ -231,7 +233,7 @@ def check_bandwidth(machine: Machine, options: argparse.Namespace) -> Part:
 
 def _onnxruntime(machine: Machine, options: argparse.Namespace) -> Part:
     try:
-        from gpu_check_ort import check_onnxruntime
+        from benchmarks.gpu_check_ort import check_onnxruntime
     except ModuleNotFoundError as error:
         return Part("onnxruntime", f"{error.name} is not installed")
     return check_onnxruntime(machine, options.ort_library)

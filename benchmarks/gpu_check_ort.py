@@ -11,19 +11,19 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import torch
-import trt_plugin
-from accuracy import Case, cases
-from cuda_emulator import DTYPES, judge
-from gpu_check import Part, skip_of, tensor, variants
-from gpu_machine import Machine
-from one_norm import one_norm
 
-from ibnorm_export import native
-from ibnorm_export.bench import BenchOptions, bench
-from ibnorm_export.runners.ort_cuda_runner import OrtCudaRunner, missing_for_cuda
-from ibnorm_export.runners.ort_runner import OrtRunner
-from ibnorm_export.spec import IBNormSpec
-from ibnorm_export.tensors import Arrays
+from benchmarks.gpu_check import Part, skip_of, tensor, variants
+from benchmarks.gpu_machine import Machine
+from ibnorm_export.artifacts.tensors import Arrays
+from ibnorm_export.benchmark.measure import BenchOptions, bench
+from ibnorm_export.op import native
+from ibnorm_export.op.spec import IBNormSpec
+from ibnorm_export.runtimes.ort import OrtRunner
+from ibnorm_export.runtimes.ort_cuda import OrtCudaRunner, missing_for_cuda
+from tests.custom_ops.cuda.cuda_emulator import DTYPES, judge
+from tests.custom_ops.tensorrt import trt_plugin
+from tests.support.accuracy import Case, cases
+from tests.support.one_norm import one_norm
 
 __all__ = ["PluginRunner", "check_onnxruntime"]
 

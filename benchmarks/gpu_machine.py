@@ -1,4 +1,4 @@
-"""Where gpu_check.py runs: a GPU, with everything compiled for it, or the CPU emulator of tests/cuda.
+"""Where gpu_check.py runs: a GPU, with everything compiled for it, or the CPU emulator of tests/custom_ops/cuda.
 
 Tensors are torch's on either, so what the emulator has run is what a GPU runs; the libraries differ alone.
 """
@@ -6,7 +6,6 @@ Tensors are torch's on either, so what the emulator has run is what a GPU runs; 
 from __future__ import annotations
 
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "benchmarks"), *(str(ROOT / "tests" / name) for name in (".", "cuda", "tensorrt"))]
+from benchmarks import op_cuda
+from benchmarks.cuda_static import ToolMissingError, nvcc
+from tests.custom_ops.cuda import cuda_emulator
+from tests.custom_ops.tensorrt import trt_plugin
 
-import cuda_emulator  # noqa: E402 - behind the path that finds these
-import op_cuda  # noqa: E402 - as above
-import trt_plugin  # noqa: E402 - as above
-from cuda_static import ToolMissingError, nvcc  # noqa: E402 - as above
+ROOT = Path(__file__).resolve().parents[1]
 
 __all__ = ["Machine", "ToolMissingError", "emulator", "gpu", "link_harness", "link_plugin", "nvcc"]
 
@@ -77,7 +75,7 @@ class Machine:
 def link_harness(folder: Path, headers: Path) -> Path:
     """The mock of TensorRT, compiled by nvcc against TensorRT's headers."""
     made = folder / "libharness.so"
-    source = ROOT / "tests" / "tensorrt" / "harness.cc"
+    source = ROOT / "tests" / "custom_ops" / "tensorrt" / "harness.cc"
     nvcc(["-shared", "-Xcompiler", "-fPIC", "-isystem", str(headers), str(source), "-ldl", "-o", str(made)])
     return made
 

@@ -1,6 +1,6 @@
 """Whole models in ONNX Runtime on the CPU: the fused norms beside the functions, and beside LayerNorm.
 
-    python benchmarks/model_cpu.py --json
+    python -m benchmarks.model_cpu --json
 
 Exported files, run in turns on one global pool of two threads: with the op library and without it (the file's own
 functions), with the skip form (the default) and without. ViT-S/16 is exported for opset 23 too, whose Attention takes
@@ -27,16 +27,17 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime as ort
-import publish
 import torch
 from onnx import helper, numpy_helper
 from torch import nn
 
-from ibnorm_export import IBNormSpec, models, native
-from ibnorm_export.artifact import ExportedModel
-from ibnorm_export.export import ExportOptions, export
-from ibnorm_export.random_inputs import draw
-from ibnorm_export.spec import DOMAIN
+from benchmarks import publish
+from ibnorm_export import IBNormSpec, models
+from ibnorm_export.artifacts.exported_model import ExportedModel
+from ibnorm_export.artifacts.random_inputs import draw
+from ibnorm_export.exporter.export import ExportOptions, export
+from ibnorm_export.op import native
+from ibnorm_export.op.spec import DOMAIN
 
 THREADS = 2
 ROUNDS = 61  # of a pass of up to 0.15 s; a quarter of them for a longer one

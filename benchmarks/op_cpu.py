@@ -1,6 +1,6 @@
 """The fused operator in ONNX Runtime on the CPU, beside LayerNormalization and the memory's bandwidth.
 
-    python benchmarks/op_cpu.py --json
+    python -m benchmarks.op_cpu --json
 
 Every ratio is of medians of interleaved runs (ours, theirs, ours, ...) on one global pool of two
 threads, inputs and outputs bound to fixed 64-byte-aligned buffers, and of five passes over the table
@@ -33,10 +33,11 @@ import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime as ort
-import publish
 
-from ibnorm_export import native, onnx_op
-from ibnorm_export.spec import Compression, IBNormSpec
+from benchmarks import publish
+from ibnorm_export.op import native
+from ibnorm_export.op import onnx_functions as onnx_op
+from ibnorm_export.op.spec import Compression, IBNormSpec
 
 THREADS = 2
 PASSES = 5  # apart in time: a neighbour on the machine stays for seconds

@@ -3,7 +3,7 @@
 Bars: every fault fails, named (at least 20 kinds, 15 by the numeric verdict alone); of the right
 exports none fails. Exit status 1 where a bar is missed.
 
-    python benchmarks/planted_faults.py --json --record benchmarks/results/planted_faults.json
+    python -m benchmarks.planted_faults --json --record benchmarks/results/planted_faults.json
 """
 
 from __future__ import annotations
@@ -15,12 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
-
-from faults.planted import FAULTS, bases, correct, false_alarm, judge, row  # noqa: E402 - it lies with the tests
-
-from ibnorm_export.environment import environment  # noqa: E402
+from ibnorm_export.environment import environment
+from tests.verifier.faults.planted import FAULTS, bases, correct, false_alarm, judge, row
 
 
 def main() -> int:

@@ -9,7 +9,6 @@ import re
 import selectors
 import socket
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,16 +17,14 @@ from pathlib import Path
 import numpy as np
 import onnxruntime_genai as genai
 import openai
-from publish import Row
-from refusing import refusing
 from scipy.stats import binom
 
-from ibnorm_export.sessions import open_sessions
-from ibnorm_export.text import Sampling, TextModel, open_folder
-from ibnorm_export.text_bench import REST_S
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-from running_server import Running, running
+from benchmarks.publish import Row
+from benchmarks.refusing import refusing
+from ibnorm_export.benchmark.generation import REST_S
+from ibnorm_export.generation.sessions import open_sessions
+from ibnorm_export.generation.text_model import Sampling, TextModel, open_folder
+from tests.support.running_server import Running, running
 
 __all__ = ["text"]
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import signal
-import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -17,20 +16,18 @@ from typing import Any
 
 import numpy as np
 from geventhttpclient.response import HTTPConnectionClosed
-from publish import Row
 from tritonclient.utils import InferenceServerException
 
-from ibnorm_export import native
-from ibnorm_export.artifact import ExportedModel
-from ibnorm_export.parity import BOUNDS
-from ibnorm_export.runners.ort_runner import OrtRunner
-from ibnorm_export.serving.repository import PackageOptions, Variant, package
-from ibnorm_export.serving.triton_config import Limits
-from ibnorm_export.tensors import DType
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-from running_server import Running, members, running
-from triton_clients import CLIENTS, REFUSED, ask, connect, draw
+from benchmarks.publish import Row
+from ibnorm_export.artifacts.exported_model import ExportedModel
+from ibnorm_export.artifacts.tensors import DType
+from ibnorm_export.op import native
+from ibnorm_export.runtimes.ort import OrtRunner
+from ibnorm_export.serving.triton.config import Limits
+from ibnorm_export.serving.triton.repository import PackageOptions, Variant, package
+from ibnorm_export.verifier.report import BOUNDS
+from tests.support.running_server import Running, members, running
+from tests.support.triton_clients import CLIENTS, REFUSED, ask, connect, draw
 
 __all__ = ["crowd", "ended", "parity"]
 

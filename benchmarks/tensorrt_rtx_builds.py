@@ -1,6 +1,6 @@
 """Engines of TensorRT-RTX for the op, the demo and the paper's models: time to build, what became of the norms.
 
-    python benchmarks/tensorrt_rtx_builds.py --record benchmarks/results/tensorrt_rtx_builds.json
+    python -m benchmarks.tensorrt_rtx_builds --record benchmarks/results/tensorrt_rtx_builds.json
 
 No GPU is used. The op alone (S, L, T, plain and skip), the demo's ViT and LLaMA, ViT-S/16, and LLaMA-60M with a cache
 (profiles prefill and decode), untrained, exported as by default, in fp32, fp16 and bf16, each for sm_89 and sm_120
@@ -20,20 +20,17 @@ from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-
-from one_norm import one_norm
-
 from ibnorm_export import Compression, IBNormSpec, models
-from ibnorm_export.artifact import ExportedModel
-from ibnorm_export.engine import build_engine
-from ibnorm_export.engine_options import EngineOptions, Runtime
+from ibnorm_export.artifacts.exported_model import ExportedModel
+from ibnorm_export.artifacts.tensors import DType
+from ibnorm_export.cli.demo_app.demo import train_checkpoint
 from ibnorm_export.environment import environment
 from ibnorm_export.errors import BackendUnavailable
-from ibnorm_export.export import ExportOptions, export
-from ibnorm_export.folder import export_folder
-from ibnorm_export.models.demo import train_checkpoint
-from ibnorm_export.tensors import DType
+from ibnorm_export.exporter.export import ExportOptions, export
+from ibnorm_export.exporter.text_folder import export_folder
+from ibnorm_export.runtimes.tensorrt.build import build_engine
+from ibnorm_export.runtimes.tensorrt.options import EngineOptions, Runtime
+from tests.support.one_norm import one_norm
 
 TARGETS = (("sm_89",), ("sm_120",), ("sm_89", "sm_120"))
 OPS = {f"op-{form}-{kind}": (kind, form == "skip") for form in ("plain", "skip") for kind in Compression}

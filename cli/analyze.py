@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ibnorm_export.analysis_options import ALPHA, SAMPLES, AnalysisOptions
+from ibnorm_export.analysis.options import ALPHA, SAMPLES, AnalysisOptions
+from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.cli import options
 from ibnorm_export.cli.console import out, print_json, print_table, show_progress, table
-from ibnorm_export.tensors import DType
 
 if TYPE_CHECKING:
-    from ibnorm_export.layer_analysis import AnalysisReport
+    from ibnorm_export.analysis.norms import AnalysisReport
 
 
 def _numbers(text: str) -> tuple[float, ...]:
@@ -73,11 +73,11 @@ def analyze_command(
     import numpy as np
 
     from ibnorm_export import models
-    from ibnorm_export.analysis_report import write_analysis
-    from ibnorm_export.artifact import ExportedModel
-    from ibnorm_export.layer_analysis import analyze_checkpoint, analyze_file
-    from ibnorm_export.text_batch import read_labels, text_batch
-    from ibnorm_export.verify import read_inputs, read_text
+    from ibnorm_export.analysis.batches import read_labels, text_batch
+    from ibnorm_export.analysis.html import write_analysis
+    from ibnorm_export.analysis.norms import analyze_checkpoint, analyze_file
+    from ibnorm_export.artifacts.exported_model import ExportedModel
+    from ibnorm_export.verifier.verify import read_inputs, read_text
 
     if alpha <= 0.0 or alpha == 1.0:
         raise typer.BadParameter(f"{alpha} is not above 0 and other than 1", param_hint="--alpha")

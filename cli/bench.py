@@ -11,10 +11,10 @@ import typer
 
 from ibnorm_export.cli import options
 from ibnorm_export.cli.console import err, out, print_json, print_norms, print_table, show_progress, table
-from ibnorm_export.runners.base import Kernels
+from ibnorm_export.runtimes.runner import Kernels
 
 if TYPE_CHECKING:
-    from ibnorm_export.bench import BenchReport
+    from ibnorm_export.benchmark.measure import BenchReport
 
 
 def bench_command(
@@ -72,13 +72,13 @@ def bench_command(
     Example: ibnorm-export bench llama.onnx --checkpoint checkpoints/llama --against torch,torch.compile
     """
     from ibnorm_export import models
-    from ibnorm_export.artifact import ExportedModel
-    from ibnorm_export.baseline import baseline_of, write_baseline
-    from ibnorm_export.bench import TRTEXEC, BenchOptions
+    from ibnorm_export.artifacts.exported_model import ExportedModel
+    from ibnorm_export.benchmark.baseline import baseline_of, write_baseline
+    from ibnorm_export.benchmark.bench import contest
+    from ibnorm_export.benchmark.generation import TextBenchOptions
+    from ibnorm_export.benchmark.measure import TRTEXEC, BenchOptions
+    from ibnorm_export.benchmark.reference_load import Yardstick
     from ibnorm_export.cli import bench_text
-    from ibnorm_export.contest import contest
-    from ibnorm_export.text_bench import TextBenchOptions
-    from ibnorm_export.yardstick import Yardstick
 
     count = threads or psutil.cpu_count(logical=False) or 1
     names = [name.strip() for name in against.split(",") if name.strip()]

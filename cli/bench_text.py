@@ -8,9 +8,9 @@ from typing import Any
 
 import typer
 
+from ibnorm_export.benchmark.generation import Opener, TextBenchOptions, TextBenchReport, bench_text
 from ibnorm_export.cli.console import out, print_json, print_table, show_progress, table
-from ibnorm_export.runners.base import Kernels
-from ibnorm_export.text_bench import Opener, TextBenchOptions, TextBenchReport, bench_text
+from ibnorm_export.runtimes.runner import Kernels
 
 
 def counts(text: str, option: str) -> tuple[int, ...]:
@@ -23,13 +23,13 @@ def counts(text: str, option: str) -> tuple[int, ...]:
 
 def generates(path: Path) -> bool:
     """Whether `path` was exported for text generation, here or by GenAI's own builder."""
-    from ibnorm_export.artifact import ExportedModel
+    from ibnorm_export.artifacts.exported_model import ExportedModel
 
     return (path / "genai_config.json").is_file() or ExportedModel(path).metadata.get("task") == "text-generation"
 
 
 def _vocabulary(folder: Path) -> int:
-    from ibnorm_export.tokens import read_json
+    from ibnorm_export.artifacts.tokenizer import read_json
 
     name = "genai_config.json" if (folder / "genai_config.json").is_file() else "config.json"
     config: Any = read_json(folder / name)
@@ -42,14 +42,18 @@ def bench_generation(
 ) -> None:  # fmt: skip
     """Measure, and print the report."""
     folder = path if path.is_dir() else path.parent
-    openers = {str(path): Opener("ibnorm_export.sessions:open_sessions", (str(folder), kernels.value, threads))}
+    openers = {
+        str(path): Opener("ibnorm_export.generation.sessions:open_sessions", (str(folder), kernels.value, threads))
+    }
     for name in against:
         if name == "torch":
             if checkpoint is None:
                 raise typer.BadParameter("comparing with torch needs --checkpoint DIR", param_hint="--against")
-            openers[name] = Opener("ibnorm_export.models.causal:checkpoint_sessions", (str(checkpoint), threads))
+            openers[name] = Opener(
+                "ibnorm_export.models.families.causal:checkpoint_sessions", (str(checkpoint), threads)
+            )
         elif Path(name).is_dir():
-            openers[name] = Opener("ibnorm_export.sessions:open_sessions", (name, kernels.value, threads))
+            openers[name] = Opener("ibnorm_export.generation.sessions:open_sessions", (name, kernels.value, threads))
         else:
             raise typer.BadParameter(
                 f"{name!r} is neither torch nor a folder that generates text", param_hint="--against"

@@ -9,11 +9,11 @@ import typer
 
 from ibnorm_export.cli import options
 from ibnorm_export.cli.console import out, print_json, print_table, table
-from ibnorm_export.engine_options import EngineOptions, NormRoute, Runtime
-from ibnorm_export.engine_profiles import parse_ranges
+from ibnorm_export.runtimes.tensorrt.options import EngineOptions, NormRoute, Runtime
+from ibnorm_export.runtimes.tensorrt.profiles import parse_ranges
 
 if TYPE_CHECKING:
-    from ibnorm_export.engine import Engine
+    from ibnorm_export.runtimes.tensorrt.build import Engine
 
 
 def build_engine_command(
@@ -43,8 +43,8 @@ def build_engine_command(
 
     Example: ibnorm-export build-engine llama.onnx -o llama.plan --runtime tensorrt-rtx
     """
-    from ibnorm_export.artifact import ExportedModel
-    from ibnorm_export.engine import build_engine
+    from ibnorm_export.artifacts.exported_model import ExportedModel
+    from ibnorm_export.runtimes.tensorrt.build import build_engine
 
     targets = tuple(name.strip() for name in compute_capability.split(",") if name.strip())
     wanted = EngineOptions(

@@ -29,10 +29,10 @@ def check_command(
 
     Example: ibnorm-export check --init checkpoints/vit && ibnorm-export check
     """
-    from ibnorm_export.check_config import read_check_config
-    from ibnorm_export.check_report import Outcome, write_all
-    from ibnorm_export.models.check import run_check
-    from ibnorm_export.models.check_init import write_start
+    from ibnorm_export.gate.config import read_check_config
+    from ibnorm_export.gate.report import Outcome, write_all
+    from ibnorm_export.gate.run import run_check
+    from ibnorm_export.gate.template import write_start
 
     if init is not None:
         write_start(init, config)

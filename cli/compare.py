@@ -24,13 +24,13 @@ def compare_command(
 
     Example: ibnorm-export compare monday.json friday.json
     """
-    from ibnorm_export.baseline import compare, read_baseline
-    from ibnorm_export.latency_verdict import Decision, to_dict
+    from ibnorm_export.benchmark.baseline import compare, read_baseline
+    from ibnorm_export.benchmark.statistics import Decision, to_dict
 
     a, b = read_baseline(before), read_baseline(after)
     verdict, notes = compare(b, a, budget)
     if html is not None:
-        from ibnorm_export.baseline_report import write_comparison  # with matplotlib
+        from ibnorm_export.benchmark.html import write_comparison  # with matplotlib
 
         write_comparison(a, b, verdict, notes, html)
     if as_json:

@@ -28,8 +28,8 @@ def demo_command(
 
     Example: ibnorm-export demo --out demo
     """
-    from ibnorm_export.models.demo import run_demo
-    from ibnorm_export.models.demo_report import write_report
+    from ibnorm_export.cli.demo_app.demo import run_demo
+    from ibnorm_export.cli.demo_app.report import write_report
 
     with show_progress() as progress:
         result = run_demo(folder, minutes, text, progress)

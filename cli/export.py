@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.cli import options
 from ibnorm_export.cli.console import out, print_json, print_next, show_progress
-from ibnorm_export.runners.base import Kernels
-from ibnorm_export.tensors import DType
+from ibnorm_export.runtimes.runner import Kernels
 
 if TYPE_CHECKING:
-    from ibnorm_export.quantize import Quantization
+    from ibnorm_export.graph.quantization import Quantization
 
 TARGETS = ("portable", "ort-genai")
 
@@ -38,7 +38,7 @@ def _computed(stored: Stored) -> DType:
 
 
 def _quantization(stored: Stored, block_size: int, head: Stored) -> Quantization | None:
-    from ibnorm_export.quantize import Quantization
+    from ibnorm_export.graph.quantization import Quantization
 
     if stored not in _BITS:
         return None
@@ -104,9 +104,9 @@ def export_command(
     Example: ibnorm-export export checkpoints/llama -o llama.onnx
     """
     from ibnorm_export import models
-    from ibnorm_export.export import ExportOptions, export
-    from ibnorm_export.folder import export_folder
-    from ibnorm_export.genai_export import export_genai
+    from ibnorm_export.exporter.export import ExportOptions, export
+    from ibnorm_export.exporter.genai import export_genai
+    from ibnorm_export.exporter.text_folder import export_folder
 
     if target not in TARGETS:
         raise typer.BadParameter(f"{target!r} is not one of {', '.join(TARGETS)}", param_hint="--target")

@@ -10,7 +10,7 @@ import typer
 
 from ibnorm_export.cli import options
 from ibnorm_export.cli.console import err, print_json
-from ibnorm_export.runners.base import Kernels
+from ibnorm_export.runtimes.runner import Kernels
 
 
 def _write(piece: str) -> None:
@@ -38,9 +38,9 @@ def generate_command(
 
     Example: ibnorm-export generate llama --prompt "The import statement"
     """
-    from ibnorm_export.artifact import MODEL_FILE
+    from ibnorm_export.artifacts.exported_model import MODEL_FILE
     from ibnorm_export.errors import ModelFileError
-    from ibnorm_export.text import Sampling, open_checkpoint, open_folder
+    from ibnorm_export.generation.text_model import Sampling, open_checkpoint, open_folder
 
     sampling = Sampling(max_new_tokens, temperature, top_p, seed)
     if (path / MODEL_FILE).is_file():

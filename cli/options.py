@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ibnorm_export.errors import IBNormError
-from ibnorm_export.runners.base import BACKENDS, Kernels
+from ibnorm_export.runtimes.runner import BACKENDS, Kernels
 
 
 def _place(path: Path, suffix: str) -> None:
@@ -30,7 +30,7 @@ def page(path: Path | None) -> Path | None:
 
 def baseline(path: Path | None) -> Path | None:
     """Callback of an option that names a baseline to write: no other file of JSON is replaced by one."""
-    from ibnorm_export.baseline import read_baseline
+    from ibnorm_export.benchmark.baseline import read_baseline
 
     if path is not None:
         _place(path, ".json")

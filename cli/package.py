@@ -9,8 +9,8 @@ import typer
 
 from ibnorm_export.cli import options
 from ibnorm_export.cli.console import out, print_json, print_next
-from ibnorm_export.serving.repository import Format, PackageOptions, TritonBackend, Variant, package
-from ibnorm_export.serving.triton_config import Limits
+from ibnorm_export.serving.triton.config import Limits
+from ibnorm_export.serving.triton.repository import Format, PackageOptions, TritonBackend, Variant, package
 
 
 def package_command(
@@ -49,9 +49,9 @@ def package_command(
 
     Example: ibnorm-export package llama.onnx -o repository --variant both
     """
-    from ibnorm_export.artifact import ExportedModel
-    from ibnorm_export.decoding import cache_inputs
-    from ibnorm_export.verify import read_arrays
+    from ibnorm_export.artifacts.exported_model import ExportedModel
+    from ibnorm_export.artifacts.kv_cache import cache_inputs
+    from ibnorm_export.verifier.verify import read_arrays
 
     model = ExportedModel(model_file)
     given = None if inputs is None else read_arrays(inputs, cache_inputs(model))

@@ -14,15 +14,15 @@ import typer
 from ibnorm_export.cli import options
 from ibnorm_export.cli.console import err, out, print_json
 from ibnorm_export.errors import BackendUnavailable
-from ibnorm_export.serving.triton_server import ServerOptions, serve
+from ibnorm_export.serving.triton.server import ServerOptions, serve
 
 
 @contextlib.contextmanager
 def _repository(path: Path) -> Iterator[Path]:
     """`path` where it is a repository; else one made of the model that it is, for as long as the block runs."""
-    from ibnorm_export.artifact import ExportedModel
-    from ibnorm_export.manifest import MANIFEST_FILE
-    from ibnorm_export.serving.repository import package
+    from ibnorm_export.artifacts.exported_model import ExportedModel
+    from ibnorm_export.artifacts.manifest import MANIFEST_FILE
+    from ibnorm_export.serving.triton.repository import package
 
     if (path / MANIFEST_FILE).is_file():
         yield path
@@ -33,8 +33,8 @@ def _repository(path: Path) -> Iterator[Path]:
 
 def _serve_text(folder: Path, address: str, port: int, limits: dict[str, Any], as_json: bool) -> None:
     try:
-        from ibnorm_export.serving.openai_server import serve_text
-        from ibnorm_export.serving.text_queue import TextLimits
+        from ibnorm_export.serving.text.admission import TextLimits
+        from ibnorm_export.serving.text.server import serve_text
     except ModuleNotFoundError as error:
         raise BackendUnavailable(
             f"the text endpoint needs the package {error.name}: pip install 'ibnorm-export[serve,genai]'"
@@ -76,7 +76,7 @@ def serve_command(
 
     Example: ibnorm-export serve repository
     """
-    from ibnorm_export.manifest import read_manifest
+    from ibnorm_export.artifacts.manifest import read_manifest
 
     if (path / "genai_config.json").is_file():
         limits = {

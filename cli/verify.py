@@ -9,8 +9,8 @@ import typer
 
 from ibnorm_export.cli import options
 from ibnorm_export.cli.console import out, print_json, print_norms, print_table, show_progress, table
-from ibnorm_export.parity import LayersReport, ParityReport
-from ibnorm_export.runners.base import Endpoint, Kernels
+from ibnorm_export.runtimes.runner import Endpoint, Kernels
+from ibnorm_export.verifier.report import LayersReport, ParityReport
 
 
 def verify_command(
@@ -54,9 +54,9 @@ def verify_command(
     Example: ibnorm-export verify llama.onnx checkpoints/llama
     """
     from ibnorm_export import models
-    from ibnorm_export.artifact import ExportedModel
-    from ibnorm_export.verify import VerifyOptions, read_inputs, read_text, verify
-    from ibnorm_export.verify_report import write_report
+    from ibnorm_export.artifacts.exported_model import ExportedModel
+    from ibnorm_export.verifier.html import write_report
+    from ibnorm_export.verifier.verify import VerifyOptions, read_inputs, read_text, verify
 
     endpoint = None if url is None else Endpoint(url, name)
     wanted = VerifyOptions(

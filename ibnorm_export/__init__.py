@@ -9,11 +9,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from ibnorm_export.errors import IBNormError
-from ibnorm_export.spec import Compression, Convention, IBNormSpec, NormConfig
+from ibnorm_export.op.spec import Compression, Convention, IBNormSpec, NormConfig
 
 if TYPE_CHECKING:
-    from ibnorm_export.module import IBNorm, SkipIBNorm, ibnorm, skip_ibnorm
-    from ibnorm_export.replace import replace_norms
+    from ibnorm_export.op.replace_norms import replace_norms
+    from ibnorm_export.op.torch_op import IBNorm, SkipIBNorm, ibnorm, skip_ibnorm
 
 __version__ = "0.1.0"
 
@@ -31,8 +31,8 @@ __all__ = [
 ]
 
 _LAZY = {
-    **dict.fromkeys(("IBNorm", "SkipIBNorm", "ibnorm", "skip_ibnorm"), "ibnorm_export.module"),
-    "replace_norms": "ibnorm_export.replace",
+    **dict.fromkeys(("IBNorm", "SkipIBNorm", "ibnorm", "skip_ibnorm"), "ibnorm_export.op.torch_op"),
+    "replace_norms": "ibnorm_export.op.replace_norms",
 }
 
 

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from ibnorm_export import native
-from ibnorm_export.engine import bindings
-from ibnorm_export.engine_options import Runtime
 from ibnorm_export.environment import environment, version_of
 from ibnorm_export.errors import BackendUnavailable
-from ibnorm_export.serving.triton_server import find_triton
-from ibnorm_export.spec import SCHEMA
+from ibnorm_export.op import native
+from ibnorm_export.op.spec import SCHEMA
+from ibnorm_export.runtimes.tensorrt.build import bindings
+from ibnorm_export.runtimes.tensorrt.options import Runtime
+from ibnorm_export.serving.triton.server import find_triton
 
 __all__ = ["Check", "Diagnosis", "diagnose"]
 

@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from ibnorm_export.artifact import ExportedModel, NormNode, dtype_name
+from ibnorm_export.artifacts.exported_model import ExportedModel, NormNode, dtype_name
 from ibnorm_export.errors import ModelFileError
 
 __all__ = ["inspect_checkpoint", "inspect_file"]

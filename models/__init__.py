@@ -6,10 +6,10 @@ Built on transformers' own models: the norms of the stock architecture are repla
 
 from __future__ import annotations
 
-from ibnorm_export.loaded import CustomModel, LoadedModel
-from ibnorm_export.models.checkpoint import load, measure_statistics, new_model, save
+from ibnorm_export.artifacts.loaded_model import CustomModel, LoadedModel
+from ibnorm_export.artifacts.tensors import InputSpec
+from ibnorm_export.models.loading import load, measure_statistics, new_model, save
 from ibnorm_export.models.registry import FAMILIES, register_adapter
-from ibnorm_export.tensors import InputSpec
 
 __all__ = [
     "FAMILIES",

@@ -8,13 +8,13 @@ from typing import Final
 from torch import nn
 
 from ibnorm_export.errors import CheckpointError
-from ibnorm_export.models.family import Family
-from ibnorm_export.models.gpt2 import GPT2
-from ibnorm_export.models.llama import Llama
-from ibnorm_export.models.resnet import ResNet
-from ibnorm_export.models.vit import ViT
-from ibnorm_export.module import IBNorm
-from ibnorm_export.spec import IBNormSpec
+from ibnorm_export.models.families.family import Family
+from ibnorm_export.models.families.gpt2 import GPT2
+from ibnorm_export.models.families.llama import Llama
+from ibnorm_export.models.families.resnet import ResNet
+from ibnorm_export.models.families.vit import ViT
+from ibnorm_export.op.spec import IBNormSpec
+from ibnorm_export.op.torch_op import IBNorm
 
 __all__ = ["FAMILIES", "adapt", "preset", "register_adapter"]
 

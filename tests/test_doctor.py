@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from ibnorm_export import doctor, native
-from ibnorm_export.engine_options import Runtime
+from ibnorm_export import doctor
 from ibnorm_export.errors import BackendUnavailable
+from ibnorm_export.op import native
+from ibnorm_export.runtimes.tensorrt.options import Runtime
 
 
 def check_of(name: str) -> doctor.Check:

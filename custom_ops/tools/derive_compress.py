@@ -6,7 +6,7 @@ the lower coefficients absorb the rounding of the higher ones.
 
     python custom_ops/tools/derive_compress.py
 
-`tests/cuda/test_compress.py` runs it and compares the result with the header.
+`tests/custom_ops/cuda/test_compress.py` runs it and compares the result with the header.
 """
 
 from __future__ import annotations

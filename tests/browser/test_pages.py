@@ -12,14 +12,14 @@ import onnx
 import pytest
 
 from ibnorm_export import models
-from ibnorm_export.analysis_options import AnalysisOptions
-from ibnorm_export.analysis_report import write_analysis
-from ibnorm_export.artifact import ExportedModel
-from ibnorm_export.check_report import CheckReport, parity_cases, write_all
-from ibnorm_export.layer_analysis import analyze_checkpoint
-from ibnorm_export.spec import DOMAIN
-from ibnorm_export.verify import VerifyOptions, verify
-from ibnorm_export.verify_report import write_report
+from ibnorm_export.analysis.html import write_analysis
+from ibnorm_export.analysis.norms import analyze_checkpoint
+from ibnorm_export.analysis.options import AnalysisOptions
+from ibnorm_export.artifacts.exported_model import ExportedModel
+from ibnorm_export.gate.report import CheckReport, parity_cases, write_all
+from ibnorm_export.op.spec import DOMAIN
+from ibnorm_export.verifier.html import write_report
+from ibnorm_export.verifier.verify import VerifyOptions, verify
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (make test-browser)")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -10,22 +10,22 @@ import numpy as np
 import onnx
 import pytest
 import transformers
-from conftest import save_checkpoint
 
 from ibnorm_export import IBNormSpec, models
-from ibnorm_export.artifact import ExportedModel
-from ibnorm_export.decode_check import STEPS
-from ibnorm_export.decoding import Decoder, cache_inputs, positions
+from ibnorm_export.artifacts.exported_model import ExportedModel
+from ibnorm_export.artifacts.kv_cache import Decoder, cache_inputs, positions
+from ibnorm_export.artifacts.loaded_model import LoadedModel
+from ibnorm_export.artifacts.tensors import Arrays, DType
+from ibnorm_export.artifacts.tokenizer import Tokens, write_byte_tokenizer
 from ibnorm_export.errors import BackendUnavailable, CheckpointError, ExportError, IBNormError, ModelFileError
-from ibnorm_export.export import ExportOptions
-from ibnorm_export.folder import export_folder
-from ibnorm_export.loaded import LoadedModel
-from ibnorm_export.runners.base import Kernels, open_runner
-from ibnorm_export.runners.torch_runner import TorchRunner
-from ibnorm_export.tensors import Arrays, DType
-from ibnorm_export.text import Sampling, open_folder
-from ibnorm_export.tokens import Tokens, write_byte_tokenizer
-from ibnorm_export.verify import VerifyOptions, read_inputs, verify
+from ibnorm_export.exporter.export import ExportOptions
+from ibnorm_export.exporter.text_folder import export_folder
+from ibnorm_export.generation.text_model import Sampling, open_folder
+from ibnorm_export.runtimes.runner import Kernels, open_runner
+from ibnorm_export.runtimes.torch import TorchRunner
+from ibnorm_export.verifier.decoding import STEPS
+from ibnorm_export.verifier.verify import VerifyOptions, read_inputs, verify
+from tests.support.checkpoints import save_checkpoint
 
 TASK = "text-generation"
 FUNCTION = VerifyOptions(kernels=Kernels.FUNCTION)
@@ -209,8 +209,8 @@ class _Forgetful:
 
 
 def test_resume_must_give_the_same_bits(exported: ExportedModel, language_checkpoint: Path) -> None:
-    from ibnorm_export.decode_check import check_decoding
     from ibnorm_export.progress import silent
+    from ibnorm_export.verifier.decoding import check_decoding
 
     model = load(language_checkpoint)
     exact, own = TorchRunner(model, model.in_float64()), TorchRunner(model)

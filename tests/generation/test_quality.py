@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from ibnorm_export import IBNormSpec, models
-from ibnorm_export.export import ExportOptions
-from ibnorm_export.folder import export_folder
-from ibnorm_export.models import demo
+from ibnorm_export.artifacts.tensors import DType
+from ibnorm_export.artifacts.tokenizer import write_byte_tokenizer
+from ibnorm_export.cli.demo_app import demo
+from ibnorm_export.exporter.export import ExportOptions
+from ibnorm_export.exporter.text_folder import export_folder
+from ibnorm_export.graph.quantization import Quantization
 from ibnorm_export.progress import silent
-from ibnorm_export.quality_check import POSITIONS
-from ibnorm_export.quantize import Quantization
-from ibnorm_export.runners.base import Kernels
-from ibnorm_export.tensors import DType
-from ibnorm_export.tokens import write_byte_tokenizer
-from ibnorm_export.verify import VerifyOptions, verify
+from ibnorm_export.runtimes.runner import Kernels
+from ibnorm_export.verifier.quality import POSITIONS
+from ibnorm_export.verifier.verify import VerifyOptions, verify
 
 #: Agreement at least, perplexity over PyTorch's in fp32 at most: the demo LLaMA reaches 99.80% in int8, 97.66% in int4.
 BARS = {

@@ -8,21 +8,21 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from conftest import LLAMA, save_checkpoint
 
 from ibnorm_export import IBNormSpec, models
-from ibnorm_export.artifact import ExportedModel
+from ibnorm_export.artifacts.exported_model import ExportedModel
+from ibnorm_export.artifacts.loaded_model import LoadedModel
+from ibnorm_export.artifacts.tensors import DType
+from ibnorm_export.artifacts.tokenizer import write_byte_tokenizer
 from ibnorm_export.errors import ExportError, ModelFileError
-from ibnorm_export.export import ExportOptions
-from ibnorm_export.folder import export_folder
-from ibnorm_export.genai_export import export_genai
-from ibnorm_export.loaded import LoadedModel
-from ibnorm_export.runners.base import Kernels, open_runner
-from ibnorm_export.sessions import Session, open_sessions
-from ibnorm_export.tensors import DType
-from ibnorm_export.text import Sampling, open_folder
-from ibnorm_export.tokens import write_byte_tokenizer
-from ibnorm_export.verify import VerifyOptions, verify
+from ibnorm_export.exporter.export import ExportOptions
+from ibnorm_export.exporter.genai import export_genai
+from ibnorm_export.exporter.text_folder import export_folder
+from ibnorm_export.generation.sessions import Session, open_sessions
+from ibnorm_export.generation.text_model import Sampling, open_folder
+from ibnorm_export.runtimes.runner import Kernels, open_runner
+from ibnorm_export.verifier.verify import VerifyOptions, verify
+from tests.support.checkpoints import LLAMA, save_checkpoint
 
 STATIC = ExportOptions(cache="static")
 FUNCTION = VerifyOptions(kernels=Kernels.FUNCTION)

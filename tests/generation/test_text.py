@@ -11,16 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import LLAMA, save_checkpoint
 
 from ibnorm_export import IBNormSpec, models
+from ibnorm_export.artifacts.loaded_model import LoadedModel
+from ibnorm_export.artifacts.tokenizer import write_byte_tokenizer
 from ibnorm_export.errors import IBNormError, ModelFileError
-from ibnorm_export.folder import export_folder
-from ibnorm_export.genai_export import export_genai
-from ibnorm_export.loaded import LoadedModel
-from ibnorm_export.sessions import open_sessions, torch_sessions
-from ibnorm_export.text import Sampling, TextModel, open_checkpoint, open_folder
-from ibnorm_export.tokens import write_byte_tokenizer
+from ibnorm_export.exporter.genai import export_genai
+from ibnorm_export.exporter.text_folder import export_folder
+from ibnorm_export.generation.sessions import open_sessions, torch_sessions
+from ibnorm_export.generation.text_model import Sampling, TextModel, open_checkpoint, open_folder
+from tests.support.checkpoints import LLAMA, save_checkpoint
 
 PROMPT = "Once: naïve"
 SAMPLED = Sampling(max_new_tokens=24, temperature=1.3, top_p=0.9, seed=5)

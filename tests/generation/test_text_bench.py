@@ -9,17 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import LLAMA, save_checkpoint
 from numpy.typing import NDArray
 
-from ibnorm_export import IBNormSpec, models, text_bench
+from ibnorm_export import IBNormSpec, models
+from ibnorm_export.artifacts.tokenizer import write_byte_tokenizer
+from ibnorm_export.benchmark import generation as text_bench
+from ibnorm_export.benchmark.generation import Opener, TextBenchOptions, bench_text, race
 from ibnorm_export.errors import IBNormError
-from ibnorm_export.folder import export_folder
-from ibnorm_export.genai_export import export_genai
-from ibnorm_export.runners.base import Kernels
-from ibnorm_export.sessions import SessionSource
-from ibnorm_export.text_bench import Opener, TextBenchOptions, bench_text, race
-from ibnorm_export.tokens import write_byte_tokenizer
+from ibnorm_export.exporter.genai import export_genai
+from ibnorm_export.exporter.text_folder import export_folder
+from ibnorm_export.generation.sessions import SessionSource
+from ibnorm_export.runtimes.runner import Kernels
+from tests.support.checkpoints import LLAMA, save_checkpoint
 
 
 class Clock:

@@ -7,17 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import LLAMA, save_checkpoint
-from running_server import Running, running
 
 from ibnorm_export import IBNormSpec, models
-from ibnorm_export.artifact import ExportedModel
-from ibnorm_export.export import ExportOptions, export
-from ibnorm_export.genai_export import export_genai
-from ibnorm_export.serving.repository import PackageOptions, Variant, package
-from ibnorm_export.serving.triton_config import Limits
-from ibnorm_export.tensors import DType
-from ibnorm_export.tokens import write_byte_tokenizer
+from ibnorm_export.artifacts.exported_model import ExportedModel
+from ibnorm_export.artifacts.tensors import DType
+from ibnorm_export.artifacts.tokenizer import write_byte_tokenizer
+from ibnorm_export.exporter.export import ExportOptions, export
+from ibnorm_export.exporter.genai import export_genai
+from ibnorm_export.serving.triton.config import Limits
+from ibnorm_export.serving.triton.repository import PackageOptions, Variant, package
+from tests.support.checkpoints import LLAMA, save_checkpoint
+from tests.support.running_server import Running, running
 
 TEMPLATE = (
     "{% for m in messages %}{% if m.content == 'boom' %}{{ raise_exception('no booms') }}{% endif %}"

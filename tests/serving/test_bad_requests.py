@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import tritonclient.grpc
 import tritonclient.http
-from running_server import Running, running
-from triton_clients import CLIENTS, ask, connect
 from tritonclient.utils import InferenceServerException
 
-from ibnorm_export.artifact import ExportedModel
-from ibnorm_export.serving.repository import PackageOptions, Variant, package
+from ibnorm_export.artifacts.exported_model import ExportedModel
+from ibnorm_export.serving.triton.repository import PackageOptions, Variant, package
+from tests.support.running_server import Running, running
+from tests.support.triton_clients import CLIENTS, ask, connect
 
 GOOD = np.zeros((1, 1, 8, 8), np.float32)
 TENSOR = {"name": "pixel_values", "shape": [1, 1, 8, 8], "datatype": "FP32", "data": [0.0] * 64}

@@ -11,15 +11,15 @@ import openai
 import pytest
 import sklearn.datasets
 import torch
-from running_server import running
-from triton_clients import CLIENTS, ask, connect
 
 from ibnorm_export import models
-from ibnorm_export.export import export
-from ibnorm_export.genai_export import export_genai
-from ibnorm_export.models.demo import train_checkpoint
-from ibnorm_export.serving.repository import PackageOptions, Variant, package
-from ibnorm_export.text import Sampling, open_checkpoint
+from ibnorm_export.cli.demo_app.demo import train_checkpoint
+from ibnorm_export.exporter.export import export
+from ibnorm_export.exporter.genai import export_genai
+from ibnorm_export.generation.text_model import Sampling, open_checkpoint
+from ibnorm_export.serving.triton.repository import PackageOptions, Variant, package
+from tests.support.running_server import running
+from tests.support.triton_clients import CLIENTS, ask, connect
 
 PROMPT = "The import statement"
 

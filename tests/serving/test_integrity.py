@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ibnorm_export import native
 from ibnorm_export.errors import BackendUnavailable
+from ibnorm_export.op import native
 
 
 @pytest.fixture

@@ -47,7 +47,7 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> Any:
         TritonError=str,
     )
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", triton)
-    file = importlib.resources.files("ibnorm_export.serving").joinpath("onnxruntime_backend", "model.py")
+    file = importlib.resources.files("ibnorm_export.serving.triton").joinpath("onnxruntime_backend", "model.py")
     made = runpy.run_path(str(file))["TritonPythonModel"]()
     made._session, made._inputs, made._batched = Session(), ["x"], True
     return made

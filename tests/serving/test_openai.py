@@ -19,16 +19,16 @@ import openai
 import psutil
 import pytest
 from fastapi.testclient import TestClient
-from running_server import command, running
 
-from ibnorm_export.artifact import ExportedModel
+from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.errors import BackendUnavailable, ModelFileError
-from ibnorm_export.runners.base import Endpoint
-from ibnorm_export.runners.triton_runner import TritonRunner
-from ibnorm_export.serving.chat_template import ChatTemplate
-from ibnorm_export.serving.openai_server import create_app
-from ibnorm_export.serving.text_queue import TextLimits, Texts
-from ibnorm_export.text import Sampling, open_folder
+from ibnorm_export.generation.text_model import Sampling, open_folder
+from ibnorm_export.runtimes.runner import Endpoint
+from ibnorm_export.runtimes.triton import TritonRunner
+from ibnorm_export.serving.text.admission import TextLimits, Texts
+from ibnorm_export.serving.text.chat_template import ChatTemplate
+from ibnorm_export.serving.text.server import create_app
+from tests.support.running_server import command, running
 
 LIMIT = 16
 

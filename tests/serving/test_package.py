@@ -13,14 +13,15 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import triton_to_np_dtype
 
-from ibnorm_export import models, native
-from ibnorm_export.artifact import ExportedModel
+from ibnorm_export import models
+from ibnorm_export.artifacts.exported_model import ExportedModel
+from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.errors import BackendUnavailable, ExportError, IBNormError
-from ibnorm_export.export import ExportOptions, export
-from ibnorm_export.folder import export_folder
-from ibnorm_export.serving.repository import Format, PackageOptions, TritonBackend, Variant, package
-from ibnorm_export.serving.triton_config import Limits
-from ibnorm_export.tensors import DType
+from ibnorm_export.exporter.export import ExportOptions, export
+from ibnorm_export.exporter.text_folder import export_folder
+from ibnorm_export.op import native
+from ibnorm_export.serving.triton.config import Limits
+from ibnorm_export.serving.triton.repository import Format, PackageOptions, TritonBackend, Variant, package
 
 
 def read_config(folder: Path) -> model_config_pb2.ModelConfig:

@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tritonclient.http
-from running_server import command, listening, members, running
-from triton_clients import ask, connect, draw
 
-from ibnorm_export.artifact import ExportedModel
+from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.errors import BackendUnavailable, IBNormError, ModelFileError
-from ibnorm_export.serving.repository import PackageOptions, Variant, package
-from ibnorm_export.serving.triton_server import ServerOptions, find_triton, serve
+from ibnorm_export.serving.triton.repository import PackageOptions, Variant, package
+from ibnorm_export.serving.triton.server import ServerOptions, find_triton, serve
+from tests.support.running_server import command, listening, members, running
+from tests.support.triton_clients import ask, connect, draw
 
 
 def test_serves_an_onnx_file_as_it_is(exported_vit: ExportedModel) -> None:
@@ -112,7 +112,7 @@ def test_port_in_use(exported_vit: ExportedModel, tmp_path: Path) -> None:
 
 def test_no_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
-    monkeypatch.setattr("ibnorm_export.serving.triton_server._PACKAGE", "no-such-distribution")
+    monkeypatch.setattr("ibnorm_export.serving.triton.server._PACKAGE", "no-such-distribution")
     with pytest.raises(BackendUnavailable, match="pip install --no-deps nvidia-pytriton") as caught:
         find_triton()
     assert caught.value.exit_code == 3

@@ -17,16 +17,16 @@ from typing import Any
 import openai
 import psutil
 import pytest
-from running_server import Running, command, running
 
 from ibnorm_export.errors import BackendUnavailable, IBNormError, ModelFileError
-from ibnorm_export.serving import text_process as text_process_module
-from ibnorm_export.serving.text_process import text_process
+from ibnorm_export.serving.text import worker_process as text_process_module
+from ibnorm_export.serving.text.worker_process import text_process
+from tests.support.running_server import Running, command, running
 
 
 def worker_of(server: Running) -> psutil.Process:
     (worker,) = psutil.Process(server.pid).children()
-    assert "ibnorm_export.serving.text_worker" in worker.cmdline()
+    assert "ibnorm_export.serving.text.worker" in worker.cmdline()
     return worker
 
 

@@ -11,10 +11,10 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from ibnorm_export.errors import BackendUnavailable, IBNormError, ModelFileError, PromptError
-from ibnorm_export.serving.openai_protocol import Refused
-from ibnorm_export.serving.openai_server import Door
-from ibnorm_export.serving.text_queue import TextLimits, Texts
-from ibnorm_export.text import Sampling, TextResult
+from ibnorm_export.generation.text_model import Sampling, TextResult
+from ibnorm_export.serving.text.admission import TextLimits, Texts
+from ibnorm_export.serving.text.protocol import Refused
+from ibnorm_export.serving.text.server import Door
 
 RESULT = TextResult("ab", (1, 2), 3, "length", 4.5, 6.5)
 

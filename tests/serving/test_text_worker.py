@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from ibnorm_export.errors import PromptError
-from ibnorm_export.serving.text_worker import MessageReader, Turns
-from ibnorm_export.text import Sampling, TextResult
+from ibnorm_export.generation.text_model import Sampling, TextResult
+from ibnorm_export.serving.text.worker import MessageReader, Turns
 
 Steps = Iterator[str | TextResult]
 RESULT = TextResult("ab", (1, 2), 3, "length", 4.5, 6.5)

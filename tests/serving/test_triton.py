@@ -19,20 +19,21 @@ import numpy as np
 import pytest
 import tritonclient.http
 from geventhttpclient.response import HTTPConnectionClosed
-from running_server import Running, running
-from triton_clients import CLIENTS, REFUSED, ask, connect, draw
 from tritonclient.utils import InferenceServerException
 
-from ibnorm_export import models, native
-from ibnorm_export.artifact import ExportedModel
+from ibnorm_export import models
+from ibnorm_export.artifacts.exported_model import ExportedModel
+from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.errors import BackendUnavailable, IBNormError
-from ibnorm_export.parity import BOUNDS
-from ibnorm_export.runners.base import Endpoint
-from ibnorm_export.runners.ort_runner import OrtRunner
-from ibnorm_export.serving.repository import PackageOptions, Variant, package
-from ibnorm_export.serving.triton_config import Limits
-from ibnorm_export.tensors import DType
-from ibnorm_export.verify import VerifyOptions, verify
+from ibnorm_export.op import native
+from ibnorm_export.runtimes.ort import OrtRunner
+from ibnorm_export.runtimes.runner import Endpoint
+from ibnorm_export.serving.triton.config import Limits
+from ibnorm_export.serving.triton.repository import PackageOptions, Variant, package
+from ibnorm_export.verifier.report import BOUNDS
+from ibnorm_export.verifier.verify import VerifyOptions, verify
+from tests.support.running_server import Running, running
+from tests.support.triton_clients import CLIENTS, REFUSED, ask, connect, draw
 
 ALONE = Limits(max_batch=0)  # no batching: then an answer has one right value, to the byte
 BOTH_CLIENTS = pytest.mark.parametrize("module", CLIENTS, ids=["http", "grpc"])

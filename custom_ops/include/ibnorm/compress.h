@@ -23,7 +23,7 @@ namespace ibnorm {
 namespace approx {
 
 #if defined(IBNORM_EMULATED_INSTRUCTIONS)
-// The emulator of tests/cuda supplies models whose error it controls.
+// The emulator of tests/custom_ops/cuda supplies models whose error it controls.
 float log2(float v);
 float exp2(float v);
 float reciprocal(float v);

@@ -1,0 +1,1 @@
+"""The demo: trains two small models and takes them through every command."""

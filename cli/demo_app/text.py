@@ -1,0 +1,109 @@
+"""The end of the demo: the trained language model writes, in PyTorch and in both exported forms."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from ibnorm_export.artifacts.loaded_model import LoadedModel
+from ibnorm_export.errors import BackendUnavailable
+from ibnorm_export.exporter.export import ExportOptions
+from ibnorm_export.exporter.genai import export_genai
+from ibnorm_export.exporter.text_folder import export_folder
+from ibnorm_export.generation.text_model import Sampling, TextResult, open_checkpoint, open_folder
+from ibnorm_export.graph.quantization import Quantization
+from ibnorm_export.models.loading import load
+from ibnorm_export.progress import Progress, silent
+from ibnorm_export.verifier.report import ParityReport
+from ibnorm_export.verifier.verify import verify
+
+__all__ = ["PROMPT", "SAMPLING", "DemoText", "Writing", "write_text"]
+
+PROMPT: Final = "The import statement"
+SAMPLING: Final = Sampling(max_new_tokens=160, temperature=0.7, top_p=0.9, seed=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """What one form wrote; `parity` is None for PyTorch."""
+
+    form: str
+    result: TextResult
+    parity: ParityReport | None
+
+
+@dataclass(frozen=True, slots=True)
+class DemoText:
+    """True when the forms in fp32 wrote what PyTorch wrote, and every form passed verification.
+
+    Args:
+        prompt: that all of them went on from, with the same seed.
+        writings: PyTorch first, then the forms.
+        missing: why a form could not be made; empty where all could.
+    """
+
+    prompt: str
+    writings: tuple[Writing, ...]
+    missing: str
+
+    @property
+    def same(self) -> bool:
+        """Whether the forms in fp32 wrote the same tokens as PyTorch."""
+        return len({w.result.tokens for w in self.writings if "int4" not in w.form}) == 1
+
+    def __bool__(self) -> bool:
+        return self.same and len(self.writings) > 1 and all(w.parity is None or bool(w.parity) for w in self.writings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        writings = [
+            {
+                "form": w.form,
+                **asdict(w.result),
+                "parity": None if w.parity is None else w.parity.to_dict(),
+            }
+            for w in self.writings
+        ]
+        return {
+            "verdict": "pass" if self else "fail",
+            "prompt": self.prompt,
+            "same": self.same,
+            "missing": self.missing,
+            "writings": writings,
+        }
+
+
+def write_text(checkpoint: Path, folder: Path, held_out: str, progress: Progress = silent) -> DemoText:
+    """Export `checkpoint` for generation in both forms, verify them on `held_out`, and let all write.
+
+    Args:
+        checkpoint: a language model with a tokenizer.
+        folder: gets `llama-portable/`, `llama-genai/` and `llama-genai-int4/`.
+        held_out: text that was not trained on.
+        progress: called as the work goes on.
+    """
+
+    def model() -> LoadedModel:
+        return load(checkpoint, task="text-generation")
+
+    int4 = ExportOptions(quantization=Quantization(4))
+    writings = [Writing("PyTorch", open_checkpoint(model()).generate(PROMPT, SAMPLING), None)]
+    missing = ""
+    for form, name in (
+        ("ONNX Runtime, portable", "llama-portable"),
+        ("onnxruntime-genai", "llama-genai"),
+        ("onnxruntime-genai, int4", "llama-genai-int4"),
+    ):
+        target = folder / name
+        try:
+            if name == "llama-portable":
+                exported = export_folder(model(), target, None, progress)
+            else:
+                exported = export_genai(model(), target, int4 if "int4" in form else None, progress=progress)
+        except BackendUnavailable as error:  # the portable form needs nothing more
+            missing = str(error)
+            continue
+        parity = verify(exported, model(), None, None, progress, held_out)
+        writings.append(Writing(form, open_folder(target).generate(PROMPT, SAMPLING), parity))
+    return DemoText(PROMPT, tuple(writings), missing)

@@ -1,0 +1,1 @@
+"""What each norm of a model does to its inputs."""

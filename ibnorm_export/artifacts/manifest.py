@@ -1,0 +1,162 @@
+"""What a folder was made of: sha256 of every file, and what its native libraries implement, checked before loading.
+
+A library is code: it is loaded into the process that runs the model. So nothing loads one from a folder that was
+packaged elsewhere before its bytes, its machine and its operator schema are those that were written down.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from ibnorm_export.errors import ModelFileError
+from ibnorm_export.op.spec import SCHEMA
+
+__all__ = [
+    "MANIFEST_FILE",
+    "check_library",
+    "edited_files",
+    "library_entry",
+    "machine_of",
+    "read_manifest",
+    "write_manifest",
+]
+
+MANIFEST_FILE: Final = "manifest.json"
+_FORMAT: Final = "1"
+
+#: Files that are their users' to tune, and documents.
+_EDITABLE: Final = (".pbtxt", ".md", ".yaml")
+
+#: e_machine of an ELF header -> the name that Python gives the machine. Source: the ELF specification, 64-bit.
+_MACHINES: Final = {62: "x86_64", 183: "aarch64", 243: "riscv64"}
+
+
+def sha256_of(file: Path) -> str:
+    """Of its bytes, in hexadecimal."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def machine_of(library: Path) -> str | None:
+    """The machine that a library was built for, e.g. "x86_64", read from its header; None where it is no ELF file."""
+    with library.open("rb") as stream:
+        header = stream.read(20)
+    if len(header) < 20 or header[:4] != b"\x7fELF":
+        return None
+    number = int.from_bytes(header[18:20], "little" if header[5] == 1 else "big")
+    return _MACHINES.get(number, f"ELF machine {number}") if header[4] == 2 else f"32-bit ELF machine {number}"
+
+
+def library_entry(library: Path) -> dict[str, Any]:
+    """What a manifest says of a library that was inspected and found good."""
+    return {"machine": machine_of(library), "schema": SCHEMA}
+
+
+def write_manifest(folder: Path, libraries: Mapping[str, Path], content: Mapping[str, Any]) -> None:
+    """Write manifest.json for all files in `folder`.
+
+    Args:
+        folder: complete but for the manifest.
+        libraries: path of each native library, as in the folder, and the library itself.
+        content: what else to say.
+    """
+    files = {
+        file.relative_to(folder).as_posix(): {"sha256": sha256_of(file), "size_bytes": file.stat().st_size}
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
+    entries = {name: library_entry(library) for name, library in libraries.items()}
+    manifest = {"format": _FORMAT, **content, "libraries": entries, "files": files}
+    (folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """manifest.json of a folder.
+
+    Raises:
+        ModelFileError: it is missing, damaged, or of another format.
+    """
+    file = folder / MANIFEST_FILE
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        sums = {name: entry["sha256"] for name, entry in found["files"].items()}
+        machines = {name: (entry["machine"], entry["schema"]) for name, entry in found["libraries"].items()}
+    except FileNotFoundError as error:
+        raise ModelFileError(f"{folder} has no {MANIFEST_FILE}; write it again with ibnorm-export") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelFileError(f"{file} is damaged ({error!r}); write the folder again with ibnorm-export") from error
+    if found.get("format") != _FORMAT or not sums or not machines.keys() <= sums.keys():
+        raise ModelFileError(f"{file} is not of format {_FORMAT!r}; write the folder again with ibnorm-export")
+    made: dict[str, Any] = found
+    return made
+
+
+def check_files(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Every file that the manifest names is there with the bytes that were written, except what users may edit.
+
+    config.pbtxt is theirs to tune, and documents do nothing; a changed model or warm-up input is an error.
+
+    Raises:
+        ModelFileError: a file is missing, outside the folder or changed, or a library cannot be loaded here.
+    """
+    for name, entry in manifest["files"].items():
+        file = folder / name
+        if not file.resolve().is_relative_to(folder.resolve()):
+            raise ModelFileError(
+                f"{folder / MANIFEST_FILE} names {name!r}, which lies outside the folder; package again"
+            )
+        if not file.is_file():
+            raise ModelFileError(f"{file} is missing, which {MANIFEST_FILE} names; package the model again")
+        if file.suffix not in _EDITABLE and sha256_of(file) != entry["sha256"]:
+            raise ModelFileError(
+                f"{file} was changed after packaging: its sha256 is not the one in {MANIFEST_FILE}; "
+                "package the model again, or put the file back"
+            )
+    for name in manifest["libraries"]:
+        check_library(folder, name, manifest)
+
+
+def edited_files(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
+    """Those that users may edit, and have, relative to the folder."""
+    return [
+        name
+        for name, entry in manifest["files"].items()
+        if (file := folder / name).suffix in _EDITABLE and file.is_file() and sha256_of(file) != entry["sha256"]
+    ]
+
+
+def check_library(folder: Path, name: str, manifest: Mapping[str, Any]) -> Path:
+    """The library `name` of a folder, whose hash, machine and schema are good to load here; it is not loaded.
+
+    Raises:
+        ModelFileError: the manifest does not name it, or it is missing, changed, for another machine, or implements
+            another version of the operator; says which and what to do.
+    """
+    file = folder / name
+    if name not in manifest["libraries"] or name not in manifest["files"]:
+        raise ModelFileError(f"{file} is a native library that {MANIFEST_FILE} does not name; it is not loaded")
+    if not file.is_file():
+        raise ModelFileError(f"{file} is missing, which {MANIFEST_FILE} names; write the folder again")
+    entry = manifest["libraries"][name]
+    if sha256_of(file) != manifest["files"][name]["sha256"]:
+        raise ModelFileError(
+            f"{file} was changed after packaging: its sha256 is not the one in {MANIFEST_FILE}; it is not loaded. "
+            "Write the folder again, or put the library back"
+        )
+    here = platform.machine()
+    if machine_of(file) != entry["machine"] or entry["machine"] != here:
+        raise ModelFileError(
+            f"{file} is built for {machine_of(file) or 'another system'}, this machine is {here}; write the folder "
+            "again on a machine of this kind, or take the portable variant, which needs no library"
+        )
+    if entry["schema"] != SCHEMA:
+        raise ModelFileError(
+            f"{file} implements {json.dumps(entry['schema'])}, this package {json.dumps(SCHEMA)}; write the folder "
+            "again with this version of ibnorm-export"
+        )
+    return file

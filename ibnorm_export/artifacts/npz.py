@@ -1,0 +1,60 @@
+"""Files of numpy that others wrote: .npz with arrays by name, .npy with one array; never pickles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ibnorm_export.artifacts.tensors import Arrays
+from ibnorm_export.errors import ModelFileError
+
+__all__ = ["read_npy", "read_npz"]
+
+
+def _load(path: str | Path, what: str) -> Arrays | NDArray[Any]:
+    try:
+        with Path(path).open("rb") as stream:
+            found = np.load(stream, allow_pickle=False)
+            if not isinstance(found, np.lib.npyio.NpzFile):
+                array: NDArray[Any] = found
+                return array
+            arrays = {name: found[name] for name in found.files}
+            for name, value in arrays.items():
+                if not isinstance(value, np.ndarray):  # numpy gives the bytes of a member that is not its own
+                    raise TypeError(f"its member {name!r} is not an array; save it with numpy.savez")
+            return arrays
+    except FileNotFoundError as error:
+        raise ModelFileError(f"{path} does not exist") from error
+    # Broad on purpose: numpy, zipfile, zlib, lzma and the parser of a header raise a dozen types on bytes that numpy
+    # did not write (RuntimeError where they are encrypted), and nothing but reading stands above.
+    except Exception as error:
+        raise ModelFileError(f"{path} is not {what}: {error or type(error).__name__}") from error
+
+
+def read_npz(path: str | Path, what: str) -> Arrays:
+    """Arrays by name.
+
+    Args:
+        path: of the file.
+        what: it should be, with an article, for messages.
+
+    Raises:
+        ModelFileError: the file is missing, damaged, encrypted, or holds something else.
+    """
+    found = _load(path, what)
+    if not isinstance(found, dict):
+        raise ModelFileError(
+            f"{path} is not {what}: it holds one array; save each input under its name with numpy.savez"
+        )
+    return found
+
+
+def read_npy(path: str | Path, what: str) -> NDArray[Any]:
+    """One array; `what` and errors as in `read_npz`."""
+    found = _load(path, what)
+    if isinstance(found, dict):
+        raise ModelFileError(f"{path} is not {what}: it holds several arrays")
+    return found

@@ -1,0 +1,27 @@
+"""Two baselines -> one self-contained HTML page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ibnorm_export.benchmark.baseline import Baseline
+from ibnorm_export.benchmark.statistics import Decision, LatencyVerdict
+from ibnorm_export.html_page import Curve, Section, curves, render
+
+__all__ = ["write_comparison"]
+
+
+def write_comparison(
+    before: Baseline, after: Baseline, verdict: LatencyVerdict, notes: Sequence[str], path: str | Path
+) -> Path:
+    """Write the page: every round of both over its yardstick, and the verdict.
+
+    Raises:
+        IBNormError: the file cannot be written.
+    """
+    lines = [Curve(name, range(len(kept.ratios)), kept.ratios) for name, kept in (("A", before), ("B", after))]
+    plot = curves("Time over the yardstick", "round", "ratio", lines)
+    section = Section("Rounds", (f"A: {before.model}. B: {after.model}.", *notes), plots=((plot, "Lower is faster."),))
+    passed = verdict.decision is not Decision.FAIL
+    return render(path, "B over A", passed, f"B over A: {verdict}", [section], after.environment)

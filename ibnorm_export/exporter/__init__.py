@@ -1,0 +1,1 @@
+"""From a loaded model to files that a runtime serves."""

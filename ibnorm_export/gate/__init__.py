@@ -1,0 +1,1 @@
+"""`ibnorm-export check`: exports, verifies and times what check.toml names."""

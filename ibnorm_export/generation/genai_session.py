@@ -1,0 +1,141 @@
+"""onnxruntime-genai: the one module that imports it to run models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime_genai as og
+from numpy.typing import NDArray
+
+from ibnorm_export.artifacts.manifest import check_library, read_manifest
+from ibnorm_export.errors import ModelFileError
+from ibnorm_export.op import native
+
+__all__ = ["GenaiModel", "GenaiSession"]
+
+
+def _check_library(folder: Path) -> None:
+    """The op library that genai_config.json names lies in the folder and can be used here."""
+    file = folder / "genai_config.json"
+    try:
+        config: Any = json.loads(file.read_text(encoding="utf-8"))
+        name = config["model"]["decoder"].get("session_options", {}).get("custom_ops_library")
+    except FileNotFoundError as error:
+        raise ModelFileError(f"{folder} has no genai_config.json; export it with --target ort-genai") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelFileError(f"{file} is damaged: {error!r}") from error
+    if name is None:
+        return
+    if Path(name).name != name:
+        raise ModelFileError(f"{file}: custom_ops_library is {name!r}; it must be a file in the folder")
+    library = folder / name
+    if not library.is_file():
+        raise ModelFileError(
+            f"{folder} has no {name}, the op library that its genai_config.json names; export again, or take "
+            "custom_ops_library out of genai_config.json to run the norms as functions"
+        )
+    check_library(folder, name, read_manifest(folder))
+    found = native.inspect(library)
+    if not found:
+        raise ModelFileError(f"{found.problem}; export the checkpoint again on this machine")
+
+
+class GenaiSession:
+    """Rows of equal length, their keys and values in the buffer that GenAI shares between past and present."""
+
+    def __init__(self, generator: og.Generator) -> None:
+        self._generator = generator
+        self._chosen: NDArray[np.integer] | None = None  # and not computed with yet
+
+    def feed(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Logits (batch, vocabulary) behind the last of `tokens` (batch, n).
+
+        Of several rows, the prompt alone can be given: behind it GenAI chooses itself, see `step`.
+
+        Raises:
+            ModelFileError: the runtime fails; its own words follow.
+        """
+        try:
+            if self._chosen is not None:  # GenAI would leave it out of its cache
+                self._generator.rewind_to(self._generator.token_count() - 1)
+                tokens, self._chosen = np.concatenate([self._chosen[:, None], tokens], axis=1), None
+            self._generator.append_tokens(tokens.astype(np.int32))
+            logits: NDArray[np.float32] = np.array(self._generator.get_logits(), dtype=np.float32)[:, -1]
+        except RuntimeError as error:
+            raise ModelFileError(f"onnxruntime-genai cannot run the model: {_first_line(error)}") from error
+        return logits
+
+    def step(self) -> NDArray[np.integer]:
+        """The likeliest token of every row (batch,), which is now the last of the text; see `Session`.
+
+        GenAI chooses it: for a small model, its logits as an array cost a quarter of a token.
+
+        Raises:
+            ModelFileError: the runtime fails; its own words follow.
+        """
+        try:
+            self._generator.generate_next_token()
+            chosen: NDArray[np.integer] = self._generator.get_next_tokens()
+        except RuntimeError as error:
+            raise ModelFileError(f"onnxruntime-genai cannot run the model: {_first_line(error)}") from error
+        self._chosen = chosen
+        return chosen
+
+    def rewind(self, length: int) -> None:
+        """Forget all but the first `length` tokens; of several rows, GenAI forgets all or none."""
+        self._chosen = None
+        self._generator.rewind_to(length)
+
+
+class GenaiModel:
+    """A folder that onnxruntime-genai runs.
+
+    Args:
+        folder: written by `export --target ort-genai`.
+        threads: of the runtime; None is its default.
+
+    Raises:
+        ModelFileError: the folder is incomplete or damaged, or its op library cannot be used here.
+    """
+
+    def __init__(self, folder: Path, threads: int | None = None) -> None:
+        _check_library(folder)
+        try:
+            config = og.Config(str(folder))
+            if threads is not None:
+                session = {"session_options": {"intra_op_num_threads": threads}}
+                config.overlay(json.dumps({"model": {"decoder": session}}))
+            self._model = og.Model(config)
+        except RuntimeError as error:
+            raise ModelFileError(f"{folder}: onnxruntime-genai cannot load it: {_first_line(error)}") from error
+
+    def start(self, batch: int, length: int) -> GenaiSession:
+        """`batch` rows of at most `length` tokens, prompt included.
+
+        Raises:
+            ModelFileError: the runtime refuses what the folder's genai_config.json asks for.
+        """
+        params = og.GeneratorParams(self._model)
+        # an end token of one row would end it while the others go on; and the folder's own search may not be greedy
+        params.set_search_options(
+            max_length=length,
+            min_length=0 if batch == 1 else length,
+            batch_size=batch,
+            do_sample=False,
+            num_beams=1,
+            num_return_sequences=1,
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
+        )
+        try:
+            return GenaiSession(og.Generator(self._model, params))
+        except RuntimeError as error:
+            raise ModelFileError(f"onnxruntime-genai cannot run the model: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return text[0] if text else type(error).__name__

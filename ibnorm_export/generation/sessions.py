@@ -1,0 +1,127 @@
+"""A language model in the middle of texts: one protocol for PyTorch, ONNX Runtime and onnxruntime-genai."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ibnorm_export.artifacts.exported_model import ExportedModel
+from ibnorm_export.artifacts.kv_cache import Decoder
+from ibnorm_export.errors import BackendUnavailable, ModelFileError
+from ibnorm_export.runtimes.runner import Kernels, fused_library
+
+if TYPE_CHECKING:  # torch takes seconds to import; who generates with a runtime has no need of it
+    from ibnorm_export.artifacts.loaded_model import LoadedModel
+
+__all__ = ["Session", "SessionSource", "open_sessions", "torch_sessions"]
+
+
+class Session(Protocol):
+    """Rows of equal length, their keys and values in a cache."""
+
+    def feed(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Logits (batch, vocabulary) behind the last of `tokens` (batch, n); the cache grows by them."""
+
+    def step(self) -> NDArray[np.integer]:
+        """The likeliest token of every row (batch,), which is now the last of the text.
+
+        onnxruntime-genai knows the tokens that end a text: it writes padding behind one, and none in several rows.
+        """
+
+    def rewind(self, length: int) -> None:
+        """Forget all but the first `length` tokens of every row; then feed."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSource:
+    """What texts are begun with.
+
+    Args:
+        name: of what runs it: "torch", "ort-cpu" or "ort-genai".
+        start: (rows, most tokens of a row) -> a session without tokens.
+    """
+
+    name: str
+    start: Callable[[int, int], Session]
+
+
+class _DecoderSession:
+    def __init__(self, decoder: Decoder, batch: int) -> None:
+        self._decoder = decoder
+        self._last = np.zeros((batch, 1), dtype=np.float32)
+        self._chosen: NDArray[np.int64] | None = None  # and not fed: nobody waits for what comes behind the last
+        decoder.start(batch)
+
+    def feed(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+        if self._chosen is not None:
+            tokens, self._chosen = np.concatenate([self._chosen, tokens], axis=1), None
+        self._last = self._decoder.feed(tokens)[:, -1]
+        return self._last
+
+    def step(self) -> NDArray[np.integer]:
+        if self._chosen is not None:
+            self.feed(self._chosen[:, :0])
+        self._chosen = self._last.argmax(axis=-1, keepdims=True)
+        return self._chosen[:, 0]
+
+    def rewind(self, length: int) -> None:
+        self._chosen = None
+        self._decoder.rewind(length)
+
+
+def torch_sessions(model: LoadedModel) -> SessionSource:
+    """PyTorch itself, through its cache.
+
+    Args:
+        model: loaded for the task "text-generation".
+    """
+    from ibnorm_export.runtimes.torch import TorchRunner
+
+    runner = TorchRunner(model)
+    return SessionSource("torch", lambda batch, _: _DecoderSession(Decoder(runner, model.inputs), batch))
+
+
+def open_sessions(folder: str | Path, kernels: Kernels = Kernels.AUTO, threads: int | None = None) -> SessionSource:
+    """A folder of `export --task text-generation`: onnxruntime-genai where it was made for that, else ONNX Runtime.
+
+    Args:
+        folder: the folder; of ONNX Runtime, the file in it will do.
+        kernels: how the norms run in ONNX Runtime; a GenAI folder says that itself.
+        threads: of the runtime; None is its default.
+
+    Raises:
+        ModelFileError: the folder or its op library is incomplete or damaged, or its model has no cache.
+        BackendUnavailable: the runtime is not installed, or cannot compute the file's type here.
+    """
+    folder = Path(folder)
+    if (folder / "genai_config.json").is_file():
+        try:
+            from ibnorm_export.generation.genai_session import GenaiModel
+        except ModuleNotFoundError as error:
+            raise BackendUnavailable(
+                f"{folder} is for onnxruntime-genai, which is not installed: pip install 'ibnorm-export[genai]'"
+            ) from error
+        return SessionSource("ort-genai", GenaiModel(folder, threads).start)
+    exported = ExportedModel(folder)
+    if exported.metadata.get("target") == "ort-genai":
+        raise ModelFileError(
+            f"{exported.path} runs as a folder for onnxruntime-genai, and {exported.path.parent} has no "
+            "genai_config.json: name the whole folder, or export again"
+        )
+    if exported.dtype == "bf16":
+        raise BackendUnavailable(
+            f"{folder} is bf16, which ONNX Runtime cannot compute on a CPU; export fp32 or fp16 to generate here "
+            "(verify checks bf16 on a copy that rounds)"
+        )
+    try:
+        from ibnorm_export.generation.ort_session import OrtText
+    except ModuleNotFoundError as error:
+        raise BackendUnavailable(
+            f"{folder} needs the package {error.name}, which is not installed: pip install 'ibnorm-export[cpu]'"
+        ) from error
+    return SessionSource("ort-cpu", OrtText(exported.path, threads, fused_library("ort-cpu", Kernels(kernels))).start)

@@ -1,0 +1,274 @@
+"""Text from a language model: one loop for PyTorch, ONNX Runtime and onnxruntime-genai, so the same seed tells."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ibnorm_export.artifacts.tokenizer import Tokens, end_tokens, read_json
+from ibnorm_export.errors import IBNormError, ModelFileError, PromptError
+from ibnorm_export.generation.sessions import SessionSource, open_sessions, torch_sessions
+from ibnorm_export.runtimes.runner import Kernels
+
+if TYPE_CHECKING:  # torch takes seconds to import; who generates with a runtime has no need of it
+    from ibnorm_export.artifacts.loaded_model import LoadedModel
+
+__all__ = ["Sampling", "TextModel", "TextResult", "open_checkpoint", "open_folder"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is chosen.
+
+    Args:
+        max_new_tokens: at most.
+        temperature: of the softmax; 0 takes the likeliest token (greedy).
+        top_p: sample from the likeliest tokens whose probabilities reach this sum.
+        seed: of the choice.
+        stop: texts that end the text and are no part of it.
+
+    Raises:
+        IBNormError: a value is outside its range.
+    """
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise IBNormError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1")
+        if not 0.0 <= self.temperature < float("inf"):
+            raise IBNormError(f"temperature is {self.temperature}; it must be 0 (greedy) or above")
+        if not 0.0 < self.top_p <= 1.0:
+            raise IBNormError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
+
+    def found(self, text: str) -> int:
+        """Where the first of `stop` begins in `text`, or -1."""
+        places = [place for stop in self.stop if (place := text.find(stop)) >= 0]
+        return min(places, default=-1)
+
+    def sure(self, text: str) -> str:
+        """`text` without an end that may turn out to be the beginning of one of `stop`."""
+        kept = len(text)
+        for stop in self.stop:
+            for length in range(min(len(stop) - 1, len(text)), 0, -1):
+                if text.endswith(stop[:length]):
+                    kept = min(kept, len(text) - length)
+                    break
+        return text[:kept]
+
+    def choose(self, logits: NDArray[np.float32], rng: np.random.Generator) -> int:
+        """The next token, given the logits (vocabulary,)."""
+        if self.temperature == 0.0:
+            return int(logits.argmax())
+        below = logits.astype(np.float64) - logits.max()
+        order = np.argsort(-below, kind="stable")
+        with np.errstate(over="ignore"):  # a temperature near 0 takes all but the likeliest to minus infinity
+            weights = np.exp(below[order] / self.temperature)
+        weights /= weights.sum()
+        kept = int(np.searchsorted(np.cumsum(weights), self.top_p)) + 1
+        reached = np.cumsum(weights[:kept])
+        chosen = int(np.searchsorted(reached, rng.random() * reached[-1], side="right"))
+        return int(order[min(chosen, len(reached) - 1)])
+
+
+@dataclass(frozen=True, slots=True)
+class TextResult:
+    """A text that was generated.
+
+    Args:
+        text: behind the prompt.
+        tokens: of the text.
+        prompt_tokens: how many the prompt has.
+        stopped: "end" (an end token), "stop" (a text of `Sampling.stop`),
+            "length" (max_new_tokens) or "positions" (the model has no more).
+        first_token_ms: from the start to the first token.
+        tokens_per_s: of the tokens behind the first.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    prompt_tokens: int
+    stopped: str
+    first_token_ms: float
+    tokens_per_s: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def _ignore(text: str) -> None:
+    pass
+
+
+class TextModel:
+    """A language model with its tokenizer.
+
+    Args:
+        source: what runs it.
+        tokens: its tokenizer.
+        max_positions: the most tokens of prompt and text together.
+        ends: tokens that end a text.
+    """
+
+    def __init__(self, source: SessionSource, tokens: Tokens, max_positions: int, ends: frozenset[int]) -> None:
+        self.backend = source.name
+        self._start = source.start
+        self._tokens = tokens
+        self.max_positions = max_positions
+        self._ends = ends
+
+    def generate(
+        self, prompt: str, sampling: Sampling | None = None, write: Callable[[str], None] = _ignore
+    ) -> TextResult:
+        """Go on from `prompt`.
+
+        Args:
+            prompt: at least one token.
+            sampling: how tokens are chosen; None is greedy.
+            write: gets the text piece by piece, whole characters only.
+
+        Raises:
+            PromptError: the prompt is empty or too long.
+            ModelFileError: the runtime fails.
+        """
+        for item in self.steps(prompt, Sampling() if sampling is None else sampling):
+            if isinstance(item, TextResult):
+                return item
+            if item:
+                write(item)
+        raise AssertionError  # a result comes last
+
+    def steps(
+        self, prompt: str, sampling: Sampling, pace_s: float = 0.0, turn_s: float = 0.0
+    ) -> Iterator[str | TextResult]:
+        """`generate` bit by bit, for whoever writes several texts at once.
+
+        Args:
+            prompt: at least one token.
+            sampling: how tokens are chosen.
+            pace_s: seconds between two pieces at least; what comes sooner is written together, at less cost.
+            turn_s: seconds that tokens are computed for in one step; there is one at least, and the first is alone.
+                Whatever else is done behind each token costs a small model percents: its weights fill the caches.
+
+        Returns:
+            For every step the piece of text that is due, "" where none is; at the end the rest, then the result.
+
+        Raises:
+            As `generate`.
+        """
+        ids = self._tokens.encode(prompt)
+        if len(ids) >= self.max_positions:
+            raise PromptError(
+                f"the prompt has {len(ids)} tokens; the model has {self.max_positions} positions, and the text needs "
+                "at least one: shorten the prompt"
+            )
+        room = min(sampling.max_new_tokens, self.max_positions - len(ids))
+        chosen: list[int] = []
+        stream = self._tokens.stream()
+        text, tail = "", ""  # what is written, and what waits
+        begin = first = time.perf_counter()
+        stopped = "length" if room == sampling.max_new_tokens else "positions"
+        written = turn_end = -math.inf
+        known = 0  # of `chosen`, to `stream`
+        for token in self._choose(ids, room, sampling):
+            now = time.perf_counter()
+            if not chosen:
+                first = now
+            if token in self._ends:
+                stopped = "end"
+                break
+            chosen.append(token)
+            if now < turn_end and not sampling.stop:
+                continue
+            due = now - written >= pace_s
+            if due or sampling.stop:
+                stream.extend(chosen[known:])
+                known = len(chosen)
+                tail += stream.take()
+                if sampling.found(tail) >= 0:
+                    stopped = "stop"
+                    break
+            sure = sampling.sure(tail) if due else ""
+            if sure:
+                text, tail, written = text + sure, tail[len(sure) :], now
+            if sure or now >= turn_end:
+                yield sure
+                turn_end = time.perf_counter() + turn_s
+        done = time.perf_counter()
+        if stopped != "stop":
+            stream.extend(chosen[known:])
+            tail += stream.rest()
+        if (place := sampling.found(tail)) >= 0:
+            stopped, tail = "stop", tail[:place]
+        text += tail
+        yield tail
+        after = max(len(chosen) - 1, 0)
+        yield TextResult(
+            text,
+            tuple(chosen),
+            len(ids),
+            stopped,
+            (first - begin) * 1e3,
+            after / (done - first) if done > first and after else 0.0,
+        )
+
+    def _choose(self, ids: NDArray[np.int64], room: int, sampling: Sampling) -> Iterator[int]:
+        session = self._start(1, len(ids) + room)
+        if sampling.temperature == 0.0:
+            session.feed(ids[None])
+            for _ in range(room):
+                yield int(session.step()[0])
+            return
+        rng = np.random.default_rng(sampling.seed)
+        for _ in range(room):
+            token = sampling.choose(session.feed(ids[None])[0], rng)
+            yield token
+            ids = np.array([token], dtype=np.int64)
+
+
+def open_checkpoint(model: LoadedModel) -> TextModel:
+    """PyTorch itself, through its cache.
+
+    Args:
+        model: loaded for the task "text-generation".
+
+    Raises:
+        ModelFileError: there is no tokenizer, or it does not fit.
+    """
+    folder = Path(model.source)
+    tokens = Tokens(folder, model.vocabulary)
+    return TextModel(torch_sessions(model), tokens, model.max_positions, end_tokens(folder))
+
+
+def open_folder(folder: str | Path, kernels: Kernels = Kernels.AUTO, threads: int | None = None) -> TextModel:
+    """A folder of `export --task text-generation`: onnxruntime-genai where it was made for that, else ONNX Runtime.
+
+    Args:
+        folder: the folder.
+        kernels: how the norms run in ONNX Runtime; a GenAI folder says that itself.
+        threads: of the runtime; None is its default.
+
+    Raises:
+        ModelFileError: the folder, its tokenizer or its op library is incomplete or damaged.
+        BackendUnavailable: the runtime is not installed.
+    """
+    folder = Path(folder)
+    config = read_json(folder / "config.json")
+    sizes = (config.get("vocab_size"), config.get("max_position_embeddings", config.get("n_positions")))
+    if not all(isinstance(size, int) and size > 0 for size in sizes):
+        raise ModelFileError(f"{folder / 'config.json'}: vocab_size and the number of positions are {sizes}")
+    vocabulary, max_positions = (int(str(size)) for size in sizes)
+    tokens = Tokens(folder, vocabulary)
+    return TextModel(open_sessions(folder, kernels, threads), tokens, max_positions, end_tokens(folder))

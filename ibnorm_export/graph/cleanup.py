@@ -1,0 +1,208 @@
+"""From what torch.export records to a graph that says only what the model computes, in the model's own names.
+
+Weights keep the names of the state dict (a transposed one is called NAME.T), inputs that a norm lacks
+are connected to ones and zeros, nodes say which module they came from, and no trace of the exporter stays.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+import onnxscript.optimizer
+import onnxscript.rewriter
+from numpy.typing import NDArray
+from onnxscript.rewriter import onnx_fusions
+
+from ibnorm_export.errors import ExportError
+from ibnorm_export.op import onnx_functions as onnx_op
+from ibnorm_export.op.spec import DOMAIN
+
+__all__ = [
+    "attach_functions",
+    "connect_affine",
+    "constant",
+    "name_nodes",
+    "plain_names",
+    "simplify",
+    "transpose_weights",
+]
+
+
+def plain_names(graph: ir.Graph, entry: str) -> None:
+    """Initializers are called as in the state dict."""
+    for value in list(graph.initializers.values()):
+        if value.name is not None and value.name.startswith(entry):
+            del graph.initializers[value.name]
+            value.name = value.name.removeprefix(entry)
+            assert value.const_value is not None
+            value.const_value.name = value.name
+            graph.initializers[value.name] = value
+
+
+def constant(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
+    """A new initializer."""
+    tensor = ir.Tensor(array, name=name)
+    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+def _transposed(matrix: ir.TensorProtocol, name: str) -> Callable[[], ir.TensorProtocol]:
+    return lambda: ir.Tensor(np.ascontiguousarray(matrix.numpy().T), name=name)
+
+
+def transpose_weights(graph: ir.Graph) -> None:
+    """A matrix that is only used transposed is stored so, as NAME.T, and computed when written.
+
+    Runtimes would do it at every load; doing it before constant folding keeps the name.
+    """
+    transposed: dict[str, ir.Value] = {}
+    for node in list(graph):
+        source = node.inputs[0] if node.op_type == "Transpose" and node.domain == "" else None
+        if source is None or source.name not in graph.initializers or source.const_value is None:
+            continue
+        perm = node.attributes.get("perm")
+        if perm is None or list(perm.as_ints()) != [1, 0]:
+            continue
+        assert source.name is not None and source.shape is not None and source.dtype is not None
+        if source.name not in transposed:
+            name, matrix = f"{source.name}.T", source.const_value
+            shape = ir.Shape(reversed(source.shape.numpy()))
+            # the transposed copy lives only while it is being written
+            lazy = ir.LazyTensor(_transposed(matrix, name), dtype=source.dtype, shape=shape, name=name)
+            value = ir.Value(name=name, shape=shape, type=ir.TensorType(source.dtype), const_value=lazy)
+            graph.register_initializer(value)
+            transposed[source.name] = value
+        node.outputs[0].replace_all_uses_with(transposed[source.name], replace_graph_outputs=True)
+        graph.remove(node, safe=True)
+
+
+def connect_affine(graph: ir.Graph) -> None:
+    """Connect the scale and bias that a model lacks to shared ones and zeros."""
+    for node in graph:
+        if node.domain != DOMAIN:
+            continue
+        x = node.inputs[0]
+        assert x is not None and x.shape is not None and x.dtype is not None
+        size = x.shape[-1]
+        if not isinstance(size, int):
+            raise ExportError(f"{node.name}: the size of the normalised axis is dynamic; it must be fixed")
+        arity = 4 if node.op_type.startswith("Skip") else 3
+        node.resize_inputs(arity)  # an absent last input leaves a shorter list
+        for position, kind, number in ((arity - 2, "ones", 1.0), (arity - 1, "zeros", 0.0)):
+            if node.inputs[position] is not None:
+                continue
+            name = f"ibnorm.{kind}.{size}"
+            if name not in graph.initializers:
+                tensor = ir.Tensor(np.full(size, number, dtype=x.dtype.numpy()), name=name)
+                graph.register_initializer(
+                    ir.Value(name=name, shape=ir.Shape([size]), type=ir.TensorType(x.dtype), const_value=tensor)
+                )
+            node.replace_input_with(position, graph.initializers[name])
+
+
+def _share_constants(graph: ir.Graph) -> None:
+    """One initializer for each small constant."""
+    first: dict[tuple[Any, ...], ir.Value] = {}
+    for value in list(graph.initializers.values()):
+        tensor = value.const_value
+        if tensor is None or tensor.size > 1024 or value.is_graph_output():
+            continue
+        key = (tensor.dtype, tuple(tensor.shape.numpy()), tensor.tobytes())
+        if first.setdefault(key, value) is not value:
+            value.replace_all_uses_with(first[key])
+            assert value.name is not None
+            del graph.initializers[value.name]
+
+
+@contextlib.contextmanager
+def _weights_unknown(graph: ir.Graph, weights: set[str]) -> Iterator[None]:
+    """Make inputs of the weights, so that no pass folds, merges or drops one for the value that it has."""
+    hidden = [(value, value.const_value) for name, value in graph.initializers.items() if name in weights]
+    inputs = len(graph.inputs)
+    for value, _ in hidden:
+        assert value.name is not None
+        del graph.initializers[value.name]
+        value.const_value = None
+        graph.inputs.append(value)
+    try:
+        yield
+    finally:
+        del graph.inputs[inputs:]
+        for value, tensor in hidden:
+            if value.uses():
+                value.const_value = tensor
+                graph.register_initializer(value)
+
+
+def _fuse_standard(model: ir.Model) -> None:
+    """RotaryEmbedding and the other operators of opset 23, in later opsets too: onnxscript 0.7 looks at 23 alone."""
+    opset = model.opset_imports[""]
+    model.opset_imports[""] = min(opset, 23)
+    onnx_fusions.fuse(model)
+    model.opset_imports[""] = opset
+
+
+def simplify(model: ir.Model, weights: set[str]) -> None:
+    """Fold constants and apply the standard rewrites, leaving every named weight as it is."""
+    with _weights_unknown(model.graph, weights):
+        for _ in range(2):
+            onnxscript.optimizer.fold_constants(model, onnx_shape_inference=True)
+            onnxscript.rewriter.rewrite(model)
+            _fuse_standard(model)
+            passes.RemoveUnusedNodesPass()(model)
+        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+        _share_constants(model.graph)
+        ir.passes.Sequential(
+            passes.CommonSubexpressionEliminationPass(),
+            passes.RemoveUnusedNodesPass(),
+            passes.RemoveUnusedOpsetsPass(),
+            passes.OutputFixPass(),
+            passes.NameFixPass(),
+            passes.ShapeInferencePass(),
+        )(model)
+
+
+def name_nodes(graph: ir.Graph, entry: str) -> None:
+    """Nodes say which module they came from; norm nodes are called like it. Traces of the exporter go."""
+    seen: dict[str, int] = {}
+    for node in graph:
+        scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
+        node.metadata_props.clear()
+        node.doc_string = None
+        if scopes is None:
+            continue
+        path = (ast.literal_eval(scopes)[:-1] or [""])[-1]
+        module = path.removeprefix(entry)
+        if module and module != entry.rstrip("."):
+            node.metadata_props["module"] = module
+            if node.domain == DOMAIN:
+                seen[module] = seen.get(module, 0) + 1
+                node.name = module if seen[module] == 1 else f"{module}#{seen[module]}"
+    for value in [*graph.inputs, *graph.outputs, *graph.initializers.values()]:
+        value.metadata_props.clear()
+        value.doc_string = None
+    for node in graph:
+        for output in node.outputs:
+            output.metadata_props.clear()
+
+
+def _width(norm: ir.Node) -> int:
+    scale = norm.inputs[-2]
+    assert scale is not None and scale.shape is not None
+    return scale.shape.numpy()[0]
+
+
+def attach_functions(model: ir.Model, opset: int) -> None:
+    """Put the functions of the norms that `model` uses into it."""
+    norms = [(node.op_type, _width(node)) for node in model.graph if node.domain == DOMAIN]
+    for op_type, body in onnx_op.functions(opset, norms).items():
+        if op_type in dict(norms):
+            function = ir.serde.deserialize_function(body)
+            model.functions[function.identifier()] = function

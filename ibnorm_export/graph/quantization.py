@@ -1,0 +1,181 @@
+"""Weight-only quantisation by ONNX Runtime's MatMulNBits quantizer, and the way back for comparison."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from ibnorm_export.artifacts.exported_model import ExportedModel
+from ibnorm_export.errors import BackendUnavailable, ExportError, ModelFileError
+
+__all__ = ["BLOCK_SIZES", "Quantization", "bits_of", "dequantize", "keep_logging", "quantize", "steps"]
+
+#: That the kernel of ONNX Runtime's CPU provider takes.
+BLOCK_SIZES: Final = (16, 32, 64, 128, 256)
+
+#: The kernel may round activations to int8 too, which is what makes it fast on a CPU.
+_ACCURACY_LEVEL: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Quantization:
+    """How matrices are stored; norms and embeddings stay as they are.
+
+    Args:
+        bits: of a weight, 4 or 8.
+        block_size: weights that share a scale and a zero point.
+        head_bits: of the matrix that gives the logits: 4, 8, or None for no quantisation.
+
+    Raises:
+        ExportError: a value is outside its set.
+    """
+
+    bits: int
+    block_size: int = 32
+    head_bits: int | None = 8
+
+    def __post_init__(self) -> None:
+        if self.bits not in (4, 8) or self.head_bits not in (4, 8, None):
+            raise ExportError(f"bits are {self.bits}, of the head {self.head_bits}; they must be 4 or 8")
+        if self.block_size not in BLOCK_SIZES:
+            raise ExportError(f"block size is {self.block_size}; it must be one of {', '.join(map(str, BLOCK_SIZES))}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the metadata of a file."""
+        return {**asdict(self), "method": "MatMulNBits, round to nearest, zero points", "norms": "fp32"}
+
+
+@contextlib.contextmanager
+def keep_logging() -> Iterator[None]:
+    """Around the quantizer, which sets up logging for the whole program and then tells of every node."""
+    root = logging.getLogger()
+    handlers, level, disabled = list(root.handlers), root.level, root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        logging.disable(disabled)
+
+
+def _pass(model: onnx.ModelProto, bits: int, block_size: int, exclude: set[str]) -> onnx.ModelProto:
+    from onnxruntime.quantization import matmul_nbits_quantizer as nbits
+
+    worker = nbits.MatMulNBitsQuantizer(
+        model,
+        bits=bits,
+        block_size=block_size,
+        is_symmetric=False,
+        accuracy_level=_ACCURACY_LEVEL,
+        nodes_to_exclude=sorted(exclude),
+        op_types_to_quantize=("MatMul",),
+    )
+    worker.process()
+    made: onnx.ModelProto = worker.model.model
+    return made
+
+
+def _split_gemm(graph: onnx.GraphProto) -> None:
+    """A plain Gemm becomes MatMul and Add: the quantizer takes no other form of a product."""
+    nodes = []
+    for node in graph.node:
+        values = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        plain = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0}
+        if node.op_type != "Gemm" or {**plain, **values} != plain or len(node.input) != 3:
+            nodes.append(node)
+            continue
+        a, b, bias = node.input
+        name = node.name or node.output[0]
+        product = onnx.helper.make_node("MatMul", [a, b], [f"{node.output[0]}/product"], name=f"{name}/product")
+        total = onnx.helper.make_node("Add", [product.output[0], bias], list(node.output), name=name)
+        for made in (product, total):
+            made.metadata_props.extend(node.metadata_props)
+        nodes += [product, total]
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def quantize(model: onnx.ModelProto, wanted: Quantization) -> onnx.ModelProto:
+    """`model` with its constant matrices in blocks of `wanted.bits`; `model` itself is used up.
+
+    Raises:
+        ExportError: nothing in it can be quantised.
+        BackendUnavailable: onnxruntime is not installed.
+    """
+    _split_gemm(model.graph)
+    weights = {tensor.name for tensor in model.graph.initializer}
+    matmuls = [n for n in model.graph.node if n.op_type == "MatMul" and n.domain == "" and n.input[1] in weights]
+    head = {n.name for n in matmuls if "logits" in n.output}
+    body = {n.name for n in matmuls} - head
+    if not body or not head:
+        raise ExportError("the model has no constant matrices between its input and its logits to quantise")
+    props = {node.name: list(node.metadata_props) for node in model.graph.node}
+    try:
+        with keep_logging():
+            model = _pass(model, wanted.bits, wanted.block_size, head)
+            if wanted.head_bits is not None:
+                model = _pass(model, wanted.head_bits, wanted.block_size, set())
+    except ModuleNotFoundError as error:
+        raise BackendUnavailable(
+            f"quantisation needs the package {error.name}, which is not installed: pip install 'ibnorm-export[cpu]'"
+        ) from error
+    for node in model.graph.node:
+        if not node.metadata_props:
+            node.metadata_props.extend(props.get(node.name, []))
+    return model
+
+
+def _unpack(packed: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.float32]:
+    """(..., n) bytes -> (..., count) numbers; of 4 bits the lower half comes first."""
+    if bits == 4:
+        packed = np.stack([packed & 0xF, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)
+    return packed[..., :count].astype(np.float32)
+
+
+def bits_of(exported: ExportedModel, name: str) -> int | None:
+    """Of each value of the matrix NAME of a file; None where it is not quantised."""
+    return next((bits for bits in (4, 8) if f"{name}_Q{bits}" in exported.weights), None)
+
+
+def dequantize(exported: ExportedModel, name: str) -> NDArray[np.float32] | None:
+    """The matrix NAME of a file, (k, n); None where it is not quantised.
+
+    Raises:
+        ModelFileError: what belongs to it is missing, or is not of its shape.
+    """
+    bits = bits_of(exported, name)
+    if bits is None:
+        return None
+    try:
+        node = next(n for n in exported.proto.graph.node if f"{name}_Q{bits}" in n.input)
+        rows = next(int(a.i) for a in node.attribute if a.name == "K")
+        values, scales = exported.array(f"{name}_Q{bits}"), exported.array(f"{name}_scales").astype(np.float32)
+        columns, blocks, _ = values.shape
+        zeros = _unpack(exported.array(f"{name}_zero_points").reshape(columns, -1), bits, blocks)[..., None]
+        numbers = _unpack(values, bits, values.shape[2] * (8 // bits))
+        whole: NDArray[np.float32] = (numbers - zeros) * scales.reshape(columns, blocks, 1)
+    except (StopIteration, KeyError, ValueError) as error:
+        raise ModelFileError(f"{exported.path}: the quantised weight {name!r} is damaged: {error!r}") from error
+    return whole.reshape(columns, -1)[:, :rows].T
+
+
+def steps(weight: NDArray[np.float32], bits: int, block_size: int) -> NDArray[np.float32]:
+    """How far apart the numbers are that a weight (k, n) may be rounded to, for each of its values.
+
+    A block of `block_size` values along k has 2^bits numbers between its least and its largest value, 0 among them.
+    Rounding to the nearest moves a value by half a step, and by one where the zero point was rounded too.
+    """
+    rows, columns = weight.shape
+    padded = np.zeros((-(-rows // block_size) * block_size, columns), dtype=np.float32)
+    padded[:rows] = weight
+    blocks = padded.reshape(-1, block_size, columns)
+    step = (blocks.max(1).clip(min=0) - blocks.min(1).clip(max=0)) / (2**bits - 1)
+    return np.repeat(step, block_size, axis=0)[:rows]

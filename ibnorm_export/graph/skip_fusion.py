@@ -1,0 +1,50 @@
+"""A residual addition and the norm behind it are one node, SkipIBNorm: same bits, one pass over the rows less.
+
+Precondition: values carry their shapes. Postcondition: names of outputs and of norms are what they were.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from ibnorm_export.op.spec import DOMAIN, OP_TYPES
+
+__all__ = ["fuse_skip"]
+
+
+def fuse_skip(graph: ir.Graph) -> None:
+    """Add + IBNorm becomes SkipIBNorm where the sum is used elsewhere too (a pre-norm transformer's residual).
+
+    Only an Add without broadcasting, in the norm's own type: then the result is the same to the bit. And only where
+    scale and bias are there before any node runs: the new node stands in the Add's place, ahead of what computes them.
+    """
+    for norm in list(graph):
+        if norm.domain != DOMAIN or norm.op_type not in OP_TYPES:
+            continue
+        x = norm.inputs[0]
+        add = None if x is None else x.producer()
+        if x is None or add is None or add.domain != "" or add.op_type != "Add" or x.is_graph_output():
+            continue
+        a, b = add.inputs
+        if a is None or b is None or a.shape is None or a.shape != b.shape or len(x.uses()) < 2:
+            continue
+        if any(value is not None and value.producer() is not None for value in norm.inputs[1:]):
+            continue
+        skip = ir.node(
+            f"Skip{norm.op_type}",
+            [a, b, *norm.inputs[1:]],
+            attributes=norm.attributes,
+            domain=DOMAIN,
+            name=norm.name,
+            num_outputs=2,
+            metadata_props=dict(norm.metadata_props),
+        )
+        for new, old in zip(skip.outputs, (norm.outputs[0], x), strict=True):
+            new.shape, new.type, name = old.shape, old.type, old.name
+            old.name = f"{name}/unfused"
+            new.name = name
+        graph.insert_before(add, skip)
+        norm.outputs[0].replace_all_uses_with(skip.outputs[0], replace_graph_outputs=True)
+        graph.remove(norm, safe=True)
+        x.replace_all_uses_with(skip.outputs[1])
+        graph.remove(add, safe=True)

@@ -1,0 +1,132 @@
+"""A cache that is kept in place: TensorScatter writes the new keys and values where Concat would copy all of them.
+
+Inputs and outputs keep their names; past_key_values.N.* and present.N.* are buffers of `capacity` tokens, one and the
+same when bound so. The tokens so far are those of attention_mask (batch, total); a call writes the last `sequence` of
+them. Attention takes no notice of what lies behind `total`, which must be finite.
+
+Precondition: a graph of task "text-generation" at opset 24 or later, whose attention is the standard operator with a
+boolean mask. Source: ONNX, operators TensorScatter-24 and Attention-24.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import onnx_ir as ir
+
+from ibnorm_export.artifacts.exported_model import CAPACITY
+from ibnorm_export.errors import ExportError
+from ibnorm_export.graph.attention import without_repeats
+from ibnorm_export.graph.cleanup import constant
+
+__all__ = ["STATIC_OPSET", "keep_cache_in_place"]
+
+#: The first opset with TensorScatter and with `nonpad_kv_seqlen` of Attention.
+STATIC_OPSET: Final = 24
+
+_PAST: Final = "past_key_values."
+
+
+class _Lengths:
+    """Values (1,) or (batch,) of int64, made of the shapes of inputs at the head of the graph."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self._graph = graph
+        self._first = graph[0]
+        self._inputs = {value.name: value for value in graph.inputs}
+        self.total = self._size("attention_mask", 1, "cache/total")
+        sequence = self._size("input_ids", 1, "cache/sequence")
+        batch = self._size("input_ids", 0, "cache/batch")
+        self.past = self._make("Sub", [self.total, sequence], "cache/past")
+        self.starts = self._make("Expand", [self.past, batch], "cache/starts")
+        self.totals = self._make("Expand", [self.total, batch], "cache/totals")
+
+    def free(self, cache: str) -> ir.Value:
+        """Tokens for which the buffer has room behind `total`."""
+        return self._make("Sub", [self._size(cache, 2, "cache/capacity"), self.total], "cache/free")
+
+    def _make(self, op_type: str, inputs: list[ir.Value], name: str, **attributes: int) -> ir.Value:
+        node = ir.node(op_type, inputs, attributes=attributes, name=name)
+        node.outputs[0].name = name
+        node.outputs[0].dtype = ir.DataType.INT64
+        self._graph.insert_before(self._first, node)
+        return node.outputs[0]
+
+    def _size(self, name: str, axis: int, label: str) -> ir.Value:
+        return self._make("Shape", [self._inputs[name]], label, start=axis, end=axis + 1)
+
+
+def _with_capacity(value: ir.Value) -> None:
+    assert value.shape is not None
+    value.shape = ir.Shape([CAPACITY if axis == 2 else size for axis, size in enumerate(value.shape)])
+
+
+def _write_in_place(graph: ir.Graph, past: ir.Value, lengths: _Lengths) -> ir.Value:
+    """The Concat behind `past` becomes a TensorScatter; gives its output."""
+    written = None
+    for node, _ in list(past.uses()):
+        if node.op_type == "Shape":
+            if node.attributes["start"].as_int() == 2:
+                node.outputs[0].replace_all_uses_with(lengths.past)
+                graph.remove(node, safe=True)
+        elif node.op_type == "Concat" and len(node.inputs) == 2 and node.inputs[0] is past:
+            scatter = ir.node(
+                "TensorScatter",
+                [past, node.inputs[1], lengths.starts],
+                attributes={"axis": -2, "mode": "linear"},
+                metadata_props=dict(node.metadata_props),
+            )
+            old, written = node.outputs[0], scatter.outputs[0]
+            written.shape, written.type, name = old.shape, old.type, old.name
+            graph.insert_before(node, scatter)
+            old.name = f"{name}/grown"
+            written.name = name
+            old.replace_all_uses_with(written, replace_graph_outputs=True)
+            graph.remove(node, safe=True)
+    if written is None:
+        raise ExportError(f"--cache static: {past.name} is not what a Concat grows; export with --cache dynamic")
+    _with_capacity(past)
+    _with_capacity(written)
+    return written
+
+
+def keep_cache_in_place(graph: ir.Graph) -> None:
+    """Rewrite `graph`; see the module.
+
+    Raises:
+        ExportError: its cache or its attention is of another form.
+    """
+    lengths = _Lengths(graph)
+    caches = [value for value in graph.inputs if (value.name or "").startswith(_PAST)]
+    written = {_write_in_place(graph, value, lengths) for value in caches}
+    free = lengths.free(str(caches[0].name))
+    zeros = constant(graph, "cache/zeros", np.zeros(7, dtype=np.int64))
+    no = constant(graph, "cache/no", np.array(False))
+    padded: dict[ir.Value, ir.Value] = {}
+    for node in list(graph):
+        if node.op_type != "Attention" or node.domain != "":
+            continue
+        key, value = (without_repeats(repeated) for repeated in node.inputs[1:3])
+        if key not in written or value not in written:
+            continue
+        mask = node.inputs[3] if len(node.inputs) > 3 else None
+        if mask is None or mask.dtype != ir.DataType.BOOL or len(node.inputs) > 4:
+            raise ExportError("--cache static: attention has no boolean mask; export with --cache dynamic")
+        if mask not in padded:  # ONNX Runtime 1.31 takes no mask that is shorter than the buffer
+            ends = ir.node("Concat", [zeros, free], attributes={"axis": 0}, name="cache/pads")
+            wide = ir.node("Pad", [mask, ends.outputs[0], no], name="cache/mask")
+            ends.outputs[0].name, wide.outputs[0].name = "cache/pads", "cache/mask"
+            ends.outputs[0].dtype = ir.DataType.INT64
+            assert mask.shape is not None
+            wide.outputs[0].shape = ir.Shape([*list(mask.shape)[:3], CAPACITY])
+            wide.outputs[0].dtype = ir.DataType.BOOL
+            graph.insert_before(node, [ends, wide])
+            padded[mask] = wide.outputs[0]
+        node.replace_input_with(1, key)
+        node.replace_input_with(2, value)
+        node.resize_inputs(7)
+        node.replace_input_with(3, padded[mask])
+        node.replace_input_with(6, lengths.totals)
+    if not padded:
+        raise ExportError("--cache static: the graph has no Attention over its cache; export with --cache dynamic")

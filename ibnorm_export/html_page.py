@@ -1,0 +1,257 @@
+"""One self-contained HTML page with plots: no network, a script that sorts alone, the same bytes for the same data."""
+
+from __future__ import annotations
+
+import io
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import matplotlib as mpl
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from ibnorm_export.benchmark.measure import BenchReport
+from ibnorm_export.errors import IBNormError
+from ibnorm_export.files import new_file
+from ibnorm_export.verifier.report import ParityReport
+
+__all__ = ["Curve", "Section", "bars", "curves", "heat_map", "latency_bars", "parity_bars", "render"]
+
+_BLUE, _ORANGE, _GREY, _RED = "#2563eb", "#d97706", "#9ca3af", "#dc2626"
+_COLOURS = (_BLUE, _ORANGE, _GREY, _RED, "#059669", "#7c3aed", "#0891b2", "#be185d")
+
+_STYLE = {
+    "svg.hashsalt": "ibnorm-export",
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+}
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ title }}</title>
+<style>
+ body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 62rem; padding: 1rem; color: #111827; }
+ h1, h2, p, footer { overflow-wrap: anywhere; }
+ h1 { margin-bottom: .2rem; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #e5e7eb; }
+ .verdict { display: inline-block; padding: .1rem .6rem; border-radius: .3rem; color: #fff; font-weight: 600; }
+ .pass { background: #15803d; } .fail { background: #b91c1c; }
+ .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; }
+ th, td { padding: .25rem .5rem; text-align: right; border-bottom: 1px solid #e5e7eb; white-space: nowrap; }
+ th:first-child, td:first-child { text-align: left; } th { cursor: pointer; }
+ th[aria-sort=ascending]::after { content: " ▲"; } th[aria-sort=descending]::after { content: " ▼"; }
+ td.long { white-space: normal; min-width: 18rem; text-align: left; }
+ .plots { display: flex; flex-wrap: wrap; gap: 1rem; } .plots figure { margin: 0; flex: 1 1 24rem; min-width: 0; }
+ svg { max-width: 100%; height: auto; } figcaption, .note { color: #4b5563; font-size: .85rem; }
+ footer { margin-top: 3rem; color: #6b7280; font-size: .8rem; }
+</style>
+</head>
+<body>
+<h1>{{ title }}</h1>
+<p><span class="verdict {{ verdict }}">{{ verdict }}</span> {{ summary }}</p>
+{% for section in sections %}
+<h2>{{ section.title }}</h2>
+{% for paragraph in section.text %}<p>{{ paragraph }}</p>
+{% endfor %}
+{% if section.rows %}
+<div class="scroll"><table>
+<thead><tr>{% for head in section.head %}<th tabindex="0">{{ head }}</th>{% endfor %}</tr></thead>
+<tbody>{% for row in section.rows %}<tr>{% for cell in row -%}
+<td{% if cell|length > 60 %} class="long"{% endif %}>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}</tbody></table></div>
+{% endif %}
+{% if section.plots %}<div class="plots">
+{% for plot, caption in section.plots %}<figure>{{ plot }}<figcaption>{{ caption }}</figcaption></figure>
+{% endfor %}</div>{% endif %}
+{% endfor %}
+<footer>{% for key, value in environment.items() %}{{ key }}: {{ value }}{% if not loop.last %} &middot; {% endif %}
+{% endfor %}</footer>
+<script>
+// A heading sorts its table: numbers as numbers, upwards first, then downwards.
+for (const th of document.querySelectorAll("th")) {
+  const sort = () => {
+    const up = th.getAttribute("aria-sort") !== "ascending";
+    const text = row => row.cells[th.cellIndex].textContent.trim();
+    const compare = (a, b) => {
+      const difference = parseFloat(a) - parseFloat(b);
+      return isNaN(difference) ? a.localeCompare(b) : difference;
+    };
+    for (const other of th.parentNode.cells) other.removeAttribute("aria-sort");
+    th.setAttribute("aria-sort", up ? "ascending" : "descending");
+    const body = th.closest("table").tBodies[0];
+    body.append(...[...body.rows].sort((a, b) => compare(text(a), text(b)) * (up ? 1 : -1)));
+  };
+  th.addEventListener("click", sort);
+  th.addEventListener("keydown", event => { if (event.key === "Enter") sort(); });
+}
+</script>
+</body>
+</html>
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A heading, paragraphs, one table and plots with captions."""
+
+    title: str
+    text: tuple[str, ...] = ()
+    head: tuple[str, ...] = ()
+    rows: tuple[tuple[str, ...], ...] = ()
+    plots: tuple[tuple[Markup, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """One line of a plot; `right` puts it on the axis at the right."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    right: bool = False
+
+
+def _svg(figure: Figure) -> Markup:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None}, bbox_inches="tight")
+    text = buffer.getvalue()
+    # matplotlib's own markup, made from numbers and our labels, which it escapes
+    return Markup(text[text.index("<svg") :])
+
+
+def curves(
+    title: str, x_label: str, y_label: str, lines: Sequence[Curve], right_label: str = "", log: bool = False
+) -> Markup:
+    """Lines over a common axis, as inline SVG."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(5.2, 3.2))
+        left = figure.subplots()
+        right = left.twinx() if any(line.right for line in lines) else left
+        if right is not left:
+            right.spines["right"].set_visible(True)
+            right.set_ylabel(right_label)
+        handles = []
+        for line, colour in zip(lines, itertools.cycle(_COLOURS), strict=False):
+            axis = right if line.right else left
+            handles += axis.plot(
+                line.x, line.y, color=colour, marker="o", markersize=3, label=line.label,
+                linestyle="--" if line.right else "-",
+            )  # fmt: skip
+        left.set(title=title, xlabel=x_label, ylabel=y_label)
+        if log:
+            left.set_yscale("log")
+        left.grid(axis="y", color="#e5e7eb")
+        if len(lines) > 1:
+            # under the axis' label: no place inside is free of curves for every figure
+            below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.18)}
+            left.legend(handles=handles, frameon=False, fontsize=8, ncols=2, **below)
+        return _svg(figure)
+
+
+def heat_map(title: str, rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float]]) -> Markup:
+    """Positive values by row and column, coloured on a logarithmic scale and written in the cells, as inline SVG."""
+    shown = [[value if 0.0 < value < float("inf") else float("nan") for value in row] for row in values]
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(5.2, 1.0 + 0.26 * len(rows)))
+        axis = figure.subplots()
+        axis.imshow(shown, norm="log", cmap="YlOrRd", aspect="auto")
+        axis.set(title=title, xticks=range(len(columns)), xticklabels=columns, yticks=range(len(rows)))
+        axis.set_yticklabels(rows, fontsize=7)
+        axis.tick_params(length=0)
+        for y, row in enumerate(values):
+            for x, value in enumerate(row):
+                axis.text(x, y, f"{value:.1e}", ha="center", va="center", fontsize=7)
+        return _svg(figure)
+
+
+def bars(
+    title: str, y_label: str, groups: Sequence[str], series: Mapping[str, Sequence[float]], log: bool = False
+) -> Markup:
+    """Grouped bars, as inline SVG."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(5.2, 3.2))
+        axis = figure.subplots()
+        width = 0.8 / max(1, len(series))
+        for index, ((label, values), colour) in enumerate(
+            zip(series.items(), (_BLUE, _ORANGE, _GREY, _RED), strict=False)
+        ):
+            places = [g + (index - (len(series) - 1) / 2) * width for g in range(len(groups))]
+            axis.bar(places, values, width * 0.92, label=label, color=colour)
+        axis.set(title=title, ylabel=y_label, xticks=range(len(groups)), xticklabels=groups)
+        if log:
+            axis.set_yscale("log")
+        axis.grid(axis="y", color="#e5e7eb")
+        axis.set_axisbelow(True)
+        axis.legend(frameon=False, fontsize=8)
+        return _svg(figure)
+
+
+def parity_bars(title: str, reports: Sequence[ParityReport]) -> Markup:
+    """Error of the exported file beside PyTorch's own and what is allowed, by output and type."""
+    found = [(r.numeric.dtype, o) for r in reports if r.numeric is not None for o in r.numeric.outputs]
+    tiny = 1e-12  # a zero has no place on a logarithmic axis
+    return bars(
+        title,
+        "relative error against float64",
+        [f"{output.name} {dtype}\n{output.norms}" for dtype, output in found],
+        {
+            "exported file": [max(o.error, tiny) for _, o in found],
+            "PyTorch's own": [max(o.torch_error, tiny) for _, o in found],
+            "allowed": [max(o.allowed, tiny) for _, o in found],
+        },
+        log=True,
+    )
+
+
+def latency_bars(title: str, report: BenchReport) -> Markup:
+    """p50, p90 and p99 of every contender."""
+    return bars(
+        title,
+        "ms per pass",
+        [latency.name for latency in report.latencies],
+        {
+            "p50": [latency.p50_ms for latency in report.latencies],
+            "p90": [latency.p90_ms for latency in report.latencies],
+            "p99": [latency.p99_ms for latency in report.latencies],
+        },
+    )
+
+
+def render(
+    path: str | Path,
+    title: str,
+    passed: bool,
+    summary: str,
+    sections: Sequence[Section],
+    environment: Mapping[str, Any],
+) -> Path:
+    """Write the page; it appears whole or not at all.
+
+    Raises:
+        IBNormError: the file cannot be written.
+    """
+    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(_PAGE)
+    flat = {k: ", ".join(f"{n} {v}" for n, v in x.items()) if isinstance(x, Mapping) else x
+            for k, x in environment.items()}  # fmt: skip
+    text = template.render(
+        title=title,
+        verdict="pass" if passed else "fail",
+        summary=summary,
+        sections=sections,
+        environment=flat,
+    )
+    path = Path(path)
+    with new_file(path, IBNormError) as folder:
+        (folder / path.name).write_text(text, encoding="utf-8")
+    return path

@@ -1,0 +1,191 @@
+"""Finds, checks and describes the built libraries.
+
+A library that is absent is no error: the package works through ONNX functions. A library that is
+there but cannot be used (built for another machine, another version of the operator) is reported
+with the reason and never registered.
+"""
+
+from __future__ import annotations
+
+import base64
+import ctypes
+import importlib.metadata
+import importlib.resources
+import json
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from ibnorm_export.artifacts.manifest import machine_of, sha256_of
+from ibnorm_export.errors import BackendUnavailable
+from ibnorm_export.op.spec import SCHEMA
+
+__all__ = ["NativeLibrary", "availability", "inspect", "ort_library", "plugin_problem", "trt_library"]
+
+_ORT_NAMES: Final = ("libibnorm_ort.so", "libibnorm_ort.dylib")
+_TRT_NAME: Final = "libibnorm_trt.so"
+#: Of TensorRT, whose plugin interfaces have one layout; `custom_ops/tensorrt/register.cc` has the same.
+_TRT_MAJORS: Final = (10, 11)
+_BUILD_TRT: Final = "build it as custom_ops/tensorrt/README.md says, and put it into the package's lib folder"
+_BUILD: Final = "run `make native` in a checkout, or install again with g++ and ONNX Runtime's headers there"
+
+
+@dataclass(frozen=True, slots=True)
+class NativeLibrary:
+    """One compiled library: true when it can be used, else it says what is wrong and what to do.
+
+    Args:
+        path: the file, or None where there is none.
+        schema: what the library says it implements, or None where it could not be asked.
+        providers: execution providers that it holds kernels for: "cpu", "cuda".
+        instruction_set: what its CPU kernels use on this machine: "avx512", "avx2" or "generic".
+        problem: why it cannot be used; empty when it can.
+        remedy: what to do about that; empty when it can be used.
+    """
+
+    path: Path | None
+    schema: dict[str, Any] | None = None
+    providers: tuple[str, ...] = ()
+    instruction_set: str = ""
+    problem: str = ""
+    remedy: str = ""
+
+    @property
+    def available(self) -> bool:
+        """Whether the library can be registered."""
+        return not self.problem
+
+    def __bool__(self) -> bool:
+        return self.available
+
+    def __str__(self) -> str:
+        if self.problem:
+            return f"{self.problem}; {self.remedy}"
+        return f"{self.path} (providers {', '.join(self.providers)}; CPU kernels {self.instruction_set})"
+
+
+def _text(library: ctypes.CDLL, function: str) -> str:
+    call = getattr(library, function)
+    call.restype = ctypes.c_char_p
+    raw = call()
+    return raw.decode("utf-8") if isinstance(raw, bytes) else ""
+
+
+def inspect(path: Path) -> NativeLibrary:
+    """What the library at `path` is, whether it can be used, and if not, why.
+
+    Loads it into the process, as ONNX Runtime would, once its bytes and its machine are found good.
+    """
+    if not path.is_file():
+        return NativeLibrary(None, problem=f"{path} does not exist", remedy=_BUILD)
+    if problem := _unfit(path):
+        return NativeLibrary(path, problem=problem, remedy=_BUILD)
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        return NativeLibrary(
+            path,
+            problem=f"{path} cannot be loaded, most likely because it was built for another machine: {error}",
+            remedy=_BUILD,
+        )
+    try:
+        schema = json.loads(_text(library, "ibnorm_schema"))
+        build = json.loads(_text(library, "ibnorm_build"))
+        _ = library.RegisterCustomOps
+    except (AttributeError, ValueError) as error:
+        return NativeLibrary(path, problem=f"{path} is no IBNorm library: {error}", remedy=_BUILD)
+    if schema != SCHEMA:
+        return NativeLibrary(
+            path,
+            schema=schema,
+            problem=f"{path} implements {json.dumps(schema)}, this package {json.dumps(SCHEMA)}",
+            remedy=_BUILD,
+        )
+    return NativeLibrary(path, schema, tuple(build["providers"]), build["instruction_set"])
+
+
+def _unfit(file: Path) -> str:
+    """Why a library must not be loaded here, from its header and pip's record of what was installed; else empty."""
+    machine, here = machine_of(file), platform.machine()
+    if machine is not None and machine != here:
+        return f"{file} is built for {machine}, this machine is {here}"
+    recorded = _recorded_sha256(file)
+    if recorded is not None and recorded != sha256_of(file):
+        return f"{file} was changed after it was installed: its sha256 is not the one that pip recorded"
+    return ""
+
+
+def _recorded_sha256(file: Path) -> str | None:
+    """What the installation's RECORD says of a file, in hexadecimal; None where it does not know it (a checkout)."""
+    try:
+        installed = importlib.metadata.distribution("ibnorm-export").files or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    for entry in installed:
+        if entry.name == file.name and entry.hash is not None and Path(str(entry.locate())).resolve() == file.resolve():
+            return base64.urlsafe_b64decode(f"{entry.hash.value}==").hex()
+    return None
+
+
+def availability() -> NativeLibrary:
+    """The installed ONNX Runtime library, or what is missing, why, and what to do."""
+    package = importlib.resources.files("ibnorm_export")  # several folders in an editable install
+    for name in _ORT_NAMES:
+        file = package.joinpath("lib", name)
+        if file.is_file():
+            return inspect(Path(str(file)))
+    return NativeLibrary(
+        None, problem="the fused kernels for ONNX Runtime are not installed (the function path is used)", remedy=_BUILD
+    )
+
+
+def ort_library() -> Path:
+    """The library to register with an ONNX Runtime session.
+
+    Raises:
+        BackendUnavailable: it is not installed, or cannot be used on this machine; says why.
+    """
+    found = availability()
+    if not found or found.path is None:
+        raise BackendUnavailable(str(found))
+    return found.path
+
+
+def plugin_problem(tensorrt: str) -> str:
+    """Why the plugin library must not be loaded into this version of TensorRT; empty where it may."""
+    major = tensorrt.partition(".")[0]
+    if major in map(str, _TRT_MAJORS):
+        return ""
+    known = " and ".join(map(str, _TRT_MAJORS))
+    return (
+        f"TensorRT is {tensorrt}, whose major version the plugin library does not know: it is for {known}. Use "
+        "--norm function, or install one of those"
+    )
+
+
+def trt_library(path: Path | None = None) -> Path:
+    """The TensorRT plugin library: the one at `path`, else the installed one.
+
+    Raises:
+        BackendUnavailable: it is not there, cannot be loaded, or implements another version of the operator.
+    """
+    place = importlib.resources.files("ibnorm_export").joinpath("lib", _TRT_NAME) if path is None else path
+    file = Path(str(place))
+    if not file.is_file():
+        raise BackendUnavailable(f"the TensorRT plugin library {file.name} is not installed; {_BUILD_TRT}")
+    if problem := _unfit(file):
+        raise BackendUnavailable(f"{problem}; {_BUILD_TRT}")
+    try:
+        library = ctypes.CDLL(str(file))
+        schema = json.loads(_text(library, "ibnorm_schema"))
+        _ = library.getCreators
+    except (OSError, AttributeError, ValueError) as error:
+        raise BackendUnavailable(
+            f"{file} is no IBNorm plugin library for this machine: {error}; {_BUILD_TRT}"
+        ) from error
+    if schema != SCHEMA:
+        raise BackendUnavailable(
+            f"{file} implements {json.dumps(schema)}, this package {json.dumps(SCHEMA)}; {_BUILD_TRT}"
+        )
+    return file

@@ -1,0 +1,183 @@
+"""Norms at other places than the last axis: over channels, over several axes, with running statistics.
+
+A convolutional network keeps its features at axis 1, (batch, channels, ...). There IBNorm over the
+features moves them to the end and back; grouping 'axes' flattens what is normalised into one axis,
+since a function body needs literal axes; grouping 'batch' has running statistics and is element-wise
+at inference. Scale and bias are per channel in all of them, as in the norms that they replace.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ibnorm_export.errors import SpecError
+from ibnorm_export.op.spec import Compression, Grouping, IBNormSpec
+from ibnorm_export.op.torch_op import IBNorm, ibnorm
+
+__all__ = ["AxesIBNorm", "BatchIBNorm", "ChannelIBNorm", "ChannelLayerNorm", "ChannelRMSNorm", "FeatureBatchNorm"]
+
+#: Share of a new batch in the running statistics, as in torch's BatchNorm.
+MOMENTUM: Final = 0.1
+
+
+class ChannelIBNorm(IBNorm):
+    """IBNorm over the channels of every position: x (batch, features, ...) -> same shape."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1).contiguous()
+
+
+class ChannelLayerNorm(nn.LayerNorm):
+    """LayerNorm over the channels of every position: x (batch, features, ...) -> same shape."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1).contiguous()
+
+
+class ChannelRMSNorm(nn.RMSNorm):
+    """RMSNorm over the channels of every position: x (batch, features, ...) -> same shape."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1).contiguous()
+
+
+class FeatureBatchNorm(nn.BatchNorm1d):
+    """BatchNorm of features on the last axis: x (..., features) -> same shape."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.movedim(-1, 1)).movedim(1, -1).contiguous()
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Any rank."""
+
+
+def _per_channel(parameter: Tensor, x: Tensor, channel_axis: int) -> Tensor:
+    return parameter if channel_axis == -1 else parameter.reshape(-1, *[1] * (x.dim() - 2))
+
+
+class AxesIBNorm(IBNorm):
+    """IBNorm over the axes [axis, rank) together, as in ONNX LayerNormalization; scale and bias are per channel.
+
+    Args:
+        features: size of the channel axis.
+        spec: with grouping 'axes'.
+        channel_axis: 1, or -1 where the features come last.
+        device, dtype: of the parameters.
+
+    Raises:
+        SpecError: the grouping is another, or the axis leaves a batch axis no room.
+    """
+
+    node_has_affine = False
+
+    def __init__(
+        self, features: int, spec: IBNormSpec, channel_axis: int,
+        device: torch.device | str | None = None, dtype: torch.dtype | None = None,
+    ) -> None:  # fmt: skip
+        if spec.grouping is not Grouping.AXES or spec.axis == 0:
+            raise SpecError(f"grouping {spec.grouping.value!r} with axis {spec.axis}; it must be 'axes', axis not 0")
+        self._rows = dataclasses.replace(spec, grouping=Grouping.LAST, axis=-1)
+        super().__init__(features, self._rows, device, dtype)
+        self.spec = spec
+        self.channel_axis = channel_axis
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (batch, features, ...), or (..., features) -> same shape and dtype."""
+        y = ibnorm(x.flatten(self.spec.axis), None, None, self._rows).reshape(x.shape)
+        if self.weight is not None:
+            y = y * _per_channel(self.weight, x, self.channel_axis)
+        if self.bias is not None:
+            y = y + _per_channel(self.bias, x, self.channel_axis)
+        return y.to(x.dtype)
+
+
+def _compress(t: Tensor, compression: Compression) -> Tensor:
+    """g(t). Exported, the logarithm is that of the function body, which keeps small t (`onnx_op`)."""
+    if compression is Compression.TANH:
+        return torch.tanh(t)
+    if torch.compiler.is_exporting():
+        q = (1.0 + t.abs()).clamp(min=1.0 + 2.0**-23)
+        return t * torch.log(q) / (q - 1.0)
+    return torch.copysign(torch.log1p(t.abs()), t)
+
+
+class BatchIBNorm(nn.Module):
+    """IBNorm with statistics of the batch per channel: element-wise at inference.
+
+        y = scale * (g((x - running_mean) / lambda) - compressed_mean) / sqrt(compressed_var + epsilon) + bias
+
+    S is affine in x, so it is one BatchNormalization, which runtimes fold into the convolution before it.
+
+    Args:
+        features: size of the channel axis.
+        spec: with grouping 'batch'.
+        channel_axis: 1, or -1 where the features come last.
+        device, dtype: of parameters and running statistics.
+
+    Raises:
+        SpecError: the grouping is another.
+    """
+
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+    running_mean: Tensor  # (features,), of x
+    compressed_mean: Tensor  # (features,), of c
+    compressed_var: Tensor  # (features,), of c
+
+    def __init__(
+        self, features: int, spec: IBNormSpec, channel_axis: int,
+        device: torch.device | str | None = None, dtype: torch.dtype | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        if spec.grouping is not Grouping.BATCH:
+            raise SpecError(f"grouping is {spec.grouping.value!r}; it must be 'batch'")
+        self.features, self.spec, self.channel_axis = features, spec, channel_axis
+        self.momentum = MOMENTUM
+        ones, zeros = (f(features, device=device, dtype=dtype) for f in (torch.ones, torch.zeros))
+        self.weight = nn.Parameter(ones.clone()) if spec.scale else None
+        self.bias = nn.Parameter(zeros.clone()) if spec.bias else None
+        self.register_buffer("running_mean", zeros.clone())
+        self.register_buffer("compressed_mean", zeros)
+        self.register_buffer("compressed_var", ones)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (batch, features, ...), or (..., features) -> same shape and dtype; training updates the statistics."""
+        first = x if self.channel_axis == 1 else x.movedim(-1, 1)
+        y = self._normalise(first.to(torch.float64 if x.dtype == torch.float64 else torch.float32))
+        return (y if self.channel_axis == 1 else y.movedim(1, -1)).to(x.dtype).contiguous()
+
+    def _normalise(self, x: Tensor) -> Tensor:
+        def wide(parameter: Tensor | None) -> Tensor | None:
+            return None if parameter is None else parameter.to(x.dtype)
+
+        spec, linear = self.spec, self.spec.compression is Compression.LINEAR
+        weight, bias = wide(self.weight), wide(self.bias)
+        mean, c_mean, c_var = (b.to(x.dtype) for b in (self.running_mean, self.compressed_mean, self.compressed_var))
+        if linear and not self.training:
+            squared = spec.lambd**2
+            return F.batch_norm(
+                x, mean + spec.lambd * c_mean, squared * c_var, weight, bias, eps=squared * spec.epsilon
+            )  # fmt: skip
+        if self.training:
+            mean = x.mean([axis for axis in range(x.dim()) if axis != 1])
+        t = (x - mean.reshape(-1, *[1] * (x.dim() - 2))) / spec.lambd
+        c = t if linear else _compress(t, spec.compression)
+        if not self.training:
+            return F.batch_norm(c, c_mean, c_var, weight, bias, eps=spec.epsilon)
+        self._update(mean, c)
+        return F.batch_norm(c, None, None, weight, bias, training=True, eps=spec.epsilon)
+
+    @torch.no_grad()
+    def _update(self, mean: Tensor, c: Tensor) -> None:
+        over = [axis for axis in range(c.dim()) if axis != 1]
+        found = (mean, c.mean(over), c.var(over, correction=0))
+        for running, new in zip((self.running_mean, self.compressed_mean, self.compressed_var), found, strict=True):
+            running.lerp_(new.to(running.dtype), self.momentum)
+
+    def extra_repr(self) -> str:
+        return f"{self.features}, {self.spec}, running statistics"

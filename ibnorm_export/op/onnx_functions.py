@@ -1,0 +1,208 @@
+"""The operator as one ONNX node, and what the node means in standard operators.
+
+A model that uses the node carries the function of each op type that it uses, so a runtime that
+knows model-local functions runs the file as it is, and one with a fused kernel registered under
+the same name runs that instead.
+
+Why the bodies look as they do (each line was found by running it):
+  * Cast first, CastLike last: half-precision bodies otherwise lack CPU kernels (`Tanh` has none in
+    bfloat16) and lose accuracy in TensorRT.
+  * Centre first, S too, and end in `LayerNormalization`: every runtime has a fused kernel for it,
+    but may compute E[x^2] - mean^2, which at a mean of 100 standard deviations costs 2e-6.
+  * Beyond `NARROW` values the body takes means of blocks and then the mean of those: ONNX Runtime
+    adds up one value after the other, in LayerNormalization and ReduceMean alike, which over
+    802,816 of them costs 6e-6; in blocks it costs 1e-7.
+  * L divides by the rounded argument of its own logarithm (`q - 1`), which cancels the rounding
+    of 1 + r: relative error below 2e-7 from 1e-6 to 1e30, where Log(1 + r) loses everything.
+  * All inputs connected, all attributes on the node: TensorRT's parser and the onnx reference
+    evaluator both need it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from typing import Final
+
+import onnx
+import onnx.helper
+import onnx.parser
+
+from ibnorm_export.errors import SpecError
+from ibnorm_export.op.spec import DOMAIN, OP_VERSION, Compression, IBNormSpec
+
+__all__ = ["NARROW", "OPSETS", "function", "functions", "node", "opset_imports", "skip_function", "skip_node"]
+
+#: Opsets of the default domain that the function bodies are valid in. 18 brought reductions with
+#: axes as an input; ONNX Runtime 1.31 and onnx 1.23 know the last.
+OPSETS: Final = range(18, 27)
+
+#: The widest norm whose function ends in LayerNormalization.
+NARROW: Final = 65536
+
+#: At most so many values are added up at once in a wider one.
+_BLOCK: Final = 1024
+
+# t -> c, in float32. `smallest` is 1 + 2^-23, the least float32 above 1, so q - 1 is never 0.
+_COMPRESS: Final = {
+    Compression.LINEAR: "",  # no node where g is the identity: c is t
+    Compression.LOGARITHMIC: """
+        one = Constant <value_float = 1.0> ()
+        smallest = Constant <value_float = 1.00000011920928955078125> ()
+        r = Abs(t)
+        one_r = Add(one, r)
+        q = Max(one_r, smallest)
+        log_q = Log(q)
+        q_1 = Sub(q, one)
+        numerator = Mul(t, log_q)
+        c = Div(numerator, q_1)""",
+    Compression.TANH: """
+        c = Tanh(t)""",
+}
+
+# x (float32) -> y (float32)
+_NORM: Final = """
+        scale_f = Cast <to = 1> (scale)
+        bias_f = Cast <to = 1> (bias)
+        axes = Constant <value_ints = [-1]> ()
+        mean = ReduceMean <keepdims = 1> (x, axes)
+        d = Sub(x, mean)
+        lambd = Constant <value_float: float = @lambd> ()
+        t = Div(d, lambd){compress}
+        y = LayerNormalization <axis = -1, epsilon: float = @epsilon, stash_type = 1> ({c}, scale_f, bias_f)"""
+
+# The same in blocks (..., n / block, block), for a norm that is wider than `NARROW`.
+_WIDE_NORM: Final = """
+        scale_f = Cast <to = 1> (scale)
+        bias_f = Cast <to = 1> (bias)
+        rows = Shape <start = 0, end = -1> (x)
+        n = Shape <start = -1> (x)
+        block = Constant <value_ints = [{block}]> ()
+        blocks = Div(n, block)
+        shape = Concat <axis = 0> (rows, blocks, block)
+        x_blocks = Reshape(x, shape)
+        inner = Constant <value_ints = [-1]> ()
+        outer = Constant <value_ints = [-2]> ()
+        means = ReduceMean <keepdims = 1> (x_blocks, inner)
+        mean = ReduceMean <keepdims = 1> (means, outer)
+        d = Sub(x_blocks, mean)
+        lambd = Constant <value_float: float = @lambd> ()
+        t = Div(d, lambd){compress}
+        means_c = ReduceMean <keepdims = 1> ({c}, inner)
+        mean_c = ReduceMean <keepdims = 1> (means_c, outer)
+        centred = Sub({c}, mean_c)
+        square = Mul(centred, centred)
+        variances = ReduceMean <keepdims = 1> (square, inner)
+        variance = ReduceMean <keepdims = 1> (variances, outer)
+        epsilon_f = Constant <value_float: float = @epsilon> ()
+        shifted = Add(variance, epsilon_f)
+        deviation = Sqrt(shifted)
+        normal_blocks = Div(centred, deviation)
+        whole = Concat <axis = 0> (rows, n)
+        normal = Reshape(normal_blocks, whole)
+        scaled = Mul(normal, scale_f)
+        y = Add(scaled, bias_f)"""
+
+_IBNORM: Final = """
+    <domain: "{domain}", opset_import: ["" : {opset}]>
+    {op_type} <lambd, epsilon, axis, plugin_namespace> (X, scale, bias) => (Y) {{
+        x = Cast <to = 1> (X){norm}
+        Y = CastLike(y, X)
+    }}"""
+
+_SKIP_IBNORM: Final = """
+    <domain: "{domain}", opset_import: ["" : {opset}]>
+    {op_type} <lambd, epsilon, axis, plugin_namespace> (X, skip, scale, bias) => (Y, sum) {{
+        x_f = Cast <to = 1> (X)
+        skip_f = Cast <to = 1> (skip)
+        sum_f = Add(x_f, skip_f)
+        sum = CastLike(sum_f, X)
+        x = Cast <to = 1> (sum){norm}
+        Y = CastLike(y, X)
+    }}"""
+
+
+def _block(widths: Collection[int]) -> int:
+    """What divides every width, as large as may be added up at once."""
+    common = math.gcd(*widths)
+    return next(size for size in range(min(_BLOCK, common), 0, -1) if common % size == 0)
+
+
+def _parse(
+    text: str, op_type: str, compression: Compression, opset: int, widths: Collection[int]
+) -> onnx.FunctionProto:  # fmt: skip
+    if opset not in OPSETS:
+        raise SpecError(f"opset is {opset}; IBNorm's function is defined for {OPSETS.start} to {OPSETS.stop - 1}")
+    compress = _COMPRESS[compression]
+    c = "c" if compress else "t"
+    if max(widths, default=1) <= NARROW:
+        norm = _NORM.format(compress=compress, c=c)
+    else:
+        norm = _WIDE_NORM.format(compress=compress, c=c, block=_block(widths))
+    return onnx.parser.parse_function(text.format(domain=DOMAIN, opset=opset, op_type=op_type, norm=norm))
+
+
+def function(compression: Compression, opset: int, widths: Collection[int] = ()) -> onnx.FunctionProto:
+    """The meaning of `IBNorm{S,L,T}` (X, scale, bias) -> Y in standard operators.
+
+    Args:
+        compression: g.
+        opset: version of the default domain; must equal that of the model.
+        widths: of every norm of this op type in the model, which has one function for all of them; none means narrow.
+
+    Raises:
+        SpecError: the opset is outside `OPSETS`.
+    """
+    return _parse(_IBNORM, compression.op_type, compression, opset, widths)
+
+
+def skip_function(compression: Compression, opset: int, widths: Collection[int] = ()) -> onnx.FunctionProto:
+    """The meaning of `SkipIBNorm{S,L,T}` (X, skip, scale, bias) -> (Y, sum): see `function`."""
+    return _parse(_SKIP_IBNORM, compression.skip_op_type, compression, opset, widths)
+
+
+def functions(opset: int, norms: Collection[tuple[str, int]] = ()) -> dict[str, onnx.FunctionProto]:
+    """All six functions by op type, as a model needs them whose norms are of these op types and widths."""
+    bodies = {}
+    for make in (function, skip_function):
+        for compression in Compression:
+            op_type = compression.op_type if make is function else compression.skip_op_type
+            bodies[op_type] = make(compression, opset, {width for name, width in norms if name == op_type})
+    return bodies
+
+
+def _make_node(op_type: str, inputs: list[str], outputs: list[str], spec: IBNormSpec, name: str) -> onnx.NodeProto:
+    made = onnx.helper.make_node(op_type, inputs, outputs, name=name, domain=DOMAIN)
+    made.attribute.extend(onnx.helper.make_attribute(key, value) for key, value in spec.attributes().items())
+    return made
+
+
+def node(
+    x: str,  # (..., n)
+    scale: str,  # (n,)
+    bias: str,  # (n,)
+    y: str,  # (..., n)
+    spec: IBNormSpec,
+    name: str = "",
+) -> onnx.NodeProto:
+    """The IBNorm node between the named values, every attribute spelled out."""
+    return _make_node(spec.op_type, [x, scale, bias], [y], spec, name)
+
+
+def skip_node(
+    x: str,  # (..., n)
+    skip: str,  # (..., n)
+    scale: str,  # (n,)
+    bias: str,  # (n,)
+    y: str,  # (..., n)
+    total: str,  # (..., n)
+    spec: IBNormSpec,
+    name: str = "",
+) -> onnx.NodeProto:
+    """The SkipIBNorm node: `total` = x + skip rounded to its type, `y` = IBNorm of `total`."""
+    return _make_node(spec.compression.skip_op_type, [x, skip, scale, bias], [y, total], spec, name)
+
+
+def opset_imports(opset: int) -> list[onnx.OperatorSetIdProto]:
+    """What a model that uses the node imports."""
+    return [onnx.helper.make_opsetid("", opset), onnx.helper.make_opsetid(DOMAIN, OP_VERSION)]

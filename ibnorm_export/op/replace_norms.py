@@ -1,0 +1,136 @@
+"""The norms of a model in place of which IBNorm stands: which modules they are, and how they are replaced."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from ibnorm_export.errors import SpecError
+from ibnorm_export.op.norm_variants import (
+    AxesIBNorm,
+    BatchIBNorm,
+    ChannelIBNorm,
+    ChannelLayerNorm,
+    ChannelRMSNorm,
+    FeatureBatchNorm,
+)
+from ibnorm_export.op.spec import Grouping, IBNormSpec, NormConfig, NormKind
+from ibnorm_export.op.torch_op import IBNorm
+
+__all__ = ["is_norm", "replace_norms"]
+
+_BatchNorm: Final = nn.modules.batchnorm._BatchNorm
+
+#: What a new norm takes over from the old one, where both have it.
+_TAKEN: Final = ("weight", "bias", "running_mean", "running_var")
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether this is a normalisation over features: ours, torch's own, or a class named like one."""
+    if isinstance(module, (IBNorm, BatchIBNorm, nn.LayerNorm, nn.RMSNorm, _BatchNorm, nn.GroupNorm)):
+        return True
+    return type(module).__name__.endswith(("RMSNorm", "LayerNorm"))
+
+
+def _channels_first(module: nn.Module) -> bool:
+    """Whether features are at axis 1 there, as behind a convolution."""
+    return isinstance(module, (_BatchNorm, nn.GroupNorm)) or type(module).__name__.endswith("Norm2d")
+
+
+def _features(module: nn.Module, path: str) -> int:
+    if getattr(module, "act", None) is not None:
+        raise SpecError(
+            f"{path} ({type(module).__name__}) applies an activation beside its norm; only a norm alone can be replaced"
+        )
+    for name in ("num_features", "num_channels"):
+        if isinstance(size := getattr(module, name, None), int):
+            return size
+    shape = getattr(module, "normalized_shape", None)
+    weight = getattr(module, "weight", None)
+    if shape is None and isinstance(weight, Tensor):
+        shape = tuple(weight.shape)
+    if shape is None or len(tuple(shape)) != 1:
+        raise SpecError(f"{path} ({type(module).__name__}) normalises {shape}; only one last axis can be replaced")
+    return int(shape[0])
+
+
+def _ibnorm(
+    spec: IBNormSpec, features: int, first: bool, device: torch.device | None, dtype: torch.dtype | None
+) -> nn.Module:
+    axis = 1 if first else -1
+    match spec.grouping:
+        case Grouping.LAST:
+            return (ChannelIBNorm if first else IBNorm)(features, spec, device, dtype)
+        case Grouping.AXES:
+            return AxesIBNorm(features, spec, axis, device, dtype)
+        case Grouping.BATCH:
+            return BatchIBNorm(features, spec, axis, device, dtype)
+
+
+def _build(kind: NormKind, spec: IBNormSpec, old: nn.Module, path: str) -> nn.Module:
+    features, first = _features(old, path), _channels_first(old)
+    like = next((t for t in (*old.parameters(), *old.buffers()) if t.is_floating_point()), None)
+    device, dtype = (None, None) if like is None else (like.device, like.dtype)
+    affine = spec.scale or spec.bias
+    match kind:
+        case NormKind.IBNORM:
+            return _ibnorm(spec, features, first, device, dtype)
+        case NormKind.LAYERNORM:
+            return (ChannelLayerNorm if first else nn.LayerNorm)(
+                features, spec.epsilon, elementwise_affine=affine, bias=spec.bias, device=device, dtype=dtype
+            )
+        case NormKind.RMSNORM:
+            return (ChannelRMSNorm if first else nn.RMSNorm)(
+                features, spec.epsilon, elementwise_affine=spec.scale, device=device, dtype=dtype
+            )
+        case NormKind.BATCHNORM:
+            stock = type(old) if isinstance(old, _BatchNorm) else nn.BatchNorm2d
+            return (stock if first else FeatureBatchNorm)(
+                features, spec.epsilon, affine=affine, device=device, dtype=dtype
+            )
+
+
+def replace_norms(model: nn.Module, config: NormConfig | IBNormSpec) -> dict[str, nn.Module]:
+    """Replace every normalisation of `model` in place, as the config says.
+
+    LayerNorm, RMSNorm, BatchNorm and GroupNorm of torch are replaced, and classes of other libraries
+    whose name ends in LayerNorm or RMSNorm. A new norm takes over the old one's `weight` and `bias`
+    where both have them, and a BatchNorm's running statistics. Where the old norm has its features at
+    axis 1, so has the new one.
+
+    Args:
+        model: any torch model.
+        config: one spec for all places, or a checkpoint's config with exceptions by module path.
+
+    Returns:
+        The new norms by module path, in the order of the model.
+
+    Raises:
+        SpecError: the model has no norm, a norm cannot be replaced, or a rule matches nothing.
+    """
+    if isinstance(config, IBNormSpec):
+        config = NormConfig(config)
+    found = [(path, module) for path, module in model.named_modules(remove_duplicate=False) if is_norm(module)]
+    found = [(path, module) for path, module in found if not isinstance(module, (IBNorm, BatchIBNorm))]
+    if not found:
+        raise SpecError(f"{type(model).__name__} has no LayerNorm, RMSNorm, BatchNorm or GroupNorm to replace")
+    for rule in config.layers:
+        if not any(config.at(path)[1] is rule.spec for path, _ in found):
+            raise SpecError(f"the rule for {rule.match!r} decides no norm; there are {[path for path, _ in found]}")
+    replaced: dict[str, nn.Module] = {}
+    shared: dict[int, nn.Module] = {}
+    for path, module in found:
+        if id(module) not in shared:
+            new = _build(*config.at(path), module, path)
+            with torch.no_grad():
+                for name in _TAKEN:
+                    old, own = getattr(module, name, None), getattr(new, name, None)
+                    if isinstance(old, Tensor) and isinstance(own, Tensor) and not own.is_meta:
+                        own.copy_(old)
+            new.train(module.training)
+            shared[id(module)] = new
+        model.set_submodule(path, shared[id(module)])
+        replaced[path] = shared[id(module)]
+    return replaced

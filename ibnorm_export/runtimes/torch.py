@@ -1,0 +1,109 @@
+"""PyTorch itself as a runner, eager or compiled."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import nn
+
+from ibnorm_export.artifacts.loaded_model import LoadedModel
+from ibnorm_export.artifacts.tensors import Arrays
+from ibnorm_export.errors import BackendUnavailable
+
+__all__ = ["TorchCudaRunner", "TorchRunner"]
+
+
+class TorchRunner:
+    """Runs a module of `model` in the dtype of its parameters.
+
+    Args:
+        model: says what the inputs and outputs are.
+        module: to run; None for the model's own.
+        compiled: through torch.compile, dynamic shapes off: each shape is compiled once.
+    """
+
+    def __init__(self, model: LoadedModel, module: nn.Module | None = None, compiled: bool = False) -> None:
+        module = model.module if module is None else module
+        self.name = "torch.compile" if compiled else "torch"
+        self._model = model
+        self._dtype = next(p.dtype for p in module.parameters() if p.is_floating_point())
+        entry = model.entry(module)
+        self._entry = torch.compile(entry, dynamic=False) if compiled else entry
+
+    def run(self, inputs: Arrays) -> Arrays:
+        tensors = []
+        for spec in self._model.inputs:
+            tensor = torch.from_numpy(np.ascontiguousarray(inputs[spec.name]))
+            tensors.append(tensor.to(self._dtype) if spec.floating else tensor)
+        try:
+            with torch.inference_mode():
+                outputs = self._entry(*tensors)
+        except torch._inductor.exc.InductorError as error:
+            raise BackendUnavailable(f"torch.compile cannot build code here: {str(error).splitlines()[0]}") from error
+        return {
+            name: (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+            for name, tensor in zip(self._model.outputs, outputs, strict=True)
+        }
+
+
+class TorchCudaRunner:
+    """Runs a copy of a module on the GPU; TF32 is off, as in `OrtCudaRunner`.
+
+    Args:
+        model, module, compiled: as in `TorchRunner`; `torch.compile` may use CUDA graphs ("reduce-overhead").
+
+    Raises:
+        BackendUnavailable: torch reaches no GPU here.
+    """
+
+    def __init__(self, model: LoadedModel, module: nn.Module | None = None, compiled: bool = False) -> None:
+        if not torch.cuda.is_available():
+            raise BackendUnavailable(
+                f"comparing with torch needs a GPU that torch {torch.__version__} reaches: install torch with CUDA"
+            )
+        self.name = "torch.compile" if compiled else "torch"
+        self._model = model
+        placed = copy.deepcopy(model.module if module is None else module).to("cuda")
+        self._dtype = next(p.dtype for p in placed.parameters() if p.is_floating_point())
+        entry = model.entry(placed)
+        self._entry = torch.compile(entry, dynamic=False, mode="reduce-overhead") if compiled else entry
+
+    def run(self, inputs: Arrays) -> Arrays:
+        outputs = self._pass(self._place(inputs))
+        return {
+            name: (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).cpu().numpy()
+            for name, tensor in zip(self._model.outputs, outputs, strict=True)
+        }
+
+    def timed(self, inputs: Arrays) -> Callable[[], float]:
+        """See `DeviceRunner`: between two CUDA events on the stream of the pass."""
+        tensors = self._place(inputs)
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]  # torch's
+
+        def once() -> float:
+            torch.cuda.synchronize()
+            begin.record()
+            self._pass(tensors)
+            end.record()
+            end.synchronize()
+            return float(begin.elapsed_time(end))
+
+        return once
+
+    def _place(self, inputs: Arrays) -> list[torch.Tensor]:
+        placed = []
+        for spec in self._model.inputs:
+            tensor = torch.from_numpy(np.ascontiguousarray(inputs[spec.name])).to("cuda")
+            placed.append(tensor.to(self._dtype) if spec.floating else tensor)
+        return placed
+
+    def _pass(self, tensors: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        try:
+            with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
+                outputs: tuple[torch.Tensor, ...] = self._entry(*tensors)
+        except torch._inductor.exc.InductorError as error:
+            raise BackendUnavailable(f"torch.compile cannot build code here: {str(error).splitlines()[0]}") from error
+        return outputs

@@ -1,0 +1,71 @@
+"""The chat template of a tokenizer: messages to one prompt."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import jinja2.sandbox
+
+from ibnorm_export.artifacts.tokenizer import read_json
+from ibnorm_export.errors import ModelFileError, PromptError
+
+__all__ = ["ChatTemplate"]
+
+
+def _refuse(message: str) -> str:
+    raise jinja2.TemplateError(message)
+
+
+class ChatTemplate:
+    """A template in the dialect of Hugging Face tokenizers, run in jinja2's sandbox.
+
+    Args:
+        text: of the template.
+        tokens: names that it may use: bos_token, eos_token.
+
+    Raises:
+        ModelFileError: it is no template.
+    """
+
+    def __init__(self, text: str, tokens: Mapping[str, str]) -> None:
+        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
+        environment.globals["raise_exception"] = _refuse
+        try:
+            self._template = environment.from_string(text)
+        except jinja2.TemplateError as error:
+            raise ModelFileError(f"the chat template of the tokenizer is damaged: {error}") from error
+        self._tokens = dict(tokens)
+
+    @classmethod
+    def of(cls, folder: Path) -> ChatTemplate | None:
+        """That of a folder: chat_template.jinja, or in tokenizer_config.json; None where there is none."""
+        config: dict[str, Any] = {}
+        if (folder / "tokenizer_config.json").is_file():
+            config = read_json(folder / "tokenizer_config.json")
+        file = folder / "chat_template.jinja"
+        text = file.read_text(encoding="utf-8") if file.is_file() else config.get("chat_template")
+        if not isinstance(text, str):
+            return None
+        tokens = {}
+        for name in ("bos_token", "eos_token"):
+            value = config.get(name)
+            tokens[name] = str(value.get("content", "")) if isinstance(value, dict) else str(value or "")
+        return cls(text, tokens)
+
+    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """The prompt that asks for the assistant's next message.
+
+        Raises:
+            PromptError: the template refuses the messages.
+        """
+        try:
+            return self._template.render(messages=messages, add_generation_prompt=True, **self._tokens)
+        except (jinja2.TemplateError, TypeError, ValueError) as error:
+            raise PromptError(f"the chat template refuses the messages: {error}") from error

@@ -1,0 +1,1 @@
+"""Model repositories for Triton, and a Triton server on this machine."""

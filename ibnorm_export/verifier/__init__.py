@@ -1,0 +1,1 @@
+"""Compares an exported file with the checkpoint that it was exported from."""

@@ -1,0 +1,148 @@
+"""What causal language models have in common: a cache of keys and values, flat in inputs and outputs."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from ibnorm_export.artifacts.kv_cache import positions
+from ibnorm_export.artifacts.loaded_model import LoadedModel
+from ibnorm_export.artifacts.tensors import Arrays, InputSpec
+from ibnorm_export.generation.sessions import SessionSource, torch_sessions
+from ibnorm_export.models.families.family import Family
+
+__all__ = ["CausalFamily", "checkpoint_sessions"]
+
+
+class CausalFamily(Family):
+    """A language model of transformers: (input_ids, attention_mask) -> logits.
+
+    With a cache, in the names of optimum and onnxruntime-genai:
+
+    input_ids, position_ids (batch, sequence), attention_mask (batch, total = past + sequence) and
+    past_key_values.N.key and .value (batch, heads, past, head) -> logits, present.N.key and .value
+    (batch, heads, total, head).
+    """
+
+    def inputs(self, module: nn.Module) -> tuple[InputSpec, ...]:
+        return (
+            InputSpec("input_ids", ("batch", "sequence"), floating=False),
+            InputSpec("attention_mask", ("batch", "sequence"), floating=False),
+        )
+
+    def call(self, module: nn.Module, *tensors: Tensor) -> tuple[Tensor, ...]:
+        input_ids, attention_mask = tensors
+        # The stock model's own positions, with the batch axis that RotaryEmbedding of opset 23 asks for.
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand(input_ids.shape)
+        return (
+            module(input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, use_cache=False).logits,
+        )
+
+    def sample(self, module: nn.Module, rng: np.random.Generator, index: int) -> Arrays:
+        config: Any = module.config
+        longest = int(config.max_position_embeddings)
+        # one prompt; padding on the left; a single token; padding on the right
+        batch, sequence = ((1, 64), (3, 33), (1, 1), (2, 48))[index % 4]
+        sequence = min(sequence, longest)
+        ids = rng.integers(0, config.vocab_size, (batch, sequence), dtype=np.int64)
+        mask = np.ones((batch, sequence), dtype=np.int64)
+        if index % 4 == 1:
+            for row in range(1, batch):
+                mask[row, : min(7 * row, sequence - 1)] = 0
+        elif index % 4 == 3 and sequence > 5:
+            mask[1, -5:] = 0
+        return {"input_ids": ids, "attention_mask": mask}
+
+    def valid(self, arrays: Arrays) -> dict[str, NDArray[np.bool_]]:
+        return {"logits": arrays["attention_mask"] != 0}
+
+    def cache_size(self, module: nn.Module) -> tuple[int, int, int]:
+        """(layers, heads of keys and values, size of a head)."""
+        config: Any = module.config
+        heads = int(config.num_attention_heads)
+        head = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+        return int(config.num_hidden_layers), int(getattr(config, "num_key_value_heads", heads)), head
+
+    def with_cache(self, model: LoadedModel) -> LoadedModel:
+        """The same model for the task "text-generation"."""
+        module = model.module
+        config: Any = module.config
+        layers, heads, head = self.cache_size(module)
+        layer_names = [f"{layer}.{kind}" for layer in range(layers) for kind in ("key", "value")]
+        past = [InputSpec(f"past_key_values.{n}", ("batch", heads, "past", head), floating=True) for n in layer_names]
+        return dataclasses.replace(
+            model,
+            inputs=(
+                InputSpec("input_ids", ("batch", "sequence"), floating=False),
+                InputSpec("attention_mask", ("batch", "total"), floating=False),
+                InputSpec("position_ids", ("batch", "sequence"), floating=False),
+                *past,
+            ),
+            outputs=("logits", *(f"present.{n}" for n in layer_names)),
+            call=self._call_with_cache,
+            sample=lambda rng, index: self._sample_with_cache(module, rng, index),
+            valid=_valid_with_cache,
+            task="text-generation",
+            trace_sizes={"batch": 2, "sequence": 3, "past": 5, "total": 8},
+            vocabulary=int(config.vocab_size),
+        )
+
+    def _call_with_cache(self, module: nn.Module, *tensors: Tensor) -> tuple[Tensor, ...]:
+        input_ids, attention_mask, position_ids, *past = tensors
+        cache = DynamicCache(ddp_cache_data=list(zip(past[::2], past[1::2], strict=True)))
+        result = module(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        present = [t for layer in result.past_key_values.layers for t in (layer.keys, layer.values)]
+        return result.logits, *present
+
+    def _sample_with_cache(self, module: nn.Module, rng: np.random.Generator, index: int) -> Arrays:
+        # a first prompt; one token of rows of unequal length; a single token and no past; more prompt behind a past
+        config: Any = module.config
+        batch, past, sequence = ((1, 0, 33), (3, 19, 1), (1, 0, 1), (2, 9, 5))[index % 4]
+        longest = int(config.max_position_embeddings)
+        past = min(past, longest - 1)
+        sequence = min(sequence, longest - past)
+        layers, heads, head = self.cache_size(module)
+        mask = np.ones((batch, past + sequence), dtype=np.int64)
+        for row in range(1, batch):
+            mask[row, : min(4 * row, past)] = 0
+        arrays: Arrays = {
+            "input_ids": rng.integers(0, config.vocab_size, (batch, sequence), dtype=np.int64),
+            "attention_mask": mask,
+            "position_ids": positions(mask)[:, past:],
+        }
+        for layer in range(layers):
+            for kind in ("key", "value"):
+                values = rng.standard_normal((batch, heads, past, head), dtype=np.float32)
+                arrays[f"past_key_values.{layer}.{kind}"] = values
+        return arrays
+
+
+def _valid_with_cache(arrays: Arrays) -> dict[str, NDArray[np.bool_]]:
+    mask = arrays["attention_mask"] != 0
+    valid = {"logits": mask[:, -arrays["input_ids"].shape[1] :]}
+    for name, array in arrays.items():
+        if name.startswith("past_key_values."):
+            shape = (len(mask), array.shape[1], mask.shape[1])
+            present = f"present.{name.removeprefix('past_key_values.')}"
+            valid[present] = np.broadcast_to(mask[:, None, :], shape)
+    return valid
+
+
+def checkpoint_sessions(checkpoint: str, threads: int) -> SessionSource:
+    """PyTorch on a checkpoint, as the benchmark opens it; `threads` holds for the whole process."""
+    from ibnorm_export.models.loading import load
+
+    torch.set_num_threads(threads)
+    return torch_sessions(load(checkpoint, task="text-generation"))

@@ -1,0 +1,62 @@
+"""What the loader must know about an architecture; one subclass per family, one file each."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ibnorm_export.artifacts.tensors import Arrays, InputSpec
+
+__all__ = ["Family"]
+
+
+class Family(abc.ABC):
+    """A stock architecture of transformers whose norms are replaced.
+
+    Attributes:
+        name: `model_type` of config.json.
+        architecture: class of transformers.
+        opset: default for export.
+        outputs: names of the exported outputs.
+        attention: implementation of transformers; "eager" for an architecture that has none.
+        presets: sizes of the paper, as settings of config.json.
+    """
+
+    name: ClassVar[str]
+    architecture: ClassVar[type[PreTrainedModel]]
+    opset: ClassVar[int]
+    outputs: ClassVar[tuple[str, ...]] = ("logits",)
+    attention: ClassVar[str] = "sdpa"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]]
+
+    def check(self, config: Mapping[str, Any]) -> None:
+        """Raise CheckpointError for settings of config.json that this version cannot carry."""
+
+    def prepare(self, module: nn.Module) -> None:
+        """Set a loaded `module` up for inference where the stock settings do needless work."""
+
+    @abc.abstractmethod
+    def make_exact(self, module: nn.Module) -> None:
+        """Make a float64 `module` compute in float64 where the architecture forces float32."""
+
+    @abc.abstractmethod
+    def inputs(self, module: nn.Module) -> tuple[InputSpec, ...]:
+        """Inputs of `call`, in order."""
+
+    @abc.abstractmethod
+    def call(self, module: nn.Module, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Run the model on the inputs, in order."""
+
+    @abc.abstractmethod
+    def sample(self, module: nn.Module, rng: np.random.Generator, index: int) -> Arrays:
+        """Inputs shaped as in use; the index walks through the shapes that matter."""
+
+    def valid(self, arrays: Arrays) -> dict[str, NDArray[np.bool_]]:
+        """Which leading positions of an output have a defined value; none named means all."""
+        return {}

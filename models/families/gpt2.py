@@ -1,0 +1,44 @@
+"""GPT-2 of transformers: learned positions, norms with a bias."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import nn
+from transformers import GPT2LMHeadModel
+
+from ibnorm_export.errors import CheckpointError
+from ibnorm_export.models.families.causal import CausalFamily
+
+__all__ = ["GPT2"]
+
+
+def _preset(hidden: int, heads: int, layers: int) -> dict[str, Any]:
+    return {
+        "model_type": "gpt2",
+        "n_embd": hidden,
+        "n_head": heads,
+        "n_layer": layers,
+        "n_positions": 1024,
+        "vocab_size": 50257,
+    }
+
+
+class GPT2(CausalFamily):
+    """`GPT2LMHeadModel`; inputs and outputs as `CausalFamily` says."""
+
+    name = "gpt2"
+    architecture = GPT2LMHeadModel
+    opset = 23  # see Llama
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "124m": _preset(768, 12, 12),
+        "355m": _preset(1024, 16, 24),
+    }
+
+    def check(self, config: Mapping[str, Any]) -> None:
+        if config.get("add_cross_attention"):
+            raise CheckpointError("config.json asks for cross-attention; this version exports decoders alone")
+
+    def make_exact(self, module: nn.Module) -> None:
+        """Nothing in this architecture forces a type."""

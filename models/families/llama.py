@@ -1,0 +1,84 @@
+"""LLaMA of transformers, as a map from tokens to logits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Final
+
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from ibnorm_export.errors import CheckpointError
+from ibnorm_export.models.families.causal import CausalFamily
+
+__all__ = ["Llama"]
+
+
+#: Kinds of rotary embedding whose frequencies are constants of the model.
+_ROTARY: Final = ("default", "linear", "llama3", "yarn")
+
+
+def _preset(hidden: int, intermediate: int, heads: int, layers: int) -> dict[str, Any]:
+    return {
+        "model_type": "llama",
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "num_hidden_layers": layers,
+        "vocab_size": 32000,
+        "max_position_embeddings": 2048,
+        "tie_word_embeddings": False,
+    }
+
+
+class _ExactRotary(nn.Module):
+    """Rotary tables computed in float64; the frequencies from the config, scaled ones as transformers has them."""
+
+    def __init__(self, rotary: LlamaRotaryEmbedding) -> None:
+        super().__init__()
+        config = rotary.config
+        self._scaling = float(rotary.attention_scaling)
+        if config.rope_parameters.get("rope_type", "default") == "default":
+            head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+            exponent = torch.arange(0, head, 2, dtype=torch.float64) / head
+            frequencies = float(config.rope_parameters["rope_theta"]) ** -exponent
+        else:
+            frequencies = rotary.inv_freq.to(torch.float64)
+        self.register_buffer("inv_freq", frequencies, persistent=False)
+
+    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        assert isinstance(self.inv_freq, Tensor)
+        angle = position_ids[..., None].to(torch.float64) * self.inv_freq  # (batch, sequence, head / 2)
+        angle = torch.cat((angle, angle), dim=-1)
+        return angle.cos() * self._scaling, angle.sin() * self._scaling
+
+
+class Llama(CausalFamily):
+    """`LlamaForCausalLM`; inputs and outputs as `CausalFamily` says."""
+
+    name = "llama"
+    architecture = LlamaForCausalLM
+    # Attention and RotaryEmbedding are standard operators from opset 23; at 18 and 20 the exported
+    # attention differs from torch on rows that are masked throughout.
+    opset = 23
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "60m": _preset(512, 1376, 8, 8),
+        "130m": _preset(768, 2048, 12, 12),
+        "350m": _preset(1024, 2736, 16, 24),
+        "1b": _preset(2048, 5461, 32, 24),
+    }
+
+    def check(self, config: Mapping[str, Any]) -> None:
+        kind = LlamaConfig(**config).rope_parameters.get("rope_type", "default")
+        if kind not in _ROTARY:
+            raise CheckpointError(
+                f"config.json asks for rotary scaling {kind!r}, whose frequencies change with the length of the text; "
+                f"this version exports {', '.join(_ROTARY)}"
+            )
+
+    def make_exact(self, module: nn.Module) -> None:
+        assert isinstance(module, LlamaForCausalLM)
+        module.model.rotary_emb = _ExactRotary(module.model.rotary_emb)

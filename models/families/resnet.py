@@ -1,0 +1,58 @@
+"""ResNet of transformers, as an image classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from torch import Tensor, nn
+from transformers import ResNetForImageClassification
+
+from ibnorm_export.artifacts.tensors import Arrays, InputSpec
+from ibnorm_export.models.families.family import Family
+from ibnorm_export.models.families.images import images
+
+__all__ = ["ResNet"]
+
+
+def _preset(layer_type: str, depths: Sequence[int], hidden_sizes: Sequence[int]) -> dict[str, Any]:
+    return {
+        "model_type": "resnet",
+        "layer_type": layer_type,
+        "depths": list(depths),
+        "hidden_sizes": list(hidden_sizes),
+        "embedding_size": 64,
+        "num_channels": 3,
+        "image_size": 224,
+        "num_labels": 1000,
+    }
+
+
+class ResNet(Family):
+    """`ResNetForImageClassification`: pixel_values -> logits. `image_size` of config.json, 224 unless given."""
+
+    name = "resnet"
+    architecture = ResNetForImageClassification
+    attention = "eager"
+    opset = 20
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "18": _preset("basic", (2, 2, 2, 2), (64, 128, 256, 512)),
+        "50": _preset("bottleneck", (3, 4, 6, 3), (256, 512, 1024, 2048)),
+    }
+
+    def make_exact(self, module: nn.Module) -> None:
+        """Nothing in this architecture forces a type."""
+
+    def inputs(self, module: nn.Module) -> tuple[InputSpec, ...]:
+        assert isinstance(module, ResNetForImageClassification)
+        size = getattr(module.config, "image_size", 224)
+        height, width = (size, size) if isinstance(size, int) else size
+        return (InputSpec("pixel_values", ("batch", module.config.num_channels, height, width), floating=True),)
+
+    def call(self, module: nn.Module, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return (module(pixel_values=tensors[0]).logits,)
+
+    def sample(self, module: nn.Module, rng: np.random.Generator, index: int) -> Arrays:
+        (spec,) = self.inputs(module)
+        return {"pixel_values": images(spec, rng, index)}

@@ -1,0 +1,78 @@
+"""Vision transformer of transformers, as an image classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Final
+
+import numpy as np
+from torch import Tensor, nn
+from transformers import AttentionInterface, ViTForImageClassification
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from ibnorm_export.artifacts.tensors import Arrays, InputSpec
+from ibnorm_export.errors import CheckpointError
+from ibnorm_export.models.families.family import Family
+from ibnorm_export.models.families.images import images
+
+__all__ = ["ViT"]
+
+# Every patch sees every other. Under torch.export transformers builds an all-true mask for that all the same, which
+# costs each layer four passes over its attention scores; an attention that it knows no masks for is left alone.
+_UNMASKED: Final = "sdpa_unmasked"
+AttentionInterface.register(_UNMASKED, sdpa_attention_forward)
+
+
+def _preset(hidden: int, intermediate: int, heads: int) -> dict[str, Any]:
+    return {
+        "model_type": "vit",
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_attention_heads": heads,
+        "num_hidden_layers": 12,
+        "image_size": 224,
+        "patch_size": 16,
+        "num_channels": 3,
+        "num_labels": 1000,
+    }
+
+
+class ViT(Family):
+    """`ViTForImageClassification`: pixel_values -> logits."""
+
+    name = "vit"
+    architecture = ViTForImageClassification
+    # The first with Gelu, for older runtimes; 23 is faster on a CPU (benchmarks/results/model_cpu.json).
+    opset = 20
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "s16": _preset(384, 1536, 6),
+        "b16": _preset(768, 3072, 12),
+    }
+
+    def check(self, config: Mapping[str, Any]) -> None:
+        size = config.get("image_size", 224)
+        sides = size if isinstance(size, list) else [size, size]
+        if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+            raise CheckpointError(
+                f"config.json has the image_size {size!r}; it must be a number of pixels or [height, width]"
+            )
+
+    def prepare(self, module: nn.Module) -> None:
+        assert isinstance(module, ViTForImageClassification)
+        module.config._attn_implementation = _UNMASKED
+
+    def make_exact(self, module: nn.Module) -> None:
+        """Nothing in this architecture forces a type."""
+
+    def inputs(self, module: nn.Module) -> tuple[InputSpec, ...]:
+        assert isinstance(module, ViTForImageClassification)
+        size = module.config.image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return (InputSpec("pixel_values", ("batch", module.config.num_channels, height, width), floating=True),)
+
+    def call(self, module: nn.Module, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return (module(pixel_values=tensors[0]).logits,)
+
+    def sample(self, module: nn.Module, rng: np.random.Generator, index: int) -> Arrays:
+        (spec,) = self.inputs(module)
+        return {"pixel_values": images(spec, rng, index)}

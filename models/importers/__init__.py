@@ -1,0 +1,1 @@
+"""Readers of checkpoint formats other than a Hugging Face folder."""

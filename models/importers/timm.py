@@ -1,0 +1,122 @@
+"""timm's own checkpoint folders: config.json that names an architecture, and weights.
+
+The `ibnorm` section goes in by timm's own writer:
+`timm.models.save_for_hf(model, folder, model_config={"ibnorm": {...}}, safe_serialization=True)`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import timm
+from torch import Tensor, nn
+
+from ibnorm_export.artifacts.loaded_model import LoadedModel
+from ibnorm_export.artifacts.tensors import Arrays, InputSpec
+from ibnorm_export.errors import CheckpointError, SpecError
+from ibnorm_export.models.families.images import images
+from ibnorm_export.models.weights import fill, hash_files, nonfinite, read_state_dict, weight_files
+from ibnorm_export.op.replace_norms import replace_norms
+from ibnorm_export.op.spec import NormConfig
+
+__all__ = ["load_timm"]
+
+#: Arguments of timm's maker itself, not of an architecture: one of them loads a pickle from wherever it names.
+_OF_THE_MAKER: Final = frozenset(name for name in inspect.signature(timm.create_model).parameters if name != "kwargs")
+
+#: What timm raises for arguments that do not make a model.
+_UNBUILDABLE: Final = (
+    TypeError,
+    ValueError,
+    AssertionError,
+    RuntimeError,
+    AttributeError,
+    LookupError,
+    ZeroDivisionError,
+)
+
+
+def _object(folder: Path, config: Mapping[str, Any], key: str) -> dict[str, Any]:
+    found = config.get(key) or {}
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{folder / 'config.json'}: {key} is {found!r}; it must be a JSON object")
+    return dict(found)
+
+
+def _build(folder: Path, config: Mapping[str, Any]) -> nn.Module:
+    architecture, arguments = config["architecture"], _object(folder, config, "model_args")
+    if "num_classes" in config:
+        arguments.setdefault("num_classes", config["num_classes"])
+    if not isinstance(architecture, str) or not timm.is_model(architecture):
+        raise CheckpointError(f"{folder / 'config.json'}: timm {timm.__version__} has no architecture {architecture!r}")
+    if foreign := sorted(_OF_THE_MAKER & arguments.keys()):
+        raise CheckpointError(
+            f"{folder / 'config.json'}: model_args has {', '.join(foreign)}, which is no argument of a model; remove it"
+        )
+    try:
+        model: nn.Module = timm.create_model(architecture, pretrained=False, **arguments)
+    except _UNBUILDABLE as error:
+        said = f"{type(error).__name__}: {error}"  # a KeyError's own words are the key alone
+        raise CheckpointError(f"{folder}: timm cannot build {architecture} from model_args: {said}") from error
+    return model
+
+
+def _input(folder: Path, config: Mapping[str, Any]) -> InputSpec:
+    size = _object(folder, config, "pretrained_cfg").get("input_size")
+    if not isinstance(size, list) or len(size) != 3 or not all(isinstance(n, int) and n > 0 for n in size):
+        raise CheckpointError(
+            f"{folder / 'config.json'}: pretrained_cfg.input_size is {size!r}; it must be [channels, height, width]"
+        )
+    return InputSpec("pixel_values", ("batch", *size), floating=True)
+
+
+def load_timm(folder: Path, config: Mapping[str, Any], norms: NormConfig) -> LoadedModel:
+    """An image classifier of timm: pixel_values (batch, channels, height, width) -> logits (batch, classes).
+
+    Args:
+        folder: of timm's `save_for_hf`; weights as model.safetensors, or weights-only as pytorch_model.bin.
+        config: its config.json.
+        norms: of its `ibnorm` section.
+
+    Raises:
+        CheckpointError: architecture, arguments, norms or weights do not fit.
+    """
+    taken = _input(folder, config)
+    module = _build(folder, config)
+    try:
+        replace_norms(module, norms)
+    except SpecError as error:
+        raise CheckpointError(f"{folder}: {error}") from error
+    pickled = folder / "pytorch_model.bin"
+    alone = pickled.is_file() and not (folder / "model.safetensors").is_file()
+    files = [pickled] if alone else weight_files(folder)
+    state: dict[str, Tensor] = {}
+    for file in files:
+        if file.suffix != ".json":
+            state |= read_state_dict(file)
+    fill(module, state, folder)
+    module.eval().requires_grad_(False)
+
+    def call(model: nn.Module, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return (model(tensors[0]),)
+
+    def sample(rng: np.random.Generator, index: int) -> Arrays:
+        return {taken.name: images(taken, rng, index)}
+
+    return LoadedModel(
+        module=module,
+        family="timm",
+        inputs=(taken,),
+        outputs=("logits",),
+        call=call,
+        sample=sample,
+        opset=20,  # the first with Gelu, as for ViT
+        source=str(folder),
+        source_sha256=hash_files([folder / "config.json", *files]),
+        section=norms.to_config(),
+        warnings=nonfinite(module),
+    )

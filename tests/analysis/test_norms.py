@@ -1,0 +1,116 @@
+"""What norms do to values, on cases with known answers; a checkpoint and its file say the same."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ibnorm_export import IBNormSpec, models
+from ibnorm_export.analysis.html import write_analysis
+from ibnorm_export.analysis.information import entropy_bits, gram, information_bottleneck
+from ibnorm_export.analysis.norms import analyze_checkpoint, analyze_file, contraction
+from ibnorm_export.analysis.options import AnalysisOptions
+from ibnorm_export.artifacts.exported_model import ExportedModel
+from ibnorm_export.artifacts.tensors import DType
+from ibnorm_export.cli import main
+from ibnorm_export.errors import ModelFileError
+from ibnorm_export.op.spec import Compression
+
+
+@pytest.mark.parametrize(("kind", "g"), [("S", lambda t: t), ("L", np.log1p), ("T", np.tanh)])
+@pytest.mark.parametrize("size", [0.01, 3.0, 40.0])
+def test_contraction_of_two_values_is_the_square_of_their_compression(kind: str, g: object, size: float) -> None:
+    rows = np.tile([size + 7.0, 7.0 - size], (5, 3))
+    t = size / 2.0
+    exact = float((g(t) / t) ** 2)  # type: ignore[operator]
+    assert contraction(rows, IBNormSpec(Compression(kind), 2.0)) == pytest.approx(exact, rel=1e-9)
+
+
+def test_contraction_without_spread_is_none() -> None:
+    assert contraction(np.full((3, 4), 5.0), IBNormSpec(Compression.TANH)) == 1.0
+
+
+def test_entropy_of_order_two_is_the_logarithm_of_the_trace_of_the_square() -> None:
+    matrix = gram(np.random.default_rng(0).standard_normal((40, 3)), 0.7)
+    assert entropy_bits(matrix, 2.0) == pytest.approx(-np.log2(np.trace(matrix @ matrix)), abs=1e-9)
+
+
+def test_width_and_order_reach_the_estimate() -> None:
+    """Points far apart for a narrow kernel are labels: I(T; X) is log2 n for every order. A wide one sees none."""
+    points, labels = np.eye(16) * 10.0, np.arange(16) % 4
+    for alpha in (0.5, 1.01, 2.0):
+        found = information_bottleneck(points, points, labels, alpha, 0.1)
+        assert (found.about_target, found.about_input) == pytest.approx((2.0, 4.0), abs=1e-6)
+    assert information_bottleneck(points, points, labels, 1.01, 1e6).about_input == pytest.approx(0.0, abs=1e-3)
+
+
+OPTIONS = AnalysisOptions((1e4,), (DType.FP32, DType.BF16), samples=48)
+
+
+def test_types_and_lambdas_stand_side_by_side(llama_checkpoint: Path, tmp_path: Path) -> None:
+    model = models.load(llama_checkpoint)
+    inputs = model.sample(np.random.default_rng(0), 0)
+    report = analyze_checkpoint(model, inputs, None, OPTIONS)
+    assert [r.module for r in report.rows if r.own and r.dtype == "fp32"] == list(model.norms)
+    assert len(report.rows) == 4 * len(model.norms)
+    for row in report.rows:
+        assert 0.0 < row.contraction < 1.0 if row.own else row.contraction == pytest.approx(1.0, abs=1e-3)
+        assert 0.0 <= row.about_target <= np.log2(48) + 1e-6
+        if not row.own:
+            assert row.kurtosis_after == pytest.approx(row.kurtosis_before, abs=1e-2)
+    first = [r for r in report.rows if r.module == report.rows[0].module and r.own]
+    assert first[0].about_input != first[1].about_input  # bfloat16 is another model
+    page = write_analysis(report, tmp_path / "a.html", {"processor": "x"}).read_text(encoding="utf-8")
+    assert page.count("<svg") == 2 + 3 * 4
+    assert "the next token" in page
+
+
+@pytest.mark.parametrize("family", ["llama", "vit"])
+def test_a_file_says_what_its_checkpoint_says(request: pytest.FixtureRequest, family: str) -> None:
+    model = models.load(request.getfixturevalue(f"{family}_checkpoint"))
+    exported: ExportedModel = request.getfixturevalue(f"exported_{family}")
+    inputs = model.sample(np.random.default_rng(0), 2 if family == "vit" else 0)
+    ours, files = (
+        analyze_checkpoint(model, inputs, None, AnalysisOptions()),
+        analyze_file(exported, inputs, None, AnalysisOptions()),
+    )
+    pairs = list(zip(ours.rows, files.rows, strict=True))
+    for a, b in pairs[:-2] if family == "vit" else pairs:  # a ViT's file has the class token alone in its last two
+        assert (a.module, a.compression) == (b.module, b.compression)
+        for name in ("kurtosis_before", "kurtosis_after", "contraction", "about_target", "about_input"):
+            assert getattr(a, name) == pytest.approx(getattr(b, name), abs=1e-4), (a.module, name)
+
+
+def test_a_file_of_another_model_is_named(exported_llama: ExportedModel, vit_checkpoint: Path) -> None:
+    inputs = models.load(vit_checkpoint).sample(np.random.default_rng(0), 2)
+    with pytest.raises(ModelFileError, match=r"takes \['attention_mask', 'input_ids'\]; the inputs are \['pixel"):
+        analyze_file(exported_llama, inputs)
+
+
+def test_labels_must_fit(vit_checkpoint: Path) -> None:
+    model = models.load(vit_checkpoint)
+    inputs = model.sample(np.random.default_rng(0), 2)
+    report = analyze_checkpoint(model, inputs, np.arange(5))
+    assert report.target == "the labels given"
+    assert any("too few" in note for note in report.notes)
+    with pytest.raises(ModelFileError, match=r"labels have shape \(4,\)"):
+        analyze_checkpoint(model, inputs, np.arange(4))
+
+
+def test_the_command(
+    llama_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    page = tmp_path / "a.html"
+    words = ["analyze", str(llama_checkpoint), "--lambdas", "0.5,8", "--report", str(page), "--json"]
+    monkeypatch.setattr(sys, "argv", ["ibnorm-export", *words])
+    assert main.main() == 0
+    found = json.loads(capfd.readouterr().out)
+    assert {row["lambd"] for row in found["rows"]} == {4.0, 0.5, 8.0}
+    assert page.is_file()
+    for bad in (["--lambdas", "0"], ["--dtypes", "fp8"], ["--alpha", "1"], ["--kernel-width", "0"]):
+        monkeypatch.setattr(sys, "argv", ["ibnorm-export", "analyze", str(llama_checkpoint), *bad])
+        assert main.main() == 2

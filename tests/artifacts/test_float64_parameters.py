@@ -1,0 +1,189 @@
+"""The truth without a doubled copy of the weights, and runtimes that are open one after the other."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ibnorm_export import models
+from ibnorm_export.artifacts.exported_model import ExportedModel
+from ibnorm_export.artifacts.float64_parameters import Widened, widened_copy
+from ibnorm_export.artifacts.loaded_model import LoadedModel, cast_parameters
+from ibnorm_export.exporter.export import export
+from ibnorm_export.op.spec import DOMAIN
+from ibnorm_export.runtimes import ort as ort_runner
+from ibnorm_export.runtimes import runner as base
+from ibnorm_export.runtimes.runner import Kernels
+from ibnorm_export.verifier import numeric as numeric_check
+from ibnorm_export.verifier.verify import VerifyOptions, verify
+
+
+def doubled(module: nn.Module) -> nn.Module:
+    """The plain way: a copy, all of it in float64."""
+    module = copy.deepcopy(module)
+    cast_parameters(module, torch.float64)
+    return module
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("index", range(4))
+def test_the_truth_is_that_of_a_doubled_copy_to_the_bit(checkpoint: Path, index: int, dtype: torch.dtype) -> None:
+    model = models.load(checkpoint)
+    cast_parameters(model.module, dtype)
+    plain = doubled(model.module)
+    assert model.exact is not None
+    model.exact(plain)
+    inputs = model.sample(np.random.default_rng(index), index)
+    tensors = [torch.from_numpy(a).double() if a.dtype == np.float32 else torch.from_numpy(a) for a in inputs.values()]
+    truth = model.in_float64()
+    with torch.inference_mode():
+        for got, expected in zip(model.entry(truth)(*tensors), model.entry(plain)(*tensors), strict=True):
+            assert got.dtype == torch.float64
+            assert torch.equal(got, expected)
+    stored = dict(model.module.named_parameters())
+    for name, parameter in truth.named_parameters():
+        assert isinstance(parameter, Widened)
+        assert isinstance(parameter, nn.Parameter)
+        assert parameter.dtype == torch.float64
+        assert parameter.cell[0].data_ptr() == stored[name].data_ptr(), "a copy of it is kept"
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.LSTM(16, 16, 2, batch_first=True, bidirectional=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.layers(x)[0]
+        return result
+
+
+class Convolutional(nn.Sequential):
+    def __init__(self) -> None:
+        norms = (nn.BatchNorm1d(7), nn.GroupNorm(7, 7), nn.InstanceNorm1d(7, affine=True))
+        super().__init__(nn.Conv1d(7, 7, 3, padding=1), *norms, nn.PReLU())
+
+
+class Unruly(nn.Module):
+    """Tied, kept in a list, read by another module, sliced, and without a module of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(16, 16), nn.Linear(16, 16)
+        self.second.weight = self.first.weight
+        self.kept = [self.first.weight]
+        self.token = nn.Parameter(torch.randn(1, 1, 16))
+        self.rows = nn.ParameterList([torch.randn(16), torch.randn(16)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.second(self.first(x.to(next(self.parameters()).dtype))) + self.token.expand(len(x), -1, -1)
+        x = (x @ self.kept[0].t()) * self.rows[0] + self.rows[1].data
+        return nn.functional.linear(x, self.first.weight[:8]) * self.first.weight.detach().sum().item()
+
+
+class Writing(nn.Module):
+    """Changes its parameters as it runs, in the ways there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(16, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.weight.mul_(0.9)
+        self.weight.data.div_(3.0)
+        self.weight.data = self.weight.data * 0.7
+        return x @ self.weight
+
+
+ZOO: dict[str, Callable[[], nn.Module]] = {
+    "encoder": lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 2),
+    "spectral norm": lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(16, 16)),
+    "recurrent": Recurrent,
+    "convolutional": Convolutional,
+    "unruly": Unruly,
+    "writing": Writing,
+}
+
+
+@pytest.mark.parametrize("name", list(ZOO))
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_whatever_a_model_does_with_its_parameters(name: str, mode: Callable[[], Any]) -> None:
+    torch.manual_seed(0)
+    module = ZOO[name]().eval().requires_grad_(False)
+    before = copy.deepcopy(module.state_dict())
+    x = torch.randn(3, 7, 16, dtype=torch.float64)
+    plain, wide = doubled(module), widened_copy(module)
+    for path, buffer in list(wide.named_buffers()):
+        if buffer.is_floating_point():
+            owner, _, own = path.rpartition(".")
+            wide.get_submodule(owner).register_buffer(own, buffer.double())
+    with mode():
+        for _ in range(2):  # what a pass has written is there in the next
+            assert torch.equal(wide(x), plain(x))
+    assert all(torch.equal(before[key], value) for key, value in module.state_dict().items())
+
+
+@pytest.fixture
+def most_open(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """How many sessions of ONNX Runtime were open at once, of a file that has a fused and a function corner."""
+    counts = {"open": 0, "most": 0, "all": 0}
+
+    class Counted(ort_runner.OrtRunner):
+        def __init__(self, *args: Any, **more: Any) -> None:
+            counts["open"] += 1
+            counts["all"] += 1
+            counts["most"] = max(counts["most"], counts["open"])
+            super().__init__(*args, **more)
+
+        def __del__(self) -> None:
+            counts["open"] -= 1
+
+    def opened(backend: str, file: ExportedModel, kernels: Kernels = Kernels.AUTO, **more: Any) -> base.Runner:
+        return base.open_runner(backend, file, kernels=Kernels.FUNCTION, **more)
+
+    def library(backend: str, kernels: Kernels) -> Path | None:
+        return None if kernels is Kernels.FUNCTION else Path("kernels.so")
+
+    monkeypatch.setattr(ort_runner, "OrtRunner", Counted)
+    monkeypatch.setattr(numeric_check, "open_runner", opened)
+    monkeypatch.setattr(numeric_check, "fused_library", library)
+    executions = ort_runner.norm_executions
+    monkeypatch.setattr(ort_runner, "norm_executions", lambda file, inputs, _, backend: executions(file, inputs, None))
+
+    def most() -> int:
+        assert counts["all"] > 1
+        assert counts["open"] == 0, "one is still open"
+        return counts["most"]
+
+    return most
+
+
+def wrong(exported: ExportedModel) -> None:
+    """One lambda a hundredth off, so that the levels of the optimiser are compared too."""
+    node = next(n for n in exported.proto.graph.node if n.domain == DOMAIN)
+    next(a for a in node.attribute if a.name == "lambd").f *= 1.01
+    exported.path.write_bytes(exported.proto.SerializeToString())
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_sessions_are_open_one_after_the_other(
+    llama_checkpoint: Path, tmp_path: Path, most_open: Callable[[], int], right: bool
+) -> None:
+    def load() -> LoadedModel:
+        return models.load(llama_checkpoint, None, "text-generation")
+
+    exported = export(load(), tmp_path / "m.onnx")
+    if not right:
+        wrong(exported)
+    report = verify(ExportedModel(exported.path), load(), VerifyOptions(samples=2, static=False, layers=True))
+    assert bool(report) is right, report.findings
+    assert report.numeric is not None
+    assert {output.norms for output in report.numeric.outputs} == {"fused", "as functions"}
+    assert most_open() == 1

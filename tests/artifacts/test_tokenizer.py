@@ -1,0 +1,266 @@
+"""Text that comes piece by piece is the text that comes at once, whatever a tokenizer does at the joints."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from ibnorm_export.artifacts.tokenizer import Tokens, write_byte_tokenizer
+from ibnorm_export.generation import text_model as text
+from ibnorm_export.generation.sessions import SessionSource
+from ibnorm_export.generation.text_model import Sampling, TextModel, TextResult
+
+TEXT = "The naïve café costs 10 €, 日本語 and 👩‍👩‍👧 cost more; straße, Ελλάδα. don't"
+
+
+def byte_pairs() -> Tokenizer:
+    """As GPT-2's: bytes and merges of bytes, some of which end in the middle of a character."""
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    made.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    made.train_from_iterator([TEXT] * 4, trainers.BpeTrainer(vocab_size=330, initial_alphabet=alphabet))
+    return made
+
+
+def words(decoder: decoders.Decoder | None, spaced: str) -> Tokenizer:
+    """Words in the spelling of one kind of tokenizer, and a token for every byte."""
+    vocabulary = [spaced.format(word) for word in ("the", "é", "日本", "", "don", "'t", ".")]
+    vocabulary += ["a", "##b", "s</w>", "▁", "\u200b"]
+    vocabulary += [f"<0x{byte:02X}>" for byte in range(256)]
+    made = Tokenizer(models.WordLevel({word: number for number, word in enumerate(vocabulary)}, unk_token="a"))
+    if decoder is not None:
+        made.decoder = decoder
+    return made
+
+
+def sentence_pieces() -> Tokenizer:
+    """As LLaMA 2's: the space in front of a text is cut off, characters beyond the vocabulary are bytes."""
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    return words(decoders.Sequence(steps), "▁{}")
+
+
+TOKENIZERS: dict[str, Callable[[], Tokenizer]] = {
+    "byte pairs": byte_pairs,
+    "sentence pieces": sentence_pieces,
+    "metaspace": lambda: words(decoders.Metaspace(), "▁{}"),
+    "word pieces": lambda: words(decoders.WordPiece(cleanup=True), "{}"),
+    "ends of words": lambda: words(decoders.BPEDecoder("</w>"), "{}</w>"),
+    "none": lambda: words(None, "{}"),
+}
+
+
+@pytest.fixture(params=TOKENIZERS)
+def tokens(request: pytest.FixtureRequest, tmp_path: Path) -> Tokens:
+    made = TOKENIZERS[request.param]()
+    made.add_special_tokens(["<s>", "</s>"])
+    made.add_tokens(["<added>"])
+    made.save(str(tmp_path / "tokenizer.json"))
+    return Tokens(tmp_path)
+
+
+def pieces(tokens: Tokens, ids: list[int]) -> list[str]:
+    """What is taken behind each token, and at the end."""
+    stream, taken = tokens.stream(), []
+    for token in ids:
+        stream.extend([token])
+        taken.append(stream.take())
+    return [*taken, stream.rest()]
+
+
+def now_and_then(tokens: Tokens, ids: list[int], rng: random.Random) -> str:
+    """All that is taken, some of it of many tokens."""
+    stream, text = tokens.stream(), ""
+    often = rng.choice([0.02, 0.1, 0.5])
+    for token in ids:
+        stream.extend([token])
+        if rng.random() < often:
+            text += stream.take()
+    return text + stream.rest()
+
+
+def test_random_tokens(tokens: Tokens) -> None:
+    """Most are noise: broken characters, spaces in any number, tokens that are left out and that nobody knows."""
+    rng = random.Random(1)
+    known = max(tokens._tokenizer.get_vocab().values()) + 1
+    few = [known - 3, known - 1, known + 5, *rng.sample(range(known - 3), 12)]
+    for case in range(600):
+        pool = range(known + 2) if case % 2 else few
+        ids = [rng.choice(pool) for _ in range(rng.randrange(80))]
+        assert "".join(pieces(tokens, ids)) == tokens.decode(ids), ids
+        assert now_and_then(tokens, ids, rng) == tokens.decode(ids), ids
+
+
+def test_words_with_bytes_between(tokens: Tokens) -> None:
+    """Runs of bytes that are whole characters, and runs that are not, between words."""
+    rng = random.Random(2)
+    bytes_of = {byte: tokens._tokenizer.token_to_id(f"<0x{byte:02X}>") for byte in range(256)}
+    for _ in range(600):
+        ids: list[int] = []
+        for _ in range(rng.randrange(12)):
+            if rng.random() < 0.5 or None in bytes_of.values():
+                ids += tokens.encode(rng.choice(TEXT.split())).tolist()
+            else:
+                run = "".join(rng.sample(TEXT, 3)).encode()
+                ids += [bytes_of[byte] for byte in run[: rng.choice([len(run), rng.randrange(len(run) + 1)])]]
+            ids += ids[:1] * (rng.random() < 0.3)
+        assert "".join(pieces(tokens, ids)) == tokens.decode(ids), ids
+        assert now_and_then(tokens, ids, rng) == tokens.decode(ids), ids
+
+
+def of_bytes(tmp_path: Path) -> Tokens:
+    write_byte_tokenizer(tmp_path)
+    return Tokens(tmp_path)
+
+
+def test_whole_characters_only_and_at_once(tmp_path: Path) -> None:
+    tokens = of_bytes(tmp_path)
+    assert pieces(tokens, list("a€👩b".encode())) == ["a", "", "", "€", "", "", "", "👩", "b", ""]
+    assert pieces(tokens, [0x61, 0xE2, 0x82]) == ["a", "", "", "\ufffd"]
+    assert pieces(tokens, [0xFF] * 60) == ["", *["\ufffd"] * 60]  # a model that is stuck is heard
+
+
+def test_bytes_wait_for_the_end_of_their_run(tmp_path: Path) -> None:
+    """One wrong byte makes U+FFFD of the whole run, so that none of it is certain before."""
+    made = sentence_pieces()
+    made.save(str(tmp_path / "tokenizer.json"))
+    tokens = Tokens(tmp_path)
+    word, a, first = (made.token_to_id(name) for name in ("▁the", "<0x41>", "<0xE2>"))
+    assert pieces(tokens, [word, a, a, word]) == ["the", "", "", "AA the", ""]
+    assert pieces(tokens, [word, a, first, word]) == ["the", "", "", "\ufffd\ufffd the", ""]
+
+
+def test_tokens_without_a_text_are_no_context(tmp_path: Path) -> None:
+    """Behind nothing but them a word would lose its space, and a run of bytes its wrong byte."""
+    made = sentence_pieces()
+    made.decoder = decoders.Sequence([decoders.Replace("\u200b", ""), made.decoder])
+    made.save(str(tmp_path / "tokenizer.json"))
+    tokens = Tokens(tmp_path)
+    word, nothing, wrong, a = (made.token_to_id(name) for name in ("▁the", "\u200b", "<0xFF>", "<0x41>"))
+    for ids in ([word, *[nothing] * 20, word], [word] * 7 + [wrong] + [a] * 7 + [nothing, word]):
+        assert "".join(pieces(tokens, ids)) == tokens.decode(ids)
+
+
+def test_the_cost_of_a_token_does_not_grow(tmp_path: Path) -> None:
+    """Counted, not timed: how many tokens are decoded for the last of 2000."""
+    tokens = of_bytes(tmp_path)
+    seen: list[int] = []
+    stream = tokens.stream()
+    stream._decode = lambda ids: (seen.append(len(ids)), tokens.decode(ids))[1]  # type: ignore[func-returns-value]  # append, in a lambda that counts
+    for said in ((TEXT * 40).encode(), b"\xff" * 2000, b"\x80" * 2000):
+        for token in said[:2000]:
+            stream.extend([token])
+            stream.take()
+    assert max(seen) <= 16
+    seen.clear()
+    for token in ((TEXT * 40).encode())[:2000]:  # none is taken before the end
+        stream.extend([token])
+    stream.take()
+    assert len(seen) == 2
+
+
+class Clock:
+    """Stands in for the module `time` of `text`."""
+
+    now = 5.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+class Fixed:
+    """A session that says one text; a token takes `tick_s` of `clock`."""
+
+    def __init__(self, text: bytes, clock: Clock | None = None, tick_s: float = 0.0) -> None:
+        self._left = iter(text)
+        self.told = 0
+        self._clock, self._tick_s = clock or Clock(), tick_s
+
+    def feed(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+        return np.zeros((1, 256), np.float32)
+
+    def step(self) -> NDArray[np.int64]:
+        self._clock.now += self._tick_s
+        self.told += 1
+        return np.array([next(self._left)])
+
+    def rewind(self, length: int) -> None:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("stop", ["€", "a€", "\ufffd", "a", "b€c", "not there", "日本", "c\ufffd"])
+@pytest.mark.parametrize("cut", [0, 1, 2])
+def test_pieces_end_where_the_text_does(tmp_path: Path, stop: str, cut: int) -> None:
+    said = "xa b€ b€c 日本".encode()
+    said = said[: len(said) - cut]
+    model = TextModel(SessionSource("fixed", lambda rows, length: Fixed(said)), of_bytes(tmp_path), 100, frozenset())
+    written: list[str] = []
+    result = model.generate("p", Sampling(len(said), stop=(stop,)), written.append)
+    whole = said.decode(errors="replace")
+    place = whole.find(stop)
+    assert result.text == "".join(written) == (whole if place < 0 else whole[:place])
+    assert result.stopped == ("length" if place < 0 else "stop")
+
+
+@pytest.mark.parametrize(
+    ("tick_s", "written"),
+    [(0.06, ["a", "b", "€", "c", "d"]), (0.02, ["a", "b", "€cd"]), (1e-4, ["a", "b€cd"])],
+)
+def test_pieces_keep_their_pace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tick_s: float, written: list[str]
+) -> None:
+    """Slow tokens come alone, quick ones together, the first at once; there is a step for every one of them."""
+    clock = Clock()
+    monkeypatch.setattr(text, "time", clock)
+    said = "ab€cd".encode()
+    source = SessionSource("fixed", lambda rows, length: Fixed(said, clock, tick_s))
+    model = TextModel(source, of_bytes(tmp_path), 100, frozenset())
+    *got, result = model.steps("p", Sampling(len(said)), 0.05)
+    assert [piece for piece in got if piece] == written
+    assert isinstance(result, TextResult)
+    assert result.text == "ab€cd"
+    assert len(got) == len(said) + 1
+    assert got[0] == "a"  # not when the second is computed
+
+
+@pytest.mark.parametrize(("tick_s", "turns"), [(0.004, [1] * 8), (0.001, [1, 2, 2, 2, 1]), (1e-5, [1, 7])])
+def test_a_step_is_as_many_tokens_as_its_time_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tick_s: float, turns: list[int]
+) -> None:
+    """One at least, and the first alone: no text waits for the second of another."""
+    clock = Clock()
+    monkeypatch.setattr(text, "time", clock)
+    session = Fixed(b"abcdefgh", clock, tick_s)
+    model = TextModel(SessionSource("fixed", lambda rows, length: session), of_bytes(tmp_path), 100, frozenset())
+    steps = [(item, session.told) for item in model.steps("p", Sampling(8), 1e9, 0.0019)]
+    result = steps[-1][0]
+    counts = [0, *(count for _, count in steps)]
+    assert isinstance(result, TextResult)
+    assert result.text == "abcdefgh"
+    assert [after - before for before, after in itertools.pairwise(counts) if after > before] == turns
+
+
+@pytest.mark.parametrize(("turn_s", "written"), [(0.0, ["a", "", "", "b"]), (1e9, ["a", "b"])])
+def test_a_stop_is_found_between_pieces(tmp_path: Path, turn_s: float, written: list[str]) -> None:
+    """At once, not when the next piece is due or the turn is over."""
+    source = SessionSource("fixed", lambda rows, length: Fixed(b"abcdefgh"))
+    model = TextModel(source, of_bytes(tmp_path), 100, frozenset())
+    *pieces, result = model.steps("p", Sampling(8, stop=("cd",)), 1e9, turn_s)
+    assert isinstance(result, TextResult)
+    assert result.text == "ab"
+    assert len(result.tokens) == 4
+    assert pieces == written
+
+
+def test_what_a_long_stop_text_costs() -> None:
+    """As much as what waits is long: a hundred looks at one of a million characters take no time."""
+    stop = "ab" * 500_000
+    for _ in range(100):
+        assert Sampling(stop=(stop,)).sure("xaba") == "x"

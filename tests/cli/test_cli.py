@@ -1,0 +1,412 @@
+"""The commands as a user sees them: exit codes, one line for an error, one JSON object, verdicts."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.helper
+import pytest
+from rich.console import Console
+
+from ibnorm_export.artifacts.exported_model import ExportedModel
+from ibnorm_export.cli import console, main
+
+
+class Result:
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Any:
+    def run(*words: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["ibnorm-export", *map(str, words)])
+        capfd.readouterr()
+        code = main.main()
+        captured = capfd.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def llama_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from ibnorm_export import IBNormSpec, models
+
+    config = {
+        "model_type": "llama",
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "vocab_size": 256,
+        "max_position_embeddings": 64,
+    }
+    folder = tmp_path_factory.mktemp("checkpoints") / "llama"
+    models.save(models.new_model(config, IBNormSpec("L", bias=False)), folder)  # type: ignore[arg-type]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(llama_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from ibnorm_export import models
+    from ibnorm_export.exporter.export import export
+
+    target = tmp_path_factory.mktemp("cli") / "llama.onnx"
+    export(models.load(llama_checkpoint), target)
+    return target
+
+
+COMMANDS = ["export", "verify", "bench", "compare", "build-engine", "inspect", "doctor", "demo"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example(cli: Any, command: str) -> None:
+    result = cli(command, "--help")
+    assert result.code == 0
+    assert f"Example: ibnorm-export {command}" in " ".join(result.out.split())
+    assert "--json" in result.out
+
+
+def test_export_and_verify(cli: Any, llama_checkpoint: Path, tmp_path: Path) -> None:
+    target = tmp_path / "m.onnx"
+    result = cli("export", llama_checkpoint, "-o", target, "--dtype", "fp16", "--json")
+    assert result.code == 0, result.err
+    assert result.json["dtype"] == "fp16"
+    assert result.json["norms"] == 5
+    assert [f.name for f in onnx.load(target).functions] == ["IBNormL", "SkipIBNormL"]
+    result = cli("verify", target, llama_checkpoint, "--samples", 2, "--json")
+    assert result.code == 0, result.err
+    assert result.json["verdict"] == "pass"
+    assert result.json["static"]["verdict"] == result.json["numeric"]["verdict"] == "pass"
+    assert "explicit Casts" in result.json["numeric"]["method"]
+    output = result.json["numeric"]["outputs"][0]
+    assert output["name"] == "logits"
+    assert 0 < output["error"] <= output["allowed"]
+
+
+def test_verify_prints_every_figure(cli: Any, exported: Path, llama_checkpoint: Path) -> None:
+    result = cli("verify", exported, llama_checkpoint)
+    assert result.code == 0, result.err
+    for word in ("logits", "max abs", "rel. error", "PyTorch's own", "ratio", "cosine", "top-1", "verdict: pass"):
+        assert word in result.out
+
+
+def test_verify_layers_and_the_page(cli: Any, exported: Path, llama_checkpoint: Path, tmp_path: Path) -> None:
+    result = cli("verify", exported, llama_checkpoint, "--samples", 1, "--layers", "--report", tmp_path / "r.html")
+    assert result.code == 0, result.err
+    assert "no link adds error beyond its bound" in result.out
+    assert "every one keeps its bound" in result.out
+    assert "model.layers.1.post_attention_layernorm" in result.out
+    assert "Error by depth" in (tmp_path / "r.html").read_text(encoding="utf-8")
+
+
+def test_a_baseline_is_kept_and_compared(cli: Any, exported: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "a.json"
+    result = cli("bench", exported, "--seq", 4, "--rounds", 12, "--save-baseline", kept)
+    assert result.code == 0, result.err
+    content = json.loads(kept.read_text(encoding="utf-8"))
+    assert len(content["times_ms"]) == len(content["yardstick_ms"]) == 12
+    slow = tmp_path / "b.json"
+    slow.write_text(json.dumps({**content, "times_ms": [100 * t for t in content["times_ms"]]}), encoding="utf-8")
+    result = cli("compare", kept, slow, "--report", tmp_path / "r.html", "--json")
+    assert result.code == 1
+    assert result.json["verdict"] == "fail"
+    assert result.json["ratio"] > 10
+    assert "Time over the yardstick" in (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert cli("compare", slow, kept).code == 0
+
+
+def test_a_failed_gate_is_exit_1_with_the_finding(
+    cli: Any, exported: Path, llama_checkpoint: Path, tmp_path: Path
+) -> None:
+    proto = onnx.load(exported)
+    node = next(n for n in proto.graph.node if n.op_type == "IBNormL")
+    next(a for a in node.attribute if a.name == "lambd").f = 4.1
+    onnx.save(proto, tmp_path / "bad.onnx")
+    result = cli("verify", tmp_path / "bad.onnx", llama_checkpoint, "--json")
+    assert result.code == 1
+    assert result.json["verdict"] == "fail"
+    assert result.json["static"]["verdict"] == "fail"
+    assert node.name in result.json["static"]["findings"][0]["where"]
+    result = cli("verify", tmp_path / "bad.onnx", llama_checkpoint)
+    assert result.code == 1
+    assert "verdict: fail" in result.out
+    assert "lambd" in result.out
+
+
+def test_verify_on_the_users_own_inputs(cli: Any, exported: Path, llama_checkpoint: Path, tmp_path: Path) -> None:
+    ids = np.arange(12).reshape(2, 6)
+    np.savez(tmp_path / "in.npz", input_ids=ids, attention_mask=np.ones_like(ids))
+    result = cli("verify", exported, llama_checkpoint, "--inputs", tmp_path / "in.npz", "--json")
+    assert result.code == 0, result.err
+    assert result.json["numeric"]["samples"] == 1
+    assert result.json["numeric"]["outputs"][0]["elements"] == 12 * 256
+    np.savez(tmp_path / "wrong.npz", input_ids=ids)
+    result = cli("verify", exported, llama_checkpoint, "--inputs", tmp_path / "wrong.npz")
+    assert result.code == 2
+    assert "attention_mask" in result.err
+
+
+def test_bench(cli: Any, exported: Path, llama_checkpoint: Path) -> None:
+    result = cli(
+        "bench", exported, "--checkpoint", llama_checkpoint, "--against", "torch", "--seq", 16, "--rounds", 3, "--json"
+    )
+    assert result.code == 0, result.err
+    report = result.json
+    assert [latency["name"] for latency in report["latencies"]] == ["ort-cpu", "torch"]
+    assert all(0 < x["p50_ms"] <= x["p90_ms"] <= x["p99_ms"] for x in report["latencies"])
+    assert report["ratios"][0]["p25"] <= report["ratios"][0]["median"] <= report["ratios"][0]["p75"]
+    assert report["inputs"]["input_ids"] == [1, 16]
+    assert report["environment"]["processor"]
+
+
+def test_inspect_reads_files_and_checkpoints(cli: Any, exported: Path, llama_checkpoint: Path) -> None:
+    file = cli("inspect", exported, "--json").json
+    checkpoint = cli("inspect", llama_checkpoint, "--json").json
+    assert [n["module"] for n in file["norms"]] == [n["module"] for n in checkpoint["norms"]]
+    assert file["metadata"]["source_sha256"] == checkpoint["source_sha256"]
+    assert file["functions"] == ["ai.ibnorm::IBNormL", "ai.ibnorm::SkipIBNormL"]
+    assert "norms" in cli("inspect", exported).out
+
+
+def _metadata(key: str, text: str) -> Callable[[onnx.ModelProto], None]:
+    def change(proto: onnx.ModelProto) -> None:
+        kept = [entry for entry in proto.metadata_props if entry.key != f"ibnorm.{key}"]
+        del proto.metadata_props[:]
+        proto.metadata_props.extend(kept)
+        proto.metadata_props.add(key=f"ibnorm.{key}", value=text)
+
+    return change
+
+
+def _type_of_an_input(proto: onnx.ModelProto) -> None:
+    proto.graph.input[0].type.tensor_type.elem_type = 99
+
+
+def _type_of_a_weight(proto: onnx.ModelProto) -> None:
+    proto.graph.initializer[0].data_type = 99
+
+
+def _place_of_a_weight(proto: onnx.ModelProto) -> None:
+    tensor = proto.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="a\0b")
+
+
+def _lambda_in_words(proto: onnx.ModelProto) -> None:
+    norm = next(node for node in proto.graph.node if node.domain == "ai.ibnorm")
+    next(a for a in norm.attribute if a.name == "lambd").CopyFrom(onnx.helper.make_attribute("lambd", "4.0"))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (_type_of_an_input, "'input_ids' is of element type 99"),
+        (_type_of_a_weight, "is of element type 99"),
+        (_place_of_a_weight, "which names no file"),
+        (_lambda_in_words, "lambd of the norm model.layers.0.input_layernorm is '4.0'; it must be a number"),
+        (_metadata("config", "[" * 100_000), "'ibnorm.config' is not valid JSON"),
+        (_metadata("packed", "[1, 2]"), "metadata 'packed' is [1, 2]"),
+        (_metadata("packed", '{"patch": 5}'), "metadata 'packed' is {'patch': 5}"),
+        (_metadata("packed", '{"patch": [5]}'), "it must be an object of lists of names"),
+        (_metadata("quantization", '"int8"'), "metadata 'quantization' is 'int8'"),
+        (_metadata("quantization", '{"bits": 3}'), "its bits 4 or 8"),
+    ],
+)
+def test_a_damaged_file_is_bad_input(
+    cli: Any, exported: Path, tmp_path: Path, change: Callable[[onnx.ModelProto], None], said: str
+) -> None:
+    proto = onnx.load(exported)
+    change(proto)
+    (tmp_path / "m.onnx").write_bytes(proto.SerializeToString())
+    result = cli("inspect", tmp_path / "m.onnx")
+    assert result.code == 2, result.err
+    assert said in result.err
+    assert len(result.err.strip().splitlines()) == 1
+
+
+def test_a_config_is_no_model_file(cli: Any, llama_checkpoint: Path) -> None:
+    """onnx.load would read it as a model in JSON, for the suffix that it has."""
+    result = cli("verify", llama_checkpoint / "config.json", llama_checkpoint)
+    assert result.code == 2
+    assert "config.json is truncated or is not an ONNX file" in result.err
+
+
+def test_doctor(cli: Any) -> None:
+    result = cli("doctor", "--json")
+    assert result.code == 0, result.err
+    checks = {check["name"]: check for check in result.json["checks"]}
+    assert checks["ONNX Runtime"]["works"]
+    assert all(check["works"] or check["remedy"] for check in checks.values()), "what fails says what to do"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("verify", "missing.onnx", "nowhere"), 2, "'missing.onnx' does not exist"),
+        (("export", "nowhere", "-o", "x.onnx"), 2, "'nowhere' does not exist"),
+        (("inspect", "nowhere"), 2, "'nowhere' does not exist"),
+        (("export",), 2, "CHECKPOINT"),
+        (("frobnicate",), 2, "frobnicate"),
+        (("verify", "--frobnicate"), 2, "--frobnicate"),
+        (("export", "x", "-o", "y", "--dtype", "fp8"), 2, "fp8"),
+        (("demo", "--minutes", "0"), 2, "minutes"),
+        (("demo", "--text", "nowhere.txt"), 2, "nowhere.txt"),
+    ],
+)
+def test_bad_usage_is_one_line_and_exit_2(
+    cli: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: tuple[str, ...], code: int, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = cli(*words)
+    assert result.code == code
+    assert said in result.err
+    assert len(result.err.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_text_that_is_none_is_bad_input(cli: Any, exported: Path, llama_checkpoint: Path, tmp_path: Path) -> None:
+    text = tmp_path / "latin.txt"
+    text.write_bytes("na\u00efve".encode("latin-1"))
+    for words in (("verify", exported, llama_checkpoint), ("analyze", llama_checkpoint)):
+        result = cli(*words, "--text", text)
+        assert result.code == 2
+        assert "no text in UTF-8" in result.err
+
+
+def test_options_that_a_text_folder_has_not_are_refused(cli: Any, tmp_path: Path) -> None:
+    (tmp_path / "genai_config.json").touch()
+    for words in (("--require-fused",), ("--save-baseline", tmp_path / "b.json"), ("--model", "a:b")):
+        result = cli("bench", tmp_path, *words)
+        assert result.code == 2
+        assert "generates text" in " ".join(result.err.split())
+
+
+def test_a_file_is_no_folder_to_generate_with(cli: Any, exported: Path) -> None:
+    result = cli("generate", exported, "--prompt", "a")
+    assert result.code == 2
+    assert "--task text-generation" in result.err
+
+
+def test_an_error_with_json_is_json(cli: Any) -> None:
+    result = cli("verify", "missing.onnx", "nowhere", "--json")
+    assert result.code == 2
+    assert result.json["exit_code"] == 2
+    assert "missing.onnx" in result.json["error"]["message"]
+
+
+def test_unknown_backend_and_opponent(cli: Any, exported: Path, llama_checkpoint: Path) -> None:
+    assert cli("verify", exported, llama_checkpoint, "--backend", "abacus").code == 2
+    result = cli("bench", exported, "--against", "abacus")
+    assert result.code == 2
+    assert "torch.compile" in result.err
+    assert "--checkpoint" in cli("bench", exported, "--against", "torch").err
+
+
+def test_no_sequence_beyond_the_positions_is_timed(cli: Any, exported: Path) -> None:
+    longest = ExportedModel(exported).max_positions
+    result = cli("bench", exported, "--seq", longest + 1, "--rounds", 1)
+    assert result.code == 2
+    assert f"has {longest} positions, fewer than a sequence of {longest + 1}" in result.err
+    for words in ((), ("--seq", longest)):  # the default, 128, is more than it has
+        result = cli("bench", exported, *words, "--rounds", 1, "--json")
+        assert result.json["inputs"]["input_ids"] == [1, longest]
+
+
+def test_bf16_cannot_be_timed_on_a_cpu(cli: Any, llama_checkpoint: Path, tmp_path: Path) -> None:
+    assert cli("export", llama_checkpoint, "-o", tmp_path / "m.onnx", "--dtype", "bf16").code == 0
+    result = cli("bench", tmp_path / "m.onnx")
+    assert result.code == 3
+    assert "bfloat16" in result.err
+
+
+def test_a_missing_runtime_is_exit_3(cli: Any, exported: Path, llama_checkpoint: Path, monkeypatch: Any) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.delitem(sys.modules, "ibnorm_export.runtimes.ort", raising=False)
+    result = cli("verify", exported, llama_checkpoint)
+    assert result.code == 3
+    assert "pip install 'ibnorm-export[cpu]'" in result.err
+
+
+def test_an_unforeseen_error_is_exit_70(cli: Any, exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ibnorm_export import inspection
+
+    def broken(path: Path) -> dict[str, Any]:
+        raise ZeroDivisionError("planted")
+
+    monkeypatch.setattr(inspection, "inspect_file", broken)
+    result = cli("inspect", exported)
+    assert result.code == 70
+    assert "planted" in result.err
+    assert len(result.err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_export_leaves_nothing(signum: int, llama_checkpoint: Path, tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    code = (
+        "import sys, time, pathlib\n"
+        "from ibnorm_export import export as module\n"
+        "def slow(*a, **k):\n"
+        f"    pathlib.Path({str(started)!r}).touch(); time.sleep(60)\n"
+        "module._trace = slow\n"
+        "from ibnorm_export.cli.__main__ import run\n"
+        f"sys.argv = ['ibnorm-export', 'export', {str(llama_checkpoint)!r}, '-o', {str(tmp_path / 'm.onnx')!r}]\n"
+        "run()\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not started.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(process.pid, signum)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in err
+    assert [p.name for p in tmp_path.iterdir()] == ["started"]
+
+
+def test_a_report_takes_no_other_files_place(cli: Any, exported: Path, llama_checkpoint: Path, tmp_path: Path) -> None:
+    """Said before the work whose result would go there."""
+    config = tmp_path / "config.json"
+    config.write_text("{}")
+    for words, said in (
+        (("verify", exported, llama_checkpoint, "--report", exported), "does not end in .html"),
+        (("verify", exported, llama_checkpoint, "--report", tmp_path / "no" / "x.html"), "no does not exist"),
+        (("analyze", llama_checkpoint, "--report", config), "does not end in .html"),
+        (("compare", config, config, "--report", config), "does not end in .html"),
+        (("bench", exported, "--save-baseline", config), "would be lost: "),
+        (("bench", exported, "--save-baseline", exported), "does not end in .json"),
+    ):
+        result = cli(*words)
+        assert result.code == 2
+        assert said in result.err
+    assert config.read_text() == "{}"
+
+
+def test_a_table_breaks_no_number_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "out", Console(width=40, soft_wrap=True, file=io.StringIO()))
+    rows = console.table("a title of several words", "module", "PyTorch's own", "allowed", "says")
+    rows.add_row("model.layers.0.post_attention_layernorm", "1.23456e-07", "2.34567e-06", "as functions")
+    rows.add_row("x", "1", "2", "of " + "/long" * 40)
+    console.print_table(rows)
+    said = console.out.file.getvalue()  # type: ignore[attr-defined]  # a StringIO
+    for whole in ("model.layers.0.post_attention_layernorm", "1.23456e-07", "2.34567e-06", "functions"):
+        assert whole in said
+    assert max(map(len, said.splitlines())) < 160, "a path is folded"

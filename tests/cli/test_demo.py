@@ -1,0 +1,87 @@
+"""The demo, cut short: everything is made, parity passes, and the verdict is honest about the training."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ibnorm_export.cli.demo_app.demo import MAX_BITS_PER_BYTE, MIN_ACCURACY, DemoResult, run_demo
+from ibnorm_export.cli.demo_app.report import write_report
+from ibnorm_export.errors import CheckpointError
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory) -> DemoResult:
+    return run_demo(tmp_path_factory.mktemp("demo"), minutes=0.03)
+
+
+def test_two_checkpoints_and_their_files(short: DemoResult) -> None:
+    folder = Path(short.folder)
+    for name in ("llama", "vit"):
+        assert (folder / name / "config.json").is_file()
+        assert (folder / name / "model.safetensors").is_file()
+        assert (folder / f"{name}.onnx").is_file()
+        assert (folder / f"{name}.fp16.onnx").is_file()
+    assert len((folder / "held-out.txt").read_text(encoding="utf-8")) >= 500
+    with np.load(folder / "digits.npz") as digits:
+        assert digits["pixel_values"].shape == (360, 1, 8, 8)
+    assert np.load(folder / "labels.npy").shape == (360,)
+
+
+def test_parity_passes_in_fp32_and_fp16(short: DemoResult) -> None:
+    for model in short.models:
+        assert all(model.parity), [str(f) for r in model.parity for f in r.findings]
+        assert [r.numeric.dtype for r in model.parity if r.numeric] == ["fp32", "fp16"]
+        fp32 = model.parity[0].numeric
+        assert fp32 is not None
+        assert fp32.outputs[0].error <= 2e-6, "the function path at model level"
+
+
+def test_the_verdict_follows_what_was_reached(short: DemoResult) -> None:
+    llama, vit = short.models
+    assert llama.reached == (llama.evaluations[-1].loss <= MAX_BITS_PER_BYTE)
+    assert vit.reached == (vit.evaluations[-1].accuracy >= MIN_ACCURACY)
+    assert bool(short) == (llama.reached and vit.reached and bool(short.text))
+    assert short.to_dict()["verdict"] == ("pass" if short else "fail")
+
+
+def test_every_form_writes_the_same_text(short: DemoResult) -> None:
+    forms = {w.form: w for w in short.text.writings}
+    assert list(forms) == ["PyTorch", "ONNX Runtime, portable", "onnxruntime-genai", "onnxruntime-genai, int4"]
+    assert len({w.result.text for name, w in forms.items() if "int4" not in name}) == 1
+    assert short.text.same
+    for name in ("ONNX Runtime, portable", "onnxruntime-genai"):
+        parity = forms[name].parity
+        assert parity, parity.findings if parity is not None else name
+        assert parity.numeric is not None
+        assert all((q.positions, q.agreement) == (512, 1.0) for q in parity.numeric.quality)
+    written = forms["PyTorch"]
+    other = replace(written, result=replace(written.result, tokens=(*written.result.tokens, 1)))
+    assert not replace(short.text, writings=(*short.text.writings, other))
+
+
+def test_training_is_watched(short: DemoResult) -> None:
+    for model in short.models:
+        assert len(model.evaluations) >= 3
+        assert model.evaluations[-1].loss < model.evaluations[0].loss
+        for e in model.evaluations:
+            assert all(np.isfinite([e.kurtosis_in, e.kurtosis_out, e.about_input, e.bottleneck]))
+            assert e.about_target > 0
+
+
+def test_the_report_shows_both_models(short: DemoResult, tmp_path: Path) -> None:
+    text = write_report(short, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert text.count("<svg") == 10
+    assert "Byte-level LLaMA" in text
+    assert "handwritten digits" in text
+    assert "The LLaMA writes" in text
+    assert text.count(short.text.prompt) >= 4
+
+
+def test_a_text_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("too short")
+    with pytest.raises(CheckpointError, match="at least 20000"):
+        run_demo(tmp_path / "out", text=tmp_path / "short.txt")

@@ -1,0 +1,43 @@
+"""The kernels, built for the emulator once per checkout and source.
+
+The options need this folder, or a file in it, on the command line.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.custom_ops.cuda import cuda_emulator
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full-cuda-sweep", action="store_true", help="cross every parameter of the emulator's sweep")
+    parser.addoption("--all-mutants", action="store_true", help="plant every bug, not only the default ones")
+    parser.addoption("--kernels", type=Path, help="another custom_ops folder, with its objects in `built`")
+
+
+def _option(config: pytest.Config, name: str) -> object:
+    # Without the folder on the command line the options do not exist.
+    return config.getoption(name, default=None)
+
+
+@pytest.fixture(scope="session")
+def emulator(request: pytest.FixtureRequest) -> cuda_emulator.Emulator:
+    """The kernel source as it is in the checkout, compiled by g++."""
+    cxx = cuda_emulator.compiler()
+    if cxx is None:
+        pytest.skip("no C++ compiler: install g++ 12 or newer")
+    probe = subprocess.run(
+        [cxx, "-std=c++17", "-x", "c++", "-fsyntax-only", "-"], input="_Float16 x;", text=True, capture_output=True
+    )
+    if probe.returncode != 0:
+        pytest.skip(f"{cxx} has no _Float16 in C++: the emulator needs GCC 12 or Clang 15")
+    other = _option(request.config, "--kernels")
+    if isinstance(other, Path) and other != cuda_emulator.ROOT / "custom_ops":
+        return cuda_emulator.Emulator(cuda_emulator.build(other / "built", other, extra=cuda_emulator.MUTANT_FLAGS))
+    # The full sweep traps on every kind of undefined behaviour; that compiles twice as long.
+    extra = ("-fsanitize=undefined",) if _option(request.config, "--full-cuda-sweep") else ()
+    return cuda_emulator.Emulator(cuda_emulator.build(cuda_emulator.ROOT / ".cache" / "cuda-emulator", extra=extra))

@@ -1,0 +1,53 @@
+"""The GPU benchmark, as far as a machine without a GPU can take it."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import cuda_static
+from tests.custom_ops.cuda.cuda_emulator import ROOT
+
+torch = pytest.importorskip("torch")
+HAS_GPU = torch.cuda.is_available()
+
+
+@pytest.mark.skipif(HAS_GPU, reason="this machine has a GPU")
+def test_says_what_is_missing() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.op_cuda", "--json"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 3
+    assert done.stderr.startswith("op_cuda: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(HAS_GPU, reason="this machine has a GPU")
+def test_library_loads_and_a_refused_launch_is_a_status(tmp_path: Path) -> None:
+    """Without a device every legal call is `launch failed`, an illegal one `invalid argument`."""
+    try:
+        cuda_static.tool("nvcc")
+    except cuda_static.ToolMissingError as missing:
+        pytest.skip(str(missing))
+    from benchmarks import op_cuda
+
+    library = op_cuda.load_kernels("sm_90", tmp_path)
+    for cols in (1024, 1023, 8192):
+        for compression in range(3):
+            pointers = (ctypes.c_void_p * 6)(4096, None, 4096, 4096, 4096, None)
+            assert library.op_cuda_run(pointers, 2, cols, 1, 1, compression, 4.0, 1e-5, None) == 2
+            assert library.op_cuda_run(pointers, 0, cols, 1, 1, compression, 4.0, 1e-5, None) == 0
+            assert library.op_cuda_run(pointers, 2, cols, 1, 1, compression, 0.0, 1e-5, None) == 1
+
+
+def test_byte_formula() -> None:
+    from benchmarks import op_cuda
+
+    assert op_cuda.bytes_per_element("bfloat16", False) == 4
+    assert op_cuda.bytes_per_element("float16", True) == 8
+    assert op_cuda.bytes_per_element("float32", False) == 8

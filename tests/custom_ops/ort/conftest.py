@@ -1,0 +1,114 @@
+"""The CPU kernels through their test-only C ABI, and where the built libraries lie."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from ibnorm_export.op.spec import Compression, IBNormSpec
+
+BUILD = Path(__file__).resolve().parents[3] / "build" / "native"
+KINDS = list(Compression)
+TYPE_CODES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(ml_dtypes.bfloat16): 2}
+SETS = {"generic": 0, "avx2": 1, "avx512": 2}
+HOW_TO_BUILD = "run `make native`"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--ibnorm-kernels", default=None, help="library under test, in place of the one in build/native")
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """`run` normalises on one instruction set; arrays may be views at any element offset."""
+
+    library: ctypes.CDLL
+    sets: tuple[str, ...]
+
+    def status(
+        self,
+        isa: str,
+        x: np.ndarray[Any, Any] | None,  # (rows, cols)
+        scale: np.ndarray[Any, Any] | None,  # (cols,)
+        bias: np.ndarray[Any, Any] | None,  # (cols,)
+        spec: IBNormSpec | tuple[int, float, float],
+        y: np.ndarray[Any, Any] | None,
+        *,
+        shape: tuple[int, int],
+        dtypes: tuple[int, int],
+        skip: np.ndarray[Any, Any] | None = None,
+        total: np.ndarray[Any, Any] | None = None,
+        rows: tuple[int, int] | None = None,
+    ) -> int:
+        kind, lambd, epsilon = (
+            (KINDS.index(spec.compression), spec.lambd, spec.epsilon) if isinstance(spec, IBNormSpec) else spec
+        )
+        begin, end = rows or (0, shape[0])
+        pointers = [None if a is None else ctypes.c_void_p(a.ctypes.data) for a in (x, skip, scale, bias, y, total)]
+        return int(
+            self.library.ibnorm_test_run(
+                SETS.get(isa, -1),
+                *pointers,
+                *map(ctypes.c_int64, shape),
+                *dtypes,
+                kind,
+                ctypes.c_float(lambd),
+                ctypes.c_float(epsilon),
+                ctypes.c_int64(begin),
+                ctypes.c_int64(end),
+            )
+        )
+
+    def run(
+        self,
+        isa: str,
+        x: np.ndarray[Any, Any],
+        scale: np.ndarray[Any, Any],
+        bias: np.ndarray[Any, Any],
+        spec: IBNormSpec,
+        *,
+        skip: np.ndarray[Any, Any] | None = None,
+        total: np.ndarray[Any, Any] | None = None,
+        y: np.ndarray[Any, Any] | None = None,
+        rows: tuple[int, int] | None = None,
+    ) -> np.ndarray[Any, Any]:
+        out = np.full_like(x, 7) if y is None else y
+        status = self.status(
+            isa, x, scale, bias, spec, out,
+            shape=(x.shape[0], x.shape[1]), dtypes=(TYPE_CODES[x.dtype], TYPE_CODES[scale.dtype]),
+            skip=skip, total=total, rows=rows,
+        )  # fmt: skip
+        assert status == 0, f"status {status}"
+        return out
+
+
+@pytest.fixture(scope="session")
+def kernels(request: pytest.FixtureRequest) -> Iterator[Kernels]:
+    given = request.config.getoption("--ibnorm-kernels", default=None)
+    path = Path(given) if given else BUILD / "libibnorm_kernels_test.so"
+    if not path.is_file():
+        pytest.skip(f"{path.name} is not built: {HOW_TO_BUILD}")
+    library = ctypes.CDLL(str(path))
+    library.ibnorm_test_instruction_set.restype = ctypes.c_char_p
+    yield Kernels(library, tuple(name for name, code in SETS.items() if library.ibnorm_test_has(code)))
+
+
+@pytest.fixture(scope="session")
+def ort_library() -> Path:
+    """The library just built, else the installed one."""
+    path = BUILD / "libibnorm_ort.so"
+    if path.is_file():
+        return path
+    from ibnorm_export.op import native
+
+    found = native.availability()
+    if not found.available or found.path is None:
+        pytest.skip(f"libibnorm_ort.so is not built: {HOW_TO_BUILD}")
+    return found.path

@@ -1,0 +1,31 @@
+"""Inputs that expose find what ordinary ones leave hidden."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+
+from ibnorm_export import IBNormSpec, models
+from ibnorm_export.artifacts.exported_model import ExportedModel
+from ibnorm_export.exporter.export import export
+from ibnorm_export.verifier.verify import VerifyOptions, verify
+from tests.verifier.faults.planted import naive_log_body
+
+RESNET = {"model_type": "resnet", "layer_type": "basic", "depths": [1, 1], "hidden_sizes": [8, 16], "embedding_size": 8,
+          "num_channels": 3, "image_size": 16, "num_labels": 10}  # fmt: skip
+
+
+def test_a_naive_logarithm_shows_on_near_zero_images_alone(tmp_path: Path) -> None:
+    models.save(models.new_model(RESNET, IBNormSpec("L")), tmp_path / "resnet")  # type: ignore[arg-type]
+    model = models.load(tmp_path / "resnet")
+    right = export(model, tmp_path / "m.onnx")
+    proto = onnx.load(right.path)
+    naive_log_body(proto)
+    onnx.save(proto, tmp_path / "bad.onnx")
+    bad = ExportedModel(tmp_path / "bad.onnx")
+    assert verify(bad, model, VerifyOptions(static=False)), "ordinary images hide it"
+    report = verify(bad, model, VerifyOptions(static=False, exposing=True))
+    assert not report
+    assert any("near-zero rows" in note for note in report.notes)
+    assert verify(right, model, VerifyOptions(exposing=True))

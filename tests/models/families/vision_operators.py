@@ -1,0 +1,15 @@
+"""A plugin of pytest: torchvision beside another build of torch, which lacks its operators. timm uses none of them.
+
+PYTHONPATH=build/vision:. pytest -p tests.models.families.vision_operators tests/models/families
+"""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+
+if importlib.util.find_spec("torchvision") is not None:
+    KEPT = torch.library.Library("torchvision", "FRAGMENT")
+    for name in ("nms", "qnms"):
+        KEPT.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

@@ -1,0 +1,161 @@
+"""Fused kernels in whole models: that they ran, that functions are the fallback, and the skip form's graph pass."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ibnorm_export import IBNormSpec, models
+from ibnorm_export.artifacts.exported_model import ExportedModel
+from ibnorm_export.artifacts.tensors import DType
+from ibnorm_export.benchmark.bench import contest
+from ibnorm_export.errors import BackendUnavailable
+from ibnorm_export.exporter.export import ExportOptions, export
+from ibnorm_export.models import CustomModel, InputSpec
+from ibnorm_export.op import native
+from ibnorm_export.op.spec import Compression
+from ibnorm_export.op.torch_op import IBNorm, ibnorm
+from ibnorm_export.runtimes import Kernels, open_runner
+from ibnorm_export.runtimes.ort import norm_executions
+from ibnorm_export.verifier.verify import VerifyOptions, verify
+
+needs_library = pytest.mark.skipif(
+    not native.availability(), reason=f"fused kernels cannot be used here: {native.availability().problem}"
+)
+
+
+@pytest.fixture(scope="module", params=["llama", "vit"])
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ExportedModel]:
+    """A checkpoint and its export with the residual additions fused."""
+    checkpoint: Path = request.getfixturevalue(f"{request.param}_checkpoint")
+    target = tmp_path_factory.mktemp("skip") / f"{request.param}.onnx"
+    return checkpoint, export(models.load(checkpoint), target, ExportOptions(fuse_skip=True))
+
+
+def plain(pair: tuple[Path, ExportedModel], tmp_path: Path) -> ExportedModel:
+    return export(models.load(pair[0]), tmp_path / "plain.onnx", ExportOptions(fuse_skip=False))
+
+
+def test_residual_additions_become_skip_forms(pair: tuple[Path, ExportedModel], tmp_path: Path) -> None:
+    checkpoint, fused = pair
+    before = plain(pair, tmp_path)
+    skips = [n for n in fused.norms if n.op_type.startswith("Skip")]
+    assert len(fused.norms) == len(before.norms) == 5
+    assert [n.module for n in fused.norms] == [n.module for n in before.norms]
+    # the first norm has no residual before it, and the last one's sum is used nowhere else
+    assert [n.module for n in skips] == [n.module for n in before.norms[1:-1]]
+    assert fused.operators["Add"] == before.operators["Add"] - len(skips) if "Add" in fused.operators else True
+    assert {f.name for f in fused.proto.functions} == {n.op_type for n in fused.norms}
+    assert verify(fused, models.load(checkpoint), VerifyOptions(kernels=Kernels.FUNCTION))
+    assert verify(fused, models.load(checkpoint), VerifyOptions(backend="reference", samples=2))
+
+
+@pytest.mark.parametrize("kernels", [Kernels.FUNCTION, pytest.param(Kernels.FUSED, marks=needs_library)])
+def test_the_skip_form_gives_the_same_bits(pair: tuple[Path, ExportedModel], tmp_path: Path, kernels: Kernels) -> None:
+    checkpoint, fused = pair
+    model = models.load(checkpoint)
+    before = plain(pair, tmp_path)
+    for index in range(4):
+        inputs = model.sample(np.random.default_rng(index), index)
+        a = open_runner("ort-cpu", before, kernels=kernels).run(inputs)["logits"]
+        b = open_runner("ort-cpu", fused, kernels=kernels).run(inputs)["logits"]
+        if kernels is Kernels.FUSED:
+            np.testing.assert_array_equal(a, b)
+        else:  # the runtime may fuse Add into LayerNormalization's neighbours differently
+            assert np.linalg.norm(a - b) <= 1e-6 * np.linalg.norm(a)
+
+
+class PlusOne(IBNorm):
+    """Its scale is computed, as Gemma's is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.weight is not None
+        return ibnorm(x, 1.0 + self.weight, self.bias, self.spec)
+
+
+class Residual(nn.Module):
+    """Two residual additions with a norm behind each; the scale of the first is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        spec = IBNormSpec(Compression("L"), 4.0, 1e-5)
+        self.computed, self.stored, self.last = PlusOne(16, spec), IBNorm(16, spec), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = x + self.last(x)
+        second = first + self.last(self.computed(first))
+        third: Tensor = second + self.last(self.stored(second))
+        return third
+
+
+def residual() -> CustomModel:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return CustomModel(Residual(), (InputSpec("x", ("batch", 16), floating=True),), ("y",))
+
+
+def test_a_norm_with_a_computed_scale_keeps_its_addition(tmp_path: Path) -> None:
+    """The skip form would stand in the addition's place, where the scale is not there yet."""
+    torch.save(residual().module.state_dict(), tmp_path / "w.pt")
+    model = models.load(tmp_path / "w.pt", model=f"{__name__}:residual")
+    exported = export(model, tmp_path / "m.onnx")
+    assert [(n.module, n.op_type) for n in exported.norms] == [("computed", "IBNormL"), ("stored", "SkipIBNormL")]
+    report = verify(exported, model, VerifyOptions(static=False))
+    assert report, report.findings
+
+
+@needs_library
+def test_every_norm_is_seen_to_run_fused(pair: tuple[Path, ExportedModel]) -> None:
+    checkpoint, fused = pair
+    report = verify(fused, models.load(checkpoint), VerifyOptions(kernels=Kernels.FUSED, require_fused=True))
+    assert report, report.findings
+    assert report.numeric is not None
+    assert {(n.implementation, n.provider) for n in report.numeric.norms} == {("fused", "CPUExecutionProvider")}
+    assert report.numeric.outputs[0].error <= 5e-7
+
+
+def test_a_function_is_seen_and_fails_the_demand(pair: tuple[Path, ExportedModel]) -> None:
+    checkpoint, fused = pair
+    report = verify(fused, models.load(checkpoint), VerifyOptions(kernels=Kernels.FUNCTION, require_fused=True))
+    assert not report
+    assert len([f for f in report.findings if "ran as a function" in f.what]) == 5
+    assert report.numeric is not None
+    assert {n.implementation for n in report.numeric.norms} == {"function"}
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", [DType.FP16, DType.BF16])
+def test_half_models_keep_the_kernels_in_their_rounding_copy(
+    llama_checkpoint: Path, tmp_path: Path, dtype: DType
+) -> None:
+    exported = export(models.load(llama_checkpoint), tmp_path / "half.onnx", ExportOptions(dtype=dtype))
+    report = verify(exported, models.load(llama_checkpoint), VerifyOptions(require_fused=True))
+    assert report, report.findings
+
+
+@needs_library
+def test_a_benchmark_says_what_ran(exported_llama: ExportedModel) -> None:
+    sizes = {"batch": 1, "sequence": 8}
+    for kernels, fused in ((Kernels.FUSED, True), (Kernels.FUNCTION, False)):
+        report = contest(exported_llama, "ort-cpu", None, [], sizes, 1, kernels=kernels)
+        assert report.all_fused == fused
+
+
+def test_demanding_a_missing_library_is_an_error(
+    exported_llama: ExportedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "_ORT_NAMES", ("no-such-library.so",))
+    with pytest.raises(BackendUnavailable, match="make native"):
+        open_runner("ort-cpu", exported_llama, kernels=Kernels.FUSED)
+    assert open_runner("ort-cpu", exported_llama, kernels=Kernels.AUTO).name == "ort-cpu"
+
+
+def test_executions_are_read_from_the_profile_alone(exported_llama: ExportedModel) -> None:
+    inputs = {"input_ids": np.ones((1, 3), np.int64), "attention_mask": np.ones((1, 3), np.int64)}
+    found = norm_executions(exported_llama, inputs, None)
+    assert [n.module for n in found] == [n.module for n in exported_llama.norms]
+    assert {n.implementation for n in found} == {"function"}

@@ -1,0 +1,149 @@
+"""Backend ort-cuda: what is said where there is no GPU, what counts as fused, and, on a GPU, parity and timing."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import helper
+
+from ibnorm_export import models
+from ibnorm_export.artifacts.exported_model import ExportedModel
+from ibnorm_export.artifacts.tensors import DType
+from ibnorm_export.benchmark import measure as bench_module
+from ibnorm_export.benchmark.bench import contest
+from ibnorm_export.cli import main
+from ibnorm_export.exporter.export import ExportOptions, export
+from ibnorm_export.runtimes import NormExecution
+from ibnorm_export.runtimes.norm_executions import copies_beside
+from ibnorm_export.runtimes.ort import _executions
+from ibnorm_export.runtimes.ort_cuda import missing_for_cuda, ort
+from ibnorm_export.verifier.verify import VerifyOptions, verify
+
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+MISSING = missing_for_cuda(
+    ort.get_available_providers(),
+    torch.version.cuda,
+    torch.cuda.device_count(),
+)
+needs_gpu = pytest.mark.skipif(bool(MISSING), reason=MISSING)
+needs_none = pytest.mark.skipif(not MISSING, reason="this machine has a GPU, so the backend works")
+
+
+def graph(*nodes: onnx.NodeProto) -> onnx.GraphProto:
+    return helper.make_graph(list(nodes), "g", [], [])
+
+
+NORM = helper.make_node("IBNormL", ["a", "s", "b"], ["y"], name="norm", domain="ai.ibnorm")
+KEY = ("norm", "IBNormL")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "count"),
+    [
+        ([], 0),
+        ([helper.make_node("MemcpyToHost", ["x"], ["a"])], 1),
+        ([helper.make_node("MemcpyFromHost", ["y"], ["z"])], 1),
+        ([helper.make_node("MemcpyFromHost", ["h"], ["s"]), helper.make_node("MemcpyToHost", ["y"], ["z"])], 2),
+        ([helper.make_node("MemcpyFromHost", ["x"], ["w"]), helper.make_node("Add", ["w", "w"], ["a"])], 0),
+        ([helper.make_node("Add", ["x", "x"], ["a"]), helper.make_node("Relu", ["y"], ["z"])], 0),
+    ],
+)
+def test_copies_are_counted_where_they_touch_a_norm(nodes: list[onnx.NodeProto], count: int) -> None:
+    assert copies_beside(graph(*nodes, NORM), frozenset({KEY})).get(KEY, 0) == count
+    other = frozenset({("another", "IBNormL")})
+    assert not copies_beside(graph(*nodes, NORM), other)
+
+
+def test_a_copy_counts_once_however_many_edges_join_it() -> None:
+    copy = helper.make_node("MemcpyFromHost", ["p"], ["s"])
+    norm = helper.make_node("IBNormL", ["a", "s", "s"], ["y"], name="norm", domain="ai.ibnorm")
+    assert copies_beside(graph(copy, norm), frozenset({KEY}))[KEY] == 1
+
+
+@pytest.mark.parametrize(
+    ("execution", "words"),
+    [
+        (NormExecution("m", "IBNormL", "fused", CUDA, CUDA), ""),
+        (NormExecution("m", "IBNormL", "fused", CPU), ""),
+        (NormExecution("m", "IBNormL", "function", "", CUDA), "as a function"),
+        (NormExecution("m", "IBNormL", "fused", CPU, CUDA), "not on CUDA"),
+        (NormExecution("m", "IBNormL", "fused", CUDA, CUDA, 2), "2 memory copies"),
+    ],
+)
+def test_what_counts_as_fused(execution: NormExecution, words: str) -> None:
+    assert (words in execution.problem) if words else execution.problem == ""
+
+
+def test_a_profile_of_a_gpu_session(exported_llama: ExportedModel) -> None:
+    """Synthetic: one norm fused on the GPU, one on the CPU, one beside a copy, the others expanded."""
+    first, second, third, *rest = exported_llama.norms
+    events = [
+        {"cat": "Node", "name": f"{n.name}_kernel_time", "args": {"op_name": n.op_type, "provider": provider}}
+        for n, provider in ((first, CUDA), (second, CPU), (third, CUDA))
+    ]
+    found = _executions(exported_llama, events, CUDA, {(third.name, third.op_type): 1})
+    assert [bool(e.problem) for e in found] == [False, True, True] + [True] * len(rest)
+
+
+@pytest.mark.parametrize(
+    ("providers", "torch_cuda", "devices", "words"),
+    [
+        ([CPU], "13.0", 1, "onnxruntime-gpu"),
+        ([CPU], None, 0, r"ibnorm-export[gpu]"),
+        ([CUDA, CPU], None, 1, "CPU build"),
+        ([CUDA, CPU], "13.0", 0, "nvidia-smi"),
+        ([CUDA, CPU], "13.0", 1, ""),
+    ],
+)
+def test_what_is_missing_is_named(providers: list[str], torch_cuda: str | None, devices: int, words: str) -> None:
+    said = missing_for_cuda(providers, torch_cuda, devices)
+    assert (words in said and "\n" not in said) if words else said == ""
+
+
+@needs_none
+@pytest.mark.parametrize("command", ["verify", "bench"])
+def test_no_gpu_is_exit_3_and_one_line(
+    command: str,
+    exported_llama: ExportedModel,
+    llama_checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    extra = [str(llama_checkpoint)] if command == "verify" else []
+    words = ["ibnorm-export", command, str(exported_llama.path), *extra, "--backend", "ort-cuda"]
+    monkeypatch.setattr(sys, "argv", words)
+    assert main.main() == 3
+    lines = capfd.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert "ort-cuda needs" in lines[0]
+
+
+def test_a_device_keeps_its_own_time() -> None:
+    class Device:
+        name = "device"
+
+        def run(self, inputs: object) -> object:
+            raise AssertionError("run copies to the host, which is not part of the time")
+
+        def timed(self, inputs: object) -> object:
+            return lambda: 4.0
+
+    options = bench_module.BenchOptions(rounds=2, warmup_ms=0.0)
+    report = bench_module.bench([Device()], {"x": np.zeros((1, 1), np.float32)}, 1, options)  # type: ignore[list-item]
+    assert report.latencies[0].p50_ms == 4.0
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", list(DType))
+def test_parity_and_timing_on_a_gpu(llama_checkpoint: Path, tmp_path: Path, dtype: DType) -> None:
+    model = models.load(llama_checkpoint)
+    exported = export(model, tmp_path / "m.onnx", ExportOptions(dtype=dtype))
+    report = verify(exported, model, VerifyOptions(backend="ort-cuda", require_fused=True))
+    assert report, report.findings
+    raced = contest(exported, "ort-cuda", model, ["torch"], {"batch": 1, "sequence": 8}, 1)
+    assert raced.all_fused

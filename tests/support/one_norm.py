@@ -1,0 +1,58 @@
+"""A model that is one norm, dynamic in its first two axes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from ibnorm_export.artifacts.exported_model import ExportedModel
+from ibnorm_export.op import onnx_functions as onnx_op
+from ibnorm_export.op.spec import IBNormSpec
+
+__all__ = ["TYPES", "one_norm"]
+
+#: Data types by the names of `export --dtype`.
+TYPES = {"fp32": onnx.TensorProto.FLOAT, "fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
+_OPSET = 22
+
+
+def one_norm(
+    path: Path,
+    spec: IBNormSpec,
+    dtype: str,
+    skip: bool,
+    scale: NDArray[np.floating],  # (width,)
+    bias: NDArray[np.floating],  # (width,)
+) -> ExportedModel:
+    """Write the op alone, with its function: X (and skip) of (batch, sequence, width) to Y (and sum).
+
+    Args:
+        path: the file to write.
+        dtype: a key of `TYPES`.
+        skip: the skip form.
+    """
+    kind, width = TYPES[dtype], len(scale)
+    node = (
+        onnx_op.skip_node("X", "skip", "scale", "bias", "Y", "sum", spec, "the_norm")
+        if skip
+        else onnx_op.node("X", "scale", "bias", "Y", spec, "the_norm")
+    )
+    info = onnx.helper.make_tensor_value_info
+    inputs = [info(name, kind, ["batch", "sequence", width]) for name in node.input if name in ("X", "skip")]
+    outputs = [info(name, kind, ["batch", "sequence", width]) for name in node.output]
+    weights = [
+        onnx.helper.make_tensor(name, kind, [width], values.tolist())
+        for name, values in (("scale", scale), ("bias", bias))
+    ]
+    graph = onnx.helper.make_graph([node], "one", inputs, outputs, weights)
+    made = onnx.helper.make_model(
+        graph,
+        opset_imports=onnx_op.opset_imports(_OPSET),
+        ir_version=10,
+        functions=[onnx_op.functions(_OPSET)[node.op_type]],
+    )
+    onnx.save(made, path)
+    return ExportedModel(path)

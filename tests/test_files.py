@@ -1,0 +1,177 @@
+"""A folder appears whole or not at all, and takes the place of nothing but what an earlier run wrote."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from ibnorm_export import IBNormSpec, models
+from ibnorm_export.artifacts.exported_model import ExportedModel
+from ibnorm_export.errors import ExportError, IBNormError
+from ibnorm_export.exporter.export import export
+from ibnorm_export.exporter.text_folder import earlier_export, export_folder
+from ibnorm_export.files import new_folder
+from ibnorm_export.serving.triton.repository import package
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def any_file(folder: Path) -> set[str]:
+    return set(contents(folder))
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    (tmp_path / "target").mkdir()
+    (tmp_path / "target" / "old").write_bytes(b"old")
+    return tmp_path / "target"
+
+
+def fill(target: Path) -> None:
+    with new_folder(target, any_file) as beside:
+        (beside / "new").write_bytes(b"new")
+
+
+def test_it_takes_the_place_of_the_old_one(target: Path) -> None:
+    fill(target)
+    assert contents(target) == {"new": b"new"}
+    assert [path.name for path in target.parent.iterdir()] == ["target"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+@pytest.mark.parametrize("failing", [{1}, {2}, {2, 3}])
+def test_wherever_it_stops_the_old_one_is_there(
+    target: Path, monkeypatch: pytest.MonkeyPatch, failing: set[int], error: type[BaseException]
+) -> None:
+    """Before the first renaming, between the two, or while the old one is put back: that is lost to nobody."""
+    rename, calls = Path.rename, 0
+
+    def stopped(self: Path, to: Path) -> Path:
+        nonlocal calls
+        calls += 1
+        if calls in failing:
+            raise error
+        return rename(self, to)
+
+    monkeypatch.setattr(Path, "rename", stopped)
+    with pytest.raises(ExportError if error is OSError else error):
+        fill(target)
+    if 3 in failing:
+        (beside,) = target.parent.iterdir()
+        assert contents(beside) == {"old/old": b"old", "target/new": b"new"}
+    else:
+        assert contents(target) == {"old": b"old"}
+        assert [path.name for path in target.parent.iterdir()] == ["target"]
+
+
+@pytest.fixture(scope="module")
+def written(
+    tmp_path_factory: pytest.TempPathFactory, vit_checkpoint: Path, llama_checkpoint: Path
+) -> dict[Path, Callable[[], object]]:
+    """Folders of every kind, each with what writes it."""
+    place = tmp_path_factory.mktemp("written")
+    vit = export(models.load(vit_checkpoint), place / "vit.onnx")
+    llama = models.load(llama_checkpoint, task="text-generation")
+    writers: dict[Path, Callable[[], object]] = {
+        place / "text": lambda: export_folder(llama, place / "text"),
+        place / "repository": lambda: package(vit, place / "repository"),
+        place / "checkpoint": lambda: models.save(llama.module, place / "checkpoint"),  # type: ignore[arg-type]  # a Module, of a family
+    }
+    for write in writers.values():
+        write()
+    return writers
+
+
+@pytest.mark.parametrize("name", ["thesis.tex", "src/app.js", "link"])
+def test_what_no_run_wrote_is_not_lost(written: dict[Path, Callable[[], object]], name: str) -> None:
+    """A file called model.onnx or manifest.json makes no folder one of ours to empty."""
+    for folder, write in written.items():
+        before = contents(folder)
+        mine = folder / name
+        mine.parent.mkdir(exist_ok=True)
+        if name == "link":
+            mine.symlink_to("nowhere")
+        else:
+            mine.write_text("mine")
+        with pytest.raises(IBNormError, match=f"holds {name}, which would be lost"):
+            write()
+        assert mine.is_symlink() or mine.read_text() == "mine"
+        mine.unlink()
+        assert contents(folder) == before
+
+
+def test_an_earlier_run_is_replaced(written: dict[Path, Callable[[], object]]) -> None:
+    for folder, write in written.items():
+        before = contents(folder)
+        changed = "config.json" if "config.json" in before else next(name for name in before if name.endswith(".onnx"))
+        (folder / changed).write_bytes(b"{}")
+        write()
+        assert contents(folder).keys() == before.keys()
+        assert contents(folder)[changed] != b"{}"
+
+
+def test_the_checkpoint_itself_is_not_lost(tmp_path: Path, llama_checkpoint: Path) -> None:
+    folder = tmp_path / "llama"
+    shutil.copytree(llama_checkpoint, folder)
+    export(models.load(folder), folder / "model.onnx")
+    before = contents(folder)
+    with pytest.raises(ExportError, match=r"holds model\.safetensors, which would be lost"):
+        export_folder(models.load(folder, task="text-generation"), folder)
+    assert contents(folder) == before
+
+
+def test_an_export_replaces_no_file_of_its_checkpoint(tmp_path: Path, llama_checkpoint: Path) -> None:
+    folder = tmp_path / "llama"
+    shutil.copytree(llama_checkpoint, folder)
+    before = contents(folder)
+    for name in before:
+        with pytest.raises(ExportError, match=r"is part of the checkpoint .*name another file"):
+            export(models.load(folder), folder / name)
+    assert contents(folder) == before
+
+
+def test_no_device_is_replaced(tmp_path: Path, vit_checkpoint: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ExportError, match="is no regular file"):
+        export(models.load(vit_checkpoint), tmp_path / "pipe")
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_model_of_somebody_else_is_not_lost(tmp_path: Path, written: dict[Path, Callable[[], object]]) -> None:
+    ours = ExportedModel(next(iter(written)).parent / "vit.onnx")
+    proto = onnx.load(ours.path)
+    del proto.metadata_props[:]
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "model.onnx").write_bytes(proto.SerializeToString())
+    with pytest.raises(ExportError, match=r"was not written by ibnorm-export"):
+        earlier_export(tmp_path / "theirs")
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "manifest.json").write_text(json.dumps({"name": "of a web application"}))
+    with pytest.raises(ExportError, match="no repository that was packaged"):
+        package(ours, tmp_path / "app")
+
+
+def test_a_checkpoint_keeps_its_tokenizer(tmp_path: Path) -> None:
+    config = {
+        "model_type": "llama", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "vocab_size": 8,
+    }  # fmt: skip
+    model = models.new_model(config, IBNormSpec("L", bias=False))
+    models.save(model, tmp_path / "c")
+    (tmp_path / "c" / "tokenizer.json").write_text("{}")
+    with torch.no_grad():
+        next(model.parameters()).fill_(2.0)
+    models.save(model, tmp_path / "c")
+    assert (tmp_path / "c" / "tokenizer.json").read_text() == "{}"
+    weights = models.load(tmp_path / "c").module.state_dict()
+    assert any(np.all(tensor.numpy() == 2.0) for tensor in weights.values())

@@ -1,0 +1,44 @@
+"""The HTML page: self-contained, escaped, the same bytes for the same data, whole or absent."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from ibnorm_export.errors import IBNormError
+from ibnorm_export.html_page import Curve, Section, bars, curves, render
+
+
+def page(path: Path, title: str = "A page") -> str:
+    section = Section(
+        "Part <b>",
+        ("text & more",),
+        ("name", "value"),
+        (("<script>alert(1)</script>", "1"),),
+        (
+            (curves("c", "x", "y", [Curve("a", [0, 1], [1, 2]), Curve("b", [0, 1], [3, 4], right=True)], "r"), "cap"),
+            (bars("b", "y", ["g"], {"one": [1.0], "two": [2.0]}, log=True), "cap"),
+        ),
+    )
+    render(path, title, True, "summary", [section], {"processor": "x", "packages": {"torch": "2"}})
+    return path.read_text(encoding="utf-8")
+
+
+def test_the_page_asks_the_network_for_nothing(tmp_path: Path) -> None:
+    text = page(tmp_path / "r.html")
+    assert text.count("<svg") == 2
+    assert text.count("<script") == 1, "the page's own, which sorts"
+    assert "&lt;script&gt;" in text
+    loads = re.findall(r'(?:src|href)="(?!#)([^"]*)"', text)
+    assert loads == [], "anything but references within the page would be a request"
+
+
+def test_the_same_data_gives_the_same_bytes(tmp_path: Path) -> None:
+    assert page(tmp_path / "a.html") == page(tmp_path / "b.html")
+
+
+def test_a_page_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(IBNormError, match="does not exist"):
+        page(tmp_path / "missing" / "r.html")

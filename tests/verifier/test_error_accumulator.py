@@ -1,0 +1,53 @@
+"""The verdict on one output: over all samples, and on the worst of them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ibnorm_export.artifacts.tensors import DType
+from ibnorm_export.verifier.error_accumulator import ErrorSums
+from ibnorm_export.verifier.report import BOUNDS, OutputParity
+
+RNG = np.random.default_rng(7)
+
+
+def judged(*samples: tuple[int, float, float]) -> OutputParity:
+    """Each sample: elements, and the relative errors of the runtime and of PyTorch."""
+    sums = ErrorSums()
+    for size, error, own in samples:
+        truth = RNG.standard_normal((1, size))
+        noise = RNG.standard_normal((1, size))
+        noise *= np.linalg.norm(truth) / np.linalg.norm(noise)
+        sums.add(truth + error * noise, truth - own * noise, truth)
+    return sums.judge("logits", "fused", BOUNDS[DType.FP16])
+
+
+def test_a_short_wrong_sample_does_not_hide_behind_a_long_right_one() -> None:
+    found = judged((100_000, 5e-4, 5e-4), (10, 2e-3, 5e-4))
+    assert found.error <= found.allowed
+    assert found.worst_sample == 1
+    assert not found.passed
+
+
+def test_a_short_sample_may_be_as_unlucky_as_pytorch_was_on_another() -> None:
+    assert judged((100_000, 5e-4, 5e-4), (10, 1.3e-3, 4e-4), (10, 4e-4, 9e-4)).passed
+    assert not judged((100_000, 5e-4, 5e-4), (100, 1.9e-3, 4e-4), (100, 4e-4, 9e-4)).passed
+
+
+def test_ten_values_may_be_further_off_by_luck_than_a_hundred() -> None:
+    """exp(4 / sqrt(10)) is 3.54, exp(4 / sqrt(100)) is 1.49: below the bound's own factor of 2."""
+    assert judged((100_000, 5e-4, 5e-4), (10, 3.4e-3, 1e-3)).passed
+    assert not judged((100_000, 5e-4, 5e-4), (10, 3.7e-3, 1e-3)).passed
+    assert not judged((100_000, 5e-4, 5e-4), (100, 2.1e-3, 1e-3)).passed
+
+
+def test_the_error_over_all_samples_has_its_own_bound() -> None:
+    assert judged((1000, 9e-4, 5e-4), (10, 9e-4, 5e-4)).passed
+    assert not judged((1000, 1.1e-3, 5e-4), (10, 4e-4, 1e-3)).passed
+
+
+def test_zeros_point_nowhere() -> None:
+    for actual, truth, cosine in ((0.0, 1.0, 0.0), (1.0, 0.0, 0.0), (0.0, 0.0, 1.0), (2.0, 1.0, 1.0)):
+        sums = ErrorSums()
+        sums.add(np.full((1, 4), actual), np.full((1, 4), truth), np.full((1, 4), truth))
+        assert sums.judge("logits", "fused", BOUNDS[DType.FP16]).cosine == cosine
