@@ -25,7 +25,8 @@ from ibnorm_export.artifacts.tensors import Arrays
 from ibnorm_export.benchmark.measure import BenchOptions, bench
 from ibnorm_export.benchmark.statistics import judge, paired, to_dict
 from ibnorm_export.environment import environment
-from ibnorm_export.runtimes.runner import Runner, open_runner
+from ibnorm_export.runtimes.registry import open_runner
+from ibnorm_export.runtimes.runner import Runner
 from ibnorm_export.verifier.verify import VerifyOptions, verify
 
 #: Relative error of the demo's logits in fp32.

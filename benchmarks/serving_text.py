@@ -22,8 +22,9 @@ from scipy.stats import binom
 from benchmarks.publish import Row
 from benchmarks.refusing import refusing
 from ibnorm_export.benchmark.generation import REST_S
+from ibnorm_export.generation.sampling import Sampling
 from ibnorm_export.generation.sessions import open_sessions
-from ibnorm_export.generation.text_model import Sampling, TextModel, open_folder
+from ibnorm_export.generation.text_model import TextModel, open_folder
 from tests.support.running_server import Running, running
 
 __all__ = ["text"]

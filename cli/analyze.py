@@ -77,7 +77,7 @@ def analyze_command(
     from ibnorm_export.analysis.html import write_analysis
     from ibnorm_export.analysis.norms import analyze_checkpoint, analyze_file
     from ibnorm_export.artifacts.exported_model import ExportedModel
-    from ibnorm_export.verifier.verify import read_inputs, read_text
+    from ibnorm_export.artifacts.input_files import read_inputs, read_text
 
     if alpha <= 0.0 or alpha == 1.0:
         raise typer.BadParameter(f"{alpha} is not above 0 and other than 1", param_hint="--alpha")

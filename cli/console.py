@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from ibnorm_export import progress as progress_module
-from ibnorm_export.runtimes.runner import NormExecution
+from ibnorm_export.runtimes.norm_executions import NormExecution
 
 __all__ = ["err", "out", "print_json", "print_next", "print_norms", "print_table", "show_progress", "table"]
 

@@ -40,7 +40,8 @@ def generate_command(
     """
     from ibnorm_export.artifacts.exported_model import MODEL_FILE
     from ibnorm_export.errors import ModelFileError
-    from ibnorm_export.generation.text_model import Sampling, open_checkpoint, open_folder
+    from ibnorm_export.generation.sampling import Sampling
+    from ibnorm_export.generation.text_model import open_checkpoint, open_folder
 
     sampling = Sampling(max_new_tokens, temperature, top_p, seed)
     if (path / MODEL_FILE).is_file():

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from ibnorm_export.errors import IBNormError
-from ibnorm_export.runtimes.runner import BACKENDS, Kernels
+from ibnorm_export.runtimes.registry import BACKENDS
+from ibnorm_export.runtimes.runner import Kernels
 
 
 def _place(path: Path, suffix: str) -> None:

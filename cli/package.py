@@ -50,8 +50,8 @@ def package_command(
     Example: ibnorm-export package llama.onnx -o repository --variant both
     """
     from ibnorm_export.artifacts.exported_model import ExportedModel
+    from ibnorm_export.artifacts.input_files import read_arrays
     from ibnorm_export.artifacts.kv_cache import cache_inputs
-    from ibnorm_export.verifier.verify import read_arrays
 
     model = ExportedModel(model_file)
     given = None if inputs is None else read_arrays(inputs, cache_inputs(model))

@@ -55,8 +55,9 @@ def verify_command(
     """
     from ibnorm_export import models
     from ibnorm_export.artifacts.exported_model import ExportedModel
+    from ibnorm_export.artifacts.input_files import read_inputs, read_text
     from ibnorm_export.verifier.html import write_report
-    from ibnorm_export.verifier.verify import VerifyOptions, read_inputs, read_text, verify
+    from ibnorm_export.verifier.verify import VerifyOptions, verify
 
     endpoint = None if url is None else Endpoint(url, name)
     wanted = VerifyOptions(

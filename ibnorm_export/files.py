@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from typing import Final
 
 from ibnorm_export.errors import ExportError
 
-__all__ = ["new_file", "new_folder"]
+__all__ = ["machine_of", "new_file", "new_folder"]
 
 
 @contextlib.contextmanager
@@ -101,3 +103,23 @@ def new_folder(
     finally:
         if target.exists() or not old.exists():  # else what is beside is all there is
             shutil.rmtree(beside, ignore_errors=True)
+
+
+#: e_machine of an ELF header -> the name that Python gives the machine. Source: the ELF specification, 64-bit.
+_MACHINES: Final = {62: "x86_64", 183: "aarch64", 243: "riscv64"}
+
+
+def sha256_of(file: Path) -> str:
+    """Of its bytes, in hexadecimal."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def machine_of(library: Path) -> str | None:
+    """The machine that a library was built for, e.g. "x86_64", read from its header; None where it is no ELF file."""
+    with library.open("rb") as stream:
+        header = stream.read(20)
+    if len(header) < 20 or header[:4] != b"\x7fELF":
+        return None
+    number = int.from_bytes(header[18:20], "little" if header[5] == 1 else "big")
+    return _MACHINES.get(number, f"ELF machine {number}") if header[4] == 2 else f"32-bit ELF machine {number}"

@@ -14,12 +14,10 @@ import matplotlib as mpl
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from ibnorm_export.benchmark.measure import BenchReport
 from ibnorm_export.errors import IBNormError
 from ibnorm_export.files import new_file
-from ibnorm_export.verifier.report import ParityReport
 
-__all__ = ["Curve", "Section", "bars", "curves", "heat_map", "latency_bars", "parity_bars", "render"]
+__all__ = ["Curve", "Section", "bars", "curves", "heat_map", "render"]
 
 _BLUE, _ORANGE, _GREY, _RED = "#2563eb", "#d97706", "#9ca3af", "#dc2626"
 _COLOURS = (_BLUE, _ORANGE, _GREY, _RED, "#059669", "#7c3aed", "#0891b2", "#be185d")
@@ -195,37 +193,6 @@ def bars(
         axis.set_axisbelow(True)
         axis.legend(frameon=False, fontsize=8)
         return _svg(figure)
-
-
-def parity_bars(title: str, reports: Sequence[ParityReport]) -> Markup:
-    """Error of the exported file beside PyTorch's own and what is allowed, by output and type."""
-    found = [(r.numeric.dtype, o) for r in reports if r.numeric is not None for o in r.numeric.outputs]
-    tiny = 1e-12  # a zero has no place on a logarithmic axis
-    return bars(
-        title,
-        "relative error against float64",
-        [f"{output.name} {dtype}\n{output.norms}" for dtype, output in found],
-        {
-            "exported file": [max(o.error, tiny) for _, o in found],
-            "PyTorch's own": [max(o.torch_error, tiny) for _, o in found],
-            "allowed": [max(o.allowed, tiny) for _, o in found],
-        },
-        log=True,
-    )
-
-
-def latency_bars(title: str, report: BenchReport) -> Markup:
-    """p50, p90 and p99 of every contender."""
-    return bars(
-        title,
-        "ms per pass",
-        [latency.name for latency in report.latencies],
-        {
-            "p50": [latency.p50_ms for latency in report.latencies],
-            "p90": [latency.p90_ms for latency in report.latencies],
-            "p99": [latency.p99_ms for latency in report.latencies],
-        },
-    )
 
 
 def render(

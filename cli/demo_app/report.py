@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from ibnorm_export.analysis.information import BETA
+from ibnorm_export.benchmark.html import latency_bars
 from ibnorm_export.cli.demo_app.demo import DemoModel, DemoResult
 from ibnorm_export.cli.demo_app.text import DemoText
-from ibnorm_export.html_page import Curve, Section, curves, latency_bars, parity_bars, render
+from ibnorm_export.html_page import Curve, Section, curves, render
+from ibnorm_export.verifier.html import parity_bars
 
 __all__ = ["write_report"]
 

@@ -11,7 +11,8 @@ from ibnorm_export.errors import BackendUnavailable
 from ibnorm_export.exporter.export import ExportOptions
 from ibnorm_export.exporter.genai import export_genai
 from ibnorm_export.exporter.text_folder import export_folder
-from ibnorm_export.generation.text_model import Sampling, TextResult, open_checkpoint, open_folder
+from ibnorm_export.generation.sampling import Sampling
+from ibnorm_export.generation.text_model import TextResult, open_checkpoint, open_folder
 from ibnorm_export.graph.quantization import Quantization
 from ibnorm_export.models.loading import load
 from ibnorm_export.progress import Progress, silent

@@ -30,7 +30,7 @@ from ibnorm_export.op.norm_variants import AxesIBNorm, BatchIBNorm, ChannelIBNor
 from ibnorm_export.op.spec import DOMAIN, Compression, IBNormSpec
 from ibnorm_export.op.torch_op import IBNorm
 from ibnorm_export.progress import Progress, silent
-from ibnorm_export.runtimes.runner import open_runner
+from ibnorm_export.runtimes.registry import open_runner
 from ibnorm_export.runtimes.torch import TorchRunner
 
 __all__ = ["AnalysisReport", "LayerAnalysis", "analyze_checkpoint", "analyze_file", "contraction"]

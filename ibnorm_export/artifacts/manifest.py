@@ -6,7 +6,6 @@ packaged elsewhere before its bytes, its machine and its operator schema are tho
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 from collections.abc import Mapping
@@ -14,42 +13,16 @@ from pathlib import Path
 from typing import Any, Final
 
 from ibnorm_export.errors import ModelFileError
+from ibnorm_export.files import machine_of, sha256_of
 from ibnorm_export.op.spec import SCHEMA
 
-__all__ = [
-    "MANIFEST_FILE",
-    "check_library",
-    "edited_files",
-    "library_entry",
-    "machine_of",
-    "read_manifest",
-    "write_manifest",
-]
+__all__ = ["MANIFEST_FILE", "check_library", "edited_files", "library_entry", "read_manifest", "write_manifest"]
 
 MANIFEST_FILE: Final = "manifest.json"
 _FORMAT: Final = "1"
 
 #: Files that are their users' to tune, and documents.
 _EDITABLE: Final = (".pbtxt", ".md", ".yaml")
-
-#: e_machine of an ELF header -> the name that Python gives the machine. Source: the ELF specification, 64-bit.
-_MACHINES: Final = {62: "x86_64", 183: "aarch64", 243: "riscv64"}
-
-
-def sha256_of(file: Path) -> str:
-    """Of its bytes, in hexadecimal."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def machine_of(library: Path) -> str | None:
-    """The machine that a library was built for, e.g. "x86_64", read from its header; None where it is no ELF file."""
-    with library.open("rb") as stream:
-        header = stream.read(20)
-    if len(header) < 20 or header[:4] != b"\x7fELF":
-        return None
-    number = int.from_bytes(header[18:20], "little" if header[5] == 1 else "big")
-    return _MACHINES.get(number, f"ELF machine {number}") if header[4] == 2 else f"32-bit ELF machine {number}"
 
 
 def library_entry(library: Path) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.benchmark.measure import BenchOptions, BenchReport, bench
 from ibnorm_export.errors import BackendUnavailable, IBNormError
 from ibnorm_export.progress import Progress, silent
-from ibnorm_export.runtimes.runner import Kernels, Runner, fused_library, open_runner
+from ibnorm_export.runtimes.registry import fused_library, open_runner
+from ibnorm_export.runtimes.runner import Kernels, Runner
 
 __all__ = ["OPPONENTS", "contest"]
 
@@ -88,6 +89,6 @@ def contest(
         torch.set_num_threads(before)
     if not backend.startswith("ort-"):
         return report
-    from ibnorm_export.runtimes.ort import norm_executions
+    from ibnorm_export.runtimes.norm_executions import norm_executions
 
     return replace(report, norms=norm_executions(exported, inputs, fused_library(backend, kernels), backend))

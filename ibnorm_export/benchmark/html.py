@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ibnorm_export.benchmark.baseline import Baseline
-from ibnorm_export.benchmark.statistics import Decision, LatencyVerdict
-from ibnorm_export.html_page import Curve, Section, curves, render
+from markupsafe import Markup
 
-__all__ = ["write_comparison"]
+from ibnorm_export.benchmark.baseline import Baseline
+from ibnorm_export.benchmark.measure import BenchReport
+from ibnorm_export.benchmark.statistics import Decision, LatencyVerdict
+from ibnorm_export.html_page import Curve, Section, bars, curves, render
+
+__all__ = ["latency_bars", "write_comparison"]
 
 
 def write_comparison(
@@ -25,3 +28,17 @@ def write_comparison(
     section = Section("Rounds", (f"A: {before.model}. B: {after.model}.", *notes), plots=((plot, "Lower is faster."),))
     passed = verdict.decision is not Decision.FAIL
     return render(path, "B over A", passed, f"B over A: {verdict}", [section], after.environment)
+
+
+def latency_bars(title: str, report: BenchReport) -> Markup:
+    """p50, p90 and p99 of every contender."""
+    return bars(
+        title,
+        "ms per pass",
+        [latency.name for latency in report.latencies],
+        {
+            "p50": [latency.p50_ms for latency in report.latencies],
+            "p90": [latency.p90_ms for latency in report.latencies],
+            "p99": [latency.p99_ms for latency in report.latencies],
+        },
+    )

@@ -20,7 +20,8 @@ from ibnorm_export.artifacts.tensors import Arrays
 from ibnorm_export.environment import environment
 from ibnorm_export.errors import IBNormError
 from ibnorm_export.progress import Progress, silent
-from ibnorm_export.runtimes.runner import DeviceRunner, NormExecution, Runner
+from ibnorm_export.runtimes.norm_executions import NormExecution
+from ibnorm_export.runtimes.runner import DeviceRunner, Runner
 
 __all__ = ["TRTEXEC", "BenchOptions", "BenchReport", "Latency", "Ratio", "bench"]
 

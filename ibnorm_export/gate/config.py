@@ -20,7 +20,8 @@ from typing import Any, Final, TypeVar
 from ibnorm_export.artifacts.loaded_model import TASKS
 from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.errors import ConfigError
-from ibnorm_export.runtimes.runner import BACKENDS, Kernels
+from ibnorm_export.runtimes.registry import BACKENDS
+from ibnorm_export.runtimes.runner import Kernels
 
 __all__ = ["PRESENT", "CheckConfig", "ExportCheck", "LatencyBudget", "ParityCheck", "read_check_config"]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
+from ibnorm_export.artifacts.input_files import read_inputs
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.benchmark.baseline import Baseline, baseline_of, compare, read_baseline
 from ibnorm_export.benchmark.bench import OPPONENTS, contest
@@ -24,9 +25,9 @@ from ibnorm_export.gate.config import PRESENT, CheckConfig, ExportCheck, Latency
 from ibnorm_export.gate.report import Case, CheckReport, Outcome, parity_cases
 from ibnorm_export.models.loading import load
 from ibnorm_export.progress import Progress, silent
-from ibnorm_export.runtimes.runner import BACKENDS, open_runner
+from ibnorm_export.runtimes.registry import BACKENDS, open_runner
 from ibnorm_export.verifier.report import ParityReport
-from ibnorm_export.verifier.verify import VerifyOptions, read_inputs, verify
+from ibnorm_export.verifier.verify import VerifyOptions, verify
 
 __all__ = ["run_check"]
 

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
-from ibnorm_export.artifacts.kv_cache import Decoder
 from ibnorm_export.errors import BackendUnavailable, ModelFileError
-from ibnorm_export.runtimes.runner import Kernels, fused_library
+from ibnorm_export.generation.decoder import Decoder
+from ibnorm_export.runtimes.registry import fused_library
+from ibnorm_export.runtimes.runner import Kernels
 
 if TYPE_CHECKING:  # torch takes seconds to import; who generates with a runtime has no need of it
     from ibnorm_export.artifacts.loaded_model import LoadedModel

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from ibnorm_export.artifacts.manifest import machine_of, sha256_of
 from ibnorm_export.errors import BackendUnavailable
+from ibnorm_export.files import machine_of, sha256_of
 from ibnorm_export.op.spec import SCHEMA
 
 __all__ = ["NativeLibrary", "availability", "inspect", "ort_library", "plugin_problem", "trt_library"]

@@ -3,36 +3,23 @@
 from __future__ import annotations
 
 import json
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-from ibnorm_export.artifacts.exported_model import CAPACITY, ExportedModel
+from ibnorm_export.artifacts.exported_model import CAPACITY
 from ibnorm_export.artifacts.tensors import Arrays
 from ibnorm_export.errors import ModelFileError
-from ibnorm_export.runtimes.norm_executions import copies_beside
-from ibnorm_export.runtimes.runner import NormExecution
 
 if TYPE_CHECKING:  # it needs torch
-    from ibnorm_export.runtimes.ort_cuda import OrtCudaRunner
+    pass
 
-__all__ = [
-    "LEVELS",
-    "OrtError",
-    "OrtRunner",
-    "first_line",
-    "norm_executions",
-    "open_session",
-    "read_profile",
-    "session_options",
-]
+__all__ = ["LEVELS", "OrtError", "OrtRunner", "first_line", "open_session", "read_profile", "session_options"]
 
 #: Everything that ONNX Runtime raises of its own.
 OrtError = (
@@ -173,51 +160,6 @@ def read_profile(session: ort.InferenceSession) -> list[dict[str, Any]]:
     """Events of a session that profiles, which ends with this."""
     events: list[dict[str, Any]] = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     return events
-
-
-def norm_executions(
-    model: ExportedModel, inputs: Arrays, library: Path | None, backend: str = "ort-cpu"
-) -> tuple[NormExecution, ...]:
-    """Which implementation ran for every norm of `model`, from the session's own profile of one pass.
-
-    A fused kernel appears under the node's name and op type; a function has been expanded into other
-    nodes, so neither does. On a GPU the graph that the session ran is read for copies beside the norms.
-    """
-    if not model.norms:
-        return ()
-    wanted = frozenset((n.name, n.op_type) for n in model.norms)
-    expected: str = ""
-    copies: Mapping[tuple[str, str], int] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        runner: OrtRunner | OrtCudaRunner
-        if backend == "ort-cuda":
-            from ibnorm_export.runtimes.ort_cuda import CUDA_PROVIDER, OrtCudaRunner
-
-            expected, optimised = CUDA_PROVIDER, Path(folder) / "optimised.onnx"
-            runner = OrtCudaRunner(model.path, library=library, profile=Path(folder) / "norms", optimised=optimised)
-            copies = copies_beside(onnx.load(optimised, load_external_data=False).graph, wanted)
-        else:
-            runner = OrtRunner(model.path, library=library, profile=Path(folder) / "norms")
-        runner.run(inputs)
-        events = runner.end_profile()
-    return _executions(model, events, expected, copies)
-
-
-def _executions(
-    model: ExportedModel, events: Sequence[dict[str, Any]], expected: str, copies: Mapping[tuple[str, str], int]
-) -> tuple[NormExecution, ...]:
-    """Every norm of `model` by the events of a profile and the copies beside it."""
-    ran = {
-        (event["name"].removesuffix("_kernel_time"), event["args"]["op_name"]): event["args"].get("provider", "")
-        for event in events
-        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")
-    }
-    return tuple(
-        NormExecution(n.module, n.op_type, "fused", ran[key], expected, copies.get(key, 0))
-        if (key := (n.name, n.op_type)) in ran
-        else NormExecution(n.module, n.op_type, "function", "", expected)
-        for n in model.norms
-    )
 
 
 def first_line(error: Exception) -> str:

@@ -11,15 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
-from ibnorm_export.artifacts.kv_cache import Decoder, positions
+from ibnorm_export.artifacts.kv_cache import positions
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.tensors import Arrays, DType
 from ibnorm_export.errors import ModelFileError
+from ibnorm_export.generation.decoder import Decoder
 from ibnorm_export.generation.sessions import SessionSource, open_sessions
 from ibnorm_export.progress import Progress
 from ibnorm_export.runtimes.runner import Kernels, Runner
 from ibnorm_export.verifier.error_accumulator import ErrorSums
-from ibnorm_export.verifier.report import BOUNDS, Finding, OutputParity
+from ibnorm_export.verifier.report import Finding, OutputParity
+from ibnorm_export.verifier.tolerances import BOUNDS
 
 __all__ = ["PROMPT", "STEPS", "check_decoding"]
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ibnorm_export.verifier.report import Bound, OutputParity
+from ibnorm_export.verifier.report import OutputParity
+from ibnorm_export.verifier.tolerances import Bound
 
 __all__ = ["ErrorSums"]
 

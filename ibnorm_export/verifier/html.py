@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
 from ibnorm_export.environment import environment
-from ibnorm_export.html_page import Curve, Section, curves, heat_map, parity_bars, render
+from ibnorm_export.html_page import Curve, Section, bars, curves, heat_map, render
 from ibnorm_export.verifier.report import Blame, LayersReport, NumericReport, ParityReport
 
-__all__ = ["sections", "write_report"]
+__all__ = ["parity_bars", "sections", "write_report"]
 
 _TINY = 1e-12  # a zero has no place on a logarithmic axis
 
@@ -107,3 +107,20 @@ def write_report(report: ParityReport, path: str | Path, about: Mapping[str, Any
     summary = f"{len(report.findings)} findings; checkpoint {report.checkpoint}"
     footer = environment() if about is None else about
     return render(path, f"Parity of {report.model}", bool(report), summary, sections(report), footer)
+
+
+def parity_bars(title: str, reports: Sequence[ParityReport]) -> Markup:
+    """Error of the exported file beside PyTorch's own and what is allowed, by output and type."""
+    found = [(r.numeric.dtype, o) for r in reports if r.numeric is not None for o in r.numeric.outputs]
+    tiny = 1e-12  # a zero has no place on a logarithmic axis
+    return bars(
+        title,
+        "relative error against float64",
+        [f"{output.name} {dtype}\n{output.norms}" for dtype, output in found],
+        {
+            "exported file": [max(o.error, tiny) for _, o in found],
+            "PyTorch's own": [max(o.torch_error, tiny) for _, o in found],
+            "allowed": [max(o.allowed, tiny) for _, o in found],
+        },
+        log=True,
+    )

@@ -20,7 +20,8 @@ from ibnorm_export.runtimes.runner import Runner
 from ibnorm_export.runtimes.torch import TorchRunner
 from ibnorm_export.verifier.error_accumulator import ErrorSums
 from ibnorm_export.verifier.layer_outputs import recorded, tapped_copy
-from ibnorm_export.verifier.report import BOUNDS, LayerParity, LayersReport
+from ibnorm_export.verifier.report import LayerParity, LayersReport
+from ibnorm_export.verifier.tolerances import BOUNDS
 
 __all__ = ["check_layers"]
 

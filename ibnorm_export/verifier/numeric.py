@@ -21,7 +21,9 @@ from ibnorm_export.artifacts.tensors import Arrays, DType
 from ibnorm_export.errors import ModelFileError
 from ibnorm_export.progress import Progress
 from ibnorm_export.runtimes.lazy_runners import Corners
-from ibnorm_export.runtimes.runner import Endpoint, Kernels, NormExecution, Runner, fused_library, open_runner
+from ibnorm_export.runtimes.norm_executions import NormExecution
+from ibnorm_export.runtimes.registry import fused_library, open_runner
+from ibnorm_export.runtimes.runner import Endpoint, Kernels, Runner
 from ibnorm_export.runtimes.torch import TorchRunner
 from ibnorm_export.verifier.attribution import split
 from ibnorm_export.verifier.decoding import check_decoding
@@ -29,7 +31,8 @@ from ibnorm_export.verifier.error_accumulator import ErrorSums
 from ibnorm_export.verifier.layers import check_layers
 from ibnorm_export.verifier.quality import check_quality, own_text
 from ibnorm_export.verifier.quantized import exact_file, with_matrices_of
-from ibnorm_export.verifier.report import BOUNDS, Finding, Level, NumericReport, Quality
+from ibnorm_export.verifier.report import Finding, Level, NumericReport, Quality
+from ibnorm_export.verifier.tolerances import BOUNDS
 
 __all__ = ["Runtime", "check_numeric", "round_inputs"]
 
@@ -305,6 +308,6 @@ def _not_finite(actual: NDArray[Any], own: NDArray[Any], truth: NDArray[Any], dt
 def _executions(file: ExportedModel, runtime: Runtime, inputs: Arrays) -> tuple[NormExecution, ...]:
     if not runtime.backend.startswith("ort-"):
         return ()
-    from ibnorm_export.runtimes.ort import norm_executions
+    from ibnorm_export.runtimes.norm_executions import norm_executions
 
     return norm_executions(file, inputs, fused_library(runtime.backend, runtime.kernels), runtime.backend)

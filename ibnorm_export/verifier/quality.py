@@ -8,14 +8,15 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ibnorm_export.artifacts.kv_cache import Decoder
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.tensors import InputSpec
 from ibnorm_export.errors import ModelFileError
-from ibnorm_export.generation.text_model import Sampling
+from ibnorm_export.generation.decoder import Decoder
+from ibnorm_export.generation.sampling import Sampling
 from ibnorm_export.progress import Progress
 from ibnorm_export.runtimes.runner import Runner
-from ibnorm_export.verifier.report import Quality, QualityBound
+from ibnorm_export.verifier.report import Quality
+from ibnorm_export.verifier.tolerances import QualityBound
 
 __all__ = ["POSITIONS", "QUALITY_BOUNDS", "check_quality", "demand_predictions", "own_text"]
 

@@ -14,8 +14,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from ibnorm_export.artifacts.tokenizer import Tokens, write_byte_tokenizer
 from ibnorm_export.generation import text_model as text
+from ibnorm_export.generation.sampling import Sampling
 from ibnorm_export.generation.sessions import SessionSource
-from ibnorm_export.generation.text_model import Sampling, TextModel, TextResult
+from ibnorm_export.generation.text_model import TextModel, TextResult
 
 TEXT = "The naïve café costs 10 €, 日本語 and 👩‍👩‍👧 cost more; straße, Ελλάδα. don't"
 

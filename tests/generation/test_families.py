@@ -12,17 +12,20 @@ import pytest
 
 from ibnorm_export import IBNormSpec, models
 from ibnorm_export.artifacts.exported_model import ExportedModel
-from ibnorm_export.artifacts.kv_cache import Decoder, cache_inputs
+from ibnorm_export.artifacts.kv_cache import cache_inputs
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.tokenizer import write_byte_tokenizer
 from ibnorm_export.errors import CheckpointError, ExportError
 from ibnorm_export.exporter.export import ExportOptions
 from ibnorm_export.exporter.genai import export_genai
 from ibnorm_export.exporter.text_folder import export_folder
-from ibnorm_export.generation.text_model import Sampling, open_checkpoint, open_folder
+from ibnorm_export.generation.decoder import Decoder
+from ibnorm_export.generation.sampling import Sampling
+from ibnorm_export.generation.text_model import open_checkpoint, open_folder
 from ibnorm_export.graph.quantization import Quantization
 from ibnorm_export.models.registry import preset
-from ibnorm_export.runtimes.runner import Kernels, open_runner
+from ibnorm_export.runtimes.registry import open_runner
+from ibnorm_export.runtimes.runner import Kernels
 from ibnorm_export.verifier.verify import VerifyOptions, verify
 from tests.support.checkpoints import LLAMA, save_checkpoint
 

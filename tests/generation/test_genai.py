@@ -24,7 +24,8 @@ from ibnorm_export.exporter.export import ExportOptions
 from ibnorm_export.exporter.genai import export_genai
 from ibnorm_export.generation.genai_session import GenaiModel
 from ibnorm_export.op import native
-from ibnorm_export.runtimes.runner import Kernels, open_runner
+from ibnorm_export.runtimes.registry import open_runner
+from ibnorm_export.runtimes.runner import Kernels
 from ibnorm_export.verifier.verify import VerifyOptions, verify
 from tests.support.checkpoints import LLAMA, save_checkpoint
 

@@ -13,18 +13,22 @@ import transformers
 
 from ibnorm_export import IBNormSpec, models
 from ibnorm_export.artifacts.exported_model import ExportedModel
-from ibnorm_export.artifacts.kv_cache import Decoder, cache_inputs, positions
+from ibnorm_export.artifacts.input_files import read_inputs
+from ibnorm_export.artifacts.kv_cache import cache_inputs, positions
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.tensors import Arrays, DType
 from ibnorm_export.artifacts.tokenizer import Tokens, write_byte_tokenizer
 from ibnorm_export.errors import BackendUnavailable, CheckpointError, ExportError, IBNormError, ModelFileError
 from ibnorm_export.exporter.export import ExportOptions
 from ibnorm_export.exporter.text_folder import export_folder
-from ibnorm_export.generation.text_model import Sampling, open_folder
-from ibnorm_export.runtimes.runner import Kernels, open_runner
+from ibnorm_export.generation.decoder import Decoder
+from ibnorm_export.generation.sampling import Sampling
+from ibnorm_export.generation.text_model import open_folder
+from ibnorm_export.runtimes.registry import open_runner
+from ibnorm_export.runtimes.runner import Kernels
 from ibnorm_export.runtimes.torch import TorchRunner
 from ibnorm_export.verifier.decoding import STEPS
-from ibnorm_export.verifier.verify import VerifyOptions, read_inputs, verify
+from ibnorm_export.verifier.verify import VerifyOptions, verify
 from tests.support.checkpoints import save_checkpoint
 
 TASK = "text-generation"

@@ -22,7 +22,8 @@ from ibnorm_export.errors import ExportError, ModelFileError
 from ibnorm_export.exporter.export import ExportOptions, export
 from ibnorm_export.exporter.genai import export_genai
 from ibnorm_export.exporter.text_folder import export_folder
-from ibnorm_export.generation.text_model import Sampling, open_folder
+from ibnorm_export.generation.sampling import Sampling
+from ibnorm_export.generation.text_model import open_folder
 from ibnorm_export.graph.quantization import Quantization, dequantize, steps
 from ibnorm_export.runtimes.runner import Kernels
 from ibnorm_export.runtimes.torch import TorchRunner

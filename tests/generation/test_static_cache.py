@@ -18,9 +18,11 @@ from ibnorm_export.errors import ExportError, ModelFileError
 from ibnorm_export.exporter.export import ExportOptions
 from ibnorm_export.exporter.genai import export_genai
 from ibnorm_export.exporter.text_folder import export_folder
+from ibnorm_export.generation.sampling import Sampling
 from ibnorm_export.generation.sessions import Session, open_sessions
-from ibnorm_export.generation.text_model import Sampling, open_folder
-from ibnorm_export.runtimes.runner import Kernels, open_runner
+from ibnorm_export.generation.text_model import open_folder
+from ibnorm_export.runtimes.registry import open_runner
+from ibnorm_export.runtimes.runner import Kernels
 from ibnorm_export.verifier.verify import VerifyOptions, verify
 from tests.support.checkpoints import LLAMA, save_checkpoint
 

@@ -18,8 +18,9 @@ from ibnorm_export.artifacts.tokenizer import write_byte_tokenizer
 from ibnorm_export.errors import IBNormError, ModelFileError
 from ibnorm_export.exporter.genai import export_genai
 from ibnorm_export.exporter.text_folder import export_folder
+from ibnorm_export.generation.sampling import Sampling
 from ibnorm_export.generation.sessions import open_sessions, torch_sessions
-from ibnorm_export.generation.text_model import Sampling, TextModel, open_checkpoint, open_folder
+from ibnorm_export.generation.text_model import TextModel, open_checkpoint, open_folder
 from tests.support.checkpoints import LLAMA, save_checkpoint
 
 PROMPT = "Once: naïve"

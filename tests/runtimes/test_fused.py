@@ -20,7 +20,7 @@ from ibnorm_export.op import native
 from ibnorm_export.op.spec import Compression
 from ibnorm_export.op.torch_op import IBNorm, ibnorm
 from ibnorm_export.runtimes import Kernels, open_runner
-from ibnorm_export.runtimes.ort import norm_executions
+from ibnorm_export.runtimes.norm_executions import norm_executions
 from ibnorm_export.verifier.verify import VerifyOptions, verify
 
 needs_library = pytest.mark.skipif(

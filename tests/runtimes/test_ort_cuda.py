@@ -19,8 +19,7 @@ from ibnorm_export.benchmark.bench import contest
 from ibnorm_export.cli import main
 from ibnorm_export.exporter.export import ExportOptions, export
 from ibnorm_export.runtimes import NormExecution
-from ibnorm_export.runtimes.norm_executions import copies_beside
-from ibnorm_export.runtimes.ort import _executions
+from ibnorm_export.runtimes.norm_executions import _executions, copies_beside
 from ibnorm_export.runtimes.ort_cuda import missing_for_cuda, ort
 from ibnorm_export.verifier.verify import VerifyOptions, verify
 

@@ -22,7 +22,8 @@ from fastapi.testclient import TestClient
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.errors import BackendUnavailable, ModelFileError
-from ibnorm_export.generation.text_model import Sampling, open_folder
+from ibnorm_export.generation.sampling import Sampling
+from ibnorm_export.generation.text_model import open_folder
 from ibnorm_export.runtimes.runner import Endpoint
 from ibnorm_export.runtimes.triton import TritonRunner
 from ibnorm_export.serving.text.admission import TextLimits, Texts

@@ -11,7 +11,8 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from ibnorm_export.errors import BackendUnavailable, IBNormError, ModelFileError, PromptError
-from ibnorm_export.generation.text_model import Sampling, TextResult
+from ibnorm_export.generation.sampling import Sampling
+from ibnorm_export.generation.text_model import TextResult
 from ibnorm_export.serving.text.admission import TextLimits, Texts
 from ibnorm_export.serving.text.protocol import Refused
 from ibnorm_export.serving.text.server import Door

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from ibnorm_export.errors import PromptError
-from ibnorm_export.generation.text_model import Sampling, TextResult
+from ibnorm_export.generation.sampling import Sampling
+from ibnorm_export.generation.text_model import TextResult
 from ibnorm_export.serving.text.worker import MessageReader, Turns
 
 Steps = Iterator[str | TextResult]

@@ -6,7 +6,8 @@ import numpy as np
 
 from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.verifier.error_accumulator import ErrorSums
-from ibnorm_export.verifier.report import BOUNDS, OutputParity
+from ibnorm_export.verifier.report import OutputParity
+from ibnorm_export.verifier.tolerances import BOUNDS
 
 RNG = np.random.default_rng(7)
 

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from ibnorm_export import models
 from ibnorm_export.analysis.batches import read_labels
 from ibnorm_export.artifacts.exported_model import ExportedModel
+from ibnorm_export.artifacts.input_files import read_inputs
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.errors import IBNormError, ModelFileError, ParityError
@@ -31,7 +32,7 @@ from ibnorm_export.gate.report import Outcome, parity_cases
 from ibnorm_export.runtimes.runner import Kernels
 from ibnorm_export.verifier import numeric as numeric_check
 from ibnorm_export.verifier.report import Finding, NumericReport, ParityReport, StaticReport
-from ibnorm_export.verifier.verify import VerifyOptions, read_inputs, verify
+from ibnorm_export.verifier.verify import VerifyOptions, verify
 from tests.support.planting import (
     Change,
     drop_norm,

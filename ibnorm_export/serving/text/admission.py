@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from ibnorm_export.errors import IBNormError, PromptError
-from ibnorm_export.generation.text_model import Sampling, TextResult
+from ibnorm_export.generation.sampling import Sampling
+from ibnorm_export.generation.text_model import TextResult
 from ibnorm_export.serving.text.protocol import Refused
 from ibnorm_export.serving.text.worker_process import raised
 

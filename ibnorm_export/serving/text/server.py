@@ -25,7 +25,8 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ibnorm_export.errors import IBNormError, PromptError
-from ibnorm_export.generation.text_model import Sampling, TextResult
+from ibnorm_export.generation.sampling import Sampling
+from ibnorm_export.generation.text_model import TextResult
 from ibnorm_export.serving.text.admission import TextLimits, Texts
 from ibnorm_export.serving.text.chat_template import ChatTemplate
 from ibnorm_export.serving.text.protocol import (

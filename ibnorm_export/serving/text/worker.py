@@ -21,7 +21,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final, Protocol
 
 from ibnorm_export.errors import IBNormError
-from ibnorm_export.generation.text_model import Sampling, TextResult, open_folder
+from ibnorm_export.generation.sampling import Sampling
+from ibnorm_export.generation.text_model import TextResult, open_folder
 
 __all__ = ["MessageReader", "Turns", "Writer"]
 

@@ -24,19 +24,12 @@ import numpy as np
 import onnx.helper
 
 from ibnorm_export.artifacts.exported_model import MODEL_FILE, ExportedModel
-from ibnorm_export.artifacts.manifest import (
-    MANIFEST_FILE,
-    edited_files,
-    machine_of,
-    read_manifest,
-    sha256_of,
-    write_manifest,
-)
+from ibnorm_export.artifacts.manifest import MANIFEST_FILE, edited_files, read_manifest, write_manifest
 from ibnorm_export.artifacts.random_inputs import draw
 from ibnorm_export.artifacts.tensors import Arrays
 from ibnorm_export.environment import version_of
 from ibnorm_export.errors import BackendUnavailable, ExportError, ModelFileError
-from ibnorm_export.files import new_folder
+from ibnorm_export.files import machine_of, new_folder, sha256_of
 from ibnorm_export.op import native
 from ibnorm_export.serving.triton.config import Limits, ModelConfig, batch_axis, config_text
 

@@ -1,0 +1,63 @@
+"""The user's own inputs: arrays from .npz files and text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ibnorm_export.artifacts.loaded_model import LoadedModel
+from ibnorm_export.artifacts.npz import read_npz
+from ibnorm_export.artifacts.tensors import Arrays, InputSpec
+from ibnorm_export.errors import ModelFileError
+
+__all__ = ["read_arrays", "read_inputs"]
+
+
+def read_inputs(path: str | Path, model: LoadedModel) -> Arrays:
+    """The user's own inputs from an .npz file, checked against what the model takes; see `read_arrays`."""
+    return read_arrays(path, model.inputs)
+
+
+def read_text(path: str | Path) -> str:
+    """The user's own text, in UTF-8.
+
+    Raises:
+        ModelFileError: the file is missing, unreadable or not UTF-8.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelFileError(f"{path} is no text in UTF-8: {error}") from error
+
+
+def read_arrays(path: str | Path, inputs: Sequence[InputSpec]) -> Arrays:
+    """Arrays by name from an .npz file, in float32 or int64, checked against the inputs that they are for.
+
+    Raises:
+        ModelFileError: the file is missing or damaged, or an array is missing, or of another type or
+            shape; the message names it.
+    """
+    arrays = read_npz(path, "an .npz file of plain arrays")
+    wanted = [spec.name for spec in inputs]
+    if sorted(arrays) != sorted(wanted):
+        raise ModelFileError(f"{path} holds {sorted(arrays)}; the model takes {wanted}")
+    sizes: dict[str, int] = {}
+    for spec in inputs:
+        array = arrays[spec.name]
+        kind = np.floating if spec.floating else np.integer
+        if not np.issubdtype(array.dtype, kind):
+            raise ModelFileError(f"{path}: {spec.name} is {array.dtype}; it must be {kind.__name__}")
+        arrays[spec.name] = array.astype(np.float32 if spec.floating else np.int64)
+        # A first call of a model with a cache has a past of length 0.
+        empty = array.ndim == len(spec.shape) and any(
+            have == 0 and want != "past" for have, want in zip(array.shape, spec.shape, strict=True)
+        )
+        if array.ndim != len(spec.shape) or empty:
+            raise ModelFileError(f"{path}: {spec.name} has shape {array.shape}; it must be {spec.shape}, not empty")
+        for have, want in zip(array.shape, spec.shape, strict=True):
+            expected = want if isinstance(want, int) else sizes.setdefault(want, have)
+            if have != expected:
+                raise ModelFileError(f"{path}: {spec.name} has shape {array.shape}; it must be {spec.shape}")
+    return arrays

@@ -1,0 +1,75 @@
+"""How the next token is chosen from logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ibnorm_export.errors import IBNormError
+
+if TYPE_CHECKING:  # torch takes seconds to import; who generates with a runtime has no need of it
+    pass
+
+__all__ = ["Sampling"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is chosen.
+
+    Args:
+        max_new_tokens: at most.
+        temperature: of the softmax; 0 takes the likeliest token (greedy).
+        top_p: sample from the likeliest tokens whose probabilities reach this sum.
+        seed: of the choice.
+        stop: texts that end the text and are no part of it.
+
+    Raises:
+        IBNormError: a value is outside its range.
+    """
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise IBNormError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1")
+        if not 0.0 <= self.temperature < float("inf"):
+            raise IBNormError(f"temperature is {self.temperature}; it must be 0 (greedy) or above")
+        if not 0.0 < self.top_p <= 1.0:
+            raise IBNormError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
+
+    def found(self, text: str) -> int:
+        """Where the first of `stop` begins in `text`, or -1."""
+        places = [place for stop in self.stop if (place := text.find(stop)) >= 0]
+        return min(places, default=-1)
+
+    def sure(self, text: str) -> str:
+        """`text` without an end that may turn out to be the beginning of one of `stop`."""
+        kept = len(text)
+        for stop in self.stop:
+            for length in range(min(len(stop) - 1, len(text)), 0, -1):
+                if text.endswith(stop[:length]):
+                    kept = min(kept, len(text) - length)
+                    break
+        return text[:kept]
+
+    def choose(self, logits: NDArray[np.float32], rng: np.random.Generator) -> int:
+        """The next token, given the logits (vocabulary,)."""
+        if self.temperature == 0.0:
+            return int(logits.argmax())
+        below = logits.astype(np.float64) - logits.max()
+        order = np.argsort(-below, kind="stable")
+        with np.errstate(over="ignore"):  # a temperature near 0 takes all but the likeliest to minus infinity
+            weights = np.exp(below[order] / self.temperature)
+        weights /= weights.sum()
+        kept = int(np.searchsorted(np.cumsum(weights), self.top_p)) + 1
+        reached = np.cumsum(weights[:kept])
+        chosen = int(np.searchsorted(reached, rng.random() * reached[-1], side="right"))
+        return int(order[min(chosen, len(reached) - 1)])
