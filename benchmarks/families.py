@@ -57,7 +57,7 @@ def variants(name: str, kinds: list[str]) -> list[tuple[str, str, NormConfig]]:
         found += [
             (f"IBNorm-{kind}", grouping, NormConfig.from_config({**base, "compression": kind, **more}))
             for kind in kinds
-        ]  # fmt: skip
+        ]
     stock = next(norm for family, norm in BASELINES.items() if family in name)
     rule = [{"match": "*", "norm": stock}]
     return [*found, (stock, "stock", NormConfig.from_config({**base, "compression": "S", "layers": rule}))]
@@ -84,24 +84,33 @@ def measure(name: str, norm: str, grouping: str, norms: NormConfig, dtype: DType
     with tempfile.TemporaryDirectory() as folder:
         model = made(name, norms, Path(folder) / "checkpoint")
         start = time.perf_counter()
-        exported = export(model, Path(folder) / "model.onnx", ExportOptions(dtype=dtype))
+        exported = export(model, Path(folder) / "model.onnx", options=ExportOptions(dtype=dtype))
         middle = time.perf_counter()
-        report = verify(exported, model, VerifyOptions(samples=samples, layers=True))
+        report = verify(exported, model, options=VerifyOptions(samples=samples, layers=True))
         done = time.perf_counter()
         assert report.numeric is not None
         outputs, layers = report.numeric.outputs, report.numeric.layers
         errors = {o.norms: o.error for o in outputs}
         fused = {o.norms: o.passed for o in outputs}.get("fused", False) and bool(report.static)
         return {
-            "model": name, "norm": norm, "grouping": grouping, "dtype": dtype.value,
+            "model": name,
+            "norm": norm,
+            "grouping": grouping,
+            "dtype": dtype.value,
             "parameters": sum(p.numel() for p in model.module.parameters()),
             "verdict": "pass" if report else "fused only" if fused else "fail",
             "findings": [str(f) for f in report.findings],
-            "nodes": len(exported.norms), "fused": sum(n.implementation == "fused" for n in report.numeric.norms),
-            "layers": 0 if layers is None else len(layers.layers), "samples": samples,
-            "errors": errors, "torch_error": outputs[0].torch_error, "allowed": outputs[0].allowed,
-            "size_mb": exported.size_bytes / 1e6, "export_s": middle - start, "verify_s": done - middle,
-        }  # fmt: skip
+            "nodes": len(exported.norms),
+            "fused": sum(n.implementation == "fused" for n in report.numeric.norms),
+            "layers": 0 if layers is None else len(layers.layers),
+            "samples": samples,
+            "errors": errors,
+            "torch_error": outputs[0].torch_error,
+            "allowed": outputs[0].allowed,
+            "size_mb": exported.size_bytes / 1e6,
+            "export_s": middle - start,
+            "verify_s": done - middle,
+        }
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -60,7 +60,7 @@ def overhead(folder: Path, name: str, rounds: int) -> dict[str, Any]:
     for index in range(rounds + 1):
         for layers in (False, True):
             start = time.perf_counter()
-            assert verify(exported, model, VerifyOptions(layers=layers))
+            assert verify(exported, model, options=VerifyOptions(layers=layers))
             if index:  # the first round warms up
                 times[layers].append(time.perf_counter() - start)
     ratio = float(np.median(np.array(times[True]) / np.array(times[False])))
@@ -73,9 +73,9 @@ def verdicts(folder: Path, name: str, threads: int, rounds: int) -> list[dict[st
     inputs = draw(exported, {"batch": 1, "sequence": 128})
     found = []
     for case in ("itself", "slower"):
-        first = open_runner("ort-cpu", exported, threads)
-        contenders = [first if case == "itself" else Slower(first), open_runner("ort-cpu", exported, threads)]
-        report = bench(contenders, inputs, threads, BenchOptions(rounds=rounds, warmup_ms=200.0))
+        first = open_runner("ort-cpu", exported, threads=threads)
+        contenders = [first if case == "itself" else Slower(first), open_runner("ort-cpu", exported, threads=threads)]
+        report = bench(contenders, inputs, threads=threads, options=BenchOptions(rounds=rounds, warmup_ms=200.0))
         verdict = judge(paired(report.latencies[0].round_ms, report.latencies[1].round_ms), 1.0)
         found.append({"model": name, "case": case, **to_dict(verdict)})
         print(f"{name} {case}: {verdict}")

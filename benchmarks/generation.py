@@ -43,7 +43,7 @@ from ibnorm_export.graph.quantization import Quantization
 from ibnorm_export.runtimes.runner import Kernels
 
 THREADS = 2
-SPEC = IBNormSpec("L", 4.0, 1e-5, bias=False)
+SPEC = IBNormSpec("L", 4.0, epsilon=1e-5, bias=False)
 WITH_LIBRARY = "ort-genai with library"
 FUNCTION = "ort-genai, function only"
 
@@ -159,9 +159,11 @@ def build(folder: Path) -> int:
         build_rms(config, folder / "rms")
         export_genai(load(), folder / "library", kernels=Kernels.FUSED)
         export_genai(load(), folder / "function", kernels=Kernels.FUNCTION)
-        export_genai(load(), folder / "int4", ExportOptions(quantization=Quantization(4, 32, 8)), Kernels.FUSED)
+        export_genai(
+            load(), folder / "int4", options=ExportOptions(quantization=Quantization(4, 32, 8)), kernels=Kernels.FUSED
+        )
         export_folder(load(), folder / "portable")
-        export_folder(load(), folder / "static", ExportOptions(cache="static"))
+        export_folder(load(), folder / "static", options=ExportOptions(cache="static"))
     embedding = config["vocab_size"] * config["hidden_size"]
     return 4 * (sum(p.numel() for p in loaded.module.parameters()) - embedding)
 
@@ -173,7 +175,7 @@ def bandwidth(source: SessionSource, read: int, rounds: int) -> Row:
     tokens = np.random.default_rng(1).integers(0, 32000, (1, 128))
     steps, reads = [], []
     for _ in range(rounds):
-        steps.append(float(race([source], "decode", tokens, 1)[0].min()))
+        steps.append(float(race([source], "decode", tokens=tokens, rounds=1)[0].min()))
         for _ in range(4):
             begin = time.perf_counter()
             torch.mv(matrix, vector)
@@ -195,7 +197,7 @@ def measure(folder: Path, read: int, rounds: int) -> list[Row]:
 
     def source(name: str) -> SessionSource:
         if name not in sources:
-            sources[name] = open_sessions(folder / name, Kernels.AUTO, THREADS)
+            sources[name] = open_sessions(folder / name, Kernels.AUTO, threads=THREADS)
         return sources[name]
 
     rows = []
@@ -206,7 +208,7 @@ def measure(folder: Path, read: int, rounds: int) -> list[Row]:
         # a first token of a long prompt takes seconds
         kept = rounds if stage == "decode" or context < 500 else max(9, rounds // 3)
         tokens = rng.integers(0, 32000, (1, context))
-        times = dict(zip(names, race([source(name) for name in names], stage, tokens, kept), strict=True))
+        times = dict(zip(names, race([source(name) for name in names], stage, tokens=tokens, rounds=kept), strict=True))
         for case in cases:
             rows.append(compare(case, times[case.ours], times[case.theirs]))
             print(rows[-1], file=sys.stderr, flush=True)

@@ -110,7 +110,7 @@ def check_onnxruntime(machine: Machine, library: Path | None) -> Part:
         machine: what the rest was checked on.
         library: of fused kernels, with those of CUDA where the machine is a GPU.
     """
-    if machine.is_gpu and (why := missing_for_cuda(ort.get_available_providers(), torch.version.cuda, 1)):
+    if machine.is_gpu and (why := missing_for_cuda(ort.get_available_providers(), torch.version.cuda, devices=1)):
         return Part("onnxruntime", why)
     found = native.inspect(library) if library is not None else native.availability()
     if not found:
@@ -129,7 +129,7 @@ def check_onnxruntime(machine: Machine, library: Path | None) -> Part:
                     file = Path(folder) / "norm.onnx"
                     one_norm(file, case.spec, _NAMES[dtype], skip, case.scale, case.bias)
                     for how, kernels in (("function", None), ("fused", found.path)):
-                        _accuracy(part, make(file, 1, kernels), how, case, skip)
+                        _accuracy(part, make(file, 1, library=kernels), how, case, skip)
             if machine.is_gpu and machine.plugin is not None:
                 _latency(part, machine, found.path, Path(folder), dtype, IBNormSpec(kind))
     return part
@@ -140,10 +140,15 @@ def _latency(part: Part, machine: Machine, library: Path | None, folder: Path, d
     for rows, cols in SHAPES:
         ones = np.ones(cols)
         model = one_norm(folder / "timed.onnx", spec, _NAMES[dtype], False, ones, 0.0 * ones)
-        fused, function = OrtCudaRunner(model.path, 1, library), OrtCudaRunner(model.path, 1, None)
+        fused, function = OrtCudaRunner(model.path, 1, library=library), OrtCudaRunner(model.path, 1, library=None)
         fused.name, function.name = "ONNX Runtime, fused", "ONNX Runtime, function"  # type: ignore[misc]  # read-only in `Runner`, an attribute here
         x = np.random.default_rng(0).standard_normal((1, rows, cols)).astype(np.float32)
-        raced = bench([PluginRunner(machine, spec, dtype), fused, function], {"X": x}, 1, BenchOptions(warmup_ms=200.0))
+        raced = bench(
+            [PluginRunner(machine, spec, dtype), fused, function],
+            {"X": x},
+            threads=1,
+            options=BenchOptions(warmup_ms=200.0),
+        )
         part.figures.append(
             {
                 "dtype": dtype,

@@ -130,9 +130,11 @@ class ByHand:
         embeddings = vit.embeddings
         projection = embeddings.patch_embeddings.projection
         x = self._add(
-            "Conv", ["pixel_values", self._weight("p.w", projection.weight), self._weight("p.b", projection.bias)], "p",
+            "Conv",
+            ["pixel_values", self._weight("p.w", projection.weight), self._weight("p.b", projection.bias)],
+            "p",
             strides=[patch, patch],
-        )  # fmt: skip
+        )
         x = self._add("Reshape", [x, self._weight("shape", np.array([0, hidden, -1]))], "flat")
         x = self._add("Transpose", [x], "tokens", perm=[0, 2, 1])
         batch = self._add("Shape", ["pixel_values"], "batch", start=0, end=1)
@@ -161,9 +163,12 @@ class ByHand:
         size = config.image_size
         info, kind = helper.make_tensor_value_info, onnx.TensorProto.FLOAT
         graph = helper.make_graph(
-            self._nodes, "vit", [info("pixel_values", kind, ["batch", config.num_channels, size, size])],
-            [info("logits", kind, ["batch", config.num_labels])], self._weights,
-        )  # fmt: skip
+            self._nodes,
+            "vit",
+            [info("pixel_values", kind, ["batch", config.num_channels, size, size])],
+            [info("logits", kind, ["batch", config.num_labels])],
+            self._weights,
+        )
         opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
 
@@ -219,7 +224,7 @@ def measure(preset: str, sizes: list[dict[str, int]], library: Path, rounds: int
     if preset.startswith("vit"):
         wanted[", opset 23"] = ExportOptions(opset=23)
     files = {
-        name: export(models.load(checkpoint), folder / f"{preset}-{index}.onnx", options)
+        name: export(models.load(checkpoint), folder / f"{preset}-{index}.onnx", options=options)
         for index, (name, options) in enumerate(wanted.items())
     }
     rows = []

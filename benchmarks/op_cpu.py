@@ -143,7 +143,7 @@ def plain(spec: IBNormSpec | None, shape: tuple[int, ...], dtype: str, chain: in
     """`chain` norms one after another: IBNorm with a spec, LayerNormalization without."""
     names = ["x", *(f"v{i}" for i in range(1, chain)), "y"]
     nodes = [
-        layer_norm(a, b) if spec is None else onnx_op.node(a, "scale", "bias", b, spec, f"norm_{b}")
+        layer_norm(a, b) if spec is None else onnx_op.node(a, "scale", bias="bias", y=b, spec=spec, name=f"norm_{b}")
         for a, b in itertools.pairwise(names)
     ]
     return graph(nodes, shape, dtype, ["x"], ["y"])
@@ -152,14 +152,17 @@ def plain(spec: IBNormSpec | None, shape: tuple[int, ...], dtype: str, chain: in
 def skip(spec: IBNormSpec | None, shape: tuple[int, ...], microsoft: bool = False) -> onnx.ModelProto:
     """Residual form: ours with a spec, else Add + LayerNormalization or Microsoft's fused node."""
     if spec is not None:
-        nodes = [onnx_op.skip_node("x", "skip", "scale", "bias", "y", "sum", spec, "norm")]
+        nodes = [onnx_op.skip_node("x", "skip", scale="scale", bias="bias", y="y", total="sum", spec=spec, name="norm")]
     elif microsoft:
         nodes = [
             onnx.helper.make_node(
-                "SkipLayerNormalization", ["x", "skip", "scale", "bias"], ["y", "", "", "sum"],
-                domain="com.microsoft", epsilon=1e-5,
+                "SkipLayerNormalization",
+                ["x", "skip", "scale", "bias"],
+                ["y", "", "", "sum"],
+                domain="com.microsoft",
+                epsilon=1e-5,
             )
-        ]  # fmt: skip
+        ]
     else:
         nodes = [onnx.helper.make_node("Add", ["x", "skip"], ["sum"]), layer_norm("sum", "y")]
     return graph(nodes, shape, "float32", ["x", "skip"], ["y", "sum"])
@@ -215,10 +218,18 @@ class Bench:
 
     def _row(self, case: str, bar: float, ours: float, theirs: float, size: float, note: str = "") -> Row:
         return Row(
-            case=case, measure="time over baseline", value=round(ours / theirs, 3), bar=bar, at_most=True,
-            ours_ms=round(ours * 1e3, 4), theirs_ms=round(theirs * 1e3, 4), gigabytes_per_s=round(size / ours / 1e9, 2),
-            copy_gigabytes_per_s=round(self._copy_gb, 2), floor_ms=round(size / self._copy_gb / 1e6, 4), note=note,
-        )  # fmt: skip
+            case=case,
+            measure="time over baseline",
+            value=round(ours / theirs, 3),
+            bar=bar,
+            at_most=True,
+            ours_ms=round(ours * 1e3, 4),
+            theirs_ms=round(theirs * 1e3, 4),
+            gigabytes_per_s=round(size / ours / 1e9, 2),
+            copy_gigabytes_per_s=round(self._copy_gb, 2),
+            floor_ms=round(size / self._copy_gb / 1e6, 4),
+            note=note,
+        )
 
     def plain_rows(self, shape: tuple[int, ...], dtype: str, bar: float, repeats: int, chain: int = 1) -> list[Row]:
         models = [(plain(IBNormSpec(kind), shape, dtype, chain), True, dtype) for kind in Compression]
@@ -238,11 +249,15 @@ class Bench:
         size = 16 * float(np.prod(shape))
         return [
             self._row(
-                f"SkipIBNorm{kind} float32 {shape}", bar, t, pair, size,
+                f"SkipIBNorm{kind} float32 {shape}",
+                bar,
+                t,
+                pair,
+                size,
                 f"over SkipLayerNormalization: {t / fused:.3f} ({fused * 1e3:.3f} ms)",
             )
             for kind, t in zip(Compression, ours, strict=True)
-        ]  # fmt: skip
+        ]
 
     def bandwidth_row(self, shape: tuple[int, ...], bar: float, repeats: int) -> Row:
         """Copy, ours and LayerNormalization in turns over the same buffers."""
@@ -266,11 +281,18 @@ class Bench:
         ours_s, theirs_s, _ = interleaved([ours, theirs, copy], max(7, int(repeats * self._scale)))
         copy_s = statistics.median(copies[3:])
         return Row(
-            case=f"IBNormL float32 {shape}", measure="bandwidth over copy", value=round(copy_s / ours_s, 3), bar=bar,
-            at_most=False, ours_ms=round(ours_s * 1e3, 3), theirs_ms=round(theirs_s * 1e3, 3),
-            gigabytes_per_s=round(size / ours_s / 1e9, 2), copy_gigabytes_per_s=round(size / copy_s / 1e9, 2),
-            floor_ms=round(copy_s * 1e3, 3), note=f"LayerNormalization: {copy_s / theirs_s:.2f} of copy",
-        )  # fmt: skip
+            case=f"IBNormL float32 {shape}",
+            measure="bandwidth over copy",
+            value=round(copy_s / ours_s, 3),
+            bar=bar,
+            at_most=False,
+            ours_ms=round(ours_s * 1e3, 3),
+            theirs_ms=round(theirs_s * 1e3, 3),
+            gigabytes_per_s=round(size / ours_s / 1e9, 2),
+            copy_gigabytes_per_s=round(size / copy_s / 1e9, 2),
+            floor_ms=round(copy_s * 1e3, 3),
+            note=f"LayerNormalization: {copy_s / theirs_s:.2f} of copy",
+        )
 
     def rows(self) -> list[Row]:
         rows = []

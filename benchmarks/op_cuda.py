@@ -154,13 +154,24 @@ def launch(
     rows, cols = inputs[0].shape
     x, skip, y, total = inputs[0], inputs[1:], outputs[0], outputs[1:]
     pointers = (ctypes.c_void_p * 6)(
-        x.data_ptr(), skip[0].data_ptr() if skip else None, scale.data_ptr(), bias.data_ptr(),
-        y.data_ptr(), total[0].data_ptr() if total else None,
-    )  # fmt: skip
+        x.data_ptr(),
+        skip[0].data_ptr() if skip else None,
+        scale.data_ptr(),
+        bias.data_ptr(),
+        y.data_ptr(),
+        total[0].data_ptr() if total else None,
+    )
     status = library.op_cuda_run(
-        pointers, rows, cols, _NUMBERS.index(x.dtype), _NUMBERS.index(scale.dtype),
-        _COMPRESSIONS.index(spec.compression), spec.lambd, spec.epsilon, stream,
-    )  # fmt: skip
+        pointers,
+        rows,
+        cols,
+        _NUMBERS.index(x.dtype),
+        _NUMBERS.index(scale.dtype),
+        _COMPRESSIONS.index(spec.compression),
+        spec.lambd,
+        spec.epsilon,
+        stream,
+    )
     if status != 0:
         raise RuntimeError(f"the kernel returned status {status} for {x.dtype} ({rows}, {cols})")
 
@@ -205,7 +216,7 @@ def measure(library: Any, dtype: str, spec: IBNormSpec, skip: bool, rows: int, c
     rows_checked = 64
     x = [i[:rows_checked].double().cpu().numpy() for i in inputs]
     total = outputs[1][:rows_checked].double().cpu().numpy() if skip else x[0]
-    expected = reference.ibnorm(total, scale.double().cpu().numpy(), bias.double().cpu().numpy(), spec)
+    expected = reference.ibnorm(total, scale.double().cpu().numpy(), bias=bias.double().cpu().numpy(), spec=spec)
     got = outputs[0][:rows_checked].double().cpu().numpy()
     error = float(np.linalg.norm(got - expected) / np.linalg.norm(expected))
     if skip and not torch.equal(outputs[1], inputs[0] + inputs[1]):

@@ -30,17 +30,34 @@ from ibnorm_export.serving.triton.server import find_triton
 
 CONFIGS = {
     "llama": (
-        {"model_type": "llama", "hidden_size": 128, "intermediate_size": 344, "num_hidden_layers": 4,
-         "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 256, "max_position_embeddings": 512,
-         "tie_word_embeddings": True},
+        {
+            "model_type": "llama",
+            "hidden_size": 128,
+            "intermediate_size": 344,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "vocab_size": 256,
+            "max_position_embeddings": 512,
+            "tie_word_embeddings": True,
+        },
         IBNormSpec("L", bias=False),
     ),
     "vit": (
-        {"model_type": "vit", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4,
-         "num_attention_heads": 4, "image_size": 8, "patch_size": 2, "num_channels": 1, "num_labels": 10},
+        {
+            "model_type": "vit",
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "image_size": 8,
+            "patch_size": 2,
+            "num_channels": 1,
+            "num_labels": 10,
+        },
         IBNormSpec("T"),
     ),
-}  # fmt: skip
+}
 
 
 def give_words(folder: Path, vocabulary: int) -> None:
@@ -58,7 +75,9 @@ def prepare(folder: Path) -> None:
     for name, (config, spec) in CONFIGS.items():
         models.save(models.new_model(config, spec), folder / name)
         for dtype in (DType.FP32, DType.FP16):
-            export(models.load(folder / name), folder / f"{name}-{dtype.value}.onnx", ExportOptions(dtype=dtype))
+            export(
+                models.load(folder / name), folder / f"{name}-{dtype.value}.onnx", options=ExportOptions(dtype=dtype)
+            )
     models.save(models.new_model("llama-60m", IBNormSpec("L", bias=False)), folder / "llama-60m")
     for checkpoint, name in (("llama", "text"), ("llama-60m", "text-60m")):
         write_byte_tokenizer(folder / checkpoint)

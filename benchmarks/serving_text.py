@@ -117,8 +117,10 @@ def burst(endpoint: str, name: str, count: int, tokens: int, wanted: str) -> Bur
     status = [int(answer[9:12]) for answer in told]
     texts = [
         "".join(json.loads(part)["choices"][0]["text"] for part in re.findall(rb"data: (\{.*\})", answer))
-        if code == 200 else "" for code, answer in zip(status, told, strict=True)
-    ]  # fmt: skip
+        if code == 200
+        else ""
+        for code, answer in zip(status, told, strict=True)
+    ]
     others = [f"{code} {text!r}" for code, text in zip(status, texts, strict=True) if code != 429 and text != wanted]
     return Burst(
         ended - began[0], [at for at, code in zip(first, status, strict=True) if code == 200], status.count(429), others
@@ -215,15 +217,23 @@ def bursts(server: Running, folder: Path, here: TextModel, tokens: int) -> list[
     one, together = (statistics.median([prompts(rows) for _ in range(11)]) * 1e3 for rows in (1, half))
     least = min(half * one, together)
     return [
-        Row(f"{folder.name}: 100 streams at once, limit {LIMIT}, five times: neither right nor 429",
-            sum(len(one.others) for one in told), 0, True,
-            f"{sum(len(one.firsts) for one in told)} right, {sum(one.refused for one in told)} refused with 429"),
-        Row(f"{folder.name}: first token of those admitted in the burst itself over one stream's, median",
-            round(statistics.median(medians) / alone, 2), 2.0, True,
+        Row(
+            f"{folder.name}: 100 streams at once, limit {LIMIT}, five times: neither right nor 429",
+            sum(len(one.others) for one in told),
+            0,
+            True,
+            f"{sum(len(one.firsts) for one in told)} right, {sum(one.refused for one in told)} refused with 429",
+        ),
+        Row(
+            f"{folder.name}: first token of those admitted in the burst itself over one stream's, median",
+            round(statistics.median(medians) / alone, 2),
+            2.0,
+            True,
             f"alone {alone:.1f} ms; medians of five bursts {min(medians):.0f} to {max(medians):.0f} ms. Of the "
             f"prompts alone, in this process, one takes {one:.1f} ms and {half} in one batch {together:.1f} ms: half "
-            f"of those admitted wait {least:.0f} ms or more, {least / alone:.1f} times one stream"),
-    ]  # fmt: skip
+            f"of those admitted wait {least:.0f} ms or more, {least / alone:.1f} times one stream",
+        ),
+    ]
 
 
 def few_waiting(server: Running, folder: Path, here: TextModel, tokens: int) -> list[Row]:
@@ -235,15 +245,23 @@ def few_waiting(server: Running, folder: Path, here: TextModel, tokens: int) -> 
     reading = statistics.median([one.whole_s for one in refused[1:]]) * 1e3
     firsts = [first * 1e3 for one in told for first in one.firsts]
     return [
-        Row(f"{folder.name}: 100 streams at once, --max-waiting {WAITING}, {BURSTS} times: neither right nor 429",
-            sum(len(one.others) for one in told), 0, True,
-            f"{len(firsts)} right, {sum(one.refused for one in told)} refused with 429"),
-        Row(f"{folder.name}: first token of those admitted, --max-waiting {WAITING}, over one stream's, median",
-            round(statistics.median(firsts) / alone, 2), 2.0, True,
+        Row(
+            f"{folder.name}: 100 streams at once, --max-waiting {WAITING}, {BURSTS} times: neither right nor 429",
+            sum(len(one.others) for one in told),
+            0,
+            True,
+            f"{len(firsts)} right, {sum(one.refused for one in told)} refused with 429",
+        ),
+        Row(
+            f"{folder.name}: first token of those admitted, --max-waiting {WAITING}, over one stream's, median",
+            round(statistics.median(firsts) / alone, 2),
+            2.0,
+            True,
             f"alone {alone:.1f} ms; of {len(firsts)} in {BURSTS} bursts {min(firsts):.0f} to {max(firsts):.0f} ms; to "
             f"refuse a hundred, and do nothing else, uvicorn needs {reading:.1f} ms, {reading / alone:.1f} times one "
-            "stream's first token"),
-    ]  # fmt: skip
+            "stream's first token",
+        ),
+    ]
 
 
 async def again(server: Running, wanted: str) -> list[Row]:
@@ -254,13 +272,22 @@ async def again(server: Running, wanted: str) -> list[Row]:
     firsts = sorted(one.first_s for one in admitted)
     later = statistics.median(one.first_s for one in admitted if one.refusals)
     return [
-        Row("100 streams, each trying again when refused until it has its text: wrong", wrong, 0, True,
-            f"{sum(one.refusals for one in admitted)} refusals on the way"),
-        Row("first token of all 100 over one stream's, from the request that was admitted, not the first try, median",
-            round(statistics.median(firsts) / alone, 2), 2.0, True,
+        Row(
+            "100 streams, each trying again when refused until it has its text: wrong",
+            wrong,
+            0,
+            True,
+            f"{sum(one.refusals for one in admitted)} refusals on the way",
+        ),
+        Row(
+            "first token of all 100 over one stream's, from the request that was admitted, not the first try, median",
+            round(statistics.median(firsts) / alone, 2),
+            2.0,
+            True,
             f"alone {alone * 1e3:.1f} ms; {statistics.median(firsts) * 1e3:.1f} ms, nine in ten "
-            f"{firsts[89] * 1e3:.1f} ms; those who came again {later * 1e3:.1f} ms"),
-    ]  # fmt: skip
+            f"{firsts[89] * 1e3:.1f} ms; those who came again {later * 1e3:.1f} ms",
+        ),
+    ]
 
 
 def text(folder: Path, scratch: Path) -> list[Row]:

@@ -50,7 +50,7 @@ def parity(folder: Path, scratch: Path) -> list[Row]:
     asked = different = 0
     for file in sorted(folder.glob("*.onnx")):
         model = ExportedModel(file)
-        made = package(model, scratch / file.stem, PackageOptions(name="m", variant=Variant.BOTH, limits=ALONE))
+        made = package(model, scratch / file.stem, options=PackageOptions(name="m", variant=Variant.BOTH, limits=ALONE))
         with running(made.path) as server:
             for there, library in (("m", native.ort_library()), ("m-portable", None)):
                 here = OrtRunner(file, library=library)
@@ -91,7 +91,9 @@ def crowd(folder: Path, scratch: Path) -> list[Row]:
         ("overload, queue limit 16, 200 in flight: not clean", Limits(max_batch=0, max_queue=16)),
     ):
         made = package(
-            model, scratch / f"crowd-{len(rows)}", PackageOptions(name="m", variant=Variant.FUSED, limits=limits)
+            model,
+            scratch / f"crowd-{len(rows)}",
+            options=PackageOptions(name="m", variant=Variant.FUSED, limits=limits),
         )
         batched = limits.max_batch > 0
         with running(made.path) as server, ThreadPoolExecutor(200) as pool:
@@ -113,7 +115,7 @@ def ended(folder: Path, scratch: Path) -> list[Row]:
     model = ExportedModel(folder / "vit-fp32.onnx")
     arrays = draw(model, np.random.default_rng(3), 1, 1)
     wanted = OrtRunner(model.path, library=native.ort_library()).run(arrays)["logits"].tobytes()
-    made = package(model, scratch / "ended", PackageOptions(name="m", variant=Variant.FUSED, limits=ALONE))
+    made = package(model, scratch / "ended", options=PackageOptions(name="m", variant=Variant.FUSED, limits=ALONE))
     workers, each = 16, 625
     asked = itertools.count(1)
     with running(made.path) as server:

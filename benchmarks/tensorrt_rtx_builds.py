@@ -36,8 +36,8 @@ TARGETS = (("sm_89",), ("sm_120",), ("sm_89", "sm_120"))
 OPS = {f"op-{form}-{kind}": (kind, form == "skip") for form in ("plain", "skip") for kind in Compression}
 DEMOS = {"demo-vit": "vit", "demo-llama": "llama"}
 PRESETS = {
-    "vit-s16": (IBNormSpec("T", 4.0, 1e-5), "forward"),
-    "llama-60m": (IBNormSpec("L", 4.0, 1e-5, bias=False), "text-generation"),
+    "vit-s16": (IBNormSpec("T", 4.0, epsilon=1e-5), "forward"),
+    "llama-60m": (IBNormSpec("L", 4.0, epsilon=1e-5, bias=False), "text-generation"),
 }
 MODELS = (*OPS, *DEMOS, *PRESETS)
 MOST_KERNELS = 2
@@ -57,7 +57,7 @@ def exported(name: str, dtype: DType, folder: Path) -> ExportedModel:
     elif not checkpoint.is_dir():
         train_checkpoint(DEMOS[name], checkpoint, minutes=0.0)
     write = export_folder if task == "text-generation" else export
-    return write(models.load(checkpoint, task=task), folder / f"{name}.{dtype.value}", ExportOptions(dtype))
+    return write(models.load(checkpoint, task=task), folder / f"{name}.{dtype.value}", options=ExportOptions(dtype))
 
 
 def builds(name: str, dtype: DType, folder: Path) -> list[dict[str, Any]]:
@@ -66,7 +66,7 @@ def builds(name: str, dtype: DType, folder: Path) -> list[dict[str, Any]]:
     rows = []
     for targets in TARGETS:
         options = EngineOptions(Runtime.TENSORRT_RTX, compute_capabilities=targets)
-        engine = build_engine(model, folder / "model.plan", options)
+        engine = build_engine(model, folder / "model.plan", options=options)
         realised = Counter(norm.realised for norm in engine.norms)
         worst = max((len(norm.kernels) for norm in engine.norms), default=0)
         rows.append(

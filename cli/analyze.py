@@ -83,21 +83,21 @@ def analyze_command(
         raise typer.BadParameter(f"{alpha} is not above 0 and other than 1", param_hint="--alpha")
     if width is not None and not width > 0.0:
         raise typer.BadParameter(f"{width} is not above 0", param_hint="--kernel-width")
-    wanted = AnalysisOptions(_numbers(lambdas), _types(dtypes), alpha, width, samples, seed)
+    wanted = AnalysisOptions(_numbers(lambdas), _types(dtypes), alpha=alpha, width=width, samples=samples, seed=seed)
     with show_progress() as progress:
         written = None if text is None else read_text(text)
         loaded = models.load(checkpoint, model)
         if written is not None:
-            batch = text_batch(loaded, written, samples)
+            batch = text_batch(loaded, written, tokens=samples)
         elif inputs is not None:
             batch = read_inputs(inputs, loaded)
         else:
             batch = loaded.sample(np.random.default_rng(seed), 0)
         given = None if labels is None else read_labels(labels)
         if file is None:
-            report = analyze_checkpoint(loaded, batch, given, wanted, progress)
+            report = analyze_checkpoint(loaded, batch, labels=given, options=wanted, progress=progress)
         else:
-            report = analyze_file(ExportedModel(file), batch, given, wanted, progress)
+            report = analyze_file(ExportedModel(file), batch, labels=given, options=wanted, progress=progress)
     if html is not None:
         write_analysis(report, html)
     if as_json:
@@ -109,14 +109,31 @@ def analyze_command(
 def print_analysis(report: AnalysisReport) -> None:
     """The report for a person."""
     rows = table(
-        f"{report.source}: {report.samples} samples, Y is {report.target}", "norm", "type", "kind", "lambda",
-        "kurtosis before", "after", "variance", "I(T; Y)", "I(T; X)", "value",
-    )  # fmt: skip
+        f"{report.source}: {report.samples} samples, Y is {report.target}",
+        "norm",
+        "type",
+        "kind",
+        "lambda",
+        "kurtosis before",
+        "after",
+        "variance",
+        "I(T; Y)",
+        "I(T; X)",
+        "value",
+    )
     for r in report.rows:
         rows.add_row(
-            r.module, r.dtype, r.compression, f"{r.lambd:g}", f"{r.kurtosis_before:.3f}", f"{r.kurtosis_after:.3f}",
-            f"{r.contraction:.3f}", f"{r.about_target:.3f}", f"{r.about_input:.3f}", f"{r.bottleneck:.3f}",
-        )  # fmt: skip
+            r.module,
+            r.dtype,
+            r.compression,
+            f"{r.lambd:g}",
+            f"{r.kurtosis_before:.3f}",
+            f"{r.kurtosis_after:.3f}",
+            f"{r.contraction:.3f}",
+            f"{r.about_target:.3f}",
+            f"{r.about_input:.3f}",
+            f"{r.bottleneck:.3f}",
+        )
     print_table(rows)
     out.print(
         f"bits by Renyi entropies of order {report.alpha:g}, Gaussian kernel of width {report.width}", style="dim"

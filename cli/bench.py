@@ -89,9 +89,11 @@ def bench_command(
                 "generates text; leave them out (verify --require-fused says how its norms run)"
             )
         wanted = TextBenchOptions(
-            bench_text.counts(prompts, "--prompts"), bench_text.counts(batches, "--batches"), rounds, seed=seed
+            bench_text.counts(prompts, "--prompts"), bench_text.counts(batches, "--batches"), rounds=rounds, seed=seed
         )
-        bench_text.bench_generation(model_file, checkpoint, names, count, wanted, kernels, as_json)
+        bench_text.bench_generation(
+            model_file, checkpoint, against=names, threads=count, options=wanted, kernels=kernels, as_json=as_json
+        )
         return
     measuring = replace(TRTEXEC if backend.startswith("tensorrt") else BenchOptions(), rounds=rounds)
     with show_progress() as progress:
@@ -99,9 +101,19 @@ def bench_command(
         loaded = None if checkpoint is None else models.load(checkpoint, model)
         sizes = {"batch": batch, "sequence": seq or min(128, exported.max_positions or 128)}
         report = contest(
-            exported, backend, loaded, names, sizes, count, measuring,
-            seed, kernels, progress, [] if save_baseline is None else [Yardstick()], engine,
-        )  # fmt: skip
+            exported,
+            backend,
+            model=loaded,
+            against=names,
+            sizes=sizes,
+            threads=count,
+            options=measuring,
+            seed=seed,
+            kernels=kernels,
+            progress=progress,
+            beside=[] if save_baseline is None else [Yardstick()],
+            engine=engine,
+        )
     if save_baseline is not None:
         write_baseline(baseline_of(str(model_file), report), save_baseline)
     failed = require_fused and not report.all_fused
@@ -124,9 +136,12 @@ def print_report(title: str, report: BenchReport) -> None:
     rows = table(f"{title}: {shapes}, {report.threads} threads", "contender", "p50 ms", "p90 ms", "p99 ms", "samples/s")
     for latency in report.latencies:
         rows.add_row(
-            latency.name, f"{latency.p50_ms:.3f}", f"{latency.p90_ms:.3f}", f"{latency.p99_ms:.3f}",
+            latency.name,
+            f"{latency.p50_ms:.3f}",
+            f"{latency.p90_ms:.3f}",
+            f"{latency.p99_ms:.3f}",
             f"{latency.throughput_per_s:.1f}",
-        )  # fmt: skip
+        )
     print_table(rows)
     print_norms(report.norms)
     for warning in report.warnings:

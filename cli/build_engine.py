@@ -48,9 +48,15 @@ def build_engine_command(
 
     targets = tuple(name.strip() for name in compute_capability.split(",") if name.strip())
     wanted = EngineOptions(
-        runtime, norm, parse_ranges(profile or ()), workspace, timing_cache, embed_plugin, targets
-    )  # fmt: skip
-    engine = build_engine(ExportedModel(model_file), output, wanted)
+        runtime,
+        norm,
+        ranges=parse_ranges(profile or ()),
+        workspace_bytes=workspace,
+        timing_cache=timing_cache,
+        embed_plugin=embed_plugin,
+        compute_capabilities=targets,
+    )
+    engine = build_engine(ExportedModel(model_file), output, options=wanted)
     if as_json:
         print_json({"path": str(engine.path), **engine.description})
     else:

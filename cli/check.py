@@ -44,7 +44,7 @@ def check_command(
         return
     asked = read_check_config(config)
     with show_progress() as progress:
-        report = run_check(asked, str(config), progress)
+        report = run_check(asked, str(config), progress=progress)
     files = write_all(report, asked.results)
     if as_json:
         print_json({**report.to_dict(), "files": [str(file) for file in files]})

@@ -28,11 +28,11 @@ def compare_command(
     from ibnorm_export.benchmark.statistics import Decision, to_dict
 
     a, b = read_baseline(before), read_baseline(after)
-    verdict, notes = compare(b, a, budget)
+    verdict, notes = compare(b, a, budget=budget)
     if html is not None:
         from ibnorm_export.benchmark.html import write_comparison  # with matplotlib
 
-        write_comparison(a, b, verdict, notes, html)
+        write_comparison(a, b, verdict=verdict, notes=notes, path=html)
     if as_json:
         print_json({"verdict": verdict.decision.value, **to_dict(verdict), "notes": notes})
     else:

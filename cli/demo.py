@@ -32,7 +32,7 @@ def demo_command(
     from ibnorm_export.cli.demo_app.report import write_report
 
     with show_progress() as progress:
-        result = run_demo(folder, minutes, text, progress)
+        result = run_demo(folder, minutes, text=text, progress=progress)
         report = write_report(result, folder / "report.html")
     if as_json:
         print_json({**result.to_dict(), "report": str(report)})

@@ -37,7 +37,7 @@ def _computed(stored: Stored) -> DType:
     return DType.FP32 if stored in _BITS else DType(stored.value)
 
 
-def _quantization(stored: Stored, block_size: int, head: Stored) -> Quantization | None:
+def _quantization(stored: Stored, block_size: int, *, head: Stored) -> Quantization | None:
     from ibnorm_export.graph.quantization import Quantization
 
     if stored not in _BITS:
@@ -115,15 +115,20 @@ def export_command(
         task = "text-generation"
     with show_progress() as progress:
         progress("reading the checkpoint", 0, 4)
-        loaded = models.load(checkpoint, model, task)
+        loaded = models.load(checkpoint, model, task=task)
         write = export_folder if task == "text-generation" else export
         wanted = ExportOptions(
-            _computed(dtype), opset, inline, fuse_skip, _quantization(dtype, block_size, head_dtype), cache,
-        )  # fmt: skip
+            _computed(dtype),
+            opset,
+            inline=inline,
+            fuse_skip=fuse_skip,
+            quantization=_quantization(dtype, block_size, head=head_dtype),
+            cache=cache,
+        )
         if target == "ort-genai":
-            exported = export_genai(loaded, output, wanted, kernels, progress)
+            exported = export_genai(loaded, output, options=wanted, kernels=kernels, progress=progress)
         else:
-            exported = write(loaded, output, wanted, progress)
+            exported = write(loaded, output, options=wanted, progress=progress)
     if as_json:
         print_json(
             {

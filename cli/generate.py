@@ -43,9 +43,9 @@ def generate_command(
     from ibnorm_export.generation.sampling import Sampling
     from ibnorm_export.generation.text_model import open_checkpoint, open_folder
 
-    sampling = Sampling(max_new_tokens, temperature, top_p, seed)
+    sampling = Sampling(max_new_tokens, temperature, top_p=top_p, seed=seed)
     if (path / MODEL_FILE).is_file():
-        model = open_folder(path, kernels, threads)
+        model = open_folder(path, kernels, threads=threads)
     elif path.is_file():
         raise ModelFileError(
             f"{path} is a file; give the folder that `export CHECKPOINT -o DIR --task text-generation` makes"
@@ -65,7 +65,7 @@ def generate_command(
         _write(piece if begun else prompt + piece)
         begun = True
 
-    result = model.generate(prompt, sampling, write)
+    result = model.generate(prompt, sampling, write=write)
     write("\n")
     err.print(
         f"{model.backend}: {len(result.tokens)} tokens behind {result.prompt_tokens}, first after "

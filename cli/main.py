@@ -78,7 +78,7 @@ app.command("doctor")(doctor_command)
 app.command("demo")(demo_command)
 
 
-def _fail(message: str, code: int, kind: str) -> int:
+def _fail(message: str, code: int, *, kind: str) -> int:
     line = " ".join(message.split())
     if "--json" in sys.argv:
         with contextlib.suppress(OSError):  # a full disk, a reader that has gone: the exit code is left
@@ -104,7 +104,7 @@ def main() -> int:
     except OSError as error:
         if isinstance(error, BrokenPipeError):
             return code or BROKEN_PIPE
-        return code or _fail(f"stdout: {error.strerror}", 2, "system")
+        return code or _fail(f"stdout: {error.strerror}", 2, kind="system")
     return code
 
 
@@ -114,21 +114,21 @@ def _run() -> int:
     except SystemExit as error:
         if isinstance(error.__context__, BrokenPipeError):  # rich's answer, and typer's
             return BROKEN_PIPE
-        return _fail(f"the code of the model ended the program: {error.code}", 2, "system")
+        return _fail(f"the code of the model ended the program: {error.code}", 2, kind="system")
     except IBNormError as error:
-        return _fail(str(error), error.exit_code, type(error).__name__)
+        return _fail(str(error), error.exit_code, kind=type(error).__name__)
     except _UsageError as error:
         if not error.format_message():  # no arguments at all: the help was shown
             return 2
         hint = f" (see {error.ctx.command_path} --help)" if error.ctx is not None else ""
-        return _fail(f"{error.format_message()}{hint}", 2, "usage")
+        return _fail(f"{error.format_message()}{hint}", 2, kind="usage")
     except typer.Abort as error:
         raise KeyboardInterrupt from error
     except MemoryError as error:
-        return _fail(f"not enough memory: {error or 'use a smaller model or a machine with more'}", 2, "memory")
+        return _fail(f"not enough memory: {error or 'use a smaller model or a machine with more'}", 2, kind="memory")
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
-        return _fail(f"{error.strerror or error}{where}", 2, "system")
+        return _fail(f"{error.strerror or error}{where}", 2, kind="system")
     except Exception as error:
         if "--debug" in sys.argv:
             raise
@@ -136,6 +136,6 @@ def _run() -> int:
             f"internal error: {type(error).__name__}: {error}. Please report it, with the output of "
             "`ibnorm-export --debug ...`",
             INTERNAL_ERROR,
-            "internal",
+            kind="internal",
         )
     return result if isinstance(result, int) else 0

@@ -55,9 +55,22 @@ def package_command(
 
     model = ExportedModel(model_file)
     given = None if inputs is None else read_arrays(inputs, cache_inputs(model))
-    limits = Limits(max_batch, max_queue, queue_timeout, queue_delay, instances)
-    wanted = PackageOptions(kind, name, backend, variant, plan, mount, storage_uri, gpu, limits, given)
-    made = package(model, output, wanted)
+    limits = Limits(
+        max_batch, max_queue, queue_timeout_ms=queue_timeout, queue_delay_us=queue_delay, instances=instances
+    )
+    wanted = PackageOptions(
+        kind,
+        name,
+        backend=backend,
+        variant=variant,
+        plan=plan,
+        mount=mount,
+        storage_uri=storage_uri,
+        gpu=gpu,
+        limits=limits,
+        warmup=given,
+    )
+    made = package(model, output, options=wanted)
     if as_json:
         print_json({"path": str(made.path), "models": made.manifest["models"], "start": made.start})
         return

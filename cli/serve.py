@@ -31,7 +31,7 @@ def _repository(path: Path) -> Iterator[Path]:
         yield package(ExportedModel(path), Path(folder) / "repository").path
 
 
-def _serve_text(folder: Path, address: str, port: int, limits: dict[str, Any], as_json: bool) -> None:
+def _serve_text(folder: Path, address: str, *, port: int, limits: dict[str, Any], as_json: bool) -> None:
     try:
         from ibnorm_export.serving.text.admission import TextLimits
         from ibnorm_export.serving.text.server import serve_text
@@ -47,7 +47,7 @@ def _serve_text(folder: Path, address: str, port: int, limits: dict[str, Any], a
             out.print(f"ready: http://{endpoint} ({', '.join(paths)})", style="bold", markup=False)
         out.file.flush()
 
-    serve_text(folder, address, port, TextLimits(**limits), ready)
+    serve_text(folder, address, port=port, limits=TextLimits(**limits), ready=ready)
 
 
 def serve_command(
@@ -85,16 +85,21 @@ def serve_command(
             "request_bytes": max_request,
             "request_s": max_seconds,
         }
-        _serve_text(path, address, http_port, limits, as_json)
+        _serve_text(path, address, port=http_port, limits=limits, as_json=as_json)
         return
-    wanted = ServerOptions(address, http_port, grpc_port, metrics_port, log=log)
+    wanted = ServerOptions(address, http_port, grpc_port=grpc_port, metrics_port=metrics_port, log=log)
     with _repository(path) as repository, serve(repository, wanted) as server:
         models = list(read_manifest(repository)["models"])
         if as_json:
             print_json(
-                {"http": server.http, "grpc": server.grpc, "metrics": server.metrics, "pid": server.pid,
-                 "models": models}
-            )  # fmt: skip
+                {
+                    "http": server.http,
+                    "grpc": server.grpc,
+                    "metrics": server.metrics,
+                    "pid": server.pid,
+                    "models": models,
+                }
+            )
         else:
             out.print(f"ready: {', '.join(models)}", style="bold", markup=False)
             for name in ("http", "grpc", "metrics"):

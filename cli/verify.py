@@ -61,15 +61,24 @@ def verify_command(
 
     endpoint = None if url is None else Endpoint(url, name)
     wanted = VerifyOptions(
-        backend, samples, seed, not numeric_only, kernels, require_fused, layers, endpoint, exposing, engine
-    )  # fmt: skip
+        backend,
+        samples,
+        seed=seed,
+        static=not numeric_only,
+        kernels=kernels,
+        require_fused=require_fused,
+        layers=layers,
+        endpoint=endpoint,
+        exposing=exposing,
+        engine=engine,
+    )
     with show_progress() as progress:
         progress("reading the checkpoint", 0, 0)
         written = None if text is None else read_text(text)
         exported = ExportedModel(model_file)
-        loaded = models.load(checkpoint, model, str(exported.metadata.get("task", "forward")))
+        loaded = models.load(checkpoint, model, task=str(exported.metadata.get("task", "forward")))
         given = None if inputs is None else [read_inputs(inputs, loaded)]
-        report = verify(exported, loaded, wanted, given, progress, written)
+        report = verify(exported, loaded, options=wanted, inputs=given, progress=progress, text=written)
         if html is not None:
             progress("writing the report", 0, 0)
             write_report(report, html)
@@ -86,8 +95,17 @@ def print_report(report: ParityReport) -> None:
     if report.numeric is not None and report.numeric.outputs:
         rows = table(
             f"{report.model}: {report.numeric.backend}, {report.numeric.dtype}, {report.numeric.samples} samples",
-            "output", "norms", "max abs", "rel. error", "PyTorch's own", "ratio", "allowed", "cosine", "top-1", "",
-        )  # fmt: skip
+            "output",
+            "norms",
+            "max abs",
+            "rel. error",
+            "PyTorch's own",
+            "ratio",
+            "allowed",
+            "cosine",
+            "top-1",
+            "",
+        )
         outputs = report.numeric.outputs
         sound = [o for o in outputs if o.name.startswith("present.") and o.passed]
         for o in outputs:
@@ -95,9 +113,17 @@ def print_report(report: ParityReport) -> None:
                 continue
             top1 = "" if o.top1_agreement is None else f"{o.top1_agreement:.2%}"
             rows.add_row(
-                o.name, o.norms, f"{o.max_abs:.2e}", f"{o.error:.2e}", f"{o.torch_error:.2e}", f"{o.ratio:.2f}",
-                f"{o.allowed:.2e}", f"{o.cosine:.9f}", top1, "pass" if o.passed else "FAIL",
-            )  # fmt: skip
+                o.name,
+                o.norms,
+                f"{o.max_abs:.2e}",
+                f"{o.error:.2e}",
+                f"{o.torch_error:.2e}",
+                f"{o.ratio:.2f}",
+                f"{o.allowed:.2e}",
+                f"{o.cosine:.9f}",
+                top1,
+                "pass" if o.passed else "FAIL",
+            )
         print_table(rows)
         if sound:
             worst = max(sound, key=lambda o: o.error / o.allowed)
@@ -132,9 +158,13 @@ def _print_layers(report: LayersReport) -> None:
     rows = table("layers: relative error against float64", "module", "", "PyTorch's own", *corners, "allowed", "")
     for layer in report.layers:
         rows.add_row(
-            layer.module, layer.kind, f"{layer.torch_error:.2e}", *(f"{c.error:.2e}" for c in layer.corners),
-            f"{layer.corners[0].allowed:.2e}", "pass" if layer.passed else "FAIL",
-        )  # fmt: skip
+            layer.module,
+            layer.kind,
+            f"{layer.torch_error:.2e}",
+            *(f"{c.error:.2e}" for c in layer.corners),
+            f"{layer.corners[0].allowed:.2e}",
+            "pass" if layer.passed else "FAIL",
+        )
     if report.layers:
         print_table(rows)
     out.print(

@@ -53,7 +53,7 @@ def new_file(target: Path, error: type[Exception] = ExportError) -> Iterator[Pat
 
 @contextlib.contextmanager
 def new_folder(
-    target: Path, earlier: Callable[[Path], Collection[str]], error: type[Exception] = ExportError
+    target: Path, earlier: Callable[[Path], Collection[str]], *, error: type[Exception] = ExportError
 ) -> Iterator[Path]:
     """A folder beside `target` to fill; at the end it takes the target's place, whole or not at all.
 

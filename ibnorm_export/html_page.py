@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +105,7 @@ class Section:
 
     title: str
     text: tuple[str, ...] = ()
+    _: KW_ONLY
     head: tuple[str, ...] = ()
     rows: tuple[tuple[str, ...], ...] = ()
     plots: tuple[tuple[Markup, str], ...] = ()
@@ -129,7 +130,7 @@ def _svg(figure: Figure) -> Markup:
 
 
 def curves(
-    title: str, x_label: str, y_label: str, lines: Sequence[Curve], right_label: str = "", log: bool = False
+    title: str, x_label: str, *, y_label: str, lines: Sequence[Curve], right_label: str = "", log: bool = False
 ) -> Markup:
     """Lines over a common axis, as inline SVG."""
     with mpl.rc_context(_STYLE):
@@ -143,9 +144,14 @@ def curves(
         for line, colour in zip(lines, itertools.cycle(_COLOURS), strict=False):
             axis = right if line.right else left
             handles += axis.plot(
-                line.x, line.y, color=colour, marker="o", markersize=3, label=line.label,
+                line.x,
+                line.y,
+                color=colour,
+                marker="o",
+                markersize=3,
+                label=line.label,
                 linestyle="--" if line.right else "-",
-            )  # fmt: skip
+            )
         left.set(title=title, xlabel=x_label, ylabel=y_label)
         if log:
             left.set_yscale("log")
@@ -157,7 +163,7 @@ def curves(
         return _svg(figure)
 
 
-def heat_map(title: str, rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float]]) -> Markup:
+def heat_map(title: str, rows: Sequence[str], *, columns: Sequence[str], values: Sequence[Sequence[float]]) -> Markup:
     """Positive values by row and column, coloured on a logarithmic scale and written in the cells, as inline SVG."""
     shown = [[value if 0.0 < value < float("inf") else float("nan") for value in row] for row in values]
     with mpl.rc_context(_STYLE):
@@ -174,7 +180,7 @@ def heat_map(title: str, rows: Sequence[str], columns: Sequence[str], values: Se
 
 
 def bars(
-    title: str, y_label: str, groups: Sequence[str], series: Mapping[str, Sequence[float]], log: bool = False
+    title: str, y_label: str, *, groups: Sequence[str], series: Mapping[str, Sequence[float]], log: bool = False
 ) -> Markup:
     """Grouped bars, as inline SVG."""
     with mpl.rc_context(_STYLE):
@@ -198,6 +204,7 @@ def bars(
 def render(
     path: str | Path,
     title: str,
+    *,
     passed: bool,
     summary: str,
     sections: Sequence[Section],
@@ -209,8 +216,9 @@ def render(
         IBNormError: the file cannot be written.
     """
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(_PAGE)
-    flat = {k: ", ".join(f"{n} {v}" for n, v in x.items()) if isinstance(x, Mapping) else x
-            for k, x in environment.items()}  # fmt: skip
+    flat = {
+        k: ", ".join(f"{n} {v}" for n, v in x.items()) if isinstance(x, Mapping) else x for k, x in environment.items()
+    }
     text = template.render(
         title=title,
         verdict="pass" if passed else "fail",

@@ -12,7 +12,7 @@ from ibnorm_export.errors import ModelFileError
 __all__ = ["inspect_checkpoint", "inspect_file"]
 
 
-def _number(model: ExportedModel, norm: NormNode, attribute: str) -> float:
+def _number(model: ExportedModel, norm: NormNode, *, attribute: str) -> float:
     value = norm.attributes.get(attribute, float("nan"))
     if not isinstance(value, (int, float)):
         raise ModelFileError(f"{model.path}: {attribute} of the norm {norm.module} is {value!r}; it must be a number")
@@ -43,8 +43,8 @@ def inspect_file(path: str | Path) -> dict[str, Any]:
             {
                 "module": norm.module,
                 "op": norm.op_type,
-                "lambda": _number(model, norm, "lambd"),
-                "epsilon": _number(model, norm, "epsilon"),
+                "lambda": _number(model, norm, attribute="lambd"),
+                "epsilon": _number(model, norm, attribute="epsilon"),
             }
             for norm in model.norms
         ],

@@ -59,7 +59,7 @@ def _make(reference: str) -> CustomModel:
     return made
 
 
-def _draw(inputs: tuple[InputSpec, ...], rng: np.random.Generator, index: int) -> Arrays:
+def _draw(inputs: tuple[InputSpec, ...], rng: np.random.Generator, *, index: int) -> Arrays:
     sizes: dict[str, int] = {}
     arrays: Arrays = {}
     for spec in inputs:
@@ -71,10 +71,10 @@ def _draw(inputs: tuple[InputSpec, ...], rng: np.random.Generator, index: int) -
     return arrays
 
 
-def _sampled(reference: str, made: CustomModel, rng: np.random.Generator, index: int) -> Arrays:
+def _sampled(reference: str, made: CustomModel, *, rng: np.random.Generator, index: int) -> Arrays:
     """What the user's own `sample` gives, by the names of the inputs and in their order."""
     if made.sample is None:
-        return _draw(made.inputs, rng, index)
+        return _draw(made.inputs, rng, index=index)
     wanted = [spec.name for spec in made.inputs]
     try:
         arrays: object = made.sample(rng, index)
@@ -88,7 +88,7 @@ def _sampled(reference: str, made: CustomModel, rng: np.random.Generator, index:
     return {name: arrays[name] for name in wanted}
 
 
-def _returned(reference: str, result: object, outputs: tuple[str, ...]) -> tuple[Tensor, ...]:
+def _returned(reference: str, result: object, *, outputs: tuple[str, ...]) -> tuple[Tensor, ...]:
     """What the user's own forward returned, as many tensors as there are outputs."""
     tensors = (result,) if isinstance(result, Tensor) else result
     if not isinstance(tensors, (tuple, list)) or not all(isinstance(tensor, Tensor) for tensor in tensors):
@@ -115,13 +115,13 @@ def load_custom(path: Path, reference: str) -> LoadedModel:
     for file in files:
         state |= read_state_dict(file)
     module = made.module
-    fill(module, state, path)
+    fill(module, state, source=path)
     adapt(module)
     module.eval().requires_grad_(False)
     outputs = made.outputs
 
     def call(module: nn.Module, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return _returned(reference, module(*tensors), outputs)
+        return _returned(reference, module(*tensors), outputs=outputs)
 
     return LoadedModel(
         module=module,
@@ -129,7 +129,7 @@ def load_custom(path: Path, reference: str) -> LoadedModel:
         inputs=made.inputs,
         outputs=outputs,
         call=call,
-        sample=lambda rng, index: _sampled(reference, made, rng, index),
+        sample=lambda rng, index: _sampled(reference, made, rng=rng, index=index),
         exact=made.exact,
         opset=made.opset,
         source=str(path),

@@ -84,7 +84,7 @@ def _load_folder(folder: Path, task: str) -> LoadedModel:
         raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
     kind = config.get("model_type")
     if kind is None and "architecture" in config and task == "forward":
-        return _load_timm(folder, config, norms)
+        return _load_timm(folder, config, norms=norms)
     family = FAMILIES.get(str(kind))
     if family is None:
         raise CheckpointError(
@@ -124,16 +124,18 @@ def _load_folder(folder: Path, task: str) -> LoadedModel:
     raise_mismatch(
         folder,
         list(info["missing_keys"]),
-        list(info["unexpected_keys"]),
-        [f"{key}: file {tuple(there)}, model {tuple(here)}" for key, there, here in info["mismatched_keys"]],
+        extra=list(info["unexpected_keys"]),
+        shapes=[f"{key}: file {tuple(there)}, model {tuple(here)}" for key, there, here in info["mismatched_keys"]],
     )
-    loaded = _family_model(family, model, str(folder), hash_files([folder / "config.json", *files]), norms)
+    loaded = _family_model(
+        family, model, source=str(folder), source_sha256=hash_files([folder / "config.json", *files]), norms=norms
+    )
     if task == "text-generation" and isinstance(family, CausalFamily):
         return family.with_cache(loaded)
     return loaded
 
 
-def _load_timm(folder: Path, config: Mapping[str, Any], norms: NormConfig) -> LoadedModel:
+def _load_timm(folder: Path, config: Mapping[str, Any], *, norms: NormConfig) -> LoadedModel:
     try:
         from ibnorm_export.models.importers.timm import load_timm
     except ModuleNotFoundError as error:
@@ -145,11 +147,11 @@ def _load_timm(folder: Path, config: Mapping[str, Any], norms: NormConfig) -> Lo
             f"{folder} is a folder of timm, which cannot be imported here: {error}. Install the torchvision that "
             f"belongs to torch {torch.__version__}"
         ) from error
-    return load_timm(folder, config, norms)
+    return load_timm(folder, config, norms=norms)
 
 
 def _family_model(
-    family: Family, model: PreTrainedModel, source: str, source_sha256: str, norms: NormConfig
+    family: Family, model: PreTrainedModel, *, source: str, source_sha256: str, norms: NormConfig
 ) -> LoadedModel:
     model.eval().requires_grad_(False)
     family.prepare(model)
@@ -159,7 +161,7 @@ def _family_model(
         inputs=family.inputs(model),
         outputs=family.outputs,
         call=family.call,
-        sample=lambda rng, index: family.sample(model, rng, index),
+        sample=lambda rng, index: family.sample(model, rng, index=index),
         valid=family.valid,
         exact=family.make_exact,
         opset=family.opset,
@@ -171,7 +173,7 @@ def _family_model(
     )
 
 
-def load(checkpoint: str | Path, model: str | None = None, task: str = "forward") -> LoadedModel:
+def load(checkpoint: str | Path, model: str | None = None, *, task: str = "forward") -> LoadedModel:
     """Read a checkpoint.
 
     Args:
@@ -204,8 +206,8 @@ def load(checkpoint: str | Path, model: str | None = None, task: str = "forward"
     )
 
 
-def _drawn(family: Family, model: nn.Module, seed: int) -> list[Tensor]:
-    arrays = family.sample(model, np.random.default_rng(seed), 0)
+def _drawn(family: Family, model: nn.Module, *, seed: int) -> list[Tensor]:
+    arrays = family.sample(model, np.random.default_rng(seed), index=0)
     return [torch.from_numpy(arrays[spec.name]) for spec in family.inputs(model)]
 
 
@@ -226,7 +228,7 @@ def measure_statistics(model: nn.Module, run: Callable[[], object]) -> None:
         norm.momentum = momentum
 
 
-def new_model(size: str | Mapping[str, Any], norms: NormConfig | IBNormSpec, seed: int = 0) -> PreTrainedModel:
+def new_model(size: str | Mapping[str, Any], norms: NormConfig | IBNormSpec, *, seed: int = 0) -> PreTrainedModel:
     """A model with random weights.
 
     Args:
@@ -253,7 +255,7 @@ def new_model(size: str | Mapping[str, Any], norms: NormConfig | IBNormSpec, see
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = _with_norms(family.architecture, norms)(parsed)
-    measure_statistics(model, lambda: family.call(model, *_drawn(family, model, seed)))
+    measure_statistics(model, lambda: family.call(model, *_drawn(family, model, seed=seed)))
     return model
 
 
@@ -278,7 +280,7 @@ def save(model: PreTrainedModel, folder: str | Path) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CheckpointError(f"cannot write the checkpoint {folder}: {error.strerror or error}") from error
-    with new_folder(folder, _earlier, CheckpointError) as beside:
+    with new_folder(folder, _earlier, error=CheckpointError) as beside:
         for name in TOKENIZER_FILES:
             if (folder / name).is_file():
                 shutil.copyfile(folder / name, beside / name)

@@ -56,9 +56,14 @@ def adapt(module: nn.Module) -> None:
         features = int(size if isinstance(size, int) else size[-1])
         given = convert(norm)
         spec = IBNormSpec(
-            given.compression, given.lambd, given.epsilon, weight is not None, bias is not None,
-            given.grouping, given.axis,
-        )  # fmt: skip
+            given.compression,
+            given.lambd,
+            epsilon=given.epsilon,
+            scale=weight is not None,
+            bias=bias is not None,
+            grouping=given.grouping,
+            axis=given.axis,
+        )
         new = IBNorm(features, spec)
         new.weight, new.bias = weight, bias
         module.set_submodule(path, new)
@@ -70,8 +75,11 @@ def preset(name: str) -> tuple[Family, dict[str, object]]:
     Raises:
         CheckpointError: there is none of that name.
     """
-    known = {f"{family.name}-{size}": (family, config) for family in FAMILIES.values()
-             for size, config in family.presets.items()}  # fmt: skip
+    known = {
+        f"{family.name}-{size}": (family, config)
+        for family in FAMILIES.values()
+        for size, config in family.presets.items()
+    }
     if name not in known:
         raise CheckpointError(f"there is no preset {name!r}; there are {', '.join(known)}")
     family, config = known[name]

@@ -23,7 +23,7 @@ def _some(names: list[str]) -> str:
     return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
 
 
-def raise_mismatch(source: Path, missing: list[str], extra: list[str], shapes: list[str]) -> None:
+def raise_mismatch(source: Path, missing: list[str], *, extra: list[str], shapes: list[str]) -> None:
     """Raise CheckpointError where any name or shape does not fit."""
     parts = []
     if missing:
@@ -125,7 +125,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def fill(module: nn.Module, state: dict[str, Tensor], source: Path) -> None:
+def fill(module: nn.Module, state: dict[str, Tensor], *, source: Path) -> None:
     """Load `state` into `module`; tied weights may be there once.
 
     Raises:
@@ -140,8 +140,11 @@ def fill(module: nn.Module, state: dict[str, Tensor], source: Path) -> None:
     raise_mismatch(
         source,
         [name for name in own if name not in present],
-        [name for name in state if name not in own],
-        [f"{n}: file {tuple(state[n].shape)}, model {tuple(own[n].shape)}" for n in shared
-         if state[n].shape != own[n].shape],
-    )  # fmt: skip
+        extra=[name for name in state if name not in own],
+        shapes=[
+            f"{n}: file {tuple(state[n].shape)}, model {tuple(own[n].shape)}"
+            for n in shared
+            if state[n].shape != own[n].shape
+        ],
+    )
     module.load_state_dict(state, strict=False)

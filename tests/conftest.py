@@ -20,13 +20,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 @pytest.fixture(scope="session")
 def llama_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_checkpoint(
-        tmp_path_factory.mktemp("checkpoints") / "llama", LLAMA, IBNormSpec("L", 4.0, 1e-5, bias=False)
+        tmp_path_factory.mktemp("checkpoints") / "llama", LLAMA, IBNormSpec("L", 4.0, epsilon=1e-5, bias=False)
     )
 
 
 @pytest.fixture(scope="session")
 def vit_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_checkpoint(tmp_path_factory.mktemp("checkpoints") / "vit", VIT, IBNormSpec("T", 3.0, 1e-5))
+    return save_checkpoint(tmp_path_factory.mktemp("checkpoints") / "vit", VIT, IBNormSpec("T", 3.0, epsilon=1e-5))
 
 
 @pytest.fixture(scope="session", params=["llama", "vit"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,24 +12,53 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("",)
-LIBRARY = [file for folder in FOLDERS for file in sorted((ROOT / "ibnorm_export" / folder).glob("*.py"))]
-MODELS = sorted((ROOT / "models").glob("*.py"))
-CLI = sorted((ROOT / "cli").glob("*.py"))
+PACKAGE = "ibnorm_export"
+
+#: Every part of the package, lowest first. A part imports parts that stand before it, and none of its own row.
+#: A root module of one name and a package are both a part.
+ORDER = (
+    ("errors",),
+    ("files", "progress", "environment"),
+    ("html_page", "op"),
+    ("artifacts",),
+    ("graph",),
+    ("runtimes",),
+    ("exporter", "generation"),
+    ("analysis", "verifier", "benchmark", "serving"),
+    ("models",),
+    ("gate", "inspection", "doctor"),
+    ("cli",),
+)
+RANK = {part: rank for rank, row in enumerate(ORDER) for part in row}
 
 #: An optional package, and the modules that may import it at their top.
 OPTIONAL = {
-    "onnxruntime": ("ort_runner.py", "ort_cuda_runner.py", "ort_text.py"),
-    "onnxruntime_genai": ("genai_runner.py",),
-    "tensorrt": ("trt_runner.py",),
-    "tritonclient": ("triton_runner.py",),
-    "fastapi": ("openai_server.py",),
-    "uvicorn": ("openai_server.py",),
-    "timm": ("timm_model.py",),
+    "onnxruntime": ("runtimes.ort", "runtimes.ort_cuda", "generation.ort_session"),
+    "onnxruntime_genai": ("generation.genai_session",),
+    "tensorrt": ("runtimes.tensorrt.runner",),
+    "tritonclient": ("runtimes.triton",),
+    "fastapi": ("serving.text.server",),
+    "uvicorn": ("serving.text.server",),
+    "timm": ("models.importers.timm",),
 }
 
 
-def imports(file: Path, top_only: bool = False) -> Iterator[str]:
+def _modules() -> dict[str, Path]:
+    """Every module of the installed package by its dotted name below `ibnorm_export`."""
+    found = {}
+    for top, prefix in ((ROOT / PACKAGE, ()), (ROOT / "models", ("models",)), (ROOT / "cli", ("cli",))):
+        for file in sorted(top.rglob("*.py")):
+            parts = (*prefix, *file.relative_to(top).with_suffix("").parts)
+            name = ".".join(parts).removesuffix("__init__").rstrip(".")
+            if name and "onnxruntime_backend" not in parts:  # runs inside Triton, without this package
+                found[name] = file
+    return found
+
+
+MODULES = _modules()
+
+
+def imports(file: Path, *, top_only: bool = False) -> Iterator[str]:
     """Every module that a file imports, by its full name."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     for node in tree.body if top_only else ast.walk(tree):
@@ -39,45 +69,59 @@ def imports(file: Path, top_only: bool = False) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def test_there_is_something_to_check() -> None:
-    assert len(LIBRARY) > 10
-    assert len(MODELS) > 3
-    assert len(CLI) > 5
+def known(file: Path) -> set[str]:
+    """The modules of this package that a file imports, wherever in the file."""
+    names = {name.removeprefix(f"{PACKAGE}.") for name in imports(file) if name.startswith(f"{PACKAGE}.")}
+    return names & MODULES.keys()
 
 
-@pytest.mark.parametrize("file", LIBRARY, ids=lambda f: f.name)
-def test_library_knows_neither_models_nor_cli(file: Path) -> None:
-    inspection_of_checkpoints = file.name == "inspection.py"  # loads one on demand, inside a function
-    for name in imports(file, top_only=inspection_of_checkpoints):
-        assert not name.startswith(("ibnorm_export.models", "ibnorm_export.cli")), f"{file.name} imports {name}"
+GRAPH = {name: known(file) - {name} for name, file in MODULES.items()}
 
 
-@pytest.mark.parametrize("file", LIBRARY, ids=lambda f: f"{f.parent.name}/{f.name}")
-def test_nothing_but_serving_and_doctor_knows_serving(file: Path) -> None:
-    if file.parent.name != "serving" and file.name != "doctor.py":
-        assert not [name for name in imports(file) if name.startswith("ibnorm_export.serving")]
+def part(module: str) -> str:
+    return module.split(".")[0]
 
 
-@pytest.mark.parametrize("file", MODELS, ids=lambda f: f.name)
-def test_models_know_no_cli(file: Path) -> None:
-    for name in imports(file):
-        assert not name.startswith("ibnorm_export.cli"), f"{file.name} imports {name}"
+def test_every_part_has_a_place_in_the_order() -> None:
+    assert {part(name) for name in MODULES} == RANK.keys()
+    assert len(MODULES) > 100
 
 
-@pytest.mark.parametrize("file", LIBRARY, ids=lambda f: f.name)
-def test_the_definition_knows_only_the_standard_library(file: Path) -> None:
-    if file.name not in ("spec.py", "errors.py"):
-        return
-    for name in imports(file):
-        top = name.split(".")[0]
-        assert top in sys.stdlib_module_names or name.startswith("ibnorm_export.errors"), f"{file.name} imports {name}"
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_imports_point_downwards(module: str) -> None:
+    for name in GRAPH[module]:
+        if part(name) != part(module):
+            assert RANK[part(name)] < RANK[part(module)], f"{module} imports {name}, which stands above or beside it"
 
 
-@pytest.mark.parametrize("file", [*LIBRARY, *MODELS, *CLI], ids=lambda f: f"{f.parent.name}/{f.name}")
-def test_optional_packages_are_imported_where_they_are_wrapped(file: Path) -> None:
-    for name in imports(file, top_only=True):
-        owners = OPTIONAL.get(name.split(".")[0], (file.name,))
-        assert file.name in owners, f"{file.name} imports {name}; only {owners} may"
+def test_no_circle() -> None:
+    """A package's `__init__` re-exports its modules: it follows them, and none of them imports it."""
+    graphlib.TopologicalSorter(GRAPH).prepare()
+
+
+def test_the_package_graph_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    """`pytest -s -k package_graph` shows it: each part, and the parts that it imports."""
+    parts = {p: {part(n) for m, names in GRAPH.items() if part(m) == p for n in names} - {p} for p in RANK}
+    with capsys.disabled():
+        for name, below in parts.items():
+            print(f"\n{name:12} -> {', '.join(sorted(below, key=RANK.__getitem__)) or '-'}", end="")
+        print()
+    assert not parts["errors"]
+    assert parts["cli"] >= {"models", "verifier"}
+
+
+def test_the_definition_knows_only_the_standard_library() -> None:
+    for module in ("op.spec", "errors"):
+        for name in imports(MODULES[module]):
+            top = name.split(".")[0]
+            assert top in sys.stdlib_module_names or name.startswith("ibnorm_export.errors"), f"{module}: {name}"
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_optional_packages_are_imported_where_they_are_wrapped(module: str) -> None:
+    for name in imports(MODULES[module], top_only=True):
+        owners = OPTIONAL.get(name.split(".")[0], (module,))
+        assert module in owners, f"{module} imports {name}; only {owners} may"
 
 
 def test_importing_the_package_imports_no_framework() -> None:
@@ -93,11 +137,11 @@ def test_importing_the_package_imports_no_framework() -> None:
 #: What may be imported before it is known what is asked for: by the command line, and to serve texts.
 LIGHT = {
     "cli.main": {"onnx"},
-    "baseline": {"onnx"},
-    "serving.text_worker": {"onnx"},
-    "serving.openai_server": {"fastapi", "onnx"},
-    "runners.genai_runner": {"onnx"},
-    "runners.ort_text": {"onnx", "onnxruntime"},
+    "benchmark.baseline": {"onnx"},
+    "serving.text.worker": {"onnx"},
+    "serving.text.server": {"fastapi", "onnx"},
+    "generation.genai_session": {"onnx"},
+    "generation.ort_session": {"onnx", "onnxruntime"},
 }
 
 
@@ -122,5 +166,5 @@ def test_nothing_slow_is_imported_before_it_is_needed(module: str) -> None:
 
 
 def test_no_module_is_called_utils() -> None:
-    names = [f.stem for f in (*LIBRARY, *MODELS, *CLI)]
-    assert not {"utils", "helpers", "common", "misc", "manager"} & set(names)
+    names = {name.split(".")[-1] for name in MODULES}
+    assert not {"utils", "helpers", "common", "misc", "manager"} & names

@@ -163,9 +163,13 @@ def test_a_model_of_somebody_else_is_not_lost(tmp_path: Path, written: dict[Path
 
 def test_a_checkpoint_keeps_its_tokenizer(tmp_path: Path) -> None:
     config = {
-        "model_type": "llama", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
-        "num_attention_heads": 2, "vocab_size": 8,
-    }  # fmt: skip
+        "model_type": "llama",
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "vocab_size": 8,
+    }
     model = models.new_model(config, IBNormSpec("L", bias=False))
     models.save(model, tmp_path / "c")
     (tmp_path / "c" / "tokenizer.json").write_text("{}")

@@ -15,14 +15,30 @@ def page(path: Path, title: str = "A page") -> str:
     section = Section(
         "Part <b>",
         ("text & more",),
-        ("name", "value"),
-        (("<script>alert(1)</script>", "1"),),
-        (
-            (curves("c", "x", "y", [Curve("a", [0, 1], [1, 2]), Curve("b", [0, 1], [3, 4], right=True)], "r"), "cap"),
-            (bars("b", "y", ["g"], {"one": [1.0], "two": [2.0]}, log=True), "cap"),
+        head=("name", "value"),
+        rows=(("<script>alert(1)</script>", "1"),),
+        plots=(
+            (
+                curves(
+                    "c",
+                    "x",
+                    y_label="y",
+                    lines=[Curve("a", [0, 1], [1, 2]), Curve("b", [0, 1], [3, 4], right=True)],
+                    right_label="r",
+                ),
+                "cap",
+            ),
+            (bars("b", "y", groups=["g"], series={"one": [1.0], "two": [2.0]}, log=True), "cap"),
         ),
     )
-    render(path, title, True, "summary", [section], {"processor": "x", "packages": {"torch": "2"}})
+    render(
+        path,
+        title,
+        passed=True,
+        summary="summary",
+        sections=[section],
+        environment={"processor": "x", "packages": {"torch": "2"}},
+    )
     return path.read_text(encoding="utf-8")
 
 

@@ -10,7 +10,7 @@ import math
 import pydoc_data.topics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import KW_ONLY, asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -47,14 +47,27 @@ MAX_BITS_PER_BYTE: Final = 3.6
 MIN_ACCURACY: Final = 0.90
 
 _LLAMA: Final = {
-    "model_type": "llama", "hidden_size": 128, "intermediate_size": 344, "num_hidden_layers": 4,
-    "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 256, "max_position_embeddings": 512,
+    "model_type": "llama",
+    "hidden_size": 128,
+    "intermediate_size": 344,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "vocab_size": 256,
+    "max_position_embeddings": 512,
     "tie_word_embeddings": True,
-}  # fmt: skip
+}
 _VIT: Final = {
-    "model_type": "vit", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4,
-    "num_attention_heads": 4, "image_size": 8, "patch_size": 2, "num_channels": 1, "num_labels": 10,
-}  # fmt: skip
+    "model_type": "vit",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "image_size": 8,
+    "patch_size": 2,
+    "num_channels": 1,
+    "num_labels": 10,
+}
 _CONTEXT: Final = 128
 _EVALUATIONS: Final = 8
 
@@ -74,6 +87,7 @@ class Evaluation:
 
     seconds: float
     loss: float
+    _: KW_ONLY
     accuracy: float
     about_target: float
     about_input: float
@@ -88,6 +102,7 @@ class DemoModel:
 
     name: str
     norm: str
+    _: KW_ONLY
     goal: str
     reached: bool
     checkpoint: str
@@ -135,6 +150,7 @@ class _Task:
 
     batches: Callable[[torch.Generator], tuple[Arrays, Tensor]]  # inputs, targets
     held_out: tuple[Arrays, Tensor]
+    _: KW_ONLY
     logits: Callable[[nn.Module, Arrays], Tensor]
     final_norm: str
     embedding: Callable[[nn.Module, Arrays], Tensor]  # (n, features), one row for each target
@@ -175,7 +191,7 @@ def _text_task(text: bytes) -> _Task:
         return rows
 
     held_out = windows(rest, torch.linspace(0, len(rest) - _CONTEXT - 2, 32))
-    return _Task(batches, held_out, logits, "model.norm", embedding)
+    return _Task(batches, held_out, logits=logits, final_norm="model.norm", embedding=embedding)
 
 
 def _digits_task() -> _Task:
@@ -197,10 +213,10 @@ def _digits_task() -> _Task:
         return torch.from_numpy(inputs["pixel_values"]).flatten(1)
 
     held_out = ({"pixel_values": pixels[cut:]}, torch.from_numpy(labels[cut:]))
-    return _Task(batches, held_out, logits, "vit.layernorm", embedding)
+    return _Task(batches, held_out, logits=logits, final_norm="vit.layernorm", embedding=embedding)
 
 
-def _evaluate(model: nn.Module, task: _Task, seconds: float) -> Evaluation:
+def _evaluate(model: nn.Module, task: _Task, *, seconds: float) -> Evaluation:
     norm = model.get_submodule(task.final_norm)
     assert isinstance(norm, IBNorm)
     seen: list[tuple[Tensor, Tensor]] = []
@@ -220,7 +236,7 @@ def _evaluate(model: nn.Module, task: _Task, seconds: float) -> Evaluation:
     before, after = before.reshape(-1, before.shape[-1]), after.reshape(-1, after.shape[-1])
     logits, targets = logits.reshape(-1, logits.shape[-1]), targets.reshape(-1)
     chosen = np.random.default_rng(0).choice(len(targets), min(256, len(targets)), replace=False)
-    bottleneck = information_bottleneck(embedded.numpy()[chosen], after.numpy()[chosen], targets.numpy()[chosen])
+    bottleneck = information_bottleneck(embedded.numpy()[chosen], after.numpy()[chosen], target=targets.numpy()[chosen])
     return Evaluation(
         seconds=seconds,
         loss=float(F.cross_entropy(logits, targets)) / math.log(2.0),
@@ -234,7 +250,7 @@ def _evaluate(model: nn.Module, task: _Task, seconds: float) -> Evaluation:
 
 
 def _train(
-    model: nn.Module, task: _Task, rate: float, seconds: float, what: str, progress: Progress
+    model: nn.Module, task: _Task, *, rate: float, seconds: float, what: str, progress: Progress
 ) -> tuple[Evaluation, ...]:
     """AdamW for a given time, learning rate by a cosine over that time; time spent in evaluations is not counted.
 
@@ -243,7 +259,7 @@ def _train(
     generator = torch.Generator().manual_seed(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01, betas=(0.9, 0.95))
     model.train()
-    evaluations = [_evaluate(model, task, 0.0)]
+    evaluations = [_evaluate(model, task, seconds=0.0)]
     spent, step = 0.0, 0
     while spent < seconds:
         start = time.thread_time()
@@ -261,7 +277,7 @@ def _train(
         spent += time.thread_time() - start
         step += 1
         if spent >= seconds * len(evaluations) / _EVALUATIONS:
-            evaluations.append(_evaluate(model, task, spent))
+            evaluations.append(_evaluate(model, task, seconds=spent))
         progress(f"{what}: {evaluations[-1].loss:.2f} bits", min(int(spent), int(seconds)), int(seconds))
     model.eval()
     return tuple(evaluations)
@@ -274,22 +290,31 @@ def _real_inputs(task: _Task, count: int) -> Iterator[Arrays]:
 
 
 def _ship(
-    checkpoint: Path, file: Path, task: _Task, sizes: dict[str, int], progress: Progress
+    checkpoint: Path, file: Path, *, task: _Task, sizes: dict[str, int], progress: Progress
 ) -> tuple[tuple[ParityReport, ...], BenchReport]:
     """Export, verify on drawn and real inputs, in fp32 and fp16; benchmark fp32 against PyTorch."""
     reports = []
     exported: ExportedModel | None = None
     for dtype in (DType.FP16, DType.FP32):
         target = file if dtype is DType.FP32 else file.with_suffix(f".{dtype.value}.onnx")
-        exported = export(load(checkpoint), target, ExportOptions(dtype=dtype), progress)
+        exported = export(load(checkpoint), target, options=ExportOptions(dtype=dtype), progress=progress)
         model: LoadedModel = load(checkpoint)
         rng = np.random.default_rng(0)
         inputs = [*(model.sample(rng, index) for index in range(4)), *_real_inputs(task, 2)]
-        reports.append(verify(exported, model, VerifyOptions(), inputs, progress))
+        reports.append(verify(exported, model, options=VerifyOptions(), inputs=inputs, progress=progress))
     assert exported is not None
     threads = psutil.cpu_count(logical=False) or 1
     options = BenchOptions(rounds=20, warmup_ms=200.0)
-    latency = contest(exported, "ort-cpu", load(checkpoint), ["torch"], sizes, threads, options, progress=progress)
+    latency = contest(
+        exported,
+        "ort-cpu",
+        model=load(checkpoint),
+        against=["torch"],
+        sizes=sizes,
+        threads=threads,
+        options=options,
+        progress=progress,
+    )
     return tuple(reversed(reports)), latency
 
 
@@ -299,6 +324,7 @@ class _Plan:
 
     task: _Task
     config: dict[str, Any]
+    _: KW_ONLY
     spec: IBNormSpec
     rate: float
     sizes: dict[str, int]
@@ -308,12 +334,12 @@ def _plan(name: str, text: str | Path | None) -> _Plan:
     if name == "llama":
         task = _text_task(_text(None if text is None else Path(text)))
         spec = IBNormSpec(Compression.LOGARITHMIC, bias=False)
-        return _Plan(task, _LLAMA, spec, 4e-3, {"batch": 1, "sequence": 128})
-    return _Plan(_digits_task(), _VIT, IBNormSpec(Compression.TANH), 4e-3, {"batch": 8})
+        return _Plan(task, _LLAMA, spec=spec, rate=4e-3, sizes={"batch": 1, "sequence": 128})
+    return _Plan(_digits_task(), _VIT, spec=IBNormSpec(Compression.TANH), rate=4e-3, sizes={"batch": 8})
 
 
 def train_checkpoint(
-    name: str, folder: Path, minutes: float, text: str | Path | None = None, progress: Progress = silent
+    name: str, folder: Path, *, minutes: float, text: str | Path | None = None, progress: Progress = silent
 ) -> tuple[Evaluation, ...]:
     """Train one model of the demo and save it.
 
@@ -329,7 +355,9 @@ def train_checkpoint(
     """
     plan = _plan(name, text)
     model = new_model(plan.config, plan.spec)
-    evaluations = _train(model, plan.task, plan.rate, minutes * 60.0, f"training {name}", progress)
+    evaluations = _train(
+        model, plan.task, rate=plan.rate, seconds=minutes * 60.0, what=f"training {name}", progress=progress
+    )
     save(model, folder)
     if name == "llama":
         write_byte_tokenizer(folder)
@@ -337,7 +365,7 @@ def train_checkpoint(
 
 
 def run_demo(
-    folder: str | Path, minutes: float = 0.5, text: str | Path | None = None, progress: Progress = silent
+    folder: str | Path, minutes: float = 0.5, *, text: str | Path | None = None, progress: Progress = silent
 ) -> DemoResult:
     """Train an IBNorm-L LLaMA and an IBNorm-T ViT, and do the main job with both.
 
@@ -362,9 +390,11 @@ def run_demo(
         raise CheckpointError(f"cannot make the folder {folder}: {error.strerror or error}") from error
     done = []
     for name in ("llama", "vit"):
-        evaluations = train_checkpoint(name, folder / name, minutes, text, progress)
+        evaluations = train_checkpoint(name, folder / name, minutes=minutes, text=text, progress=progress)
         plan = _plan(name, text)
-        parity, latency = _ship(folder / name, folder / f"{name}.onnx", plan.task, plan.sizes, progress)
+        parity, latency = _ship(
+            folder / name, folder / f"{name}.onnx", task=plan.task, sizes=plan.sizes, progress=progress
+        )
         last = evaluations[-1]
         if name == "llama":
             goal, reached = (
@@ -379,7 +409,20 @@ def run_demo(
                 f"{last.accuracy:.1%} of digits right (at least {MIN_ACCURACY:.0%})",
                 last.accuracy >= MIN_ACCURACY,
             )
-        done.append(DemoModel(name, str(plan.spec), goal, reached, str(folder / name), evaluations, parity, latency))
+        done.append(
+            DemoModel(
+                name,
+                str(plan.spec),
+                goal=goal,
+                reached=reached,
+                checkpoint=str(folder / name),
+                evaluations=evaluations,
+                parity=parity,
+                latency=latency,
+            )
+        )
     held_out = source[len(source) * 9 // 10 :][: POSITIONS + 1].decode(errors="replace")
     (folder / "held-out.txt").write_text(held_out, encoding="utf-8")
-    return DemoResult(str(folder), tuple(done), write_text(folder / "llama", folder, held_out, progress))
+    return DemoResult(
+        str(folder), tuple(done), write_text(folder / "llama", folder, held_out=held_out, progress=progress)
+    )

@@ -49,12 +49,12 @@ def _section(model: DemoModel) -> Section:
             curves(
                 "Learning",
                 "seconds of training",
-                unit,
-                [
+                y_label=unit,
+                lines=[
                     Curve("loss on held-out data", seconds, [e.loss for e in model.evaluations]),
                     Curve("accuracy", seconds, [e.accuracy for e in model.evaluations], right=True),
                 ],
-                "accuracy",
+                right_label="accuracy",
             ),
             "Cross-entropy and share of right predictions on data that was not trained on.",
         ),
@@ -62,8 +62,8 @@ def _section(model: DemoModel) -> Section:
             curves(
                 "Information in the final norm's output",
                 "seconds of training",
-                "bits",
-                [
+                y_label="bits",
+                lines=[
                     Curve("I(T; Y), about the target", seconds, [e.about_target for e in model.evaluations]),
                     Curve("I(T; X), about the input", seconds, [e.about_input for e in model.evaluations]),
                     Curve(f"value, I(T; Y) - {BETA:g} I(T; X)", seconds, [e.bottleneck for e in model.evaluations]),
@@ -75,8 +75,8 @@ def _section(model: DemoModel) -> Section:
             curves(
                 "Excess kurtosis around the final norm",
                 "seconds of training",
-                "excess kurtosis",
-                [
+                y_label="excess kurtosis",
+                lines=[
                     Curve("input", seconds, [e.kurtosis_in for e in model.evaluations]),
                     Curve("output", seconds, [e.kurtosis_out for e in model.evaluations]),
                 ],
@@ -144,4 +144,11 @@ def write_report(result: DemoResult, path: str | Path) -> Path:
     summary = "; ".join(f"{m.name}: {m.goal}, parity {'passed' if all(m.parity) else 'FAILED'}" for m in result.models)
     environment = result.models[0].latency.environment
     sections = [*(_section(model) for model in result.models), _text_section(result.text)]
-    return render(path, "IBNorm: trained, exported, verified, timed", bool(result), summary, sections, environment)
+    return render(
+        path,
+        "IBNorm: trained, exported, verified, timed",
+        passed=bool(result),
+        summary=summary,
+        sections=sections,
+        environment=environment,
+    )

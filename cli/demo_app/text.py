@@ -75,7 +75,7 @@ class DemoText:
         }
 
 
-def write_text(checkpoint: Path, folder: Path, held_out: str, progress: Progress = silent) -> DemoText:
+def write_text(checkpoint: Path, folder: Path, *, held_out: str, progress: Progress = silent) -> DemoText:
     """Export `checkpoint` for generation in both forms, verify them on `held_out`, and let all write.
 
     Args:
@@ -99,12 +99,12 @@ def write_text(checkpoint: Path, folder: Path, held_out: str, progress: Progress
         target = folder / name
         try:
             if name == "llama-portable":
-                exported = export_folder(model(), target, None, progress)
+                exported = export_folder(model(), target, options=None, progress=progress)
             else:
-                exported = export_genai(model(), target, int4 if "int4" in form else None, progress=progress)
+                exported = export_genai(model(), target, options=int4 if "int4" in form else None, progress=progress)
         except BackendUnavailable as error:  # the portable form needs nothing more
             missing = str(error)
             continue
-        parity = verify(exported, model(), None, None, progress, held_out)
+        parity = verify(exported, model(), options=None, inputs=None, progress=progress, text=held_out)
         writings.append(Writing(form, open_folder(target).generate(PROMPT, SAMPLING), parity))
     return DemoText(PROMPT, tuple(writings), missing)

@@ -17,7 +17,7 @@ from ibnorm_export.errors import ModelFileError
 __all__ = ["read_labels", "text_batch"]
 
 
-def text_batch(model: LoadedModel, text: str, tokens: int) -> Arrays:
+def text_batch(model: LoadedModel, text: str, *, tokens: int) -> Arrays:
     """The first tokens of a text as input_ids and attention_mask (batch, sequence), at least `tokens` of them.
 
     Raises:

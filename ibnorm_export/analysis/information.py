@@ -63,7 +63,7 @@ def entropy_bits(normalised: Matrix, alpha: float = ALPHA) -> float:
     return float(np.log2((eigenvalues**alpha).sum()) / (1.0 - alpha))
 
 
-def _mutual_bits(a: Matrix, b: Matrix, alpha: float) -> float:
+def _mutual_bits(a: Matrix, b: Matrix, *, alpha: float) -> float:
     joint = a * b
     return entropy_bits(a, alpha) + entropy_bits(b, alpha) - entropy_bits(joint / np.trace(joint), alpha)
 
@@ -83,6 +83,7 @@ class InformationBottleneck:
 def information_bottleneck(
     inputs: NDArray[Any],  # (n, features)
     representation: NDArray[Any],  # (n, features)
+    *,
     target: NDArray[Any],  # (n,) labels or (n, features)
     alpha: float = ALPHA,
     width: float | None = None,
@@ -95,7 +96,7 @@ def information_bottleneck(
         width: of the kernels of inputs and representation, as in `gram`.
     """
     x, t, y = gram(inputs, width), gram(representation, width), gram(target, width)
-    return InformationBottleneck(_mutual_bits(t, y, alpha), _mutual_bits(t, x, alpha))
+    return InformationBottleneck(_mutual_bits(t, y, alpha=alpha), _mutual_bits(t, x, alpha=alpha))
 
 
 def excess_kurtosis(values: NDArray[Any]) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import KW_ONLY, asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -59,6 +59,7 @@ class LayerAnalysis:
 
     module: str
     compression: str
+    _: KW_ONLY
     dtype: str
     lambd: float
     own: bool
@@ -77,6 +78,7 @@ class AnalysisReport:
 
     source: str
     rows: tuple[LayerAnalysis, ...]
+    _: KW_ONLY
     samples: int
     target: str
     alpha: float
@@ -125,23 +127,39 @@ def _pooled(values: NDArray[Any], count: int) -> NDArray[Any]:
 
 
 def _layer(
-    module: str, seen: _Seen, lambd: float, dtype: str, first: NDArray[Any], target: NDArray[Any], chosen: NDArray[Any],
+    module: str,
+    seen: _Seen,
+    *,
+    lambd: float,
+    dtype: str,
+    first: NDArray[Any],
+    target: NDArray[Any],
+    chosen: NDArray[Any],
     options: AnalysisOptions,
-) -> LayerAnalysis:  # fmt: skip
+) -> LayerAnalysis:
     spec = dataclasses.replace(seen.spec, lambd=lambd)
     rows = np.asarray(seen.x, np.float64).reshape(-1, seen.x.shape[-1])
-    output = reference.ibnorm(seen.x, seen.scale, seen.bias, spec)
+    output = reference.ibnorm(seen.x, seen.scale, bias=seen.bias, spec=spec)
     x, t = (_pooled(v, len(target))[chosen] for v in (first, output))
-    information = information_bottleneck(x, t, target[chosen], options.alpha, options.width)
+    information = information_bottleneck(x, t, target=target[chosen], alpha=options.alpha, width=options.width)
     return LayerAnalysis(
-        module, spec.compression.value, dtype, lambd, lambd == seen.spec.lambd, excess_kurtosis(rows),
-        excess_kurtosis(_compressed(rows, spec)[1]), float(np.sqrt(rows.var(-1).mean())), contraction(rows, spec),
-        information.about_target, information.about_input, information.value(),
-    )  # fmt: skip
+        module,
+        spec.compression.value,
+        dtype=dtype,
+        lambd=lambd,
+        own=lambd == seen.spec.lambd,
+        kurtosis_before=excess_kurtosis(rows),
+        kurtosis_after=excess_kurtosis(_compressed(rows, spec)[1]),
+        deviation=float(np.sqrt(rows.var(-1).mean())),
+        contraction=contraction(rows, spec),
+        about_target=information.about_target,
+        about_input=information.about_input,
+        bottleneck=information.value(),
+    )
 
 
 def _analysed(
-    seen: Mapping[str, _Seen], dtype: str, target: NDArray[Any], options: AnalysisOptions
+    seen: Mapping[str, _Seen], dtype: str, *, target: NDArray[Any], options: AnalysisOptions
 ) -> Iterable[LayerAnalysis]:
     if not seen:
         return
@@ -150,10 +168,12 @@ def _analysed(
     first = next(iter(seen.values())).x
     for module, norm in seen.items():
         for lambd in dict.fromkeys((norm.spec.lambd, *options.lambdas)):
-            yield _layer(module, norm, lambd, dtype, first, target, chosen, options)
+            yield _layer(
+                module, norm, lambd=lambd, dtype=dtype, first=first, target=target, chosen=chosen, options=options
+            )
 
 
-def _see(module: nn.Module, model: LoadedModel, inputs: Arrays) -> tuple[dict[str, _Seen], list[str], Arrays]:
+def _see(module: nn.Module, model: LoadedModel, *, inputs: Arrays) -> tuple[dict[str, _Seen], list[str], Arrays]:
     """What reached the norms of `module` in one pass, in the order of the pass; who was left out; the outputs."""
     seen: dict[str, _Seen] = {}
 
@@ -168,7 +188,7 @@ def _see(module: nn.Module, model: LoadedModel, inputs: Arrays) -> tuple[dict[st
                 None if p is None or not norm.node_has_affine else p.detach().double().numpy()
                 for p in (norm.weight, norm.bias)
             )
-            rows = IBNormSpec(norm.spec.compression, norm.spec.lambd, norm.spec.epsilon)
+            rows = IBNormSpec(norm.spec.compression, norm.spec.lambd, epsilon=norm.spec.epsilon)
             seen.setdefault(path, _Seen(rows, x.detach().float().numpy().copy(), scale, bias))
 
         return hook
@@ -184,7 +204,7 @@ def _see(module: nn.Module, model: LoadedModel, inputs: Arrays) -> tuple[dict[st
     return seen, left, outputs
 
 
-def _targets(inputs: Arrays, outputs: Arrays, labels: NDArray[Any] | None) -> tuple[NDArray[Any], str]:
+def _targets(inputs: Arrays, outputs: Arrays, *, labels: NDArray[Any] | None) -> tuple[NDArray[Any], str]:
     """What the representation should tell, one a sample, and in words."""
     logits = next(iter(outputs.values()))
     if labels is not None:
@@ -199,7 +219,13 @@ def _targets(inputs: Arrays, outputs: Arrays, labels: NDArray[Any] | None) -> tu
 
 
 def _report(
-    source: str, rows: Iterable[LayerAnalysis], count: int, target: str, options: AnalysisOptions, left: Sequence[str]
+    source: str,
+    rows: Iterable[LayerAnalysis],
+    *,
+    count: int,
+    target: str,
+    options: AnalysisOptions,
+    left: Sequence[str],
 ) -> AnalysisReport:
     rows = tuple(rows)
     if not rows:
@@ -211,13 +237,19 @@ def _report(
     used = min(options.samples, count)
     if used < _FEW:
         notes.append(f"{used} samples are too few for the information in bits; give a larger batch")
-    return AnalysisReport(source, rows, used, target, options.alpha, BETA, width, tuple(notes))
+    return AnalysisReport(
+        source, rows, samples=used, target=target, alpha=options.alpha, beta=BETA, width=width, notes=tuple(notes)
+    )
 
 
 def analyze_checkpoint(
-    model: LoadedModel, inputs: Arrays, labels: NDArray[Any] | None = None, options: AnalysisOptions | None = None,
+    model: LoadedModel,
+    inputs: Arrays,
+    *,
+    labels: NDArray[Any] | None = None,
+    options: AnalysisOptions | None = None,
     progress: Progress = silent,
-) -> AnalysisReport:  # fmt: skip
+) -> AnalysisReport:
     """Every IBNorm of a checkpoint, run in PyTorch.
 
     Args:
@@ -236,11 +268,11 @@ def analyze_checkpoint(
     count, words, left = 0, "", list[str]()
     for index, dtype in enumerate(options.dtypes):
         progress(f"analysing in {dtype.value}", index, len(options.dtypes))
-        seen, left, outputs = _see(model.in_dtype(torch_dtype(dtype)), model, inputs)
-        target, words = _targets(inputs, outputs, labels)
+        seen, left, outputs = _see(model.in_dtype(torch_dtype(dtype)), model, inputs=inputs)
+        target, words = _targets(inputs, outputs, labels=labels)
         count = len(target)
-        rows += _analysed(seen, dtype.value, target, options)
-    return _report(model.source, rows, count, words, options, left)
+        rows += _analysed(seen, dtype.value, target=target, options=options)
+    return _report(model.source, rows, count=count, target=words, options=options, left=left)
 
 
 def _with_norm_inputs(exported: ExportedModel, file: Path) -> dict[str, tuple[str, IBNormSpec, str, str]]:
@@ -259,16 +291,20 @@ def _with_norm_inputs(exported: ExportedModel, file: Path) -> dict[str, tuple[st
         model.graph.append(copy)
         model.graph.outputs.append(copy.outputs[0])
         kind = Compression(node.op_type[-1])
-        spec = IBNormSpec(kind, node.attributes["lambd"].as_float(), node.attributes["epsilon"].as_float())
+        spec = IBNormSpec(kind, node.attributes["lambd"].as_float(), epsilon=node.attributes["epsilon"].as_float())
         found[node.name] = (f"seen:{node.name}", spec, str(scale.name), str(bias.name))
     ir.save(model, file, external_data=f"{file.name}.data")
     return found
 
 
 def analyze_file(
-    exported: ExportedModel, inputs: Arrays, labels: NDArray[Any] | None = None,
-    options: AnalysisOptions | None = None, progress: Progress = silent,
-) -> AnalysisReport:  # fmt: skip
+    exported: ExportedModel,
+    inputs: Arrays,
+    *,
+    labels: NDArray[Any] | None = None,
+    options: AnalysisOptions | None = None,
+    progress: Progress = silent,
+) -> AnalysisReport:
     """Every IBNorm node of an exported file, run in ONNX Runtime in the file's own type.
 
     Args:
@@ -295,6 +331,6 @@ def analyze_file(
         for module, (name, spec, scale, bias) in places.items()
     }
     outputs = {name: np.asarray(v, np.float32) for name, v in outputs.items() if not name.startswith("seen:")}
-    target, words = _targets(inputs, outputs, labels)
-    rows = _analysed(seen, exported.dtype, target, options)
-    return _report(str(exported.path), rows, len(target), words, options, ())
+    target, words = _targets(inputs, outputs, labels=labels)
+    rows = _analysed(seen, exported.dtype, target=target, options=options)
+    return _report(str(exported.path), rows, count=len(target), target=words, options=options, left=())

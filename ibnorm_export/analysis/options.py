@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Final
 
 from ibnorm_export.artifacts.tensors import DType
@@ -31,6 +31,7 @@ class AnalysisOptions:
 
     lambdas: tuple[float, ...] = ()
     dtypes: tuple[DType, ...] = (DType.FP32,)
+    _: KW_ONLY
     alpha: float = ALPHA
     width: float | None = None
     samples: int = SAMPLES

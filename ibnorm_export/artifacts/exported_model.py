@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -75,6 +75,7 @@ class NormNode:
 
     name: str
     module: str
+    _: KW_ONLY
     op_type: str
     attributes: Mapping[str, Any]
     scale: str
@@ -265,7 +266,9 @@ class ExportedModel:
                 attributes[attribute.name] = value.decode(errors="replace") if isinstance(value, bytes) else value
             scale, bias = (*node.input[-2:], "", "")[:2]
             module = props.get("module", node.name)
-            found.append(NormNode(node.name, module, node.op_type, attributes, scale, bias))
+            found.append(
+                NormNode(node.name, module, op_type=node.op_type, attributes=attributes, scale=scale, bias=bias)
+            )
         return tuple(found)
 
     @cached_property

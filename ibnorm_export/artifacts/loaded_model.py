@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -47,6 +47,7 @@ class CustomModel:
 
     module: nn.Module
     inputs: tuple[InputSpec, ...]
+    _: KW_ONLY
     outputs: tuple[str, ...] = ("output",)
     sample: Callable[[np.random.Generator, int], Arrays] | None = None
     exact: Callable[[nn.Module], None] | None = None
@@ -119,6 +120,7 @@ class LoadedModel:
 
     module: nn.Module
     family: str
+    _: KW_ONLY
     inputs: tuple[InputSpec, ...]
     outputs: tuple[str, ...]
     call: Callable[..., tuple[Tensor, ...]]

@@ -30,7 +30,7 @@ def library_entry(library: Path) -> dict[str, Any]:
     return {"machine": machine_of(library), "schema": SCHEMA}
 
 
-def write_manifest(folder: Path, libraries: Mapping[str, Path], content: Mapping[str, Any]) -> None:
+def write_manifest(folder: Path, libraries: Mapping[str, Path], *, content: Mapping[str, Any]) -> None:
     """Write manifest.json for all files in `folder`.
 
     Args:
@@ -91,7 +91,7 @@ def check_files(folder: Path, manifest: Mapping[str, Any]) -> None:
                 "package the model again, or put the file back"
             )
     for name in manifest["libraries"]:
-        check_library(folder, name, manifest)
+        check_library(folder, name, manifest=manifest)
 
 
 def edited_files(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
@@ -103,7 +103,7 @@ def edited_files(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def check_library(folder: Path, name: str, manifest: Mapping[str, Any]) -> Path:
+def check_library(folder: Path, name: str, *, manifest: Mapping[str, Any]) -> Path:
     """The library `name` of a folder, whose hash, machine and schema are good to load here; it is not loaded.
 
     Raises:

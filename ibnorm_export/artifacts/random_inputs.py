@@ -14,7 +14,7 @@ from ibnorm_export.errors import ModelFileError
 __all__ = ["draw"]
 
 
-def draw(model: ExportedModel, sizes: Mapping[str, int], seed: int = 0) -> Arrays:
+def draw(model: ExportedModel, sizes: Mapping[str, int], *, seed: int = 0) -> Arrays:
     """Random inputs of an exported file for the given sizes of its dynamic axes.
 
     Integers are below 2 (valid as tokens and as a mask); a mask is all ones.

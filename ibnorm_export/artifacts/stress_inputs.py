@@ -51,7 +51,7 @@ REGIMES: Final[dict[str, _Regime]] = {
 }
 
 
-def _filled(arrays: Arrays, inputs: tuple[InputSpec, ...], regime: _Regime, rng: np.random.Generator) -> Arrays:
+def _filled(arrays: Arrays, inputs: tuple[InputSpec, ...], *, regime: _Regime, rng: np.random.Generator) -> Arrays:
     floating = {spec.name for spec in inputs if spec.floating}
     return {name: regime(rng, a.shape) if name in floating and a.size else a for name, a in arrays.items()}
 
@@ -78,7 +78,7 @@ def exposing_inputs(model: LoadedModel, rng: np.random.Generator) -> dict[str, A
     """
     if any(spec.floating for spec in model.inputs):
         return {
-            name: _filled(model.sample(rng, index), model.inputs, regime, rng)
+            name: _filled(model.sample(rng, index), model.inputs, regime=regime, rng=rng)
             for index, (name, regime) in enumerate(REGIMES.items())
         }
     names = {spec.name for spec in model.inputs}

@@ -82,7 +82,7 @@ class TextStream:
     """
 
     def __init__(
-        self, decode: Callable[[list[int]], str], visible: frozenset[int], fallback: frozenset[int] = frozenset()
+        self, decode: Callable[[list[int]], str], visible: frozenset[int], *, fallback: frozenset[int] = frozenset()
     ) -> None:
         self._decode = decode
         self._visible = visible
@@ -176,7 +176,7 @@ class Tokens:
 
     def stream(self) -> TextStream:
         """For tokens that come one by one."""
-        return TextStream(self.decode, self._visible, self._fallback)
+        return TextStream(self.decode, self._visible, fallback=self._fallback)
 
 
 def write_byte_tokenizer(folder: Path) -> None:

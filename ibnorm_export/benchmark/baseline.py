@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import KW_ONLY, asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,6 +33,7 @@ class Baseline:
 
     model: str
     backend: str
+    _: KW_ONLY
     inputs: Mapping[str, Sequence[int]]
     threads: int
     times_ms: tuple[float, ...]
@@ -56,8 +57,14 @@ def baseline_of(model: str, report: BenchReport) -> Baseline:
         raise IBNormError("a baseline needs the yardstick among the contenders; run bench with --save-baseline")
     first = report.latencies[0]
     return Baseline(
-        model, first.name, report.inputs, report.threads, first.round_ms, beside.round_ms, report.environment
-    )  # fmt: skip
+        model,
+        first.name,
+        inputs=report.inputs,
+        threads=report.threads,
+        times_ms=first.round_ms,
+        yardstick_ms=beside.round_ms,
+        environment=report.environment,
+    )
 
 
 def write_baseline(baseline: Baseline, path: str | Path) -> Path:
@@ -105,10 +112,18 @@ def read_baseline(path: str | Path) -> Baseline:
         raise ModelFileError(f"{path} does not exist; write it with `ibnorm-export bench --save-baseline`") from error
     except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise ModelFileError(f"{path} is not a baseline of `ibnorm-export bench --save-baseline`: {error}") from error
-    return Baseline(made.model, made.backend, made.inputs, made.threads, times, beside, made.environment)
+    return Baseline(
+        made.model,
+        made.backend,
+        inputs=made.inputs,
+        threads=made.threads,
+        times_ms=times,
+        yardstick_ms=beside,
+        environment=made.environment,
+    )
 
 
-def compare(now: Baseline, before: Baseline, budget: float = 1.0) -> tuple[LatencyVerdict, tuple[str, ...]]:
+def compare(now: Baseline, before: Baseline, *, budget: float = 1.0) -> tuple[LatencyVerdict, tuple[str, ...]]:
     """Whether `now` is slower than `before`, and what makes the two differ in more than time."""
     notes = []
     if dict(now.inputs) != {k: tuple(v) for k, v in before.inputs.items()} and now.inputs != before.inputs:

@@ -28,6 +28,7 @@ OPPONENTS: Final = ("torch", "torch.compile")
 def contest(
     exported: ExportedModel,
     backend: str,
+    *,
     model: LoadedModel | None,
     against: Sequence[str],
     sizes: Mapping[str, int],
@@ -72,8 +73,8 @@ def contest(
     longest, asked = exported.max_positions, sizes.get("total", sizes.get("sequence", 0))
     if 0 < longest < asked:
         raise IBNormError(f"{exported.path} has {longest} positions, fewer than a sequence of {asked}")
-    inputs = draw(exported, sizes, seed)
-    contenders: list[Runner] = [open_runner(backend, exported, threads, kernels, engine=engine)]
+    inputs = draw(exported, sizes, seed=seed)
+    contenders: list[Runner] = [open_runner(backend, exported, threads=threads, kernels=kernels, engine=engine)]
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -84,11 +85,13 @@ def contest(
             make = TorchCudaRunner if backend == "ort-cuda" else TorchRunner
             contenders += [make(model, module, compiled=name == "torch.compile") for name in against]
         contenders += beside
-        report = bench(contenders, inputs, threads, options, progress)
+        report = bench(contenders, inputs, threads=threads, options=options, progress=progress)
     finally:
         torch.set_num_threads(before)
     if not backend.startswith("ort-"):
         return report
     from ibnorm_export.runtimes.norm_executions import norm_executions
 
-    return replace(report, norms=norm_executions(exported, inputs, fused_library(backend, kernels), backend))
+    return replace(
+        report, norms=norm_executions(exported, inputs, library=fused_library(backend, kernels), backend=backend)
+    )

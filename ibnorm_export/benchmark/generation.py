@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import KW_ONLY, asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ class TextBenchOptions:
 
     prompts: tuple[int, ...] = (128, 512)
     batches: tuple[int, ...] = (1,)
+    _: KW_ONLY
     rounds: int = 10
     steps: int = 8
     seed: int = 0
@@ -61,14 +62,14 @@ class TextBenchOptions:
 
 @dataclass(frozen=True, slots=True)
 class Opener:
-    """How any process opens a contender: `function` ("module:name") of JSON values gives a `SessionSource`."""
+    """How any process opens a candidate: `function` ("module:name"), called with JSON arguments by name."""
 
     function: str
-    arguments: tuple[Any, ...]
+    arguments: Mapping[str, Any]
 
     def __call__(self) -> SessionSource:
         module, _, name = self.function.partition(":")
-        source: SessionSource = getattr(importlib.import_module(module), name)(*self.arguments)
+        source: SessionSource = getattr(importlib.import_module(module), name)(**self.arguments)
         return source
 
 
@@ -78,6 +79,7 @@ class TextTiming:
 
     name: str
     prompt: int
+    _: KW_ONLY
     batch: int
     first_token_ms: float
     inter_token_p50_ms: float
@@ -94,6 +96,7 @@ class TextRatio:
 
     name: str
     against: str
+    _: KW_ONLY
     stage: str
     prompt: int
     batch: int
@@ -106,6 +109,7 @@ class TextBenchReport:
 
     threads: int
     options: TextBenchOptions
+    _: KW_ONLY
     timings: tuple[TextTiming, ...]
     ratios: tuple[TextRatio, ...]
     environment: Mapping[str, Any]
@@ -124,7 +128,7 @@ Times = NDArray[np.float64]
 class _Turns:
     """One contender's turns at one prompt and batch."""
 
-    def __init__(self, source: SessionSource, tokens: NDArray[np.int64], rounds: int, steps: int) -> None:
+    def __init__(self, source: SessionSource, tokens: NDArray[np.int64], *, rounds: int, steps: int) -> None:
         self._batch, self._length = tokens.shape
         self._source, self._tokens, self._steps = source, tokens, steps
         turns = 1 if self._batch == 1 else rounds
@@ -157,7 +161,7 @@ class _Turns:
 
 
 def race(
-    sources: Sequence[SessionSource], stage: str, tokens: NDArray[np.int64], rounds: int, steps: int = 8
+    sources: Sequence[SessionSource], stage: str, *, tokens: NDArray[np.int64], rounds: int, steps: int = 8
 ) -> list[Times]:
     """Seconds (rounds, steps of a turn) of each contender; the first round is not kept.
 
@@ -168,7 +172,7 @@ def race(
         rounds: that are kept.
         steps: of one turn of decoding.
     """
-    turns = [_Turns(source, tokens, rounds + 1, steps) for source in sources]
+    turns = [_Turns(source, tokens, rounds=rounds + 1, steps=steps) for source in sources]
     times: list[list[list[float]]] = [[] for _ in sources]
     for index in range(rounds + 1):
         order = range(len(turns)) if index % 2 == 0 else reversed(range(len(turns)))
@@ -183,6 +187,7 @@ def race(
 def bench_text(
     contenders: Mapping[str, Opener],
     vocabulary: int,
+    *,
     threads: int,
     options: TextBenchOptions | None = None,
     progress: Progress = silent,
@@ -212,28 +217,37 @@ def bench_text(
         tokens = rng.integers(0, vocabulary, (batch, prompt), dtype=np.int64)
         progress(f"prompt {prompt}, batch {batch}", index, len(cases))
         found = {
-            stage: race(sources, stage, tokens, options.rounds, options.steps) for stage in ("first token", "decode")
+            stage: race(sources, stage, tokens=tokens, rounds=options.rounds, steps=options.steps)
+            for stage in ("first token", "decode")
         }
         for which, (name, opener) in enumerate(contenders.items()):
             first = float(np.median(found["first token"][which]))
             steps = found["decode"][which].ravel()
             p50, p90, p99 = (float(p) * 1e3 for p in np.percentile(steps, (50, 90, 99)))
-            peak = _peak_memory_mb(opener, prompt, batch, options.steps)
+            peak = _peak_memory_mb(opener, prompt, batch=batch, steps=options.steps)
             timings.append(
                 TextTiming(
-                    name, prompt, batch, first * 1e3, p50, p90, p99, batch * prompt / first,
-                    batch * len(steps) / float(steps.sum()), peak,
+                    name,
+                    prompt,
+                    batch=batch,
+                    first_token_ms=first * 1e3,
+                    inter_token_p50_ms=p50,
+                    inter_token_p90_ms=p90,
+                    inter_token_p99_ms=p99,
+                    prefill_tokens_per_s=batch * prompt / first,
+                    decode_tokens_per_s=batch * len(steps) / float(steps.sum()),
+                    peak_memory_mb=peak,
                 )
-            )  # fmt: skip
+            )
         for stage, times in found.items():
             for which in range(1, len(names)):
                 spread = paired(times[0].mean(axis=1).tolist(), times[which].mean(axis=1).tolist())
-                ratios.append(TextRatio(names[0], names[which], stage, prompt, batch, spread))
+                ratios.append(TextRatio(names[0], names[which], stage=stage, prompt=prompt, batch=batch, spread=spread))
     progress("measured", len(cases), len(cases))
-    return TextBenchReport(threads, options, tuple(timings), tuple(ratios), environment())
+    return TextBenchReport(threads, options, timings=tuple(timings), ratios=tuple(ratios), environment=environment())
 
 
-def _peak_memory_mb(opener: Opener, prompt: int, batch: int, steps: int) -> float | None:
+def _peak_memory_mb(opener: Opener, prompt: int, *, batch: int, steps: int) -> float | None:
     """Growth of the peak of a fresh process from before it opens the model to behind the last step; Linux only."""
     if not Path("/proc/self/status").is_file():
         return None
@@ -256,7 +270,7 @@ def _resident_mb(field: str) -> float:
 def report_memory(task: str) -> None:
     """Open a contender, run a prompt and its steps, and print what memory they took at most, in MB."""
     function, arguments, prompt, batch, steps = json.loads(task)
-    opener = Opener(function, tuple(arguments))
+    opener = Opener(function, arguments)
     importlib.import_module(function.partition(":")[0])
     before = _resident_mb("VmRSS")
     session = opener().start(batch, prompt + steps + 1)

@@ -16,7 +16,7 @@ __all__ = ["latency_bars", "write_comparison"]
 
 
 def write_comparison(
-    before: Baseline, after: Baseline, verdict: LatencyVerdict, notes: Sequence[str], path: str | Path
+    before: Baseline, after: Baseline, *, verdict: LatencyVerdict, notes: Sequence[str], path: str | Path
 ) -> Path:
     """Write the page: every round of both over its yardstick, and the verdict.
 
@@ -24,10 +24,17 @@ def write_comparison(
         IBNormError: the file cannot be written.
     """
     lines = [Curve(name, range(len(kept.ratios)), kept.ratios) for name, kept in (("A", before), ("B", after))]
-    plot = curves("Time over the yardstick", "round", "ratio", lines)
+    plot = curves("Time over the yardstick", "round", y_label="ratio", lines=lines)
     section = Section("Rounds", (f"A: {before.model}. B: {after.model}.", *notes), plots=((plot, "Lower is faster."),))
     passed = verdict.decision is not Decision.FAIL
-    return render(path, "B over A", passed, f"B over A: {verdict}", [section], after.environment)
+    return render(
+        path,
+        "B over A",
+        passed=passed,
+        summary=f"B over A: {verdict}",
+        sections=[section],
+        environment=after.environment,
+    )
 
 
 def latency_bars(title: str, report: BenchReport) -> Markup:
@@ -35,8 +42,8 @@ def latency_bars(title: str, report: BenchReport) -> Markup:
     return bars(
         title,
         "ms per pass",
-        [latency.name for latency in report.latencies],
-        {
+        groups=[latency.name for latency in report.latencies],
+        series={
             "p50": [latency.p50_ms for latency in report.latencies],
             "p90": [latency.p90_ms for latency in report.latencies],
             "p99": [latency.p99_ms for latency in report.latencies],

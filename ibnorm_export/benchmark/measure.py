@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import KW_ONLY, asdict, dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -40,6 +40,7 @@ class BenchOptions:
 
     rounds: int = 30
     repeats: int = 3
+    _: KW_ONLY
     warmup_ms: float = 500.0
     least_ms: float = 0.0
     most_variance: float = math.inf
@@ -56,6 +57,7 @@ class Latency:
 
     name: str
     passes: int
+    _: KW_ONLY
     p50_ms: float
     p90_ms: float
     p99_ms: float
@@ -70,6 +72,7 @@ class Ratio:
 
     name: str
     against: str
+    _: KW_ONLY
     median: float
     p25: float
     p75: float
@@ -81,6 +84,7 @@ class BenchReport:
 
     inputs: Mapping[str, tuple[int, ...]]
     batch: int
+    _: KW_ONLY
     threads: int
     rounds: int
     latencies: tuple[Latency, ...]
@@ -118,6 +122,7 @@ def _timed(runner: Runner, inputs: Arrays) -> Callable[[], float]:
 def bench(
     contenders: Sequence[Runner],
     inputs: Arrays,
+    *,
     threads: int,
     options: BenchOptions | None = None,
     progress: Progress = silent,
@@ -167,12 +172,23 @@ def bench(
         p50, p90, p99 = (float(p) for p in np.percentile(singles, (50, 90, 99)))
         rounds = tuple(float(m) for m in np.median(np.array(turns), axis=1))
         variance = float(singles.std() / singles.mean()) if singles.any() else 0.0
-        latencies.append(Latency(runner.name, singles.size, p50, p90, p99, batch * 1e3 / p50, rounds, variance))
+        latencies.append(
+            Latency(
+                runner.name,
+                singles.size,
+                p50_ms=p50,
+                p90_ms=p90,
+                p99_ms=p99,
+                throughput_per_s=batch * 1e3 / p50,
+                round_ms=rounds,
+                variance=variance,
+            )
+        )
     per_round = [np.median(np.array(turns), axis=1) for turns in times]
     ratios = []
     for runner, medians in zip(contenders[1:], per_round[1:], strict=True):
         p25, median, p75 = (float(p) for p in np.percentile(per_round[0] / medians, (25, 50, 75)))
-        ratios.append(Ratio(contenders[0].name, runner.name, median, p25, p75))
+        ratios.append(Ratio(contenders[0].name, runner.name, median=median, p25=p25, p75=p75))
     return BenchReport(
         inputs={name: tuple(array.shape) for name, array in inputs.items()},
         batch=batch,

@@ -13,7 +13,7 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from statistics import NormalDist
 from typing import Any, Final
 
@@ -59,6 +59,7 @@ class LatencyVerdict:
 
     decision: Decision
     spread: Spread
+    _: KW_ONLY
     budget: float
     resolution: float
     rounds_needed: int | None
@@ -72,7 +73,7 @@ class LatencyVerdict:
         return told if self.rounds_needed is None else f"{told}; about {self.rounds_needed} rounds would decide"
 
 
-def _interval(values: NDArray[np.float64], deviation: float, rounds: int) -> Spread:
+def _interval(values: NDArray[np.float64], deviation: float, *, rounds: int) -> Spread:
     """Median and order statistics of what a Wilcoxon test counts, as ratios."""
     ordered = np.sort(values)
     z = NormalDist().inv_cdf((1.0 + CONFIDENCE) / 2.0)
@@ -88,17 +89,17 @@ def paired(times_ms: Sequence[float], against_ms: Sequence[float]) -> Spread:
     logs = np.log(np.asarray(times_ms, dtype=np.float64) / np.asarray(against_ms, dtype=np.float64))
     n = len(logs)
     first, second = np.triu_indices(n)
-    return _interval((logs[first] + logs[second]) / 2.0, math.sqrt(n * (n + 1) * (2 * n + 1) / 24.0), n)
+    return _interval((logs[first] + logs[second]) / 2.0, math.sqrt(n * (n + 1) * (2 * n + 1) / 24.0), rounds=n)
 
 
 def unpaired(ratios: Sequence[float], before: Sequence[float]) -> Spread:
     """Ratio of two sets of ratios, each over the yardstick of its own round."""
     new, old = np.log(np.asarray(ratios, dtype=np.float64)), np.log(np.asarray(before, dtype=np.float64))
     n, m = len(new), len(old)
-    return _interval(np.subtract.outer(new, old).ravel(), math.sqrt(n * m * (n + m + 1) / 12.0), min(n, m))
+    return _interval(np.subtract.outer(new, old).ravel(), math.sqrt(n * m * (n + m + 1) / 12.0), rounds=min(n, m))
 
 
-def judge(spread: Spread, budget: float, resolution: float = RESOLUTION) -> LatencyVerdict:
+def judge(spread: Spread, budget: float, *, resolution: float = RESOLUTION) -> LatencyVerdict:
     """Pass when the ratio is surely below budget * (1 + resolution), fail when it is surely above the budget.
 
     Args:
@@ -120,7 +121,7 @@ def judge(spread: Spread, budget: float, resolution: float = RESOLUTION) -> Late
             needed = max(spread.rounds + 1, math.ceil(spread.rounds * (half / way) ** 2))
         else:
             needed = 2 * spread.rounds + 8
-    return LatencyVerdict(decision, spread, budget, resolution, needed)
+    return LatencyVerdict(decision, spread, budget=budget, resolution=resolution, rounds_needed=needed)
 
 
 def to_dict(verdict: LatencyVerdict) -> dict[str, Any]:

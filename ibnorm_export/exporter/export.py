@@ -13,7 +13,7 @@ import importlib.metadata
 import logging
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -85,6 +85,7 @@ class ExportOptions:
 
     dtype: DType = DType.FP32
     opset: int | None = None
+    _: KW_ONLY
     inline: bool = False
     fuse_skip: bool = True
     quantization: Quantization | None = None
@@ -209,7 +210,7 @@ def _check_names(graph: ir.Graph, model: LoadedModel) -> None:
             )
 
 
-def describe(model: LoadedModel, options: ExportOptions, opset: int) -> dict[str, Any]:
+def describe(model: LoadedModel, options: ExportOptions, *, opset: int) -> dict[str, Any]:
     """What an exported file says of itself."""
     packages = ("ibnorm-export", "torch", "onnx", "onnxscript", "onnx-ir", "transformers")
     return {
@@ -257,7 +258,7 @@ def _choose_opset(model: LoadedModel, options: ExportOptions) -> int:
     return opset
 
 
-def build(model: LoadedModel, options: ExportOptions, progress: Progress = silent) -> ir.Model:
+def build(model: LoadedModel, options: ExportOptions, *, progress: Progress = silent) -> ir.Model:
     """The ONNX model in memory; see `export`."""
     opset = _choose_opset(model, options)
     check_quantization(model, options)
@@ -295,7 +296,7 @@ def build(model: LoadedModel, options: ExportOptions, progress: Progress = silen
     graph_model.producer_version = importlib.metadata.version("ibnorm-export")
     graph_model.doc_string = None
     graph_model.metadata_props.clear()
-    graph_model.metadata_props.update(metadata_props(describe(model, options, opset)))
+    graph_model.metadata_props.update(metadata_props(describe(model, options, opset=opset)))
     return graph_model
 
 
@@ -309,6 +310,7 @@ def _check_place(path: Path, source: Path) -> None:
 def export(
     model: LoadedModel,
     path: str | Path,
+    *,
     options: ExportOptions | None = None,
     progress: Progress = silent,
 ) -> ExportedModel:
@@ -332,7 +334,7 @@ def export(
     path = Path(path)
     _check_place(path, Path(model.source))
     with new_file(path) as folder:
-        built = build(model, options, progress)
+        built = build(model, options, progress=progress)
         progress("writing", 2, 4)
         file = folder / path.name
         if options.quantization is not None:

@@ -98,7 +98,7 @@ def _builder() -> type[Any]:
     return made
 
 
-def _subclass(base: type[Any], model: LoadedModel, library: str | None) -> type[Any]:
+def _subclass(base: type[Any], model: LoadedModel, *, library: str | None) -> type[Any]:
     """The builder with IBNorm nodes, reading its weights from `model` in memory."""
     paths = {id(module): path for path, module in model.module.named_modules() if isinstance(module, IBNorm)}
 
@@ -174,7 +174,7 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _finish(built: ir.Model, model: LoadedModel, options: ExportOptions) -> None:
+def _finish(built: ir.Model, model: LoadedModel, *, options: ExportOptions) -> None:
     """Functions, names of the checkpoint, and what the file says of itself."""
     opset = built.opset_imports[""]
     built.opset_imports[DOMAIN] = OP_VERSION
@@ -205,7 +205,7 @@ def _finish(built: ir.Model, model: LoadedModel, options: ExportOptions) -> None
     graph.name = model.family
     built.producer_name = "ibnorm-export"
     built.producer_version = importlib.metadata.version("ibnorm-export")
-    says = {**describe(model, options, opset), "target": "ort-genai", "packed": packed}
+    says = {**describe(model, options, opset=opset), "target": "ort-genai", "packed": packed}
     says["versions"]["onnxruntime-genai"] = BUILDER_VERSION
     built.metadata_props.clear()
     built.metadata_props.update(metadata_props(says))
@@ -224,6 +224,7 @@ def _fix_head_size(graph: ir.Graph, model: LoadedModel) -> None:
 def export_genai(
     model: LoadedModel,
     folder: str | Path,
+    *,
     options: ExportOptions | None = None,
     kernels: Kernels = Kernels.AUTO,
     progress: Progress = silent,
@@ -280,7 +281,7 @@ def export_genai(
     config.architectures = ["LlamaForCausalLM"]
     with new_folder(Path(folder), earlier_export) as beside, tempfile.TemporaryDirectory() as cache:
         progress("building", 0, 3)
-        made_class = _subclass(base, model, None if library is None else library.name)
+        made_class = _subclass(base, model, library=None if library is None else library.name)
         dtype = _IR_DTYPES[options.dtype]
         # the builder lays out halves for the CPU without GroupQueryAttention, slowly and with wrong shapes in the file
         provider = "cpu" if options.dtype is DType.FP32 else "cuda"
@@ -288,7 +289,7 @@ def export_genai(
             builder = made_class(config, dtype, dtype, provider, cache, {"hf_token": False, "hf_remote": False})
             builder.make_model(model.source)
         progress("writing", 1, 3)
-        _finish(builder.model, model, options)
+        _finish(builder.model, model, options=options)
         built = builder.model
         if options.quantization is not None:
             progress("quantising", 2, 3)
@@ -299,6 +300,6 @@ def export_genai(
         copy_companions(model, beside)
         if library is not None:
             shutil.copyfile(library, beside / library.name)
-        write_manifest(beside, {} if library is None else {library.name: library}, {"target": "ort-genai"})
+        write_manifest(beside, {} if library is None else {library.name: library}, content={"target": "ort-genai"})
     progress("written", 3, 3)
     return ExportedModel(folder)

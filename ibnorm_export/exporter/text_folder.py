@@ -52,6 +52,7 @@ def earlier_export(folder: Path) -> set[str]:
 def export_folder(
     model: LoadedModel,
     folder: str | Path,
+    *,
     options: ExportOptions | None = None,
     progress: Progress = silent,
 ) -> ExportedModel:
@@ -69,5 +70,5 @@ def export_folder(
         raise ExportError(f"{model.source} was loaded for the task {model.task}; load it for text-generation")
     with new_folder(Path(folder), earlier_export) as beside:
         copy_companions(model, beside)
-        export(model, beside / MODEL_FILE, options, progress)
+        export(model, beside / MODEL_FILE, options=options, progress=progress)
     return ExportedModel(Path(folder) / MODEL_FILE)

@@ -13,7 +13,7 @@ import tomllib
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -48,6 +48,7 @@ class ParityCheck:
 
     backends: tuple[str, ...] = ("ort-cpu",)
     samples: int = 4
+    _: KW_ONLY
     seed: int = 0
     layers: bool = True
     exposing: bool = True
@@ -74,6 +75,7 @@ class LatencyBudget:
 
     max_ms: float | None = None
     baseline: Path | None = None
+    _: KW_ONLY
     against: str | None = None
     max_ratio: float = 1.0
     backend: str = "ort-cpu"
@@ -90,6 +92,7 @@ class ExportCheck:
 
     name: str
     checkpoint: Path
+    _: KW_ONLY
     model: str | None = None
     file: Path | None = None
     task: str = "forward"
@@ -113,16 +116,18 @@ class CheckConfig:
 _T = TypeVar("_T")
 
 
-def _value(kind: Any, value: object, where: str, folder: Path) -> Any:
+def _value(kind: Any, value: object, *, where: str, folder: Path) -> Any:
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin is types.UnionType:
-        return _value(next(k for k in inner if k is not type(None)), value, where, folder)
+        return _value(next(k for k in inner if k is not type(None)), value, where=where, folder=folder)
     if origin is tuple:
         if not isinstance(value, list):
             raise ConfigError(f"{where} is {value!r}; it must be a list")
-        return tuple(_value(inner[0], item, f"{where}[{index}]", folder) for index, item in enumerate(value))
+        return tuple(
+            _value(inner[0], item, where=f"{where}[{index}]", folder=folder) for index, item in enumerate(value)
+        )
     if dataclasses.is_dataclass(kind):
-        return _table(typing.cast(type, kind), value, where, folder)
+        return _table(typing.cast(type, kind), value, where=where, folder=folder)
     if issubclass(kind, enum.Enum):
         try:
             return kind(value)
@@ -137,7 +142,7 @@ def _value(kind: Any, value: object, where: str, folder: Path) -> Any:
     return value
 
 
-def _table(kind: type[_T], value: object, where: str, folder: Path) -> _T:
+def _table(kind: type[_T], value: object, *, where: str, folder: Path) -> _T:
     if not isinstance(value, Mapping):
         raise ConfigError(f"{where} is {value!r}; it must be a table")
     hints = typing.get_type_hints(kind)
@@ -148,7 +153,7 @@ def _table(kind: type[_T], value: object, where: str, folder: Path) -> _T:
         required = found.default is dataclasses.MISSING and found.default_factory is dataclasses.MISSING
         if required and found.name not in value:
             raise ConfigError(f"{where}.{found.name} is missing")
-    return kind(**{key: _value(hints[key], v, f"{where}.{key}", folder) for key, v in value.items()})
+    return kind(**{key: _value(hints[key], v, where=f"{where}.{key}", folder=folder) for key, v in value.items()})
 
 
 def _demand(holds: bool, problem: str) -> None:
@@ -204,7 +209,7 @@ def read_check_config(path: str | Path) -> CheckConfig:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path} is not a TOML file: {error}") from error
     try:
-        config = _table(CheckConfig, {"results": _RESULTS, **found}, path.name, path.parent)
+        config = _table(CheckConfig, {"results": _RESULTS, **found}, where=path.name, folder=path.parent)
         _demand(config.format == _FORMAT, f"{path.name}.format is {config.format}; this version reads {_FORMAT}")
         _demand(bool(config.export), f"{path.name} names no [[export]]: nothing to check")
         for export in config.export:

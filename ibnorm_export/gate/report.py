@@ -9,7 +9,7 @@ import re
 import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -38,6 +38,7 @@ class Case:
 
     suite: str
     name: str
+    _: KW_ONLY
     outcome: Outcome
     says: str = ""
     seconds: float = 0.0
@@ -50,6 +51,7 @@ class CheckReport:
 
     config: str
     cases: tuple[Case, ...]
+    _: KW_ONLY
     parity: Mapping[str, ParityReport]
     environment: Mapping[str, Any]
     seconds: float
@@ -75,31 +77,39 @@ class CheckReport:
             "config": self.config,
             "seconds": self.seconds,
             "cases": [
-                {"suite": c.suite, "name": c.name, "outcome": c.outcome.value, "says": c.says, "seconds": c.seconds,
-                 "figures": dict(c.figures)}
+                {
+                    "suite": c.suite,
+                    "name": c.name,
+                    "outcome": c.outcome.value,
+                    "says": c.says,
+                    "seconds": c.seconds,
+                    "figures": dict(c.figures),
+                }
                 for c in self.cases
             ],
             "parity": {name: report.to_dict() for name, report in self.parity.items()},
             "environment": dict(self.environment),
-        }  # fmt: skip
+        }
 
 
-def _layer_cases(suite: str, layers: Iterable[LayerParity], first: str, failed: bool) -> Iterable[Case]:
+def _layer_cases(suite: str, layers: Iterable[LayerParity], *, first: str, failed: bool) -> Iterable[Case]:
     """One a norm and block; the first that leaves its bound fails where the outputs do, those behind it are skipped."""
     guilty = ""
     for layer in layers:
         name = f"{layer.kind} {layer.module}"
         figures = {corner.norms: corner.error for corner in layer.corners} | {"torch": layer.torch_error}
         if guilty:
-            yield Case(suite, name, Outcome.SKIPPED, f"behind {guilty}, which failed", figures=figures)
+            yield Case(suite, name, outcome=Outcome.SKIPPED, says=f"behind {guilty}, which failed", figures=figures)
         elif failed and not layer.passed:
             guilty = name
-            yield Case(suite, name, Outcome.FAIL, first, figures=figures)
+            yield Case(suite, name, outcome=Outcome.FAIL, says=first, figures=figures)
         else:
-            yield Case(suite, name, Outcome.PASS, figures=figures)
+            yield Case(suite, name, outcome=Outcome.PASS, figures=figures)
 
 
-def parity_cases(name: str, backend: str, report: ParityReport, max_error: float | None, seconds: float) -> list[Case]:
+def parity_cases(
+    name: str, backend: str, *, report: ParityReport, max_error: float | None, seconds: float
+) -> list[Case]:
     """The cases of one comparison.
 
     Args:
@@ -111,9 +121,9 @@ def parity_cases(name: str, backend: str, report: ParityReport, max_error: float
     """
     suite, cases = f"{name}.{backend}", []
     if report.static is not None:
-        listed = [Case(f"{name}.static", f.where, Outcome.FAIL, f.what) for f in report.static.findings]
+        listed = [Case(f"{name}.static", f.where, outcome=Outcome.FAIL, says=f.what) for f in report.static.findings]
         compared = f"{report.static.norms} norms and {report.static.weights} weights compared"
-        cases += listed or [Case(f"{name}.static", "norms, functions and weights", Outcome.PASS, compared)]
+        cases += listed or [Case(f"{name}.static", "norms, functions and weights", outcome=Outcome.PASS, says=compared)]
     numeric = report.numeric
     if numeric is None:
         return cases
@@ -125,15 +135,15 @@ def parity_cases(name: str, backend: str, report: ParityReport, max_error: float
         passed = output.passed and not above
         figures = {"error": output.error, "torch": output.torch_error, "allowed": output.allowed}
         which = f"output {output.name}, norms {output.norms}"
-        cases.append(Case(suite, which, Outcome.PASS if passed else Outcome.FAIL, says, figures=figures))
+        cases.append(Case(suite, which, outcome=Outcome.PASS if passed else Outcome.FAIL, says=says, figures=figures))
     told = {"layer"} | {f"output {output.name}" for output in numeric.outputs if not output.passed}
-    cases += [Case(suite, f.where, Outcome.FAIL, f.what) for f in numeric.findings if f.where not in told]
+    cases += [Case(suite, f.where, outcome=Outcome.FAIL, says=f.what) for f in numeric.findings if f.where not in told]
     red = any(case.suite == suite and case.outcome is Outcome.FAIL for case in cases)
     if not red and not numeric:
         words = "nothing was compared" if not numeric.outputs else "; ".join(f.what for f in numeric.findings)
-        cases.append(Case(suite, "outputs", Outcome.FAIL, words))
+        cases.append(Case(suite, "outputs", outcome=Outcome.FAIL, says=words))
     if numeric.layers is not None:
-        cases += _layer_cases(f"{suite}.layers", numeric.layers.layers, numeric.layers.first, not numeric)
+        cases += _layer_cases(f"{suite}.layers", numeric.layers.layers, first=numeric.layers.first, failed=not numeric)
     return [replace(cases[0], seconds=seconds), *cases[1:]]
 
 
@@ -154,10 +164,15 @@ def _junit(report: CheckReport) -> bytes:
     for name, cases in suites.items():
         found = [tags.get(case.outcome, "") for case in cases]
         suite = ET.SubElement(
-            root, "testsuite", name=name, tests=str(len(cases)), failures=str(found.count("failure")),
-            errors=str(found.count("error")), skipped=str(found.count("skipped")),
+            root,
+            "testsuite",
+            name=name,
+            tests=str(len(cases)),
+            failures=str(found.count("failure")),
+            errors=str(found.count("error")),
+            skipped=str(found.count("skipped")),
             time=f"{sum(case.seconds for case in cases):.3f}",
-        )  # fmt: skip
+        )
         for case, tag in zip(cases, found, strict=True):
             made = ET.SubElement(suite, "testcase", classname=name, name=case.name, time=f"{case.seconds:.3f}")
             if tag:
@@ -193,11 +208,18 @@ def _finite(value: Any) -> Any:
 
 def _page(report: CheckReport, path: Path) -> None:
     rows = tuple((c.suite, c.name, c.outcome.value, c.says) for c in report.cases)
-    parts = [Section("Cases", (report.counts + ".",), ("where", "what", "outcome", "says"), rows)]
+    parts = [Section("Cases", (report.counts + ".",), head=("where", "what", "outcome", "says"), rows=rows)]
     for name, parity in report.parity.items():
         parts += [replace(section, title=f"{name}: {section.title}") for section in sections(parity)]
     summary = f"{report.counts}; {report.config}"
-    render(path, "IBNorm export check", bool(report), summary, parts, report.environment)
+    render(
+        path,
+        "IBNorm export check",
+        passed=bool(report),
+        summary=summary,
+        sections=parts,
+        environment=report.environment,
+    )
 
 
 def write_all(report: CheckReport, folder: Path) -> tuple[Path, ...]:

@@ -42,18 +42,18 @@ def _said(error: Exception) -> str:
     return str(error) if isinstance(error, IBNormError) else f"{type(error).__name__}: {error}"
 
 
-def _made(asked: ExportCheck, folder: Path, progress: Progress) -> tuple[LoadedModel, ExportedModel]:
-    model = load(asked.checkpoint, asked.model, asked.task)
+def _made(asked: ExportCheck, folder: Path, *, progress: Progress) -> tuple[LoadedModel, ExportedModel]:
+    model = load(asked.checkpoint, asked.model, task=asked.task)
     if asked.file is not None:
         return model, ExportedModel(asked.file)
-    options = ExportOptions(asked.dtype, asked.opset, asked.inline, asked.fuse_skip)
+    options = ExportOptions(asked.dtype, asked.opset, inline=asked.inline, fuse_skip=asked.fuse_skip)
     if asked.task == "text-generation":
-        return model, export_folder(model, folder / asked.name, options, progress)
-    return model, export(model, folder / f"{asked.name}.onnx", options, progress)
+        return model, export_folder(model, folder / asked.name, options=options, progress=progress)
+    return model, export(model, folder / f"{asked.name}.onnx", options=options, progress=progress)
 
 
 def _compared(
-    asked: ExportCheck, model: LoadedModel, exported: ExportedModel, progress: Progress
+    asked: ExportCheck, model: LoadedModel, *, exported: ExportedModel, progress: Progress
 ) -> Iterator[tuple[str, ParityReport | None, list[Case]]]:
     """(backend, report, cases) of every backend; no report where it cannot run."""
     parity = asked.parity
@@ -62,27 +62,49 @@ def _compared(
     for named in parity.backends:
         for backend in _MAY_BE_PRESENT if named == PRESENT else (named,):
             options = VerifyOptions(
-                backend, parity.samples, parity.seed, static, parity.kernels, parity.require_fused, parity.layers,
+                backend,
+                parity.samples,
+                seed=parity.seed,
+                static=static,
+                kernels=parity.kernels,
+                require_fused=parity.require_fused,
+                layers=parity.layers,
                 exposing=parity.exposing,
-            )  # fmt: skip
+            )
             start = time.perf_counter()
             try:
-                report = verify(exported, model, options, own, progress)
+                report = verify(exported, model, options=options, inputs=own, progress=progress)
             except BackendUnavailable as error:
                 outcome = Outcome.SKIPPED if named == PRESENT else Outcome.ERROR
-                yield backend, None, [Case(f"{asked.name}.{backend}", "backend", outcome, str(error))]
+                yield backend, None, [Case(f"{asked.name}.{backend}", "backend", outcome=outcome, says=str(error))]
                 continue
             except Exception as error:  # noqa: BLE001  # as in `run_check`
                 seconds = time.perf_counter() - start
-                yield backend, None, [Case(f"{asked.name}.{backend}", "parity", Outcome.ERROR, _said(error), seconds)]
+                yield (
+                    backend,
+                    None,
+                    [
+                        Case(
+                            f"{asked.name}.{backend}",
+                            "parity",
+                            outcome=Outcome.ERROR,
+                            says=_said(error),
+                            seconds=seconds,
+                        )
+                    ],
+                )
                 continue
             static = False
             seconds = time.perf_counter() - start
-            yield backend, report, parity_cases(asked.name, backend, report, parity.max_error, seconds)
+            yield (
+                backend,
+                report,
+                parity_cases(asked.name, backend, report=report, max_error=parity.max_error, seconds=seconds),
+            )
 
 
 def _judged(
-    budget: LatencyBudget, race: Callable[[int], BenchReport], name: str
+    budget: LatencyBudget, race: Callable[[int], BenchReport], *, name: str
 ) -> tuple[LatencyVerdict, tuple[str, ...]]:
     """The verdict, with more rounds while it cannot tell and more are allowed."""
     report = race(budget.rounds)
@@ -92,10 +114,10 @@ def _judged(
     while True:
         notes: tuple[str, ...] = ()
         if budget.max_ms is not None:
-            verdict = judge(paired(times, [budget.max_ms] * len(times)), 1.0, 0.0)
+            verdict = judge(paired(times, [budget.max_ms] * len(times)), 1.0, resolution=0.0)
         elif before is not None:
             now: Baseline = dataclasses.replace(baseline_of(name, report), times_ms=times, yardstick_ms=beside)
-            verdict, notes = compare(now, before, budget.max_ratio)
+            verdict, notes = compare(now, before, budget=budget.max_ratio)
         else:
             verdict = judge(paired(times, beside), budget.max_ratio)
         more = min(verdict.rounds_needed or 0, budget.max_rounds) - len(times)
@@ -107,7 +129,7 @@ def _judged(
 
 
 def _timed(
-    asked: ExportCheck, budget: LatencyBudget, model: LoadedModel, made: dict[str, ExportedModel], progress: Progress
+    asked: ExportCheck, budget: LatencyBudget, *, model: LoadedModel, made: dict[str, ExportedModel], progress: Progress
 ) -> Case:
     threads = budget.threads or psutil.cpu_count(logical=False) or 1
     longest = made[asked.name].max_positions
@@ -117,34 +139,48 @@ def _timed(
     else:
         sizes = {"batch": budget.batch, "sequence": budget.sequence or min(128, longest or 128)}
     rival = budget.against
-    what = f"at most {budget.max_ms:g} ms" if budget.max_ms is not None else (
-        f"at most {budget.max_ratio:g} times {rival or budget.baseline}"
-    )  # fmt: skip
+    what = (
+        f"at most {budget.max_ms:g} ms"
+        if budget.max_ms is not None
+        else (f"at most {budget.max_ratio:g} times {rival or budget.baseline}")
+    )
     suite, start = f"{asked.name}.{budget.backend}.latency", time.perf_counter()
     if rival is not None and rival not in (*OPPONENTS, *made):
-        return Case(suite, what, Outcome.SKIPPED, f"{rival} was not exported")
+        return Case(suite, what, outcome=Outcome.SKIPPED, says=f"{rival} was not exported")
 
     def race(rounds: int) -> BenchReport:
         beside = [Yardstick()] if budget.baseline is not None else []
         if rival in made:
-            beside = [open_runner(budget.backend, made[rival], threads)]  # type: ignore[list-item]  # a runner is a contender; lists are invariant
+            beside = [open_runner(budget.backend, made[rival], threads=threads)]  # type: ignore[list-item]  # a runner is a contender; lists are invariant
         opponents = [rival] if rival in OPPONENTS else []
         return contest(
-            made[asked.name], budget.backend, model, opponents, sizes, threads,
-            BenchOptions(rounds=rounds, warmup_ms=200.0), progress=progress, beside=beside,
-        )  # fmt: skip
+            made[asked.name],
+            budget.backend,
+            model=model,
+            against=opponents,
+            sizes=sizes,
+            threads=threads,
+            options=BenchOptions(rounds=rounds, warmup_ms=200.0),
+            progress=progress,
+            beside=beside,
+        )
 
     try:
-        verdict, notes = _judged(budget, race, asked.name)
+        verdict, notes = _judged(budget, race, name=asked.name)
     except Exception as error:  # noqa: BLE001  # as in `run_check`
-        return Case(suite, what, Outcome.ERROR, _said(error), time.perf_counter() - start)
+        return Case(suite, what, outcome=Outcome.ERROR, says=_said(error), seconds=time.perf_counter() - start)
     says = "; ".join((str(verdict), *notes))
     return Case(
-        suite, what, _OUTCOMES[verdict.decision], says, time.perf_counter() - start, to_dict(verdict)
-    )  # fmt: skip
+        suite,
+        what,
+        outcome=_OUTCOMES[verdict.decision],
+        says=says,
+        seconds=time.perf_counter() - start,
+        figures=to_dict(verdict),
+    )
 
 
-def run_check(config: CheckConfig, source: str, progress: Progress = silent) -> CheckReport:
+def run_check(config: CheckConfig, source: str, *, progress: Progress = silent) -> CheckReport:
     """Everything that a file asks for; what fails is a case, and the rest goes on.
 
     Args:
@@ -167,11 +203,13 @@ def run_check(config: CheckConfig, source: str, progress: Progress = silent) -> 
     for asked in config.export:
         start = time.perf_counter()
         try:
-            loaded[asked.name], made[asked.name] = _made(asked, config.results, progress)
+            loaded[asked.name], made[asked.name] = _made(asked, config.results, progress=progress)
             exported = made[asked.name]
             says = f"{exported.size_bytes / 1e6:.1f} MB, {exported.dtype}, {len(exported.norms)} norm nodes"
-            cases.append(Case(asked.name, "export", Outcome.PASS, says, time.perf_counter() - start))
-            for backend, report, found in _compared(asked, loaded[asked.name], exported, progress):
+            cases.append(
+                Case(asked.name, "export", outcome=Outcome.PASS, says=says, seconds=time.perf_counter() - start)
+            )
+            for backend, report, found in _compared(asked, loaded[asked.name], exported=exported, progress=progress):
                 cases += found
                 if report is not None:
                     parity[f"{asked.name}, {backend}"] = report
@@ -179,9 +217,13 @@ def run_check(config: CheckConfig, source: str, progress: Progress = silent) -> 
         # and the reports written. The case is red, and an interrupt is no Exception.
         except Exception as error:  # noqa: BLE001
             seconds = time.perf_counter() - start
-            cases.append(Case(asked.name, "export and parity", Outcome.ERROR, _said(error), seconds))
+            cases.append(
+                Case(asked.name, "export and parity", outcome=Outcome.ERROR, says=_said(error), seconds=seconds)
+            )
             made.pop(asked.name, None)
     for asked in config.export:
         for budget in asked.latency if asked.name in made else ():
-            cases.append(_timed(asked, budget, loaded[asked.name], made, progress))
-    return CheckReport(source, tuple(cases), parity, environment(), time.perf_counter() - begin)
+            cases.append(_timed(asked, budget, model=loaded[asked.name], made=made, progress=progress))
+    return CheckReport(
+        source, tuple(cases), parity=parity, environment=environment(), seconds=time.perf_counter() - begin
+    )

@@ -80,10 +80,15 @@ def write_start(checkpoint: Path, path: Path) -> Path:
     relative = os.path.relpath(checkpoint.resolve(), path.resolve().parent)
     name = re.sub(r"[^A-Za-z0-9._-]", "-", checkpoint.resolve().name).lstrip(".") or "model"
     text = _TEXT.format(
-        file=path.name, source=checkpoint.resolve().name, family=model.family, norms=len(model.norms), name=name,
-        parameters=sum(p.numel() for p in model.module.parameters()) / 1e6, checkpoint=_quoted(relative),
+        file=path.name,
+        source=checkpoint.resolve().name,
+        family=model.family,
+        norms=len(model.norms),
+        name=name,
+        parameters=sum(p.numel() for p in model.module.parameters()) / 1e6,
+        checkpoint=_quoted(relative),
         sequence=f"sequence = {min(128, model.max_positions)}\n" if model.max_positions else "",
-    )  # fmt: skip
+    )
     with new_file(path, ConfigError) as folder:
         (folder / path.name).write_text(text, encoding="utf-8")
     return path

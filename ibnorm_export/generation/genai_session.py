@@ -37,7 +37,7 @@ def _check_library(folder: Path) -> None:
             f"{folder} has no {name}, the op library that its genai_config.json names; export again, or take "
             "custom_ops_library out of genai_config.json to run the norms as functions"
         )
-    check_library(folder, name, read_manifest(folder))
+    check_library(folder, name, manifest=read_manifest(folder))
     found = native.inspect(library)
     if not found:
         raise ModelFileError(f"{found.problem}; export the checkpoint again on this machine")

@@ -26,7 +26,7 @@ class OrtTextSession:
     called "capacity"): a buffer that is bound as input and output at once.
     """
 
-    def __init__(self, session: ort.InferenceSession, batch: int, length: int) -> None:
+    def __init__(self, session: ort.InferenceSession, batch: int, *, length: int) -> None:
         self._session = session
         self._length = 0
         self._batch = batch
@@ -121,11 +121,11 @@ class OrtText(OrtRunner):
         ModelFileError: the runtime cannot load it, or it has no cache.
     """
 
-    def __init__(self, source: Path, threads: int | None = None, library: Path | None = None) -> None:
-        super().__init__(source, threads, library)
+    def __init__(self, source: Path, threads: int | None = None, *, library: Path | None = None) -> None:
+        super().__init__(source, threads, library=library)
         if not any(name.startswith(_PAST) for name in self._types):
             raise ModelFileError(f"{source} has no cache; export it with --task text-generation")
 
     def start(self, batch: int, length: int) -> OrtTextSession:
         """`batch` rows of at most `length` tokens."""
-        return OrtTextSession(self._session, batch, length)
+        return OrtTextSession(self._session, batch, length=length)

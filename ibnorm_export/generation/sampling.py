@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,6 +33,7 @@ class Sampling:
 
     max_new_tokens: int = 128
     temperature: float = 0.0
+    _: KW_ONLY
     top_p: float = 1.0
     seed: int = 0
     stop: tuple[str, ...] = ()

@@ -87,7 +87,7 @@ def torch_sessions(model: LoadedModel) -> SessionSource:
     return SessionSource("torch", lambda batch, _: _DecoderSession(Decoder(runner, model.inputs), batch))
 
 
-def open_sessions(folder: str | Path, kernels: Kernels = Kernels.AUTO, threads: int | None = None) -> SessionSource:
+def open_sessions(folder: str | Path, kernels: Kernels = Kernels.AUTO, *, threads: int | None = None) -> SessionSource:
     """A folder of `export --task text-generation`: onnxruntime-genai where it was made for that, else ONNX Runtime.
 
     Args:
@@ -125,4 +125,6 @@ def open_sessions(folder: str | Path, kernels: Kernels = Kernels.AUTO, threads: 
         raise BackendUnavailable(
             f"{folder} needs the package {error.name}, which is not installed: pip install 'ibnorm-export[cpu]'"
         ) from error
-    return SessionSource("ort-cpu", OrtText(exported.path, threads, fused_library("ort-cpu", Kernels(kernels))).start)
+    return SessionSource(
+        "ort-cpu", OrtText(exported.path, threads, library=fused_library("ort-cpu", Kernels(kernels))).start
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import KW_ONLY, asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +40,7 @@ class TextResult:
 
     text: str
     tokens: tuple[int, ...]
+    _: KW_ONLY
     prompt_tokens: int
     stopped: str
     first_token_ms: float
@@ -64,7 +65,7 @@ class TextModel:
         ends: tokens that end a text.
     """
 
-    def __init__(self, source: SessionSource, tokens: Tokens, max_positions: int, ends: frozenset[int]) -> None:
+    def __init__(self, source: SessionSource, tokens: Tokens, *, max_positions: int, ends: frozenset[int]) -> None:
         self.backend = source.name
         self._start = source.start
         self._tokens = tokens
@@ -72,7 +73,7 @@ class TextModel:
         self._ends = ends
 
     def generate(
-        self, prompt: str, sampling: Sampling | None = None, write: Callable[[str], None] = _ignore
+        self, prompt: str, sampling: Sampling | None = None, *, write: Callable[[str], None] = _ignore
     ) -> TextResult:
         """Go on from `prompt`.
 
@@ -93,7 +94,7 @@ class TextModel:
         raise AssertionError  # a result comes last
 
     def steps(
-        self, prompt: str, sampling: Sampling, pace_s: float = 0.0, turn_s: float = 0.0
+        self, prompt: str, sampling: Sampling, *, pace_s: float = 0.0, turn_s: float = 0.0
     ) -> Iterator[str | TextResult]:
         """`generate` bit by bit, for whoever writes several texts at once.
 
@@ -124,7 +125,7 @@ class TextModel:
         stopped = "length" if room == sampling.max_new_tokens else "positions"
         written = turn_end = -math.inf
         known = 0  # of `chosen`, to `stream`
-        for token in self._choose(ids, room, sampling):
+        for token in self._choose(ids, room, sampling=sampling):
             now = time.perf_counter()
             if not chosen:
                 first = now
@@ -160,13 +161,13 @@ class TextModel:
         yield TextResult(
             text,
             tuple(chosen),
-            len(ids),
-            stopped,
-            (first - begin) * 1e3,
-            after / (done - first) if done > first and after else 0.0,
+            prompt_tokens=len(ids),
+            stopped=stopped,
+            first_token_ms=(first - begin) * 1e3,
+            tokens_per_s=after / (done - first) if done > first and after else 0.0,
         )
 
-    def _choose(self, ids: NDArray[np.int64], room: int, sampling: Sampling) -> Iterator[int]:
+    def _choose(self, ids: NDArray[np.int64], room: int, *, sampling: Sampling) -> Iterator[int]:
         session = self._start(1, len(ids) + room)
         if sampling.temperature == 0.0:
             session.feed(ids[None])
@@ -191,10 +192,10 @@ def open_checkpoint(model: LoadedModel) -> TextModel:
     """
     folder = Path(model.source)
     tokens = Tokens(folder, model.vocabulary)
-    return TextModel(torch_sessions(model), tokens, model.max_positions, end_tokens(folder))
+    return TextModel(torch_sessions(model), tokens, max_positions=model.max_positions, ends=end_tokens(folder))
 
 
-def open_folder(folder: str | Path, kernels: Kernels = Kernels.AUTO, threads: int | None = None) -> TextModel:
+def open_folder(folder: str | Path, kernels: Kernels = Kernels.AUTO, *, threads: int | None = None) -> TextModel:
     """A folder of `export --task text-generation`: onnxruntime-genai where it was made for that, else ONNX Runtime.
 
     Args:
@@ -213,4 +214,6 @@ def open_folder(folder: str | Path, kernels: Kernels = Kernels.AUTO, threads: in
         raise ModelFileError(f"{folder / 'config.json'}: vocab_size and the number of positions are {sizes}")
     vocabulary, max_positions = (int(str(size)) for size in sizes)
     tokens = Tokens(folder, vocabulary)
-    return TextModel(open_sessions(folder, kernels, threads), tokens, max_positions, end_tokens(folder))
+    return TextModel(
+        open_sessions(folder, kernels, threads=threads), tokens, max_positions=max_positions, ends=end_tokens(folder)
+    )

@@ -87,17 +87,17 @@ def transpose_keys_directly(graph: ir.Graph) -> None:
         split = _made_by(k, "Transpose")
         source, perm = (k, (0, 1, 3, 2)) if split is None or _perm(split) != _SPLIT else (split.inputs[0], (0, 2, 3, 1))
         direct = ir.node("Transpose", [source], attributes={"perm": perm}, metadata_props=dict(swap.metadata_props))
-        _replace(graph, last, direct, ir.Shape([k.shape[0], k.shape[1], k.shape[3], k.shape[2]]))
+        _replace(graph, last, new=direct, shape=ir.Shape([k.shape[0], k.shape[1], k.shape[3], k.shape[2]]))
 
 
-def _take_place(graph: ir.Graph, new: ir.Value, was: ir.Value) -> None:
+def _take_place(graph: ir.Graph, new: ir.Value, *, was: ir.Value) -> None:
     """Let `new` be used, named and given wherever `was` is."""
     new.name, new.type, new.shape = was.name, was.type, was.shape
     was.name = None
     was.replace_all_uses_with(new, replace_graph_outputs=True)
 
 
-def _replace(graph: ir.Graph, old: ir.Node, new: ir.Node, shape: ir.Shape | None) -> None:
+def _replace(graph: ir.Graph, old: ir.Node, *, new: ir.Node, shape: ir.Shape | None) -> None:
     """Put `new` in the place of `old`, whose output's name it takes."""
     was, now = old.outputs[0], new.outputs[0]
     now.name, now.type, now.shape = was.name, was.type, shape
@@ -113,7 +113,7 @@ class _Counted(NamedTuple):
     size: ir.SymbolicDim | int
 
 
-def _counted(index: ir.Value | None, axis: int, rank: int) -> _Counted | None:
+def _counted(index: ir.Value | None, axis: int, *, rank: int) -> _Counted | None:
     """Where `index` (..., 1) counts from 0 along `axis` and is the same along the others."""
     part = _made_by(index, "Unsqueeze")
     spread = None if part is None or _integer(part.inputs[1]) not in (-1, rank) else part.inputs[0]
@@ -163,7 +163,7 @@ def mask_without_indices(graph: ir.Graph) -> None:
         rank = len(shape)
         if rank < 3 or len(pairs.inputs) != 2 or (batch_dims is not None and batch_dims.as_int() != 0):
             continue
-        rows, columns = _counted(pairs.inputs[0], 0, rank), _counted(pairs.inputs[1], rank - 1, rank)
+        rows, columns = _counted(pairs.inputs[0], 0, rank=rank), _counted(pairs.inputs[1], rank - 1, rank=rank)
         if rows is None or columns is None or any(size != 1 for size in shape[1:-1]):
             continue
         if not _equal(rows.size, mask.shape[0]):
@@ -171,14 +171,14 @@ def mask_without_indices(graph: ir.Graph) -> None:
         if not _equal(columns.size, mask.shape[1]) and not _are_all_keys(columns.size, mask):
             continue
         name = node.outputs[0].name
-        first = constant(graph, f"{name}/rows", np.array([0] + [1] * (rank - 2)))  # 0: as many as there are
-        last = ir.node("Unsqueeze", [columns.limit, constant(graph, f"{name}/axis", np.array([0]))])
+        first = constant(graph, f"{name}/rows", array=np.array([0] + [1] * (rank - 2)))  # 0: as many as there are
+        last = ir.node("Unsqueeze", [columns.limit, constant(graph, f"{name}/axis", array=np.array([0]))])
         sizes = ir.node("Concat", [first, last.outputs[0]], attributes={"axis": 0})
         for made, length in ((last, 1), (sizes, rank)):
             made.outputs[0].dtype, made.outputs[0].shape = ir.DataType.INT64, ir.Shape([length])
         graph.insert_before(node, [last, sizes])
         whole = ir.node("Reshape", [mask, sizes.outputs[0]], metadata_props=dict(node.metadata_props))
-        _replace(graph, node, whole, shape)
+        _replace(graph, node, new=whole, shape=shape)
 
 
 class _Joined(NamedTuple):
@@ -245,9 +245,9 @@ def heads_in_attention(graph: ir.Graph) -> None:
             num_outputs=len(node.outputs),
             metadata_props=dict(node.metadata_props),
         )
-        _replace(graph, join, whole, shape)
+        _replace(graph, join, new=whole, shape=shape)
         for was, now in zip(node.outputs[1:], whole.outputs[1:], strict=True):
-            _take_place(graph, now, was)
+            _take_place(graph, now, was=was)
         graph.remove([back, node], safe=True)
 
 
@@ -304,9 +304,9 @@ def past_in_attention(graph: ir.Graph) -> None:
             num_outputs=3,
             metadata_props=dict(node.metadata_props),
         )
-        _replace(graph, node, whole, node.outputs[0].shape)
+        _replace(graph, node, new=whole, shape=node.outputs[0].shape)
         for was, now in ((key, whole.outputs[1]), (value, whole.outputs[2])):
-            _take_place(graph, now, was.outputs[0])
+            _take_place(graph, now, was=was.outputs[0])
 
 
 def _reshape(graph: ir.Graph, before: ir.Node, value: ir.Value, *shape: int) -> ir.Value:
@@ -316,7 +316,7 @@ def _reshape(graph: ir.Graph, before: ir.Node, value: ir.Value, *shape: int) -> 
     return node.outputs[0]
 
 
-def _swap(graph: ir.Graph, before: ir.Node, value: ir.Value) -> ir.Value:
+def _swap(graph: ir.Graph, before: ir.Node, *, value: ir.Value) -> ir.Value:
     node = ir.node("Transpose", [value], attributes={"perm": _SPLIT})
     graph.insert_before(before, node)
     return node.outputs[0]
@@ -330,10 +330,10 @@ def _size(past: ir.Value | None) -> int:
     return size
 
 
-def _split(graph: ir.Graph, before: ir.Node, value: ir.Value | None, heads: int, past: ir.Value | None) -> ir.Value:
+def _split(graph: ir.Graph, before: ir.Node, *, value: ir.Value | None, heads: int, past: ir.Value | None) -> ir.Value:
     """(batch, sequence, heads * features) -> (batch, heads, sequence, features), as in `past`."""
     assert value is not None
-    return _swap(graph, before, _reshape(graph, before, value, 0, 0, heads, _size(past)))
+    return _swap(graph, before, value=_reshape(graph, before, value, 0, 0, heads, _size(past)))
 
 
 def past_by_concat(graph: ir.Graph) -> bool:
@@ -347,9 +347,9 @@ def past_by_concat(graph: ir.Graph) -> bool:
         attributes = dict(node.attributes)
         heads = [attributes.pop(name).as_int() for name in ("q_num_heads", "kv_num_heads") if name in attributes]
         if heads:
-            q = _split(graph, node, q, heads[0], past_key)
-            k = _split(graph, node, k, heads[1], past_key)
-            v = _split(graph, node, v, heads[1], past_value)
+            q = _split(graph, node, value=q, heads=heads[0], past=past_key)
+            k = _split(graph, node, value=k, heads=heads[1], past=past_key)
+            v = _split(graph, node, value=v, heads=heads[1], past=past_value)
         keys, values = (ir.node("Concat", pair, attributes={"axis": 2}) for pair in ((past_key, k), (past_value, v)))
         plain = ir.node(
             "Attention",
@@ -361,8 +361,8 @@ def past_by_concat(graph: ir.Graph) -> bool:
         graph.insert_before(node, [keys, values, plain])
         y = plain.outputs[0]
         if heads:
-            y = _reshape(graph, node, _swap(graph, node, y), 0, 0, heads[0] * _size(past_value))
+            y = _reshape(graph, node, _swap(graph, node, value=y), 0, 0, heads[0] * _size(past_value))
         for was, now in zip(node.outputs, (y, keys.outputs[0], values.outputs[0]), strict=True):
-            _take_place(graph, now, was)
+            _take_place(graph, now, was=was)
         graph.remove(node, safe=True)
     return bool(nodes)

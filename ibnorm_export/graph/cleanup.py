@@ -45,7 +45,7 @@ def plain_names(graph: ir.Graph, entry: str) -> None:
             graph.initializers[value.name] = value
 
 
-def constant(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
+def constant(graph: ir.Graph, name: str, *, array: NDArray[Any]) -> ir.Value:
     """A new initializer."""
     tensor = ir.Tensor(array, name=name)
     value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)

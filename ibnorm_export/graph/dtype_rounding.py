@@ -21,12 +21,25 @@ _HALF: Final = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 # Their output type is written on the node and does not follow from the inputs: they keep it.
 _TYPED_SOURCES: Final = frozenset(
-    {"Cast", "Constant", "ConstantOfShape", "EyeLike", "RandomNormal", "RandomNormalLike", "RandomUniform",
-     "RandomUniformLike", "Bernoulli", "Multinomial", "BlackmanWindow", "HannWindow", "HammingWindow"}
-)  # fmt: skip
+    {
+        "Cast",
+        "Constant",
+        "ConstantOfShape",
+        "EyeLike",
+        "RandomNormal",
+        "RandomNormalLike",
+        "RandomUniform",
+        "RandomUniformLike",
+        "Bernoulli",
+        "Multinomial",
+        "BlackmanWindow",
+        "HannWindow",
+        "HammingWindow",
+    }
+)
 
 
-def _cast(source: ir.Value, to: ir.DataType, name: str) -> ir.Node:
+def _cast(source: ir.Value, to: ir.DataType, *, name: str) -> ir.Node:
     node = ir.node("Cast", [source], attributes={"to": to.value}, name=f"{name}/cast")
     node.outputs[0].name = name
     node.outputs[0].type = ir.TensorType(to)
@@ -62,8 +75,8 @@ def rounding_copy(model: ExportedModel) -> ir.Model:
         casts: list[ir.Node] = []
         if value.is_graph_input():  # given as float32: NumPy has no bfloat16 to give
             value.type = ir.TensorType(ir.DataType.FLOAT)
-            casts.append(_cast(value, half, f"{value.name}/rounded"))
-        casts.append(_cast(casts[0].outputs[0] if casts else value, ir.DataType.FLOAT, f"{value.name}/float"))
+            casts.append(_cast(value, half, name=f"{value.name}/rounded"))
+        casts.append(_cast(casts[0].outputs[0] if casts else value, ir.DataType.FLOAT, name=f"{value.name}/float"))
         graph.insert_before(nodes[0], casts)
         for user, index in users:
             user.replace_input_with(index, casts[-1].outputs[0])
@@ -80,9 +93,9 @@ def rounding_copy(model: ExportedModel) -> ir.Model:
                 rounded = value
             else:
                 value.type = ir.TensorType(ir.DataType.FLOAT)
-                after.append(_cast(value, half, f"{value.name}/rounded"))
+                after.append(_cast(value, half, name=f"{value.name}/rounded"))
                 rounded = after[0].outputs[0]
-            after.append(_cast(rounded, ir.DataType.FLOAT, f"{value.name}/float"))
+            after.append(_cast(rounded, ir.DataType.FLOAT, name=f"{value.name}/float"))
             wide_value = after[-1].outputs[0]
             graph.insert_after(node, after)
             for user, index in users:

@@ -103,7 +103,7 @@ def _same(gathers: list[ir.Node]) -> bool:
     )
 
 
-def _push(graph: ir.Graph, gather: ir.Node, rows: Rows) -> bool:
+def _push(graph: ir.Graph, gather: ir.Node, *, rows: Rows) -> bool:
     """Let the producer of what `gather` chooses from compute those rows alone, if nothing else needs the others."""
     y = gather.inputs[0]
     producer = None if y is None else y.producer()
@@ -117,7 +117,7 @@ def _push(graph: ir.Graph, gather: ir.Node, rows: Rows) -> bool:
         assert x is not None and x.shape is not None
         earlier = ir.node(
             "Gather", [x, gather.inputs[1]], attributes=gather.attributes, metadata_props=dict(producer.metadata_props)
-        )  # fmt: skip
+        )
         chosen = earlier.outputs[0]
         chosen.name, chosen.shape, chosen.type = f"{x.name}/rows", _selected(x.shape, rows), x.type
         graph.insert_before(producer, earlier)
@@ -143,4 +143,4 @@ def select_early(graph: ir.Graph) -> None:
         moved = False
         for node in reversed(list(graph)):
             rows = _choice(node) if node.graph is graph else None
-            moved = (rows is not None and _push(graph, node, rows)) or moved
+            moved = (rows is not None and _push(graph, node, rows=rows)) or moved

@@ -66,7 +66,7 @@ def keep_logging() -> Iterator[None]:
         logging.disable(disabled)
 
 
-def _pass(model: onnx.ModelProto, bits: int, block_size: int, exclude: set[str]) -> onnx.ModelProto:
+def _pass(model: onnx.ModelProto, bits: int, *, block_size: int, exclude: set[str]) -> onnx.ModelProto:
     from onnxruntime.quantization import matmul_nbits_quantizer as nbits
 
     worker = nbits.MatMulNBitsQuantizer(
@@ -120,9 +120,9 @@ def quantize(model: onnx.ModelProto, wanted: Quantization) -> onnx.ModelProto:
     props = {node.name: list(node.metadata_props) for node in model.graph.node}
     try:
         with keep_logging():
-            model = _pass(model, wanted.bits, wanted.block_size, head)
+            model = _pass(model, wanted.bits, block_size=wanted.block_size, exclude=head)
             if wanted.head_bits is not None:
-                model = _pass(model, wanted.head_bits, wanted.block_size, set())
+                model = _pass(model, wanted.head_bits, block_size=wanted.block_size, exclude=set())
     except ModuleNotFoundError as error:
         raise BackendUnavailable(
             f"quantisation needs the package {error.name}, which is not installed: pip install 'ibnorm-export[cpu]'"
@@ -133,7 +133,7 @@ def quantize(model: onnx.ModelProto, wanted: Quantization) -> onnx.ModelProto:
     return model
 
 
-def _unpack(packed: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.float32]:
+def _unpack(packed: NDArray[np.uint8], bits: int, *, count: int) -> NDArray[np.float32]:
     """(..., n) bytes -> (..., count) numbers; of 4 bits the lower half comes first."""
     if bits == 4:
         packed = np.stack([packed & 0xF, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)
@@ -159,15 +159,15 @@ def dequantize(exported: ExportedModel, name: str) -> NDArray[np.float32] | None
         rows = next(int(a.i) for a in node.attribute if a.name == "K")
         values, scales = exported.array(f"{name}_Q{bits}"), exported.array(f"{name}_scales").astype(np.float32)
         columns, blocks, _ = values.shape
-        zeros = _unpack(exported.array(f"{name}_zero_points").reshape(columns, -1), bits, blocks)[..., None]
-        numbers = _unpack(values, bits, values.shape[2] * (8 // bits))
+        zeros = _unpack(exported.array(f"{name}_zero_points").reshape(columns, -1), bits, count=blocks)[..., None]
+        numbers = _unpack(values, bits, count=values.shape[2] * (8 // bits))
         whole: NDArray[np.float32] = (numbers - zeros) * scales.reshape(columns, blocks, 1)
     except (StopIteration, KeyError, ValueError) as error:
         raise ModelFileError(f"{exported.path}: the quantised weight {name!r} is damaged: {error!r}") from error
     return whole.reshape(columns, -1)[:, :rows].T
 
 
-def steps(weight: NDArray[np.float32], bits: int, block_size: int) -> NDArray[np.float32]:
+def steps(weight: NDArray[np.float32], bits: int, *, block_size: int) -> NDArray[np.float32]:
     """How far apart the numbers are that a weight (k, n) may be rounded to, for each of its values.
 
     A block of `block_size` values along k has 2^bits numbers between its least and its largest value, 0 among them.

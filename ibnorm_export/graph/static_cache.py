@@ -35,26 +35,26 @@ class _Lengths:
         self._graph = graph
         self._first = graph[0]
         self._inputs = {value.name: value for value in graph.inputs}
-        self.total = self._size("attention_mask", 1, "cache/total")
-        sequence = self._size("input_ids", 1, "cache/sequence")
-        batch = self._size("input_ids", 0, "cache/batch")
-        self.past = self._make("Sub", [self.total, sequence], "cache/past")
-        self.starts = self._make("Expand", [self.past, batch], "cache/starts")
-        self.totals = self._make("Expand", [self.total, batch], "cache/totals")
+        self.total = self._size("attention_mask", 1, label="cache/total")
+        sequence = self._size("input_ids", 1, label="cache/sequence")
+        batch = self._size("input_ids", 0, label="cache/batch")
+        self.past = self._make("Sub", [self.total, sequence], name="cache/past")
+        self.starts = self._make("Expand", [self.past, batch], name="cache/starts")
+        self.totals = self._make("Expand", [self.total, batch], name="cache/totals")
 
     def free(self, cache: str) -> ir.Value:
         """Tokens for which the buffer has room behind `total`."""
-        return self._make("Sub", [self._size(cache, 2, "cache/capacity"), self.total], "cache/free")
+        return self._make("Sub", [self._size(cache, 2, label="cache/capacity"), self.total], name="cache/free")
 
-    def _make(self, op_type: str, inputs: list[ir.Value], name: str, **attributes: int) -> ir.Value:
+    def _make(self, op_type: str, inputs: list[ir.Value], *, name: str, **attributes: int) -> ir.Value:
         node = ir.node(op_type, inputs, attributes=attributes, name=name)
         node.outputs[0].name = name
         node.outputs[0].dtype = ir.DataType.INT64
         self._graph.insert_before(self._first, node)
         return node.outputs[0]
 
-    def _size(self, name: str, axis: int, label: str) -> ir.Value:
-        return self._make("Shape", [self._inputs[name]], label, start=axis, end=axis + 1)
+    def _size(self, name: str, axis: int, *, label: str) -> ir.Value:
+        return self._make("Shape", [self._inputs[name]], name=label, start=axis, end=axis + 1)
 
 
 def _with_capacity(value: ir.Value) -> None:
@@ -62,7 +62,7 @@ def _with_capacity(value: ir.Value) -> None:
     value.shape = ir.Shape([CAPACITY if axis == 2 else size for axis, size in enumerate(value.shape)])
 
 
-def _write_in_place(graph: ir.Graph, past: ir.Value, lengths: _Lengths) -> ir.Value:
+def _write_in_place(graph: ir.Graph, past: ir.Value, *, lengths: _Lengths) -> ir.Value:
     """The Concat behind `past` becomes a TensorScatter; gives its output."""
     written = None
     for node, _ in list(past.uses()):
@@ -99,10 +99,10 @@ def keep_cache_in_place(graph: ir.Graph) -> None:
     """
     lengths = _Lengths(graph)
     caches = [value for value in graph.inputs if (value.name or "").startswith(_PAST)]
-    written = {_write_in_place(graph, value, lengths) for value in caches}
+    written = {_write_in_place(graph, value, lengths=lengths) for value in caches}
     free = lengths.free(str(caches[0].name))
-    zeros = constant(graph, "cache/zeros", np.zeros(7, dtype=np.int64))
-    no = constant(graph, "cache/no", np.array(False))
+    zeros = constant(graph, "cache/zeros", array=np.zeros(7, dtype=np.int64))
+    no = constant(graph, "cache/no", array=np.array(False))
     padded: dict[ir.Value, ir.Value] = {}
     for node in list(graph):
         if node.op_type != "Attention" or node.domain != "":

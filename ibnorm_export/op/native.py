@@ -13,7 +13,7 @@ import importlib.metadata
 import importlib.resources
 import json
 import platform
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -46,6 +46,7 @@ class NativeLibrary:
 
     path: Path | None
     schema: dict[str, Any] | None = None
+    _: KW_ONLY
     providers: tuple[str, ...] = ()
     instruction_set: str = ""
     problem: str = ""
@@ -102,7 +103,7 @@ def inspect(path: Path) -> NativeLibrary:
             problem=f"{path} implements {json.dumps(schema)}, this package {json.dumps(SCHEMA)}",
             remedy=_BUILD,
         )
-    return NativeLibrary(path, schema, tuple(build["providers"]), build["instruction_set"])
+    return NativeLibrary(path, schema, providers=tuple(build["providers"]), instruction_set=build["instruction_set"])
 
 
 def _unfit(file: Path) -> str:

@@ -56,7 +56,7 @@ class FeatureBatchNorm(nn.BatchNorm1d):
         """Any rank."""
 
 
-def _per_channel(parameter: Tensor, x: Tensor, channel_axis: int) -> Tensor:
+def _per_channel(parameter: Tensor, x: Tensor, *, channel_axis: int) -> Tensor:
     return parameter if channel_axis == -1 else parameter.reshape(-1, *[1] * (x.dim() - 2))
 
 
@@ -76,23 +76,28 @@ class AxesIBNorm(IBNorm):
     node_has_affine = False
 
     def __init__(
-        self, features: int, spec: IBNormSpec, channel_axis: int,
-        device: torch.device | str | None = None, dtype: torch.dtype | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        features: int,
+        spec: IBNormSpec,
+        *,
+        channel_axis: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         if spec.grouping is not Grouping.AXES or spec.axis == 0:
             raise SpecError(f"grouping {spec.grouping.value!r} with axis {spec.axis}; it must be 'axes', axis not 0")
         self._rows = dataclasses.replace(spec, grouping=Grouping.LAST, axis=-1)
-        super().__init__(features, self._rows, device, dtype)
+        super().__init__(features, self._rows, device=device, dtype=dtype)
         self.spec = spec
         self.channel_axis = channel_axis
 
     def forward(self, x: Tensor) -> Tensor:
         """x (batch, features, ...), or (..., features) -> same shape and dtype."""
-        y = ibnorm(x.flatten(self.spec.axis), None, None, self._rows).reshape(x.shape)
+        y = ibnorm(x.flatten(self.spec.axis), None, bias=None, spec=self._rows).reshape(x.shape)
         if self.weight is not None:
-            y = y * _per_channel(self.weight, x, self.channel_axis)
+            y = y * _per_channel(self.weight, x, channel_axis=self.channel_axis)
         if self.bias is not None:
-            y = y + _per_channel(self.bias, x, self.channel_axis)
+            y = y + _per_channel(self.bias, x, channel_axis=self.channel_axis)
         return y.to(x.dtype)
 
 
@@ -130,9 +135,14 @@ class BatchIBNorm(nn.Module):
     compressed_var: Tensor  # (features,), of c
 
     def __init__(
-        self, features: int, spec: IBNormSpec, channel_axis: int,
-        device: torch.device | str | None = None, dtype: torch.dtype | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        features: int,
+        spec: IBNormSpec,
+        *,
+        channel_axis: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         if spec.grouping is not Grouping.BATCH:
             raise SpecError(f"grouping is {spec.grouping.value!r}; it must be 'batch'")
@@ -162,7 +172,7 @@ class BatchIBNorm(nn.Module):
             squared = spec.lambd**2
             return F.batch_norm(
                 x, mean + spec.lambd * c_mean, squared * c_var, weight, bias, eps=squared * spec.epsilon
-            )  # fmt: skip
+            )
         if self.training:
             mean = x.mean([axis for axis in range(x.dim()) if axis != 1])
         t = (x - mean.reshape(-1, *[1] * (x.dim() - 2))) / spec.lambd

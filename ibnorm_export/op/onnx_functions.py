@@ -129,8 +129,8 @@ def _block(widths: Collection[int]) -> int:
 
 
 def _parse(
-    text: str, op_type: str, compression: Compression, opset: int, widths: Collection[int]
-) -> onnx.FunctionProto:  # fmt: skip
+    text: str, op_type: str, *, compression: Compression, opset: int, widths: Collection[int]
+) -> onnx.FunctionProto:
     if opset not in OPSETS:
         raise SpecError(f"opset is {opset}; IBNorm's function is defined for {OPSETS.start} to {OPSETS.stop - 1}")
     compress = _COMPRESS[compression]
@@ -142,7 +142,7 @@ def _parse(
     return onnx.parser.parse_function(text.format(domain=DOMAIN, opset=opset, op_type=op_type, norm=norm))
 
 
-def function(compression: Compression, opset: int, widths: Collection[int] = ()) -> onnx.FunctionProto:
+def function(compression: Compression, opset: int, *, widths: Collection[int] = ()) -> onnx.FunctionProto:
     """The meaning of `IBNorm{S,L,T}` (X, scale, bias) -> Y in standard operators.
 
     Args:
@@ -153,12 +153,12 @@ def function(compression: Compression, opset: int, widths: Collection[int] = ())
     Raises:
         SpecError: the opset is outside `OPSETS`.
     """
-    return _parse(_IBNORM, compression.op_type, compression, opset, widths)
+    return _parse(_IBNORM, compression.op_type, compression=compression, opset=opset, widths=widths)
 
 
-def skip_function(compression: Compression, opset: int, widths: Collection[int] = ()) -> onnx.FunctionProto:
+def skip_function(compression: Compression, opset: int, *, widths: Collection[int] = ()) -> onnx.FunctionProto:
     """The meaning of `SkipIBNorm{S,L,T}` (X, skip, scale, bias) -> (Y, sum): see `function`."""
-    return _parse(_SKIP_IBNORM, compression.skip_op_type, compression, opset, widths)
+    return _parse(_SKIP_IBNORM, compression.skip_op_type, compression=compression, opset=opset, widths=widths)
 
 
 def functions(opset: int, norms: Collection[tuple[str, int]] = ()) -> dict[str, onnx.FunctionProto]:
@@ -167,11 +167,11 @@ def functions(opset: int, norms: Collection[tuple[str, int]] = ()) -> dict[str, 
     for make in (function, skip_function):
         for compression in Compression:
             op_type = compression.op_type if make is function else compression.skip_op_type
-            bodies[op_type] = make(compression, opset, {width for name, width in norms if name == op_type})
+            bodies[op_type] = make(compression, opset, widths={width for name, width in norms if name == op_type})
     return bodies
 
 
-def _make_node(op_type: str, inputs: list[str], outputs: list[str], spec: IBNormSpec, name: str) -> onnx.NodeProto:
+def _make_node(op_type: str, inputs: list[str], *, outputs: list[str], spec: IBNormSpec, name: str) -> onnx.NodeProto:
     made = onnx.helper.make_node(op_type, inputs, outputs, name=name, domain=DOMAIN)
     made.attribute.extend(onnx.helper.make_attribute(key, value) for key, value in spec.attributes().items())
     return made
@@ -180,18 +180,20 @@ def _make_node(op_type: str, inputs: list[str], outputs: list[str], spec: IBNorm
 def node(
     x: str,  # (..., n)
     scale: str,  # (n,)
+    *,
     bias: str,  # (n,)
     y: str,  # (..., n)
     spec: IBNormSpec,
     name: str = "",
 ) -> onnx.NodeProto:
     """The IBNorm node between the named values, every attribute spelled out."""
-    return _make_node(spec.op_type, [x, scale, bias], [y], spec, name)
+    return _make_node(spec.op_type, [x, scale, bias], outputs=[y], spec=spec, name=name)
 
 
 def skip_node(
     x: str,  # (..., n)
     skip: str,  # (..., n)
+    *,
     scale: str,  # (n,)
     bias: str,  # (n,)
     y: str,  # (..., n)
@@ -200,7 +202,7 @@ def skip_node(
     name: str = "",
 ) -> onnx.NodeProto:
     """The SkipIBNorm node: `total` = x + skip rounded to its type, `y` = IBNorm of `total`."""
-    return _make_node(spec.compression.skip_op_type, [x, skip, scale, bias], [y, total], spec, name)
+    return _make_node(spec.compression.skip_op_type, [x, skip, scale, bias], outputs=[y, total], spec=spec, name=name)
 
 
 def opset_imports(opset: int) -> list[onnx.OperatorSetIdProto]:

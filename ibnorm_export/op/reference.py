@@ -28,6 +28,7 @@ _COMPRESS: dict[Compression, Callable[[Float64Array], Float64Array]] = {
 def ibnorm(
     x: NDArray[Any],  # (..., n)
     scale: NDArray[Any] | None,  # (n,)
+    *,
     bias: NDArray[Any] | None,  # (n,)
     spec: IBNormSpec,
 ) -> Float64Array:  # (..., n)
@@ -57,10 +58,11 @@ def ibnorm(
 def skip_ibnorm(
     x: NDArray[Any],  # (..., n)
     skip: NDArray[Any],  # (..., n)
+    *,
     scale: NDArray[Any] | None,  # (n,)
     bias: NDArray[Any] | None,  # (n,)
     spec: IBNormSpec,
 ) -> tuple[Float64Array, NDArray[Any]]:
     """(ibnorm(sum), sum) with sum = x + skip *rounded to the type of x*."""
     total = (x.astype(np.float64) + skip.astype(np.float64)).astype(x.dtype)
-    return ibnorm(total, scale, bias, spec), total
+    return ibnorm(total, scale, bias=bias, spec=spec), total

@@ -57,26 +57,26 @@ def _features(module: nn.Module, path: str) -> int:
 
 
 def _ibnorm(
-    spec: IBNormSpec, features: int, first: bool, device: torch.device | None, dtype: torch.dtype | None
+    spec: IBNormSpec, features: int, *, first: bool, device: torch.device | None, dtype: torch.dtype | None
 ) -> nn.Module:
     axis = 1 if first else -1
     match spec.grouping:
         case Grouping.LAST:
-            return (ChannelIBNorm if first else IBNorm)(features, spec, device, dtype)
+            return (ChannelIBNorm if first else IBNorm)(features, spec, device=device, dtype=dtype)
         case Grouping.AXES:
-            return AxesIBNorm(features, spec, axis, device, dtype)
+            return AxesIBNorm(features, spec, channel_axis=axis, device=device, dtype=dtype)
         case Grouping.BATCH:
-            return BatchIBNorm(features, spec, axis, device, dtype)
+            return BatchIBNorm(features, spec, channel_axis=axis, device=device, dtype=dtype)
 
 
-def _build(kind: NormKind, spec: IBNormSpec, old: nn.Module, path: str) -> nn.Module:
+def _build(kind: NormKind, spec: IBNormSpec, *, old: nn.Module, path: str) -> nn.Module:
     features, first = _features(old, path), _channels_first(old)
     like = next((t for t in (*old.parameters(), *old.buffers()) if t.is_floating_point()), None)
     device, dtype = (None, None) if like is None else (like.device, like.dtype)
     affine = spec.scale or spec.bias
     match kind:
         case NormKind.IBNORM:
-            return _ibnorm(spec, features, first, device, dtype)
+            return _ibnorm(spec, features, first=first, device=device, dtype=dtype)
         case NormKind.LAYERNORM:
             return (ChannelLayerNorm if first else nn.LayerNorm)(
                 features, spec.epsilon, elementwise_affine=affine, bias=spec.bias, device=device, dtype=dtype
@@ -123,7 +123,8 @@ def replace_norms(model: nn.Module, config: NormConfig | IBNormSpec) -> dict[str
     shared: dict[int, nn.Module] = {}
     for path, module in found:
         if id(module) not in shared:
-            new = _build(*config.at(path), module, path)
+            kind, spec = config.at(path)
+            new = _build(kind, spec, old=module, path=path)
             with torch.no_grad():
                 for name in _TAKEN:
                     old, own = getattr(module, name, None), getattr(new, name, None)

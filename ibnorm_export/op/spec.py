@@ -19,7 +19,7 @@ import fnmatch
 import math
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Final
 
 from ibnorm_export.errors import SpecError
@@ -111,7 +111,7 @@ def _as_float32(value: float) -> float:
         return math.inf
 
 
-def _legal(enum_type: type[enum.StrEnum], value: object, name: str) -> Any:
+def _legal(enum_type: type[enum.StrEnum], value: object, *, name: str) -> Any:
     try:
         return enum_type(value)  # type: ignore[arg-type]
     except ValueError:
@@ -154,6 +154,7 @@ class IBNormSpec:
 
     compression: Compression
     lambd: float = 4.0
+    _: KW_ONLY
     epsilon: float = 1e-5
     scale: bool = True
     bias: bool = True
@@ -161,8 +162,8 @@ class IBNormSpec:
     axis: int = -1
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "compression", _legal(Compression, self.compression, "compression"))
-        object.__setattr__(self, "grouping", _legal(Grouping, self.grouping, "grouping"))
+        object.__setattr__(self, "compression", _legal(Compression, self.compression, name="compression"))
+        object.__setattr__(self, "grouping", _legal(Grouping, self.grouping, name="grouping"))
         object.__setattr__(self, "lambd", _number(self.lambd, "lambda"))
         object.__setattr__(self, "epsilon", _number(self.epsilon, "epsilon"))
         # Below the smallest normal float32 a kernel that flushes subnormals would divide by zero.
@@ -181,7 +182,7 @@ class IBNormSpec:
 
     @classmethod
     def from_convention(
-        cls, compression: Compression | str, lambd: float, epsilon: float, convention: Convention | str, **rest: Any
+        cls, compression: Compression | str, lambd: float, *, epsilon: float, convention: Convention | str, **rest: Any
     ) -> IBNormSpec:
         """Resolve a checkpoint's reading of lambda to the canonical pair, exactly.
 
@@ -191,9 +192,9 @@ class IBNormSpec:
         Raises:
             SpecError: as for the constructor, and for an unknown convention.
         """
-        kind = _legal(Convention, convention, "convention")
+        kind = _legal(Convention, convention, name="convention")
         lambd, epsilon = _number(lambd, "lambda"), _number(epsilon, "epsilon")
-        cls(compression, lambd, epsilon)  # type: ignore[arg-type]  # the values as written must be legal too
+        cls(compression, lambd, epsilon=epsilon)  # type: ignore[arg-type]  # the values as written must be legal too
         squared = lambd * lambd
         canonical: dict[Convention, tuple[float, float]] = {
             Convention.DIVIDE: (lambd, epsilon),
@@ -201,7 +202,8 @@ class IBNormSpec:
             Convention.MULTIPLY: (1.0 / lambd, epsilon * squared),
             Convention.OUTER: (1.0, epsilon * squared),
         }
-        return cls(compression, *canonical[kind], **rest)  # type: ignore[arg-type]
+        lambd, epsilon = canonical[kind]
+        return cls(compression, lambd, epsilon=epsilon, **rest)  # type: ignore[arg-type]
 
     @property
     def op_type(self) -> str:
@@ -280,7 +282,7 @@ class NormConfig:
         default = cls._spec(written, "ibnorm")
         if not isinstance(rules, list):
             raise SpecError(f"ibnorm.layers is {rules!r}; it must be a list of rules")
-        return cls(default, tuple(cls._rule(rule, written, i) for i, rule in enumerate(rules)))
+        return cls(default, tuple(cls._rule(rule, written, index=i) for i, rule in enumerate(rules)))
 
     @staticmethod
     def _spec(written: Mapping[str, Any], where: str) -> IBNormSpec:
@@ -299,8 +301,8 @@ class NormConfig:
         return IBNormSpec.from_convention(
             written["compression"],
             written["lambda"],
-            written["epsilon"],
-            written["convention"],
+            epsilon=written["epsilon"],
+            convention=written["convention"],
             scale=_flag(written.get("scale", True), f"{where}.scale"),
             bias=_flag(written.get("bias", True), f"{where}.bias"),
             grouping=written.get("grouping", Grouping.LAST),
@@ -308,12 +310,12 @@ class NormConfig:
         )
 
     @classmethod
-    def _rule(cls, rule: object, base: Mapping[str, Any], index: int) -> LayerRule:
+    def _rule(cls, rule: object, base: Mapping[str, Any], *, index: int) -> LayerRule:
         where = f"ibnorm.layers[{index}]"
         if not isinstance(rule, Mapping) or not isinstance(rule.get("match"), str):
             raise SpecError(f"{where} is {rule!r}; it must be an object with a glob under 'match'")
         own = {k: v for k, v in rule.items() if k not in ("match", "norm")}
-        kind: NormKind = _legal(NormKind, rule.get("norm", NormKind.IBNORM), f"{where}.norm")
+        kind: NormKind = _legal(NormKind, rule.get("norm", NormKind.IBNORM), name=f"{where}.norm")
         return LayerRule(rule["match"], kind, cls._spec({**base, **own}, where))
 
     def at(self, path: str) -> tuple[NormKind, IBNormSpec]:

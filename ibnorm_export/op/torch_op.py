@@ -29,7 +29,7 @@ def _compress(t: Tensor, compression: Compression) -> Tensor:
             return torch.tanh(t)
 
 
-def _slope(t: Tensor, c: Tensor, compression: Compression) -> Tensor:
+def _slope(t: Tensor, c: Tensor, *, compression: Compression) -> Tensor:
     """g'(t), given c = g(t)."""
     match compression:
         case Compression.LINEAR:
@@ -45,7 +45,7 @@ def _arithmetic(x: Tensor) -> torch.dtype:
 
 
 def _standardise(
-    x: Tensor, lambd: float, epsilon: float, compression: Compression
+    x: Tensor, lambd: float, *, epsilon: float, compression: Compression
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """x (..., n) -> (t, c, normalised c, reciprocal standard deviation of c)."""
     x = x.to(_arithmetic(x))
@@ -57,9 +57,9 @@ def _standardise(
 
 
 def _forward(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, lambd: float, epsilon: float, compression: Compression
+    x: Tensor, weight: Tensor | None, *, bias: Tensor | None, lambd: float, epsilon: float, compression: Compression
 ) -> Tensor:
-    y = _standardise(x, lambd, epsilon, compression)[2]
+    y = _standardise(x, lambd, epsilon=epsilon, compression=compression)[2]
     if weight is not None:
         y = y * weight.to(y.dtype)
     if bias is not None:
@@ -68,17 +68,17 @@ def _forward(
 
 
 def _backward(
-    grad: Tensor, x: Tensor, weight: Tensor | None, lambd: float, epsilon: float, compression: Compression
+    grad: Tensor, x: Tensor, *, weight: Tensor | None, lambd: float, epsilon: float, compression: Compression
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x (..., n), weight (n,) and bias (n,), in the arithmetic's dtype."""
-    t, c, y, rstd = _standardise(x, lambd, epsilon, compression)
+    t, c, y, rstd = _standardise(x, lambd, epsilon=epsilon, compression=compression)
     grad = grad.to(y.dtype)
     rows = tuple(range(grad.dim() - 1))
     grad_weight = (grad * y).sum(rows) if rows else grad * y
     grad_bias = grad.sum(rows) if rows else grad
     g = grad if weight is None else grad * weight.to(y.dtype)
     grad_c = rstd * (g - g.mean(-1, keepdim=True) - y * (g * y).mean(-1, keepdim=True))
-    grad_d = grad_c * _slope(t, c, compression) / lambd
+    grad_d = grad_c * _slope(t, c, compression=compression) / lambd
     return grad_d - grad_d.mean(-1, keepdim=True), grad_weight, grad_bias
 
 
@@ -89,7 +89,7 @@ _SkipOp = Callable[..., tuple[Tensor, Tensor]]
 def _define(compression: Compression) -> _Op:
     @torch.library.custom_op(f"ibnorm::{compression.op_type}", mutates_args=())
     def op(x: Tensor, weight: Tensor | None, bias: Tensor | None, lambd: float, epsilon: float) -> Tensor:
-        return _forward(x, weight, bias, lambd, epsilon, compression)
+        return _forward(x, weight, bias=bias, lambd=lambd, epsilon=epsilon, compression=compression)
 
     @op.register_fake
     def _(x: Tensor, weight: Tensor | None, bias: Tensor | None, lambd: float, epsilon: float) -> Tensor:
@@ -102,7 +102,9 @@ def _define(compression: Compression) -> _Op:
 
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         x, weight = ctx.saved_tensors
-        dx, dweight, dbias = _backward(grad, x, weight, ctx.lambd, ctx.epsilon, compression)
+        dx, dweight, dbias = _backward(
+            grad, x, weight=weight, lambd=ctx.lambd, epsilon=ctx.epsilon, compression=compression
+        )
         return (
             dx.to(x.dtype),
             None if weight is None else dweight.to(weight.dtype),
@@ -121,7 +123,7 @@ def _define_skip(compression: Compression) -> _SkipOp:
         x: Tensor, skip: Tensor, weight: Tensor | None, bias: Tensor | None, lambd: float, epsilon: float
     ) -> tuple[Tensor, Tensor]:
         total = (x + skip).contiguous()
-        return _forward(total, weight, bias, lambd, epsilon, compression), total
+        return _forward(total, weight, bias=bias, lambd=lambd, epsilon=epsilon, compression=compression), total
 
     @op.register_fake
     def _(
@@ -137,7 +139,9 @@ def _define_skip(compression: Compression) -> _SkipOp:
 
     def backward(ctx, grad, grad_total):  # type: ignore[no-untyped-def]
         total, weight = ctx.saved_tensors
-        dx, dweight, dbias = _backward(grad, total, weight, ctx.lambd, ctx.epsilon, compression)
+        dx, dweight, dbias = _backward(
+            grad, total, weight=weight, lambd=ctx.lambd, epsilon=ctx.epsilon, compression=compression
+        )
         dx = (dx + grad_total).to(total.dtype)
         return (
             dx,
@@ -156,7 +160,7 @@ _OPS: dict[Compression, _Op] = {c: _define(c) for c in Compression}
 _SKIP_OPS: dict[Compression, _SkipOp] = {c: _define_skip(c) for c in Compression}
 
 
-def _check(x: Tensor, weight: Tensor | None, bias: Tensor | None, spec: IBNormSpec) -> None:
+def _check(x: Tensor, weight: Tensor | None, *, bias: Tensor | None, spec: IBNormSpec) -> None:
     if spec.grouping is not Grouping.LAST:
         raise SpecError(f"grouping is {spec.grouping.value!r}; it must be 'last' here; groupings.py has others")
     if not x.is_floating_point() or x.dim() == 0:
@@ -171,6 +175,7 @@ def _check(x: Tensor, weight: Tensor | None, bias: Tensor | None, spec: IBNormSp
 def ibnorm(
     x: Tensor,  # (..., n)
     weight: Tensor | None,  # (n,)
+    *,
     bias: Tensor | None,  # (n,)
     spec: IBNormSpec,
 ) -> Tensor:  # (..., n), contiguous, of x's dtype
@@ -189,15 +194,16 @@ def ibnorm(
 
     Source: arXiv 2510.25262, section 4.2.
     """
-    _check(x, weight, bias, spec)
+    _check(x, weight, bias=bias, spec=spec)
     if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
-        return _forward(x, weight, bias, spec.lambd, spec.epsilon, spec.compression)
+        return _forward(x, weight, bias=bias, lambd=spec.lambd, epsilon=spec.epsilon, compression=spec.compression)
     return _OPS[spec.compression](x, weight, bias, spec.lambd, spec.epsilon)
 
 
 def skip_ibnorm(
     x: Tensor,  # (..., n)
     skip: Tensor,  # (..., n)
+    *,
     weight: Tensor | None,  # (n,)
     bias: Tensor | None,  # (n,)
     spec: IBNormSpec,
@@ -207,14 +213,16 @@ def skip_ibnorm(
     Raises:
         SpecError: as `ibnorm`, or x and skip differ in shape or dtype.
     """
-    _check(x, weight, bias, spec)
+    _check(x, weight, bias=bias, spec=spec)
     if x.shape != skip.shape or x.dtype != skip.dtype:
         raise SpecError(
             f"x is {x.dtype} {tuple(x.shape)} and skip is {skip.dtype} {tuple(skip.shape)}; they must be equal"
         )
     if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
         total = (x + skip).contiguous()
-        return _forward(total, weight, bias, spec.lambd, spec.epsilon, spec.compression), total
+        return _forward(
+            total, weight, bias=bias, lambd=spec.lambd, epsilon=spec.epsilon, compression=spec.compression
+        ), total
     return _SKIP_OPS[spec.compression](x, skip, weight, bias, spec.lambd, spec.epsilon)
 
 
@@ -239,6 +247,7 @@ class IBNorm(nn.Module):
         self,
         features: int,
         spec: IBNormSpec,
+        *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -255,7 +264,7 @@ class IBNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., features) -> same shape and dtype."""
-        return ibnorm(x, self.weight, self.bias, self.spec)
+        return ibnorm(x, self.weight, bias=self.bias, spec=self.spec)
 
     def extra_repr(self) -> str:
         return f"{self.features}, {self.spec}"
@@ -266,4 +275,4 @@ class SkipIBNorm(IBNorm):
 
     def forward(self, x: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """x, skip (..., features) -> two of the same shape and dtype."""
-        return skip_ibnorm(x, skip, self.weight, self.bias, self.spec)
+        return skip_ibnorm(x, skip, weight=self.weight, bias=self.bias, spec=self.spec)

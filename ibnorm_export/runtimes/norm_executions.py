@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +69,7 @@ class NormExecution:
 
     module: str
     op_type: str
+    _: KW_ONLY
     implementation: str
     provider: str
     expected: str = ""
@@ -87,7 +88,7 @@ class NormExecution:
 
 
 def norm_executions(
-    model: ExportedModel, inputs: Arrays, library: Path | None, backend: str = "ort-cpu"
+    model: ExportedModel, inputs: Arrays, *, library: Path | None, backend: str = "ort-cpu"
 ) -> tuple[NormExecution, ...]:
     """Which implementation ran for every norm of `model`, from the session's own profile of one pass.
 
@@ -113,11 +114,11 @@ def norm_executions(
             runner = OrtRunner(model.path, library=library, profile=Path(folder) / "norms")
         runner.run(inputs)
         events = runner.end_profile()
-    return _executions(model, events, expected, copies)
+    return _executions(model, events, expected=expected, copies=copies)
 
 
 def _executions(
-    model: ExportedModel, events: Sequence[dict[str, Any]], expected: str, copies: Mapping[tuple[str, str], int]
+    model: ExportedModel, events: Sequence[dict[str, Any]], *, expected: str, copies: Mapping[tuple[str, str], int]
 ) -> tuple[NormExecution, ...]:
     """Every norm of `model` by the events of a profile and the copies beside it."""
     ran = {
@@ -126,8 +127,10 @@ def _executions(
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")
     }
     return tuple(
-        NormExecution(n.module, n.op_type, "fused", ran[key], expected, copies.get(key, 0))
+        NormExecution(
+            n.module, n.op_type, implementation="fused", provider=ran[key], expected=expected, copies=copies.get(key, 0)
+        )
         if (key := (n.name, n.op_type)) in ran
-        else NormExecution(n.module, n.op_type, "function", "", expected)
+        else NormExecution(n.module, n.op_type, implementation="function", provider="", expected=expected)
         for n in model.norms
     )

@@ -70,6 +70,7 @@ def session_options(threads: int | None, profile: Path | None) -> ort.SessionOpt
 def open_session(
     source: Path | bytes,
     options: ort.SessionOptions,
+    *,
     library: Path | None,
     providers: Sequence[Any],
     level: str = "all",
@@ -115,12 +116,13 @@ class OrtRunner:
         self,
         source: Path | bytes,
         threads: int | None = None,
+        *,
         library: Path | None = None,
         profile: Path | None = None,
         level: str = "all",
     ) -> None:
         options = session_options(threads, profile)
-        self._session = open_session(source, options, library, ["CPUExecutionProvider"], level)
+        self._session = open_session(source, options, library=library, providers=["CPUExecutionProvider"], level=level)
         self._types = {i.name: _NUMPY_TYPES.get(i.type) for i in self._session.get_inputs()}
         self._outputs = [o.name for o in self._session.get_outputs()]
         self._in_place = frozenset(i.name for i in self._session.get_inputs() if CAPACITY in i.shape)

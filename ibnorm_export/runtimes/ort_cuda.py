@@ -39,7 +39,7 @@ _ONNX_TYPES: Final[dict[torch.dtype, int]] = {
 }
 
 
-def missing_for_cuda(providers: Sequence[str], torch_cuda: str | None, devices: int) -> str:
+def missing_for_cuda(providers: Sequence[str], torch_cuda: str | None, *, devices: int) -> str:
     """What backend ort-cuda lacks on a machine, and what to do about it, in one line; empty when nothing.
 
     Args:
@@ -94,11 +94,14 @@ class OrtCudaRunner:
         self,
         source: Path | bytes,
         threads: int | None = None,
+        *,
         library: Path | None = None,
         profile: Path | None = None,
         optimised: Path | None = None,
     ) -> None:
-        if problem := missing_for_cuda(ort.get_available_providers(), torch.version.cuda, torch.cuda.device_count()):
+        if problem := missing_for_cuda(
+            ort.get_available_providers(), torch.version.cuda, devices=torch.cuda.device_count()
+        ):
             raise BackendUnavailable(problem)
         options = session_options(threads, profile)
         if optimised is not None:
@@ -108,7 +111,9 @@ class OrtCudaRunner:
             )
         graphs = profile is None
         provider = {"device_id": "0", "use_tf32": "0", "enable_cuda_graph": "1" if graphs else "0"}
-        self._session = open_session(source, options, library, [(CUDA_PROVIDER, provider), "CPUExecutionProvider"])
+        self._session = open_session(
+            source, options, library=library, providers=[(CUDA_PROVIDER, provider), "CPUExecutionProvider"]
+        )
         if CUDA_PROVIDER not in self._session.get_providers():  # the runtime falls back by itself, with a warning
             raise BackendUnavailable(
                 f"ONNX Runtime {ort.__version__} cannot load its {CUDA_PROVIDER}: CUDA or cuDNN libraries of the "

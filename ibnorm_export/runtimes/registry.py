@@ -48,6 +48,7 @@ def fused_library(backend: str, kernels: Kernels) -> Path | None:
 def open_runner(
     backend: str,
     model: ExportedModel,
+    *,
     threads: int | None = None,
     kernels: Kernels = Kernels.AUTO,
     endpoint: Endpoint | None = None,
@@ -75,11 +76,11 @@ def open_runner(
         if backend == "ort-cpu":
             from ibnorm_export.runtimes.ort import OrtRunner
 
-            return OrtRunner(model.path, threads, fused_library(backend, kernels))
+            return OrtRunner(model.path, threads, library=fused_library(backend, kernels))
         if backend == "ort-cuda":
             from ibnorm_export.runtimes.ort_cuda import OrtCudaRunner
 
-            return OrtCudaRunner(model.path, threads, fused_library(backend, kernels))
+            return OrtCudaRunner(model.path, threads, library=fused_library(backend, kernels))
         if backend == "reference":
             from ibnorm_export.runtimes.reference import ReferenceRunner
 
@@ -96,7 +97,7 @@ def open_runner(
         if backend in ("tensorrt", "tensorrt-rtx"):
             from ibnorm_export.runtimes.tensorrt.runner import TrtRunner
 
-            return TrtRunner(backend, model, engine)
+            return TrtRunner(backend, model, engine=engine)
     except ModuleNotFoundError as error:
         extra = {"ort-cuda": "gpu", "triton": "serve"}.get(backend, "cpu")
         raise BackendUnavailable(

@@ -25,7 +25,7 @@ class TorchRunner:
         compiled: through torch.compile, dynamic shapes off: each shape is compiled once.
     """
 
-    def __init__(self, model: LoadedModel, module: nn.Module | None = None, compiled: bool = False) -> None:
+    def __init__(self, model: LoadedModel, module: nn.Module | None = None, *, compiled: bool = False) -> None:
         module = model.module if module is None else module
         self.name = "torch.compile" if compiled else "torch"
         self._model = model
@@ -59,7 +59,7 @@ class TorchCudaRunner:
         BackendUnavailable: torch reaches no GPU here.
     """
 
-    def __init__(self, model: LoadedModel, module: nn.Module | None = None, compiled: bool = False) -> None:
+    def __init__(self, model: LoadedModel, module: nn.Module | None = None, *, compiled: bool = False) -> None:
         if not torch.cuda.is_available():
             raise BackendUnavailable(
                 f"comparing with torch needs a GPU that torch {torch.__version__} reaches: install torch with CUDA"

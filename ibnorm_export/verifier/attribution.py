@@ -64,13 +64,15 @@ def _optimiser(levels: Sequence[Level]) -> Link:
         return Link("optimiser", last.error, False, f"the error is there without it too (level {first.name})")
     guilty = next(level for level in levels if not level.passed)
     return Link(
-        "optimiser", last.error, True,
+        "optimiser",
+        last.error,
+        True,
         f"level {first.name} has {first.error:.2e}, level {guilty.name} {guilty.error:.2e}: allowed is "
         f"{guilty.allowed:.2e}",
-    )  # fmt: skip
+    )
 
 
-def split(outputs: Sequence[OutputParity], dtype: str, levels: Sequence[Level] = ()) -> Blame | None:
+def split(outputs: Sequence[OutputParity], dtype: str, *, levels: Sequence[Level] = ()) -> Blame | None:
     """Blame for the worst output, in words.
 
     Args:
@@ -95,9 +97,13 @@ def split(outputs: Sequence[OutputParity], dtype: str, levels: Sequence[Level] =
     exporter_error = levels[0].error if levels else bare.error
     ran = FUNCTIONS if functions is not None else FUSED
     links.append(
-        Link("exporter", exporter_error, by_functions and not optimiser.guilty,
-             f"the file with norms {ran}{', not optimised' if levels else ''}")
-    )  # fmt: skip
+        Link(
+            "exporter",
+            exporter_error,
+            by_functions and not optimiser.guilty,
+            f"the file with norms {ran}{', not optimised' if levels else ''}",
+        )
+    )
     links.append(optimiser)
     if fused is not None and functions is not None:
         guilty = not fused.passed and functions.passed and not own_fails
@@ -107,10 +113,12 @@ def split(outputs: Sequence[OutputParity], dtype: str, levels: Sequence[Level] =
         links.append(Link("kernel", fused.error, guilty, says))
     else:
         links.append(Link("kernel", None, False, "one way of running the norms was compared, so nothing is beside it"))
-    return Blame(name, dtype, tuple(links), tuple(levels), _words(name, dtype, corners, links))
+    return Blame(
+        name, dtype, links=tuple(links), levels=tuple(levels), words=_words(name, dtype, corners=corners, links=links)
+    )
 
 
-def _words(name: str, dtype: str, corners: _Corners, links: Sequence[Link]) -> str:
+def _words(name: str, dtype: str, *, corners: _Corners, links: Sequence[Link]) -> str:
     guilty = [link for link in links if link.guilty]
     costs = f"{name}: {dtype} itself costs {corners.own:.2e}"
     ran = [(FUNCTIONS, corners.functions), ("with fused kernels", corners.fused)]

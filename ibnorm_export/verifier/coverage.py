@@ -54,6 +54,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
 def reach(
     model: LoadedModel,
     module: nn.Module,  # a float64 copy of model.module
+    *,
     inputs: Arrays,
 ) -> Reach:
     """Run `module` once and say what it touched."""

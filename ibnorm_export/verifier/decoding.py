@@ -46,7 +46,7 @@ _Logits = list[NDArray[np.float32]]
 
 
 def _check_resume(
-    first: Decoder, second: Decoder, begun: _Logits, straight: _Logits, go_on: Callable[[Decoder], _Logits]
+    first: Decoder, second: Decoder, *, begun: _Logits, straight: _Logits, go_on: Callable[[Decoder], _Logits]
 ) -> list[Finding]:
     """Half of the steps, the cache saved and loaded, the other half: the same bits as all steps at once."""
     with tempfile.TemporaryDirectory() as folder:
@@ -63,6 +63,7 @@ def _check_resume(
 def check_decoding(
     model: LoadedModel,
     exact: Runner,
+    *,
     own: Runner,
     runners: Mapping[str, Runner],
     file: ExportedModel,
@@ -119,7 +120,7 @@ def check_decoding(
             half = prompt + (total - prompt) // 2
             first, second = started(runner), Decoder(runner, taken)
             begun = decode(first, half)
-            findings += _check_resume(first, second, begun, actual, lambda d: decode(d, total))
+            findings += _check_resume(first, second, begun=begun, straight=actual, go_on=lambda d: decode(d, total))
         except ModelFileError as error:
             findings.append(Finding("decoding", str(error)))
             continue
@@ -128,12 +129,12 @@ def check_decoding(
         for a, o in zip(actual, reference, strict=True):
             here = slice(at, at + a.shape[1])
             rows = valid[:, here]
-            parts["prompt" if at == 0 else "decoding"].add(a[rows], o[rows], truth[:, here][rows])
+            parts["prompt" if at == 0 else "decoding"].add(a[rows], o[rows], truth=truth[:, here][rows])
             at += a.shape[1]
         for name, sums in parts.items():
             if not sums.per_sample:  # a model of one position has a prompt and no step behind it
                 continue
-            judged = sums.judge(f"{name} ({len(sums.per_sample)} calls)", norms, BOUNDS[dtype])
+            judged = sums.judge(f"{name} ({len(sums.per_sample)} calls)", norms, bound=BOUNDS[dtype])
             outputs.append(judged)
             if not judged.passed:
                 findings.append(
@@ -149,7 +150,9 @@ def check_decoding(
         source = open_sessions(
             file.path.parent if genai else file.path, Kernels.FUSED if norms == "fused" else Kernels.FUNCTION
         )
-        judged = _check_session(source, tokens[0], prompt, reference, truth[0]).judge(label, norms, BOUNDS[dtype])
+        judged = _check_session(source, tokens[0], prompt=prompt, reference=reference, truth=truth[0]).judge(
+            label, norms, bound=BOUNDS[dtype]
+        )
         outputs.append(judged)
         if not judged.passed:
             what = f"relative error {judged.error:.3g} against float64; allowed is {judged.allowed:.3g}"
@@ -158,7 +161,7 @@ def check_decoding(
 
 
 def _check_session(
-    source: SessionSource, tokens: NDArray[np.int64], prompt: int, reference: _Logits, truth: NDArray[np.float64]
+    source: SessionSource, tokens: NDArray[np.int64], *, prompt: int, reference: _Logits, truth: NDArray[np.float64]
 ) -> ErrorSums:
     """What generates text, with a buffer of keys and values that is input and output at once: one row, given tokens."""
     sums = ErrorSums()
@@ -166,5 +169,5 @@ def _check_session(
     for index in range(len(reference)):
         end = prompt + index
         logits = session.feed(tokens[None, 0 if index == 0 else end - 1 : end])
-        sums.add(logits, reference[index][:1, -1], truth[None, end - 1])
+        sums.add(logits, reference[index][:1, -1], truth=truth[None, end - 1])
     return sums

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,7 @@ class ErrorSums:
 
     per_sample: list[tuple[float, float, float]] = field(default_factory=list)  # runtime, torch, truth: squares
     sizes: list[int] = field(default_factory=list)  # values in each sample
+    _: KW_ONLY
     max_abs: float = 0.0
     dot: float = 0.0
     actual: float = 0.0
@@ -42,7 +43,7 @@ class ErrorSums:
     rows: int = 0
     elements: int = 0
 
-    def add(self, actual: NDArray[Any], own: NDArray[Any], truth: NDArray[Any]) -> None:
+    def add(self, actual: NDArray[Any], own: NDArray[Any], *, truth: NDArray[Any]) -> None:
         a, o, t = (v.astype(np.float64) for v in (actual, own, truth))
         with np.errstate(invalid="ignore", over="ignore"):
             self.per_sample.append((float(((a - t) ** 2).sum()), float(((o - t) ** 2).sum()), float((t**2).sum())))
@@ -55,7 +56,7 @@ class ErrorSums:
             self.rows += int(np.prod(t.shape[:-1]))
         self.elements += t.size
 
-    def judge(self, name: str, norms: str, bound: Bound) -> OutputParity:
+    def judge(self, name: str, norms: str, *, bound: Bound) -> OutputParity:
         runtime, own, truth = (sum(column) for column in zip(*self.per_sample, strict=True))
         error, own_error = _relative(runtime, truth), _relative(own, truth)
         allowed = bound.factor * own_error + bound.floor

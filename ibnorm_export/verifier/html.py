@@ -19,17 +19,28 @@ _TINY = 1e-12  # a zero has no place on a logarithmic axis
 
 def _outputs(report: ParityReport, numeric: NumericReport) -> Section:
     rows = tuple(
-        (o.name, o.norms, f"{o.error:.2e}", f"{o.torch_error:.2e}", f"{o.allowed:.2e}", f"{o.max_abs:.2e}",
-         f"{o.cosine:.9f}", "pass" if o.passed else "FAIL")
+        (
+            o.name,
+            o.norms,
+            f"{o.error:.2e}",
+            f"{o.torch_error:.2e}",
+            f"{o.allowed:.2e}",
+            f"{o.max_abs:.2e}",
+            f"{o.cosine:.9f}",
+            "pass" if o.passed else "FAIL",
+        )
         for o in numeric.outputs
-    )  # fmt: skip
+    )
     plots: tuple[tuple[Markup, str], ...] = ()
     if 0 < len(numeric.outputs) <= 8:
         plots = ((parity_bars("Parity", [report]), "Relative error against float64, and what is allowed."),)
     return Section(
-        "Outputs", (f"{numeric.backend}, {numeric.dtype}, {numeric.samples} samples: {numeric.method}.",),
-        ("output", "norms", "error", "PyTorch's own", "allowed", "max abs", "cosine", "verdict"), rows, plots,
-    )  # fmt: skip
+        "Outputs",
+        (f"{numeric.backend}, {numeric.dtype}, {numeric.samples} samples: {numeric.method}.",),
+        head=("output", "norms", "error", "PyTorch's own", "allowed", "max abs", "cosine", "verdict"),
+        rows=rows,
+        plots=plots,
+    )
 
 
 def _blame(blame: Blame) -> Section:
@@ -46,7 +57,9 @@ def _blame(blame: Blame) -> Section:
         )
         for v in blame.levels
     ]
-    return Section("Which link adds error", (blame.words,), ("link", "error behind it", "", "what ran"), tuple(rows))
+    return Section(
+        "Which link adds error", (blame.words,), head=("link", "error behind it", "", "what ran"), rows=tuple(rows)
+    )
 
 
 def _layers(report: LayersReport) -> Section:
@@ -61,20 +74,44 @@ def _layers(report: LayersReport) -> Section:
     lines.append(Curve("allowed", depth, [max(x.corners[0].allowed, _TINY) for x in report.layers]))
     cells = [[max(v, _TINY) for v in (x.torch_error, *(c.error for c in x.corners))] for x in report.layers]
     rows = tuple(
-        (x.module, x.kind, x.node, f"{x.torch_error:.2e}", *(f"{c.error:.2e}" for c in x.corners),
-         f"{x.corners[0].allowed:.2e}", "pass" if x.passed else "FAIL")
-        for x in report.layers
-    )  # fmt: skip
-    return Section(
-        "Layer by layer", text,
-        ("PyTorch module", "kind", "ONNX node", "PyTorch's own", *names, "allowed", "verdict"), rows,
         (
-            (curves("Error by depth", "norms and blocks, in the order of the graph", "relative error against float64",
-                    lines, log=True), "Behind every norm and block."),
-            (heat_map("Error by layer and corner", [x.module for x in report.layers], ["PyTorch", *names], cells),
-             "The same, by name."),
+            x.module,
+            x.kind,
+            x.node,
+            f"{x.torch_error:.2e}",
+            *(f"{c.error:.2e}" for c in x.corners),
+            f"{x.corners[0].allowed:.2e}",
+            "pass" if x.passed else "FAIL",
+        )
+        for x in report.layers
+    )
+    return Section(
+        "Layer by layer",
+        text,
+        head=("PyTorch module", "kind", "ONNX node", "PyTorch's own", *names, "allowed", "verdict"),
+        rows=rows,
+        plots=(
+            (
+                curves(
+                    "Error by depth",
+                    "norms and blocks, in the order of the graph",
+                    y_label="relative error against float64",
+                    lines=lines,
+                    log=True,
+                ),
+                "Behind every norm and block.",
+            ),
+            (
+                heat_map(
+                    "Error by layer and corner",
+                    [x.module for x in report.layers],
+                    columns=["PyTorch", *names],
+                    values=cells,
+                ),
+                "The same, by name.",
+            ),
         ),
-    )  # fmt: skip
+    )
 
 
 def sections(report: ParityReport) -> tuple[Section, ...]:
@@ -89,11 +126,11 @@ def sections(report: ParityReport) -> tuple[Section, ...]:
             found.append(_layers(report.numeric.layers))
     listed = tuple((f.where, f.what) for f in report.findings)
     notes = (*report.notes, *(n for p in (report.static, report.numeric) if p is not None for n in p.notes))
-    found.append(Section("Findings", () if listed else ("None.",), ("where", "what"), listed))
+    found.append(Section("Findings", () if listed else ("None.",), head=("where", "what"), rows=listed))
     return (*found, Section("Notes", notes)) if notes else tuple(found)
 
 
-def write_report(report: ParityReport, path: str | Path, about: Mapping[str, Any] | None = None) -> Path:
+def write_report(report: ParityReport, path: str | Path, *, about: Mapping[str, Any] | None = None) -> Path:
     """Write the page.
 
     Args:
@@ -106,7 +143,14 @@ def write_report(report: ParityReport, path: str | Path, about: Mapping[str, Any
     """
     summary = f"{len(report.findings)} findings; checkpoint {report.checkpoint}"
     footer = environment() if about is None else about
-    return render(path, f"Parity of {report.model}", bool(report), summary, sections(report), footer)
+    return render(
+        path,
+        f"Parity of {report.model}",
+        passed=bool(report),
+        summary=summary,
+        sections=sections(report),
+        environment=footer,
+    )
 
 
 def parity_bars(title: str, reports: Sequence[ParityReport]) -> Markup:
@@ -116,8 +160,8 @@ def parity_bars(title: str, reports: Sequence[ParityReport]) -> Markup:
     return bars(
         title,
         "relative error against float64",
-        [f"{output.name} {dtype}\n{output.norms}" for dtype, output in found],
-        {
+        groups=[f"{output.name} {dtype}\n{output.norms}" for dtype, output in found],
+        series={
             "exported file": [max(o.error, tiny) for _, o in found],
             "PyTorch's own": [max(o.torch_error, tiny) for _, o in found],
             "allowed": [max(o.allowed, tiny) for _, o in found],

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -43,6 +43,7 @@ class Tap:
 
     module: str
     kind: str
+    _: KW_ONLY
     node: str
     output: str
     rows: Rows | None = None
@@ -58,10 +59,12 @@ def _lists(model: nn.Module) -> list[str]:
     if lists:
         return lists
     return [
-        path for path, module in model.named_modules()
-        if path and isinstance(module, nn.Sequential)
+        path
+        for path, module in model.named_modules()
+        if path
+        and isinstance(module, nn.Sequential)
         and any(is_norm(inner) and inner is not child for child in module for inner in child.modules())
-    ]  # fmt: skip
+    ]
 
 
 def blocks(model: nn.Module) -> tuple[str, ...]:
@@ -123,11 +126,13 @@ def tap(model: ir.Model, module: nn.Module) -> tuple[Tap, ...]:
         copy.outputs[0].type, copy.outputs[0].shape = value.type, value.shape
         graph.insert_after(source, copy)
         graph.outputs.append(copy.outputs[0])
-        taps.append(Tap(path, kind, source.name or source.op_type, f"{_PREFIX}{path}", rows_of(source)))
+        taps.append(
+            Tap(path, kind, node=source.name or source.op_type, output=f"{_PREFIX}{path}", rows=rows_of(source))
+        )
     return tuple(taps)
 
 
-def tapped_copy(exported: ExportedModel, module: nn.Module, folder: Path) -> tuple[ExportedModel, tuple[Tap, ...]]:
+def tapped_copy(exported: ExportedModel, module: nn.Module, *, folder: Path) -> tuple[ExportedModel, tuple[Tap, ...]]:
     """The file with taps, written to `folder`.
 
     Raises:

@@ -48,10 +48,15 @@ def _say(layers: Sequence[LayerParity]) -> str:
 
 
 def check_layers(
-    exported: ExportedModel, model: LoadedModel, truth: nn.Module, samples: Sequence[Arrays],
-    prepare: Callable[[ExportedModel, Path], ExportedModel], runners: Callable[[ExportedModel], Mapping[str, Runner]],
+    exported: ExportedModel,
+    model: LoadedModel,
+    *,
+    truth: nn.Module,
+    samples: Sequence[Arrays],
+    prepare: Callable[[ExportedModel, Path], ExportedModel],
+    runners: Callable[[ExportedModel], Mapping[str, Runner]],
     progress: Progress,
-) -> LayersReport:  # fmt: skip
+) -> LayersReport:
     """Run a tapped copy and the two PyTorch corners on every sample.
 
     Args:
@@ -69,15 +74,15 @@ def check_layers(
     notes: dict[str, None] = {}
     with tempfile.TemporaryDirectory() as folder:
         try:
-            tapped, taps = tapped_copy(exported, model.module, Path(folder))
+            tapped, taps = tapped_copy(exported, model.module, folder=Path(folder))
         except ModelFileError as error:
             return LayersReport((), "", (str(error),))
         file = prepare(tapped, Path(folder))
         for index, inputs in enumerate(samples):
             progress("running PyTorch layer by layer", index, len(samples))
             for corner, module in (("true", truth), ("own", own_module)):
-                values = _record(model, module, inputs)  # every feature map of a model, so not kept in memory
-                np.savez(_kept(folder, corner, index), **values)  # type: ignore[arg-type]  # any name is an array's
+                values = _record(model, module, inputs=inputs)  # every feature map of a model, so not kept in memory
+                np.savez(_kept(folder, corner, index=index), **values)  # type: ignore[arg-type]  # any name is an array's
         names = [tensor.name for tensor in file.inputs]
         corners = runners(file)
         for norms, runner in corners.items():  # one session after the other
@@ -85,7 +90,10 @@ def check_layers(
                 progress(f"comparing layers, norms {norms}", index, len(samples))
                 actual = runner.run({name: inputs[name] for name in names})
                 masks = list(model.valid(inputs).values())
-                with np.load(_kept(folder, "true", index)) as true, np.load(_kept(folder, "own", index)) as own:
+                with (
+                    np.load(_kept(folder, "true", index=index)) as true,
+                    np.load(_kept(folder, "own", index=index)) as own,
+                ):
                     for place in taps:
                         if place.module not in true:
                             notes[f"{place.kind} {place.module} did not run in PyTorch"] = None
@@ -96,25 +104,29 @@ def check_layers(
                             notes[f"{place.kind} {place.module}: {shapes}"] = None
                             continue
                         a, o, t = (_defined(v, masks) for v in (a, o, t))
-                        sums.setdefault((place.module, norms), ErrorSums()).add(a, o, t)
+                        sums.setdefault((place.module, norms), ErrorSums()).add(a, o, truth=t)
     progress("comparing layers", len(samples), len(samples))
     layers = []
     for place in taps:
         judged = tuple(
-            sums[place.module, norms].judge(place.module, norms, BOUNDS[dtype])
+            sums[place.module, norms].judge(place.module, norms, bound=BOUNDS[dtype])
             for norms in corners
             if (place.module, norms) in sums
         )
         if judged:
-            layers.append(LayerParity(place.module, place.kind, place.node, judged[0].torch_error, judged))
+            layers.append(
+                LayerParity(
+                    place.module, place.kind, node=place.node, torch_error=judged[0].torch_error, corners=judged
+                )
+            )
     return LayersReport(tuple(layers), _say(layers), tuple(notes))
 
 
-def _record(model: LoadedModel, module: nn.Module, inputs: Arrays) -> Arrays:
+def _record(model: LoadedModel, module: nn.Module, *, inputs: Arrays) -> Arrays:
     with recorded(module) as values:
         TorchRunner(model, module).run(inputs)
     return values
 
 
-def _kept(folder: str, corner: str, index: int) -> Path:
+def _kept(folder: str, corner: str, *, index: int) -> Path:
     return Path(folder) / f"{corner}.{index}.npz"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -52,13 +52,14 @@ class Runtime:
 
     backend: str
     kernels: Kernels
+    _: KW_ONLY
     require_fused: bool
     layers: bool = False
     endpoint: Endpoint | None = None
     engine: Path | None = None
 
 
-def _select(arrays: Arrays, name: str, valid: dict[str, NDArray[np.bool_]]) -> NDArray[Any]:
+def _select(arrays: Arrays, name: str, *, valid: dict[str, NDArray[np.bool_]]) -> NDArray[Any]:
     return arrays[name][valid[name]] if name in valid else arrays[name]
 
 
@@ -78,25 +79,58 @@ def _rounding_file(exported: ExportedModel, folder: Path) -> ExportedModel:
 
 
 def check_numeric(
-    exported: ExportedModel, model: LoadedModel, truth: nn.Module, runtime: Runtime, samples: Sequence[Arrays],
-    narrow: frozenset[str], progress: Progress, text: NDArray[np.int64] | None = None,
-) -> NumericReport:  # fmt: skip
+    exported: ExportedModel,
+    model: LoadedModel,
+    *,
+    truth: nn.Module,
+    runtime: Runtime,
+    samples: Sequence[Arrays],
+    narrow: frozenset[str],
+    progress: Progress,
+    text: NDArray[np.int64] | None = None,
+) -> NumericReport:
     """Run `exported`, `truth` (float64) and PyTorch in the file's own type on every sample, and compare."""
     dtype = DType(exported.dtype)
     if exported.metadata.get("quantization"):
-        return _judge_quantized(exported, model, runtime, samples, narrow, text, progress)
+        return _judge_quantized(
+            exported, model, runtime=runtime, samples=samples, narrow=narrow, text=text, progress=progress
+        )
     if not _needs_rounding(runtime, dtype):
         as_is = "the file as it is"
-        report = _compare(exported, as_is, dtype, model, truth, runtime, samples, narrow, progress, text)
-        return _with_layers(report, exported, model, truth, runtime, samples, progress)
+        report = _compare(
+            exported,
+            as_is,
+            dtype=dtype,
+            model=model,
+            truth=truth,
+            runtime=runtime,
+            samples=samples,
+            narrow=narrow,
+            progress=progress,
+            text=text,
+        )
+        return _with_layers(
+            report, exported, model=model, truth=truth, runtime=runtime, samples=samples, progress=progress
+        )
     method = (
         f"a copy that rounds every node's output to {dtype.value} by explicit Casts and does arithmetic in float32: "
         f"on a CPU, ONNX Runtime computes {dtype.value} graphs in float32 without that rounding, or not at all"
     )
     with tempfile.TemporaryDirectory() as folder:
         copy = _rounding_file(exported, Path(folder))
-        report = _compare(copy, method, dtype, model, truth, runtime, samples, narrow, progress, text)
-    return _with_layers(report, exported, model, truth, runtime, samples, progress)
+        report = _compare(
+            copy,
+            method,
+            dtype=dtype,
+            model=model,
+            truth=truth,
+            runtime=runtime,
+            samples=samples,
+            narrow=narrow,
+            progress=progress,
+            text=text,
+        )
+    return _with_layers(report, exported, model=model, truth=truth, runtime=runtime, samples=samples, progress=progress)
 
 
 def _needs_rounding(runtime: Runtime, dtype: DType) -> bool:
@@ -104,9 +138,15 @@ def _needs_rounding(runtime: Runtime, dtype: DType) -> bool:
 
 
 def _with_layers(
-    report: NumericReport, exported: ExportedModel, model: LoadedModel, truth: nn.Module, runtime: Runtime,
-    samples: Sequence[Arrays], progress: Progress,
-) -> NumericReport:  # fmt: skip
+    report: NumericReport,
+    exported: ExportedModel,
+    *,
+    model: LoadedModel,
+    truth: nn.Module,
+    runtime: Runtime,
+    samples: Sequence[Arrays],
+    progress: Progress,
+) -> NumericReport:
     """The report with the error behind every layer where that is asked for; the first one is a finding if it failed."""
     if not runtime.layers:
         return report
@@ -114,7 +154,15 @@ def _with_layers(
     def prepare(file: ExportedModel, folder: Path) -> ExportedModel:
         return _rounding_file(file, folder) if _needs_rounding(runtime, DType(exported.dtype)) else file
 
-    layers = check_layers(exported, model, truth, samples, prepare, lambda file: _runners(file, runtime), progress)
+    layers = check_layers(
+        exported,
+        model,
+        truth=truth,
+        samples=samples,
+        prepare=prepare,
+        runners=lambda file: _runners(file, runtime),
+        progress=progress,
+    )
     findings, notes = report.findings, report.notes
     if layers.first and not report:
         findings += (Finding("layer", layers.first),)
@@ -124,9 +172,15 @@ def _with_layers(
 
 
 def _judge_quantized(
-    exported: ExportedModel, model: LoadedModel, runtime: Runtime, samples: Sequence[Arrays],
-    narrow: frozenset[str], text: NDArray[np.int64] | None, progress: Progress,
-) -> NumericReport:  # fmt: skip
+    exported: ExportedModel,
+    model: LoadedModel,
+    *,
+    runtime: Runtime,
+    samples: Sequence[Arrays],
+    narrow: frozenset[str],
+    text: NDArray[np.int64] | None,
+    progress: Progress,
+) -> NumericReport:
     """Of a quantised file: its predictions beside the checkpoint's, its numbers beside those of its own matrices."""
     says = exported.metadata["quantization"]
     own = TorchRunner(model, model.in_dtype(torch.float32))
@@ -137,29 +191,47 @@ def _judge_quantized(
     taken = tuple(spec for spec in model.inputs if spec.name in {tensor.name for tensor in exported.inputs})
     kind = f"int{says['bits']}"
     runners = _runners(exported, runtime)
-    quality = check_quality(model, own, runners, taken, kind, text, progress)
+    quality = check_quality(model, own, runners=runners, inputs=taken, kind=kind, tokens=text, progress=progress)
     runners.close()
     findings = tuple(Finding("quality", str(q)) for q in quality if not q.passed)
     method = "predictions of the file as it is, beside PyTorch in fp32"
-    report = NumericReport(runtime.backend, kind, method, len(samples), (), ())
+    report = NumericReport(runtime.backend, kind, method=method, samples=len(samples), outputs=(), findings=())
     if runtime.backend == "ort-cpu":
         method += "; numbers of a copy that rounds no activations, beside PyTorch with the file's own matrices"
         with tempfile.TemporaryDirectory() as folder:
             file, as_stored = exact_file(exported, Path(folder)), with_matrices_of(exported, model)
             truth, exact = as_stored.in_float64(), replace(runtime, require_fused=False)
-            report = _compare(file, method, DType.FP32, as_stored, truth, exact, samples, narrow, progress, None)
-            report = _with_layers(report, file, as_stored, truth, runtime, samples, progress)
+            report = _compare(
+                file,
+                method,
+                dtype=DType.FP32,
+                model=as_stored,
+                truth=truth,
+                runtime=exact,
+                samples=samples,
+                narrow=narrow,
+                progress=progress,
+                text=None,
+            )
+            report = _with_layers(
+                report, file, model=as_stored, truth=truth, runtime=runtime, samples=samples, progress=progress
+            )
     else:
         notes += (f"backend {runtime.backend} judges predictions alone; ort-cpu holds a quantised file's numbers too",)
-    executions = _executions(exported, runtime, {spec.name: samples[0][spec.name] for spec in taken})
-    findings += (*report.findings, *_unfused(exported, runtime, executions))
+    executions = _executions(exported, runtime, inputs={spec.name: samples[0][spec.name] for spec in taken})
+    findings += (*report.findings, *_unfused(exported, runtime, executions=executions))
     return replace(
-        report, dtype=kind, method=method, findings=findings, notes=notes + report.notes, norms=executions,
+        report,
+        dtype=kind,
+        method=method,
+        findings=findings,
+        notes=notes + report.notes,
+        norms=executions,
         quality=quality,
-    )  # fmt: skip
+    )
 
 
-def _unfused(file: ExportedModel, runtime: Runtime, executions: Sequence[NormExecution]) -> list[Finding]:
+def _unfused(file: ExportedModel, runtime: Runtime, *, executions: Sequence[NormExecution]) -> list[Finding]:
     """Every norm that did not run as a fused kernel, where that is demanded."""
     if not runtime.require_fused:
         return []
@@ -171,9 +243,18 @@ def _unfused(file: ExportedModel, runtime: Runtime, executions: Sequence[NormExe
 
 
 def _compare(
-    file: ExportedModel, method: str, dtype: DType, model: LoadedModel, truth: nn.Module, runtime: Runtime,
-    samples: Sequence[Arrays], narrow: frozenset[str], progress: Progress, text: NDArray[np.int64] | None,
-) -> NumericReport:  # fmt: skip
+    file: ExportedModel,
+    method: str,
+    *,
+    dtype: DType,
+    model: LoadedModel,
+    truth: nn.Module,
+    runtime: Runtime,
+    samples: Sequence[Arrays],
+    narrow: frozenset[str],
+    progress: Progress,
+    text: NDArray[np.int64] | None,
+) -> NumericReport:
     runners = _runners(file, runtime)
     own = TorchRunner(model, model.in_dtype(torch_dtype(dtype)))
     exact = TorchRunner(model, truth)
@@ -204,21 +285,23 @@ def _compare(
                     what = f"sample {index}: is {got}; it must be {true[name].shape}"
                     findings.append(Finding(f"output {name}", what))
                     continue
-                a, o, t = (_select(arrays, name, valid) for arrays in (actual, torchs, true))
-                if problem := _not_finite(a, o, t, dtype):
+                a, o, t = (_select(arrays, name, valid=valid) for arrays in (actual, torchs, true))
+                if problem := _not_finite(a, o, truth=t, dtype=dtype):
                     findings.append(Finding(f"output {name}", f"sample {index}: {problem}"))
-                sums[norms, name].add(a, o, t)
+                sums[norms, name].add(a, o, truth=t)
     progress("comparing", len(samples), len(samples))
-    outputs = tuple(s.judge(name, norms, BOUNDS[dtype]) for (norms, name), s in sums.items() if s.per_sample)
+    outputs = tuple(s.judge(name, norms, bound=BOUNDS[dtype]) for (norms, name), s in sums.items() if s.per_sample)
     if model.task == "text-generation":
-        decoded, more = check_decoding(model, exact, own, runners, file, progress)
+        decoded, more = check_decoding(model, exact, own=own, runners=runners, file=file, progress=progress)
         outputs += decoded
         findings += more
     quality: tuple[Quality, ...] = ()
     if model.task == "text-generation" and text is not None:
         torch_fp32 = TorchRunner(model, model.in_dtype(torch.float32))
         inputs_taken = tuple(spec for spec in model.inputs if spec.name in taken)
-        quality = check_quality(model, torch_fp32, runners, inputs_taken, dtype.value, text, progress)
+        quality = check_quality(
+            model, torch_fp32, runners=runners, inputs=inputs_taken, kind=dtype.value, tokens=text, progress=progress
+        )
         findings += [Finding("quality", str(q)) for q in quality if not q.passed]
     for output in outputs:
         if not output.passed:
@@ -237,21 +320,29 @@ def _compare(
     bare = [o for o in outputs if o.norms == "as functions"] or outputs
     if runtime.backend == "ort-cpu" and not all(o.passed for o in bare):
         runners.close()
-        levels = _levels(file, dtype, model, runtime, known)
-    blame = split(outputs, dtype.value, levels)
+        levels = _levels(file, dtype, model=model, runtime=runtime, known=known)
+    blame = split(outputs, dtype.value, levels=levels)
     if blame is not None and blame.guilty:
         findings.append(Finding(f"link {blame.guilty}", blame.words))
     runners.close()
-    executions = _executions(file, runtime, {name: samples[0][name] for name in taken})
-    findings += _unfused(file, runtime, executions)
+    executions = _executions(file, runtime, inputs={name: samples[0][name] for name in taken})
+    findings += _unfused(file, runtime, executions=executions)
     return NumericReport(
-        runtime.backend, dtype.value, method, len(samples), outputs, tuple(findings), tuple(notes), executions, quality,
-        blame,
-    )  # fmt: skip
+        runtime.backend,
+        dtype.value,
+        method=method,
+        samples=len(samples),
+        outputs=outputs,
+        findings=tuple(findings),
+        notes=tuple(notes),
+        norms=executions,
+        quality=quality,
+        blame=blame,
+    )
 
 
 def _levels(
-    file: ExportedModel, dtype: DType, model: LoadedModel, runtime: Runtime, known: Sequence[_Known]
+    file: ExportedModel, dtype: DType, *, model: LoadedModel, runtime: Runtime, known: Sequence[_Known]
 ) -> tuple[Level, ...]:
     """The worst output at every optimisation level, norms as functions unless fused ones were demanded."""
     from ibnorm_export.runtimes.ort import LEVELS, OrtRunner
@@ -269,8 +360,9 @@ def _levels(
             actual = runner.run({name: inputs[name] for name in taken})
             for name in model.outputs:
                 if name in actual and actual[name].shape == true[name].shape:
-                    sums[name].add(*(_select(arrays, name, valid) for arrays in (actual, torchs, true)))
-        judged = [s.judge(name, level, BOUNDS[dtype]) for name, s in sums.items() if s.per_sample]
+                    a, o, t = (_select(arrays, name, valid=valid) for arrays in (actual, torchs, true))
+                    sums[name].add(a, o, truth=t)
+        judged = [s.judge(name, level, bound=BOUNDS[dtype]) for name, s in sums.items() if s.per_sample]
         if judged:
             worst = max(judged, key=lambda o: (not o.passed, np.nan_to_num(o.error, nan=np.inf)))
             levels.append(Level(level, worst.error, worst.allowed, worst.passed))
@@ -290,7 +382,7 @@ def _runners(file: ExportedModel, runtime: Runtime) -> Corners:
     return Corners(runners)
 
 
-def _not_finite(actual: NDArray[Any], own: NDArray[Any], truth: NDArray[Any], dtype: DType) -> str:
+def _not_finite(actual: NDArray[Any], own: NDArray[Any], *, truth: NDArray[Any], dtype: DType) -> str:
     """What is wrong where a value is NaN or infinity; empty where none is."""
     if not np.isfinite(truth).all():
         return "the checkpoint itself gives NaN or Inf"
@@ -305,9 +397,11 @@ def _not_finite(actual: NDArray[Any], own: NDArray[Any], truth: NDArray[Any], dt
     return ""
 
 
-def _executions(file: ExportedModel, runtime: Runtime, inputs: Arrays) -> tuple[NormExecution, ...]:
+def _executions(file: ExportedModel, runtime: Runtime, *, inputs: Arrays) -> tuple[NormExecution, ...]:
     if not runtime.backend.startswith("ort-"):
         return ()
     from ibnorm_export.runtimes.norm_executions import norm_executions
 
-    return norm_executions(file, inputs, fused_library(runtime.backend, runtime.kernels), runtime.backend)
+    return norm_executions(
+        file, inputs, library=fused_library(runtime.backend, runtime.kernels), backend=runtime.backend
+    )

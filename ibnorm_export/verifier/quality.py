@@ -36,7 +36,7 @@ QUALITY_BOUNDS: Final = {
 }
 
 
-def own_text(model: LoadedModel, own: Runner, seed: int = 0) -> NDArray[np.int64]:
+def own_text(model: LoadedModel, own: Runner, *, seed: int = 0) -> NDArray[np.int64]:
     """Tokens (n,) that PyTorch samples from the model itself: what it is asked for where no text is given."""
     rng = np.random.default_rng(seed)
     sampling = Sampling(temperature=1.0)
@@ -69,7 +69,7 @@ def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     return result
 
 
-def _logits(runner: Runner, inputs: tuple[InputSpec, ...], tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+def _logits(runner: Runner, inputs: tuple[InputSpec, ...], *, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
     """(n, vocabulary): the first tokens at once, the last `_STEPS` one by one through the cache."""
     decoder = Decoder(runner, inputs)
     decoder.start(1)
@@ -80,9 +80,15 @@ def _logits(runner: Runner, inputs: tuple[InputSpec, ...], tokens: NDArray[np.in
 
 
 def check_quality(
-    model: LoadedModel, own: Runner, runners: Mapping[str, Runner], inputs: tuple[InputSpec, ...], kind: str,
-    tokens: NDArray[np.int64], progress: Progress,
-) -> tuple[Quality, ...]:  # fmt: skip
+    model: LoadedModel,
+    own: Runner,
+    *,
+    runners: Mapping[str, Runner],
+    inputs: tuple[InputSpec, ...],
+    kind: str,
+    tokens: NDArray[np.int64],
+    progress: Progress,
+) -> tuple[Quality, ...]:
     """Teacher-forced predictions of each runner beside PyTorch's in fp32.
 
     Args:
@@ -102,13 +108,13 @@ def check_quality(
     pieces = [tokens[start : start + window + 1] for start in starts]
     pieces = [piece for piece in pieces if len(piece) > 1]
     found = []
-    expected = [_log_softmax(_logits(own, model.inputs, piece[:-1])) for piece in pieces]
+    expected = [_log_softmax(_logits(own, model.inputs, tokens=piece[:-1])) for piece in pieces]
     for norms, runner in runners.items():
         agree = count = 0
         divergence = before = after = 0.0
         for index, (piece, p) in enumerate(zip(pieces, expected, strict=True)):
             progress("predicting", index, len(pieces))
-            q = _log_softmax(_logits(runner, inputs, piece[:-1]))
+            q = _log_softmax(_logits(runner, inputs, tokens=piece[:-1]))
             following = piece[1:, None]
             agree += int((p.argmax(-1) == q.argmax(-1)).sum())
             divergence += float((np.exp(p) * (p - q)).sum())
@@ -120,8 +126,15 @@ def check_quality(
         passed = agree / count >= bound.agreement and divergence / count <= bound.divergence
         found.append(
             Quality(
-                norms, kind, count, agree / count, divergence / count, float(np.exp(before / count)),
-                float(np.exp(after / count)), bound, bool(passed and ratio <= bound.perplexity),
+                norms,
+                kind,
+                positions=count,
+                agreement=agree / count,
+                divergence=divergence / count,
+                before=float(np.exp(before / count)),
+                after=float(np.exp(after / count)),
+                bound=bound,
+                passed=bool(passed and ratio <= bound.perplexity),
             )
-        )  # fmt: skip
+        )
     return tuple(found)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import KW_ONLY, asdict, dataclass
 from typing import Any
 
 from ibnorm_export.errors import ParityError
@@ -54,6 +54,7 @@ class OutputParity:
 
     name: str
     norms: str
+    _: KW_ONLY
     max_abs: float
     error: float
     torch_error: float
@@ -82,6 +83,7 @@ class Quality:
 
     norms: str
     kind: str
+    _: KW_ONLY
     positions: int
     agreement: float
     divergence: float
@@ -124,6 +126,7 @@ class Blame:
 
     output: str
     dtype: str
+    _: KW_ONLY
     links: tuple[Link, ...]
     levels: tuple[Level, ...]
     words: str
@@ -148,6 +151,7 @@ class LayerParity:
 
     module: str
     kind: str
+    _: KW_ONLY
     node: str
     torch_error: float
     corners: tuple[OutputParity, ...]
@@ -177,6 +181,7 @@ class NumericReport:
 
     backend: str
     dtype: str
+    _: KW_ONLY
     method: str
     samples: int
     outputs: tuple[OutputParity, ...]
@@ -198,6 +203,7 @@ class ParityReport:
 
     model: str
     checkpoint: str
+    _: KW_ONLY
     static: StaticReport | None
     numeric: NumericReport | None
     notes: tuple[str, ...] = ()

@@ -29,7 +29,7 @@ def _float32(array: NDArray[Any]) -> NDArray[np.float32]:
     return np.asarray(array, dtype=np.float32)  # exact for float16 and bfloat16
 
 
-def _compare_weight(file: NDArray[Any], tensor: Tensor, dtype: torch.dtype, transposed: bool) -> str | None:
+def _compare_weight(file: NDArray[Any], tensor: Tensor, *, dtype: torch.dtype, transposed: bool) -> str | None:
     wanted = tensor.detach().to(dtype).float() if tensor.is_floating_point() else tensor.detach()
     expected = (wanted.T if transposed else wanted).numpy()
     if file.shape != expected.shape:
@@ -50,11 +50,11 @@ def _is_stored(exported: ExportedModel, name: str) -> bool:
 
 
 def _compare_stored(
-    exported: ExportedModel, name: str, tensor: Tensor, dtype: torch.dtype, transposed: bool
+    exported: ExportedModel, name: str, *, tensor: Tensor, dtype: torch.dtype, transposed: bool
 ) -> str | None:
     """As `_compare_weight`, for a weight that may be quantised: then each value is within its checkpoint's step."""
     if name in exported.weights:
-        return _compare_weight(exported.array(name), tensor, dtype, transposed)
+        return _compare_weight(exported.array(name), tensor, dtype=dtype, transposed=transposed)
     says, bits = exported.metadata.get("quantization") or {}, bits_of(exported, name)
     if bits is None or bits not in (says.get("bits"), says.get("head_bits")):
         return f"has {bits} bits a value; the metadata of the file speaks of {says.get('bits')}"
@@ -69,12 +69,12 @@ def _compare_stored(
     expected = (wanted.T if transposed else wanted).numpy()
     if values.shape != expected.shape:
         return f"shape is {values.shape}; the checkpoint has {expected.shape}"
-    allowed = steps(expected, bits, int(says["block_size"])) * 1.001
+    allowed = steps(expected, bits, block_size=int(says["block_size"])) * 1.001
     wrong = int(np.count_nonzero(~(np.abs(values - expected) <= allowed)))
     return f"{wrong} of {values.size} values are more than one step of their block off" if wrong else None
 
 
-def _check_norm(node: NormNode, module: IBNorm, names: Mapping[int, set[str]]) -> Iterable[Finding]:
+def _check_norm(node: NormNode, module: IBNorm, *, names: Mapping[int, set[str]]) -> Iterable[Finding]:
     spec = module.spec
     where = f"norm {node.module} (node {node.name})"
     plain = node.op_type.removeprefix("Skip")
@@ -110,9 +110,10 @@ def _check_functions(model: ExportedModel) -> Iterable[Finding]:
         want, have = canonical[op_type], carried[op_type]
         if [n.op_type for n in have.node] != [n.op_type for n in want.node]:
             different = [
-                f"{a.op_type} for {b.op_type}" for a, b in zip(have.node, want.node, strict=False)
+                f"{a.op_type} for {b.op_type}"
+                for a, b in zip(have.node, want.node, strict=False)
                 if a.op_type != b.op_type
-            ]  # fmt: skip
+            ]
             detail = ", ".join(different) or f"{len(have.node)} nodes for {len(want.node)}"
             yield Finding(where, f"its body is not the operator's: {detail}")
         elif _body(have) != _body(want):
@@ -136,7 +137,7 @@ def _body(function: onnx.FunctionProto) -> list[Any]:
     return [*body, [numbers.get(name) for name in function.output]]
 
 
-def check_static(exported: ExportedModel, model: LoadedModel, reached: Reach) -> StaticReport:
+def check_static(exported: ExportedModel, model: LoadedModel, *, reached: Reach) -> StaticReport:
     findings: list[Finding] = []
     notes: list[str] = []
     dtype = torch_dtype(DType(exported.dtype))
@@ -159,7 +160,7 @@ def check_static(exported: ExportedModel, model: LoadedModel, reached: Reach) ->
             if node.module not in modules:
                 findings.append(Finding(f"norm {node.module}", "is in the file but not in the checkpoint"))
             else:
-                findings.extend(_check_norm(node, modules[node.module], names))
+                findings.extend(_check_norm(node, modules[node.module], names=names))
         findings.extend(_check_functions(exported))
     for name in exported.weights:
         kind, _, _ = name.removeprefix("ibnorm.").partition(".")
@@ -180,7 +181,7 @@ def check_static(exported: ExportedModel, model: LoadedModel, reached: Reach) ->
             in_file.add(id(tensor))
             # a buffer that no checkpoint saves keeps its own type in the file
             wanted = dtype if name in state else tensor.dtype
-            problem = _compare_stored(exported, stored, tensor, wanted, transposed)
+            problem = _compare_stored(exported, stored, tensor=tensor, dtype=wanted, transposed=transposed)
             if problem:
                 findings.append(Finding(f"weight {stored}", problem))
     for stored, names_in in dict(exported.metadata.get("packed", {})).items():
@@ -188,7 +189,9 @@ def check_static(exported: ExportedModel, model: LoadedModel, reached: Reach) ->
         if _is_stored(exported, stored) and len(parts) == len(names_in):
             compared += 1
             in_file.update(id(part) for part in parts)
-            problem = _compare_stored(exported, stored, torch.cat(parts), dtype, stored.endswith(".T"))
+            problem = _compare_stored(
+                exported, stored, tensor=torch.cat(parts), dtype=dtype, transposed=stored.endswith(".T")
+            )
             if problem:
                 findings.append(Finding(f"weight {stored}", problem))
     for name, tensor in state.items():

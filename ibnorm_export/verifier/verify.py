@@ -8,7 +8,7 @@ the yardstick, and a runtime fails when it is clearly further from the truth tha
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +62,7 @@ class VerifyOptions:
 
     backend: str = "ort-cpu"
     samples: int = 4
+    _: KW_ONLY
     seed: int = 0
     static: bool = True
     kernels: Kernels = Kernels.AUTO
@@ -72,14 +73,14 @@ class VerifyOptions:
     engine: Path | None = None
 
 
-def _reached(model: LoadedModel, truth: nn.Module, inputs: Sequence[Arrays], index: int) -> Reach:
+def _reached(model: LoadedModel, truth: nn.Module, *, inputs: Sequence[Arrays], index: int) -> Reach:
     """`reach` on one of the inputs.
 
     Raises:
         ModelFileError: PyTorch cannot run on it; the message has its ranges.
     """
     try:
-        return reach(model, truth, inputs[index])
+        return reach(model, truth, inputs=inputs[index])
     except (IndexError, ValueError, RuntimeError) as error:
         ranges = ", ".join(f"{name} from {a.min()} to {a.max()}" for name, a in inputs[index].items() if a.size)
         raise ModelFileError(f"PyTorch cannot run the checkpoint on input {index} ({ranges}): {error}") from error
@@ -88,6 +89,7 @@ def _reached(model: LoadedModel, truth: nn.Module, inputs: Sequence[Arrays], ind
 def verify(
     exported: ExportedModel,
     model: LoadedModel,
+    *,
     options: VerifyOptions | None = None,
     inputs: Sequence[Arrays] | None = None,
     progress: Progress = silent,
@@ -156,18 +158,39 @@ def verify(
         tokens = Tokens(Path(model.source), model.vocabulary).encode(text)
         demand_predictions(tokens)
     truth = model.in_float64()
-    reached = _reached(model, truth, inputs, 0)
+    reached = _reached(model, truth, inputs=inputs, index=0)
     runtime = Runtime(
-        options.backend, options.kernels, options.require_fused, options.layers, options.endpoint, options.engine
-    )  # fmt: skip
-    static = check_static(exported, model, reached) if options.static else None
+        options.backend,
+        options.kernels,
+        require_fused=options.require_fused,
+        layers=options.layers,
+        endpoint=options.endpoint,
+        engine=options.engine,
+    )
+    static = check_static(exported, model, reached=reached) if options.static else None
     try:
-        numeric = check_numeric(exported, model, truth, runtime, inputs, reached.narrow, progress, tokens)
+        numeric = check_numeric(
+            exported,
+            model,
+            truth=truth,
+            runtime=runtime,
+            samples=inputs,
+            narrow=reached.narrow,
+            progress=progress,
+            text=tokens,
+        )
     except ModelFileError as error:  # a file that the runtime refuses is a finding, beside the static ones
         findings = (Finding("runtime", str(error)),)
-        numeric = NumericReport(options.backend, exported.dtype, "nothing: it does not load", 0, (), findings)
+        numeric = NumericReport(
+            options.backend,
+            exported.dtype,
+            method="nothing: it does not load",
+            samples=0,
+            outputs=(),
+            findings=findings,
+        )
     except (IndexError, ValueError, RuntimeError):  # is it an input behind the first that PyTorch refuses?
         for index in range(1, len(inputs)):
-            _reached(model, truth, inputs, index)
+            _reached(model, truth, inputs=inputs, index=index)
         raise
-    return ParityReport(str(exported.path), model.source, static, numeric, tuple(notes))
+    return ParityReport(str(exported.path), model.source, static=static, numeric=numeric, notes=tuple(notes))

@@ -14,10 +14,9 @@ from transformers import DynamicCache
 from ibnorm_export.artifacts.kv_cache import positions
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.tensors import Arrays, InputSpec
-from ibnorm_export.generation.sessions import SessionSource, torch_sessions
 from ibnorm_export.models.families.family import Family
 
-__all__ = ["CausalFamily", "checkpoint_sessions"]
+__all__ = ["CausalFamily"]
 
 
 class CausalFamily(Family):
@@ -44,7 +43,7 @@ class CausalFamily(Family):
             module(input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, use_cache=False).logits,
         )
 
-    def sample(self, module: nn.Module, rng: np.random.Generator, index: int) -> Arrays:
+    def sample(self, module: nn.Module, rng: np.random.Generator, *, index: int) -> Arrays:
         config: Any = module.config
         longest = int(config.max_position_embeddings)
         # one prompt; padding on the left; a single token; padding on the right
@@ -86,7 +85,7 @@ class CausalFamily(Family):
             ),
             outputs=("logits", *(f"present.{n}" for n in layer_names)),
             call=self._call_with_cache,
-            sample=lambda rng, index: self._sample_with_cache(module, rng, index),
+            sample=lambda rng, index: self._sample_with_cache(module, rng, index=index),
             valid=_valid_with_cache,
             task="text-generation",
             trace_sizes={"batch": 2, "sequence": 3, "past": 5, "total": 8},
@@ -106,7 +105,7 @@ class CausalFamily(Family):
         present = [t for layer in result.past_key_values.layers for t in (layer.keys, layer.values)]
         return result.logits, *present
 
-    def _sample_with_cache(self, module: nn.Module, rng: np.random.Generator, index: int) -> Arrays:
+    def _sample_with_cache(self, module: nn.Module, rng: np.random.Generator, *, index: int) -> Arrays:
         # a first prompt; one token of rows of unequal length; a single token and no past; more prompt behind a past
         config: Any = module.config
         batch, past, sequence = ((1, 0, 33), (3, 19, 1), (1, 0, 1), (2, 9, 5))[index % 4]
@@ -138,11 +137,3 @@ def _valid_with_cache(arrays: Arrays) -> dict[str, NDArray[np.bool_]]:
             present = f"present.{name.removeprefix('past_key_values.')}"
             valid[present] = np.broadcast_to(mask[:, None, :], shape)
     return valid
-
-
-def checkpoint_sessions(checkpoint: str, threads: int) -> SessionSource:
-    """PyTorch on a checkpoint, as the benchmark opens it; `threads` holds for the whole process."""
-    from ibnorm_export.models.loading import load
-
-    torch.set_num_threads(threads)
-    return torch_sessions(load(checkpoint, task="text-generation"))

@@ -54,7 +54,7 @@ class Family(abc.ABC):
         """Run the model on the inputs, in order."""
 
     @abc.abstractmethod
-    def sample(self, module: nn.Module, rng: np.random.Generator, index: int) -> Arrays:
+    def sample(self, module: nn.Module, rng: np.random.Generator, *, index: int) -> Arrays:
         """Inputs shaped as in use; the index walks through the shapes that matter."""
 
     def valid(self, arrays: Arrays) -> dict[str, NDArray[np.bool_]]:

@@ -14,7 +14,7 @@ from ibnorm_export.models.families.causal import CausalFamily
 __all__ = ["GPT2"]
 
 
-def _preset(hidden: int, heads: int, layers: int) -> dict[str, Any]:
+def _preset(hidden: int, heads: int, *, layers: int) -> dict[str, Any]:
     return {
         "model_type": "gpt2",
         "n_embd": hidden,
@@ -32,8 +32,8 @@ class GPT2(CausalFamily):
     architecture = GPT2LMHeadModel
     opset = 23  # see Llama
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "124m": _preset(768, 12, 12),
-        "355m": _preset(1024, 16, 24),
+        "124m": _preset(768, 12, layers=12),
+        "355m": _preset(1024, 16, layers=24),
     }
 
     def check(self, config: Mapping[str, Any]) -> None:

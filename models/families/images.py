@@ -10,7 +10,7 @@ from ibnorm_export.artifacts.tensors import InputSpec
 __all__ = ["images"]
 
 
-def images(spec: InputSpec, rng: np.random.Generator, index: int) -> NDArray[np.float32]:
+def images(spec: InputSpec, rng: np.random.Generator, *, index: int) -> NDArray[np.float32]:
     """Images (batch, channels, height, width) after the usual normalisation: zero mean, unit variance, a flat region.
 
     Args:

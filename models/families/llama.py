@@ -20,7 +20,7 @@ __all__ = ["Llama"]
 _ROTARY: Final = ("default", "linear", "llama3", "yarn")
 
 
-def _preset(hidden: int, intermediate: int, heads: int, layers: int) -> dict[str, Any]:
+def _preset(hidden: int, intermediate: int, *, heads: int, layers: int) -> dict[str, Any]:
     return {
         "model_type": "llama",
         "hidden_size": hidden,
@@ -65,10 +65,10 @@ class Llama(CausalFamily):
     # attention differs from torch on rows that are masked throughout.
     opset = 23
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "60m": _preset(512, 1376, 8, 8),
-        "130m": _preset(768, 2048, 12, 12),
-        "350m": _preset(1024, 2736, 16, 24),
-        "1b": _preset(2048, 5461, 32, 24),
+        "60m": _preset(512, 1376, heads=8, layers=8),
+        "130m": _preset(768, 2048, heads=12, layers=12),
+        "350m": _preset(1024, 2736, heads=16, layers=24),
+        "1b": _preset(2048, 5461, heads=32, layers=24),
     }
 
     def check(self, config: Mapping[str, Any]) -> None:

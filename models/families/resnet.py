@@ -16,7 +16,7 @@ from ibnorm_export.models.families.images import images
 __all__ = ["ResNet"]
 
 
-def _preset(layer_type: str, depths: Sequence[int], hidden_sizes: Sequence[int]) -> dict[str, Any]:
+def _preset(layer_type: str, depths: Sequence[int], *, hidden_sizes: Sequence[int]) -> dict[str, Any]:
     return {
         "model_type": "resnet",
         "layer_type": layer_type,
@@ -37,8 +37,8 @@ class ResNet(Family):
     attention = "eager"
     opset = 20
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "18": _preset("basic", (2, 2, 2, 2), (64, 128, 256, 512)),
-        "50": _preset("bottleneck", (3, 4, 6, 3), (256, 512, 1024, 2048)),
+        "18": _preset("basic", (2, 2, 2, 2), hidden_sizes=(64, 128, 256, 512)),
+        "50": _preset("bottleneck", (3, 4, 6, 3), hidden_sizes=(256, 512, 1024, 2048)),
     }
 
     def make_exact(self, module: nn.Module) -> None:
@@ -53,6 +53,6 @@ class ResNet(Family):
     def call(self, module: nn.Module, *tensors: Tensor) -> tuple[Tensor, ...]:
         return (module(pixel_values=tensors[0]).logits,)
 
-    def sample(self, module: nn.Module, rng: np.random.Generator, index: int) -> Arrays:
+    def sample(self, module: nn.Module, rng: np.random.Generator, *, index: int) -> Arrays:
         (spec,) = self.inputs(module)
-        return {"pixel_values": images(spec, rng, index)}
+        return {"pixel_values": images(spec, rng, index=index)}

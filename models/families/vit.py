@@ -23,7 +23,7 @@ _UNMASKED: Final = "sdpa_unmasked"
 AttentionInterface.register(_UNMASKED, sdpa_attention_forward)
 
 
-def _preset(hidden: int, intermediate: int, heads: int) -> dict[str, Any]:
+def _preset(hidden: int, intermediate: int, *, heads: int) -> dict[str, Any]:
     return {
         "model_type": "vit",
         "hidden_size": hidden,
@@ -45,8 +45,8 @@ class ViT(Family):
     # The first with Gelu, for older runtimes; 23 is faster on a CPU (benchmarks/results/model_cpu.json).
     opset = 20
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "s16": _preset(384, 1536, 6),
-        "b16": _preset(768, 3072, 12),
+        "s16": _preset(384, 1536, heads=6),
+        "b16": _preset(768, 3072, heads=12),
     }
 
     def check(self, config: Mapping[str, Any]) -> None:
@@ -73,6 +73,6 @@ class ViT(Family):
     def call(self, module: nn.Module, *tensors: Tensor) -> tuple[Tensor, ...]:
         return (module(pixel_values=tensors[0]).logits,)
 
-    def sample(self, module: nn.Module, rng: np.random.Generator, index: int) -> Arrays:
+    def sample(self, module: nn.Module, rng: np.random.Generator, *, index: int) -> Arrays:
         (spec,) = self.inputs(module)
-        return {"pixel_values": images(spec, rng, index)}
+        return {"pixel_values": images(spec, rng, index=index)}

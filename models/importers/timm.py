@@ -40,7 +40,7 @@ _UNBUILDABLE: Final = (
 )
 
 
-def _object(folder: Path, config: Mapping[str, Any], key: str) -> dict[str, Any]:
+def _object(folder: Path, config: Mapping[str, Any], *, key: str) -> dict[str, Any]:
     found = config.get(key) or {}
     if not isinstance(found, dict):
         raise CheckpointError(f"{folder / 'config.json'}: {key} is {found!r}; it must be a JSON object")
@@ -48,7 +48,7 @@ def _object(folder: Path, config: Mapping[str, Any], key: str) -> dict[str, Any]
 
 
 def _build(folder: Path, config: Mapping[str, Any]) -> nn.Module:
-    architecture, arguments = config["architecture"], _object(folder, config, "model_args")
+    architecture, arguments = config["architecture"], _object(folder, config, key="model_args")
     if "num_classes" in config:
         arguments.setdefault("num_classes", config["num_classes"])
     if not isinstance(architecture, str) or not timm.is_model(architecture):
@@ -66,7 +66,7 @@ def _build(folder: Path, config: Mapping[str, Any]) -> nn.Module:
 
 
 def _input(folder: Path, config: Mapping[str, Any]) -> InputSpec:
-    size = _object(folder, config, "pretrained_cfg").get("input_size")
+    size = _object(folder, config, key="pretrained_cfg").get("input_size")
     if not isinstance(size, list) or len(size) != 3 or not all(isinstance(n, int) and n > 0 for n in size):
         raise CheckpointError(
             f"{folder / 'config.json'}: pretrained_cfg.input_size is {size!r}; it must be [channels, height, width]"
@@ -74,7 +74,7 @@ def _input(folder: Path, config: Mapping[str, Any]) -> InputSpec:
     return InputSpec("pixel_values", ("batch", *size), floating=True)
 
 
-def load_timm(folder: Path, config: Mapping[str, Any], norms: NormConfig) -> LoadedModel:
+def load_timm(folder: Path, config: Mapping[str, Any], *, norms: NormConfig) -> LoadedModel:
     """An image classifier of timm: pixel_values (batch, channels, height, width) -> logits (batch, classes).
 
     Args:
@@ -98,14 +98,14 @@ def load_timm(folder: Path, config: Mapping[str, Any], norms: NormConfig) -> Loa
     for file in files:
         if file.suffix != ".json":
             state |= read_state_dict(file)
-    fill(module, state, folder)
+    fill(module, state, source=folder)
     module.eval().requires_grad_(False)
 
     def call(model: nn.Module, *tensors: Tensor) -> tuple[Tensor, ...]:
         return (model(tensors[0]),)
 
     def sample(rng: np.random.Generator, index: int) -> Arrays:
-        return {taken.name: images(taken, rng, index)}
+        return {taken.name: images(taken, rng, index=index)}
 
     return LoadedModel(
         module=module,

@@ -28,7 +28,7 @@ def test_samples_far_apart_have_the_entropy_of_labels() -> None:
 def test_a_representation_that_is_the_label_holds_all_of_it() -> None:
     labels = np.arange(64) % 4
     apart = np.eye(4)[labels] * 1e3  # one point a class, far apart for a kernel of unit width
-    measured = information_bottleneck(apart, apart, labels)
+    measured = information_bottleneck(apart, apart, target=labels)
     # kernel width is the median distance here, so classes overlap; the bound is the label's entropy
     assert measured.about_target <= 2.0 + 1e-9
     exact = entropy_bits(gram(apart, width=1.0)) + entropy_bits(gram(labels)) - entropy_bits(gram(labels))
@@ -49,8 +49,8 @@ def test_information_grows_with_what_the_representation_tells() -> None:
     telling = np.eye(4)[labels] + 0.05 * rng.standard_normal((128, 4))
     silent = rng.standard_normal((128, 4))
     assert (
-        information_bottleneck(inputs, telling, labels).about_target
-        > information_bottleneck(inputs, silent, labels).about_target + 0.2
+        information_bottleneck(inputs, telling, target=labels).about_target
+        > information_bottleneck(inputs, silent, target=labels).about_target + 0.2
     )
 
 
@@ -64,5 +64,5 @@ def test_kurtosis_of_known_distributions() -> None:
 @pytest.mark.parametrize(("compression", "lowers"), [("S", False), ("L", True), ("T", True)])
 def test_compression_lowers_the_kurtosis_of_gaussian_values(compression: str, lowers: bool) -> None:
     x = np.random.default_rng(0).standard_normal((8, 20_000))
-    y = ibnorm(x, None, None, IBNormSpec(Compression(compression), lambd=1.0))
+    y = ibnorm(x, None, bias=None, spec=IBNormSpec(Compression(compression), lambd=1.0))
     assert (excess_kurtosis(y) < excess_kurtosis(x) - 0.5) == lowers

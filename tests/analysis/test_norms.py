@@ -43,9 +43,11 @@ def test_width_and_order_reach_the_estimate() -> None:
     """Points far apart for a narrow kernel are labels: I(T; X) is log2 n for every order. A wide one sees none."""
     points, labels = np.eye(16) * 10.0, np.arange(16) % 4
     for alpha in (0.5, 1.01, 2.0):
-        found = information_bottleneck(points, points, labels, alpha, 0.1)
+        found = information_bottleneck(points, points, target=labels, alpha=alpha, width=0.1)
         assert (found.about_target, found.about_input) == pytest.approx((2.0, 4.0), abs=1e-6)
-    assert information_bottleneck(points, points, labels, 1.01, 1e6).about_input == pytest.approx(0.0, abs=1e-3)
+    assert information_bottleneck(points, points, target=labels, alpha=1.01, width=1e6).about_input == pytest.approx(
+        0.0, abs=1e-3
+    )
 
 
 OPTIONS = AnalysisOptions((1e4,), (DType.FP32, DType.BF16), samples=48)
@@ -54,7 +56,7 @@ OPTIONS = AnalysisOptions((1e4,), (DType.FP32, DType.BF16), samples=48)
 def test_types_and_lambdas_stand_side_by_side(llama_checkpoint: Path, tmp_path: Path) -> None:
     model = models.load(llama_checkpoint)
     inputs = model.sample(np.random.default_rng(0), 0)
-    report = analyze_checkpoint(model, inputs, None, OPTIONS)
+    report = analyze_checkpoint(model, inputs, labels=None, options=OPTIONS)
     assert [r.module for r in report.rows if r.own and r.dtype == "fp32"] == list(model.norms)
     assert len(report.rows) == 4 * len(model.norms)
     for row in report.rows:
@@ -64,7 +66,7 @@ def test_types_and_lambdas_stand_side_by_side(llama_checkpoint: Path, tmp_path: 
             assert row.kurtosis_after == pytest.approx(row.kurtosis_before, abs=1e-2)
     first = [r for r in report.rows if r.module == report.rows[0].module and r.own]
     assert first[0].about_input != first[1].about_input  # bfloat16 is another model
-    page = write_analysis(report, tmp_path / "a.html", {"processor": "x"}).read_text(encoding="utf-8")
+    page = write_analysis(report, tmp_path / "a.html", about={"processor": "x"}).read_text(encoding="utf-8")
     assert page.count("<svg") == 2 + 3 * 4
     assert "the next token" in page
 
@@ -75,8 +77,8 @@ def test_a_file_says_what_its_checkpoint_says(request: pytest.FixtureRequest, fa
     exported: ExportedModel = request.getfixturevalue(f"exported_{family}")
     inputs = model.sample(np.random.default_rng(0), 2 if family == "vit" else 0)
     ours, files = (
-        analyze_checkpoint(model, inputs, None, AnalysisOptions()),
-        analyze_file(exported, inputs, None, AnalysisOptions()),
+        analyze_checkpoint(model, inputs, labels=None, options=AnalysisOptions()),
+        analyze_file(exported, inputs, labels=None, options=AnalysisOptions()),
     )
     pairs = list(zip(ours.rows, files.rows, strict=True))
     for a, b in pairs[:-2] if family == "vit" else pairs:  # a ViT's file has the class token alone in its last two
@@ -94,11 +96,11 @@ def test_a_file_of_another_model_is_named(exported_llama: ExportedModel, vit_che
 def test_labels_must_fit(vit_checkpoint: Path) -> None:
     model = models.load(vit_checkpoint)
     inputs = model.sample(np.random.default_rng(0), 2)
-    report = analyze_checkpoint(model, inputs, np.arange(5))
+    report = analyze_checkpoint(model, inputs, labels=np.arange(5))
     assert report.target == "the labels given"
     assert any("too few" in note for note in report.notes)
     with pytest.raises(ModelFileError, match=r"labels have shape \(4,\)"):
-        analyze_checkpoint(model, inputs, np.arange(4))
+        analyze_checkpoint(model, inputs, labels=np.arange(4))
 
 
 def test_the_command(

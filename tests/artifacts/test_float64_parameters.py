@@ -18,6 +18,7 @@ from ibnorm_export.artifacts.float64_parameters import Widened, widened_copy
 from ibnorm_export.artifacts.loaded_model import LoadedModel, cast_parameters
 from ibnorm_export.exporter.export import export
 from ibnorm_export.op.spec import DOMAIN
+from ibnorm_export.runtimes import norm_executions, registry
 from ibnorm_export.runtimes import ort as ort_runner
 from ibnorm_export.runtimes import runner as base
 from ibnorm_export.runtimes.runner import Kernels
@@ -146,7 +147,7 @@ def most_open(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
             counts["open"] -= 1
 
     def opened(backend: str, file: ExportedModel, kernels: Kernels = Kernels.AUTO, **more: Any) -> base.Runner:
-        return base.open_runner(backend, file, kernels=Kernels.FUNCTION, **more)
+        return registry.open_runner(backend, file, kernels=Kernels.FUNCTION, **more)
 
     def library(backend: str, kernels: Kernels) -> Path | None:
         return None if kernels is Kernels.FUNCTION else Path("kernels.so")
@@ -154,8 +155,12 @@ def most_open(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     monkeypatch.setattr(ort_runner, "OrtRunner", Counted)
     monkeypatch.setattr(numeric_check, "open_runner", opened)
     monkeypatch.setattr(numeric_check, "fused_library", library)
-    executions = ort_runner.norm_executions
-    monkeypatch.setattr(ort_runner, "norm_executions", lambda file, inputs, _, backend: executions(file, inputs, None))
+    executions = norm_executions.norm_executions
+    monkeypatch.setattr(
+        norm_executions,
+        "norm_executions",
+        lambda file, inputs, **more: executions(file, inputs, library=None),
+    )
 
     def most() -> int:
         assert counts["all"] > 1
@@ -177,12 +182,12 @@ def test_sessions_are_open_one_after_the_other(
     llama_checkpoint: Path, tmp_path: Path, most_open: Callable[[], int], right: bool
 ) -> None:
     def load() -> LoadedModel:
-        return models.load(llama_checkpoint, None, "text-generation")
+        return models.load(llama_checkpoint, None, task="text-generation")
 
     exported = export(load(), tmp_path / "m.onnx")
     if not right:
         wrong(exported)
-    report = verify(ExportedModel(exported.path), load(), VerifyOptions(samples=2, static=False, layers=True))
+    report = verify(ExportedModel(exported.path), load(), options=VerifyOptions(samples=2, static=False, layers=True))
     assert bool(report) is right, report.findings
     assert report.numeric is not None
     assert {output.norms for output in report.numeric.outputs} == {"fused", "as functions"}

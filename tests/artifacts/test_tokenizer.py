@@ -201,9 +201,14 @@ class Fixed:
 def test_pieces_end_where_the_text_does(tmp_path: Path, stop: str, cut: int) -> None:
     said = "xa b€ b€c 日本".encode()
     said = said[: len(said) - cut]
-    model = TextModel(SessionSource("fixed", lambda rows, length: Fixed(said)), of_bytes(tmp_path), 100, frozenset())
+    model = TextModel(
+        SessionSource("fixed", lambda rows, length: Fixed(said)),
+        of_bytes(tmp_path),
+        max_positions=100,
+        ends=frozenset(),
+    )
     written: list[str] = []
-    result = model.generate("p", Sampling(len(said), stop=(stop,)), written.append)
+    result = model.generate("p", Sampling(len(said), stop=(stop,)), write=written.append)
     whole = said.decode(errors="replace")
     place = whole.find(stop)
     assert result.text == "".join(written) == (whole if place < 0 else whole[:place])
@@ -222,8 +227,8 @@ def test_pieces_keep_their_pace(
     monkeypatch.setattr(text, "time", clock)
     said = "ab€cd".encode()
     source = SessionSource("fixed", lambda rows, length: Fixed(said, clock, tick_s))
-    model = TextModel(source, of_bytes(tmp_path), 100, frozenset())
-    *got, result = model.steps("p", Sampling(len(said)), 0.05)
+    model = TextModel(source, of_bytes(tmp_path), max_positions=100, ends=frozenset())
+    *got, result = model.steps("p", Sampling(len(said)), pace_s=0.05)
     assert [piece for piece in got if piece] == written
     assert isinstance(result, TextResult)
     assert result.text == "ab€cd"
@@ -239,8 +244,10 @@ def test_a_step_is_as_many_tokens_as_its_time_holds(
     clock = Clock()
     monkeypatch.setattr(text, "time", clock)
     session = Fixed(b"abcdefgh", clock, tick_s)
-    model = TextModel(SessionSource("fixed", lambda rows, length: session), of_bytes(tmp_path), 100, frozenset())
-    steps = [(item, session.told) for item in model.steps("p", Sampling(8), 1e9, 0.0019)]
+    model = TextModel(
+        SessionSource("fixed", lambda rows, length: session), of_bytes(tmp_path), max_positions=100, ends=frozenset()
+    )
+    steps = [(item, session.told) for item in model.steps("p", Sampling(8), pace_s=1e9, turn_s=0.0019)]
     result = steps[-1][0]
     counts = [0, *(count for _, count in steps)]
     assert isinstance(result, TextResult)
@@ -252,8 +259,8 @@ def test_a_step_is_as_many_tokens_as_its_time_holds(
 def test_a_stop_is_found_between_pieces(tmp_path: Path, turn_s: float, written: list[str]) -> None:
     """At once, not when the next piece is due or the turn is over."""
     source = SessionSource("fixed", lambda rows, length: Fixed(b"abcdefgh"))
-    model = TextModel(source, of_bytes(tmp_path), 100, frozenset())
-    *pieces, result = model.steps("p", Sampling(8, stop=("cd",)), 1e9, turn_s)
+    model = TextModel(source, of_bytes(tmp_path), max_positions=100, ends=frozenset())
+    *pieces, result = model.steps("p", Sampling(8, stop=("cd",)), pace_s=1e9, turn_s=turn_s)
     assert isinstance(result, TextResult)
     assert result.text == "ab"
     assert len(result.tokens) == 4

@@ -50,7 +50,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def test_ratio_and_throughput(clock: Clock) -> None:
     fast, slow = Worker(clock, "fast", [2.0]), Worker(clock, "slow", [5.0])
-    report = bench([fast, slow], INPUTS, 2, BenchOptions(rounds=7, repeats=2, warmup_ms=10))
+    report = bench([fast, slow], INPUTS, threads=2, options=BenchOptions(rounds=7, repeats=2, warmup_ms=10))
     assert report.latencies[0].p50_ms == pytest.approx(2.0)
     assert report.latencies[0].throughput_per_s == pytest.approx(4 / 0.002)
     assert report.latencies[1].p99_ms == pytest.approx(5.0)
@@ -70,7 +70,7 @@ def test_drift_of_the_machine_leaves_the_ratio_alone(clock: Clock) -> None:
             return {}
 
     a, b = Drifting(clock, "a", [1.0]), Drifting(clock, "b", [1.0])
-    report = bench([a, b], INPUTS, 1, BenchOptions(rounds=20, repeats=1, warmup_ms=0.0))
+    report = bench([a, b], INPUTS, threads=1, options=BenchOptions(rounds=20, repeats=1, warmup_ms=0.0))
     assert report.ratios[0].median == pytest.approx(1.0, abs=0.05)
 
 
@@ -85,19 +85,21 @@ def test_the_pass_after_a_change_of_turn_is_not_timed(clock: Clock) -> None:
             ran.append(self.name)
             return {}
 
-    report = bench([Cold(clock, "a", []), Cold(clock, "b", [])], INPUTS, 1, BenchOptions(rounds=5, warmup_ms=0.0))
+    report = bench(
+        [Cold(clock, "a", []), Cold(clock, "b", [])], INPUTS, threads=1, options=BenchOptions(rounds=5, warmup_ms=0.0)
+    )
     assert [latency.p99_ms for latency in report.latencies] == [1.0, 1.0]
 
 
 def test_nothing_to_measure_is_an_error(clock: Clock) -> None:
     with pytest.raises(IBNormError, match="nothing to measure"):
-        bench([], INPUTS, 1)
+        bench([], INPUTS, threads=1)
     with pytest.raises(IBNormError, match="0 rounds"):
-        bench([Worker(clock, "a", [1.0])], INPUTS, 1, BenchOptions(rounds=0))
+        bench([Worker(clock, "a", [1.0])], INPUTS, threads=1, options=BenchOptions(rounds=0))
 
 
 def test_the_environment_is_recorded(clock: Clock) -> None:
-    report = bench([Worker(clock, "a", [1.0])], INPUTS, 1, BenchOptions(rounds=2, warmup_ms=1.0))
+    report = bench([Worker(clock, "a", [1.0])], INPUTS, threads=1, options=BenchOptions(rounds=2, warmup_ms=1.0))
     assert report.environment["processor"]
     assert "torch" in report.environment["packages"]
     assert report.to_dict()["latencies"][0]["name"] == "a"
@@ -109,15 +111,17 @@ def test_the_environment_is_recorded(clock: Clock) -> None:
 
 def test_rounds_go_on_until_enough_is_measured(clock: Clock) -> None:
     fast, slow = Worker(clock, "fast", [2.0]), Worker(clock, "slow", [5.0])
-    report = bench([fast, slow], INPUTS, 1, BenchOptions(rounds=3, repeats=2, warmup_ms=0.0, least_ms=50.0))
+    report = bench(
+        [fast, slow], INPUTS, threads=1, options=BenchOptions(rounds=3, repeats=2, warmup_ms=0.0, least_ms=50.0)
+    )
     assert report.rounds == 13  # of 4 ms of the fast one, 52 ms
     assert [latency.passes for latency in report.latencies] == [26, 26]
-    assert bench([fast], INPUTS, 1, BenchOptions(rounds=3, warmup_ms=0.0, least_ms=5.0)).rounds == 3
+    assert bench([fast], INPUTS, threads=1, options=BenchOptions(rounds=3, warmup_ms=0.0, least_ms=5.0)).rounds == 3
 
 
 def test_trtexec_warms_up_for_200_ms_and_measures_3_s(clock: Clock) -> None:
     worker = Worker(clock, "w", [2.0])
-    report = bench([worker], INPUTS, 1, TRTEXEC)
+    report = bench([worker], INPUTS, threads=1, options=TRTEXEC)
     assert report.latencies[0].passes * 2.0 == 3000.0
     untimed = 1 + 100 + report.rounds  # what may compile, the warm-up, one pass in front of each turn
     assert worker.calls == untimed + report.latencies[0].passes
@@ -125,7 +129,7 @@ def test_trtexec_warms_up_for_200_ms_and_measures_3_s(clock: Clock) -> None:
 
 def test_percentiles_of_a_stream(clock: Clock) -> None:
     worker = Worker(clock, "w", [float(i) for i in range(1, 102)])  # 101 times: the percentiles are among them
-    report = bench([worker], INPUTS, 1, BenchOptions(rounds=101, repeats=1, warmup_ms=0.0))
+    report = bench([worker], INPUTS, threads=1, options=BenchOptions(rounds=101, repeats=1, warmup_ms=0.0))
     [latency] = report.latencies
     # Every other pass is timed; 101 is odd, so two walks through the stream meet every time once.
     assert (latency.p50_ms, latency.p90_ms, latency.p99_ms) == (51.0, 91.0, 100.0)
@@ -144,9 +148,9 @@ def test_unstable_times_are_warned_of(clock: Clock, times: list[float], variance
     # A turn is an untimed pass and a timed one; streams of four show the timed ones both values.
     worker = Worker(clock, "w", times)
     options = replace(TRTEXEC, rounds=20, repeats=1, warmup_ms=0.0, least_ms=0.0)
-    report = bench([worker], INPUTS, 1, options)
+    report = bench([worker], INPUTS, threads=1, options=options)
     assert report.latencies[0].variance == pytest.approx(variance, abs=1e-6)
     assert len(report.warnings) == warned
     if warned:
         assert f"coefficient of variance is {variance:.1%}, above 1%: lock the GPU's clocks" in report.warnings[0]
-    assert not bench([worker], INPUTS, 1, BenchOptions(rounds=4, warmup_ms=0.0)).warnings
+    assert not bench([worker], INPUTS, threads=1, options=BenchOptions(rounds=4, warmup_ms=0.0)).warnings

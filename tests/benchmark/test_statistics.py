@@ -87,7 +87,15 @@ def kept(factor: float, seed: int = 0, threads: int = 2) -> Baseline:
     rng = np.random.default_rng(seed)
     drift = drifting(rng, 80)
     times, beside = stream(rng, 80, drift, factor), stream(rng, 80, drift, 1.0)
-    return Baseline("m.onnx", "ort-cpu", {"x": [1, 2]}, threads, tuple(times), tuple(beside), {"processor": "p"})
+    return Baseline(
+        "m.onnx",
+        "ort-cpu",
+        inputs={"x": [1, 2]},
+        threads=threads,
+        times_ms=tuple(times),
+        yardstick_ms=tuple(beside),
+        environment={"processor": "p"},
+    )
 
 
 def test_a_baseline_is_written_read_and_compared(tmp_path: Path) -> None:
@@ -102,12 +110,22 @@ def test_a_baseline_is_written_read_and_compared(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [lambda d: d.pop("format"), lambda d: d.pop("times_ms"), lambda d: d["times_ms"].pop(),
-     lambda d: d.update(times_ms=[0.0] * 80), lambda d: d.update(threads_="x"),
-     lambda d: d.update(times_ms=[float("inf")] * 80), lambda d: d.update(times_ms=[10**400] * 80),
-     lambda d: d.update(inputs=[]), lambda d: d.update(inputs={"x": 5}), lambda d: d.update(inputs={"x": ["y"]}),
-     lambda d: d.update(environment=None), lambda d: d.update(model=None), lambda d: d.update(threads=None)],
-)  # fmt: skip
+    [
+        lambda d: d.pop("format"),
+        lambda d: d.pop("times_ms"),
+        lambda d: d["times_ms"].pop(),
+        lambda d: d.update(times_ms=[0.0] * 80),
+        lambda d: d.update(threads_="x"),
+        lambda d: d.update(times_ms=[float("inf")] * 80),
+        lambda d: d.update(times_ms=[10**400] * 80),
+        lambda d: d.update(inputs=[]),
+        lambda d: d.update(inputs={"x": 5}),
+        lambda d: d.update(inputs={"x": ["y"]}),
+        lambda d: d.update(environment=None),
+        lambda d: d.update(model=None),
+        lambda d: d.update(threads=None),
+    ],
+)
 def test_a_damaged_baseline_is_one_line(tmp_path: Path, change: object) -> None:
     file = write_baseline(kept(1.0), tmp_path / "a.json")
     content = json.loads(file.read_text(encoding="utf-8"))

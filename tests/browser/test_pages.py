@@ -47,13 +47,18 @@ def folder(
     node = next(n for n in proto.graph.node if n.domain == DOMAIN)
     next(a for a in node.attribute if a.name == "lambd").f *= 1.05
     onnx.save(proto, made / "bad.onnx")
-    report = verify(ExportedModel(made / "bad.onnx"), models.load(vit_checkpoint), VerifyOptions(layers=True))
+    report = verify(ExportedModel(made / "bad.onnx"), models.load(vit_checkpoint), options=VerifyOptions(layers=True))
     write_report(report, made / "parity.html")
-    cases = parity_cases("vit", "ort-cpu", report, None, 1.0)
-    write_all(CheckReport("check.toml", tuple(cases), {"vit": report}, {"processor": "x"}, 1.0), made)
+    cases = parity_cases("vit", "ort-cpu", report=report, max_error=None, seconds=1.0)
+    write_all(
+        CheckReport("check.toml", tuple(cases), parity={"vit": report}, environment={"processor": "x"}, seconds=1.0),
+        made,
+    )
     model = models.load(llama_checkpoint)
     inputs = model.sample(np.random.default_rng(0), 0)
-    write_analysis(analyze_checkpoint(model, inputs, None, AnalysisOptions((8.0,))), made / "analysis.html")
+    write_analysis(
+        analyze_checkpoint(model, inputs, labels=None, options=AnalysisOptions((8.0,))), made / "analysis.html"
+    )
     return made
 
 
@@ -100,8 +105,11 @@ def column(page: Any, table: int, index: int) -> list[str]:
 def test_a_heading_sorts_its_table_both_ways(browser: Any, folder: Path) -> None:
     page = browser.new_page(viewport=PHONE)
     page.goto((folder / "analysis.html").as_uri())
-    table = next(i for i, t in enumerate(page.locator("table").all()) if "kurtosis before" in t.inner_text()
-                 and "norm" in t.locator("th").first.inner_text())  # fmt: skip
+    table = next(
+        i
+        for i, t in enumerate(page.locator("table").all())
+        if "kurtosis before" in t.inner_text() and "norm" in t.locator("th").first.inner_text()
+    )
     heads = page.locator("table").nth(table).locator("th").all()
     which = next(i for i, head in enumerate(heads) if head.inner_text() == "kurtosis before")
     before = [float(v) for v in column(page, table, which)]

@@ -37,8 +37,11 @@ def run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     start = "import atexit, json, os, signal, sys, time, weakref\nfrom ibnorm_export.cli.__main__ import run\n"
     return subprocess.run(
         [sys.executable, "-c", f"{start}{code}\nrun()", *arguments],
-        capture_output=True, text=True, timeout=30, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
 
 
 @pytest.mark.parametrize("signum", SIGNALS)
@@ -107,9 +110,12 @@ def test_who_reads_no_more(arguments: str, unbuffered: str, model: str) -> None:
     try:
         done = subprocess.run(
             [*START, *arguments.replace("MODEL", model).split()],
-            stdout=writing, stderr=subprocess.PIPE, text=True, check=False,
+            stdout=writing,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
             env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
-        )  # fmt: skip
+        )
     finally:
         os.close(writing)
     assert (done.returncode, done.stderr) == (141, "")
@@ -124,9 +130,12 @@ def test_errors_that_nobody_reads(arguments: str, code: int, unbuffered: str, mo
     try:
         done = subprocess.run(
             [*START, *arguments.replace("MODEL", model).split()],
-            stdout=subprocess.PIPE, stderr=writing, text=True, check=False,
+            stdout=subprocess.PIPE,
+            stderr=writing,
+            text=True,
+            check=False,
             env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
-        )  # fmt: skip
+        )
     finally:
         os.close(writing)
     assert done.returncode == code
@@ -147,8 +156,11 @@ def test_an_interrupt_that_ends_the_readers_too(arguments: str, unbuffered: str)
     try:
         done = subprocess.run(
             [sys.executable, "-c", code, *arguments.split()],
-            stdout=writing, stderr=writing, check=False, env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
-        )  # fmt: skip
+            stdout=writing,
+            stderr=writing,
+            check=False,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        )
     finally:
         os.close(writing)
     assert done.returncode == 130
@@ -184,9 +196,12 @@ def test_output_on_a_full_disk(arguments: str, unbuffered: str, model: str) -> N
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             [*START, *arguments.replace("MODEL", model).split()],
-            stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
             env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
-        )  # fmt: skip
+        )
     assert done.returncode == 2
     assert done.stderr.endswith("No space left on device\n")
     assert len(done.stderr.splitlines()) == 1
@@ -197,8 +212,10 @@ def test_without_a_stream(closed: str, model: str) -> None:
     for path, code in ((model, 0), (f"{model}.missing.onnx", 2)):
         done = subprocess.run(
             ["bash", "-c", f'"$0" -m ibnorm_export.cli inspect "$1" --json {closed}', sys.executable, path],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert done.returncode == code, done.stderr
         assert (done.stdout == "") == closed.startswith((">&-", "<&- >&-"))
         assert done.stdout == "" or json.loads(done.stdout)
@@ -242,6 +259,9 @@ def test_help_says_every_default() -> None:
     for command, said in (("bench", "128, or the model's positions where fewer"), ("analyze", "median distance")):
         done = subprocess.run(
             [*START, command, "--help"],
-            capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "400"},
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "COLUMNS": "400"},
+        )
         assert said in done.stdout

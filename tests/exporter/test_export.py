@@ -83,8 +83,9 @@ def test_initializers_are_called_as_in_the_state_dict(pair: tuple[ExportedModel,
 
 def test_names_are_ready_for_serving(exported_llama: ExportedModel, exported_vit: ExportedModel) -> None:
     assert [(t.name, t.dtype, t.shape) for t in exported_llama.inputs] == [
-        ("input_ids", "int64", ("batch", "sequence")), ("attention_mask", "int64", ("batch", "sequence")),
-    ]  # fmt: skip
+        ("input_ids", "int64", ("batch", "sequence")),
+        ("attention_mask", "int64", ("batch", "sequence")),
+    ]
     assert [(t.name, t.dtype, t.shape) for t in exported_llama.outputs] == [
         ("logits", "fp32", ("batch", "sequence", 256))
     ]
@@ -131,8 +132,10 @@ def test_batch_and_sequence_are_dynamic(exported_llama: ExportedModel, exported_
     for batch, sequence in ((1, 1), (1, 64), (5, 3), (2, 17)):
         ids = np.arange(batch * sequence).reshape(batch, sequence) % 256
         assert llama.run({"input_ids": ids, "attention_mask": np.ones_like(ids)})["logits"].shape == (
-            batch, sequence, 256,
-        )  # fmt: skip
+            batch,
+            sequence,
+            256,
+        )
         assert vit.run({"pixel_values": np.zeros((batch, 1, 8, 8))})["logits"].shape == (batch, 10)
 
 
@@ -142,10 +145,10 @@ def test_batch_and_sequence_are_dynamic(exported_llama: ExportedModel, exported_
 @pytest.mark.parametrize("opset", [18, 20, 23, 24])
 def test_every_opset_verifies(checkpoint: Path, opset: int, tmp_path: Path) -> None:
     model = models.load(checkpoint)
-    exported = export(model, tmp_path / "m.onnx", ExportOptions(opset=opset))
+    exported = export(model, tmp_path / "m.onnx", options=ExportOptions(opset=opset))
     assert exported.opset == opset
     assert {o.version for f in exported.proto.functions for o in f.opset_import if o.domain == ""} == {opset}
-    report = verify(exported, model, VerifyOptions(samples=2))
+    report = verify(exported, model, options=VerifyOptions(samples=2))
     assert report, report.findings
 
 
@@ -159,7 +162,7 @@ def test_every_opset_verifies(checkpoint: Path, opset: int, tmp_path: Path) -> N
 )
 def test_an_illegal_option_is_named(vit_checkpoint: Path, tmp_path: Path, options: ExportOptions, said: str) -> None:
     with pytest.raises(ExportError, match=said):
-        export(models.load(vit_checkpoint), tmp_path / "m.onnx", options)
+        export(models.load(vit_checkpoint), tmp_path / "m.onnx", options=options)
     assert left_in(tmp_path) == []
 
 
@@ -168,7 +171,7 @@ def test_an_inlined_file_needs_no_function(
     request: pytest.FixtureRequest, tmp_path: Path, family: str, dtype: DType
 ) -> None:
     model = models.load(request.getfixturevalue(f"{family}_checkpoint"))
-    exported = export(model, tmp_path / "m.onnx", ExportOptions(inline=True, dtype=dtype))
+    exported = export(model, tmp_path / "m.onnx", options=ExportOptions(inline=True, dtype=dtype))
     assert not exported.proto.functions
     assert {n.domain for n in exported.proto.graph.node} == {""}
     assert {o.domain for o in exported.proto.opset_import} == {""}
@@ -183,7 +186,7 @@ def test_an_inlined_file_needs_no_function(
 def test_half_types(request: pytest.FixtureRequest, tmp_path: Path, family: str, dtype: DType, elem: int) -> None:
     model = models.load(request.getfixturevalue(f"{family}_checkpoint"))
     state = model.module.state_dict()
-    exported = export(model, tmp_path / "m.onnx", ExportOptions(dtype=dtype))
+    exported = export(model, tmp_path / "m.onnx", options=ExportOptions(dtype=dtype))
     assert exported.dtype == exported.metadata["dtype"] == dtype.value
     assert {exported.weights[n].data_type for n in exported.weights if n.removesuffix(".T") in state} == {elem}
     (logits,) = exported.outputs
@@ -196,22 +199,31 @@ def test_layer_rules_and_no_affine(tmp_path: Path) -> None:
     """Norms of three kinds in one model; ones and zeros are shared, LayerNorm stays LayerNormalization."""
     config = NormConfig.from_config(
         {
-            "compression": "S", "lambda": 4.0, "epsilon": 1e-5, "convention": "divide", "scale": False, "bias": False,
+            "compression": "S",
+            "lambda": 4.0,
+            "epsilon": 1e-5,
+            "convention": "divide",
+            "scale": False,
+            "bias": False,
             "layers": [
                 {"match": "vit.layers.0.*", "compression": "L", "scale": True, "bias": True},
                 {"match": "*.layernorm_after", "norm": "layernorm", "scale": True, "bias": True},
             ],
         }
-    )  # fmt: skip
+    )
     models.save(models.new_model(VIT, config), tmp_path / "c")
     model = models.load(tmp_path / "c")
     exported = export(model, tmp_path / "m.onnx")
     assert [(n.module, n.op_type, n.scale, n.bias) for n in exported.norms] == [
-        ("vit.layers.0.layernorm_before", "IBNormL", "vit.layers.0.layernorm_before.weight",
-         "vit.layers.0.layernorm_before.bias"),
+        (
+            "vit.layers.0.layernorm_before",
+            "IBNormL",
+            "vit.layers.0.layernorm_before.weight",
+            "vit.layers.0.layernorm_before.bias",
+        ),
         ("vit.layers.1.layernorm_before", "SkipIBNormS", "ibnorm.ones.32", "ibnorm.zeros.32"),
         ("vit.layernorm", "IBNormS", "ibnorm.ones.32", "ibnorm.zeros.32"),
-    ]  # fmt: skip
+    ]
     assert exported.operators["LayerNormalization"] == 2
     assert sorted(f.name for f in exported.proto.functions) == ["IBNormL", "IBNormS", "SkipIBNormS"]
     report = verify(exported, model)
@@ -251,7 +263,7 @@ def test_external_data_is_one_file_beside(external: tuple[ExportedModel, LoadedM
     assert exported.path.stat().st_size < weights
     report = verify(exported, model)
     assert report, report.findings
-    report = verify(exported, model, VerifyOptions(backend="reference", samples=1))
+    report = verify(exported, model, options=VerifyOptions(backend="reference", samples=1))
     assert report, report.findings
     moved = exported.path.parent.rename(exported.path.parent.parent / "moved") / "m.onnx"
     assert verify(ExportedModel(moved), model), "the pair may be moved together"
@@ -262,8 +274,8 @@ def test_external_data_in_half_precision(
 ) -> None:
     monkeypatch.setattr(MODULE, "EXTERNAL_ABOVE_BYTES", 1000)
     model = models.load(llama_checkpoint)
-    exported = export(model, tmp_path / "m.onnx", ExportOptions(dtype=DType.BF16))
-    report = verify(exported, model, VerifyOptions(samples=2))
+    exported = export(model, tmp_path / "m.onnx", options=ExportOptions(dtype=DType.BF16))
+    report = verify(exported, model, options=VerifyOptions(samples=2))
     assert report, report.findings
 
 
@@ -406,9 +418,14 @@ def broken(model: Any, path: Any, **_: object) -> None:
 )
 @pytest.mark.parametrize("old", [b"an older model", None], ids=["over an old file", "new"])
 def test_a_failed_write_leaves_what_was_there(
-    prebuilt: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save: Any, raised: type[BaseException],
-    said: str | None, old: bytes | None,
-) -> None:  # fmt: skip
+    prebuilt: LoadedModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    save: Any,
+    raised: type[BaseException],
+    said: str | None,
+    old: bytes | None,
+) -> None:
     target = tmp_path / "m.onnx"
     if old is not None:
         target.write_bytes(old)

@@ -54,17 +54,23 @@ checkpoint = "/c"
 """
     config = read_check_config(written(tmp_path, text))
     first = ExportCheck(
-        "m", tmp_path / "c", dtype=DType.FP16, latency=(LatencyBudget(against="n", max_ratio=1.5),),
+        "m",
+        tmp_path / "c",
+        dtype=DType.FP16,
+        latency=(LatencyBudget(against="n", max_ratio=1.5),),
         parity=ParityCheck(("ort-cpu", "present"), inputs=(tmp_path / "x.npz",), max_error=1.0),
-    )  # fmt: skip
+    )
     assert config == CheckConfig((first, ExportCheck("n", Path("/c"))), tmp_path / "out")
 
 
 def test_what_is_checked_is_what_export_makes() -> None:
     options, asked = ExportOptions(), ExportCheck("m", Path("c"))
     assert (asked.dtype, asked.opset, asked.inline, asked.fuse_skip) == (
-        options.dtype, options.opset, options.inline, options.fuse_skip,
-    )  # fmt: skip
+        options.dtype,
+        options.opset,
+        options.inline,
+        options.fuse_skip,
+    )
 
 
 @pytest.mark.parametrize(
@@ -128,9 +134,12 @@ def wrong_lambda(exported: ExportedModel, path: Path) -> str:
 
 
 def test_a_fault_turns_a_green_gate_red_and_junit_names_the_layer(
-    vit_checkpoint: Path, exported_vit: ExportedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    vit_checkpoint: Path,
+    exported_vit: ExportedModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     text = f"""
 [[export]]
 name = "vit"
@@ -170,14 +179,17 @@ def test_what_cannot_be_tried_is_an_error_and_the_rest_goes_on(tmp_path: Path) -
     assert "does not exist" in report.cases[0].says
     write_all(report, config.results)
     assert len(ET.parse(config.results / "junit.xml").findall(".//error")) == 2
-    assert not CheckReport("check.toml", (), {}, {}, 0.0)
+    assert not CheckReport("check.toml", (), parity={}, environment={}, seconds=0.0)
 
 
 @pytest.mark.parametrize("raised", [RuntimeError("generator raised StopIteration"), KeyError("x"), OSError(28, "full")])
 def test_whatever_an_export_trips_over_the_rest_goes_on(
-    vit_checkpoint: Path, exported_vit: ExportedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    vit_checkpoint: Path,
+    exported_vit: ExportedModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     raised: Exception,
-) -> None:  # fmt: skip
+) -> None:
     def fail(*_: Any, **__: Any) -> Any:
         raise raised
 
@@ -219,29 +231,39 @@ def test_an_interrupt_ends_the_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ],
 )
 def test_a_budget_is_judged_by_its_rounds(
-    vit_checkpoint: Path, exported_vit: ExportedModel, monkeypatch: pytest.MonkeyPatch, own: list[float],
-    rival: list[float], limit: float, outcome: Outcome,
-) -> None:  # fmt: skip
+    vit_checkpoint: Path,
+    exported_vit: ExportedModel,
+    monkeypatch: pytest.MonkeyPatch,
+    own: list[float],
+    rival: list[float],
+    limit: float,
+    outcome: Outcome,
+) -> None:
     taken: list[int] = []
 
     def contest(*_: Any, beside: Any = (), **__: Any) -> BenchReport:
         taken.append(1)
-        latencies = [Latency("a", 1, 1.0, 1.0, 1.0, 1.0, tuple(own)), Latency("b", 1, 1.0, 1.0, 1.0, 1.0, tuple(rival))]
-        return BenchReport({}, 1, 1, len(own), tuple(latencies), (), {})
+        latencies = [
+            Latency("a", 1, p50_ms=1.0, p90_ms=1.0, p99_ms=1.0, throughput_per_s=1.0, round_ms=tuple(own)),
+            Latency("b", 1, p50_ms=1.0, p90_ms=1.0, p99_ms=1.0, throughput_per_s=1.0, round_ms=tuple(rival)),
+        ]
+        return BenchReport({}, 1, threads=1, rounds=len(own), latencies=tuple(latencies), ratios=(), environment={})
 
     monkeypatch.setattr(check, "contest", contest)
     budget = LatencyBudget(against="torch", max_ratio=limit, max_rounds=60)
     asked = ExportCheck("vit", vit_checkpoint)
-    case = check._timed(asked, budget, models.load(vit_checkpoint), {"vit": exported_vit}, lambda *_: None)
+    case = check._timed(
+        asked, budget, model=models.load(vit_checkpoint), made={"vit": exported_vit}, progress=lambda *_: None
+    )
     assert case.outcome is outcome, case.says
     assert (len(taken) > 1) == (outcome is Outcome.CANNOT_TELL)
-    report = CheckReport("c", (case,), {}, {}, 0.0)
+    report = CheckReport("c", (case,), parity={}, environment={}, seconds=0.0)
     assert bool(report) == (outcome is not Outcome.FAIL)
 
 
 def test_cannot_tell_is_skipped_in_junit_with_its_reason(tmp_path: Path) -> None:
-    case = Case("m.latency", "at most 1 ms", Outcome.CANNOT_TELL, "about 90 rounds would decide")
-    write_all(CheckReport("c", (case,), {}, {"processor": "x"}, 0.0), tmp_path)
+    case = Case("m.latency", "at most 1 ms", outcome=Outcome.CANNOT_TELL, says="about 90 rounds would decide")
+    write_all(CheckReport("c", (case,), parity={}, environment={"processor": "x"}, seconds=0.0), tmp_path)
     skipped = ET.parse(tmp_path / "junit.xml").find(".//skipped")
     assert skipped is not None
     assert skipped.get("message") == "cannot tell: about 90 rounds would decide"
@@ -249,8 +271,8 @@ def test_cannot_tell_is_skipped_in_junit_with_its_reason(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("mark", ["\x00", "\x1b", "\ud800", "\uffff"])
 def test_what_xml_cannot_hold_is_escaped(tmp_path: Path, mark: str) -> None:
-    case = Case(f"m{mark}", f"node {mark}", Outcome.ERROR, f"é 😀 {mark}")
-    write_all(CheckReport(f"c{mark}", (case,), {}, {"processor": "x"}, 0.0), tmp_path)
+    case = Case(f"m{mark}", f"node {mark}", outcome=Outcome.ERROR, says=f"é 😀 {mark}")
+    write_all(CheckReport(f"c{mark}", (case,), parity={}, environment={"processor": "x"}, seconds=0.0), tmp_path)
     error = ET.parse(tmp_path / "junit.xml").find(".//error")
     assert error is not None
     assert error.text == f"é 😀 {ascii(mark)[1:-1]}"
@@ -315,7 +337,8 @@ def test_what_one_backend_trips_over_ends_no_other(
     monkeypatch.setattr(check, "verify", verify_or_fail)
     report = check.run_check(read_check_config(written(tmp_path, text)), "check.toml")
     assert not report
-    outcomes = {suite: {case.outcome for case in report.cases if case.suite == suite} for suite in (
-        "m.reference", "m.static", "m.ort-cpu"
-    )}  # fmt: skip
+    outcomes = {
+        suite: {case.outcome for case in report.cases if case.suite == suite}
+        for suite in ("m.reference", "m.static", "m.ort-cpu")
+    }
     assert outcomes == {"m.reference": {Outcome.ERROR}, "m.static": {Outcome.PASS}, "m.ort-cpu": {Outcome.PASS}}

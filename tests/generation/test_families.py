@@ -31,9 +31,16 @@ from tests.support.checkpoints import LLAMA, save_checkpoint
 
 FUNCTION = VerifyOptions(kernels=Kernels.FUNCTION)
 GPT2: dict[str, Any] = {
-    "model_type": "gpt2", "n_embd": 64, "n_head": 4, "n_layer": 2, "n_positions": 64, "vocab_size": 256,
-    "bos_token_id": None, "eos_token_id": None, "initializer_range": 0.2,
-}  # fmt: skip
+    "model_type": "gpt2",
+    "n_embd": 64,
+    "n_head": 4,
+    "n_layer": 2,
+    "n_positions": 64,
+    "vocab_size": 256,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "initializer_range": 0.2,
+}
 
 
 def load(checkpoint: Path) -> LoadedModel:
@@ -41,36 +48,36 @@ def load(checkpoint: Path) -> LoadedModel:
 
 
 def make(folder: Path, config: dict[str, Any], spec: IBNormSpec | None = None) -> Path:
-    save_checkpoint(folder, config, spec or IBNormSpec("L", 4.0, 1e-5, bias=False))
+    save_checkpoint(folder, config, spec or IBNormSpec("L", 4.0, epsilon=1e-5, bias=False))
     write_byte_tokenizer(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make(tmp_path_factory.mktemp("families") / "gpt2", GPT2, IBNormSpec("L", 4.0, 1e-5))
+    return make(tmp_path_factory.mktemp("families") / "gpt2", GPT2, IBNormSpec("L", 4.0, epsilon=1e-5))
 
 
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 def test_gpt2_decodes_as_pytorch_does(gpt2: Path, tmp_path: Path, cache: str) -> None:
-    made = export_folder(load(gpt2), tmp_path / "out", ExportOptions(cache=cache))
+    made = export_folder(load(gpt2), tmp_path / "out", options=ExportOptions(cache=cache))
     assert (made.operators["ai.ibnorm::IBNormL"], made.operators["ai.ibnorm::SkipIBNormL"]) == (1, 4)
     assert {node.domain for node in made.proto.graph.node} == {"", "ai.ibnorm"}
-    report = verify(made, load(gpt2), FUNCTION)
+    report = verify(made, load(gpt2), options=FUNCTION)
     assert report, report.findings
     assert report.static is not None
     assert report.static.weights == 29, "2 embeddings, 4 matrices of each layer, 5 norms, biases of both, the tied head"
-    sampling = Sampling(12, 1.1, 0.9, seed=2)
+    sampling = Sampling(12, 1.1, top_p=0.9, seed=2)
     texts = [m.generate("ab", sampling).tokens for m in (open_folder(tmp_path / "out"), open_checkpoint(load(gpt2)))]
     assert texts[0] == texts[1]
 
 
 def test_gpt2_in_blocks(gpt2: Path, tmp_path: Path) -> None:
     """Its matrices are of Gemm, which the quantizer does not take."""
-    made = export_folder(load(gpt2), tmp_path / "out", ExportOptions(quantization=Quantization(8)))
+    made = export_folder(load(gpt2), tmp_path / "out", options=ExportOptions(quantization=Quantization(8)))
     assert made.operators["com.microsoft::MatMulNBits"] == 9
     assert "Gemm" not in made.operators
-    report = verify(made, load(gpt2), FUNCTION)
+    report = verify(made, load(gpt2), options=FUNCTION)
     assert report.static, report.findings
     assert report.numeric is not None
     (quality,) = report.numeric.quality  # agreement is a bar for trained models: this one has many near ties
@@ -105,13 +112,20 @@ def test_presets_are_of_their_size(name: str, millions: int) -> None:
 SCALED: dict[str, dict[str, Any]] = {
     "linear": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0},
     "llama3": {
-        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 16, "rope_theta": 10000.0,
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 16,
+        "rope_theta": 10000.0,
     },
     "yarn": {
-        "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 10000.0,
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": 16,
+        "rope_theta": 10000.0,
     },
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("target", "kind"), [*(("portable", kind) for kind in SCALED), ("ort-genai", "llama3")])
@@ -121,9 +135,9 @@ def test_scaled_rotary_positions(tmp_path: Path, kind: str, target: str) -> None
     plain = make(tmp_path / "plain", {**config, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}})
     make_folder = {"portable": export_folder, "ort-genai": functools.partial(export_genai, kernels=Kernels.FUNCTION)}
     made = make_folder[target](load(checkpoint), tmp_path / "out")
-    report = verify(made, load(checkpoint), FUNCTION)
+    report = verify(made, load(checkpoint), options=FUNCTION)
     assert report, report.findings
-    assert not verify(made, load(plain), FUNCTION), "the scaling matters at these lengths"
+    assert not verify(made, load(plain), options=FUNCTION), "the scaling matters at these lengths"
 
 
 @pytest.mark.parametrize("kind", ["linear", "yarn"])
@@ -157,7 +171,7 @@ def test_a_checkpoint_in_shards(tmp_path: Path, target: str) -> None:
             outs.append(export_folder(load(source), out))
         else:
             outs.append(export_genai(load(source), out, kernels=Kernels.FUNCTION))
-    assert verify(outs[1], load(sharded), FUNCTION)
+    assert verify(outs[1], load(sharded), options=FUNCTION)
     assert outs[0].weights.keys() == outs[1].weights.keys()
     assert all(np.array_equal(outs[0].array(name), outs[1].array(name)) for name in outs[0].weights)
 
@@ -165,7 +179,7 @@ def test_a_checkpoint_in_shards(tmp_path: Path, target: str) -> None:
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_on_either_side_changes_nothing(gpt2: Path, tmp_path: Path, cache: str, side: str) -> None:
-    made = export_folder(load(gpt2), tmp_path / "out", ExportOptions(cache=cache))
+    made = export_folder(load(gpt2), tmp_path / "out", options=ExportOptions(cache=cache))
     row, follow = np.arange(9)[None] * 7 + 60, np.array([[5], [9], [17]])
 
     def decoder(exported: ExportedModel, batch: int) -> Decoder:

@@ -45,7 +45,7 @@ def make(folder: Path, config: dict[str, Any], spec: IBNormSpec) -> Path:
 
 @pytest.fixture(scope="module")
 def genai_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make(tmp_path_factory.mktemp("genai") / "llama", CONFIG, IBNormSpec("L", 4.0, 1e-5, bias=False))
+    return make(tmp_path_factory.mktemp("genai") / "llama", CONFIG, IBNormSpec("L", 4.0, epsilon=1e-5, bias=False))
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_the_graph_is_the_builders_with_ibnorm_in_it(exported: ExportedModel) ->
 
 
 def test_it_verifies_in_onnxruntime_and_in_genai(exported: ExportedModel, genai_checkpoint: Path) -> None:
-    report = verify(exported, load(genai_checkpoint), FUNCTION)
+    report = verify(exported, load(genai_checkpoint), options=FUNCTION)
     assert report, report.findings
     assert report.numeric is not None
     assert report.static is not None
@@ -83,22 +83,24 @@ def test_it_verifies_in_onnxruntime_and_in_genai(exported: ExportedModel, genai_
 @pytest.mark.parametrize(
     ("changes", "spec"),
     [
-        ({"tie_word_embeddings": True, "num_key_value_heads": 4}, IBNormSpec("T", 2.0, 1e-5)),
-        ({"head_dim": 32}, IBNormSpec("S", 1.0, 1e-6, scale=False, bias=False)),
+        ({"tie_word_embeddings": True, "num_key_value_heads": 4}, IBNormSpec("T", 2.0, epsilon=1e-5)),
+        ({"head_dim": 32}, IBNormSpec("S", 1.0, epsilon=1e-6, scale=False, bias=False)),
     ],
     ids=["tied, full heads, bias", "wide heads, no affine"],
 )
 def test_other_shapes_of_model(tmp_path: Path, changes: dict[str, Any], spec: IBNormSpec) -> None:
     checkpoint = make(tmp_path / "llama", {**CONFIG, **changes}, spec)
     made = export_genai(load(checkpoint), tmp_path / "out", kernels=Kernels.FUNCTION)
-    report = verify(made, load(checkpoint), FUNCTION)
+    report = verify(made, load(checkpoint), options=FUNCTION)
     assert report, report.findings
 
 
 def test_halves_are_verified_as_a_rounding_copy(genai_checkpoint: Path, tmp_path: Path) -> None:
-    made = export_genai(load(genai_checkpoint), tmp_path / "out", ExportOptions(DType.BF16), Kernels.FUNCTION)
+    made = export_genai(
+        load(genai_checkpoint), tmp_path / "out", options=ExportOptions(DType.BF16), kernels=Kernels.FUNCTION
+    )
     assert made.operators["com.microsoft::GroupQueryAttention"] == 2
-    report = verify(made, load(genai_checkpoint), FUNCTION)
+    report = verify(made, load(genai_checkpoint), options=FUNCTION)
     assert report, report.findings
 
 
@@ -111,7 +113,7 @@ def test_a_changed_weight_is_found(folder: Path, genai_checkpoint: Path, weight:
     tensor.CopyFrom(onnx.numpy_helper.from_array(values, weight))
     (folder / "model.onnx.data").unlink()
     onnx.save(proto, folder / "model.onnx")
-    report = verify(ExportedModel(folder), load(genai_checkpoint), FUNCTION)
+    report = verify(ExportedModel(folder), load(genai_checkpoint), options=FUNCTION)
     assert report.static is not None
     assert [f.where for f in report.static.findings] == [f"weight {weight}"]
 
@@ -223,7 +225,7 @@ def test_rows_of_unequal_length_are_refused(exported: ExportedModel, genai_check
     inputs = model.sample(np.random.default_rng(0), 1)
     assert (inputs["attention_mask"] == 0).any()
     with pytest.raises(ModelFileError, match="rows of the inputs are of unequal length"):
-        verify(exported, model, FUNCTION, [inputs])
+        verify(exported, model, options=FUNCTION, inputs=[inputs])
 
 
 def test_a_past_of_the_wrong_shape_is_refused(exported: ExportedModel, genai_checkpoint: Path) -> None:
@@ -242,7 +244,7 @@ def test_what_the_builder_cannot_carry(llama_checkpoint: Path, genai_checkpoint:
     with pytest.raises(ExportError, match="for the task text-generation"):
         export_genai(models.load(genai_checkpoint), tmp_path / "a")
     with pytest.raises(ExportError, match="neither --opset nor --inline"):
-        export_genai(load(genai_checkpoint), tmp_path / "a", ExportOptions(opset=20))
+        export_genai(load(genai_checkpoint), tmp_path / "a", options=ExportOptions(opset=20))
     mixed = NormConfig.from_config(
         {
             **IBNormSpec("L", bias=False).to_config(),

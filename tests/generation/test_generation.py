@@ -99,7 +99,7 @@ def test_a_folder_of_something_else_is_left_alone(language_checkpoint: Path, tmp
 
 
 def test_decoding_is_verified_in_fp32(exported: ExportedModel, language_checkpoint: Path) -> None:
-    report = verify(exported, load(language_checkpoint), FUNCTION)
+    report = verify(exported, load(language_checkpoint), options=FUNCTION)
     assert report, report.findings
     assert report.numeric is not None
     outputs = {o.name: o for o in report.numeric.outputs}
@@ -109,9 +109,9 @@ def test_decoding_is_verified_in_fp32(exported: ExportedModel, language_checkpoi
 
 @pytest.mark.parametrize("dtype", [DType.FP16, DType.BF16])
 def test_decoding_is_verified_in_halves(language_checkpoint: Path, tmp_path: Path, dtype: DType) -> None:
-    half = export_folder(load(language_checkpoint), tmp_path / "half", ExportOptions(dtype=dtype))
+    half = export_folder(load(language_checkpoint), tmp_path / "half", options=ExportOptions(dtype=dtype))
     assert {t.dtype for t in half.inputs if t.name.startswith("past")} == {dtype.value}
-    report = verify(half, load(language_checkpoint), FUNCTION)
+    report = verify(half, load(language_checkpoint), options=FUNCTION)
     assert report, report.findings
     if dtype is DType.BF16:
         with pytest.raises(BackendUnavailable, match="bf16, which ONNX Runtime cannot compute on a CPU"):
@@ -130,7 +130,7 @@ def test_a_cache_that_goes_wrong_with_its_length_is_found(
         for names in (node.input, node.output):
             names[:] = [swapped.get(name, name) for name in names]
     onnx.save(proto, tmp_path / "model.onnx")
-    report = verify(ExportedModel(tmp_path), load(language_checkpoint), FUNCTION)
+    report = verify(ExportedModel(tmp_path), load(language_checkpoint), options=FUNCTION)
     assert not report
     assert any(f.where == "decoding" for f in report.findings)
     assert not any(f.where in ("output logits", "prompt") for f in report.findings)
@@ -139,10 +139,8 @@ def test_a_cache_that_goes_wrong_with_its_length_is_found(
 @pytest.mark.parametrize("longest", [1, 2, 16])
 def test_a_model_of_few_positions_is_verified(tmp_path: Path, longest: int) -> None:
     """GPT-2's positions are a table: one behind its end cannot be looked up."""
-    config = {
-        "model_type": "gpt2", "n_embd": 32, "n_head": 4, "n_layer": 1, "vocab_size": 256, "n_positions": longest
-    }  # fmt: skip
-    save_checkpoint(tmp_path / "gpt2", config, IBNormSpec("L", 4.0, 1e-5), seed=0)
+    config = {"model_type": "gpt2", "n_embd": 32, "n_head": 4, "n_layer": 1, "vocab_size": 256, "n_positions": longest}
+    save_checkpoint(tmp_path / "gpt2", config, IBNormSpec("L", 4.0, epsilon=1e-5), seed=0)
     model = load(tmp_path / "gpt2")
     for index in range(8):
         arrays = model.sample(np.random.default_rng(index), index)
@@ -152,7 +150,7 @@ def test_a_model_of_few_positions_is_verified(tmp_path: Path, longest: int) -> N
             arrays["past_key_values.0.key"].shape[2] == arrays["attention_mask"].shape[1] - arrays["input_ids"].shape[1]
         )
     made = export_folder(load(tmp_path / "gpt2"), tmp_path / "out")
-    report = verify(made, model, FUNCTION)
+    report = verify(made, model, options=FUNCTION)
     assert report, report.findings
     assert report.numeric is not None
     steps = [o.name for o in report.numeric.outputs if o.name.startswith("decoding")]
@@ -172,10 +170,11 @@ def first_call(tokens: int) -> Arrays:
     """One row, `tokens` of it, and no past."""
     empty = np.zeros((1, 2, 0, 8), dtype=np.float32)
     return {
-        "input_ids": np.full((1, tokens), 9), "attention_mask": np.ones((1, tokens), np.int64),
+        "input_ids": np.full((1, tokens), 9),
+        "attention_mask": np.ones((1, tokens), np.int64),
         "position_ids": np.arange(tokens)[None],
         **{f"past_key_values.{layer}.{kind}": empty for layer in range(2) for kind in ("key", "value")},
-    }  # fmt: skip
+    }
 
 
 def test_inputs_of_a_first_call_have_a_past_of_length_0(
@@ -183,19 +182,19 @@ def test_inputs_of_a_first_call_have_a_past_of_length_0(
 ) -> None:
     model = load(language_checkpoint)
     np.savez(tmp_path / "in.npz", **first_call(3))
-    report = verify(exported, model, FUNCTION, [read_inputs(tmp_path / "in.npz", model)])
+    report = verify(exported, model, options=FUNCTION, inputs=[read_inputs(tmp_path / "in.npz", model)])
     assert report, report.findings
     np.savez(tmp_path / "in.npz", **first_call(0))
     with pytest.raises(ModelFileError, match=r"input_ids has shape \(1, 0\); .* not empty"):
         read_inputs(tmp_path / "in.npz", model)
     unknown = {**first_call(3), "input_ids": np.full((1, 3), 999)}
     with pytest.raises(ModelFileError, match=r"on input 0 \(input_ids from 999 to 999, .*: index out of range"):
-        verify(exported, model, FUNCTION, [unknown])
+        verify(exported, model, options=FUNCTION, inputs=[unknown])
 
 
 def test_a_text_of_one_token_has_nothing_to_predict(exported: ExportedModel, language_checkpoint: Path) -> None:
     with pytest.raises(ModelFileError, match="the text has 1 token; predictions need at least two"):
-        verify(exported, load(language_checkpoint), FUNCTION, text="a")
+        verify(exported, load(language_checkpoint), options=FUNCTION, text="a")
 
 
 class _Forgetful:
@@ -218,9 +217,11 @@ def test_resume_must_give_the_same_bits(exported: ExportedModel, language_checkp
 
     model = load(language_checkpoint)
     exact, own = TorchRunner(model, model.in_float64()), TorchRunner(model)
-    _, sound = check_decoding(model, exact, own, {"torch": own}, exported, silent)
+    _, sound = check_decoding(model, exact, own=own, runners={"torch": own}, file=exported, progress=silent)
     assert sound == []
-    outputs, findings = check_decoding(model, exact, own, {"odd": _Forgetful(own)}, exported, silent)
+    outputs, findings = check_decoding(
+        model, exact, own=own, runners={"odd": _Forgetful(own)}, file=exported, progress=silent
+    )
     assert all(o.passed for o in outputs), "the change is too small for the error bound"
     assert [f.where for f in findings] == ["resume"]
 
@@ -287,7 +288,7 @@ def test_what_is_no_language_model_says_so(vit_checkpoint: Path, llama_checkpoin
     with pytest.raises(CheckpointError, match="'speech'; it must be one of forward, text-generation"):
         models.load(llama_checkpoint, task="speech")
     with pytest.raises(CheckpointError, match="needs a Hugging Face folder"):
-        models.load(llama_checkpoint, "a:b", TASK)
+        models.load(llama_checkpoint, "a:b", task=TASK)
 
 
 def test_a_forward_file_has_no_cache(exported_llama: ExportedModel) -> None:

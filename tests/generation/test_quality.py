@@ -35,8 +35,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the time is this thread's own: waiting for others on a busy machine would count
     with torch.random.fork_rng():
-        model = models.new_model(demo._LLAMA, IBNormSpec("L", 4.0, 1e-5, bias=False))
-        evaluations = demo._train(model, demo._text_task(text), 3e-3, 12.0, "training", silent)
+        model = models.new_model(demo._LLAMA, IBNormSpec("L", 4.0, epsilon=1e-5, bias=False))
+        evaluations = demo._train(
+            model, demo._text_task(text), rate=3e-3, seconds=12.0, what="training", progress=silent
+        )
     torch.set_num_threads(threads)
     assert evaluations[-1].loss < 4.5, "bits per byte: far from the 8 of no training"
     folder = tmp_path_factory.mktemp("quality") / "llama"
@@ -49,9 +51,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def test_predictions_of_a_trained_model(trained: tuple[Path, str], tmp_path: Path, kind: str) -> None:
     options, agreement, perplexity = BARS[kind]
     checkpoint, text = trained
-    made = export_folder(models.load(checkpoint, task="text-generation"), tmp_path / "out", options)
+    made = export_folder(models.load(checkpoint, task="text-generation"), tmp_path / "out", options=options)
     model = models.load(checkpoint, task="text-generation")
-    report = verify(made, model, VerifyOptions(samples=1, kernels=Kernels.FUNCTION), text=text)
+    report = verify(made, model, options=VerifyOptions(samples=1, kernels=Kernels.FUNCTION), text=text)
     assert report, report.findings
     assert report.numeric is not None
     (quality,) = report.numeric.quality

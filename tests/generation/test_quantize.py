@@ -53,7 +53,7 @@ def exported(
 ) -> ExportedModel:
     options = ExportOptions(quantization=Quantization(request.param, head_bits=8))
     folder = tmp_path_factory.mktemp("quantize") / f"int{request.param}"
-    return export_genai(load(quantised_checkpoint), folder, options, Kernels.FUNCTION)
+    return export_genai(load(quantised_checkpoint), folder, options=options, kernels=Kernels.FUNCTION)
 
 
 def test_matrices_are_quantised_and_norms_are_not(exported: ExportedModel) -> None:
@@ -75,7 +75,7 @@ def test_every_value_is_within_half_a_step_or_one(exported: ExportedModel, quant
     assert values is not None
     expected = load(quantised_checkpoint).module.state_dict()[name].numpy().T
     assert values.shape == expected.shape == (64, 64)
-    step = steps(expected, exported.metadata["quantization"]["bits"], 32)
+    step = steps(expected, exported.metadata["quantization"]["bits"], block_size=32)
     assert (np.abs(values - expected) <= step * 1.001).all()
     assert np.sqrt(np.mean(((values - expected) / step) ** 2)) < 0.33  # 1 / sqrt(12) = 0.29 for even rounding
     assert dequantize(exported, "model.norm.weight") is None
@@ -85,7 +85,7 @@ def test_the_steps_of_a_block() -> None:
     """By hand: a block reaches from its least value to its largest, and to 0 where both are on one side of it."""
     weight = np.array([[-1, 1], [2, 3], [0, 2], [5, -1], [-10, 0]], dtype=np.float32)
     expected = np.array([[3, 3]] * 2 + [[5, 3]] * 2 + [[10, 0]], dtype=np.float32) / 15
-    np.testing.assert_allclose(steps(weight, 4, 2), expected, rtol=1e-6)
+    np.testing.assert_allclose(steps(weight, 4, block_size=2), expected, rtol=1e-6)
 
 
 def test_the_file_writes_text(exported: ExportedModel) -> None:
@@ -95,7 +95,7 @@ def test_the_file_writes_text(exported: ExportedModel) -> None:
 def test_static_verdict_sees_through_the_blocks(
     exported: ExportedModel, quantised_checkpoint: Path, tmp_path: Path
 ) -> None:
-    report = verify(exported, load(quantised_checkpoint), FUNCTION)
+    report = verify(exported, load(quantised_checkpoint), options=FUNCTION)
     assert report.static is not None
     assert report.static, report.static.findings
     assert report.static.weights == 17
@@ -107,7 +107,7 @@ def test_static_verdict_sees_through_the_blocks(
     values[7] = values[7, :, ::-1]
     tensor.CopyFrom(onnx.numpy_helper.from_array(values, name))
     onnx.save(proto, tmp_path / "model.onnx")
-    broken = verify(ExportedModel(tmp_path), load(quantised_checkpoint), FUNCTION)
+    broken = verify(ExportedModel(tmp_path), load(quantised_checkpoint), options=FUNCTION)
     assert broken.static is not None
     assert [f.where for f in broken.static.findings] == ["weight model.layers.0.self_attn.qkv_proj.weight.T"]
     assert "more than one step" in broken.static.findings[0].what
@@ -117,7 +117,7 @@ def test_static_verdict_sees_through_the_blocks(
 def portable(quantised_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportedModel:
     """int4 in standard operators and MatMulNBits: rows of unequal length are in its reach, unlike GenAI's."""
     options = ExportOptions(quantization=Quantization(4))
-    return export_folder(load(quantised_checkpoint), tmp_path_factory.mktemp("quantize") / "portable", options)
+    return export_folder(load(quantised_checkpoint), tmp_path_factory.mktemp("quantize") / "portable", options=options)
 
 
 def planted(exported: ExportedModel, folder: Path, change: Callable[[onnx.ModelProto], None]) -> ExportedModel:
@@ -131,7 +131,7 @@ def test_numbers_are_those_of_the_files_own_matrices(portable: ExportedModel, qu
     """To the bound of fp32, though the checkpoint's own are a hundred thousand times as far away."""
     model = load(quantised_checkpoint)
     before = {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
-    report = verify(portable, model, VerifyOptions(layers=True))
+    report = verify(portable, model, options=VerifyOptions(layers=True))
     assert {finding.where for finding in report.findings} == {"quality"}, "of weights at random, int4 keeps little"
     assert report.numeric is not None
     assert report.numeric.dtype == "int4"
@@ -166,8 +166,11 @@ def test_a_matrix_of_zeros_whose_scales_are_vast_is_found(
 
     def vanish(proto: onnx.ModelProto) -> None:
         found = {tensor.name: tensor for tensor in proto.graph.initializer}
-        for suffix, change in (("_Q4", lambda a: a * 0 + 0x88), ("_zero_points", lambda a: a * 0 + 0x88),
-                               ("_scales", lambda a: a * 0 + 100)):  # fmt: skip
+        for suffix, change in (
+            ("_Q4", lambda a: a * 0 + 0x88),
+            ("_zero_points", lambda a: a * 0 + 0x88),
+            ("_scales", lambda a: a * 0 + 100),
+        ):
             tensor = found[name + suffix]
             array = change(onnx.numpy_helper.to_array(tensor))
             tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
@@ -196,7 +199,7 @@ def test_a_file_is_not_judged_by_what_it_says_of_itself(
         weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * 1.01, weight.name))
 
     (tmp_path / "claims").mkdir()
-    report = verify(planted(plain, tmp_path / "claims", claim), model, VerifyOptions(static=False))
+    report = verify(planted(plain, tmp_path / "claims", claim), model, options=VerifyOptions(static=False))
     assert "output logits" in {finding.where for finding in report.findings}
 
     def other(proto: onnx.ModelProto) -> None:
@@ -220,7 +223,7 @@ def test_a_file_is_not_judged_by_what_it_says_of_itself(
 
 def test_fused_norms_are_demanded_of_quantised_files_too(portable: ExportedModel, quantised_checkpoint: Path) -> None:
     options = VerifyOptions(kernels=Kernels.FUNCTION, require_fused=True, samples=1)
-    report = verify(portable, load(quantised_checkpoint), options)
+    report = verify(portable, load(quantised_checkpoint), options=options)
     unfused = [finding.where for finding in report.findings if finding.where != "quality"]
     assert unfused == [f"norm {node.module}" for node in portable.norms]
 
@@ -254,7 +257,9 @@ def test_quality_counts_what_it_says(exported: ExportedModel, quantised_checkpoi
             return {**outputs, "logits": outputs["logits"] * np.float32(0.5)}
 
     tokens = np.random.default_rng(0).integers(0, 256, 1 + 2 * 64)
-    same, cold = check_quality(model, own, {"a": own, "b": Cold()}, model.inputs, "int8", tokens, silent)
+    same, cold = check_quality(
+        model, own, runners={"a": own, "b": Cold()}, inputs=model.inputs, kind="int8", tokens=tokens, progress=silent
+    )
     assert (same.positions, same.agreement, same.divergence, same.passed) == (128, 1.0, 0.0, True)
     assert same.before == same.after
     assert (cold.agreement, cold.passed) == (1.0, False)
@@ -264,7 +269,7 @@ def test_quality_counts_what_it_says(exported: ExportedModel, quantised_checkpoi
 
 def test_a_text_is_judged_by_its_kind(exported: ExportedModel, quantised_checkpoint: Path) -> None:
     text = "The quick brown fox jumps over the lazy dog. " * 4
-    report = verify(exported, load(quantised_checkpoint), FUNCTION, text=text)
+    report = verify(exported, load(quantised_checkpoint), options=FUNCTION, text=text)
     assert report.numeric is not None
     (quality,) = report.numeric.quality
     assert quality.kind == f"int{exported.metadata['quantization']['bits']}"
@@ -280,14 +285,16 @@ def test_what_has_no_meaning_is_refused(quantised_checkpoint: Path, tmp_path: Pa
     with pytest.raises(ExportError, match="must be 4 or 8"):
         Quantization(3)
     with pytest.raises(ExportError, match="this is forward in fp32"):
-        export(models.load(quantised_checkpoint), tmp_path / "a.onnx", ExportOptions(quantization=Quantization(4)))
+        export(
+            models.load(quantised_checkpoint), tmp_path / "a.onnx", options=ExportOptions(quantization=Quantization(4))
+        )
     with pytest.raises(ExportError, match="this is text-generation in fp16"):
         export_genai(
-            load(quantised_checkpoint), tmp_path / "a", ExportOptions(DType.FP16, quantization=Quantization(4))
+            load(quantised_checkpoint), tmp_path / "a", options=ExportOptions(DType.FP16, quantization=Quantization(4))
         )
     made = export(models.load(quantised_checkpoint), tmp_path / "a.onnx")
     with pytest.raises(ModelFileError, match="a text is for text-generation"):
-        verify(made, models.load(quantised_checkpoint), FUNCTION, text="abc")
+        verify(made, models.load(quantised_checkpoint), options=FUNCTION, text="abc")
 
 
 def test_logging_is_left_as_it_was(quantised_checkpoint: Path, tmp_path: Path) -> None:

@@ -37,14 +37,14 @@ def load(checkpoint: Path) -> LoadedModel:
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("static") / "llama"
-    save_checkpoint(folder, LLAMA, IBNormSpec("L", 4.0, 1e-5, bias=False))
+    save_checkpoint(folder, LLAMA, IBNormSpec("L", 4.0, epsilon=1e-5, bias=False))
     write_byte_tokenizer(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportedModel:
-    return export_folder(load(checkpoint), tmp_path_factory.mktemp("static") / "out", STATIC)
+    return export_folder(load(checkpoint), tmp_path_factory.mktemp("static") / "out", options=STATIC)
 
 
 def started(exported: ExportedModel, length: int = 40) -> Session:
@@ -66,7 +66,7 @@ def test_the_cache_is_written_and_not_copied(exported: ExportedModel) -> None:
 
 
 def test_decoding_is_verified(exported: ExportedModel, checkpoint: Path) -> None:
-    report = verify(exported, load(checkpoint), FUNCTION)
+    report = verify(exported, load(checkpoint), options=FUNCTION)
     assert report, report.findings
     assert report.numeric is not None
     names = [o.name for o in report.numeric.outputs]
@@ -74,8 +74,8 @@ def test_decoding_is_verified(exported: ExportedModel, checkpoint: Path) -> None
 
 
 def test_halves_are_verified_as_a_rounding_copy(checkpoint: Path, tmp_path: Path) -> None:
-    made = export_folder(load(checkpoint), tmp_path / "half", ExportOptions(DType.FP16, cache="static"))
-    report = verify(made, load(checkpoint), FUNCTION)
+    made = export_folder(load(checkpoint), tmp_path / "half", options=ExportOptions(DType.FP16, cache="static"))
+    report = verify(made, load(checkpoint), options=FUNCTION)
     assert report, report.findings
 
 
@@ -105,7 +105,7 @@ def test_a_cache_in_the_wrong_place_is_found(
     proto = onnx.load(exported.path)
     fault(proto)
     onnx.save(proto, tmp_path / "model.onnx")
-    report = verify(ExportedModel(tmp_path), load(checkpoint), FUNCTION)
+    report = verify(ExportedModel(tmp_path), load(checkpoint), options=FUNCTION)
     assert not report
     assert {"decoding", "cache in place"} <= {f.where for f in report.findings}
 
@@ -133,7 +133,7 @@ def test_what_lies_behind_the_tokens_counts_for_nothing(exported: ExportedModel)
 
 def test_it_writes_the_text_of_the_growing_cache(exported: ExportedModel, checkpoint: Path, tmp_path: Path) -> None:
     growing = export_folder(load(checkpoint), tmp_path / "out")
-    sampling = Sampling(30, 1.2, 0.9, seed=3)
+    sampling = Sampling(30, 1.2, top_p=0.9, seed=3)
     texts = [open_folder(e.path.parent, Kernels.FUNCTION).generate("ab", sampling).tokens for e in (exported, growing)]
     assert texts[0] == texts[1]
     assert len(texts[0]) == 30
@@ -156,8 +156,8 @@ def test_what_does_not_fit_is_refused(exported: ExportedModel, checkpoint: Path,
     with pytest.raises(ModelFileError, match="ONNX Runtime cannot run the model"):
         runner.run(inputs)
     with pytest.raises(ExportError, match="opset is 23; it must be 24 to 26"):
-        export_folder(load(checkpoint), tmp_path / "a", ExportOptions(opset=23, cache="static"))
+        export_folder(load(checkpoint), tmp_path / "a", options=ExportOptions(opset=23, cache="static"))
     with pytest.raises(ExportError, match="cache is 'paged' for the task text-generation; it must be one of dynamic"):
-        export_folder(load(checkpoint), tmp_path / "a", ExportOptions(cache="paged"))
+        export_folder(load(checkpoint), tmp_path / "a", options=ExportOptions(cache="paged"))
     with pytest.raises(ExportError, match="nor --cache"):
-        export_genai(load(checkpoint), tmp_path / "a", STATIC)
+        export_genai(load(checkpoint), tmp_path / "a", options=STATIC)

@@ -31,7 +31,7 @@ SAMPLED = Sampling(max_new_tokens=24, temperature=1.3, top_p=0.9, seed=5)
 def forms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """One checkpoint, and its folder for each runtime."""
     folder = tmp_path_factory.mktemp("text")
-    save_checkpoint(folder / "torch", {**LLAMA, "hidden_size": 64}, IBNormSpec("L", 4.0, 1e-5, bias=False))
+    save_checkpoint(folder / "torch", {**LLAMA, "hidden_size": 64}, IBNormSpec("L", 4.0, epsilon=1e-5, bias=False))
     write_byte_tokenizer(folder / "torch")
 
     def load() -> LoadedModel:
@@ -86,7 +86,7 @@ def test_a_temperature_near_nothing_takes_the_likeliest(recwarn: pytest.Warnings
 )
 def test_sampling_is_checked(values: tuple[int, float, float], names: str) -> None:
     with pytest.raises(IBNormError, match=names):
-        Sampling(*values)
+        Sampling(values[0], values[1], top_p=values[2])
 
 
 # ---- the loop ----
@@ -114,10 +114,10 @@ def test_greedy_is_what_torch_chooses_without_a_cache(forms: dict[str, Path]) ->
 
 def test_the_pieces_make_the_text(forms: dict[str, Path]) -> None:
     pieces: list[str] = []
-    result = opened(forms, "portable").generate(PROMPT, SAMPLED, pieces.append)
+    result = opened(forms, "portable").generate(PROMPT, SAMPLED, write=pieces.append)
     assert "".join(pieces) == result.text
     assert result.stopped == "length"
-    other = opened(forms, "portable").generate(PROMPT, Sampling(24, 1.3, 0.9, seed=6))
+    other = opened(forms, "portable").generate(PROMPT, Sampling(24, 1.3, top_p=0.9, seed=6))
     assert other.tokens != result.tokens
 
 

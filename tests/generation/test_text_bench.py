@@ -73,11 +73,11 @@ def source(clock: Clock, per_cached: float) -> SessionSource:
 
 def test_every_turn_is_at_the_same_context(clock: Clock) -> None:
     tokens = np.zeros((1, 10), dtype=np.int64)
-    slow, fast = race([source(clock, 1e-4), source(clock, 0.0)], "decode", tokens, rounds=3, steps=2)
+    slow, fast = race([source(clock, 1e-4), source(clock, 0.0)], "decode", tokens=tokens, rounds=3, steps=2)
     # behind the prompt of 10 and one step that is not timed: 11 and 12 in the cache
     np.testing.assert_allclose(slow, [[2.1e-3, 2.2e-3]] * 3)
     np.testing.assert_allclose(fast, [[1e-3, 1e-3]] * 3)
-    (first,) = race([source(clock, 1e-4)], "first token", tokens, rounds=2)
+    (first,) = race([source(clock, 1e-4)], "first token", tokens=tokens, rounds=2)
     np.testing.assert_allclose(first, [[10e-3]] * 2)
 
 
@@ -88,7 +88,7 @@ def test_several_rows_go_on_by_their_own_choice(clock: Clock) -> None:
         begun.append(Metronome(clock, 0.0, batch, room))
         return begun[-1]
 
-    race([SessionSource("many", start)], "decode", np.zeros((3, 4), dtype=np.int64), rounds=2, steps=5)
+    race([SessionSource("many", start)], "decode", tokens=np.zeros((3, 4), dtype=np.int64), rounds=2, steps=5)
     assert (begun[0].steps, begun[0].length) == (3 * 6, 4 + 3 * 6)
 
 
@@ -100,8 +100,11 @@ def opened(per_cached: float) -> SessionSource:
 
 def test_the_report_adds_up(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_bench, "_peak_memory_mb", lambda *_: 12.5)
-    contenders = {"a": Opener(f"{__name__}:opened", (0.0,)), "b": Opener(f"{__name__}:opened", (1e-4,))}
-    report = bench_text(contenders, 100, 2, TextBenchOptions((10,), (1, 2), rounds=8, steps=4))
+    contenders = {
+        "a": Opener(f"{__name__}:opened", {"per_cached": 0.0}),
+        "b": Opener(f"{__name__}:opened", {"per_cached": 1e-4}),
+    }
+    report = bench_text(contenders, 100, threads=2, options=TextBenchOptions((10,), (1, 2), rounds=8, steps=4))
     assert [(t.name, t.prompt, t.batch) for t in report.timings] == [(n, 10, b) for b in (1, 2) for n in "ab"]
     a, b, a2, _ = report.timings
     assert (a.first_token_ms, a.prefill_tokens_per_s, a.peak_memory_mb) == pytest.approx((10.0, 1000.0, 12.5))
@@ -121,16 +124,30 @@ def test_nothing_to_measure_is_refused(values: dict[str, int]) -> None:
 
 
 def test_the_command_measures_every_form(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path / "torch", {**LLAMA, "hidden_size": 64}, IBNormSpec("L", 4.0, 1e-5, bias=False))
+    save_checkpoint(tmp_path / "torch", {**LLAMA, "hidden_size": 64}, IBNormSpec("L", 4.0, epsilon=1e-5, bias=False))
     write_byte_tokenizer(tmp_path / "torch")
     load = lambda: models.load(tmp_path / "torch", task="text-generation")  # noqa: E731
     export_folder(load(), tmp_path / "portable")
     export_genai(load(), tmp_path / "genai", kernels=Kernels.FUNCTION)
     code = "from ibnorm_export.cli.__main__ import run; run()"
     command = [
-        sys.executable, "-c", code, "bench", str(tmp_path / "portable"), "--checkpoint", str(tmp_path / "torch"),
-        "--prompts", "12", "--batches", "1,2", "--rounds", "2", "--threads", "1", "--against",
-    ]  # fmt: skip
+        sys.executable,
+        "-c",
+        code,
+        "bench",
+        str(tmp_path / "portable"),
+        "--checkpoint",
+        str(tmp_path / "torch"),
+        "--prompts",
+        "12",
+        "--batches",
+        "1,2",
+        "--rounds",
+        "2",
+        "--threads",
+        "1",
+        "--against",
+    ]
     done = subprocess.run(
         [*command, f"torch,{tmp_path / 'genai'}", "--json"], capture_output=True, text=True, check=False
     )

@@ -276,7 +276,7 @@ def test_what_is_not_the_whole_mask_is_looked_up(other: dict[str, Any]) -> None:
 def test_a_language_model_looks_nothing_up(llama_checkpoint: Path, tmp_path: Path) -> None:
     for task in (None, "text-generation"):
         model = models.load(llama_checkpoint) if task is None else models.load(llama_checkpoint, task=task)
-        made = export(model, tmp_path / f"{task}.onnx", ExportOptions(opset=23))
+        made = export(model, tmp_path / f"{task}.onnx", options=ExportOptions(opset=23))
         assert "GatherND" not in {node.op_type for node in made.proto.graph.node}
 
 
@@ -284,7 +284,7 @@ def test_a_vit_has_no_detours(exported_vit: ExportedModel, vit_checkpoint: Path,
     types = [node.op_type for node in exported_vit.proto.graph.node]
     assert types.count("Slice") == 0
     assert types.count("Shape") == 1, "of the batch"
-    newer = export(models.load(vit_checkpoint), tmp_path / "m.onnx", ExportOptions(opset=23))
+    newer = export(models.load(vit_checkpoint), tmp_path / "m.onnx", options=ExportOptions(opset=23))
     types = [node.op_type for node in newer.proto.graph.node]
     assert types.count("Attention") == 2
     assert types.count("Reshape") == types.count("Transpose") == 1, "of the patches"

@@ -20,7 +20,7 @@ from ibnorm_export.op import onnx_functions as onnx_op
 
 def _then_gather(axis: int, also_whole: bool = False) -> ir.Model:
     """IBNormL over (2, 5, 8), then a Gather; `also_whole` gives the norm's own output too."""
-    norm = onnx_op.node("X", "scale", "bias", "whole", IBNormSpec("L"), "norm")
+    norm = onnx_op.node("X", "scale", bias="bias", y="whole", spec=IBNormSpec("L"), name="norm")
     gather = helper.make_node("Gather", ["whole", "index"], ["Y"], axis=axis)
     kept = [n for i, n in enumerate([2, 5, 8]) if i != axis % 3]
     info = helper.make_tensor_value_info
@@ -37,9 +37,15 @@ def _then_gather(axis: int, also_whole: bool = False) -> ir.Model:
 
 @pytest.mark.parametrize(
     ("axis", "also_whole", "first"),
-    [(1, False, "Gather"), (-2, False, "Gather"), (0, False, "Gather"),
-     (2, False, "IBNormL"), (-1, False, "IBNormL"), (1, True, "IBNormL")],
-)  # fmt: skip
+    [
+        (1, False, "Gather"),
+        (-2, False, "Gather"),
+        (0, False, "Gather"),
+        (2, False, "IBNormL"),
+        (-1, False, "IBNormL"),
+        (1, True, "IBNormL"),
+    ],
+)
 def test_positions_are_chosen_before_a_norm(axis: int, also_whole: bool, first: str) -> None:
     """Where that is the same: not over the normalised axis, and not where the whole norm is wanted too."""
     x = np.random.default_rng(0).standard_normal((2, 5, 8), dtype=np.float32)

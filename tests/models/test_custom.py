@@ -161,7 +161,7 @@ def test_a_shared_norm_keeps_being_shared(user: User) -> None:
 
 def test_half_precision(user: User) -> None:
     model = models.load(user.save("w.pt"), model="mymodel:build")
-    exported = export(model, user.folder / "m.onnx", ExportOptions(dtype=DType.FP16))
+    exported = export(model, user.folder / "m.onnx", options=ExportOptions(dtype=DType.FP16))
     assert (exported.dtype, [t.dtype for t in exported.outputs]) == ("fp16", ["fp16", "fp16"])
     report = verify(exported, model)
     assert report, report.findings
@@ -372,7 +372,7 @@ def test_an_output_may_be_an_input_a_weight_or_another_output(
     ends: Callable[[str], LoadedModel], factory: str, options: ExportOptions
 ) -> None:
     model = ends(factory)
-    exported = export(model, "m.onnx", options)
+    exported = export(model, "m.onnx", options=options)
     assert [t.name for t in exported.inputs] == ["x"]
     assert [t.name for t in exported.outputs] == list(model.outputs)
     report = verify(exported, model)

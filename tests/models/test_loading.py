@@ -207,7 +207,7 @@ def weights_of(model: LoadedModel) -> dict[str, np.ndarray]:
 
 
 def norm(x: np.ndarray, model: LoadedModel, w: dict[str, np.ndarray], path: str) -> np.ndarray:
-    return reference.ibnorm(x, w.get(f"{path}.weight"), w.get(f"{path}.bias"), model.norms[path])
+    return reference.ibnorm(x, w.get(f"{path}.weight"), bias=w.get(f"{path}.bias"), spec=model.norms[path])
 
 
 def softmax(x: np.ndarray) -> np.ndarray:
@@ -289,14 +289,14 @@ def test_the_truth_is_float64_throughout(checkpoint: Path, index: int) -> None:
     else:
         expected = vit_forward(model, inputs["pixel_values"].astype(np.float64))
     assert np.linalg.norm(got - expected) <= 1e-12 * np.linalg.norm(expected)
-    assert reach(model, truth, inputs).narrow == frozenset()
+    assert reach(model, truth, inputs=inputs).narrow == frozenset()
 
 
 def test_reach_tells_what_is_not_float64(llama_checkpoint: Path) -> None:
     model = models.load(llama_checkpoint)
     inputs = model.sample(np.random.default_rng(0), 0)
     half_hearted = model.in_dtype(torch.float64)  # rotary tables stay in float32
-    found = reach(model, half_hearted, inputs)
+    found = reach(model, half_hearted, inputs=inputs)
     assert found.narrow
     assert found.norms == set(model.norms)
     assert found.weights == set(model.module.state_dict())

@@ -28,9 +28,7 @@ GENERATOR = torch.Generator().manual_seed(0)
 
 
 def section(**more: object) -> NormConfig:
-    return NormConfig.from_config(
-        {"compression": "L", "lambda": 2.0, "epsilon": 1e-5, "convention": "divide", **more}
-    )  # fmt: skip
+    return NormConfig.from_config({"compression": "L", "lambda": 2.0, "epsilon": 1e-5, "convention": "divide", **more})
 
 
 def images(mean: float = 0.0) -> torch.Tensor:
@@ -52,20 +50,20 @@ def test_over_channels_every_position_is_normalised(kind: str) -> None:
     assert norm.bias is not None
     weight, bias = norm.weight.detach().numpy(), norm.bias.detach().numpy()
     # float64 on both sides here and below: 1e-12 is thousands of units in the last place of values to about 4
-    exact = reference.ibnorm(x.numpy().transpose(0, 2, 3, 1), weight, bias, spec).transpose(0, 3, 1, 2)
+    exact = reference.ibnorm(x.numpy().transpose(0, 2, 3, 1), weight, bias=bias, spec=spec).transpose(0, 3, 1, 2)
     np.testing.assert_allclose(norm(x).detach().numpy(), exact, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("axis", [1, 2, -2])
 def test_over_axes_what_lies_behind_is_normalised_together(axis: int) -> None:
     spec = IBNormSpec("L", 2.0, grouping="axes", axis=axis)  # type: ignore[arg-type]
-    norm = AxesIBNorm(6, spec, 1, dtype=torch.float64)
+    norm = AxesIBNorm(6, spec, channel_axis=1, dtype=torch.float64)
     random_affine(norm)
     x = images(mean=5.0)
     assert norm.weight is not None
     assert norm.bias is not None
     rows = x.flatten(axis).numpy()
-    normed = reference.ibnorm(rows, None, None, IBNormSpec("L", 2.0)).reshape(x.shape)  # type: ignore[arg-type]
+    normed = reference.ibnorm(rows, None, bias=None, spec=IBNormSpec("L", 2.0)).reshape(x.shape)  # type: ignore[arg-type]
     weight, bias = (p.detach().numpy()[:, None, None] for p in (norm.weight, norm.bias))
     np.testing.assert_allclose(norm(x).detach().numpy(), normed * weight + bias, rtol=0, atol=1e-12)
 
@@ -73,13 +71,13 @@ def test_over_axes_what_lies_behind_is_normalised_together(axis: int) -> None:
 def test_axes_need_a_batch_axis_and_their_own_grouping() -> None:
     for spec in (IBNormSpec("L", grouping="axes", axis=0), IBNormSpec("L")):  # type: ignore[arg-type]
         with pytest.raises(SpecError, match="axes"):
-            AxesIBNorm(6, spec, 1)
+            AxesIBNorm(6, spec, channel_axis=1)
     with pytest.raises(SpecError, match="batch"):
-        BatchIBNorm(6, IBNormSpec("L"), 1)  # type: ignore[arg-type]
+        BatchIBNorm(6, IBNormSpec("L"), channel_axis=1)  # type: ignore[arg-type]
 
 
 def batch_norm(kind: str) -> BatchIBNorm:
-    norm = BatchIBNorm(6, IBNormSpec(kind, 2.0, grouping="batch"), 1, dtype=torch.float64)  # type: ignore[arg-type]
+    norm = BatchIBNorm(6, IBNormSpec(kind, 2.0, grouping="batch"), channel_axis=1, dtype=torch.float64)  # type: ignore[arg-type]
     random_affine(norm)
     for buffer, mean in ((norm.running_mean, 4.0), (norm.compressed_mean, 0.1), (norm.compressed_var, 2.0)):
         buffer.copy_(mean + 0.1 * torch.rand(6, generator=GENERATOR, dtype=torch.float64))
@@ -124,7 +122,7 @@ def test_training_moves_the_statistics_by_a_tenth_and_gives_gradients() -> None:
 
 
 def test_the_exported_logarithm_keeps_small_values(monkeypatch: pytest.MonkeyPatch) -> None:
-    norm = BatchIBNorm(6, IBNormSpec("L", 4.0, 0.0, grouping="batch"), 1).eval()  # type: ignore[arg-type]
+    norm = BatchIBNorm(6, IBNormSpec("L", 4.0, epsilon=0.0, grouping="batch"), channel_axis=1).eval()  # type: ignore[arg-type]
     x = (torch.randn((4, 6, 50), generator=GENERATOR) * 1e-5).contiguous()
     norm.compressed_var.fill_(1e-12)
     exact = copy.deepcopy(norm).double()(x.double())
@@ -136,7 +134,7 @@ def test_the_exported_logarithm_keeps_small_values(monkeypatch: pytest.MonkeyPat
 def test_features_at_the_end_have_running_statistics_too() -> None:
     x = torch.randn((4, 7, 6), generator=GENERATOR)
     spec = IBNormSpec("T", grouping="batch")  # type: ignore[arg-type]
-    last, first = BatchIBNorm(6, spec, -1), BatchIBNorm(6, spec, 1)
+    last, first = BatchIBNorm(6, spec, channel_axis=-1), BatchIBNorm(6, spec, channel_axis=1)
     torch.testing.assert_close(last(x), first(x.movedim(-1, 1)).movedim(1, -1))
     assert bool((last.running_mean != 0).all())
     torch.testing.assert_close(FeatureBatchNorm(6)(x), nn.BatchNorm1d(6)(x.reshape(-1, 6)).reshape(x.shape))
@@ -165,10 +163,12 @@ class Convolutional(nn.Module):
         (section(layers=[{"match": "*", "norm": "batchnorm"}]), nn.BatchNorm2d, nn.BatchNorm2d, FeatureBatchNorm),
         (
             section(layers=[{"match": "first", "grouping": "axes", "axis": 1}]),
-            AxesIBNorm, ChannelIBNorm, IBNorm,
+            AxesIBNorm,
+            ChannelIBNorm,
+            IBNorm,
         ),
     ],
-)  # fmt: skip
+)
 def test_each_place_gets_the_norm_that_its_features_ask_for(
     config: NormConfig, first: type[nn.Module], deep: type[nn.Module], head: type[nn.Module]
 ) -> None:

@@ -85,9 +85,9 @@ def bare(spec: IBNormSpec, dtype: Any = np.float32, *, opset: int = 23, skip: bo
     inner = [f"{n}_t" if cast else n for n in (*names, *outputs)]
     if skip:
         x, s, a, b, y, total = inner
-        norm = onnx_op.skip_node(x, s, a, b, y, total, spec, "norm")
+        norm = onnx_op.skip_node(x, s, scale=a, bias=b, y=y, total=total, spec=spec, name="norm")
     else:
-        norm = onnx_op.node(*inner, spec, "norm")  # type: ignore[arg-type]
+        norm = onnx_op.node(inner[0], inner[1], bias=inner[2], y=inner[3], spec=spec, name="norm")
     nodes = [norm]
     if cast:
         before = [onnx.helper.make_node("Cast", [n], [f"{n}_t"], to=elem) for n in names]
@@ -153,7 +153,7 @@ def test_the_skip_form_normalises_the_rounded_sum(kind: Compression, dtype: Any,
         if case.mean and dtype is not np.float32:
             continue  # float32's own mean of such rows is further off than an ulp of fp16 where lambda is 0.5
         skip = np.roll(case.x, 1, axis=0)
-        exact, total = reference.skip_ibnorm(case.x, skip, case.scale, case.bias, case.spec)
+        exact, total = reference.skip_ibnorm(case.x, skip, scale=case.scale, bias=case.bias, spec=case.spec)
         model = bare(case.spec, dtype, skip=True)
         y, got = run(model, backend, X=case.x, skip=skip, scale=case.scale, bias=case.bias)
         np.testing.assert_array_equal(got, total.astype(np.float32))
@@ -172,25 +172,25 @@ def test_every_opset_means_the_same(kind: Compression, skip: bool, backend: str,
     rng = np.random.default_rng(opset)
     x, other = rng.standard_normal((2, 8, 520)).astype(np.float32)
     scale, bias = affine(520)
-    spec = IBNormSpec(kind, 2.0, 1e-5)
+    spec = IBNormSpec(kind, 2.0, epsilon=1e-5)
     arrays = {"X": x, "scale": scale, "bias": bias, **({"skip": other} if skip else {})}
     y, *_ = run(bare(spec, opset=opset, skip=skip), backend, **arrays)
-    assert relative_error(y, reference.ibnorm(x + other if skip else x, scale, bias, spec)) <= 5e-7
+    assert relative_error(y, reference.ibnorm(x + other if skip else x, scale, bias=bias, spec=spec)) <= 5e-7
 
 
 def small_error(backend: str, deviation: float) -> float:
     """Of L at small activations; epsilon 0, so that the compressed values alone decide."""
     x = (np.random.default_rng(3).standard_normal((8, 512)) * deviation).astype(np.float32)
-    spec = IBNormSpec(Compression.LOGARITHMIC, 4.0, 0.0)
+    spec = IBNormSpec(Compression.LOGARITHMIC, 4.0, epsilon=0.0)
     (y,) = run(bare(spec), backend, X=x, scale=np.ones(512), bias=np.zeros(512))
-    return relative_error(y, reference.ibnorm(x, None, None, spec))
+    return relative_error(y, reference.ibnorm(x, None, bias=None, spec=spec))
 
 
 def constant_rows(backend: str, kind: Compression) -> float:
     """Largest distance from the bias, in units of the scale, over rows of equal values."""
     x = np.tile(np.float32([[0.0], [10.1], [-1e-6], [1e6]]), 768)
     scale, bias = affine(768)
-    (y,) = run(bare(IBNormSpec(kind, 4.0, 1e-12)), backend, X=x, scale=scale, bias=bias)
+    (y,) = run(bare(IBNormSpec(kind, 4.0, epsilon=1e-12)), backend, X=x, scale=scale, bias=bias)
     return float(np.max(np.abs(y.astype(np.float64) - bias) / np.abs(scale)))
 
 
@@ -217,7 +217,7 @@ def test_a_wrong_logarithm_is_caught(wrong: str, backend: str, monkeypatch: pyte
     large = (np.random.default_rng(3).standard_normal((8, 512)) * 10).astype(np.float32)
     spec = IBNormSpec(Compression.LOGARITHMIC)
     (y,) = run(bare(spec), backend, X=large, scale=np.ones(512), bias=np.zeros(512))
-    assert relative_error(y, reference.ibnorm(large, None, None, spec)) <= 1e-6, "right where it is easy"
+    assert relative_error(y, reference.ibnorm(large, None, bias=None, spec=spec)) <= 1e-6, "right where it is easy"
     caught = [not small_error(backend, d) <= 5e-7 for d in (1e-4, 1e-6)]
     caught.append(not constant_rows(backend, Compression.LOGARITHMIC) <= 1e-6)
     assert caught == WRONG_LOGARITHMS[wrong][1]
@@ -232,7 +232,7 @@ def test_huge_activations(kind: str, size: float, backend: str) -> None:
     spec = IBNormSpec(Compression(kind))
     scale, bias = affine(512)
     (y,) = run(bare(spec), backend, X=x, scale=scale, bias=bias)
-    assert relative_error(y, reference.ibnorm(x, scale, bias, spec)) <= 5e-7
+    assert relative_error(y, reference.ibnorm(x, scale, bias=bias, spec=spec)) <= 5e-7
 
 
 @EVERY
@@ -274,7 +274,7 @@ def test_leading_axes_are_free(kind: Compression) -> None:
         x = np.random.default_rng(6).standard_normal(shape).astype(np.float32)
         (y,) = run(model, "ort", X=x, scale=scale, bias=bias)
         assert y.shape == shape
-        assert relative_error(y, reference.ibnorm(x, scale, bias, spec)) <= 5e-7
+        assert relative_error(y, reference.ibnorm(x, scale, bias=bias, spec=spec)) <= 5e-7
 
 
 def optimised(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
@@ -314,13 +314,16 @@ def test_the_checker_accepts_every_body(kind: Compression, skip: bool, opset: in
 @EVERY
 @BOTH
 def test_a_node_spells_everything_out(kind: Compression, skip: bool) -> None:
-    spec = IBNormSpec(kind, 0.1, 3e-7)
+    spec = IBNormSpec(kind, 0.1, epsilon=3e-7)
     (node,) = bare(spec, skip=skip).graph.node
     assert (node.domain, node.op_type) == (DOMAIN, ("Skip" if skip else "") + f"IBNorm{kind.value}")
     written = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
     assert written == {
-        "lambd": float(np.float32(0.1)), "epsilon": float(np.float32(3e-7)), "axis": -1, "plugin_namespace": b"",
-    }  # fmt: skip
+        "lambd": float(np.float32(0.1)),
+        "epsilon": float(np.float32(3e-7)),
+        "axis": -1,
+        "plugin_namespace": b"",
+    }
     kinds = {"float": onnx.AttributeProto.FLOAT, "int": onnx.AttributeProto.INT, "string": onnx.AttributeProto.STRING}
     assert {a.name: a.type for a in node.attribute} == {k: kinds[v] for k, v in SCHEMA["attributes"].items()}
 

@@ -40,14 +40,14 @@ def test_every_convention_is_the_papers_formula(
     kind: str, convention: str, lam: float, epsilon: float, seed: int
 ) -> None:
     x = np.random.default_rng(seed).standard_normal((3, 17)) * 2.0
-    spec = IBNormSpec.from_convention(kind, lam, epsilon, convention)
+    spec = IBNormSpec.from_convention(kind, lam, epsilon=epsilon, convention=convention)
     np.testing.assert_allclose(
-        reference.ibnorm(x, None, None, spec), paper(x, kind, lam, epsilon, convention), rtol=1e-9, atol=1e-11
+        reference.ibnorm(x, None, bias=None, spec=spec), paper(x, kind, lam, epsilon, convention), rtol=1e-9, atol=1e-11
     )
 
 
 def test_conventions_differ() -> None:
-    specs = {IBNormSpec.from_convention("L", 4.0, 1e-2, c) for c in Convention}
+    specs = {IBNormSpec.from_convention("L", 4.0, epsilon=1e-2, convention=c) for c in Convention}
     assert len(specs) == 4
 
 
@@ -55,20 +55,20 @@ def test_conventions_differ() -> None:
 def test_illegal_lambda(lam: object) -> None:
     for convention in Convention:
         with pytest.raises(SpecError, match="lambda"):
-            IBNormSpec.from_convention("L", lam, 1e-5, convention)  # type: ignore[arg-type]
+            IBNormSpec.from_convention("L", lam, epsilon=1e-5, convention=convention)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("epsilon", [-1e-9, float("nan"), float("inf"), 1e60, "0", None])
 def test_illegal_epsilon(epsilon: object) -> None:
     with pytest.raises(SpecError, match="epsilon"):
-        IBNormSpec("L", 4.0, epsilon)  # type: ignore[arg-type]
+        IBNormSpec("L", 4.0, epsilon=epsilon)  # type: ignore[arg-type]
 
 
 def test_an_error_names_value_and_legal_set() -> None:
     with pytest.raises(SpecError, match=r"'X'.*'S', 'L', 'T'"):
         IBNormSpec("X")  # type: ignore[arg-type]
     with pytest.raises(SpecError, match=r"'sideways'.*'divide'"):
-        IBNormSpec.from_convention("L", 4.0, 1e-5, "sideways")
+        IBNormSpec.from_convention("L", 4.0, epsilon=1e-5, convention="sideways")
     with pytest.raises(SpecError, match="axis"):
         IBNormSpec(Compression.TANH, axis=-2)
 
@@ -127,7 +127,7 @@ def test_a_section_reads_back() -> None:
 
 
 def test_attributes_are_all_spelled_out_in_float32() -> None:
-    attributes = IBNormSpec("L", 0.1, 1e-5).attributes()
+    attributes = IBNormSpec("L", 0.1, epsilon=1e-5).attributes()
     assert set(attributes) == set(SCHEMA["attributes"])
     assert attributes["lambd"] == float(np.float32(0.1))
     assert attributes["axis"] == -1

@@ -24,7 +24,7 @@ def tensor(array: np.ndarray) -> torch.Tensor:
 @EVERY
 def test_float32_accuracy(kind: Compression) -> None:
     for case in cases(kind, np.float32):
-        y = ibnorm(tensor(case.x), tensor(case.scale), tensor(case.bias), case.spec)
+        y = ibnorm(tensor(case.x), tensor(case.scale), bias=tensor(case.bias), spec=case.spec)
         assert relative_error(y.numpy(), case.exact) <= (1e-5 if case.mean else 5e-7), str(case)
 
 
@@ -34,38 +34,42 @@ def test_half_accuracy(kind: Compression, dtype: type) -> None:
     for case in cases(kind, dtype, (1, 7, 111, 1023, 4096)):
         if case.x.dtype == np.float16 and not np.isfinite(case.x.astype(np.float32)).all():
             continue
-        y = ibnorm(tensor(case.x), tensor(case.scale), tensor(case.bias), case.spec)
+        y = ibnorm(tensor(case.x), tensor(case.scale), bias=tensor(case.bias), spec=case.spec)
         assert_half_exact(y.float().numpy(), case)
 
 
 @EVERY
 def test_edges(kind: Compression) -> None:
     spec = IBNormSpec(kind, epsilon=1e-12)
-    assert ibnorm(torch.empty(0, 5), None, None, spec).shape == (0, 5)
-    y = ibnorm(torch.full((3, 768), 10.1), torch.ones(768), torch.full((768,), 0.5), spec)
+    assert ibnorm(torch.empty(0, 5), None, bias=None, spec=spec).shape == (0, 5)
+    y = ibnorm(torch.full((3, 768), 10.1), torch.ones(768), bias=torch.full((768,), 0.5), spec=spec)
     torch.testing.assert_close(y, torch.full((3, 768), 0.5), rtol=0, atol=1e-6)
     x = torch.randn(3, 8)
-    clean = ibnorm(x, None, None, spec)
+    clean = ibnorm(x, None, bias=None, spec=spec)
     x[1, 2] = torch.nan
-    poisoned = ibnorm(x, None, None, spec)
+    poisoned = ibnorm(x, None, bias=None, spec=spec)
     assert poisoned[1].isnan().all()
     assert torch.equal(poisoned[[0, 2]], clean[[0, 2]])
 
 
 def inputs(*shape: int) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return [torch.randn(s, generator=generator, dtype=torch.float64).requires_grad_() for s in
-            (shape, shape, shape[-1:], shape[-1:])]  # fmt: skip
+    return [
+        torch.randn(s, generator=generator, dtype=torch.float64).requires_grad_()
+        for s in (shape, shape, shape[-1:], shape[-1:])
+    ]
 
 
 @EVERY
 def test_gradients(kind: Compression) -> None:
-    spec = IBNormSpec(kind, 1.5, 1e-3)
+    spec = IBNormSpec(kind, 1.5, epsilon=1e-3)
     x, skip, weight, bias = inputs(3, 4, 7)
-    assert torch.autograd.gradcheck(lambda x, w, b: ibnorm(x, w, b, spec), (x, weight, bias))
-    assert torch.autograd.gradcheck(lambda x: ibnorm(x, None, None, spec), (x,))
-    assert torch.autograd.gradcheck(lambda x, s, w, b: skip_ibnorm(x, s, w, b, spec), (x, skip, weight, bias))
-    assert torch.autograd.gradgradcheck(lambda x, w, b: ibnorm(x, w, b, spec), (x, weight, bias))
+    assert torch.autograd.gradcheck(lambda x, w, b: ibnorm(x, w, bias=b, spec=spec), (x, weight, bias))
+    assert torch.autograd.gradcheck(lambda x: ibnorm(x, None, bias=None, spec=spec), (x,))
+    assert torch.autograd.gradcheck(
+        lambda x, s, w, b: skip_ibnorm(x, s, weight=w, bias=b, spec=spec), (x, skip, weight, bias)
+    )
+    assert torch.autograd.gradgradcheck(lambda x, w, b: ibnorm(x, w, bias=b, spec=spec), (x, weight, bias))
 
 
 @EVERY
@@ -74,7 +78,7 @@ def test_float32_gradients(kind: Compression) -> None:
     exact = inputs(64, 96)
     single = [t.detach().float().requires_grad_() for t in exact]
     for t in (exact, single):
-        y, total = skip_ibnorm(*t, spec)  # type: ignore[call-arg]
+        y, total = skip_ibnorm(t[0], t[1], weight=t[2], bias=t[3], spec=spec)
         ((y * y.detach().sin()).sum() + total.sum()).backward()  # type: ignore[no-untyped-call]
     for a, b in zip(single, exact, strict=True):
         assert a.grad is not None
@@ -96,9 +100,11 @@ def test_registration(kind: Compression) -> None:
 def test_compile_in_full(kind: Compression) -> None:
     spec = IBNormSpec(kind)
     x, skip, weight, bias = (t.detach().float() for t in inputs(4, 33))
-    compiled = torch.compile(lambda a, s: (ibnorm(a, weight, bias, spec), *skip_ibnorm(a, s, weight, bias, spec)),
-                             fullgraph=True)  # fmt: skip
-    eager = (ibnorm(x, weight, bias, spec), *skip_ibnorm(x, skip, weight, bias, spec))
+    compiled = torch.compile(
+        lambda a, s: (ibnorm(a, weight, bias=bias, spec=spec), *skip_ibnorm(a, s, weight=weight, bias=bias, spec=spec)),
+        fullgraph=True,
+    )
+    eager = (ibnorm(x, weight, bias=bias, spec=spec), *skip_ibnorm(x, skip, weight=weight, bias=bias, spec=spec))
     for a, b in zip(compiled(x, skip), eager, strict=True):
         # PyTorch's own bound for float32, and eight units in the last place of values to about 4: sums run in
         # another order when compiled
@@ -110,11 +116,12 @@ def test_autocast_changes_neither_arithmetic_nor_type(kind: Compression) -> None
     x, skip, weight, bias = (t.detach().float() for t in inputs(5, 130))
     spec = IBNormSpec(kind)
     for dtype in (torch.float32, torch.bfloat16):
-        arguments = (x.to(dtype), skip.to(dtype), weight, bias, spec)
-        plain = skip_ibnorm(*arguments)
+        x, skip = x.to(dtype), skip.to(dtype)
+        affine = {"weight": weight, "bias": bias, "spec": spec}
+        plain = skip_ibnorm(x, skip, **affine)
         with torch.autocast("cpu", torch.bfloat16):
-            cast = skip_ibnorm(*arguments)
-            compiled = torch.compile(skip_ibnorm, fullgraph=True)(*arguments)
+            cast = skip_ibnorm(x, skip, **affine)
+            compiled = torch.compile(skip_ibnorm, fullgraph=True)(x, skip, **affine)
         for a, b, c in zip(plain, cast, compiled, strict=True):
             assert a.dtype == b.dtype == c.dtype == dtype
             assert torch.equal(a, b)
@@ -125,31 +132,31 @@ def test_autocast_changes_neither_arithmetic_nor_type(kind: Compression) -> None
 def test_the_skip_form_is_the_plain_pair_to_the_bit(kind: Compression, dtype: torch.dtype) -> None:
     x, skip, weight, bias = (t.detach().to(dtype) for t in inputs(9, 130))
     spec = IBNormSpec(kind)
-    y, total = skip_ibnorm(x, skip, weight, bias, spec)
+    y, total = skip_ibnorm(x, skip, weight=weight, bias=bias, spec=spec)
     assert torch.equal(total, x + skip)
-    assert torch.equal(y, ibnorm(x + skip, weight, bias, spec))
+    assert torch.equal(y, ibnorm(x + skip, weight, bias=bias, spec=spec))
 
 
 def test_mixed_types_and_layouts() -> None:
     spec = IBNormSpec("T")
     x = torch.randn(6, 4, 8).half()
     weight = torch.randn(8)
-    assert ibnorm(x, weight, None, spec).dtype == torch.float16
-    strided = ibnorm(x.transpose(0, 1), weight, None, spec)
+    assert ibnorm(x, weight, bias=None, spec=spec).dtype == torch.float16
+    strided = ibnorm(x.transpose(0, 1), weight, bias=None, spec=spec)
     assert strided.is_contiguous()
-    assert torch.equal(strided, ibnorm(x.transpose(0, 1).contiguous(), weight, None, spec))
+    assert torch.equal(strided, ibnorm(x.transpose(0, 1).contiguous(), weight, bias=None, spec=spec))
 
 
 def test_illegal_arguments() -> None:
     spec = IBNormSpec("L")
     with pytest.raises(SpecError, match=r"weight has shape \(3,\).*\(4,\)"):
-        ibnorm(torch.ones(2, 4), torch.ones(3), None, spec)
+        ibnorm(torch.ones(2, 4), torch.ones(3), bias=None, spec=spec)
     with pytest.raises(SpecError, match="int64"):
-        ibnorm(torch.ones(2, 4, dtype=torch.int64), None, None, spec)
+        ibnorm(torch.ones(2, 4, dtype=torch.int64), None, bias=None, spec=spec)
     with pytest.raises(SpecError, match="at least one axis"):
-        ibnorm(torch.tensor(1.0), None, None, spec)
+        ibnorm(torch.tensor(1.0), None, bias=None, spec=spec)
     with pytest.raises(SpecError, match="skip"):
-        skip_ibnorm(torch.ones(2, 4), torch.ones(4), None, None, spec)
+        skip_ibnorm(torch.ones(2, 4), torch.ones(4), weight=None, bias=None, spec=spec)
     with pytest.raises(SpecError, match="batch"):
         IBNorm(4, IBNormSpec("L", grouping="batch"))  # type: ignore[arg-type]
     with pytest.raises(SpecError, match="features"):
@@ -172,7 +179,7 @@ def test_replacement_carries_the_affine_over_and_keeps_sharing() -> None:
     model = Block()
     nn.init.uniform_(model.first.weight)
     weight, bias = model.first.weight.detach().clone(), model.first.bias.detach().clone()
-    replaced = replace_norms(model, IBNormSpec("S", 1.0, 1e-5))
+    replaced = replace_norms(model, IBNormSpec("S", 1.0, epsilon=1e-5))
     assert sorted(replaced) == ["again", "first", "inner.1"]
     assert model.first is model.again
     assert torch.equal(model.first.weight, weight)

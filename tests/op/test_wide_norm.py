@@ -39,12 +39,12 @@ def test_sums_in_blocks_keep_what_one_sum_loses(kind: Compression, skip: bool, m
     spec = IBNormSpec(kind)
     file = one_norm(tmp_path / "m.onnx", spec, "fp32", skip, scale, bias)
     inputs = {"X": x, **({"skip": other} if skip else {})}
-    exact = reference.ibnorm(x + other if skip else x, scale, bias, spec)
+    exact = reference.ibnorm(x + other if skip else x, scale, bias=bias, spec=spec)
 
     def error(widths: set[int]) -> float:
         del file.proto.functions[:]
         make = onnx_op.skip_function if skip else onnx_op.function
-        file.proto.functions.append(make(kind, file.opset, widths))
+        file.proto.functions.append(make(kind, file.opset, widths=widths))
         onnx.checker.check_model(file.proto, full_check=True)
         return relative_error(OrtRunner(file.proto.SerializeToString()).run(inputs)["Y"], exact)
 
@@ -66,8 +66,8 @@ def test_a_block_divides_every_width(widths: tuple[int, ...], block: int) -> Non
 
 @pytest.mark.parametrize("kind", list(Compression))
 def test_no_rows_and_any_rank(kind: Compression) -> None:
-    body = onnx_op.function(kind, 20, {65_536 + 64, 64})
-    node = onnx_op.node("X", "scale", "bias", "Y", IBNormSpec(kind))
+    body = onnx_op.function(kind, 20, widths={65_536 + 64, 64})
+    node = onnx_op.node("X", "scale", bias="bias", y="Y", spec=IBNormSpec(kind))
     info = onnx.helper.make_tensor_value_info
     one = onnx.TensorProto.FLOAT
     graph = onnx.helper.make_graph(
@@ -81,7 +81,7 @@ def test_no_rows_and_any_rank(kind: Compression) -> None:
         y = runner.run({"X": x, "scale": scale, "bias": bias})["Y"]
         assert y.shape == shape
         if x.size:
-            assert relative_error(y, reference.ibnorm(x, scale, bias, IBNormSpec(kind))) <= 5e-7
+            assert relative_error(y, reference.ibnorm(x, scale, bias=bias, spec=IBNormSpec(kind))) <= 5e-7
 
 
 RESNET = {
@@ -116,9 +116,9 @@ FUNCTIONS = VerifyOptions(samples=1, kernels=Kernels.FUNCTION)
 @pytest.mark.parametrize("inline", [False, True])
 def test_a_wide_model_is_verified(resnet: Path, exported: ExportedModel, tmp_path: Path, inline: bool) -> None:
     if inline:
-        exported = export(models.load(resnet), tmp_path / "m.onnx", ExportOptions(inline=True))
+        exported = export(models.load(resnet), tmp_path / "m.onnx", options=ExportOptions(inline=True))
     assert "LayerNormalization" not in {n.op_type for f in exported.proto.functions for n in f.node}
-    report = verify(exported, models.load(resnet), FUNCTIONS)
+    report = verify(exported, models.load(resnet), options=FUNCTIONS)
     assert report, report.findings
     assert report.numeric is not None
     assert max(o.error for o in report.numeric.outputs) < 1e-6
@@ -129,7 +129,7 @@ def _narrow(body: onnx.FunctionProto) -> onnx.FunctionProto:
 
 
 def _other_block(body: onnx.FunctionProto) -> onnx.FunctionProto:
-    return onnx_op.function(Compression.TANH, 20, {100_352})
+    return onnx_op.function(Compression.TANH, 20, widths={100_352})
 
 
 def _no_centring(body: onnx.FunctionProto) -> onnx.FunctionProto:
@@ -154,7 +154,7 @@ def test_another_body_is_refused(
     del proto.functions[:]
     proto.functions.append(changed)
     onnx.save(proto, tmp_path / "m.onnx")
-    report = verify(ExportedModel(tmp_path / "m.onnx"), models.load(resnet), FUNCTIONS)
+    report = verify(ExportedModel(tmp_path / "m.onnx"), models.load(resnet), options=FUNCTIONS)
     assert report.static is not None
     assert [f.where for f in report.static.findings] == ["function IBNormT"]
 
@@ -168,6 +168,6 @@ def test_the_blocks_are_refused_in_a_narrow_file(
     wide = onnx_op.functions(exported_vit.opset, [(name, 131_072) for name in names])
     proto.functions.extend(wide[name] for name in names)
     onnx.save(proto, tmp_path / "m.onnx")
-    report = verify(ExportedModel(tmp_path / "m.onnx"), models.load(vit_checkpoint), FUNCTIONS)
+    report = verify(ExportedModel(tmp_path / "m.onnx"), models.load(vit_checkpoint), options=FUNCTIONS)
     assert report.static is not None
     assert {f.where for f in report.static.findings} == {f"function {name}" for name in names}

@@ -33,11 +33,11 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """A checkpoint and its export with the residual additions fused."""
     checkpoint: Path = request.getfixturevalue(f"{request.param}_checkpoint")
     target = tmp_path_factory.mktemp("skip") / f"{request.param}.onnx"
-    return checkpoint, export(models.load(checkpoint), target, ExportOptions(fuse_skip=True))
+    return checkpoint, export(models.load(checkpoint), target, options=ExportOptions(fuse_skip=True))
 
 
 def plain(pair: tuple[Path, ExportedModel], tmp_path: Path) -> ExportedModel:
-    return export(models.load(pair[0]), tmp_path / "plain.onnx", ExportOptions(fuse_skip=False))
+    return export(models.load(pair[0]), tmp_path / "plain.onnx", options=ExportOptions(fuse_skip=False))
 
 
 def test_residual_additions_become_skip_forms(pair: tuple[Path, ExportedModel], tmp_path: Path) -> None:
@@ -50,8 +50,8 @@ def test_residual_additions_become_skip_forms(pair: tuple[Path, ExportedModel], 
     assert [n.module for n in skips] == [n.module for n in before.norms[1:-1]]
     assert fused.operators["Add"] == before.operators["Add"] - len(skips) if "Add" in fused.operators else True
     assert {f.name for f in fused.proto.functions} == {n.op_type for n in fused.norms}
-    assert verify(fused, models.load(checkpoint), VerifyOptions(kernels=Kernels.FUNCTION))
-    assert verify(fused, models.load(checkpoint), VerifyOptions(backend="reference", samples=2))
+    assert verify(fused, models.load(checkpoint), options=VerifyOptions(kernels=Kernels.FUNCTION))
+    assert verify(fused, models.load(checkpoint), options=VerifyOptions(backend="reference", samples=2))
 
 
 @pytest.mark.parametrize("kernels", [Kernels.FUNCTION, pytest.param(Kernels.FUSED, marks=needs_library)])
@@ -74,7 +74,7 @@ class PlusOne(IBNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         assert self.weight is not None
-        return ibnorm(x, 1.0 + self.weight, self.bias, self.spec)
+        return ibnorm(x, 1.0 + self.weight, bias=self.bias, spec=self.spec)
 
 
 class Residual(nn.Module):
@@ -82,7 +82,7 @@ class Residual(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        spec = IBNormSpec(Compression("L"), 4.0, 1e-5)
+        spec = IBNormSpec(Compression("L"), 4.0, epsilon=1e-5)
         self.computed, self.stored, self.last = PlusOne(16, spec), IBNorm(16, spec), nn.Linear(16, 16)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ class Residual(nn.Module):
 def residual() -> CustomModel:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return CustomModel(Residual(), (InputSpec("x", ("batch", 16), floating=True),), ("y",))
+        return CustomModel(Residual(), (InputSpec("x", ("batch", 16), floating=True),), outputs=("y",))
 
 
 def test_a_norm_with_a_computed_scale_keeps_its_addition(tmp_path: Path) -> None:
@@ -104,14 +104,14 @@ def test_a_norm_with_a_computed_scale_keeps_its_addition(tmp_path: Path) -> None
     model = models.load(tmp_path / "w.pt", model=f"{__name__}:residual")
     exported = export(model, tmp_path / "m.onnx")
     assert [(n.module, n.op_type) for n in exported.norms] == [("computed", "IBNormL"), ("stored", "SkipIBNormL")]
-    report = verify(exported, model, VerifyOptions(static=False))
+    report = verify(exported, model, options=VerifyOptions(static=False))
     assert report, report.findings
 
 
 @needs_library
 def test_every_norm_is_seen_to_run_fused(pair: tuple[Path, ExportedModel]) -> None:
     checkpoint, fused = pair
-    report = verify(fused, models.load(checkpoint), VerifyOptions(kernels=Kernels.FUSED, require_fused=True))
+    report = verify(fused, models.load(checkpoint), options=VerifyOptions(kernels=Kernels.FUSED, require_fused=True))
     assert report, report.findings
     assert report.numeric is not None
     assert {(n.implementation, n.provider) for n in report.numeric.norms} == {("fused", "CPUExecutionProvider")}
@@ -120,7 +120,7 @@ def test_every_norm_is_seen_to_run_fused(pair: tuple[Path, ExportedModel]) -> No
 
 def test_a_function_is_seen_and_fails_the_demand(pair: tuple[Path, ExportedModel]) -> None:
     checkpoint, fused = pair
-    report = verify(fused, models.load(checkpoint), VerifyOptions(kernels=Kernels.FUNCTION, require_fused=True))
+    report = verify(fused, models.load(checkpoint), options=VerifyOptions(kernels=Kernels.FUNCTION, require_fused=True))
     assert not report
     assert len([f for f in report.findings if "ran as a function" in f.what]) == 5
     assert report.numeric is not None
@@ -132,8 +132,8 @@ def test_a_function_is_seen_and_fails_the_demand(pair: tuple[Path, ExportedModel
 def test_half_models_keep_the_kernels_in_their_rounding_copy(
     llama_checkpoint: Path, tmp_path: Path, dtype: DType
 ) -> None:
-    exported = export(models.load(llama_checkpoint), tmp_path / "half.onnx", ExportOptions(dtype=dtype))
-    report = verify(exported, models.load(llama_checkpoint), VerifyOptions(require_fused=True))
+    exported = export(models.load(llama_checkpoint), tmp_path / "half.onnx", options=ExportOptions(dtype=dtype))
+    report = verify(exported, models.load(llama_checkpoint), options=VerifyOptions(require_fused=True))
     assert report, report.findings
 
 
@@ -141,7 +141,7 @@ def test_half_models_keep_the_kernels_in_their_rounding_copy(
 def test_a_benchmark_says_what_ran(exported_llama: ExportedModel) -> None:
     sizes = {"batch": 1, "sequence": 8}
     for kernels, fused in ((Kernels.FUSED, True), (Kernels.FUNCTION, False)):
-        report = contest(exported_llama, "ort-cpu", None, [], sizes, 1, kernels=kernels)
+        report = contest(exported_llama, "ort-cpu", model=None, against=[], sizes=sizes, threads=1, kernels=kernels)
         assert report.all_fused == fused
 
 
@@ -156,6 +156,6 @@ def test_demanding_a_missing_library_is_an_error(
 
 def test_executions_are_read_from_the_profile_alone(exported_llama: ExportedModel) -> None:
     inputs = {"input_ids": np.ones((1, 3), np.int64), "attention_mask": np.ones((1, 3), np.int64)}
-    found = norm_executions(exported_llama, inputs, None)
+    found = norm_executions(exported_llama, inputs, library=None)
     assert [n.module for n in found] == [n.module for n in exported_llama.norms]
     assert {n.implementation for n in found} == {"function"}

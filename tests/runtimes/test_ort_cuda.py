@@ -27,7 +27,7 @@ CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 MISSING = missing_for_cuda(
     ort.get_available_providers(),
     torch.version.cuda,
-    torch.cuda.device_count(),
+    devices=torch.cuda.device_count(),
 )
 needs_gpu = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 needs_none = pytest.mark.skipif(not MISSING, reason="this machine has a GPU, so the backend works")
@@ -67,11 +67,14 @@ def test_a_copy_counts_once_however_many_edges_join_it() -> None:
 @pytest.mark.parametrize(
     ("execution", "words"),
     [
-        (NormExecution("m", "IBNormL", "fused", CUDA, CUDA), ""),
-        (NormExecution("m", "IBNormL", "fused", CPU), ""),
-        (NormExecution("m", "IBNormL", "function", "", CUDA), "as a function"),
-        (NormExecution("m", "IBNormL", "fused", CPU, CUDA), "not on CUDA"),
-        (NormExecution("m", "IBNormL", "fused", CUDA, CUDA, 2), "2 memory copies"),
+        (NormExecution("m", "IBNormL", implementation="fused", provider=CUDA, expected=CUDA), ""),
+        (NormExecution("m", "IBNormL", implementation="fused", provider=CPU), ""),
+        (NormExecution("m", "IBNormL", implementation="function", provider="", expected=CUDA), "as a function"),
+        (NormExecution("m", "IBNormL", implementation="fused", provider=CPU, expected=CUDA), "not on CUDA"),
+        (
+            NormExecution("m", "IBNormL", implementation="fused", provider=CUDA, expected=CUDA, copies=2),
+            "2 memory copies",
+        ),
     ],
 )
 def test_what_counts_as_fused(execution: NormExecution, words: str) -> None:
@@ -85,7 +88,7 @@ def test_a_profile_of_a_gpu_session(exported_llama: ExportedModel) -> None:
         {"cat": "Node", "name": f"{n.name}_kernel_time", "args": {"op_name": n.op_type, "provider": provider}}
         for n, provider in ((first, CUDA), (second, CPU), (third, CUDA))
     ]
-    found = _executions(exported_llama, events, CUDA, {(third.name, third.op_type): 1})
+    found = _executions(exported_llama, events, expected=CUDA, copies={(third.name, third.op_type): 1})
     assert [bool(e.problem) for e in found] == [False, True, True] + [True] * len(rest)
 
 
@@ -100,7 +103,7 @@ def test_a_profile_of_a_gpu_session(exported_llama: ExportedModel) -> None:
     ],
 )
 def test_what_is_missing_is_named(providers: list[str], torch_cuda: str | None, devices: int, words: str) -> None:
-    said = missing_for_cuda(providers, torch_cuda, devices)
+    said = missing_for_cuda(providers, torch_cuda, devices=devices)
     assert (words in said and "\n" not in said) if words else said == ""
 
 
@@ -133,7 +136,7 @@ def test_a_device_keeps_its_own_time() -> None:
             return lambda: 4.0
 
     options = bench_module.BenchOptions(rounds=2, warmup_ms=0.0)
-    report = bench_module.bench([Device()], {"x": np.zeros((1, 1), np.float32)}, 1, options)  # type: ignore[list-item]
+    report = bench_module.bench([Device()], {"x": np.zeros((1, 1), np.float32)}, threads=1, options=options)  # type: ignore[list-item]
     assert report.latencies[0].p50_ms == 4.0
 
 
@@ -141,8 +144,8 @@ def test_a_device_keeps_its_own_time() -> None:
 @pytest.mark.parametrize("dtype", list(DType))
 def test_parity_and_timing_on_a_gpu(llama_checkpoint: Path, tmp_path: Path, dtype: DType) -> None:
     model = models.load(llama_checkpoint)
-    exported = export(model, tmp_path / "m.onnx", ExportOptions(dtype=dtype))
-    report = verify(exported, model, VerifyOptions(backend="ort-cuda", require_fused=True))
+    exported = export(model, tmp_path / "m.onnx", options=ExportOptions(dtype=dtype))
+    report = verify(exported, model, options=VerifyOptions(backend="ort-cuda", require_fused=True))
     assert report, report.findings
-    raced = contest(exported, "ort-cuda", model, ["torch"], {"batch": 1, "sequence": 8}, 1)
+    raced = contest(exported, "ort-cuda", model=model, against=["torch"], sizes={"batch": 1, "sequence": 8}, threads=1)
     assert raced.all_fused

@@ -30,7 +30,7 @@ def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A GenAI folder of random weights: what it writes is noise, and the same noise everywhere."""
     place = tmp_path_factory.mktemp("text")
     config = {**LLAMA, "hidden_size": 64, "max_position_embeddings": 512}  # heads of 16, as GenAI's attention wants
-    checkpoint = save_checkpoint(place / "checkpoint", config, IBNormSpec("L", 4.0, 1e-5, bias=False))
+    checkpoint = save_checkpoint(place / "checkpoint", config, IBNormSpec("L", 4.0, epsilon=1e-5, bias=False))
     write_byte_tokenizer(checkpoint)
     made = json.loads((checkpoint / "tokenizer_config.json").read_text())
     (checkpoint / "tokenizer_config.json").write_text(json.dumps({**made, "chat_template": TEMPLATE}))
@@ -40,17 +40,20 @@ def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def exported(
-    exported_llama: ExportedModel, exported_vit: ExportedModel, llama_checkpoint: Path, vit_checkpoint: Path,
+    exported_llama: ExportedModel,
+    exported_vit: ExportedModel,
+    llama_checkpoint: Path,
+    vit_checkpoint: Path,
     tmp_path_factory: pytest.TempPathFactory,
-) -> dict[str, ExportedModel]:  # fmt: skip
+) -> dict[str, ExportedModel]:
     """By name and type, as "llama-fp16"."""
     folder = tmp_path_factory.mktemp("halves")
     half = ExportOptions(dtype=DType.FP16)
     return {
         "llama-fp32": exported_llama,
         "vit-fp32": exported_vit,
-        "llama-fp16": export(models.load(llama_checkpoint), folder / "llama.onnx", half),
-        "vit-fp16": export(models.load(vit_checkpoint), folder / "vit.onnx", half),
+        "llama-fp16": export(models.load(llama_checkpoint), folder / "llama.onnx", options=half),
+        "vit-fp16": export(models.load(vit_checkpoint), folder / "vit.onnx", options=half),
     }
 
 
@@ -62,5 +65,5 @@ def served(
     model = exported[request.param]
     folder = tmp_path_factory.mktemp("served") / "repository"
     options = PackageOptions(name=request.param, variant=Variant.BOTH, limits=Limits(max_batch=0))
-    with running(package(model, folder, options).path) as server:
+    with running(package(model, folder, options=options).path) as server:
         yield model, request.param, server

@@ -29,7 +29,7 @@ UNKNOWN = {tritonclient.http: "404", tritonclient.grpc: "StatusCode.NOT_FOUND"}
 @pytest.fixture(scope="module")
 def server(exported_vit: ExportedModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("served") / "repository"
-    with running(package(exported_vit, folder, PackageOptions(variant=Variant.PORTABLE)).path) as found:
+    with running(package(exported_vit, folder, options=PackageOptions(variant=Variant.PORTABLE)).path) as found:
         yield found
 
 
@@ -61,9 +61,13 @@ def test_refused(server: Running, module: Any, asked: dict[str, Any], statuses: 
     given = {"array": GOOD, "input": "pixel_values", "output": "logits", "model": "vit", "version": "", **asked}
     with connect(server, module) as client, pytest.raises(InferenceServerException, match=words) as caught:
         ask(
-            client, module, given["model"], {given["input"]: given["array"]},
-            outputs=[module.InferRequestedOutput(given["output"])], model_version=given["version"],
-        )  # fmt: skip
+            client,
+            module,
+            given["model"],
+            {given["input"]: given["array"]},
+            outputs=[module.InferRequestedOutput(given["output"])],
+            model_version=given["version"],
+        )
     assert caught.value.status() == statuses[module]
 
 
@@ -95,9 +99,21 @@ def post(server: Running, path: str, body: bytes, headers: dict[str, str] | None
         (b"{}", {"Inference-Header-Content-Length": "-1"}, 400, "inference header size should be in range"),
         (json.dumps({"inputs": [{**TENSOR, "datatype": "FP99"}]}).encode(), {}, 400, "invalid datatype"),
     ],
-    ids=["no-json", "no-text", "cut", "cut-header", "list", "no-inputs", "too-few", "negative", "empty", "long-header",
-         "negative-header", "datatype"],
-)  # fmt: skip
+    ids=[
+        "no-json",
+        "no-text",
+        "cut",
+        "cut-header",
+        "list",
+        "no-inputs",
+        "too-few",
+        "negative",
+        "empty",
+        "long-header",
+        "negative-header",
+        "datatype",
+    ],
+)
 def test_bad_bodies(server: Running, body: bytes, headers: dict[str, str], status: int, words: str) -> None:
     code, said = post(server, "models/vit/infer", body, headers)
     assert (code, words in said) == (status, True), said

@@ -37,7 +37,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def shipped(demo: Path, name: str) -> Path:
     exported = export(models.load(demo / name), demo / f"{name}.onnx")
-    return package(exported, demo / f"{name}-repository", PackageOptions(variant=Variant.BOTH)).path
+    return package(exported, demo / f"{name}-repository", options=PackageOptions(variant=Variant.BOTH)).path
 
 
 def through(server: Any, name: str, arrays: dict[str, Any]) -> list[np.ndarray[Any, Any]]:
@@ -72,14 +72,19 @@ def test_llama_predicts_bytes(demo: Path) -> None:
 
 def test_llama_writes(demo: Path) -> None:
     """The openai client gets the text that PyTorch writes."""
-    sampling = Sampling(32, 0.7, 0.9, seed=1)
+    sampling = Sampling(32, 0.7, top_p=0.9, seed=1)
     wanted = open_checkpoint(models.load(demo / "llama", task="text-generation")).generate(PROMPT, sampling).text
     export_genai(models.load(demo / "llama", task="text-generation"), demo / "text")
     with running(demo / "text") as server:
         client = openai.OpenAI(base_url=f"http://{server.http}/v1", api_key="none", max_retries=0)
         given: dict[str, Any] = {
-            "model": "text", "prompt": PROMPT, "max_tokens": 32, "temperature": 0.7, "top_p": 0.9, "seed": 1
-        }  # fmt: skip
+            "model": "text",
+            "prompt": PROMPT,
+            "max_tokens": 32,
+            "temperature": 0.7,
+            "top_p": 0.9,
+            "seed": 1,
+        }
         assert client.completions.create(**given).choices[0].text == wanted
         parts = client.completions.create(**given, stream=True)
         assert "".join(part.choices[0].text for part in parts) == wanted

@@ -48,7 +48,7 @@ def client(endpoint: str) -> openai.OpenAI:
 def test_same_text_as_in_process(client: openai.OpenAI, noise: Path) -> None:
     model = open_folder(noise)
     for temperature, seed in ((0.0, 1), (1.0, 7), (1.0, 8)):
-        wanted = model.generate("import", Sampling(24, temperature, 1.0, seed))
+        wanted = model.generate("import", Sampling(24, temperature, top_p=1.0, seed=seed))
         answer = client.completions.create(
             model="noise", prompt="import", max_tokens=24, temperature=temperature, seed=seed
         )
@@ -56,10 +56,17 @@ def test_same_text_as_in_process(client: openai.OpenAI, noise: Path) -> None:
         assert answer.choices[0].finish_reason == "length"
         assert answer.usage is not None
         assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (6, 24)
-        parts = list(client.completions.create(
-            model="noise", prompt="import", max_tokens=24, temperature=temperature, seed=seed, stream=True,
-            stream_options={"include_usage": True},
-        ))  # fmt: skip
+        parts = list(
+            client.completions.create(
+                model="noise",
+                prompt="import",
+                max_tokens=24,
+                temperature=temperature,
+                seed=seed,
+                stream=True,
+                stream_options={"include_usage": True},
+            )
+        )
         assert "".join(part.choices[0].text for part in parts if part.choices) == wanted.text
         assert parts[-2].choices[0].finish_reason == "length"
         assert len(parts) <= 12, "quick tokens go together"
@@ -81,12 +88,17 @@ def test_chat(client: openai.OpenAI, noise: Path) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_stop(client: openai.OpenAI, noise: Path, stream: bool) -> None:
     """The text ends before the first stop text, however it was cut into pieces, and nothing of it is sent."""
-    whole = open_folder(noise).generate("stop", Sampling(40, 1.0, 1.0, 3)).text
+    whole = open_folder(noise).generate("stop", Sampling(40, 1.0, top_p=1.0, seed=3)).text
     stop = whole[20:23]
     wanted = whole[: whole.index(stop)]
     given: Any = {
-        "model": "noise", "prompt": "stop", "max_tokens": 40, "temperature": 1, "seed": 3, "stop": [stop, "\0never"]
-    }  # fmt: skip
+        "model": "noise",
+        "prompt": "stop",
+        "max_tokens": 40,
+        "temperature": 1,
+        "seed": 3,
+        "stop": [stop, "\0never"],
+    }
     if stream:
         parts = list(client.completions.create(**given, stream=True))
         text, reason = "".join(part.choices[0].text for part in parts), parts[-1].choices[0].finish_reason
@@ -272,7 +284,7 @@ def test_it_is_no_triton(endpoint: str, exported_vit: ExportedModel) -> None:
 
 def test_paths_that_are_not_served() -> None:
     """Chat without a template among them: the answer has OpenAI's form, and says what is."""
-    app = create_app(Texts(lambda message: None, TextLimits()), "noise", 64)
+    app = create_app(Texts(lambda message: None, TextLimits()), "noise", max_positions=64)
     server = TestClient(app)
     for path, why in (("/v1/chat/completions", " (the tokenizer has no chat template)"), ("/v1/embeddings", "")):
         answer = server.post(path, json={"model": "noise"})

@@ -57,8 +57,8 @@ def test_a_folder_that_generates_text_is_one_step(
         exported = ExportedModel(noise)
     else:
         model = models.load(llama_checkpoint, task="text-generation")
-        exported = export_folder(model, tmp_path / form, ExportOptions(cache="static"))
-    made = package(exported, tmp_path / "repository", PackageOptions(variant=Variant.PORTABLE))
+        exported = export_folder(model, tmp_path / form, options=ExportOptions(cache="static"))
+    made = package(exported, tmp_path / "repository", options=PackageOptions(variant=Variant.PORTABLE))
     config = check_against_onnx(made.path / made.models[0])
     caches = [item for item in config.input if item.name.startswith("past_key_values.")]
     assert caches
@@ -69,9 +69,9 @@ def test_a_folder_that_generates_text_is_one_step(
 @pytest.mark.parametrize("name", ["llama", "vit"])
 def test_config_agrees_with_the_model(name: str, dtype: DType, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     checkpoint = request.getfixturevalue(f"{name}_checkpoint")
-    model = export(models.load(checkpoint), tmp_path / f"{name}.onnx", ExportOptions(dtype=dtype))
+    model = export(models.load(checkpoint), tmp_path / f"{name}.onnx", options=ExportOptions(dtype=dtype))
     limits = Limits(max_batch=4, max_queue=16, queue_timeout_ms=500, queue_delay_us=70, instances=3)
-    made = package(model, tmp_path / "repository", PackageOptions(variant=Variant.BOTH, limits=limits))
+    made = package(model, tmp_path / "repository", options=PackageOptions(variant=Variant.BOTH, limits=limits))
     assert made.models == (name, f"{name}-portable")
     for variant in made.models:
         config = check_against_onnx(made.path / variant)
@@ -96,7 +96,7 @@ def test_config_agrees_with_the_model(name: str, dtype: DType, request: pytest.F
 
 
 def test_manifest_names_every_file(exported_vit: ExportedModel, tmp_path: Path) -> None:
-    made = package(exported_vit, tmp_path / "repository", PackageOptions(variant=Variant.FUSED))
+    made = package(exported_vit, tmp_path / "repository", options=PackageOptions(variant=Variant.FUSED))
     manifest = json.loads((made.path / "manifest.json").read_text())
     on_disk = {str(f.relative_to(made.path)) for f in made.path.rglob("*") if f.is_file()} - {"manifest.json"}
     assert set(manifest["files"]) == on_disk
@@ -120,7 +120,7 @@ def test_external_data_and_cache_go_along(llama_checkpoint: Path, tmp_path: Path
 
 def test_warm_up_takes_the_inputs_given(exported_vit: ExportedModel, tmp_path: Path) -> None:
     pixels = np.random.default_rng(3).standard_normal((2, 1, 8, 8), dtype=np.float32)
-    made = package(exported_vit, tmp_path / "r", PackageOptions(warmup={"pixel_values": pixels}))
+    made = package(exported_vit, tmp_path / "r", options=PackageOptions(warmup={"pixel_values": pixels}))
     assert (made.path / "vit" / "warmup" / "0.bin").read_bytes() == pixels[:1].tobytes()
 
 
@@ -137,7 +137,7 @@ def test_no_batching_where_rows_are_not_the_first_axis(exported_vit: ExportedMod
 def test_kserve(exported_vit: ExportedModel, tmp_path: Path) -> None:
     yaml = pytest.importorskip("yaml", reason="transformers brings pyyaml; without it there is nothing to parse with")
     options = PackageOptions(Format.KSERVE, name="Digits_1", variant=Variant.FUSED, storage_uri="s3://bucket/digits")
-    made = package(exported_vit, tmp_path / "r", options)
+    made = package(exported_vit, tmp_path / "r", options=options)
     service = yaml.safe_load((made.path / "inferenceservice.yaml").read_text())
     assert service["metadata"]["name"] == "digits-1"
     served = service["spec"]["predictor"]["model"]
@@ -149,7 +149,7 @@ def test_kserve(exported_vit: ExportedModel, tmp_path: Path) -> None:
 
 
 def test_bf16_is_refused_with_the_remedy(llama_checkpoint: Path, tmp_path: Path) -> None:
-    model = export(models.load(llama_checkpoint), tmp_path / "llama.onnx", ExportOptions(dtype=DType.BF16))
+    model = export(models.load(llama_checkpoint), tmp_path / "llama.onnx", options=ExportOptions(dtype=DType.BF16))
     with pytest.raises(ExportError, match=r"logits is bf16.*--dtype fp16 or fp32"):
         package(model, tmp_path / "r")
     assert not (tmp_path / "r").exists()
@@ -160,17 +160,20 @@ def write_plan(folder: Path, model: ExportedModel, **says: object) -> Path:
     plan = folder / "vit.plan"
     plan.write_bytes(b"plan")
     description = {
-        "runtime": "tensorrt", "norm": "function", "sha256": hashlib.sha256(b"plan").hexdigest(),
+        "runtime": "tensorrt",
+        "norm": "function",
+        "sha256": hashlib.sha256(b"plan").hexdigest(),
         "source_sha256": hashlib.sha256(model.path.read_bytes()).hexdigest(),
-        "profile": [{"axis": "batch", "smallest": 1, "optimal": 1, "largest": 3}], **says,
-    }  # fmt: skip
+        "profile": [{"axis": "batch", "smallest": 1, "optimal": 1, "largest": 3}],
+        **says,
+    }
     (folder / "vit.plan.json").write_text(json.dumps(description))
     return plan
 
 
 def test_tensorrt(exported_vit: ExportedModel, tmp_path: Path) -> None:
     plan = write_plan(tmp_path, exported_vit)
-    made = package(exported_vit, tmp_path / "r", PackageOptions(backend=TritonBackend.TENSORRT, plan=plan))
+    made = package(exported_vit, tmp_path / "r", options=PackageOptions(backend=TritonBackend.TENSORRT, plan=plan))
     config = read_config(made.path / "vit")
     assert (config.backend, config.default_model_filename, config.max_batch_size) == ("tensorrt", "model.plan", 3)
     assert config.instance_group[0].kind == 1  # KIND_GPU
@@ -191,7 +194,7 @@ def test_plans_that_do_not_fit(
 ) -> None:
     plan = write_plan(tmp_path, exported_vit, **says)
     with pytest.raises(ExportError, match=message):
-        package(exported_vit, tmp_path / "r", PackageOptions(backend=TritonBackend.TENSORRT, plan=plan))
+        package(exported_vit, tmp_path / "r", options=PackageOptions(backend=TritonBackend.TENSORRT, plan=plan))
 
 
 @pytest.mark.parametrize(
@@ -223,22 +226,22 @@ def test_what_stands_in_the_place(exported_vit: ExportedModel, tmp_path: Path) -
     with pytest.raises(ExportError, match=r"holds no manifest\.json"):
         package(exported_vit, tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "words"
-    first = package(exported_vit, tmp_path / "r", PackageOptions(name="a"))
-    package(exported_vit, first.path, PackageOptions(name="b"))
+    first = package(exported_vit, tmp_path / "r", options=PackageOptions(name="a"))
+    package(exported_vit, first.path, options=PackageOptions(name="b"))
     assert sorted(f.name for f in first.path.iterdir() if f.is_dir()) == ["b"]
     assert not [f for f in tmp_path.iterdir() if f.name.endswith(".partial")]
 
 
 def test_an_edited_config_is_not_lost(exported_vit: ExportedModel, tmp_path: Path) -> None:
-    made = package(exported_vit, tmp_path / "r", PackageOptions(name="a"))
+    made = package(exported_vit, tmp_path / "r", options=PackageOptions(name="a"))
     config = made.path / "a" / "config.pbtxt"
     edited = config.read_text() + "# tuned\n"
     config.write_text(edited)
     with pytest.raises(ExportError, match=r"a/config\.pbtxt was edited after packaging"):
-        package(exported_vit, tmp_path / "r", PackageOptions(name="a"))
+        package(exported_vit, tmp_path / "r", options=PackageOptions(name="a"))
     assert config.read_text() == edited
     config.unlink()
-    package(exported_vit, tmp_path / "r", PackageOptions(name="a"))
+    package(exported_vit, tmp_path / "r", options=PackageOptions(name="a"))
     assert config.read_text() + "# tuned\n" == edited
 
 
@@ -248,13 +251,13 @@ def test_fused_without_the_library(
     gone = native.NativeLibrary(None, problem="not here", remedy="build it")
     monkeypatch.setattr(native, "availability", lambda: gone)
     with pytest.raises(BackendUnavailable, match="not here; build it; or package with --variant portable"):
-        package(exported_vit, tmp_path / "r", PackageOptions(variant=Variant.FUSED))
+        package(exported_vit, tmp_path / "r", options=PackageOptions(variant=Variant.FUSED))
     made = package(exported_vit, tmp_path / "r")
     assert made.manifest["models"] == {"vit": "portable"}
 
 
 def test_fused_for_a_model_without_norms(exported_vit: ExportedModel, vit_checkpoint: Path, tmp_path: Path) -> None:
-    plain = export(models.load(vit_checkpoint), tmp_path / "vit.onnx", ExportOptions(inline=True))
+    plain = export(models.load(vit_checkpoint), tmp_path / "vit.onnx", options=ExportOptions(inline=True))
     with pytest.raises(IBNormError, match="no IBNorm node"):
-        package(plain, tmp_path / "r", PackageOptions(variant=Variant.FUSED))
+        package(plain, tmp_path / "r", options=PackageOptions(variant=Variant.FUSED))
     assert package(plain, tmp_path / "r").manifest["models"] == {"vit": "portable"}

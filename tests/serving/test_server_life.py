@@ -32,7 +32,7 @@ def test_serves_an_onnx_file_as_it_is(exported_vit: ExportedModel) -> None:
 
 
 def test_a_crash_is_told_with_the_servers_last_words(exported_vit: ExportedModel, tmp_path: Path) -> None:
-    made = package(exported_vit, tmp_path / "r", PackageOptions(variant=Variant.PORTABLE))
+    made = package(exported_vit, tmp_path / "r", options=PackageOptions(variant=Variant.PORTABLE))
     with running(made.path) as server:
         os.kill(server.pid, signal.SIGSEGV)
         _, text = server.process.communicate(timeout=15)
@@ -42,7 +42,7 @@ def test_a_crash_is_told_with_the_servers_last_words(exported_vit: ExportedModel
 
 
 def test_read_only_repository(exported_vit: ExportedModel, tmp_path: Path) -> None:
-    made = package(exported_vit, tmp_path / "r", PackageOptions(variant=Variant.FUSED))
+    made = package(exported_vit, tmp_path / "r", options=PackageOptions(variant=Variant.FUSED))
     before = {f: f.stat().st_mtime_ns for f in made.path.rglob("*")}
     for folder in (made.path, *(f for f in made.path.rglob("*") if f.is_dir())):
         folder.chmod(0o555)
@@ -58,7 +58,7 @@ def test_read_only_repository(exported_vit: ExportedModel, tmp_path: Path) -> No
 
 
 def test_changed_after_packaging(exported_vit: ExportedModel, tmp_path: Path) -> None:
-    made = package(exported_vit, tmp_path / "r", PackageOptions(variant=Variant.FUSED))
+    made = package(exported_vit, tmp_path / "r", options=PackageOptions(variant=Variant.FUSED))
     library = made.path / "vit" / "libibnorm_ort.so"
     original = library.read_bytes()
 
@@ -100,7 +100,7 @@ def test_changed_after_packaging(exported_vit: ExportedModel, tmp_path: Path) ->
 
 
 def test_port_in_use(exported_vit: ExportedModel, tmp_path: Path) -> None:
-    made = package(exported_vit, tmp_path / "r", PackageOptions(variant=Variant.PORTABLE))
+    made = package(exported_vit, tmp_path / "r", options=PackageOptions(variant=Variant.PORTABLE))
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -127,7 +127,7 @@ def test_triton_on_path_comes_first(
     fake.write_text('#!/bin/sh\ncat "${1#*=}"/*/config.pbtxt >&2\nexit 9\n')
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{fake.parent}{os.pathsep}{os.environ['PATH']}")
-    made = package(exported_vit, tmp_path / "r", PackageOptions(variant=Variant.FUSED))
+    made = package(exported_vit, tmp_path / "r", options=PackageOptions(variant=Variant.FUSED))
     log = tmp_path / "log"
     options = ServerOptions(log=log, http_port=0, grpc_port=0, metrics_port=0)
     with pytest.raises(IBNormError, match="ended with exit code 9"), serve(made.path, options):

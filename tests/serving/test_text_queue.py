@@ -17,7 +17,7 @@ from ibnorm_export.serving.text.admission import TextLimits, Texts
 from ibnorm_export.serving.text.protocol import Refused
 from ibnorm_export.serving.text.server import Door
 
-RESULT = TextResult("ab", (1, 2), 3, "length", 4.5, 6.5)
+RESULT = TextResult("ab", (1, 2), prompt_tokens=3, stopped="length", first_token_ms=4.5, tokens_per_s=6.5)
 
 
 class Line:

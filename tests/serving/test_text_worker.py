@@ -15,7 +15,7 @@ from ibnorm_export.generation.text_model import TextResult
 from ibnorm_export.serving.text.worker import MessageReader, Turns
 
 Steps = Iterator[str | TextResult]
-RESULT = TextResult("ab", (1, 2), 3, "length", 4.5, 6.5)
+RESULT = TextResult("ab", (1, 2), prompt_tokens=3, stopped="length", first_token_ms=4.5, tokens_per_s=6.5)
 
 
 class Model:
@@ -66,9 +66,12 @@ def test_what_is_said_of_a_text() -> None:
     said = [turns.take() for _ in range(5)]
     assert not turns
     assert said == [
-        {"text": 7, "piece": ""}, {"text": 7, "piece": "a"}, None, {"text": 7, "piece": "b"},
+        {"text": 7, "piece": ""},
+        {"text": 7, "piece": "a"},
+        None,
+        {"text": 7, "piece": "b"},
         {"text": 7, "result": RESULT.to_dict()},
-    ]  # fmt: skip
+    ]
 
 
 def test_sampling_arrives() -> None:
@@ -82,7 +85,7 @@ def test_sampling_arrives() -> None:
     turns = Turns(Seeing())
     begin(turns, 1, "x:a")
     turns.take()
-    assert seen == [("x:a", Sampling(5, 0.5, 0.5, 3, ("x",)))]
+    assert seen == [("x:a", Sampling(5, 0.5, top_p=0.5, seed=3, stop=("x",)))]
 
 
 def test_a_text_that_fails_ends_and_others_go_on() -> None:

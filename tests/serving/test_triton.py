@@ -92,7 +92,7 @@ def test_rows_are_batched(exported_llama: ExportedModel, tmp_path: Path) -> None
     rng = np.random.default_rng(11)
     work = [draw(exported_llama, rng, 1 + index % 2, 9) for index in range(64)]
     here = OrtRunner(exported_llama.path, library=native.ort_library())
-    with running(package(exported_llama, tmp_path / "r", options).path) as server:
+    with running(package(exported_llama, tmp_path / "r", options=options).path) as server:
 
         def one(index: int) -> np.ndarray[Any, Any]:
             module = CLIENTS[index % 2]
@@ -120,13 +120,13 @@ def test_verify_through_the_server(served: tuple[ExportedModel, str, Running], r
     model, name, server = served
     loaded = models.load(request.getfixturevalue(f"{name.split('-')[0]}_checkpoint"))
     for url, there in ((server.http, name), (f"grpc://{server.grpc}", f"{name}-portable")):
-        report = verify(model, loaded, VerifyOptions("triton", endpoint=Endpoint(url, there)))
-        here = verify(model, loaded, VerifyOptions("ort-cpu"))
+        report = verify(model, loaded, options=VerifyOptions("triton", endpoint=Endpoint(url, there)))
+        here = verify(model, loaded, options=VerifyOptions("ort-cpu"))
         assert bool(report) is bool(here) is True, (report.findings, here.findings)
         assert report.numeric is not None
         assert [output.norms for output in report.numeric.outputs] == ["as served"]
     with pytest.raises(BackendUnavailable, match=r"no Triton answers HTTP at 127\.0\.0\.1:9"):
-        verify(model, loaded, VerifyOptions("triton", endpoint=Endpoint("127.0.0.1:9", name)))
+        verify(model, loaded, options=VerifyOptions("triton", endpoint=Endpoint("127.0.0.1:9", name)))
     for url, there, said in (
         (server.http, "", "has the models .*; choose with --name"),
         (server.http, "nobody", "unknown model: 'nobody' is not found; choose with --name"),
@@ -136,7 +136,7 @@ def test_verify_through_the_server(served: tuple[ExportedModel, str, Running], r
         ("127.0.0.1:http", name, "it must be HOST:PORT"),
     ):
         with pytest.raises(IBNormError, match=said):
-            verify(model, loaded, VerifyOptions("triton", endpoint=Endpoint(url, there)))
+            verify(model, loaded, options=VerifyOptions("triton", endpoint=Endpoint(url, there)))
 
 
 def test_verify_fails_for_another_model(
@@ -147,7 +147,7 @@ def test_verify_fails_for_another_model(
     family = name.split("-")[0]
     loaded = models.load(request.getfixturevalue(f"{family}_checkpoint"))
     next(iter(loaded.module.parameters())).data.mul_(1.5)
-    report = verify(model, loaded, VerifyOptions("triton", endpoint=Endpoint(server.http, name)))
+    report = verify(model, loaded, options=VerifyOptions("triton", endpoint=Endpoint(server.http, name)))
     assert not report
     assert "logits" in str(report.findings)
 
@@ -156,7 +156,7 @@ def test_overload_is_refused_and_passes(exported_llama: ExportedModel, tmp_path:
     options = PackageOptions(name="m", variant=Variant.FUSED, limits=Limits(max_batch=0, max_queue=16))
     arrays = draw(exported_llama, np.random.default_rng(8), 8, 64)
     wanted = answers(exported_llama, [arrays])[0]
-    with running(package(exported_llama, tmp_path / "r", options).path) as server:
+    with running(package(exported_llama, tmp_path / "r", options=options).path) as server:
 
         def one(index: int) -> str:
             module = CLIENTS[index % 2]
@@ -175,7 +175,9 @@ def test_overload_is_refused_and_passes(exported_llama: ExportedModel, tmp_path:
 
 def test_sigterm_in_the_middle(exported_llama: ExportedModel, tmp_path: Path) -> None:
     """Every request is answered right or refused; none hangs; `running` checks that no process is left."""
-    made = package(exported_llama, tmp_path / "r", PackageOptions(name="m", variant=Variant.FUSED, limits=ALONE))
+    made = package(
+        exported_llama, tmp_path / "r", options=PackageOptions(name="m", variant=Variant.FUSED, limits=ALONE)
+    )
     arrays = draw(exported_llama, np.random.default_rng(9), 1, 16)
     wanted = answers(exported_llama, [arrays])[0]
     asked = itertools.count()

@@ -46,12 +46,12 @@ def cases(kind: Compression, dtype: Any, widths: tuple[int, ...] = WIDTHS) -> It
     for index, width in enumerate(widths):
         for turn, (deviation, mean) in enumerate(REGIMES):
             lambd, epsilon = SETTINGS[(index + turn) % len(SETTINGS)]
-            spec = IBNormSpec(kind, float(np.float32(lambd)), float(np.float32(epsilon)))
+            spec = IBNormSpec(kind, float(np.float32(lambd)), epsilon=float(np.float32(epsilon)))
             rng = np.random.default_rng(1000 * index + turn)
             rows = max(2, -(-4096 // width))
             x = ((rng.standard_normal((rows, width)) + mean) * deviation).astype(dtype)
             scale, bias = ((rng.standard_normal(width)).astype(dtype) for _ in range(2))
-            exact = reference.ibnorm(x, scale, bias, spec)
+            exact = reference.ibnorm(x, scale, bias=bias, spec=spec)
             yield Case(x, scale, bias, spec, exact, mean)
 
 

@@ -36,9 +36,9 @@ def one_norm(
     """
     kind, width = TYPES[dtype], len(scale)
     node = (
-        onnx_op.skip_node("X", "skip", "scale", "bias", "Y", "sum", spec, "the_norm")
+        onnx_op.skip_node("X", "skip", scale="scale", bias="bias", y="Y", total="sum", spec=spec, name="the_norm")
         if skip
-        else onnx_op.node("X", "scale", "bias", "Y", spec, "the_norm")
+        else onnx_op.node("X", "scale", bias="bias", y="Y", spec=spec, name="the_norm")
     )
     info = onnx.helper.make_tensor_value_info
     inputs = [info(name, kind, ["batch", "sequence", width]) for name in node.input if name in ("X", "skip")]

@@ -55,8 +55,10 @@ def running(path: Path, *arguments: object) -> Iterator[Running]:
     """`serve` as a user runs it, until SIGTERM; it must end by itself, in seconds, and leave no process."""
     process = subprocess.Popen(
         command("serve", path, "--http-port=0", "--grpc-port=0", "--metrics-port=0", "--json", *arguments),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     assert process.stdout is not None
     text = ""
     while not text.rstrip().endswith("\n}") and (line := process.stdout.readline()):

@@ -19,8 +19,8 @@ def judged(*samples: tuple[int, float, float]) -> OutputParity:
         truth = RNG.standard_normal((1, size))
         noise = RNG.standard_normal((1, size))
         noise *= np.linalg.norm(truth) / np.linalg.norm(noise)
-        sums.add(truth + error * noise, truth - own * noise, truth)
-    return sums.judge("logits", "fused", BOUNDS[DType.FP16])
+        sums.add(truth + error * noise, truth - own * noise, truth=truth)
+    return sums.judge("logits", "fused", bound=BOUNDS[DType.FP16])
 
 
 def test_a_short_wrong_sample_does_not_hide_behind_a_long_right_one() -> None:
@@ -50,5 +50,5 @@ def test_the_error_over_all_samples_has_its_own_bound() -> None:
 def test_zeros_point_nowhere() -> None:
     for actual, truth, cosine in ((0.0, 1.0, 0.0), (1.0, 0.0, 0.0), (0.0, 0.0, 1.0), (2.0, 1.0, 1.0)):
         sums = ErrorSums()
-        sums.add(np.full((1, 4), actual), np.full((1, 4), truth), np.full((1, 4), truth))
-        assert sums.judge("logits", "fused", BOUNDS[DType.FP16]).cosine == cosine
+        sums.add(np.full((1, 4), actual), np.full((1, 4), truth), truth=np.full((1, 4), truth))
+        assert sums.judge("logits", "fused", bound=BOUNDS[DType.FP16]).cosine == cosine

@@ -16,6 +16,7 @@ from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.tensors import Arrays
 from ibnorm_export.exporter.export import ExportOptions, export
 from ibnorm_export.op.spec import DOMAIN
+from ibnorm_export.runtimes import registry
 from ibnorm_export.runtimes import runner as base
 from ibnorm_export.runtimes.runner import Kernels
 from ibnorm_export.verifier import numeric as numeric_check
@@ -30,9 +31,20 @@ LAYERS = VerifyOptions(static=False, layers=True)
 def parity(norms: str, error: float, torch_error: float = 1e-7) -> OutputParity:
     allowed = 3 * torch_error + 1e-6
     return OutputParity(
-        "logits", norms, error, error, torch_error, 0, error, allowed, error / torch_error, 1.0, None, 4,
-        bool(error <= allowed),
-    )  # fmt: skip
+        "logits",
+        norms,
+        max_abs=error,
+        error=error,
+        torch_error=torch_error,
+        worst_sample=0,
+        worst_sample_error=error,
+        allowed=allowed,
+        ratio=error / torch_error,
+        cosine=1.0,
+        top1_agreement=None,
+        elements=4,
+        passed=bool(error <= allowed),
+    )
 
 
 def level(name: str, error: float) -> Level:
@@ -57,7 +69,7 @@ def test_the_link_between_a_good_corner_and_a_bad_one_is_to_blame(
     functions: float, fused: float, levels: tuple[float, ...], guilty: str, says: str
 ) -> None:
     compared = [level(name, error) for name, error in zip(("none", "basic"), levels, strict=False)]
-    blame = split([parity("fused", fused), parity("as functions", functions)], "fp32", compared)
+    blame = split([parity("fused", fused), parity("as functions", functions)], "fp32", levels=compared)
     assert blame is not None
     assert blame.guilty == guilty
     assert says in blame.words
@@ -73,7 +85,7 @@ def test_an_overflow_of_pytorch_itself_is_the_dtypes() -> None:
 @pytest.fixture(scope="module")
 def skip_llama(llama_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportedModel:
     folder = tmp_path_factory.mktemp("skip")
-    return export(models.load(llama_checkpoint), folder / "m.onnx", ExportOptions(fuse_skip=True))
+    return export(models.load(llama_checkpoint), folder / "m.onnx", options=ExportOptions(fuse_skip=True))
 
 
 @pytest.mark.parametrize(
@@ -82,7 +94,7 @@ def skip_llama(llama_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
 )
 def test_every_norm_and_block_is_compared(request: pytest.FixtureRequest, file: str, source: str) -> None:
     model = models.load(request.getfixturevalue(source))
-    report = verify(request.getfixturevalue(file), model, LAYERS)
+    report = verify(request.getfixturevalue(file), model, options=LAYERS)
     assert report, report.findings
     assert report.numeric is not None
     layers = report.numeric.layers
@@ -110,7 +122,7 @@ def test_the_first_layer_that_leaves_its_bound_is_named(
     exported_llama: ExportedModel, llama_checkpoint: Path, tmp_path: Path, index: int
 ) -> None:
     bad, name = planted_lambda(exported_llama, tmp_path, index)
-    report = verify(bad, models.load(llama_checkpoint), LAYERS)
+    report = verify(bad, models.load(llama_checkpoint), options=LAYERS)
     assert not report
     assert report.numeric is not None
     assert report.numeric.layers is not None
@@ -132,7 +144,7 @@ def test_a_weight_behind_the_norms_is_named_by_its_block(
     array.flat[np.abs(array).argmax()] *= -1
     tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
     onnx.save(proto, tmp_path / "bad.onnx")
-    report = verify(ExportedModel(tmp_path / "bad.onnx"), models.load(vit_checkpoint), LAYERS)
+    report = verify(ExportedModel(tmp_path / "bad.onnx"), models.load(vit_checkpoint), options=LAYERS)
     assert report.numeric is not None
     assert report.numeric.layers is not None
     assert report.numeric.layers.first.startswith("block vit.layers.0 (node ")
@@ -141,16 +153,16 @@ def test_a_weight_behind_the_norms_is_named_by_its_block(
 
 def test_a_cached_step_is_compared_layer_by_layer(llama_checkpoint: Path, tmp_path: Path) -> None:
     def load() -> LoadedModel:
-        return models.load(llama_checkpoint, None, "text-generation")
+        return models.load(llama_checkpoint, None, task="text-generation")
 
     exported = export(load(), tmp_path / "m.onnx")
     rng = np.random.default_rng(0)
     drawn = [load().sample(rng, index) for index in range(8)]
     steps = [s for s in drawn if s["attention_mask"].shape[1] > s["input_ids"].shape[1]]
     assert steps, "no sample has a past"
-    assert verify(exported, load(), LAYERS, steps[:1])
+    assert verify(exported, load(), options=LAYERS, inputs=steps[:1])
     bad, name = planted_lambda(exported, tmp_path, 3)
-    report = verify(bad, load(), LAYERS, steps[:1])
+    report = verify(bad, load(), options=LAYERS, inputs=steps[:1])
     assert any(f.where == "layer" and name in f.what for f in report.findings)
 
 
@@ -168,28 +180,26 @@ def test_a_wrong_kernel_is_told_from_a_wrong_file(
         def run(self, inputs: Arrays) -> Arrays:
             return {name: array * np.float32(1.001) for name, array in self._runner.run(inputs).items()}
 
-    def opened(
-        backend: str, file: ExportedModel, threads: Any = None, kernels: Kernels = Kernels.AUTO, **more: Any
-    ) -> base.Runner:
-        runner = base.open_runner(backend, file, threads, Kernels.FUNCTION, **more)
+    def opened(backend: str, file: ExportedModel, kernels: Kernels = Kernels.AUTO, **more: Any) -> base.Runner:
+        runner = registry.open_runner(backend, file, kernels=Kernels.FUNCTION, **more)
         return Wrong(runner) if kernels is Kernels.FUSED else runner
 
     monkeypatch.setattr(numeric_check, "open_runner", opened)
     monkeypatch.setattr(numeric_check, "fused_library", lambda backend, kernels: Path("kernels.so"))
     monkeypatch.setattr(numeric_check, "_executions", lambda file, runtime, inputs: ())
-    report = verify(exported_vit, models.load(vit_checkpoint), VerifyOptions(static=False))
+    report = verify(exported_vit, models.load(vit_checkpoint), options=VerifyOptions(static=False))
     assert any(f.where == "link kernel" for f in report.findings), report.findings
 
 
 def page(report: ParityReport, path: Path) -> str:
-    return write_report(report, path, {"processor": "x"}).read_text(encoding="utf-8")
+    return write_report(report, path, about={"processor": "x"}).read_text(encoding="utf-8")
 
 
 def test_the_page_shows_blame_curve_and_heat_map(
     exported_llama: ExportedModel, llama_checkpoint: Path, tmp_path: Path
 ) -> None:
     bad, name = planted_lambda(exported_llama, tmp_path, 2)
-    report = verify(bad, models.load(llama_checkpoint), LAYERS)
+    report = verify(bad, models.load(llama_checkpoint), options=LAYERS)
     text = page(report, tmp_path / "r.html")
     assert text.count("<svg") == 3
     for words in ("Error by depth", "Error by layer and corner", "exporter is to blame", f"norm {name} (node {name})"):

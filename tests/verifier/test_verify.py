@@ -65,13 +65,13 @@ def vit(vit_checkpoint: Path) -> LoadedModel:
 def half_llama(llama_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportedModel:
     """Exported from a model of its own: export converts the parameters in place."""
     folder = tmp_path_factory.mktemp("half")
-    return export(models.load(llama_checkpoint), folder / "llama.onnx", ExportOptions(dtype=DType.FP16))
+    return export(models.load(llama_checkpoint), folder / "llama.onnx", options=ExportOptions(dtype=DType.FP16))
 
 
 @pytest.fixture(scope="session")
 def bf16_vit(vit_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportedModel:
     folder = tmp_path_factory.mktemp("half")
-    return export(models.load(vit_checkpoint), folder / "vit.onnx", ExportOptions(dtype=DType.BF16))
+    return export(models.load(vit_checkpoint), folder / "vit.onnx", options=ExportOptions(dtype=DType.BF16))
 
 
 def planted(exported: ExportedModel, folder: Path, change: Change) -> ExportedModel:
@@ -92,7 +92,7 @@ def test_good_files_pass(
 ) -> None:
     for exported, model in ((exported_llama, llama), (exported_vit, vit)):
         for backend in ("ort-cpu", "reference"):
-            report = verify(exported, model, VerifyOptions(backend=backend))
+            report = verify(exported, model, options=VerifyOptions(backend=backend))
             assert report, report.findings
             assert report.static is not None
             assert report.static.norms == 5
@@ -119,7 +119,7 @@ def test_good_half_files_pass(
         assert "explicit Casts" in report.numeric.method
         logits = report.numeric.outputs[-1]
         assert size / 1000 < logits.error < size, "it was rounded, and not more than a few times"
-    report = verify(half_llama, llama, VerifyOptions(backend="reference", samples=1))
+    report = verify(half_llama, llama, options=VerifyOptions(backend="reference", samples=1))
     assert report, report.findings
 
 
@@ -132,7 +132,9 @@ def test_padding_is_not_judged(exported_llama: ExportedModel, llama: LoadedModel
 
 
 def test_the_seed_decides_the_samples(exported_vit: ExportedModel, vit: LoadedModel) -> None:
-    first, same, other = (verify(exported_vit, vit, VerifyOptions(seed=seed, samples=1)).numeric for seed in (1, 1, 2))
+    first, same, other = (
+        verify(exported_vit, vit, options=VerifyOptions(seed=seed, samples=1)).numeric for seed in (1, 1, 2)
+    )
     assert first == same
     assert first is not None
     assert other is not None
@@ -219,7 +221,7 @@ def test_a_planted_fault_is_named(
     change, said, visible = FAULTS[fault]
     try:
         bad = planted(exported_llama, tmp_path, change)
-        report = verify(bad, llama, FUNCTION_PATH)
+        report = verify(bad, llama, options=FUNCTION_PATH)
     except ModelFileError:
         assert fault == "norms that trade places"  # a cycle: the runtime refuses the file
         return
@@ -241,7 +243,7 @@ def test_the_numeric_verdict_alone_finds_it(
     exported_llama: ExportedModel, llama: LoadedModel, tmp_path: Path, fault: str, backend: str
 ) -> None:
     bad = planted(exported_llama, tmp_path, FAULTS[fault][0])
-    report = verify(bad, llama, VerifyOptions(backend=backend, static=False, kernels=Kernels.FUNCTION))
+    report = verify(bad, llama, options=VerifyOptions(backend=backend, static=False, kernels=Kernels.FUNCTION))
     assert report.static is None
     assert not report
     assert any(f.where == "output logits" and "relative error" in f.what for f in report.findings)
@@ -253,7 +255,7 @@ def test_faults_in_a_half_precision_file(half_llama: ExportedModel, llama: Loade
         (at_second(lambda node: set_attribute(node, "lambd", 4.1)), "lambd"),
         (flip_one_sign, "sign alone"),
     ):
-        report = verify(planted(half_llama, tmp_path, change), llama, FUNCTION_PATH)
+        report = verify(planted(half_llama, tmp_path, change), llama, options=FUNCTION_PATH)
         assert not report
         assert any(said in str(f) for f in report.findings)
 
@@ -262,7 +264,7 @@ def test_a_missing_function_is_named(exported_vit: ExportedModel, vit: LoadedMod
     def forget(proto: onnx.ModelProto) -> None:
         del proto.functions[:]
 
-    report = verify(planted(exported_vit, tmp_path, forget), vit, FUNCTION_PATH)
+    report = verify(planted(exported_vit, tmp_path, forget), vit, options=FUNCTION_PATH)
     assert not report
     assert any("IBNormT" in str(f) and "is not in the file" in str(f) for f in report.findings)
 
@@ -296,7 +298,7 @@ def test_the_wrong_one_of_two_checkpoints(exported_vit: ExportedModel, vit_check
 
 def test_a_fault_in_an_inlined_file(vit: LoadedModel, vit_checkpoint: Path, tmp_path: Path) -> None:
     """Its norms cannot be told from other nodes, so the numeric verdict alone decides, and the report says so."""
-    exported = export(models.load(vit_checkpoint), tmp_path / "inlined.onnx", ExportOptions(inline=True))
+    exported = export(models.load(vit_checkpoint), tmp_path / "inlined.onnx", options=ExportOptions(inline=True))
 
     def change(proto: onnx.ModelProto) -> None:
         node = next(n for n in proto.graph.node if n.op_type == "LayerNormalization")
@@ -307,7 +309,7 @@ def test_a_fault_in_an_inlined_file(vit: LoadedModel, vit_checkpoint: Path, tmp_
     assert not report
     assert report.static
     assert any("inlined" in note for note in report.static.notes)
-    demanded = verify(exported, vit, VerifyOptions(require_fused=True, samples=1))
+    demanded = verify(exported, vit, options=VerifyOptions(require_fused=True, samples=1))
     assert [str(f) for f in demanded.findings] == [
         "norms: are inlined in this file, so no kernel can take them: export without --inline"
     ]
@@ -316,18 +318,23 @@ def test_a_fault_in_an_inlined_file(vit: LoadedModel, vit_checkpoint: Path, tmp_
 def test_fused_kernels_are_not_asked_of_a_backend_without_any(exported_vit: ExportedModel, vit: LoadedModel) -> None:
     """It would run nothing, and a gate that has run nothing must not be green."""
     with pytest.raises(IBNormError, match="backend reference has none"):
-        verify(exported_vit, vit, VerifyOptions(backend="reference", kernels=Kernels.FUSED))
+        verify(exported_vit, vit, options=VerifyOptions(backend="reference", kernels=Kernels.FUSED))
 
 
-@pytest.mark.parametrize("numeric", [
-    NumericReport("b", "fp32", "m", 0, (), ()),
-    NumericReport("b", "fp32", "m", 1, (), (Finding("layer", "is wrong"),)),
-    NumericReport("b", "fp32", "m", 1, (), (Finding("runtime", "is wrong"),)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "numeric",
+    [
+        NumericReport("b", "fp32", method="m", samples=0, outputs=(), findings=()),
+        NumericReport("b", "fp32", method="m", samples=1, outputs=(), findings=(Finding("layer", "is wrong"),)),
+        NumericReport("b", "fp32", method="m", samples=1, outputs=(), findings=(Finding("runtime", "is wrong"),)),
+    ],
+)
 def test_a_gate_is_red_whenever_the_report_is(numeric: NumericReport) -> None:
-    report = ParityReport("m", "c", StaticReport(3, 5, (), ()), numeric)
+    report = ParityReport("m", "c", static=StaticReport(3, 5, (), ()), numeric=numeric)
     assert not report
-    assert any(case.outcome is Outcome.FAIL for case in parity_cases("m", "b", report, None, 0.0))
+    assert any(
+        case.outcome is Outcome.FAIL for case in parity_cases("m", "b", report=report, max_error=None, seconds=0.0)
+    )
 
 
 def test_where_pytorch_itself_is_far_off_nothing_passes(
@@ -335,7 +342,7 @@ def test_where_pytorch_itself_is_far_off_nothing_passes(
 ) -> None:
     """Three times an error of a half would let zeros pass."""
     monkeypatch.setattr(numeric_check, "_MOST", 1e-4)
-    report = verify(bf16_vit, vit, VerifyOptions(samples=1))
+    report = verify(bf16_vit, vit, options=VerifyOptions(samples=1))
     assert {f.where for f in report.findings} == {"bf16 of output logits"}
     assert "its error is no yardstick: the model does not fit this type" in report.findings[0].what
 
@@ -385,10 +392,10 @@ def test_an_overflow_that_the_file_has_and_pytorch_has_not(
 ) -> None:
     """On a CPU, ONNX Runtime computes this graph in float32, where nothing overflows."""
     good, model = loud(llama_checkpoint, half_llama, tmp_path, {DOWN: 2.0**14})
-    report = verify(good, model, NUMERIC)
+    report = verify(good, model, options=NUMERIC)
     assert report, report.findings
     bad = planted(good, tmp_path, scale_up_and_down)
-    report = verify(bad, model, NUMERIC)
+    report = verify(bad, model, options=NUMERIC)
     assert not report
     assert any("overflow in fp16" in f.what for f in report.findings), report.findings
 
@@ -416,11 +423,11 @@ def test_an_overflow_of_the_model_itself(
 def test_an_empty_report_is_false() -> None:
     assert not StaticReport(0, 0, ())
     assert not StaticReport(3, 0, ())
-    assert not NumericReport("ort-cpu", "fp32", "", 0, (), ())
-    assert not ParityReport("m", "c", None, None)
-    assert ParityReport("m", "c", StaticReport(1, 1, ()), None)
+    assert not NumericReport("ort-cpu", "fp32", method="", samples=0, outputs=(), findings=())
+    assert not ParityReport("m", "c", static=None, numeric=None)
+    assert ParityReport("m", "c", static=StaticReport(1, 1, ()), numeric=None)
     with pytest.raises(ParityError):
-        ParityReport("m", "c", None, None).raise_if_failed()
+        ParityReport("m", "c", static=None, numeric=None).raise_if_failed()
 
 
 # ---- inputs ----
@@ -538,7 +545,7 @@ def test_an_error_of_this_program_is_not_blamed_on_the_inputs(
 
     monkeypatch.setattr("ibnorm_export.verifier.verify.check_numeric", fail)
     with pytest.raises(IndexError, match="a defect"):
-        verify(exported_llama, llama, NUMERIC)
+        verify(exported_llama, llama, options=NUMERIC)
 
 
 def test_inputs_are_converted(vit: LoadedModel, exported_vit: ExportedModel, tmp_path: Path) -> None:
@@ -588,9 +595,9 @@ def test_a_damaged_initializer_is_named(exported_llama: ExportedModel, llama: Lo
 
 def test_options_out_of_range(exported_llama: ExportedModel, llama: LoadedModel) -> None:
     with pytest.raises(ModelFileError, match="samples is 0"):
-        verify(exported_llama, llama, VerifyOptions(samples=0))
+        verify(exported_llama, llama, options=VerifyOptions(samples=0))
     with pytest.raises(IBNormError, match=r"abacus.*ort-cpu"):
-        verify(exported_llama, llama, VerifyOptions(backend="abacus"))
+        verify(exported_llama, llama, options=VerifyOptions(backend="abacus"))
 
 
 def test_a_checkpoint_with_nan_fails_and_says_why(

@@ -104,7 +104,7 @@ def _last_error(logger: Any) -> str:
     return logger.errors[-1] if logger.errors else "it gives no reason"
 
 
-def _parse(trt: Any, network: Any, model: ExportedModel, runtime: Runtime) -> None:
+def _parse(trt: Any, network: Any, *, model: ExportedModel, runtime: Runtime) -> None:
     parser = trt.OnnxParser(network, _logger(trt))
     read = ir.load(model.path)
     if past_by_concat(read.graph):
@@ -131,7 +131,7 @@ def _make_attention_decomposable(trt: Any, network: Any) -> None:
             layer.attention.decomposable = True
 
 
-def _target(trt: Any, config: Any, names: Sequence[str]) -> None:
+def _target(trt: Any, config: Any, *, names: Sequence[str]) -> None:
     legal = {f"sm_{name.removeprefix('SM')}": value for name, value in trt.ComputeCapability.__members__.items()}
     legal = {name: value for name, value in legal.items() if name[3:].isdigit()}
     for name in names:
@@ -142,7 +142,7 @@ def _target(trt: Any, config: Any, names: Sequence[str]) -> None:
         config.set_compute_capability(legal[name], index)
 
 
-def _load_plugin(trt: Any, config: Any, embed: bool) -> None:
+def _load_plugin(trt: Any, config: Any, *, embed: bool) -> None:
     if problem := native.plugin_problem(trt.__version__):
         raise EngineError(problem)
     library = native.trt_library()
@@ -153,13 +153,13 @@ def _load_plugin(trt: Any, config: Any, embed: bool) -> None:
         config.plugins_to_serialize = [str(library)]
 
 
-def _read_cache(trt: Any, config: Any, file: Path) -> None:
+def _read_cache(trt: Any, config: Any, *, file: Path) -> None:
     content = file.read_bytes() if file.is_file() else b""
     if not config.set_timing_cache(config.create_timing_cache(content), ignore_mismatch=False):
         raise EngineError(f"{file} is the timing cache of another GPU or version of TensorRT: name another file")
 
 
-def _add_profiles(trt: Any, builder: Any, config: Any, model: ExportedModel, wanted: Sequence[Profile]) -> None:
+def _add_profiles(trt: Any, builder: Any, *, config: Any, model: ExportedModel, wanted: Sequence[Profile]) -> None:
     for item in wanted:
         sizes = builder.create_optimization_profile()
         for tensor in model.inputs:
@@ -169,7 +169,7 @@ def _add_profiles(trt: Any, builder: Any, config: Any, model: ExportedModel, wan
             raise EngineError(f"{model.path}: TensorRT refuses the profile {item}: {_last_error(_logger(trt))}")
 
 
-def build_engine(model: ExportedModel, path: str | Path, options: EngineOptions | None = None) -> Engine:
+def build_engine(model: ExportedModel, path: str | Path, *, options: EngineOptions | None = None) -> Engine:
     """Build a plan for `model`, and write it with its description beside it.
 
     Args:
@@ -202,16 +202,16 @@ def build_engine(model: ExportedModel, path: str | Path, options: EngineOptions 
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if options.norm is NormRoute.PLUGIN:
-        _load_plugin(trt, config, options.embed_plugin)
-    _parse(trt, network, model, options.runtime)
+        _load_plugin(trt, config, embed=options.embed_plugin)
+    _parse(trt, network, model=model, runtime=options.runtime)
     _make_attention_decomposable(trt, network)
     if options.workspace_bytes is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
     if options.compute_capabilities:
-        _target(trt, config, options.compute_capabilities)
+        _target(trt, config, names=options.compute_capabilities)
     if options.timing_cache is not None:
-        _read_cache(trt, config, options.timing_cache)
-    _add_profiles(trt, builder, config, model, wanted)
+        _read_cache(trt, config, file=options.timing_cache)
+    _add_profiles(trt, builder, config=config, model=model, wanted=wanted)
     began = time.perf_counter()
     built = builder.build_serialized_network(network, config)
     if built is None:
@@ -219,7 +219,7 @@ def build_engine(model: ExportedModel, path: str | Path, options: EngineOptions 
             f"{model.path}: {options.runtime.value} {trt.__version__} cannot build it: {_last_error(logger)}"
         )
     plan = bytes(built)
-    norms = norm_layers(model, _kernels(trt, options.runtime, plan))
+    norms = norm_layers(model, _kernels(trt, options.runtime, plan=plan))
     description = {
         "format": FORMAT,
         "source": model.path.name,
@@ -247,7 +247,7 @@ def build_engine(model: ExportedModel, path: str | Path, options: EngineOptions 
     return Engine(path, description, norms)
 
 
-def _kernels(trt: Any, runtime: Runtime, plan: bytes) -> Any:
+def _kernels(trt: Any, runtime: Runtime, *, plan: bytes) -> Any:
     if runtime is Runtime.TENSORRT_RTX:
         return kernels_in_plan(plan)
     engine = trt.Runtime(_logger(trt)).deserialize_cuda_engine(plan)
@@ -269,7 +269,7 @@ def _gpu_target() -> str | None:
     return "sm_{}{}".format(*torch.cuda.get_device_capability()) if torch.cuda.is_available() else None
 
 
-def read_engine(path: str | Path, model: ExportedModel | None = None, wanted: Runtime | None = None) -> Engine:
+def read_engine(path: str | Path, model: ExportedModel | None = None, *, wanted: Runtime | None = None) -> Engine:
     """A plan that `build_engine` wrote, checked against its description and the installed runtime.
 
     Args:

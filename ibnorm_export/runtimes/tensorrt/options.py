@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 from ibnorm_export.errors import EngineError
@@ -44,6 +44,7 @@ class EngineOptions:
 
     runtime: Runtime = Runtime.TENSORRT
     norm: NormRoute = NormRoute.AUTO
+    _: KW_ONLY
     ranges: Sequence[Range] = ()
     workspace_bytes: int | None = None
     timing_cache: Path | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Final
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
@@ -36,6 +36,7 @@ class Range:
 
     axis: str
     smallest: int
+    _: KW_ONLY
     optimal: int
     largest: int
     profile: str = ""
@@ -75,7 +76,7 @@ def parse_ranges(texts: Sequence[str]) -> tuple[Range, ...]:
         if (which, axis) in found:
             raise EngineError(f"profile {name!r} is given twice")
         smallest, optimal, largest = map(int, parts)
-        found[which, axis] = Range(axis, smallest, optimal, largest, which)
+        found[which, axis] = Range(axis, smallest, optimal=optimal, largest=largest, profile=which)
     return tuple(found.values())
 
 
@@ -136,7 +137,8 @@ def profiles(model: ExportedModel, given: Sequence[Range]) -> tuple[Profile, ...
                 raise EngineError(
                     f"{model.path}: no sizes are known for axis {axis!r}: add --profile {axis}=MINxOPTxMAX"
                 )
-            ranges.append(Range(axis, *found, profile=name))
+            smallest, optimal, largest = found
+            ranges.append(Range(axis, smallest, optimal=optimal, largest=largest, profile=name))
         made.append(Profile(name, tuple(ranges)))
     return tuple(made)
 
@@ -157,6 +159,7 @@ def profiles_of(description: Mapping[str, Any]) -> tuple[Profile, ...]:
 def fitting_profile(
     candidates: Sequence[Profile],
     axes: Mapping[str, Sequence[int | str]],
+    *,
     shapes: Mapping[str, Sequence[int]],
 ) -> int:
     """Which profile of an engine takes these inputs; of several, the one that was optimised for sizes nearest to them.

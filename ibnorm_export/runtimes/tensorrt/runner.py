@@ -24,9 +24,13 @@ from ibnorm_export.runtimes.tensorrt.profiles import fitting_profile, profiles_o
 __all__ = ["TrtRunner"]
 
 _TYPES = {
-    "FLOAT": torch.float32, "HALF": torch.float16, "BF16": torch.bfloat16, "INT64": torch.int64,
-    "INT32": torch.int32, "BOOL": torch.bool,
-}  # fmt: skip
+    "FLOAT": torch.float32,
+    "HALF": torch.float16,
+    "BF16": torch.bfloat16,
+    "INT64": torch.int64,
+    "INT32": torch.int32,
+    "BOOL": torch.bool,
+}
 
 
 class TrtRunner:
@@ -42,11 +46,11 @@ class TrtRunner:
         EngineError: the engine is of another file, runtime, version or GPU, or cannot be built or loaded.
     """
 
-    def __init__(self, backend: str, model: ExportedModel, engine: Path | None = None) -> None:
+    def __init__(self, backend: str, model: ExportedModel, *, engine: Path | None = None) -> None:
         self.name = backend
         runtime = Runtime(backend)
         # A bad engine is named where there is no GPU, too.
-        given = None if engine is None else read_engine(engine, model, runtime)
+        given = None if engine is None else read_engine(engine, model, wanted=runtime)
         trt = bindings(runtime)
         if not torch.cuda.is_available():
             raise BackendUnavailable(
@@ -55,7 +59,7 @@ class TrtRunner:
                 "builds without one"
             )
         with tempfile.TemporaryDirectory() as folder:
-            used = given or build_engine(model, Path(folder) / "model.plan", EngineOptions(runtime))
+            used = given or build_engine(model, Path(folder) / "model.plan", options=EngineOptions(runtime))
             plan = used.path.read_bytes()
         self._profiles = profiles_of(used.description)
         self._held: list[dict[str, torch.Tensor]] = []
@@ -80,7 +84,7 @@ class TrtRunner:
             for name in self._inputs
         }
         shapes = {name: tuple(tensor.shape) for name, tensor in held.items()}
-        chosen = fitting_profile(self._profiles, self._axes, shapes)
+        chosen = fitting_profile(self._profiles, self._axes, shapes=shapes)
         if not self._context.set_optimization_profile_async(chosen, stream.cuda_stream):
             raise EngineError(f"{self.name} refuses profile {chosen} of the engine")
         stream.synchronize()

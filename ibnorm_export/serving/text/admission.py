@@ -73,7 +73,7 @@ class Texts:
     def check_room(self) -> None:
         """Raises Refused, where as many texts as may be are being written, or wait for their first token."""
         if self._ended:
-            raise Refused(503, self._ended, "internal")
+            raise Refused(503, self._ended, code="internal")
         if self.running >= self.limits.concurrency:
             why = f"{self.running} texts are being written"
         elif self.limits.waiting is not None and self.waiting >= self.limits.waiting:
@@ -82,7 +82,7 @@ class Texts:
             return
         # the second header is for openai's clients: those that were refused together do not come back together
         again = {"Retry-After": "1", "Retry-After-Ms": str(random.randint(500, 1500))}
-        raise Refused(429, f"{why}; try again", "busy", again)
+        raise Refused(429, f"{why}; try again", code="busy", headers=again)
 
     def receive(self, message: Mapping[str, Any]) -> None:
         """What the worker says of a text."""
@@ -126,14 +126,14 @@ class Texts:
                         item = await pieces.get()
                 except TimeoutError:
                     why = f"the text took more than {self.limits.request_s:g} s"
-                    raise Refused(504, why, "timeout") from None
+                    raise Refused(504, why, code="timeout") from None
                 if waits:
                     waits, self.waiting = False, self.waiting - 1
                 ended = isinstance(item, TextResult | IBNormError)
                 if isinstance(item, PromptError):
-                    raise Refused(400, str(item), "context_length_exceeded" if prompt else "invalid")
+                    raise Refused(400, str(item), code="context_length_exceeded" if prompt else "invalid")
                 if isinstance(item, IBNormError):
-                    raise Refused(503 if self._ended else 500, str(item), "internal")
+                    raise Refused(503 if self._ended else 500, str(item), code="internal")
                 if item:
                     yield item
                 if isinstance(item, TextResult):

@@ -81,7 +81,7 @@ class Door:
         await self._app(scope, receive, send)
 
 
-def create_app(texts: Texts, name: str, max_positions: int, template: ChatTemplate | None = None) -> FastAPI:
+def create_app(texts: Texts, name: str, *, max_positions: int, template: ChatTemplate | None = None) -> FastAPI:
     """The endpoint as an ASGI application.
 
     Args:
@@ -105,11 +105,11 @@ def create_app(texts: Texts, name: str, max_positions: int, template: ChatTempla
             why = f"the body is not valid JSON: {first['ctx']['error']}, at character {first['loc'][1]}"
         else:
             why = f"{'.'.join(str(part) for part in first['loc'][1:]) or 'the body'}: {first['msg']}"
-        return _answer(Refused(400, why, "invalid"))
+        return _answer(Refused(400, why, code="invalid"))
 
     @app.exception_handler(PromptError)
     async def unusable(request: Request, error: PromptError) -> JSONResponse:
-        return _answer(Refused(400, str(error), "invalid"))
+        return _answer(Refused(400, str(error), code="invalid"))
 
     @app.exception_handler(HTTPException)
     async def failed(request: Request, error: HTTPException) -> JSONResponse:
@@ -118,7 +118,7 @@ def create_app(texts: Texts, name: str, max_positions: int, template: ChatTempla
             why = f"{request.url.path} is not served here: {', '.join(_paths(app))} are"
             if request.url.path == "/v1/chat/completions":
                 why += " (the tokenizer has no chat template)"
-        return _answer(Refused(error.status_code, why, "invalid"))
+        return _answer(Refused(error.status_code, why, code="invalid"))
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
@@ -138,8 +138,10 @@ def create_app(texts: Texts, name: str, max_positions: int, template: ChatTempla
     async def complete(request: Request, body: Completion) -> Any:
         prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
         if len(prompts) != 1:
-            raise Refused(400, "one prompt a request is what this endpoint takes", "invalid")
-        return await _respond(request, texts, body, prompts[0], body.max_tokens or 16, name, COMPLETION)
+            raise Refused(400, "one prompt a request is what this endpoint takes", code="invalid")
+        return await _respond(
+            request, texts, body=body, prompt=prompts[0], most=body.max_tokens or 16, name=name, shape=COMPLETION
+        )
 
     if template is not None:
 
@@ -147,7 +149,7 @@ def create_app(texts: Texts, name: str, max_positions: int, template: ChatTempla
         async def chat(request: Request, body: Chat) -> Any:
             prompt = template.render([message.model_dump() for message in body.messages])
             most = body.max_completion_tokens or body.max_tokens or max_positions
-            return await _respond(request, texts, body, prompt, most, name, CHAT)
+            return await _respond(request, texts, body=body, prompt=prompt, most=most, name=name, shape=CHAT)
 
     return app
 
@@ -158,22 +160,26 @@ def _paths(app: FastAPI) -> list[str]:
 
 def _check_name(wanted: str, name: str) -> None:
     if wanted != name:
-        raise Refused(404, f"the model {wanted!r} does not exist; this endpoint has {name!r}", "model_not_found")
+        raise Refused(404, f"the model {wanted!r} does not exist; this endpoint has {name!r}", code="model_not_found")
 
 
-async def _respond(request: Request, texts: Texts, body: Body, prompt: str, most: int, name: str, shape: Shape) -> Any:
+async def _respond(
+    request: Request, texts: Texts, *, body: Body, prompt: str, most: int, name: str, shape: Shape
+) -> Any:
     _check_name(body.model, name)
     if asked := body.not_offered:
-        raise Refused(400, f"{', '.join(asked)}: not offered by this endpoint; leave it out", "invalid")
+        raise Refused(400, f"{', '.join(asked)}: not offered by this endpoint; leave it out", code="invalid")
     if len(body.stops) > _STOPS[0] or any(len(stop) > _STOPS[1] for stop in body.stops):
         why = f"stop takes at most {_STOPS[0]} texts of at most {_STOPS[1]} characters"
-        raise Refused(400, why, "invalid")
+        raise Refused(400, why, code="invalid")
     seed = uuid.uuid4().int % 2**32 if body.seed is None else body.seed
-    pieces = texts.generate(prompt, Sampling(most, body.temperature, body.top_p, seed, body.stops))
+    pieces = texts.generate(prompt, Sampling(most, body.temperature, top_p=body.top_p, seed=seed, stop=body.stops))
     head = {"id": f"{shape.prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": name}
     if body.stream:
         first = await _unless_gone(request, anext(pieces))  # what is refused is refused with its own status
-        return StreamingResponse(_events(pieces, first, head, body, shape), media_type="text/event-stream")
+        return StreamingResponse(
+            _events(pieces, first, head=head, body=body, shape=shape), media_type="text/event-stream"
+        )
     result = await _unless_gone(request, _last(pieces))
     choice = {"index": 0, **shape.choice(result.text, False), "finish_reason": FINISH[result.stopped]}
     return {**head, "object": shape.whole, "choices": [choice], "usage": usage(result)}
@@ -189,14 +195,14 @@ async def _unless_gone(request: Request, awaited: Awaitable[T]) -> T:
     try:
         while not (await asyncio.wait({task}, timeout=0.25))[0]:
             if await request.is_disconnected():
-                raise Refused(499, "the client has left", "cancelled")
+                raise Refused(499, "the client has left", code="cancelled")
         return task.result()
     finally:
         task.cancel()
 
 
 async def _events(
-    pieces: AsyncIterator[str | TextResult], first: str | TextResult, head: dict[str, Any], body: Body, shape: Shape
+    pieces: AsyncIterator[str | TextResult], first: str | TextResult, *, head: dict[str, Any], body: Body, shape: Shape
 ) -> AsyncIterator[str]:
     def event(content: dict[str, Any]) -> str:
         return f"data: {json.dumps({**head, 'object': shape.part, **content})}\n\n"
@@ -244,6 +250,7 @@ def _listening(address: str, port: int) -> Iterator[socket.socket]:
 def serve_text(
     folder: str | Path,
     address: str = "127.0.0.1",
+    *,
     port: int = 8000,
     limits: TextLimits | None = None,
     ready: Callable[[str, Sequence[str]], None] = lambda endpoint, paths: None,
@@ -273,7 +280,7 @@ def serve_text(
         asyncio.Runner(loop_factory=config.get_loop_factory()) as runner,
     ):
         try:
-            runner.run(_serve_text(server, Path(folder), stream, limits, ready))
+            runner.run(_serve_text(server, Path(folder), stream=stream, limits=limits, ready=ready))
         except KeyboardInterrupt:  # uvicorn raises again what it has obeyed: the orderly end
             if not server.started:
                 raise
@@ -298,6 +305,7 @@ class _Server(uvicorn.Server):
 async def _serve_text(
     server: _Server,
     folder: Path,
+    *,
     stream: socket.socket,
     limits: TextLimits,
     ready: Callable[[str, Sequence[str]], None],
@@ -305,7 +313,7 @@ async def _serve_text(
     template = ChatTemplate.of(folder)
     async with text_process(folder) as process:
         texts = Texts(process.send, limits)
-        app = create_app(texts, folder.resolve().name, process.max_positions, template)
+        app = create_app(texts, folder.resolve().name, max_positions=process.max_positions, template=template)
         server.config.app, server.end = Door(app, texts), texts.end
 
         async def listen() -> str:

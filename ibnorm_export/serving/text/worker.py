@@ -37,7 +37,7 @@ _TURN_S: Final = 0.002
 class Writer(Protocol):
     """What `Turns` wants of a `TextModel`."""
 
-    def steps(self, prompt: str, sampling: Sampling, pace_s: float, turn_s: float) -> Iterator[str | TextResult]:
+    def steps(self, prompt: str, sampling: Sampling, *, pace_s: float, turn_s: float) -> Iterator[str | TextResult]:
         """See `TextModel.steps`."""
 
 
@@ -85,7 +85,7 @@ class Turns:
         if first:
             number = next(iter(self._new))
             prompt, sampling = self._new.pop(number)
-            self._begun[number] = self._model.steps(prompt, sampling, _PIECE_S, _TURN_S)
+            self._begun[number] = self._model.steps(prompt, sampling, pace_s=_PIECE_S, turn_s=_TURN_S)
         else:
             number = next(iter(self._begun))
             self._begun.move_to_end(number)

@@ -95,9 +95,16 @@ async def text_process(folder: str | Path) -> AsyncIterator[TextProcess]:
     # -P: a file of the working folder is no module of the worker's; a session of its own: Ctrl-C is not for it
     try:
         process = await create_subprocess_exec(
-            sys.executable, "-P", "-m", "ibnorm_export.serving.text.worker", str(folder),
-            stdin=PIPE, stdout=PIPE, limit=_LINE, start_new_session=True,
-        )  # fmt: skip
+            sys.executable,
+            "-P",
+            "-m",
+            "ibnorm_export.serving.text.worker",
+            str(folder),
+            stdin=PIPE,
+            stdout=PIPE,
+            limit=_LINE,
+            start_new_session=True,
+        )
     except OSError as error:
         raise BackendUnavailable(
             f"cannot start a second process of Python, {sys.executable!r} (sys.executable): {error.strerror or error}"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Final
 
 from ibnorm_export.artifacts.exported_model import ExportedModel, Tensor
@@ -54,14 +54,19 @@ class Limits:
 
     max_batch: int = 8
     max_queue: int = 256
+    _: KW_ONLY
     queue_timeout_ms: int = 0
     queue_delay_us: int = 0
     instances: int = 2
 
     def __post_init__(self) -> None:
         for name, least in (
-            ("max_batch", 0), ("max_queue", 1), ("queue_timeout_ms", 0), ("queue_delay_us", 0), ("instances", 1),
-        ):  # fmt: skip
+            ("max_batch", 0),
+            ("max_queue", 1),
+            ("queue_timeout_ms", 0),
+            ("queue_delay_us", 0),
+            ("instances", 1),
+        ):
             if getattr(self, name) < least:
                 raise ExportError(f"{name} is {getattr(self, name)}; it must be at least {least}")
 
@@ -83,6 +88,7 @@ class ModelConfig:
 
     name: str
     backend: str
+    _: KW_ONLY
     file: str
     inputs: Sequence[Tensor]
     outputs: Sequence[Tensor]

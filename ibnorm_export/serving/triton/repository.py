@@ -15,7 +15,7 @@ import json
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -44,10 +44,16 @@ _PLAN_FILE: Final = "model.plan"
 
 #: Sizes of dynamic axes to warm up with, where no inputs are given; the names are those of the exporters.
 _WARMUP_SIZES: Final = {
-    "batch": 1, "sequence": 8, "past": 4, "total": 12,
-    "batch_size": 1, "sequence_length": 8, "past_sequence_length": 4, "total_sequence_length": 12,
+    "batch": 1,
+    "sequence": 8,
+    "past": 4,
+    "total": 12,
+    "batch_size": 1,
+    "sequence_length": 8,
+    "past_sequence_length": 4,
+    "total_sequence_length": 12,
     "capacity": 12,
-}  # fmt: skip
+}
 
 
 class Format(enum.StrEnum):
@@ -95,6 +101,7 @@ class PackageOptions:
 
     format: Format = Format.TRITON
     name: str | None = None
+    _: KW_ONLY
     backend: TritonBackend = TritonBackend.ONNXRUNTIME
     variant: Variant = Variant.AUTO
     plan: Path | None = None
@@ -146,7 +153,7 @@ class Package:
     manifest: Mapping[str, Any]
 
 
-def package(model: ExportedModel, repository: str | Path, options: PackageOptions | None = None) -> Package:
+def package(model: ExportedModel, repository: str | Path, *, options: PackageOptions | None = None) -> Package:
     """Write a model repository for Triton. It appears whole or not at all; an older one in its place is replaced.
 
     Args:
@@ -164,12 +171,12 @@ def package(model: ExportedModel, repository: str | Path, options: PackageOption
     name = options.name or _default_name(model)
     _check_types(model, options.backend)
     plan = None if options.plan is None else _read_plan(options.plan, model)
-    fused = _library(model, options, plan)
+    fused = _library(model, options, plan=plan)
     limits = options.limits if batch_axis(model) else replace(options.limits, max_batch=0)
     if plan is not None and limits.max_batch:
         largest = {item["axis"]: int(item["largest"]) for item in plan["profile"]}
         limits = replace(limits, max_batch=min(limits.max_batch, largest.get(batch_axis(model) or "", 1)))
-    warmup = _warmup(model, options.warmup, limits.max_batch > 0)
+    warmup = _warmup(model, options.warmup, batched=limits.max_batch > 0)
     variants: dict[str, Path | None] = {name: fused}
     if options.variant is Variant.BOTH:
         variants[f"{name}-portable"] = None
@@ -177,15 +184,20 @@ def package(model: ExportedModel, repository: str | Path, options: PackageOption
     with new_folder(repository, _earlier) as beside:
         for variant, library in variants.items():
             config = ModelConfig(
-                variant, options.backend.value, MODEL_FILE if plan is None else _PLAN_FILE, model.inputs, model.outputs,
-                limits, options.gpu or plan is not None,
-                None if library is None or plan is not None else f"{options.root}/{variant}/{library.name}",
-                {
+                variant,
+                options.backend.value,
+                file=MODEL_FILE if plan is None else _PLAN_FILE,
+                inputs=model.inputs,
+                outputs=model.outputs,
+                limits=limits,
+                gpu=options.gpu or plan is not None,
+                library=None if library is None or plan is not None else f"{options.root}/{variant}/{library.name}",
+                warmup={
                     key: (array.shape[limits.max_batch > 0 :], _warmup_file(index))
                     for index, (key, array) in enumerate(warmup.items())
                 },
-            )  # fmt: skip
-            _write_model(beside / variant, model, options.plan, library, config, warmup)
+            )
+            _write_model(beside / variant, model, plan=options.plan, library=library, config=config, warmup=warmup)
         manifest = {
             "written_by": f"ibnorm-export {version_of('ibnorm-export')}",
             "source_sha256": sha256_of(model.path),
@@ -197,12 +209,14 @@ def package(model: ExportedModel, repository: str | Path, options: PackageOption
             },
         }
         says = {"options": options, "model": model, "start": start, "image": IMAGE, "limits": limits, "name": name}
-        _render(beside / "README.md", "triton_readme.md.jinja", {**says, "models": manifest["models"]})
+        _render(beside / "README.md", "triton_readme.md.jinja", values={**says, "models": manifest["models"]})
         if options.format is Format.KSERVE:
             service = re.sub(r"[^a-z0-9-]", "-", name.lower())[:63].strip("-")
-            _render(beside / "inferenceservice.yaml", "inferenceservice.yaml.jinja", {**says, "service": service})
+            _render(
+                beside / "inferenceservice.yaml", "inferenceservice.yaml.jinja", values={**says, "service": service}
+            )
         libraries = {f"{variant}/{library.name}": library for variant, library in variants.items() if library}
-        write_manifest(beside, libraries, manifest)
+        write_manifest(beside, libraries, content=manifest)
     return Package(repository, tuple(variants), start, manifest)
 
 
@@ -262,7 +276,7 @@ def _read_plan(plan: Path, model: ExportedModel) -> dict[str, Any]:
     return found
 
 
-def _library(model: ExportedModel, options: PackageOptions, plan: Mapping[str, Any] | None) -> Path | None:
+def _library(model: ExportedModel, options: PackageOptions, *, plan: Mapping[str, Any] | None) -> Path | None:
     """The native library that goes into the repository."""
     if plan is not None:
         return native.trt_library() if plan.get("norm") == "plugin" else None
@@ -289,7 +303,7 @@ def _library(model: ExportedModel, options: PackageOptions, plan: Mapping[str, A
     return found.path
 
 
-def _warmup(model: ExportedModel, given: Arrays | None, batched: bool) -> Arrays:
+def _warmup(model: ExportedModel, given: Arrays | None, *, batched: bool) -> Arrays:
     """Inputs in the model's own types; one row of them where rows are batched."""
     arrays = draw(model, _WARMUP_SIZES) if given is None else given
     types = {"bf16": "BFLOAT16", "fp16": "FLOAT16", "fp32": "FLOAT"}
@@ -309,7 +323,7 @@ def _warmup_file(index: int) -> str:
 
 
 def _write_model(
-    folder: Path, model: ExportedModel, plan: Path | None, library: Path | None, config: ModelConfig, warmup: Arrays
+    folder: Path, model: ExportedModel, *, plan: Path | None, library: Path | None, config: ModelConfig, warmup: Arrays
 ) -> None:
     version = folder / "1"
     version.mkdir(parents=True)
@@ -340,7 +354,7 @@ def _start_command(options: PackageOptions, plugin: str | None) -> str:
     return " \\\n  ".join(lines)
 
 
-def _render(file: Path, template: str, values: Mapping[str, Any]) -> None:
+def _render(file: Path, template: str, *, values: Mapping[str, Any]) -> None:
     text = (
         importlib.resources.files("ibnorm_export.serving.triton")
         .joinpath("templates", template)

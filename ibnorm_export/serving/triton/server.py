@@ -24,7 +24,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Final
 
@@ -64,6 +64,7 @@ class ServerOptions:
 
     address: str = "127.0.0.1"
     http_port: int = 8000
+    _: KW_ONLY
     grpc_port: int = 8001
     metrics_port: int = 8002
     ready_s: float = 120.0
@@ -120,7 +121,7 @@ class Server:
         log: its log so far.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes], options: ServerOptions, log: Path) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], options: ServerOptions, *, log: Path) -> None:
         self._process = process
         self._options = options
         self._log = log
@@ -215,9 +216,13 @@ def serve(repository: str | Path, options: ServerOptions | None = None) -> Itera
         with log.open("wb") as stream, _large_stacks():
             process = subprocess.Popen(
                 [*command, *_listen(options)],
-                stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, env=environment, start_new_session=True,
-            )  # fmt: skip
-        server = Server(process, options, log)
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=stream,
+                env=environment,
+                start_new_session=True,
+            )
+        server = Server(process, options, log=log)
         try:
             server.wait_until_ready()
             yield server
@@ -248,16 +253,21 @@ def _check(repository: Path) -> None:
     check_files(repository, manifest)
     for config in sorted(repository.glob("*/config.pbtxt")):
         for declared in _LIBRARY.findall(config.read_text(encoding="utf-8")):
-            check_library(repository, f"{config.parent.name}/{Path(declared).name}", manifest)
+            check_library(repository, f"{config.parent.name}/{Path(declared).name}", manifest=manifest)
 
 
 def _listen(options: ServerOptions) -> list[str]:
     return [
-        f"--http-address={options.address}", f"--http-port={options.http_port}",
-        f"--grpc-address={options.address}", f"--grpc-port={options.grpc_port}",
-        f"--metrics-address={options.address}", f"--metrics-port={options.metrics_port}",
-        f"--exit-timeout-secs={options.finish_s}", "--allow-gpu-metrics=false", "--disable-auto-complete-config",
-    ]  # fmt: skip
+        f"--http-address={options.address}",
+        f"--http-port={options.http_port}",
+        f"--grpc-address={options.address}",
+        f"--grpc-port={options.grpc_port}",
+        f"--metrics-address={options.address}",
+        f"--metrics-port={options.metrics_port}",
+        f"--exit-timeout-secs={options.finish_s}",
+        "--allow-gpu-metrics=false",
+        "--disable-auto-complete-config",
+    ]
 
 
 def _with_ports(options: ServerOptions) -> ServerOptions:

@@ -38,7 +38,7 @@ def test_it_exports_its_entry_points_alone() -> None:
 
 
 def test_a_cpu_session_runs_its_kernels() -> None:
-    spec = IBNormSpec("L", 4.0, 1e-5)
+    spec = IBNormSpec("L", 4.0, epsilon=1e-5)
     attributes = {"lambd": 4.0, "epsilon": 1e-5, "axis": -1, "plugin_namespace": ""}
     node = helper.make_node("IBNormL", ["x", "scale", "bias"], ["y"], domain="ai.ibnorm", **attributes)
     shapes = {"x": ["r", 64], "scale": [64], "bias": [64]}
@@ -52,5 +52,5 @@ def test_a_cpu_session_runs_its_kernels() -> None:
     rng = np.random.default_rng(0)
     x, scale, bias = (rng.standard_normal(s).astype(np.float32) for s in ((5, 64), 64, 64))
     (y,) = session.run(None, {"x": x, "scale": scale, "bias": bias})
-    truth = reference.ibnorm(x, scale, bias, spec)
+    truth = reference.ibnorm(x, scale, bias=bias, spec=spec)
     assert np.linalg.norm(y - truth) <= 5e-7 * np.linalg.norm(truth)

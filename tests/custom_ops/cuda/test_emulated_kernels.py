@@ -47,7 +47,7 @@ def draw_parameters(rng: np.random.Generator, cols: int, dtype: str) -> tuple[Ar
 
 
 def assert_accurate(y: Array, x: Array, scale: Array, bias: Array, spec: IBNormSpec, mean: float) -> None:
-    accuracy = judge(y, reference.ibnorm(x, scale, bias, spec), scale, bias, mean)
+    accuracy = judge(y, reference.ibnorm(x, scale, bias=bias, spec=spec), scale, bias, mean)
     assert accuracy, accuracy.problem
 
 
@@ -68,7 +68,7 @@ def test_sweep(
     for draw in range(draws):
         mean = (0.0, 10.0)[draw % 2] if draws > 1 else float(rng.choice([0.0, 10.0]))
         std = float(10.0 ** rng.uniform(-6, 2))
-        spec = IBNormSpec(compression, float(2.0 ** rng.uniform(-1, 4)), float(10.0 ** rng.uniform(-6, -3)))
+        spec = IBNormSpec(compression, float(2.0 ** rng.uniform(-1, 4)), epsilon=float(10.0 ** rng.uniform(-6, -3)))
         affine = "float32" if draw % 4 < 2 else dtype
         rows = max(2, -(-ELEMENTS // cols))
         scale, bias = draw_parameters(rng, cols, affine)
@@ -79,7 +79,7 @@ def test_sweep(
         skip = draw_rows(rng, rows, cols, dtype, std, 0.0)
         total = np.full_like(x, np.nan)
         fused = emulator.run(x, scale, bias, spec, skip=skip, total=total, seed=draw + 100)
-        _, expected = reference.skip_ibnorm(x, skip, scale, bias, spec)
+        _, expected = reference.skip_ibnorm(x, skip, scale=scale, bias=bias, spec=spec)
         assert same_bits(total, expected)
         assert same_bits(fused, emulator.run(total, scale, bias, spec, seed=draw + 200))
         if draw == 0:
@@ -92,12 +92,12 @@ def test_sweep(
 def test_worst_errors_of_the_instructions(emulator: Emulator, dtype: str, compression: Compression, cols: int) -> None:
     """Each approximate instruction at the bound of the PTX ISA, always."""
     rng = np.random.default_rng(cols)
-    spec = IBNormSpec(compression, 2.0, 1e-6)
+    spec = IBNormSpec(compression, 2.0, epsilon=1e-6)
     scale, bias = draw_parameters(rng, cols, dtype)
     for std in (1e-6, 0.1, 3.0):
         x = draw_rows(rng, -(-ELEMENTS // cols), cols, dtype, std, 0.0)
         y = emulator.run(x, scale, bias, spec, injection=2)
-        expected = reference.ibnorm(x, scale, bias, spec)
+        expected = reference.ibnorm(x, scale, bias=bias, spec=spec)
         if dtype == "float32":
             assert norm_error(y, expected) <= FLOAT32_BAR[0.0]
         else:
@@ -221,10 +221,10 @@ def test_equal_values_give_bias(emulator: Emulator, dtype: str, compression: Com
         values += [1e6, -3.3e9, 1e15]
     x = np.repeat(np.array(values)[:, None], cols, axis=1).astype(DTYPES[dtype])
     for lambd, epsilon in ((4.0, 1e-5), (0.5, 1e-12)):
-        y = emulator.run(x, scale, bias, IBNormSpec(compression, lambd, epsilon))
+        y = emulator.run(x, scale, bias, IBNormSpec(compression, lambd, epsilon=epsilon))
         error = np.abs(y.astype(np.float64) - bias.astype(np.float64)) / np.abs(scale.astype(np.float64))
         assert error.max() <= 1e-6
-    assert np.isnan(emulator.run(x, scale, bias, IBNormSpec(compression, 4.0, 0.0)).astype(np.float64)).all()
+    assert np.isnan(emulator.run(x, scale, bias, IBNormSpec(compression, 4.0, epsilon=0.0)).astype(np.float64)).all()
 
 
 @pytest.mark.parametrize("cols", [41, 768, 1024, 4096, 65536])
@@ -238,9 +238,9 @@ def test_nearly_equal_values_keep_their_spread(
     step = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}[dtype]
     x[:, cols // 2] = x[:, cols // 2] * DTYPES[dtype].type(1.0 + step)
     scale, bias = np.ones(cols, DTYPES[dtype]), np.zeros(cols, DTYPES[dtype])
-    spec = IBNormSpec(compression, 1.0, 1e-20)
+    spec = IBNormSpec(compression, 1.0, epsilon=1e-20)
     y = emulator.run(x, scale, bias, spec).astype(np.float64)
-    assert norm_error(y, reference.ibnorm(x, scale, bias, spec)) < 0.01
+    assert norm_error(y, reference.ibnorm(x, scale, bias=bias, spec=spec)) < 0.01
 
 
 @pytest.mark.parametrize("cols", [3, 41, 768, 1500, 4096])
@@ -276,7 +276,7 @@ def test_subnormal_values(emulator: Emulator, dtype: str, compression: Compressi
     x = (rng.integers(-400, 400, (rows, cols)) * tiny / (400 if dtype == "bfloat16" else 32)).astype(DTYPES[dtype])
     assert (x != 0).mean() > 0.5
     scale, bias = np.ones(cols, DTYPES[dtype]), np.zeros(cols, DTYPES[dtype])
-    spec = IBNormSpec(compression, max(2.0**-126, tiny), 1e-5)
+    spec = IBNormSpec(compression, max(2.0**-126, tiny), epsilon=1e-5)
     assert_accurate(emulator.run(x, scale, bias, spec), x, scale, bias, spec, 10.0)
 
 
@@ -289,7 +289,7 @@ def test_mean_of_ten_deviations(emulator: Emulator, dtype: str, compression: Com
     scale, bias = draw_parameters(rng, cols, dtype)
     for std, lambd in ((1.0, 0.5), (100.0, 0.5), (100.0, 4.0)):
         x = draw_rows(rng, -(-4 * ELEMENTS // cols), cols, dtype, std, 10.0)
-        spec = IBNormSpec(compression, lambd, 1e-6)
+        spec = IBNormSpec(compression, lambd, epsilon=1e-6)
         assert_accurate(emulator.run(x, scale, bias, spec), x, scale, bias, spec, 10.0)
 
 
@@ -301,7 +301,7 @@ def test_huge_mean(emulator: Emulator, compression: Compression, cols: int) -> N
     scale, bias = draw_parameters(rng, cols, "float32")
     x = (rng.standard_normal((-(-ELEMENTS // cols), cols)) + 1e4).astype(np.float32)
     spec = IBNormSpec(compression, 1.0)
-    assert norm_error(emulator.run(x, scale, bias, spec), reference.ibnorm(x, scale, bias, spec)) < 1e-3
+    assert norm_error(emulator.run(x, scale, bias, spec), reference.ibnorm(x, scale, bias=bias, spec=spec)) < 1e-3
 
 
 @pytest.mark.parametrize("cols", [1023, 1024, 2056, 8192])

@@ -81,10 +81,18 @@ class Kernels:
     ) -> np.ndarray[Any, Any]:
         out = np.full_like(x, 7) if y is None else y
         status = self.status(
-            isa, x, scale, bias, spec, out,
-            shape=(x.shape[0], x.shape[1]), dtypes=(TYPE_CODES[x.dtype], TYPE_CODES[scale.dtype]),
-            skip=skip, total=total, rows=rows,
-        )  # fmt: skip
+            isa,
+            x,
+            scale,
+            bias,
+            spec,
+            out,
+            shape=(x.shape[0], x.shape[1]),
+            dtypes=(TYPE_CODES[x.dtype], TYPE_CODES[scale.dtype]),
+            skip=skip,
+            total=total,
+            rows=rows,
+        )
         assert status == 0, f"status {status}"
         return out
 

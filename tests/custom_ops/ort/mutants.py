@@ -37,38 +37,109 @@ class Mutant:
 
 
 ROWS, SIMD, STORAGE, COMPRESS, DISPATCH = (
-    "row_kernels.cc", "simd.h", "storage.h", "compress_simd.h", "dispatch.cc",
-)  # fmt: skip
+    "row_kernels.cc",
+    "simd.h",
+    "storage.h",
+    "compress_simd.h",
+    "dispatch.cc",
+)
 MUTANTS = [
-    Mutant("population variance becomes sample variance", ROWS, "squares.total() / count -", "squares.total() / (count - 1) -"),
-    Mutant("mean of c forgotten", ROWS, "row.c_mean = static_cast<float>(c_mean);", "row.c_mean = 0.0F * static_cast<float>(c_mean);"),
+    Mutant(
+        "population variance becomes sample variance",
+        ROWS,
+        "squares.total() / count -",
+        "squares.total() / (count - 1) -",
+    ),
+    Mutant(
+        "mean of c forgotten",
+        ROWS,
+        "row.c_mean = static_cast<float>(c_mean);",
+        "row.c_mean = 0.0F * static_cast<float>(c_mean);",
+    ),
     Mutant("low part of the mean dropped", ROWS, "factor, -row.mean_rest)", "factor, 0.0F * row.mean_rest)"),
     Mutant("squares around 0 though the mean is large", ROWS, "if (c_mean * c_mean > variance) {", "if (count < 0) {"),
-    Mutant("what the mean of c lacks forgotten where it is large", ROWS, "static_cast<double>(row.c_mean) + mean_rest;", "static_cast<double>(row.c_mean) + 0.0 * mean_rest;"),
-    Mutant("values of a half type kept by columns, not by lanes", ROWS, "Float32::store(row.c + i * 4, c, kHalf ? kPack : n);", "Float32::store(row.c + i * 4, c, n);"),
+    Mutant(
+        "what the mean of c lacks forgotten where it is large",
+        ROWS,
+        "static_cast<double>(row.c_mean) + mean_rest;",
+        "static_cast<double>(row.c_mean) + 0.0 * mean_rest;",
+    ),
+    Mutant(
+        "values of a half type kept by columns, not by lanes",
+        ROWS,
+        "Float32::store(row.c + i * 4, c, kHalf ? kPack : n);",
+        "Float32::store(row.c + i * 4, c, n);",
+    ),
     Mutant("floats kept in a y of half the size", ROWS, "T::kSize == 4 && !stream;", "T::kSize == 4 || !stream;"),
-    Mutant("epsilon outside the root", ROWS, "__builtin_sqrt(variance + epsilon)", "(__builtin_sqrt(variance) + epsilon)"),
+    Mutant(
+        "epsilon outside the root", ROWS, "__builtin_sqrt(variance + epsilon)", "(__builtin_sqrt(variance) + epsilon)"
+    ),
     Mutant("tail lanes counted", ROWS, "keep_columns(compressed(row, x), n);", "compressed(row, x);"),
-    Mutant("last partial pack left out", ROWS, "if (left > 0 && left < kPack) body(i, left);", "if (left > 1 && left < kPack) body(i, left);"),
-    Mutant("skip sum not rounded", ROWS, "return T::round(add(x, T::load(row.skip + i * T::kSize, n)));", "return add(x, T::load(row.skip + i * T::kSize, n));"),
-    Mutant("wide skip rows read x after sum replaced it", ROWS, "if (row.sum != nullptr) return T::load(row.sum", "if (row.x == nullptr) return T::load(row.sum"),
+    Mutant(
+        "last partial pack left out",
+        ROWS,
+        "if (left > 0 && left < kPack) body(i, left);",
+        "if (left > 1 && left < kPack) body(i, left);",
+    ),
+    Mutant(
+        "skip sum not rounded",
+        ROWS,
+        "return T::round(add(x, T::load(row.skip + i * T::kSize, n)));",
+        "return add(x, T::load(row.skip + i * T::kSize, n));",
+    ),
+    Mutant(
+        "wide skip rows read x after sum replaced it",
+        ROWS,
+        "if (row.sum != nullptr) return T::load(row.sum",
+        "if (row.x == nullptr) return T::load(row.sum",
+    ),
     Mutant("row range ignored", ROWS, "Row row = place(row_begin);", "Row row = place(0);"),
-    Mutant("the last row's values read after this row's replaced them", ROWS, "finish(last, last_c, i, n)", "finish(last, again(last, i, n), i, n)"),
+    Mutant(
+        "the last row's values read after this row's replaced them",
+        ROWS,
+        "finish(last, last_c, i, n)",
+        "finish(last, again(last, i, n), i, n)",
+    ),
     Mutant("last row not written", ROWS, "if (!kFits || r + 1 == row_end)", "if (!kFits)"),
-    Mutant("bias read with the stride of x", ROWS, "affine(bias, i, n)), n);", "affine(bias, own_affine ? i : i / 2 / kPack * kPack, n)), n);"),
-    Mutant("aligned stream store without looking at the pointer", ROWS, "return places % static_cast<std::uintptr_t>(T::kStreamAlign) == 0;", "return places != 0;"),
+    Mutant(
+        "bias read with the stride of x",
+        ROWS,
+        "affine(bias, i, n)), n);",
+        "affine(bias, own_affine ? i : i / 2 / kPack * kPack, n)), n);",
+    ),
+    Mutant(
+        "aligned stream store without looking at the pointer",
+        ROWS,
+        "return places % static_cast<std::uintptr_t>(T::kStreamAlign) == 0;",
+        "return places != 0;",
+    ),
     Mutant("NaN row comes out as numbers", ROWS, "mean - mean == 0.0 ?", "true ?"),
     Mutant("bfloat16 truncated", STORAGE, "all + 0x7FFFU + ((all >> 16) & 1U);", "all;"),
     Mutant("bfloat16 ties away from even", STORAGE, "all + 0x7FFFU + ((all >> 16) & 1U);", "all + 0x8000U;"),
-    Mutant("float scale in the order of memory beside bfloat16", ROWS, "return T::order(Float32::load(p + i * 4, n));", "return Float32::load(p + i * 4, n);"),
+    Mutant(
+        "float scale in the order of memory beside bfloat16",
+        ROWS,
+        "return T::order(Float32::load(p + i * 4, n));",
+        "return Float32::load(p + i * 4, n);",
+    ),
     Mutant("sign lost", COMPRESS, "return with_sign(v, s);", "return v + 0.0F * s;"),
-    Mutant("log of 1 + a", COMPRESS, "fma(a, scale, subtract(scale, 1.0F));", "subtract(multiply(add(a, 1.0F), scale), 1.0F);"),
+    Mutant(
+        "log of 1 + a",
+        COMPRESS,
+        "fma(a, scale, subtract(scale, 1.0F));",
+        "subtract(multiply(add(a, 1.0F), scale), 1.0F);",
+    ),
     Mutant("one log coefficient off by a part in 1e4", COMPRESS, "0x1.5554fap-2F", "0x1.557500p-2F"),
     Mutant("tanh saturates early", COMPRESS, "18.04F", "10.0F"),
-    Mutant("rough quotient not corrected", COMPRESS, "return fma(rest, reciprocal, quotient);", "return add(multiply(rest, 0.0F), multiply(e, each([](Vec v) { return (Vec)((Bits)v & 0xFFFFF000U); }, reciprocal)));"),
+    Mutant(
+        "rough quotient not corrected",
+        COMPRESS,
+        "return fma(rest, reciprocal, quotient);",
+        "return add(multiply(rest, 0.0F), multiply(e, each([](Vec v) { return (Vec)((Bits)v & 0xFFFFF000U); }, reciprocal)));",
+    ),
     Mutant("NaN lambda accepted", DISPATCH, "!(p.lambd > 0.0F && p.lambd <= kLargest)", "p.lambd <= 0.0F"),
     Mutant("sum without skip accepted", DISPATCH, "return p.skip != nullptr || p.sum == nullptr;", "return true;"),
-]  # fmt: skip
+]
 
 
 def instruction_set() -> tuple[str, list[str]]:
@@ -96,15 +167,38 @@ def build(source: Path, target: Path, isa: str, flags: list[str]) -> None:
         check=True,
     )
     subprocess.run(
-        [*common, *define, "-O1", f"-I{source / CPU}", "-shared", str(rows), str(dispatch),
-         str(source / "testing" / "kernels_test.cc"), "-pthread", "-o", str(target)], check=True,
-    )  # fmt: skip
+        [
+            *common,
+            *define,
+            "-O1",
+            f"-I{source / CPU}",
+            "-shared",
+            str(rows),
+            str(dispatch),
+            str(source / "testing" / "kernels_test.cc"),
+            "-pthread",
+            "-o",
+            str(target),
+        ],
+        check=True,
+    )
 
 
 def tests_fail(library: Path) -> tuple[bool, str]:
     """A crash counts as a failure too."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--no-header", "--tb=line",
-               str(ROOT / "tests/custom_ops/ort/test_kernels.py"), f"--ibnorm-kernels={library}"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        "--no-header",
+        "--tb=line",
+        str(ROOT / "tests/custom_ops/ort/test_kernels.py"),
+        f"--ibnorm-kernels={library}",
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith("FAILED")]
     return done.returncode != 0, lines[0].split(" - ")[0] if lines else f"exit status {done.returncode}"

@@ -69,12 +69,12 @@ def check(y: Array, exact: Array, scale: Array, bias: Array, bar: float, what: s
 @pytest.mark.parametrize(("dtype", "affine"), PAIRS, ids=PAIR_IDS)
 def test_accuracy(kernels: Any, dtype: np.dtype[Any], affine: np.dtype[Any], kind: Compression) -> None:
     for number, (lambd, epsilon, std, mean, bar) in enumerate(REGIMES):
-        spec = IBNormSpec(kind, lambd, epsilon)
+        spec = IBNormSpec(kind, lambd, epsilon=epsilon)
         for cols in WIDTHS:
             if cols > 8191 and number not in (0, 4):
                 continue
             x, scale, bias = make(-(-4096 // cols), cols, dtype, affine, std, mean)
-            exact = reference.ibnorm(x, scale, bias, spec)
+            exact = reference.ibnorm(x, scale, bias=bias, spec=spec)
             for isa in kernels.sets:
                 y = kernels.run(isa, x, scale, bias, spec)
                 check(y, exact, scale, bias, bar, f"{isa} D={cols} {spec} std {std:g} mean {mean:g}")
@@ -97,8 +97,8 @@ def test_one_value_far_outside(kernels: Any, kind: Compression) -> None:
                 t = (x - x.mean(1, dtype=float, keepdims=True)) / spec.lambd
                 c = compress(t).astype(np.float32).astype(float)
                 assert (np.abs(c.mean(1)) > 5 * c.std(1)).all(), "the row does not put the mean outside"
-                rounded = reference.ibnorm(c, scale, bias, IBNormSpec(Compression.LINEAR, 1.0))
-                exact = reference.ibnorm(x, scale, bias, spec)
+                rounded = reference.ibnorm(c, scale, bias=bias, spec=IBNormSpec(Compression.LINEAR, 1.0))
+                exact = reference.ibnorm(x, scale, bias=bias, spec=spec)
                 least = float(np.linalg.norm(rounded - exact) / np.linalg.norm(exact))
                 for isa in kernels.sets:
                     y = kernels.run(isa, x, scale, bias, spec)
@@ -114,7 +114,7 @@ def test_rows(kernels: Any, rows: int, kind: Compression) -> None:
     for dtype, affine in PAIRS:
         for cols in (1, 17, 111, 768):
             x, scale, bias = make(rows, cols, dtype, affine)
-            exact = reference.ibnorm(x, scale, bias, spec)
+            exact = reference.ibnorm(x, scale, bias=bias, spec=spec)
             for isa in kernels.sets:
                 y = kernels.run(isa, x, scale, bias, spec)
                 check(y, exact, scale, bias, 5e-7, f"{isa} {rows} x {cols}")
@@ -136,7 +136,7 @@ def test_skip_is_bit_equal_to_the_pair(
         rows = 3 if cols > 2000 else 9
         x, scale, bias = make(rows, cols, dtype, affine)
         skip = make(rows + 1, cols, dtype, affine, 3.0)[0][:rows]
-        exact, total = reference.skip_ibnorm(x, skip, scale, bias, spec)
+        exact, total = reference.skip_ibnorm(x, skip, scale=scale, bias=bias, spec=spec)
         for isa in kernels.sets:
             what = f"{isa} D={cols}"
             given = np.full_like(x, 7)
@@ -148,9 +148,15 @@ def test_skip_is_bit_equal_to_the_pair(
             for y_in, sum_in in (("x", "skip"), ("skip", "x"), ("x", None), ("skip", None)):
                 place = {"x": x.copy(), "skip": skip.copy()}
                 kernels.run(
-                    isa, place["x"], scale, bias, spec, skip=place["skip"], y=place[y_in],
+                    isa,
+                    place["x"],
+                    scale,
+                    bias,
+                    spec,
+                    skip=place["skip"],
+                    y=place[y_in],
                     total=place[sum_in] if sum_in else None,
-                )  # fmt: skip
+                )
                 assert place[y_in].tobytes() == y.tobytes(), f"{what}: y in {y_in}, sum in {sum_in}"
                 if sum_in:
                     assert place[sum_in].tobytes() == total.tobytes(), f"{what}: sum in {sum_in}"
@@ -214,12 +220,12 @@ def test_a_row_of_equal_values_gives_bias(
         _, scale, bias = make(1, cols, dtype, affine)
         for lambd, epsilon in ((0.5, 1e-12), (4.0, 1e-5)):
             for isa in kernels.sets:
-                y = kernels.run(isa, x, scale, bias, IBNormSpec(kind, lambd, epsilon)).astype(float)
+                y = kernels.run(isa, x, scale, bias, IBNormSpec(kind, lambd, epsilon=epsilon)).astype(float)
                 wanted = bias.astype(dtype).astype(float)
                 off = np.abs(y - wanted) / np.abs(scale.astype(float))
                 assert off.max() <= 1e-6, f"{isa} D={cols} epsilon {epsilon:g}: {off.max():.1e} of scale"
         for isa in kernels.sets:
-            zero = kernels.run(isa, np.zeros((2, cols), dtype), scale, bias, IBNormSpec(kind, 4.0, 0.0))
+            zero = kernels.run(isa, np.zeros((2, cols), dtype), scale, bias, IBNormSpec(kind, 4.0, epsilon=0.0))
             assert np.isnan(zero.astype(float)).all(), "0/0 must be NaN, as in LayerNorm"
 
 
@@ -236,16 +242,16 @@ def test_denormal_tiny_and_huge(kernels: Any, kind: Compression) -> None:
         (1e20, 1e22, 1e-4),
     ):
         # The lambda keeps S's variance inside float32, as in any LayerNorm.
-        spec = IBNormSpec(kind, 4.0 if size < 1e10 else size / 4, 1e-5)
+        spec = IBNormSpec(kind, 4.0 if size < 1e10 else size / 4, epsilon=1e-5)
         x = (base * size + mean).astype(np.float32)
-        exact = reference.ibnorm(x, scale, bias, spec)
+        exact = reference.ibnorm(x, scale, bias=bias, spec=spec)
         for isa in kernels.sets:
             check(kernels.run(isa, x, scale, bias, spec), exact, scale, bias, bar, f"{isa} size {size:g} mean {mean:g}")
 
 
 def test_log_of_huge_arguments_is_finite(kernels: Any) -> None:
     x = np.array([[1e30, -1e30, 3e37, -2e37]], np.float32)
-    spec = IBNormSpec(Compression.LOGARITHMIC, 2.0**-20, 1e-5)
+    spec = IBNormSpec(Compression.LOGARITHMIC, 2.0**-20, epsilon=1e-5)
     one, zero = np.ones(4, np.float32), np.zeros(4, np.float32)
     for isa in kernels.sets:
         y = kernels.run(isa, x, one, zero, spec)
@@ -255,11 +261,11 @@ def test_log_of_huge_arguments_is_finite(kernels: Any) -> None:
 def test_outliers_keep_their_accuracy(kernels: Any) -> None:
     """One channel of 1e4 deviations, as in language models: the mean of c is far from 0, its variance small."""
     for kind in Compression:
-        spec = IBNormSpec(kind, 2.0, 1e-5)
+        spec = IBNormSpec(kind, 2.0, epsilon=1e-5)
         for place in (0, 5, 767):
             x, scale, bias = make(31, 768, F32, F32)
             x[:, place] = 1e4
-            exact = reference.ibnorm(x, scale, bias, spec)
+            exact = reference.ibnorm(x, scale, bias=bias, spec=spec)
             for isa in kernels.sets:
                 check(kernels.run(isa, x, scale, bias, spec), exact, scale, bias, 5e-6, f"{isa} {kind}")
 
@@ -271,7 +277,7 @@ def test_streaming_stores(kernels: Any) -> None:
         rng = np.random.default_rng(2)
         x = np.tile(rng.standard_normal((41, cols)).astype(dtype), (200, 1))
         scale, bias = np.full(cols, 1.5, dtype), np.full(cols, 0.5, dtype)
-        few = reference.ibnorm(x[:41], scale, bias, spec)
+        few = reference.ibnorm(x[:41], scale, bias=bias, spec=spec)
         for isa in kernels.sets:
             y = kernels.run(isa, x, scale, bias, spec)
             check(y[:41], few, scale, bias, 5e-7, f"{isa} {dtype}")

@@ -81,8 +81,10 @@ def session(data: bytes, library: Path | None, threads: int = 2) -> Any:
 def node_for(kind: Compression, skip: bool, spec: IBNormSpec | None = None) -> onnx.NodeProto:
     spec = spec or IBNormSpec(kind)
     if skip:
-        return onnx_op.skip_node("X", "skip", "scale", "bias", "Y", "sum", spec, "the_norm")
-    return onnx_op.node("X", "scale", "bias", "Y", spec, "the_norm")
+        return onnx_op.skip_node(
+            "X", "skip", scale="scale", bias="bias", y="Y", total="sum", spec=spec, name="the_norm"
+        )
+    return onnx_op.node("X", "scale", bias="bias", y="Y", spec=spec, name="the_norm")
 
 
 # -- contract ------------------------------------------------------------------------------------
@@ -156,8 +158,8 @@ def test_every_type_runs_fused(
             continue
         feeds[f"{name}_f" if value.dtype == BF16 else name] = value.astype(np.float32) if value.dtype == BF16 else value
     got = run.run(None, feeds)
-    total = reference.skip_ibnorm(x, other, scale, bias, spec)[1] if skip else x
-    exact = reference.ibnorm(total, scale, bias, spec)
+    total = reference.skip_ibnorm(x, other, scale=scale, bias=bias, spec=spec)[1] if skip else x
+    exact = reference.ibnorm(total, scale, bias=bias, spec=spec)
     if dtype == F32:
         assert np.linalg.norm(got[0] - exact) / np.linalg.norm(exact) < 5e-7
     else:
@@ -176,7 +178,9 @@ def test_any_shape(ort_library: Path, shape: tuple[int, ...]) -> None:
         y = run.run(None, {"X": x} if with_constants else {"X": x, "scale": scale, "bias": bias})[0]
         assert y.shape == shape
         # values to about 4 in float32: eight units in the last place
-        np.testing.assert_allclose(y, reference.ibnorm(x, scale, bias, IBNormSpec(Compression.TANH)), atol=2e-6)
+        np.testing.assert_allclose(
+            y, reference.ibnorm(x, scale, bias=bias, spec=IBNormSpec(Compression.TANH)), atol=2e-6
+        )
 
 
 @pytest.mark.parametrize("outputs", [("Y", ""), ("Y",), ("Y", "sum")], ids=str)
@@ -187,7 +191,7 @@ def test_skip_without_its_sum(ort_library: Path, outputs: tuple[str, ...]) -> No
     x = np.random.default_rng(2).standard_normal((4, 33)).astype(np.float32)
     one = np.ones(33, np.float32)
     got = session(model(node), ort_library).run(None, {"X": x, "skip": x, "scale": one, "bias": one})
-    exact = reference.ibnorm(x + x, one, one, IBNormSpec(Compression.LOGARITHMIC))
+    exact = reference.ibnorm(x + x, one, bias=one, spec=IBNormSpec(Compression.LOGARITHMIC))
     # values to about 4 in float32: eight units in the last place
     np.testing.assert_allclose(got[0], exact, atol=2e-6)
 
@@ -246,25 +250,27 @@ def test_graph_inputs_are_not_overwritten(ort_library: Path) -> None:
     info = onnx.helper.make_tensor_value_info
     nodes = [
         onnx.helper.make_node("Abs", ["X"], ["a"]),
-        onnx_op.node("a", "scale", "bias", "b", spec, "first"),
-        onnx_op.skip_node("b", "a", "scale", "bias", "c", "d", spec, "second"),
-        onnx_op.node("d", "scale", "bias", "e", spec, "third"),
+        onnx_op.node("a", "scale", bias="bias", y="b", spec=spec, name="first"),
+        onnx_op.skip_node("b", "a", scale="scale", bias="bias", y="c", total="d", spec=spec, name="second"),
+        onnx_op.node("d", "scale", bias="bias", y="e", spec=spec, name="third"),
         onnx.helper.make_node("Add", ["c", "e"], ["Y"]),
     ]
     graph = onnx.helper.make_graph(
-        nodes, "g", [info(n, onnx.TensorProto.FLOAT, None) for n in ("X", "scale", "bias")],
+        nodes,
+        "g",
+        [info(n, onnx.TensorProto.FLOAT, None) for n in ("X", "scale", "bias")],
         [info("Y", onnx.TensorProto.FLOAT, None)],
-    )  # fmt: skip
+    )
     made = onnx.helper.make_model(graph, opset_imports=onnx_op.opset_imports(20), ir_version=10)
     x = np.random.default_rng(1).standard_normal((70, 300)).astype(np.float32)
     kept = x.copy()
     scale, bias = np.full(300, 1.5, np.float32), np.full(300, 0.25, np.float32)
     y = session(made.SerializeToString(), ort_library).run(None, {"X": x, "scale": scale, "bias": bias})[0]
     a = np.abs(x)
-    b = reference.ibnorm(a, scale, bias, spec).astype(np.float32)
-    c, d = reference.skip_ibnorm(b, a, scale, bias, spec)
+    b = reference.ibnorm(a, scale, bias=bias, spec=spec).astype(np.float32)
+    c, d = reference.skip_ibnorm(b, a, scale=scale, bias=bias, spec=spec)
     # three norms deep with a scale of 1.5, each a few units in the last place of values to about 8, and they add up
-    np.testing.assert_allclose(y, c + reference.ibnorm(d, scale, bias, spec), atol=1e-5)
+    np.testing.assert_allclose(y, c + reference.ibnorm(d, scale, bias=bias, spec=spec), atol=1e-5)
     np.testing.assert_array_equal(x, kept)
 
 
@@ -343,19 +349,31 @@ def test_wrong_shapes(ort_library: Path, shapes: dict[str, tuple[int, ...]], wor
 
 def test_an_unknown_shape_stays_unknown(ort_library: Path) -> None:
     """Not a scalar: the Gather behind would make the file unloadable."""
-    skip = onnx_op.skip_node("X", "skip", "scale", "bias", "Y", "sum", IBNormSpec(Compression.LOGARITHMIC), "first")
-    norm = onnx_op.node("sum", "scale", "bias", "Z", IBNormSpec(Compression.LINEAR), "second")
+    skip = onnx_op.skip_node(
+        "X",
+        "skip",
+        scale="scale",
+        bias="bias",
+        y="Y",
+        total="sum",
+        spec=IBNormSpec(Compression.LOGARITHMIC),
+        name="first",
+    )
+    norm = onnx_op.node("sum", "scale", bias="bias", y="Z", spec=IBNormSpec(Compression.LINEAR), name="second")
     picked = onnx.helper.make_node("Gather", ["Z", "row"], ["picked"], axis=1)
     info, constant = onnx.helper.make_tensor_value_info, onnx.numpy_helper.from_array
     weights = {"scale": np.ones(4, np.float32), "bias": np.zeros(4, np.float32), "row": np.array(0)}
     graph = onnx.helper.make_graph(
-        [skip, norm, picked], "g", [info(n, onnx.TensorProto.FLOAT, (2, 3, 4)) for n in ("X", "skip")],
-        [info("picked", onnx.TensorProto.FLOAT, None)], [constant(v, k) for k, v in weights.items()],
-    )  # fmt: skip
+        [skip, norm, picked],
+        "g",
+        [info(n, onnx.TensorProto.FLOAT, (2, 3, 4)) for n in ("X", "skip")],
+        [info("picked", onnx.TensorProto.FLOAT, None)],
+        [constant(v, k) for k, v in weights.items()],
+    )
     file = onnx.helper.make_model(graph, opset_imports=onnx_op.opset_imports(20), ir_version=10)
     x = np.random.default_rng(0).standard_normal((2, 3, 4), dtype=np.float32)
     (y,) = session(file.SerializeToString(), ort_library).run(None, {"X": x, "skip": x})
-    exact = reference.ibnorm(2 * x, weights["scale"], weights["bias"], IBNormSpec(Compression.LINEAR))
+    exact = reference.ibnorm(2 * x, weights["scale"], bias=weights["bias"], spec=IBNormSpec(Compression.LINEAR))
     # values to about 4 in float32: eight units in the last place
     np.testing.assert_allclose(y, exact[:, 0], rtol=0, atol=2e-6)
 
@@ -391,9 +409,11 @@ def test_double_is_refused_by_the_runtime(ort_library: Path) -> None:
     info = onnx.helper.make_tensor_value_info
     names = ["X", "scale", "bias"]
     graph = onnx.helper.make_graph(
-        [node_for(Compression.LINEAR, False)], "g", [info(n, onnx.TensorProto.DOUBLE, None) for n in names],
+        [node_for(Compression.LINEAR, False)],
+        "g",
+        [info(n, onnx.TensorProto.DOUBLE, None) for n in names],
         [info("Y", onnx.TensorProto.DOUBLE, None)],
-    )  # fmt: skip
+    )
     made = onnx.helper.make_model(graph, opset_imports=onnx_op.opset_imports(20), ir_version=10)
     with pytest.raises(Exception, match="double"):
         session(made.SerializeToString(), ort_library)

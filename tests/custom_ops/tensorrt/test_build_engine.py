@@ -47,7 +47,9 @@ def one_norm(path: Path, compression: Compression, dtype: str, skip: bool) -> Ex
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("compression", Compression, ids=lambda c: c.value)
 def test_the_op_alone_is_one_kernel(tmp_path: Path, compression: Compression, dtype: str, skip: bool) -> None:
-    engine = build_engine(one_norm(tmp_path / "op.onnx", compression, dtype, skip), tmp_path / "op.plan", options())
+    engine = build_engine(
+        one_norm(tmp_path / "op.onnx", compression, dtype, skip), tmp_path / "op.plan", options=options()
+    )
     assert [(n.module, n.realised, len(n.kernels)) for n in engine.norms] == [("the_norm", "fused", 1)]
 
 
@@ -55,7 +57,7 @@ def test_the_op_alone_is_one_kernel(tmp_path: Path, compression: Compression, dt
 def test_the_generated_kernel_keeps_the_accurate_logarithm(tmp_path: Path, dtype: str) -> None:
     """Max, Log and Div survive in that order, and Log is the float helper that is logf: neither hlog nor __logf."""
     model = one_norm(tmp_path / "op.onnx", Compression.LOGARITHMIC, dtype, skip=False)
-    engine = build_engine(model, tmp_path / "op.plan", options())
+    engine = build_engine(model, tmp_path / "op.plan", options=options())
     assert re.search("MaxAddLogMulDiv", engine.norms[0].kernels[0])
     text = engine.path.read_bytes().decode("latin-1")
     assert re.search(r"__myln_float __myln_log___myln_float___myln_float\(__myln_float x\) \{return logf\(x\);\}", text)
@@ -82,8 +84,8 @@ def test_models_build_for_both_targets(
 ) -> None:
     """At most two kernels a norm. A ViT's last takes one: the class token is cut out before it, not after."""
     model = small(family, request)
-    exported = export(model, tmp_path / "m.onnx", ExportOptions(DType(dtype), fuse_skip=fuse_skip))
-    engine = build_engine(exported, tmp_path / "m.plan", options())
+    exported = export(model, tmp_path / "m.onnx", options=ExportOptions(DType(dtype), fuse_skip=fuse_skip))
+    engine = build_engine(exported, tmp_path / "m.plan", options=options())
     assert len(engine.norms) == 5
     counts = {norm.module: len(norm.kernels) for norm in engine.norms}
     assert set(counts.values()) <= {1, 2}, counts
@@ -96,8 +98,8 @@ def test_a_cache_has_a_profile_for_prompts_and_one_for_tokens(
     tmp_path: Path, llama_checkpoint: Path, dtype: str
 ) -> None:
     model = models.load(llama_checkpoint, task="text-generation")
-    exported = export_folder(model, tmp_path / "llama", ExportOptions(DType(dtype)))
-    engine = build_engine(exported, tmp_path / "llama.plan", options())
+    exported = export_folder(model, tmp_path / "llama", options=ExportOptions(DType(dtype)))
+    engine = build_engine(exported, tmp_path / "llama.plan", options=options())
     assert [item["name"] for item in engine.description["profiles"]] == ["prefill", "decode"]
     total = {
         p["name"]: r["largest"] for p in engine.description["profiles"] for r in p["ranges"] if r["axis"] == "total"
@@ -117,7 +119,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
     folder = tmp_path_factory.mktemp("engine")
     ranges = parse_ranges(["sequence=2x64x256"])
     model = one_norm(folder / "op.onnx", Compression.TANH, "fp32", skip=False)
-    return build_engine(model, folder / "op.plan", options(ranges=ranges, workspace_bytes=1 << 28))
+    return build_engine(model, folder / "op.plan", options=options(ranges=ranges, workspace_bytes=1 << 28))
 
 
 def test_is_described_beside_it(engine: Engine) -> None:
@@ -177,14 +179,16 @@ def test_an_operator_that_is_lacking_is_named(tmp_path: Path) -> None:
         tmp_path / "d.onnx",
     )
     with pytest.raises(EngineError, match=r"lacks the operator Det \(node 'of_three'\)"):
-        build_engine(ExportedModel(tmp_path / "d.onnx"), tmp_path / "d.plan", options())
+        build_engine(ExportedModel(tmp_path / "d.onnx"), tmp_path / "d.plan", options=options())
     assert not (tmp_path / "d.plan").exists()
 
 
 def test_an_unknown_target_is_refused(tmp_path: Path) -> None:
     model = one_norm(tmp_path / "op.onnx", Compression.LINEAR, "fp32", skip=False)
     with pytest.raises(EngineError, match=r"compute capability is 'sm_90'; it must be one of sm_75"):
-        build_engine(model, tmp_path / "p.plan", EngineOptions(Runtime.TENSORRT_RTX, compute_capabilities=["sm_90"]))
+        build_engine(
+            model, tmp_path / "p.plan", options=EngineOptions(Runtime.TENSORRT_RTX, compute_capabilities=["sm_90"])
+        )
 
 
 def test_the_command_line(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from tests.custom_ops.tensorrt.trt_plugin import DATA_TYPES, FIELD_TYPES, Plugin
 
 ALL = (*OP_TYPES, *SKIP_OP_TYPES)
 F32, F16, BF16 = np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)
-SPEC = IBNormSpec("L", 2.5, 1e-6)
+SPEC = IBNormSpec("L", 2.5, epsilon=1e-6)
 
 
 @contextmanager
@@ -66,7 +66,7 @@ def test_serialisation_round_trips(harness: Path, plugin_library: Path) -> None:
         for _ in range(8):
             lambd = float(np.float32(10.0 ** rng.uniform(-37, 38)))
             epsilon = float(np.float32(10.0 ** rng.uniform(-45, 38)))
-            fields = trt_plugin.fields_of(IBNormSpec("L", lambd, epsilon))
+            fields = trt_plugin.fields_of(IBNormSpec("L", lambd, epsilon=epsilon))
             with opened(harness, plugin_library, op_type, fields) as plugin:
                 assert plugin.fields == (lambd, epsilon, -1)
 
@@ -181,14 +181,14 @@ def test_enqueue_is_accurate(
     harness: Path, plugin_library: Path, op_type: str, dtype: np.dtype[Any], affine: np.dtype[Any]
 ) -> None:
     """The bars of op.md; one plugin, shapes that change from call to call."""
-    spec = IBNormSpec(Compression(op_type[-1]), 2.5, 1e-6)
+    spec = IBNormSpec(Compression(op_type[-1]), 2.5, epsilon=1e-6)
     rng = np.random.default_rng(len(op_type))
     with opened(harness, plugin_library, op_type, trt_plugin.fields_of(spec)) as plugin:
         for shape in ((2, 7, 384), (4096,), (3, 1, 2, 1023)):
             x = rng.normal(0.2, 1.5, shape).astype(dtype)
             scale, bias = (rng.normal(m, 0.2, shape[-1]).astype(affine) for m in (1.0, 0.0))
             outputs, total = run(plugin, x, scale, bias)
-            exact = reference.ibnorm(total, scale, bias, spec)
+            exact = reference.ibnorm(total, scale, bias=bias, spec=spec)
             if dtype == F32:
                 assert cuda_emulator.norm_error(outputs[0], exact) <= 5e-7
             else:
@@ -201,10 +201,10 @@ def test_lambda_and_epsilon_arrive(harness: Path, plugin_library: Path) -> None:
     x = np.linspace(-3, 3, 64, dtype=np.float32).reshape(2, 32) ** 3
     ones, zeros = np.ones(32, np.float32), np.zeros(32, np.float32)
     for lambd, epsilon in ((0.5, 0.0), (8.0, 0.0), (0.5, 10.0)):
-        spec = IBNormSpec("T", lambd, epsilon)
+        spec = IBNormSpec("T", lambd, epsilon=epsilon)
         with opened(harness, plugin_library, "IBNormT", trt_plugin.fields_of(spec)) as plugin:
             outputs, _ = run(plugin, x, ones, zeros)
-        assert cuda_emulator.norm_error(outputs[0], reference.ibnorm(x, ones, zeros, spec)) <= 1e-6
+        assert cuda_emulator.norm_error(outputs[0], reference.ibnorm(x, ones, bias=zeros, spec=spec)) <= 1e-6
 
 
 def test_no_rows_is_no_error(plugin: Plugin) -> None:

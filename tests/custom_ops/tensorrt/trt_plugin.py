@@ -125,11 +125,16 @@ class Plugin:
         count = len(names)
         text = ctypes.create_string_buffer(400)
         session = self._mock.harness_open(
-            str(library).encode(), op_type.encode(), count, (ctypes.c_char_p * count)(*names),
+            str(library).encode(),
+            op_type.encode(),
+            count,
+            (ctypes.c_char_p * count)(*names),
             (ctypes.c_int * count)(*[FIELD_TYPES[kind] for kind, _ in fields.values()]),
-            (ctypes.c_char_p * count)(*[raw for raw, _ in data]), (ctypes.c_int * count)(*[size for _, size in data]),
-            text, ctypes.c_size_t(len(text)),
-        )  # fmt: skip
+            (ctypes.c_char_p * count)(*[raw for raw, _ in data]),
+            (ctypes.c_int * count)(*[size for _, size in data]),
+            text,
+            ctypes.c_size_t(len(text)),
+        )
         if not session:
             raise Refused(text.value.decode())
         self._session = ctypes.c_void_p(session)
@@ -182,14 +187,16 @@ class Plugin:
         flat = [size for tensor in tensors for size in tensor.shape]
         return int(
             self._mock.harness_run(
-                self._session, len(inputs), len(outputs),
+                self._session,
+                len(inputs),
+                len(outputs),
                 (ctypes.c_int * count)(*[len(tensor.shape) for tensor in tensors]),
                 (ctypes.c_int64 * len(flat))(*flat),
                 (ctypes.c_int * count)(*[DATA_TYPES[tensor.dtype] for tensor in tensors]),
                 (ctypes.c_void_p * count)(*[tensor.address for tensor in tensors]),
                 ctypes.c_void_p(stream),
             )
-        )  # fmt: skip
+        )
 
 
 def describe(harness: Path, library: Path) -> dict[str, dict[str, int]]:

@@ -12,8 +12,16 @@ from ibnorm_export.exporter.export import export
 from ibnorm_export.verifier.verify import VerifyOptions, verify
 from tests.verifier.faults.planted import naive_log_body
 
-RESNET = {"model_type": "resnet", "layer_type": "basic", "depths": [1, 1], "hidden_sizes": [8, 16], "embedding_size": 8,
-          "num_channels": 3, "image_size": 16, "num_labels": 10}  # fmt: skip
+RESNET = {
+    "model_type": "resnet",
+    "layer_type": "basic",
+    "depths": [1, 1],
+    "hidden_sizes": [8, 16],
+    "embedding_size": 8,
+    "num_channels": 3,
+    "image_size": 16,
+    "num_labels": 10,
+}
 
 
 def test_a_naive_logarithm_shows_on_near_zero_images_alone(tmp_path: Path) -> None:
@@ -24,8 +32,8 @@ def test_a_naive_logarithm_shows_on_near_zero_images_alone(tmp_path: Path) -> No
     naive_log_body(proto)
     onnx.save(proto, tmp_path / "bad.onnx")
     bad = ExportedModel(tmp_path / "bad.onnx")
-    assert verify(bad, model, VerifyOptions(static=False)), "ordinary images hide it"
-    report = verify(bad, model, VerifyOptions(static=False, exposing=True))
+    assert verify(bad, model, options=VerifyOptions(static=False)), "ordinary images hide it"
+    report = verify(bad, model, options=VerifyOptions(static=False, exposing=True))
     assert not report
     assert any("near-zero rows" in note for note in report.notes)
-    assert verify(right, model, VerifyOptions(exposing=True))
+    assert verify(right, model, options=VerifyOptions(exposing=True))

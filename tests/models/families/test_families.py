@@ -20,10 +20,26 @@ from ibnorm_export.verifier.report import ParityReport
 from ibnorm_export.verifier.verify import VerifyOptions, verify
 from tests.support.checkpoints import LLAMA, VIT
 
-GPT2 = {"model_type": "gpt2", "n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 64, "vocab_size": 256,
-        "bos_token_id": 0, "eos_token_id": 0}  # fmt: skip
-RESNET = {"model_type": "resnet", "layer_type": "basic", "depths": [1, 1], "hidden_sizes": [8, 16], "embedding_size": 8,
-          "num_channels": 3, "image_size": 16, "num_labels": 10}  # fmt: skip
+GPT2 = {
+    "model_type": "gpt2",
+    "n_embd": 32,
+    "n_head": 4,
+    "n_layer": 2,
+    "n_positions": 64,
+    "vocab_size": 256,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+RESNET = {
+    "model_type": "resnet",
+    "layer_type": "basic",
+    "depths": [1, 1],
+    "hidden_sizes": [8, 16],
+    "embedding_size": 8,
+    "num_channels": 3,
+    "image_size": 16,
+    "num_labels": 10,
+}
 BOTTLENECK = {**RESNET, "layer_type": "bottleneck", "hidden_sizes": [16, 32]}
 CONFIGS = {"gpt2": GPT2, "resnet": RESNET, "bottleneck": BOTTLENECK, "vit": VIT, "llama": LLAMA}
 
@@ -31,18 +47,20 @@ CONFIGS = {"gpt2": GPT2, "resnet": RESNET, "bottleneck": BOTTLENECK, "vit": VIT,
 def section(compression: str = "L", **more: Any) -> NormConfig:
     return NormConfig.from_config(
         {"compression": compression, "lambda": 2.0, "epsilon": 1e-5, "convention": "divide", **more}
-    )  # fmt: skip
+    )
 
 
 def only(norm: str) -> NormConfig:
     return section(layers=[{"match": "*", "norm": norm}])
 
 
-DEEP = section(layers=[
-    {"match": "transformer.h.0.ln_2", "compression": "T", "lambda": 0.5},
-    {"match": "transformer.h.1.*", "norm": "layernorm"},
-    {"match": "transformer.ln_f", "norm": "rmsnorm", "scale": False},
-])  # fmt: skip
+DEEP = section(
+    layers=[
+        {"match": "transformer.h.0.ln_2", "compression": "T", "lambda": 0.5},
+        {"match": "transformer.h.1.*", "norm": "layernorm"},
+        {"match": "transformer.ln_f", "norm": "rmsnorm", "scale": False},
+    ]
+)
 
 CASES = {
     "gpt2 S": ("gpt2", section("S"), DType.FP32),
@@ -79,8 +97,8 @@ def all_layers(report: ParityReport) -> list[str]:
 def test_export_and_verify(case: str, tmp_path: Path) -> None:
     config, norms, dtype = CASES[case]
     model = made(config, norms, tmp_path)
-    exported = export(model, tmp_path / "m.onnx", ExportOptions(dtype=dtype))
-    report = verify(exported, model, VerifyOptions(layers=True))
+    exported = export(model, tmp_path / "m.onnx", options=ExportOptions(dtype=dtype))
+    report = verify(exported, model, options=VerifyOptions(layers=True))
     assert report, report.findings
     replaced = sorted(dict(model.module.named_modules()).keys() & set(all_layers(report)))
     expected = [p for p, m in model.module.named_modules() if type(m).__name__.endswith("Norm") or "BatchNorm" in p]
@@ -123,7 +141,7 @@ def affine_at_the_node(graph: onnx.GraphProto) -> None:
 def test_a_fault_in_a_resnet_is_named(norms: NormConfig, change: Any, named: str, tmp_path: Path) -> None:
     model = made("resnet", norms, tmp_path)
     bad = planted(export(model, tmp_path / "m.onnx"), tmp_path, change)
-    report = verify(bad, model, VerifyOptions(layers=True))
+    report = verify(bad, model, options=VerifyOptions(layers=True))
     assert not report
     assert any(named in finding.where for finding in report.findings), report.findings
     assert report.numeric is not None

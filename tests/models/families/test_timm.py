@@ -17,8 +17,13 @@ from ibnorm_export.verifier.verify import VerifyOptions, verify
 timm = pytest.importorskip("timm", reason="timm is not installed (make test-families installs it)")
 
 VIT: dict[str, Any] = {
-    "img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 10,
-}  # fmt: skip
+    "img_size": 32,
+    "patch_size": 8,
+    "embed_dim": 32,
+    "depth": 2,
+    "num_heads": 2,
+    "num_classes": 10,
+}
 
 
 def section(**more: Any) -> dict[str, Any]:
@@ -36,7 +41,7 @@ def saved(folder: Path, architecture: str, norms: dict[str, Any], safe: bool = T
 def test_a_vit_of_timm(tmp_path: Path, safe: bool) -> None:
     model = models.load(saved(tmp_path / "vit", "vit_tiny_patch16_224", section(), safe, **VIT))
     assert list(model.norms) == ["blocks.0.norm1", "blocks.0.norm2", "blocks.1.norm1", "blocks.1.norm2", "norm"]
-    report = verify(export(model, tmp_path / "m.onnx"), model, VerifyOptions(layers=True))
+    report = verify(export(model, tmp_path / "m.onnx"), model, options=VerifyOptions(layers=True))
     assert report, report.findings
     assert report.numeric is not None
     assert report.numeric.layers is not None

@@ -44,11 +44,17 @@ def written(source: ExportedModel, runtime: str = "tensorrt-rtx", **changed: Any
     plan.write_bytes(PLAN)
     ranges = [{"axis": "batch", "smallest": 1, "optimal": 1, "largest": 8, "profile": "default"}]
     about = {
-        "source": "m.onnx", "source_sha256": hashlib.sha256(source.path.read_bytes()).hexdigest(),
-        "runtime": runtime, "runtime_version": "1.7.1", "gpu": None, "compute_capabilities": ["sm_89", "sm_120"],
-        "profiles": [{"name": "default", "ranges": ranges}], "norms": [], "size_bytes": len(PLAN),
+        "source": "m.onnx",
+        "source_sha256": hashlib.sha256(source.path.read_bytes()).hexdigest(),
+        "runtime": runtime,
+        "runtime_version": "1.7.1",
+        "gpu": None,
+        "compute_capabilities": ["sm_89", "sm_120"],
+        "profiles": [{"name": "default", "ranges": ranges}],
+        "norms": [],
+        "size_bytes": len(PLAN),
         "sha256": hashlib.sha256(PLAN).hexdigest(),
-    }  # fmt: skip
+    }
     plan.with_name("m.plan.json").write_text(json.dumps({**about, **changed}))
     return plan
 
@@ -65,8 +71,10 @@ def with_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_good_engine_is_read(source: ExportedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     installed(monkeypatch)
-    read = read_engine(written(source), source, Runtime.TENSORRT_RTX)
-    assert profiles_of(read.description) == (Profile("default", (Range("batch", 1, 1, 8, "default"),)),)
+    read = read_engine(written(source), source, wanted=Runtime.TENSORRT_RTX)
+    assert profiles_of(read.description) == (
+        Profile("default", (Range("batch", 1, optimal=1, largest=8, profile="default"),)),
+    )
 
 
 @pytest.mark.parametrize(
@@ -174,7 +182,7 @@ def test_a_major_version_that_the_plugin_does_not_know(version: str, known: bool
     trt = SimpleNamespace(__version__=version)
     if not known:
         with pytest.raises(EngineError, match="it is for 10 and 11"):
-            engine._load_plugin(trt, None, False)
+            engine._load_plugin(trt, None, embed=False)
 
 
 @pytest.mark.parametrize("runtime", Runtime)
@@ -197,7 +205,10 @@ AXES = {"input_ids": ("batch", "sequence"), "past.0": ("batch", 4, "past", 8), "
 
 
 def profile(name: str, **ranges: tuple[int, int, int]) -> Profile:
-    return Profile(name, tuple(Range(axis, *sizes, profile=name) for axis, sizes in ranges.items()))
+    return Profile(
+        name,
+        tuple(Range(axis, low, optimal=best, largest=high, profile=name) for axis, (low, best, high) in ranges.items()),
+    )
 
 
 PREFILL = profile("prefill", batch=(1, 1, 8), sequence=(1, 128, 512), past=(0, 0, 0), total=(1, 128, 512))
@@ -214,15 +225,15 @@ def shapes(batch: int, sequence: int, past: int) -> dict[str, tuple[int, ...]]:
     [((1, 128, 0), 0), ((1, 1, 0), 0), ((2, 1, 5), 1), ((8, 1, 511), 1), ((8, 400, 0), 2), ((1, 130, 0), 0)],
 )
 def test_the_profile_that_fits_and_is_nearest(sizes: tuple[int, int, int], chosen: int) -> None:
-    assert fitting_profile([PREFILL, DECODE, LONG], AXES, shapes(*sizes)) == chosen
+    assert fitting_profile([PREFILL, DECODE, LONG], AXES, shapes=shapes(*sizes)) == chosen
 
 
 def test_no_profile_is_named_with_what_was_given() -> None:
     words = "no profile of the engine takes batch 2, sequence 3, past 5, total 8: prefill takes batch 1 to 8, sequence"
     with pytest.raises(EngineError, match=words):
-        fitting_profile([PREFILL, DECODE], AXES, shapes(2, 3, 5))
+        fitting_profile([PREFILL, DECODE], AXES, shapes=shapes(2, 3, 5))
     with pytest.raises(EngineError, match="past 0, total 1: decode takes"):
-        fitting_profile([DECODE], AXES, shapes(1, 1, 0))
+        fitting_profile([DECODE], AXES, shapes=shapes(1, 1, 0))
     with pytest.raises(EngineError, match="axis 'batch' is 2 in one input and 3 in mask"):
-        fitting_profile([PREFILL], AXES, {**shapes(2, 3, 0), "mask": (3, 3)})
-    assert fitting_profile([], {"X": (1, 8)}, {"X": (1, 8)}) == 0
+        fitting_profile([PREFILL], AXES, shapes={**shapes(2, 3, 0), "mask": (3, 3)})
+    assert fitting_profile([], {"X": (1, 8)}, shapes={"X": (1, 8)}) == 0

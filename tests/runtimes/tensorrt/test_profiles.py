@@ -25,8 +25,8 @@ from ibnorm_export.runtimes.tensorrt.profiles import Profile, parse_ranges, prof
 
 def model(path: Path, axes: tuple[str | int, ...] = ("batch", "sequence", 8)) -> ExportedModel:
     nodes = [
-        onnx_op.node("X", "scale", "bias", "middle", IBNormSpec("L"), "first"),
-        onnx_op.node("middle", "scale", "bias", "Y", IBNormSpec("L"), "second"),
+        onnx_op.node("X", "scale", bias="bias", y="middle", spec=IBNormSpec("L"), name="first"),
+        onnx_op.node("middle", "scale", bias="bias", y="Y", spec=IBNormSpec("L"), name="second"),
     ]
     info = onnx.helper.make_tensor_value_info
     ends = [info(name, onnx.TensorProto.FLOAT, list(axes)) for name in ("X", "Y")]
@@ -176,7 +176,7 @@ def test_a_missing_runtime_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for name in engine._MODULES[runtime]:
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(BackendUnavailable, match=rf"{runtime.value} is not installed: pip install 'ibnorm-export\["):
-        build_engine(model(tmp_path / "m.onnx"), tmp_path / "m.plan", EngineOptions(runtime))
+        build_engine(model(tmp_path / "m.onnx"), tmp_path / "m.plan", options=EngineOptions(runtime))
 
 
 @pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])

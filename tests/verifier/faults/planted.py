@@ -47,8 +47,8 @@ class Base:
 
 def bases(folder: Path) -> dict[str, Base]:
     """The four right files that faults are planted in."""
-    llama = save_checkpoint(folder / "llama", LLAMA, IBNormSpec("L", 4.0, 1e-5, bias=False))
-    vit = save_checkpoint(folder / "vit", VIT, IBNormSpec("T", 3.0, 1e-5))
+    llama = save_checkpoint(folder / "llama", LLAMA, IBNormSpec("L", 4.0, epsilon=1e-5, bias=False))
+    vit = save_checkpoint(folder / "vit", VIT, IBNormSpec("T", 3.0, epsilon=1e-5))
     made = {}
     for name, checkpoint, task, dtype in (
         ("llama", llama, "forward", DType.FP32),
@@ -57,7 +57,7 @@ def bases(folder: Path) -> dict[str, Base]:
         ("vit", vit, "forward", DType.FP32),
     ):
         file = folder / f"{name}.onnx"
-        export(models.load(checkpoint, None, task), file, ExportOptions(dtype=dtype))
+        export(models.load(checkpoint, None, task=task), file, options=ExportOptions(dtype=dtype))
         made[name] = Base(checkpoint, file, task)
     return made
 
@@ -68,9 +68,10 @@ def bases(folder: Path) -> dict[str, Base]:
 def at(proto: onnx.ModelProto, module: str, op_type: str = "") -> list[onnx.NodeProto]:
     """Nodes of one module, of one op type where it is given."""
     return [
-        node for node in proto.graph.node
+        node
+        for node in proto.graph.node
         if any(p.key == "module" and p.value == module for p in node.metadata_props) and op_type in ("", node.op_type)
-    ]  # fmt: skip
+    ]
 
 
 def attribute(module: str, name: str, value: float) -> Change:
@@ -162,9 +163,10 @@ def cache_row_out_of_place(proto: onnx.ModelProto) -> None:
 
 def swap_heads(proto: onnx.ModelProto) -> None:
     rewrite(
-        proto, "model.layers.1.self_attn.q_proj.weight.T",
+        proto,
+        "model.layers.1.self_attn.q_proj.weight.T",
         lambda a: np.concatenate([a[:, 8:16], a[:, :8], a[:, 16:]], axis=1),
-    )  # fmt: skip
+    )
 
 
 def norm_twice(proto: onnx.ModelProto) -> None:
@@ -222,38 +224,72 @@ _FIRST = "model.layers.0.post_attention_layernorm"
 
 FAULTS = (
     Fault("sign of one weight", "llama", flip_one_sign, "weight model.layers.0.mlp.down_proj", "block model.layers.0 "),
-    Fault("transposed matrix", "llama",
-          lambda p: rewrite(p, "model.layers.1.self_attn.q_proj.weight.T", lambda a: a.T),
-          "weight model.layers.1.self_attn.q_proj", _POST.format(1)),
-    Fault("lambda 4 to 4.04", "llama", attribute("model.layers.0.post_attention_layernorm", "lambd", 4.04),
-          "layers.0.post_attention_layernorm.*lambd", _POST.format(0)),
-    Fault("epsilon 1e-5 to 1e-3", "llama", attribute("model.layers.1.input_layernorm", "epsilon", 1e-3),
-          "layers.1.input_layernorm.*epsilon", "norm model.layers.1.input_layernorm "),
-    Fault("T for L", "llama", tanh_at_one_norm, "layers.1.post_attention_layernorm.*op type is (?:Skip)?IBNormT",
-          _POST.format(1)),
+    Fault(
+        "transposed matrix",
+        "llama",
+        lambda p: rewrite(p, "model.layers.1.self_attn.q_proj.weight.T", lambda a: a.T),
+        "weight model.layers.1.self_attn.q_proj",
+        _POST.format(1),
+    ),
+    Fault(
+        "lambda 4 to 4.04",
+        "llama",
+        attribute("model.layers.0.post_attention_layernorm", "lambd", 4.04),
+        "layers.0.post_attention_layernorm.*lambd",
+        _POST.format(0),
+    ),
+    Fault(
+        "epsilon 1e-5 to 1e-3",
+        "llama",
+        attribute("model.layers.1.input_layernorm", "epsilon", 1e-3),
+        "layers.1.input_layernorm.*epsilon",
+        "norm model.layers.1.input_layernorm ",
+    ),
+    Fault(
+        "T for L",
+        "llama",
+        tanh_at_one_norm,
+        "layers.1.post_attention_layernorm.*op type is (?:Skip)?IBNormT",
+        _POST.format(1),
+    ),
     Fault("skipped residual", "llama", skip_residual, "", _POST.format(0)),
     Fault("fp16 overflow", "half", overflow, "", "block model.layers.0 "),
     Fault("wrong mask", "llama", wrong_mask, "", _POST.format(0)),
     Fault("off-by-one position", "llama", next_position, "", _POST.format(0)),
-    Fault("dropped bias", "vit", drop_norm_bias, "vit.layers.0.layernorm_after.*bias is connected",
-          "norm vit.layers.0.layernorm_after "),
-    Fault("naive log body", "llama", naive_log_body, "function IBNormL: its body",
-          "norm model.layers.0.input_layernorm "),
+    Fault(
+        "dropped bias",
+        "vit",
+        drop_norm_bias,
+        "vit.layers.0.layernorm_after.*bias is connected",
+        "norm vit.layers.0.layernorm_after ",
+    ),
+    Fault(
+        "naive log body", "llama", naive_log_body, "function IBNormL: its body", "norm model.layers.0.input_layernorm "
+    ),
     Fault("cache row out of place", "decoder", cache_row_out_of_place, "", _POST.format(1)),
     Fault("swapped heads", "llama", swap_heads, "weight model.layers.1.self_attn.q_proj", _POST.format(1)),
     Fault("norm applied twice", "llama", norm_twice, "norm again: is in the file but not", _POST.format(1)),
     Fault("wrong axis", "llama", wrong_axis, "function IBNormL: its body", "norm model.layers.0.input_layernorm "),
-    Fault("truncated weights", "llama", truncate_weights, "weight model.layers.1.mlp.down_proj",
-          "block model.layers.1 "),
-    Fault("dropped norm", "llama", lambda p: drop_norm(p, norm_of(p, "model.norm")),
-          "norm model.norm: .*dropped", "output logits"),
-    Fault("swapped scales", "llama",
-          lambda p: swap_scales(norm_of(p, _FIRST), norm_of(p, "model.layers.1.input_layernorm")),
-          "layers.0.post_attention_layernorm.*scale is connected",
-          _POST.format(0)),
+    Fault(
+        "truncated weights", "llama", truncate_weights, "weight model.layers.1.mlp.down_proj", "block model.layers.1 "
+    ),
+    Fault(
+        "dropped norm",
+        "llama",
+        lambda p: drop_norm(p, norm_of(p, "model.norm")),
+        "norm model.norm: .*dropped",
+        "output logits",
+    ),
+    Fault(
+        "swapped scales",
+        "llama",
+        lambda p: swap_scales(norm_of(p, _FIRST), norm_of(p, "model.layers.1.input_layernorm")),
+        "layers.0.post_attention_layernorm.*scale is connected",
+        _POST.format(0),
+    ),
     Fault("gate and up swapped", "llama", swap_gate_and_up, "", "block model.layers.0 "),
     Fault("attention scale", "llama", attention_scale, "", _POST.format(1)),
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
@@ -281,7 +317,9 @@ def judge(fault: Fault, base: Base, folder: Path) -> Outcome:
     assert proto.SerializeToString() != before, "nothing was planted"
     file = folder / "planted.onnx"
     onnx.save(proto, file)
-    report = verify(ExportedModel(file), models.load(base.checkpoint, None, base.task), VerifyOptions(layers=True))
+    report = verify(
+        ExportedModel(file), models.load(base.checkpoint, None, task=base.task), options=VerifyOptions(layers=True)
+    )
     assert report.static is not None
     assert report.numeric is not None
     static = _named(report.static.findings, fault.static)
@@ -325,11 +363,11 @@ def correct(index: int) -> Correct:
 def false_alarm(case: Correct, folder: Path) -> tuple[str, ...]:
     """What verification holds against a right export: nothing, or it is a false alarm."""
     config = {**(LLAMA if case.family == "llama" else VIT), "num_hidden_layers": 1}
-    spec = IBNormSpec(case.compression, case.lambd, 1e-5, scale=case.scale, bias=case.bias)  # type: ignore[arg-type]
+    spec = IBNormSpec(case.compression, case.lambd, epsilon=1e-5, scale=case.scale, bias=case.bias)  # type: ignore[arg-type]
     checkpoint = save_checkpoint(folder / str(case.index), config, spec, seed=case.index)
     options = ExportOptions(dtype=DType(case.dtype), fuse_skip=case.fuse_skip)
-    exported = export(models.load(checkpoint), folder / f"{case.index}.onnx", options)
-    report = verify(exported, models.load(checkpoint), VerifyOptions(seed=case.index))
+    exported = export(models.load(checkpoint), folder / f"{case.index}.onnx", options=options)
+    report = verify(exported, models.load(checkpoint), options=VerifyOptions(seed=case.index))
     return () if report else tuple(str(f) for f in report.findings) or ("nothing was compared",)
 
 
