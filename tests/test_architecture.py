@@ -19,7 +19,7 @@ PACKAGE = "ibnorm_export"
 ORDER = (
     ("errors",),
     ("files", "progress", "environment"),
-    ("html_page", "op"),
+    ("html_page", "op", "text_report"),
     ("artifacts",),
     ("graph",),
     ("runtimes",),

@@ -1,0 +1,47 @@
+"""What every report has in common: it is true or false, prints itself, and shows itself in a notebook."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+
+__all__ = ["Report", "text_table"]
+
+
+class Report:
+    """Base of the results of this package; a subclass defines `__bool__` and `__str__`.
+
+    `str(report)` is the text that the command line prints.
+    """
+
+    __slots__ = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether the report holds no failure."""
+        return bool(self)
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(str(self))}</pre>"
+
+
+def text_table(title: str, columns: Sequence[str], *, rows: Sequence[Sequence[str]]) -> str:
+    """A table in plain text, the first column aligned left and the others right.
+
+    Args:
+        title: the line above the table; none where it is empty.
+        columns: the head of each column.
+        rows: cells, as many in each row as there are columns.
+
+    Returns:
+        Lines without trailing spaces, joined by newlines.
+    """
+    widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
+    lines = [title] if title else []
+    for row in (columns, *rows):
+        cells = [
+            cell.ljust(width) if index == 0 else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
