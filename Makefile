@@ -17,6 +17,19 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 CMAKE  := $(BIN)/cmake
+
+# Every Python process that a target starts reads and leaves bytecode, whatever the environment asks for: without it
+# each one compiles torch and transformers again, which takes ten seconds.
+unexport PYTHONDONTWRITEBYTECODE
+
+# Installs requirements and compiles what is new among them, on all cores (pip would use one). Some packages ship files
+# that are not valid Python for every version: compileall reports failure for them, and nothing imports them.
+PIP     := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
+COMPILE := $(BIN)/python -m compileall -qq -j 0
+install  = $(PIP) $(1) && { $(COMPILE) $(VENV)/lib/python3*/site-packages || true; }
+# torch first and pinned: left to itself pip takes the CUDA build of several GB. The editable install reads
+# ibnorm_export/lib, which is git-ignored and filled by `library`, so it compiles nothing itself.
+EDITABLE := --no-build-isolation --config-settings=wheel.cmake=false --editable
 # Two of the seven that are shipped: 3 minutes of one core for two, so all seven do not fit into CI.
 CUDA_ARCHITECTURES ?= 80-real;90-real
 
@@ -35,12 +48,21 @@ $(VENV)/.tools: constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt scikit-build-core cmake ninja
 	touch $@
 
-# torch first and pinned: left to itself pip takes the CUDA build of several GB. The editable install reads
-# ibnorm_export/lib, which is git-ignored and filled by `library`, so it compiles nothing itself.
+# The project's own bytecode names the hash of its source, not the time: a file that is edited, restored or checked out
+# within the same second is compiled again.
 $(VENV)/.ready: $(VENV)/.tools pyproject.toml
-	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --no-build-isolation \
-	  --config-settings=wheel.cmake=false --editable '.[cpu,genai,serve,dev]'
+	$(PIP) torch
+	$(call install,$(EDITABLE) '.[cpu,genai,serve,dev]')
+	$(COMPILE) --invalidation-mode checked-hash ibnorm_export cli models tests benchmarks
+	touch $@
+
+# The packages of an optional suite, once for each pyproject.toml.
+$(VENV)/.extra-%: $(VENV)/.ready
+	$(call install,$(EDITABLE) '.[$*]')
+	touch $@
+# Triton's own binary (150 MB). Its package asks for NumPy 1, for an interface that is not used here: hence --no-deps.
+$(VENV)/.triton: $(VENV)/.ready
+	$(call install,--no-deps nvidia-pytriton)
 	touch $@
 
 # A library that cannot be built for want of a compiler is no failure: CMake says what is missing.
@@ -71,7 +93,8 @@ sanitize: setup
 
 # The oldest ONNX Runtime that is supported, beside the environment's own packages.
 test-compat: native
-	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target build/onnxruntime-1.20 onnxruntime==1.20.1
+	$(BIN)/python -m pip install --quiet --no-compile --no-deps --upgrade --target build/onnxruntime-1.20 onnxruntime==1.20.1
+	$(COMPILE) build/onnxruntime-1.20
 	PYTHONPATH=build/onnxruntime-1.20 $(BIN)/python -c "import onnxruntime as o; assert o.__version__ == '1.20.1', o.__version__"
 	PYTHONPATH=build/onnxruntime-1.20 $(BIN)/python -m pytest -q tests/custom_ops/ort/test_ort_library.py
 
@@ -97,8 +120,9 @@ test-faults: native
 # timm asks for torchvision, whose wheels are of a CUDA build and die beside a CPU one, transformers with them: both go
 # into a folder of their own, and `vision_operators` defines the operators that are missing.
 VISION := PYTHONPATH=build/vision:.
-build/vision/.ready: constraints.txt
-	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target build/vision --constraint constraints.txt timm torchvision pillow
+build/vision/.ready: $(VENV)/.tools constraints.txt
+	$(PIP) --no-deps --upgrade --target build/vision timm torchvision pillow
+	$(COMPILE) build/vision || true  # as above
 	touch $@
 
 test-families: native build/vision/.ready
@@ -110,28 +134,22 @@ families: native build/vision/.ready
 	  --record benchmarks/results/families.json --docs docs/families.md
 
 # The pages in Chromium (Debian: apt-get install chromium), which the test asks for no network.
-test-browser: native
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt playwright
+test-browser: native $(VENV)/.extra-browser-test
 	$(BIN)/python -m pytest tests/browser
 
 # The CUDA kernels' own source, compiled by g++ and run on a CPU emulator; what nvcc makes of it, and a proof that it has
 # no race, where nvcc is installed. No GPU needed.
-test-cuda: setup
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --config-settings=wheel.cmake=false --editable '.[cuda-test]'
+test-cuda: $(VENV)/.extra-cuda-test
 	PATH="$(abspath $(BIN)):$$PATH" $(PYTEST) --dist load tests/custom_ops/cuda
 
 # The plugin on the same emulator, in the registries of TensorRT (lean runtime) and TensorRT-RTX, and engines that
 # TensorRT-RTX builds; no GPU needed. Its packages (140 MB) are an extra of their own.
-test-tensorrt: setup
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --config-settings=wheel.cmake=false --editable '.[tensorrt-test]'
+test-tensorrt: $(VENV)/.extra-tensorrt-test
 	$(BIN)/python scripts/fetch_headers.py
 	$(PYTEST) tests/custom_ops/tensorrt
 
-# Triton's own binary (150 MB) on the generated repositories, and the text endpoint, called by their usual clients. The
-# binary's package asks for NumPy 1, for an interface that is not used here: hence --no-deps.
-test-serving: native
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --config-settings=wheel.cmake=false --editable '.[serve-test]'
-	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt nvidia-pytriton
+# Triton on the generated repositories, and the text endpoint, called by their usual clients.
+test-serving: native $(VENV)/.extra-serve-test $(VENV)/.triton
 	$(BIN)/python -m pytest tests/serving
 
 lint: setup

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,11 @@ from ibnorm_export import IBNormSpec, models
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.exporter.export import export
 from tests.support.checkpoints import LLAMA, VIT, save_checkpoint
+
+# Commands that tests start find bytecode, also where the environment asks for none: compiling torch and transformers
+# takes ten seconds of each. Python compares a file's time and size, or its hash after `make setup`, before it uses any.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # A shell that runs the suite in the background has it ignore Ctrl-C, and so would every command that a test interrupts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
