@@ -113,7 +113,7 @@ test-generation: native
 	$(PYTEST) tests/generation
 
 # Planted faults must fail, named, and right exports pass. The whole tables, in half an hour on a busy core:
-# python -m benchmarks.planted_faults --record benchmarks/results/planted_faults.json
+# python -m benchmarks.suites.planted_faults --record benchmarks/results/planted_faults.json
 test-faults: native
 	$(PYTEST) tests/verifier/faults
 
@@ -130,7 +130,7 @@ test-families: native build/vision/.ready
 
 # The table of docs/families.md, in hours: every preset of the paper with random weights.
 families: native build/vision/.ready
-	$(VISION) $(BIN)/python -c "import tests.models.families.vision_operators, runpy; runpy.run_module('benchmarks.families', run_name='__main__')" \
+	$(VISION) $(BIN)/python -c "import tests.models.families.vision_operators, runpy; runpy.run_module('benchmarks.suites.families', run_name='__main__')" \
 	  --record benchmarks/results/families.json --docs docs/families.md
 
 # The pages in Chromium (Debian: apt-get install chromium), which the test asks for no network.

@@ -4,7 +4,7 @@ Needs nvcc and `sentryward` (PyPI) on PATH. A proof holds for the stated sizes a
 warps and blocks, under the tool's default assumptions: arrays do not overlap, and its model of the
 hardware.
 
-    python -m benchmarks.cuda_races --json benchmarks/results/cuda_races.json
+    python -m benchmarks.suites.cuda_races --json benchmarks/results/cuda_races.json
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cuda_static import TYPES, ToolMissingError, compile_ptx
+from benchmarks.suites.cuda_static import TYPES, ToolMissingError, compile_ptx
 
 __all__ = ["CASES", "Case", "Proof", "entries", "prove", "without_barriers"]
 

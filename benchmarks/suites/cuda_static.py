@@ -3,8 +3,8 @@
 Needs nvcc; the parts that read SASS also need cuobjdump and nvdisasm (PyPI: nvidia-cuda-cuobjdump,
 nvidia-cuda-nvdisasm). Needs no GPU and measures no time on one.
 
-    python -m benchmarks.cuda_static --json benchmarks/results/cuda_static.json
-    python -m benchmarks.cuda_static --arch sm_80          # one architecture, to the screen
+    python -m benchmarks.suites.cuda_static --json benchmarks/results/cuda_static.json
+    python -m benchmarks.suites.cuda_static --arch sm_80          # one architecture, to the screen
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ __all__ = [
     "tool",
 ]
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "custom_ops" / "kernels" / "cuda"
 INCLUDE = ROOT / "custom_ops" / "include"
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")

@@ -5,7 +5,7 @@ peak memory cannot be below 1.0 times the weights and time not below twice their
 disk's write bandwidth. Peak is the largest resident set of the exporting process, mapped pages of
 the checkpoint included.
 
-    python -m benchmarks.export_large --preset llama-1b --json
+    python -m benchmarks.suites.export_large --preset llama-1b --json
 """
 
 from __future__ import annotations

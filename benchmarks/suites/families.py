@@ -1,7 +1,7 @@
 """Every family and preset of the paper, exported and verified with random weights: one row each.
 
-    python -m benchmarks.families --record benchmarks/results/families.json
-    python -m benchmarks.families --only gpt2-124m resnet-50 --kinds L
+    python -m benchmarks.suites.families --record benchmarks/results/families.json
+    python -m benchmarks.suites.families --only gpt2-124m resnet-50 --kinds L
 
 Takes hours, 17 GB of disk and 12 GB of memory for all of them on two cores. Rows that are recorded already are
 kept, so that an interrupted run goes on. "fused only" is a file whose functions leave the bound where the

@@ -1,6 +1,6 @@
 """What the gate costs and decides on the demo's models: time of --layers and `check`, the error, the latency verdict.
 
-    make demo && python -m benchmarks.gates_live demo --record benchmarks/results/gates_live.json
+    make demo && python -m benchmarks.suites.gates_live demo --record benchmarks/results/gates_live.json
 
 The verdict judges a file against itself, and a runner that takes a tenth longer against the plain one.
 """

@@ -1,6 +1,6 @@
 """LLaMA-60M with random weights in fp32: IBNorm-L beside the RMSNorm model that GenAI's own builder makes.
 
-    python -m benchmarks.generation --json
+    python -m benchmarks.suites.generation --json
 
 The models of one stage and context take turns on two threads each, resting between turns until the threads of the one
 before have stopped spinning; a value is the median of the paired ratios of time, `upper` its one-sided 95% bound

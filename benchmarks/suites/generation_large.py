@@ -1,6 +1,6 @@
 """Export and verify language models with random weights for generation; record time and peak memory of each step.
 
-    python -m benchmarks.generation_large --json
+    python -m benchmarks.suites.generation_large --json
 
 Every step runs in a process of its own; its peak is the largest resident set, mapped files included. Verification
 holds the weights for PyTorch as they are stored, and in one session of ONNX Runtime at a time.

@@ -1,7 +1,7 @@
 """Everything about the kernels and the plugin that only a GPU can show: one call, one JSON.
 
-    python -m benchmarks.gpu_check --json benchmarks/results/gpu_check.json
-    python -m benchmarks.gpu_check --emulate --width 7 768     # tries this script on a CPU; measures nothing
+    python -m benchmarks.suites.gpu_check --json benchmarks/results/gpu_check.json
+    python -m benchmarks.suites.gpu_check --emulate --width 7 768     # tries this script on a CPU; measures nothing
 
 | part | shows |
 |---|---|
@@ -32,12 +32,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks import (
+from benchmarks.suites import (
     gpu_machine,  # first: it finds the modules of tests/
     op_cuda,
 )
-from benchmarks.cuda_static import ToolMissingError
-from benchmarks.gpu_machine import Array, Machine
+from benchmarks.suites.cuda_static import ToolMissingError
+from benchmarks.suites.gpu_machine import Array, Machine
 from ibnorm_export.environment import environment
 from ibnorm_export.op.spec import OP_TYPES, SKIP_OP_TYPES, Compression, IBNormSpec
 from tests.custom_ops.cuda.cuda_emulator import DTYPES, Accuracy, judge
@@ -233,7 +233,7 @@ def check_bandwidth(machine: Machine, options: argparse.Namespace) -> Part:
 
 def _onnxruntime(machine: Machine, options: argparse.Namespace) -> Part:
     try:
-        from benchmarks.gpu_check_ort import check_onnxruntime
+        from benchmarks.suites.gpu_check_ort import check_onnxruntime
     except ModuleNotFoundError as error:
         return Part("onnxruntime", f"{error.name} is not installed")
     return check_onnxruntime(machine, options.ort_library)

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks import op_cuda
-from benchmarks.cuda_static import ToolMissingError, nvcc
+from benchmarks.suites import op_cuda
+from benchmarks.suites.cuda_static import ToolMissingError, nvcc
 from tests.custom_ops.cuda import cuda_emulator
 from tests.custom_ops.tensorrt import trt_plugin
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 __all__ = ["Machine", "ToolMissingError", "emulator", "gpu", "link_harness", "link_plugin", "nvcc"]
 

@@ -1,6 +1,6 @@
 """Whole models in ONNX Runtime on the CPU: the fused norms beside the functions, and beside LayerNorm.
 
-    python -m benchmarks.model_cpu --json
+    python -m benchmarks.suites.model_cpu --json
 
 Exported files, run in turns on one global pool of two threads: with the op library and without it (the file's own
 functions), with the skip form (the default) and without. ViT-S/16 is exported for opset 23 too, whose Attention takes

@@ -1,6 +1,6 @@
 """The fused operator in ONNX Runtime on the CPU, beside LayerNormalization and the memory's bandwidth.
 
-    python -m benchmarks.op_cpu --json
+    python -m benchmarks.suites.op_cpu --json
 
 Every ratio is of medians of interleaved runs (ours, theirs, ours, ...) on one global pool of two
 threads, inputs and outputs bound to fixed 64-byte-aligned buffers, and of five passes over the table
@@ -42,7 +42,7 @@ from ibnorm_export.op.spec import Compression, IBNormSpec
 THREADS = 2
 PASSES = 5  # apart in time: a neighbour on the machine stays for seconds
 OPSET = 20
-BUILD = Path(__file__).resolve().parent.parent / "build" / "native"
+BUILD = Path(__file__).resolve().parents[2] / "build" / "native"
 TYPES = {
     "float32": (onnx.TensorProto.FLOAT, np.dtype(np.float32)),
     "float16": (onnx.TensorProto.FLOAT16, np.dtype(np.float16)),

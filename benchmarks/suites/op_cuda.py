@@ -1,7 +1,7 @@
 """Bandwidth of the CUDA kernels beside what a copy reaches on the same GPU.
 
-    python -m benchmarks.op_cuda                                    # 16384 rows, the table of the bar
-    python -m benchmarks.op_cuda --json benchmarks/results/op_cuda.json
+    python -m benchmarks.suites.op_cuda                                    # 16384 rows, the table of the bar
+    python -m benchmarks.suites.op_cuda --json benchmarks/results/op_cuda.json
 
 Needs a GPU, nvcc and a CUDA build of torch; exits 3 with one line where one is missing.
 
@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.cuda_static import ToolMissingError, compile_library
+from benchmarks.suites.cuda_static import ToolMissingError, compile_library
 from ibnorm_export.op import reference
 from ibnorm_export.op.spec import Compression, IBNormSpec
 

@@ -3,7 +3,7 @@
 Bars: every fault fails, named (at least 20 kinds, 15 by the numeric verdict alone); of the right
 exports none fails. Exit status 1 where a bar is missed.
 
-    python -m benchmarks.planted_faults --json --record benchmarks/results/planted_faults.json
+    python -m benchmarks.suites.planted_faults --json --record benchmarks/results/planted_faults.json
 """
 
 from __future__ import annotations

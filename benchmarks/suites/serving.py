@@ -1,7 +1,7 @@
 """The bars of serving: a real Triton on packaged models, and the text endpoint, by clients in this process.
 
-    python -m benchmarks.serving --models build/serving-models --prepare     # export, minutes, no timing
-    python -m benchmarks.serving --models build/serving-models --record benchmarks/results/serving.json
+    python -m benchmarks.suites.serving --models build/serving-models --prepare     # export, minutes, no timing
+    python -m benchmarks.suites.serving --models build/serving-models --record benchmarks/results/serving.json
 
 Models: a ViT and a LLaMA of the demo's shapes, and for text LLaMA-60M with its vocabulary of 32000 too; random weights.
 Clients and servers share the machine's cores, so the times are those of both together.
@@ -18,8 +18,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.serving_text import text
-from benchmarks.serving_triton import crowd, ended, parity
+from benchmarks.suites.serving_text import text
+from benchmarks.suites.serving_triton import crowd, ended, parity
 from ibnorm_export import IBNormSpec, models
 from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.artifacts.tokenizer import write_byte_tokenizer

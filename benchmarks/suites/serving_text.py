@@ -20,7 +20,7 @@ import openai
 from scipy.stats import binom
 
 from benchmarks.publish import Row
-from benchmarks.refusing import refusing
+from benchmarks.suites.refusing import refusing
 from ibnorm_export.benchmark.generation import REST_S
 from ibnorm_export.generation.sampling import Sampling
 from ibnorm_export.generation.sessions import open_sessions

@@ -1,6 +1,6 @@
 """Engines of TensorRT-RTX for the op, the demo and the paper's models: time to build, what became of the norms.
 
-    python -m benchmarks.tensorrt_rtx_builds --record benchmarks/results/tensorrt_rtx_builds.json
+    python -m benchmarks.suites.tensorrt_rtx_builds --record benchmarks/results/tensorrt_rtx_builds.json
 
 No GPU is used. The op alone (S, L, T, plain and skip), the demo's ViT and LLaMA, ViT-S/16, and LLaMA-60M with a cache
 (profiles prefill and decode), untrained, exported as by default, in fp32, fp16 and bf16, each for sm_89 and sm_120

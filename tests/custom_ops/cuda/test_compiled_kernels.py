@@ -1,7 +1,7 @@
 """What nvcc makes of the kernels: no spills, nothing but 128-bit accesses in row kernels.
 
 The default looks at one architecture; all that the package ships take
-`python -m benchmarks.cuda_static --json benchmarks/results/cuda_static.json`.
+`python -m benchmarks.suites.cuda_static --json benchmarks/results/cuda_static.json`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import cuda_static
+from benchmarks.suites import cuda_static
 
 ARCHITECTURE = "sm_90"
 

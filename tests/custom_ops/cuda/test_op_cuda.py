@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import cuda_static
+from benchmarks.suites import cuda_static
 from tests.custom_ops.cuda.cuda_emulator import ROOT
 
 torch = pytest.importorskip("torch")
@@ -19,7 +19,11 @@ HAS_GPU = torch.cuda.is_available()
 @pytest.mark.skipif(HAS_GPU, reason="this machine has a GPU")
 def test_says_what_is_missing() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.op_cuda", "--json"], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "benchmarks.suites.op_cuda", "--json"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 3
     assert done.stderr.startswith("op_cuda: ")
@@ -34,7 +38,7 @@ def test_library_loads_and_a_refused_launch_is_a_status(tmp_path: Path) -> None:
         cuda_static.tool("nvcc")
     except cuda_static.ToolMissingError as missing:
         pytest.skip(str(missing))
-    from benchmarks import op_cuda
+    from benchmarks.suites import op_cuda
 
     library = op_cuda.load_kernels("sm_90", tmp_path)
     for cols in (1024, 1023, 8192):
@@ -46,7 +50,7 @@ def test_library_loads_and_a_refused_launch_is_a_status(tmp_path: Path) -> None:
 
 
 def test_byte_formula() -> None:
-    from benchmarks import op_cuda
+    from benchmarks.suites import op_cuda
 
     assert op_cuda.bytes_per_element("bfloat16", False) == 4
     assert op_cuda.bytes_per_element("float16", True) == 8

@@ -1,4 +1,4 @@
-"""Race freedom proved from PTX, where the verifier is installed; `benchmarks/cuda_races.py` has all cases."""
+"""Race freedom proved from PTX, where the verifier is installed; `benchmarks/suites/cuda_races.py` has all cases."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import cuda_races, cuda_static
+from benchmarks.suites import cuda_races, cuda_static
 
 
 @pytest.fixture(scope="module")

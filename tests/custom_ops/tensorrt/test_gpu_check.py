@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import gpu_check, gpu_machine
-from benchmarks.gpu_machine import Machine
+from benchmarks.suites import gpu_check, gpu_machine
+from benchmarks.suites.gpu_machine import Machine
 from ibnorm_export.op import native
 from ibnorm_export.op.spec import IBNormSpec
 from tests.custom_ops.tensorrt import trt_plugin

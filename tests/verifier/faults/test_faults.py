@@ -1,4 +1,4 @@
-"""Every planted fault fails, named; no right export does. benchmarks/planted_faults.py writes the whole tables."""
+"""Every planted fault fails, named; no right export does. The suite planted_faults writes the whole tables."""
 
 from __future__ import annotations
 
