@@ -30,6 +30,7 @@ install  = $(PIP) $(1) && { $(COMPILE) $(VENV)/lib/python3*/site-packages || tru
 # torch first and pinned: left to itself pip takes the CUDA build of several GB. The editable install reads
 # ibnorm_export/lib, which is git-ignored and filled by `library`, so it compiles nothing itself.
 EDITABLE := --no-build-isolation --config-settings=wheel.cmake=false --editable
+EXTRAS   := cpu,genai,serve,dev
 # Two of the seven that are shipped: 3 minutes of one core for two, so all seven do not fit into CI.
 CUDA_ARCHITECTURES ?= 80-real;90-real
 
@@ -52,7 +53,7 @@ $(VENV)/.tools: constraints.txt
 # within the same second is compiled again.
 $(VENV)/.ready: $(VENV)/.tools pyproject.toml
 	$(PIP) torch
-	$(call install,$(EDITABLE) '.[cpu,genai,serve,dev]')
+	$(call install,$(EDITABLE) '.[$(EXTRAS)]')
 	$(COMPILE) --invalidation-mode checked-hash ibnorm_export cli models tests benchmarks
 	touch $@
 
