@@ -1,6 +1,7 @@
 """Export, verify, benchmark and serve models that normalise with IBNorm (arXiv 2510.25262).
 
-Importing this package imports neither torch nor a runtime: names are loaded when first used.
+Everything that a user needs is a name of this package: `from ibnorm_export import load, export, verify`. Importing the
+package imports neither torch nor a runtime; each name is loaded when it is first used.
 """
 
 from __future__ import annotations
@@ -8,35 +9,131 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from ibnorm_export.errors import IBNormError
-from ibnorm_export.op.spec import Compression, Convention, IBNormSpec, NormConfig
-
 if TYPE_CHECKING:
+    from ibnorm_export.analysis.options import AnalysisOptions
+    from ibnorm_export.api import bench, verify
+    from ibnorm_export.artifacts.exported_model import ExportedModel
+    from ibnorm_export.artifacts.loaded_model import CustomModel, LoadedModel
+    from ibnorm_export.artifacts.tensors import DType, InputSpec
+    from ibnorm_export.benchmark.measure import BenchOptions, BenchReport
+    from ibnorm_export.errors import (
+        BackendUnavailable,
+        CheckpointError,
+        ConfigError,
+        EngineError,
+        ExportError,
+        IBNormError,
+        ModelFileError,
+        ParityError,
+        PromptError,
+        SpecError,
+    )
+    from ibnorm_export.exporter.export import ExportOptions, export
+    from ibnorm_export.graph.quantization import Quantization
+    from ibnorm_export.models.loading import load
     from ibnorm_export.op.replace_norms import replace_norms
+    from ibnorm_export.op.spec import Compression, Convention, IBNormSpec, NormConfig
     from ibnorm_export.op.torch_op import IBNorm, SkipIBNorm, ibnorm, skip_ibnorm
+    from ibnorm_export.runtimes.runner import Kernels
+    from ibnorm_export.runtimes.tensorrt.build import Engine, build_engine
+    from ibnorm_export.runtimes.tensorrt.options import EngineOptions
+    from ibnorm_export.serving.triton.repository import Package, PackageOptions, package
+    from ibnorm_export.verifier.report import ParityReport
+    from ibnorm_export.verifier.verify import VerifyOptions
 
+#: The only place that states the version; the build reads it from here.
 __version__ = "0.1.0"
 
 __all__ = [
+    "AnalysisOptions",
+    "BackendUnavailable",
+    "BenchOptions",
+    "BenchReport",
+    "CheckpointError",
     "Compression",
+    "ConfigError",
     "Convention",
+    "CustomModel",
+    "DType",
+    "Engine",
+    "EngineError",
+    "EngineOptions",
+    "ExportError",
+    "ExportOptions",
+    "ExportedModel",
     "IBNorm",
     "IBNormError",
     "IBNormSpec",
+    "InputSpec",
+    "Kernels",
+    "LoadedModel",
+    "ModelFileError",
     "NormConfig",
+    "Package",
+    "PackageOptions",
+    "ParityError",
+    "ParityReport",
+    "PromptError",
+    "Quantization",
     "SkipIBNorm",
+    "SpecError",
+    "VerifyOptions",
+    "bench",
+    "build_engine",
+    "export",
     "ibnorm",
+    "load",
+    "package",
     "replace_norms",
     "skip_ibnorm",
+    "verify",
 ]
 
-_LAZY = {
-    **dict.fromkeys(("IBNorm", "SkipIBNorm", "ibnorm", "skip_ibnorm"), "ibnorm_export.op.torch_op"),
-    "replace_norms": "ibnorm_export.op.replace_norms",
+#: The module that defines each public name: the imports above, for use at run time.
+_HOME = {
+    name: f"ibnorm_export.{module}"
+    for module, names in {
+        "analysis.options": ("AnalysisOptions",),
+        "api": ("bench", "verify"),
+        "artifacts.exported_model": ("ExportedModel",),
+        "artifacts.loaded_model": ("CustomModel", "LoadedModel"),
+        "artifacts.tensors": ("DType", "InputSpec"),
+        "benchmark.measure": ("BenchOptions", "BenchReport"),
+        "errors": (
+            "BackendUnavailable",
+            "CheckpointError",
+            "ConfigError",
+            "EngineError",
+            "ExportError",
+            "IBNormError",
+            "ModelFileError",
+            "ParityError",
+            "PromptError",
+            "SpecError",
+        ),
+        "exporter.export": ("ExportOptions", "export"),
+        "graph.quantization": ("Quantization",),
+        "models.loading": ("load",),
+        "op.replace_norms": ("replace_norms",),
+        "op.spec": ("Compression", "Convention", "IBNormSpec", "NormConfig"),
+        "op.torch_op": ("IBNorm", "SkipIBNorm", "ibnorm", "skip_ibnorm"),
+        "runtimes.runner": ("Kernels",),
+        "runtimes.tensorrt.build": ("Engine", "build_engine"),
+        "runtimes.tensorrt.options": ("EngineOptions",),
+        "serving.triton.repository": ("Package", "PackageOptions", "package"),
+        "verifier.report": ("ParityReport",),
+        "verifier.verify": ("VerifyOptions",),
+    }.items()
+    for name in names
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(importlib.import_module(_LAZY[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(_HOME[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *(name for name in globals() if name.startswith("__"))])

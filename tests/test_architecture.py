@@ -26,7 +26,7 @@ ORDER = (
     ("exporter", "generation"),
     ("analysis", "verifier", "benchmark", "serving"),
     ("models",),
-    ("gate", "inspection", "doctor"),
+    ("gate", "inspection", "doctor", "api"),
     ("cli",),
 )
 RANK = {part: rank for rank, row in enumerate(ORDER) for part in row}

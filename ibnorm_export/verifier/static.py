@@ -138,6 +138,7 @@ def _body(function: onnx.FunctionProto) -> list[Any]:
 
 
 def check_static(exported: ExportedModel, model: LoadedModel, *, reached: Reach) -> StaticReport:
+    """Compare the file's norm nodes, functions and weights with the checkpoint; nothing is run."""
     findings: list[Finding] = []
     notes: list[str] = []
     dtype = torch_dtype(DType(exported.dtype))

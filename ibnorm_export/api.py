@@ -1,0 +1,103 @@
+"""The public functions that take a checkpoint by its path: they load it and call the package that does the work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+
+from ibnorm_export.artifacts.exported_model import ExportedModel
+from ibnorm_export.artifacts.loaded_model import LoadedModel
+from ibnorm_export.artifacts.tensors import Arrays
+from ibnorm_export.benchmark import bench as benchmark
+from ibnorm_export.benchmark.measure import BenchOptions, BenchReport
+from ibnorm_export.models.loading import load
+from ibnorm_export.progress import Progress, silent
+from ibnorm_export.verifier import verify as verifier
+from ibnorm_export.verifier.report import ParityReport
+from ibnorm_export.verifier.verify import VerifyOptions
+
+__all__ = ["bench", "verify"]
+
+#: Tokens of a sequence that is timed, where the model has as many positions.
+_TOKENS = 128
+
+
+def _exported(file: ExportedModel | str | Path) -> ExportedModel:
+    return file if isinstance(file, ExportedModel) else ExportedModel(file)
+
+
+def verify(
+    file: ExportedModel | str | Path,
+    checkpoint: LoadedModel | str | Path,
+    *,
+    options: VerifyOptions | None = None,
+    inputs: Sequence[Arrays] | None = None,
+    text: str | None = None,
+    progress: Progress = silent,
+) -> ParityReport:
+    """Compare an exported file with its checkpoint.
+
+    Args:
+        file: the result of `export`, or the path of the file or folder that it wrote.
+        checkpoint: the result of `load`, or the path of a Hugging Face folder. A path is loaded for the task that the
+            file was exported for.
+        options: the backend, the number of samples and what else is compared; see `VerifyOptions`.
+        inputs: your own inputs, arrays by input name, instead of random samples.
+        text: a text whose tokens a language model predicts; needs the checkpoint's tokenizer.
+        progress: called as the work goes on.
+
+    Returns:
+        A report that is true when the file passes; `print(report)` shows it.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read.
+        ModelFileError: the file cannot be read, or was exported from another model.
+        BackendUnavailable: the backend is not installed.
+    """
+    exported = _exported(file)
+    if not isinstance(checkpoint, LoadedModel):
+        checkpoint = load(checkpoint, task=str(exported.metadata.get("task", "forward")))
+    return verifier.verify(exported, checkpoint, options=options, inputs=inputs, text=text, progress=progress)
+
+
+def bench(
+    file: ExportedModel | str | Path,
+    checkpoint: LoadedModel | str | Path | None = None,
+    *,
+    against: Sequence[str] = (),
+    options: BenchOptions | None = None,
+    progress: Progress = silent,
+) -> BenchReport:
+    """Measure the latency of an exported file, and compare it with PyTorch.
+
+    Args:
+        file: the result of `export`, or the path of the file that it wrote.
+        checkpoint: the result of `load`, or the path of a Hugging Face folder; needed for `against`.
+        against: "torch" and "torch.compile", in any combination.
+        options: how to measure; see `BenchOptions`.
+        progress: called as the work goes on.
+
+    Returns:
+        The latencies and, for each candidate of `against`, the ratio of times.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read.
+        ModelFileError: the file cannot be read.
+        BackendUnavailable: ONNX Runtime is not installed.
+        IBNormError: `against` names something unknown, or there is no checkpoint for it.
+    """
+    exported = _exported(file)
+    if checkpoint is not None and not isinstance(checkpoint, LoadedModel):
+        checkpoint = load(checkpoint)
+    return benchmark.contest(
+        exported,
+        "ort-cpu",
+        model=checkpoint,
+        against=against,
+        sizes={"batch": 1, "sequence": min(_TOKENS, exported.max_positions or _TOKENS)},
+        threads=psutil.cpu_count(logical=False) or 1,
+        options=options,
+        progress=progress,
+    )
