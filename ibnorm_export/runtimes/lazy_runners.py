@@ -1,4 +1,4 @@
-"""Runners of one file, of which one is open at a time: a session holds the weights once or twice over."""
+"""Several runners of one file, only one of which is open at a time, since each session holds the weights in memory."""
 
 from __future__ import annotations
 
@@ -7,52 +7,52 @@ from collections.abc import Callable, Iterator, Mapping
 from ibnorm_export.artifacts.tensors import Arrays
 from ibnorm_export.runtimes.runner import Runner
 
-__all__ = ["Corners"]
+__all__ = ["LazyRunners"]
 
 
-class _Corner:
-    """Opens itself where it is closed."""
+class _LazyRunner:
+    """Opens its runner again if it has been closed since the last call."""
 
-    def __init__(self, corners: Corners, norms: str) -> None:
-        self._corners = corners
-        self._norms = norms
+    def __init__(self, runners: LazyRunners, key: str) -> None:
+        self._runners = runners
+        self._key = key
 
     @property
     def name(self) -> str:
-        return self._corners.open(self._norms).name
+        return self._runners.open(self._key).name
 
     def run(self, inputs: Arrays) -> Arrays:
-        return self._corners.open(self._norms).run(inputs)
+        return self._runners.open(self._key).run(inputs)
 
 
-class Corners(Mapping[str, Runner]):
-    """Runners by how the norms run. One that is looked up is open, and every other one is closed.
+class LazyRunners(Mapping[str, Runner]):
+    """Runners by key. Looking one up opens it and closes the one that was open before.
 
     Args:
-        makers: what opens each of them, and raises where it cannot be opened.
+        openers: for each key, a function that opens the runner or raises an error.
     """
 
-    def __init__(self, makers: Mapping[str, Callable[[], Runner]]) -> None:
-        self._makers = makers
-        self._open: tuple[str, Runner] | None = None
+    def __init__(self, openers: Mapping[str, Callable[[], Runner]]) -> None:
+        self._openers = openers
+        self._current: tuple[str, Runner] | None = None
 
-    def open(self, norms: str) -> Runner:
-        """The runner itself; whoever keeps it keeps it open."""
-        if self._open is None or self._open[0] != norms:
+    def open(self, key: str) -> Runner:
+        """Return the runner of `key` itself; a caller that keeps a reference keeps it open."""
+        if self._current is None or self._current[0] != key:
             self.close()
-            self._open = (norms, self._makers[norms]())
-        return self._open[1]
+            self._current = (key, self._openers[key]())
+        return self._current[1]
 
     def close(self) -> None:
-        """Close the one that is open."""
-        self._open = None
+        """Close the open runner, if there is one."""
+        self._current = None
 
-    def __getitem__(self, norms: str) -> Runner:
-        self.open(norms)
-        return _Corner(self, norms)
+    def __getitem__(self, key: str) -> Runner:
+        self.open(key)
+        return _LazyRunner(self, key)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._makers)
+        return iter(self._openers)
 
     def __len__(self) -> int:
-        return len(self._makers)
+        return len(self._openers)

@@ -1,7 +1,7 @@
-"""Where the norms of an optimised graph stand: which of them a runtime has put a copy between host and device beside.
+"""How each norm of a model ran in ONNX Runtime: fused or as a function, on which provider, and with which copies.
 
-ONNX Runtime inserts `MemcpyFromHost` and `MemcpyToHost` where neighbours run on different devices. Such a
-copy costs more than the norm itself, so a fused kernel beside one has not proved anything.
+ONNX Runtime inserts `MemcpyFromHost` and `MemcpyToHost` between neighbours that run on different devices. Such a copy
+costs more than the norm itself, so a fused kernel next to one does not count as fused.
 """
 
 from __future__ import annotations
@@ -11,31 +11,29 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import onnx
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.tensors import Arrays
-
-if TYPE_CHECKING:  # it needs torch
-    from ibnorm_export.runtimes.ort_cuda import OrtCudaRunner
+from ibnorm_export.runtimes.runner import Backend, NormImplementation
 
 __all__ = ["COPY_OPS", "NormExecution", "copies_beside", "norm_executions"]
 
-#: Op types of the nodes that ONNX Runtime copies tensors between host and device with.
+#: Op types of the nodes with which ONNX Runtime copies tensors between host and device.
 COPY_OPS = frozenset({"MemcpyFromHost", "MemcpyToHost"})
 
 
 def copies_beside(graph: onnx.GraphProto, nodes: frozenset[tuple[str, str]]) -> Mapping[tuple[str, str], int]:
-    """How many copies touch each of `nodes`, directly at an input or an output.
+    """Count the copies that touch each of `nodes` directly, at an input or an output.
 
     Args:
-        graph: as the runtime optimised it.
-        nodes: (name, op type) of those to look at; one that the graph lacks counts 0.
+        graph: the graph after the runtime has optimised it.
+        nodes: (name, op type) of the nodes to look at; a node that is not in the graph has no copies.
 
     Returns:
-        The number of copy nodes by (name, op type): each counts once for a node, however many edges join them.
+        The number of copy nodes by (name, op type). A copy counts once for a node, however many edges join the two.
     """
     producers = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
     consumers: dict[str, set[int]] = {}
@@ -60,77 +58,102 @@ class NormExecution:
 
     Args:
         module: path of the norm in the checkpoint.
-        op_type: of its node.
-        implementation: "fused" or "function".
+        op_type: op type of its node, e.g. "IBNormL".
+        implementation: how it ran.
         provider: the execution provider that ran it; empty for a function.
-        expected: the provider that the backend is named for; empty accepts any.
-        copies: between host and device, directly at its inputs and outputs.
+        expected: the provider that should have run it; empty accepts any.
+        copies: number of copies between host and device directly at its inputs and outputs.
     """
 
     module: str
     op_type: str
     _: KW_ONLY
-    implementation: str
+    implementation: NormImplementation
     provider: str
     expected: str = ""
     copies: int = 0
 
     @property
     def problem(self) -> str:
-        """Why this does not count as fused; empty where it does."""
-        if self.implementation != "fused":
+        """Why this norm does not count as fused; empty if it does."""
+        if self.implementation != NormImplementation.FUSED:
             return "ran as a function, not as a fused kernel"
         if self.expected and self.provider != self.expected:
             return f"ran on {self.provider}, not on {self.expected}"
         if self.copies:
-            return f"ran fused, with {self.copies} memory copies between host and device beside it"
+            copies = "1 memory copy" if self.copies == 1 else f"{self.copies} memory copies"
+            return f"ran fused, but with {copies} between host and device at its inputs or outputs"
         return ""
 
 
 def norm_executions(
-    model: ExportedModel, inputs: Arrays, *, library: Path | None, backend: str = "ort-cpu"
+    model: ExportedModel, inputs: Arrays, *, library: Path | None, backend: str = Backend.ORT_CPU
 ) -> tuple[NormExecution, ...]:
-    """Which implementation ran for every norm of `model`, from the session's own profile of one pass.
+    """Find out how every norm of `model` ran, from the session's own profile of one pass.
 
-    A fused kernel appears under the node's name and op type; a function has been expanded into other
-    nodes, so neither does. On a GPU the graph that the session ran is read for copies beside the norms.
+    A fused kernel appears in the profile under the node's name and op type. A function does not, since ONNX Runtime
+    has expanded it into other nodes. On a GPU the optimised graph is searched for copies next to the norms.
+
+    Args:
+        model: the model to run.
+        inputs: inputs of the pass, by name.
+        library: fused kernels to register; None runs the norms as functions.
+        backend: "ort-cpu" or "ort-cuda".
+
+    Returns:
+        One entry for each norm, in the order of the file.
+
+    Raises:
+        ModelFileError: the runtime cannot load or run the model.
+        BackendUnavailable: there is no GPU for "ort-cuda".
     """
-    from ibnorm_export.runtimes.ort import OrtRunner  # needs onnxruntime
-
     if not model.norms:
         return ()
-    wanted = frozenset((n.name, n.op_type) for n in model.norms)
-    expected: str = ""
-    copies: Mapping[tuple[str, str], int] = {}
     with tempfile.TemporaryDirectory() as folder:
-        runner: OrtRunner | OrtCudaRunner
-        if backend == "ort-cuda":
-            from ibnorm_export.runtimes.ort_cuda import CUDA_PROVIDER, OrtCudaRunner
+        if backend == Backend.ORT_CUDA:
+            return _on_cuda(model, inputs, library=library, folder=Path(folder))
+        return _on_cpu(model, inputs, library=library, folder=Path(folder))
 
-            expected, optimised = CUDA_PROVIDER, Path(folder) / "optimised.onnx"
-            runner = OrtCudaRunner(model.path, library=library, profile=Path(folder) / "norms", optimised=optimised)
-            copies = copies_beside(onnx.load(optimised, load_external_data=False).graph, wanted)
-        else:
-            runner = OrtRunner(model.path, library=library, profile=Path(folder) / "norms")
-        runner.run(inputs)
-        events = runner.end_profile()
-    return _executions(model, events, expected=expected, copies=copies)
+
+def _on_cpu(model: ExportedModel, inputs: Arrays, *, library: Path | None, folder: Path) -> tuple[NormExecution, ...]:
+    from ibnorm_export.runtimes.ort import OrtRunner  # needs onnxruntime
+
+    runner = OrtRunner(model.path, library=library, profile=folder / "norms")
+    runner.run(inputs)
+    return _executions(model, runner.end_profile(), expected="", copies={})
+
+
+def _on_cuda(model: ExportedModel, inputs: Arrays, *, library: Path | None, folder: Path) -> tuple[NormExecution, ...]:
+    from ibnorm_export.runtimes.ort_cuda import CUDA_PROVIDER, OrtCudaRunner  # needs onnxruntime and torch
+
+    optimised = folder / "optimised.onnx"
+    runner = OrtCudaRunner(model.path, library=library, profile=folder / "norms", optimised=optimised)
+    nodes = frozenset((norm.name, norm.op_type) for norm in model.norms)
+    copies = copies_beside(onnx.load(optimised, load_external_data=False).graph, nodes)
+    runner.run(inputs)
+    return _executions(model, runner.end_profile(), expected=CUDA_PROVIDER, copies=copies)
 
 
 def _executions(
     model: ExportedModel, events: Sequence[dict[str, Any]], *, expected: str, copies: Mapping[tuple[str, str], int]
 ) -> tuple[NormExecution, ...]:
-    """Every norm of `model` by the events of a profile and the copies beside it."""
-    ran = {
+    """Combine the norms of `model` with the events of a profile and the copies next to the norms."""
+    providers = {
         (event["name"].removesuffix("_kernel_time"), event["args"]["op_name"]): event["args"].get("provider", "")
         for event in events
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")
     }
-    return tuple(
-        NormExecution(
-            n.module, n.op_type, implementation="fused", provider=ran[key], expected=expected, copies=copies.get(key, 0)
+    found = []
+    for norm in model.norms:
+        key = (norm.name, norm.op_type)
+        found.append(
+            NormExecution(
+                norm.module,
+                norm.op_type,
+                implementation=NormImplementation.FUSED if key in providers else NormImplementation.FUNCTION,
+                provider=providers.get(key, ""),
+                expected=expected,
+                copies=copies.get(key, 0) if key in providers else 0,
+            )
         )
-        if (key := (n.name, n.op_type)) in ran
-        else NormExecution(n.module, n.op_type, implementation="function", provider="", expected=expected)
-        for n in model.norms
-    )
+    return tuple(found)

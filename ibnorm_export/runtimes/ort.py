@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import onnxruntime as ort
@@ -15,13 +15,11 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 from ibnorm_export.artifacts.exported_model import CAPACITY
 from ibnorm_export.artifacts.tensors import Arrays
 from ibnorm_export.errors import ModelFileError
-
-if TYPE_CHECKING:  # it needs torch
-    pass
+from ibnorm_export.runtimes.runner import Backend
 
 __all__ = ["LEVELS", "OrtError", "OrtRunner", "first_line", "open_session", "read_profile", "session_options"]
 
-#: Everything that ONNX Runtime raises of its own.
+#: Every exception class of ONNX Runtime.
 OrtError = (
     state.Fail,
     state.InvalidArgument,
@@ -34,7 +32,7 @@ OrtError = (
     state.EPFail,
 )
 
-#: Optimisation levels, lowest first; the last is what is served.
+#: Optimisation levels, lowest first; models are served at the last one.
 LEVELS: Final = {
     "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
     "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
@@ -51,13 +49,18 @@ _NUMPY_TYPES = {
     "tensor(bool)": np.bool_,
 }
 
-#: Tokens behind those of a cache in place, and what is in them: results must not depend on it.
+#: Number of unused tokens at the end of a static cache, and the value in them. Results must not depend on either.
 _SPARE: Final = 3
 _UNUSED: Final = 100.0
 
 
 def session_options(threads: int | None, profile: Path | None) -> ort.SessionOptions:
-    """Options of a session: threads (None is the runtime's default), and prefix of its profile, where it writes one."""
+    """Make the options of a session.
+
+    Args:
+        threads: number of threads; None is the runtime's default.
+        profile: prefix of the profile that the session writes; None writes no profile.
+    """
     options = ort.SessionOptions()
     if threads is not None:
         options.intra_op_num_threads = threads
@@ -75,13 +78,20 @@ def open_session(
     providers: Sequence[Any],
     level: str = "all",
 ) -> ort.InferenceSession:
-    """A session of a file or a serialised model.
+    """Open a session.
+
+    Args:
+        source: a file, or a serialised model.
+        options: options from `session_options`; the level and the library are added to them.
+        library: fused kernels to register; None runs the norms as functions.
+        providers: execution providers, as ONNX Runtime takes them.
+        level: optimisation level, a key of `LEVELS`.
 
     Raises:
-        ModelFileError: the runtime cannot load it; its own words follow.
+        ModelFileError: the runtime cannot load the model; the message quotes the runtime's own.
     """
     options.graph_optimization_level = LEVELS[level]
-    options.log_severity_level = 4  # errors arrive as exceptions; the log would repeat them
+    options.log_severity_level = 4  # errors are raised as exceptions; the log would repeat them
     label = "the model" if isinstance(source, bytes) else str(source)
     try:
         if library is not None:
@@ -96,21 +106,21 @@ def open_session(
 class OrtRunner:
     """An ONNX Runtime session on the CPU.
 
-    A cache that the model keeps in place is given and returned as one that grows, copied into a buffer and out of it:
-    `ort_text` binds the buffer itself.
+    A static cache is passed and returned like a dynamic one: each pass copies it into a buffer and out again.
+    `generation.ort_session` binds the buffer instead.
 
     Args:
         source: a file, or a serialised model.
-        threads: of the session; None is the runtime's default.
+        threads: number of threads; None is the runtime's default.
         library: fused kernels to register; None runs the norms as functions.
-        profile: prefix of a file that the session writes its profile to when `end_profile` is called.
-        level: of optimisation, a key of `LEVELS`; the default is what is served.
+        profile: prefix of the file to which `end_profile` writes the session's profile; None writes no profile.
+        level: optimisation level, a key of `LEVELS`; models are served at the default.
 
     Raises:
-        ModelFileError: the runtime cannot load the model; its own words follow.
+        ModelFileError: the runtime cannot load the model; the message quotes the runtime's own.
     """
 
-    name = "ort-cpu"
+    name: str = Backend.ORT_CPU
 
     def __init__(
         self,
@@ -146,12 +156,12 @@ class OrtRunner:
         return dict(zip(self._outputs, outputs, strict=True))
 
     def end_profile(self) -> list[dict[str, Any]]:
-        """Events of the session so far, as ONNX Runtime wrote them; ends the profile."""
+        """End the profile and return its events as ONNX Runtime wrote them."""
         return read_profile(self._session)
 
 
 def _with_room(cache: NDArray[Any], total: int) -> NDArray[Any]:
-    """A cache (batch, heads, past, head) in a buffer of `total` tokens and some more, which count for nothing."""
+    """Copy a cache (batch, heads, past, head) into a buffer of `total` tokens and some unused ones."""
     batch, heads, past, head = cache.shape
     buffer = np.full((batch, heads, total + _SPARE, head), _UNUSED, dtype=cache.dtype)
     buffer[:, :, :past] = cache
@@ -159,12 +169,12 @@ def _with_room(cache: NDArray[Any], total: int) -> NDArray[Any]:
 
 
 def read_profile(session: ort.InferenceSession) -> list[dict[str, Any]]:
-    """Events of a session that profiles, which ends with this."""
+    """End the profile of a session and return its events."""
     events: list[dict[str, Any]] = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     return events
 
 
 def first_line(error: Exception) -> str:
-    """What ONNX Runtime says, without the places in its source."""
+    """Return the first line of an error's message: the rest is a list of places in ONNX Runtime's source."""
     text = str(error).strip().splitlines()
     return text[0] if text else type(error).__name__

@@ -15,6 +15,7 @@ import torch
 from ibnorm_export.artifacts.tensors import Arrays
 from ibnorm_export.errors import BackendUnavailable, ModelFileError
 from ibnorm_export.runtimes.ort import OrtError, first_line, open_session, read_profile, session_options
+from ibnorm_export.runtimes.runner import Backend
 
 __all__ = ["CUDA_PROVIDER", "OrtCudaRunner", "missing_for_cuda"]
 
@@ -40,12 +41,12 @@ _ONNX_TYPES: Final[dict[torch.dtype, int]] = {
 
 
 def missing_for_cuda(providers: Sequence[str], torch_cuda: str | None, *, devices: int) -> str:
-    """What backend ort-cuda lacks on a machine, and what to do about it, in one line; empty when nothing.
+    """Return, in one line, what backend ort-cuda needs and does not find, and how to get it; empty if nothing.
 
     Args:
-        providers: of the installed ONNX Runtime.
-        torch_cuda: the CUDA version that torch is built for, None for a CPU build.
-        devices: number of GPUs that answer.
+        providers: execution providers of the installed ONNX Runtime.
+        torch_cuda: the CUDA version for which torch is built; None for a CPU build.
+        devices: number of GPUs that torch finds.
     """
     if CUDA_PROVIDER not in providers:
         return (
@@ -53,14 +54,14 @@ def missing_for_cuda(providers: Sequence[str], torch_cuda: str | None, *, device
             f"{', '.join(providers)}; pip uninstall onnxruntime, then pip install 'ibnorm-export[gpu]'"
         )
     if torch_cuda is None:
-        return "backend ort-cuda needs torch with CUDA, which holds its buffers: the installed torch is a CPU build"
+        return "backend ort-cuda needs torch with CUDA for its buffers, but the installed torch is a CPU build"
     if devices < 1:
-        return "backend ort-cuda needs an NVIDIA GPU: none answers here; check the driver with nvidia-smi"
+        return "backend ort-cuda needs an NVIDIA GPU, but torch finds none; check the driver with nvidia-smi"
     return ""
 
 
 class _Bound:
-    """Device buffers of one set of input shapes: their addresses stay, as a captured graph needs."""
+    """Device buffers for one set of input shapes. Their addresses never change, as a captured graph requires."""
 
     def __init__(self, binding: Any, inputs: dict[str, torch.Tensor]) -> None:
         self.binding = binding
@@ -70,25 +71,25 @@ class _Bound:
 
 
 class OrtCudaRunner:
-    """An ONNX Runtime session on a GPU, at the optimisation level that is served.
+    """An ONNX Runtime session on a GPU, at the optimisation level at which models are served.
 
-    Inputs and outputs are bound to buffers on the device, held by torch; each set of input shapes is
-    captured once as a CUDA graph and replayed after that. float32 is float32: TF32 is off.
+    Inputs and outputs are bound to device buffers that torch allocates. The first pass with a set of input shapes is
+    captured as a CUDA graph; later passes replay it. TF32 is off, so float32 is computed in float32.
 
     Args:
         source: a file, or a serialised model.
-        threads: of the session, for what stays on the host; None is the runtime's default.
+        threads: number of threads for the nodes that stay on the host; None is the runtime's default.
         library: fused kernels to register; None runs the norms as functions.
-        profile: prefix of a profile, as in `OrtRunner`; a profiled session replays no graphs, whose
-            nodes a profile cannot see.
-        optimised: where the session writes the graph that it runs.
+        profile: prefix of a profile, as in `OrtRunner`. A profiled session uses no CUDA graphs, because a profile
+            does not show their nodes.
+        optimised: file to which the session writes its optimised graph; None writes none.
 
     Raises:
-        BackendUnavailable: no GPU, or no CUDA in the installed runtime.
-        ModelFileError: the runtime cannot load the model; its own words follow.
+        BackendUnavailable: there is no GPU, or the installed runtime has no CUDA.
+        ModelFileError: the runtime cannot load the model; the message quotes the runtime's own.
     """
 
-    name = "ort-cuda"
+    name: str = Backend.ORT_CUDA
 
     def __init__(
         self,
@@ -114,10 +115,10 @@ class OrtCudaRunner:
         self._session = open_session(
             source, options, library=library, providers=[(CUDA_PROVIDER, provider), "CPUExecutionProvider"]
         )
-        if CUDA_PROVIDER not in self._session.get_providers():  # the runtime falls back by itself, with a warning
+        if CUDA_PROVIDER not in self._session.get_providers():  # the runtime falls back to the CPU with only a warning
             raise BackendUnavailable(
-                f"ONNX Runtime {ort.__version__} cannot load its {CUDA_PROVIDER}: CUDA or cuDNN libraries of the "
-                "version that it was built for are missing; pip install 'onnxruntime-gpu[cuda,cudnn]'"
+                f"ONNX Runtime {ort.__version__} cannot load its {CUDA_PROVIDER}: the CUDA or cuDNN libraries for "
+                "which it was built are missing; pip install 'onnxruntime-gpu[cuda,cudnn]'"
             )
         self._graphs = graphs
         self._types = {i.name: _TORCH_TYPES[i.type] for i in self._session.get_inputs()}
@@ -133,7 +134,7 @@ class OrtCudaRunner:
         }
 
     def timed(self, inputs: Arrays) -> Callable[[], float]:
-        """See `DeviceRunner`: from an idle device to an idle device, by the host's clock."""
+        """See `DeviceRunner`. The host's clock measures from one idle device to the next."""
         bound = self._place(inputs)
 
         def once() -> float:
@@ -145,7 +146,7 @@ class OrtCudaRunner:
         return once
 
     def end_profile(self) -> list[dict[str, Any]]:
-        """Events of the session so far, as ONNX Runtime wrote them; ends the profile."""
+        """End the profile and return its events as ONNX Runtime wrote them."""
         return read_profile(self._session)
 
     def _pass(self, bound: _Bound) -> None:
@@ -156,7 +157,7 @@ class OrtCudaRunner:
         torch.cuda.synchronize()
 
     def _place(self, inputs: Arrays) -> _Bound:
-        """`inputs` in the buffers of their shapes, which the first call for these shapes makes."""
+        """Copy `inputs` into the buffers for their shapes, which are allocated at the first call."""
         key = tuple(inputs[name].shape for name in self._types)
         if key not in self._bound:
             self._bound[key] = self._bind(inputs)
@@ -178,7 +179,9 @@ class OrtCudaRunner:
             binding.bind_output(name, "cuda")
         bound = _Bound(binding, buffers)
         torch.cuda.synchronize()
-        bound.options.add_run_config_entry("gpu_graph_id", "-1")  # one plain pass, which tells the outputs' shapes
+        bound.options.add_run_config_entry(
+            "gpu_graph_id", "-1"
+        )  # one pass without a graph, to learn the outputs' shapes
         self._pass(bound)
         shapes = [value.shape() for value in binding.get_outputs()]
         binding.clear_binding_outputs()

@@ -1,4 +1,4 @@
-"""onnx.reference as a runner: the meaning of the file by the standard's own evaluator."""
+"""onnx.reference, the ONNX standard's own evaluator, as a runner."""
 
 from __future__ import annotations
 
@@ -9,14 +9,19 @@ import onnx.reference
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.tensors import Arrays
 from ibnorm_export.errors import ModelFileError
+from ibnorm_export.runtimes.runner import Backend
 
 __all__ = ["ReferenceRunner"]
 
 
 class ReferenceRunner:
-    """Evaluates the nodes one by one in NumPy."""
+    """Evaluates the nodes one by one in NumPy.
 
-    name = "reference"
+    Raises:
+        ModelFileError: the evaluator does not support the model.
+    """
+
+    name: str = Backend.REFERENCE
 
     def __init__(self, model: ExportedModel) -> None:
         proto = onnx.load(model.path)

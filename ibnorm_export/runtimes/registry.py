@@ -1,41 +1,160 @@
-"""From a backend's name to a runner."""
+"""The table of backends, and the way from a backend's name to a runner."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Final
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.errors import BackendUnavailable, IBNormError
 from ibnorm_export.op import native
-from ibnorm_export.runtimes.runner import Endpoint, Kernels, Runner
+from ibnorm_export.runtimes.runner import Backend, Endpoint, Kernels, Runner
 
-__all__ = ["BACKENDS", "fused_library", "open_runner"]
+__all__ = ["BACKENDS", "BackendInfo", "RunnerRequest", "fused_library", "open_runner"]
 
 
-#: Backend names of the command line, and what they are.
-BACKENDS: Final = {
-    "ort-cpu": "ONNX Runtime on the CPU, all optimisations on",
-    "ort-cuda": "ONNX Runtime on an NVIDIA GPU, inputs and outputs bound, passes replayed as CUDA graphs",
-    "tensorrt": "TensorRT on an NVIDIA GPU",
-    "tensorrt-rtx": "TensorRT-RTX on an NVIDIA GPU",
-    "triton": "a running Triton server, at --url",
-    "reference": "onnx.reference, the standard's own evaluator (slow)",
-}
+@dataclass(frozen=True, slots=True)
+class RunnerRequest:
+    """What a backend's opener receives.
+
+    Args:
+        model: the model to run.
+        threads: number of threads; None is the runtime's default.
+        library: fused kernels to register; None runs the norms as functions.
+        endpoint: the running server, for Triton.
+        engine: an engine built from `model` before, for TensorRT; None builds one.
+    """
+
+    model: ExportedModel
+    threads: int | None = None
+    _: KW_ONLY
+    library: Path | None = None
+    endpoint: Endpoint | None = None
+    engine: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BackendInfo:
+    """One row of the table.
+
+    Args:
+        backend: the backend.
+        description: what it is, in a few words.
+        extra: extra of this package that installs it, as in `pip install 'ibnorm-export[EXTRA]'`.
+        opener: opens a runner; imports the runtime only when it is called.
+        runs_fused_kernels: whether it can use the fused kernels for ONNX Runtime.
+        takes_engine: whether it can run an engine that was built before.
+        needs_endpoint: whether it needs the address of a running server.
+    """
+
+    backend: Backend
+    description: str
+    _: KW_ONLY
+    extra: str
+    opener: Callable[[RunnerRequest], Runner]
+    runs_fused_kernels: bool = False
+    takes_engine: bool = False
+    needs_endpoint: bool = False
+
+
+def _open_ort_cpu(request: RunnerRequest) -> Runner:
+    from ibnorm_export.runtimes.ort import OrtRunner
+
+    return OrtRunner(request.model.path, request.threads, library=request.library)
+
+
+def _open_ort_cuda(request: RunnerRequest) -> Runner:
+    from ibnorm_export.runtimes.ort_cuda import OrtCudaRunner
+
+    return OrtCudaRunner(request.model.path, request.threads, library=request.library)
+
+
+def _open_tensorrt(request: RunnerRequest) -> Runner:
+    from ibnorm_export.runtimes.tensorrt.runner import TrtRunner
+
+    return TrtRunner(Backend.TENSORRT, request.model, engine=request.engine)
+
+
+def _open_tensorrt_rtx(request: RunnerRequest) -> Runner:
+    from ibnorm_export.runtimes.tensorrt.runner import TrtRunner
+
+    return TrtRunner(Backend.TENSORRT_RTX, request.model, engine=request.engine)
+
+
+def _open_triton(request: RunnerRequest) -> Runner:
+    if request.endpoint is None:
+        raise IBNormError(
+            "backend triton needs a running server: ibnorm-export verify MODEL CHECKPOINT --backend triton "
+            "--url HOST:PORT"
+        )
+    from ibnorm_export.runtimes.triton import TritonRunner
+
+    return TritonRunner(request.model, request.endpoint)
+
+
+def _open_reference(request: RunnerRequest) -> Runner:
+    from ibnorm_export.runtimes.reference import ReferenceRunner
+
+    return ReferenceRunner(request.model)
+
+
+_ROWS: Final = (
+    BackendInfo(
+        Backend.ORT_CPU,
+        "ONNX Runtime on the CPU with all optimisations",
+        extra="cpu",
+        opener=_open_ort_cpu,
+        runs_fused_kernels=True,
+    ),
+    BackendInfo(
+        Backend.ORT_CUDA,
+        "ONNX Runtime on an NVIDIA GPU with bound inputs and outputs and CUDA graphs",
+        extra="gpu",
+        opener=_open_ort_cuda,
+        runs_fused_kernels=True,
+    ),
+    BackendInfo(
+        Backend.TENSORRT, "TensorRT on an NVIDIA GPU", extra="tensorrt", opener=_open_tensorrt, takes_engine=True
+    ),
+    BackendInfo(
+        Backend.TENSORRT_RTX,
+        "TensorRT-RTX on an NVIDIA GPU",
+        extra="tensorrt-rtx",
+        opener=_open_tensorrt_rtx,
+        takes_engine=True,
+    ),
+    BackendInfo(
+        Backend.TRITON, "a running Triton server, at --url", extra="serve", opener=_open_triton, needs_endpoint=True
+    ),
+    BackendInfo(
+        Backend.REFERENCE, "onnx.reference, the standard's own evaluator (slow)", extra="cpu", opener=_open_reference
+    ),
+)
+
+#: Every backend by its name on the command line.
+BACKENDS: Final[Mapping[str, BackendInfo]] = {row.backend: row for row in _ROWS}
+
+
+def _row(backend: str) -> BackendInfo:
+    if backend not in BACKENDS:
+        raise IBNormError(f"there is no backend {backend!r}; choose one of {', '.join(BACKENDS)}")
+    return BACKENDS[backend]
 
 
 def fused_library(backend: str, kernels: Kernels) -> Path | None:
-    """The library of fused kernels that a backend is given, or None for functions.
+    """Return the library of fused kernels that a backend should register, or None to run the norms as functions.
 
     Raises:
-        BackendUnavailable: fused kernels are demanded and cannot be used here.
-        IBNormError: they are demanded of a backend that has none.
+        BackendUnavailable: fused kernels are required but cannot be used on this machine.
+        IBNormError: there is no such backend, or fused kernels are required and it cannot run them.
     """
-    if not backend.startswith("ort-"):
+    if not _row(backend).runs_fused_kernels:
         if kernels is Kernels.FUSED:
             raise IBNormError(
-                f"fused kernels are ONNX Runtime's, and backend {backend} has none: leave --kernels fused out, or take "
-                "--backend ort-cpu"
+                f"backend {backend} cannot run the fused kernels, which are for ONNX Runtime: leave out "
+                "--kernels fused, or use --backend ort-cpu"
             )
         return None
     if kernels is Kernels.FUNCTION:
@@ -54,54 +173,30 @@ def open_runner(
     endpoint: Endpoint | None = None,
     engine: Path | None = None,
 ) -> Runner:
-    """A runner for `model` on the named backend.
+    """Open a runner for `model` on a backend.
 
     Args:
-        backend: a key of `BACKENDS`.
-        model: what to run.
-        threads: of the runtime; None is its default.
-        kernels: how the norms run.
-        endpoint: of the server, for backend "triton".
-        engine: built from `model` before, for TensorRT; None builds one.
+        backend: a `Backend` or its name.
+        model: the model to run.
+        threads: number of threads of the runtime; None is its default.
+        kernels: how the norms should run.
+        endpoint: the running server, for backend "triton".
+        engine: an engine built from `model` before, for TensorRT; None builds one.
 
     Raises:
-        IBNormError: there is no such backend, it needs an endpoint, or takes no engine.
-        EngineError: the engine is not one of this file, runtime, version and GPU.
-        BackendUnavailable: the runtime is not installed here.
+        IBNormError: there is no such backend, it needs an endpoint, or it does not take an engine.
+        EngineError: the engine was built for another file, runtime, version or GPU.
+        BackendUnavailable: the runtime is not installed.
         ModelFileError: the runtime cannot load the model.
     """
-    if engine is not None and backend not in ("tensorrt", "tensorrt-rtx"):
+    row = _row(backend)
+    if engine is not None and not row.takes_engine:
         raise IBNormError(f"backend {backend} takes no engine: use --backend tensorrt or tensorrt-rtx with --engine")
+    library = fused_library(backend, kernels) if row.runs_fused_kernels else None
     try:
-        if backend == "ort-cpu":
-            from ibnorm_export.runtimes.ort import OrtRunner
-
-            return OrtRunner(model.path, threads, library=fused_library(backend, kernels))
-        if backend == "ort-cuda":
-            from ibnorm_export.runtimes.ort_cuda import OrtCudaRunner
-
-            return OrtCudaRunner(model.path, threads, library=fused_library(backend, kernels))
-        if backend == "reference":
-            from ibnorm_export.runtimes.reference import ReferenceRunner
-
-            return ReferenceRunner(model)
-        if backend == "triton":
-            if endpoint is None:
-                raise IBNormError(
-                    "backend triton needs a running server: ibnorm-export verify MODEL CHECKPOINT --backend triton "
-                    "--url HOST:PORT"
-                )
-            from ibnorm_export.runtimes.triton import TritonRunner
-
-            return TritonRunner(model, endpoint)
-        if backend in ("tensorrt", "tensorrt-rtx"):
-            from ibnorm_export.runtimes.tensorrt.runner import TrtRunner
-
-            return TrtRunner(backend, model, engine=engine)
+        return row.opener(RunnerRequest(model, threads, library=library, endpoint=endpoint, engine=engine))
     except ModuleNotFoundError as error:
-        extra = {"ort-cuda": "gpu", "triton": "serve"}.get(backend, "cpu")
         raise BackendUnavailable(
             f"backend {backend} needs the package {error.name}, which is not installed: "
-            f"pip install 'ibnorm-export[{extra}]'"
+            f"pip install 'ibnorm-export[{row.extra}]'"
         ) from error
-    raise IBNormError(f"there is no backend {backend!r}; there are {', '.join(BACKENDS)}")

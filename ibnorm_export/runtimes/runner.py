@@ -1,4 +1,4 @@
-"""What every runner offers, and the way from a backend's name to a runner."""
+"""What every runner offers, and the terms in which a caller asks for one."""
 
 from __future__ import annotations
 
@@ -9,24 +9,42 @@ from typing import Protocol, runtime_checkable
 
 from ibnorm_export.artifacts.tensors import Arrays
 
-__all__ = ["DeviceRunner", "Endpoint", "Kernels", "Runner"]
+__all__ = ["Backend", "DeviceRunner", "Endpoint", "Kernels", "NormImplementation", "Runner"]
+
+
+class Backend(enum.StrEnum):
+    """What runs a model; `registry.BACKENDS` describes each."""
+
+    ORT_CPU = "ort-cpu"
+    ORT_CUDA = "ort-cuda"
+    TENSORRT = "tensorrt"
+    TENSORRT_RTX = "tensorrt-rtx"
+    TRITON = "triton"
+    REFERENCE = "reference"
 
 
 class Kernels(enum.StrEnum):
-    """How the norms run where a backend has a choice."""
+    """How the norms should run on a backend that has a choice."""
 
-    AUTO = "auto"  # fused where the library is installed, else the function
-    FUSED = "fused"  # an error where the library is not installed
+    AUTO = "auto"  # fused if the library is installed, otherwise the function
+    FUSED = "fused"  # an error if the library is not installed
     FUNCTION = "function"  # standard operators, as on a machine without the library
+
+
+class NormImplementation(enum.StrEnum):
+    """How a norm ran."""
+
+    FUSED = "fused"
+    FUNCTION = "function"
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A model on a running server.
+    """A model on a running Triton server.
 
     Args:
         url: HOST:PORT for HTTP, grpc://HOST:PORT for gRPC.
-        model: its name there; empty where the server has one model.
+        model: the model's name on the server; may be empty if the server has only one model.
     """
 
     url: str
@@ -36,21 +54,21 @@ class Endpoint:
 class Runner(Protocol):
     """Runs one model.
 
-    Floating inputs may be of any floating type; a runner converts them to the model's. Outputs are
-    in the type that the model computes, or float32 where NumPy lacks it (bfloat16).
+    Floating-point inputs may have any floating-point type; a runner converts them to the model's. Outputs have
+    the type in which the model computes, or float32 where NumPy has no such type (bfloat16).
     """
 
     @property
     def name(self) -> str:
-        """Of the backend, e.g. "ort-cpu"."""
+        """Name of the backend, e.g. "ort-cpu"."""
 
     def run(self, inputs: Arrays) -> Arrays:
-        """Outputs by name for `inputs` by name."""
+        """Return the outputs by name for `inputs` by name."""
 
 
 @runtime_checkable
 class DeviceRunner(Protocol):
-    """A runner on a device of its own: what `run` moves to and from the host is not part of its time."""
+    """A runner whose device has its own memory: copies to and from the host are not part of its time."""
 
     def timed(self, inputs: Arrays) -> Callable[[], float]:
-        """A pass over `inputs`, put on the device once: each call runs it and gives its time in ms."""
+        """Copy `inputs` to the device once, and return a function that runs one pass and returns its time in ms."""

@@ -1,4 +1,4 @@
-"""PyTorch itself as a runner, eager or compiled."""
+"""PyTorch as a runner, eager or compiled, on the CPU or a GPU."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class TorchRunner:
     """Runs a module of `model` in the dtype of its parameters.
 
     Args:
-        model: says what the inputs and outputs are.
-        module: to run; None for the model's own.
-        compiled: through torch.compile, dynamic shapes off: each shape is compiled once.
+        model: the model, which names the inputs and outputs.
+        module: the module to run; None is the model's own.
+        compiled: use torch.compile without dynamic shapes, so that each shape is compiled once.
     """
 
     def __init__(self, model: LoadedModel, module: nn.Module | None = None, *, compiled: bool = False) -> None:
@@ -42,7 +42,9 @@ class TorchRunner:
             with torch.inference_mode():
                 outputs = self._entry(*tensors)
         except torch._inductor.exc.InductorError as error:
-            raise BackendUnavailable(f"torch.compile cannot build code here: {str(error).splitlines()[0]}") from error
+            raise BackendUnavailable(
+                f"torch.compile cannot compile the model on this machine: {str(error).splitlines()[0]}"
+            ) from error
         return {
             name: (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
             for name, tensor in zip(self._model.outputs, outputs, strict=True)
@@ -50,19 +52,19 @@ class TorchRunner:
 
 
 class TorchCudaRunner:
-    """Runs a copy of a module on the GPU; TF32 is off, as in `OrtCudaRunner`.
+    """Runs a copy of a module on the GPU. TF32 is off, as in `OrtCudaRunner`.
 
     Args:
         model, module, compiled: as in `TorchRunner`; `torch.compile` may use CUDA graphs ("reduce-overhead").
 
     Raises:
-        BackendUnavailable: torch reaches no GPU here.
+        BackendUnavailable: torch finds no GPU.
     """
 
     def __init__(self, model: LoadedModel, module: nn.Module | None = None, *, compiled: bool = False) -> None:
         if not torch.cuda.is_available():
             raise BackendUnavailable(
-                f"comparing with torch needs a GPU that torch {torch.__version__} reaches: install torch with CUDA"
+                f"comparing with torch needs a GPU, and torch {torch.__version__} finds none: install torch with CUDA"
             )
         self.name = "torch.compile" if compiled else "torch"
         self._model = model
@@ -79,9 +81,9 @@ class TorchCudaRunner:
         }
 
     def timed(self, inputs: Arrays) -> Callable[[], float]:
-        """See `DeviceRunner`: between two CUDA events on the stream of the pass."""
+        """See `DeviceRunner`. Two CUDA events on the stream measure the pass."""
         tensors = self._place(inputs)
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]  # torch's
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]  # torch has no types for it
 
         def once() -> float:
             torch.cuda.synchronize()
@@ -105,5 +107,7 @@ class TorchCudaRunner:
             with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
                 outputs: tuple[torch.Tensor, ...] = self._entry(*tensors)
         except torch._inductor.exc.InductorError as error:
-            raise BackendUnavailable(f"torch.compile cannot build code here: {str(error).splitlines()[0]}") from error
+            raise BackendUnavailable(
+                f"torch.compile cannot compile the model on this machine: {str(error).splitlines()[0]}"
+            ) from error
         return outputs

@@ -20,7 +20,7 @@ from ibnorm_export.artifacts.loaded_model import LoadedModel, torch_dtype
 from ibnorm_export.artifacts.tensors import Arrays, DType
 from ibnorm_export.errors import ModelFileError
 from ibnorm_export.progress import Progress
-from ibnorm_export.runtimes.lazy_runners import Corners
+from ibnorm_export.runtimes.lazy_runners import LazyRunners
 from ibnorm_export.runtimes.norm_executions import NormExecution
 from ibnorm_export.runtimes.registry import fused_library, open_runner
 from ibnorm_export.runtimes.runner import Endpoint, Kernels, Runner
@@ -351,7 +351,7 @@ def _levels(
     library = fused_library(runtime.backend, kernels)
     taken = [tensor.name for tensor in file.inputs]
     levels = []
-    runners = Corners(
+    runners = LazyRunners(
         {level: functools.partial(OrtRunner, file.path, library=library, level=level) for level in LEVELS}
     )
     for level, runner in runners.items():
@@ -369,17 +369,17 @@ def _levels(
     return tuple(levels)
 
 
-def _runners(file: ExportedModel, runtime: Runtime) -> Corners:
+def _runners(file: ExportedModel, runtime: Runtime) -> LazyRunners:
     """Fused kernels where they are installed, and the functions beside them: a kernel hides a wrong body."""
     opened = functools.partial(open_runner, runtime.backend, file)
     if runtime.backend == "triton":  # the server has decided how they run
-        return Corners({"as served": functools.partial(opened, endpoint=runtime.endpoint)})
+        return LazyRunners({"as served": functools.partial(opened, endpoint=runtime.endpoint)})
     runners: dict[str, Callable[[], Runner]] = {}
     if fused_library(runtime.backend, runtime.kernels) is not None:
         runners["fused"] = functools.partial(opened, kernels=Kernels.FUSED)
     if runtime.kernels is not Kernels.FUSED:
         runners["as functions"] = functools.partial(opened, kernels=Kernels.FUNCTION, engine=runtime.engine)
-    return Corners(runners)
+    return LazyRunners(runners)
 
 
 def _not_finite(actual: NDArray[Any], own: NDArray[Any], *, truth: NDArray[Any], dtype: DType) -> str:

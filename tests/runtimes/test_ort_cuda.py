@@ -18,11 +18,12 @@ from ibnorm_export.benchmark import measure as bench_module
 from ibnorm_export.benchmark.bench import contest
 from ibnorm_export.cli import main
 from ibnorm_export.exporter.export import ExportOptions, export
-from ibnorm_export.runtimes import NormExecution
+from ibnorm_export.runtimes import NormExecution, NormImplementation
 from ibnorm_export.runtimes.norm_executions import _executions, copies_beside
 from ibnorm_export.runtimes.ort_cuda import missing_for_cuda, ort
 from ibnorm_export.verifier.verify import VerifyOptions, verify
 
+FUSED, FUNCTION = NormImplementation.FUSED, NormImplementation.FUNCTION
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 MISSING = missing_for_cuda(
     ort.get_available_providers(),
@@ -67,12 +68,12 @@ def test_a_copy_counts_once_however_many_edges_join_it() -> None:
 @pytest.mark.parametrize(
     ("execution", "words"),
     [
-        (NormExecution("m", "IBNormL", implementation="fused", provider=CUDA, expected=CUDA), ""),
-        (NormExecution("m", "IBNormL", implementation="fused", provider=CPU), ""),
-        (NormExecution("m", "IBNormL", implementation="function", provider="", expected=CUDA), "as a function"),
-        (NormExecution("m", "IBNormL", implementation="fused", provider=CPU, expected=CUDA), "not on CUDA"),
+        (NormExecution("m", "IBNormL", implementation=FUSED, provider=CUDA, expected=CUDA), ""),
+        (NormExecution("m", "IBNormL", implementation=FUSED, provider=CPU), ""),
+        (NormExecution("m", "IBNormL", implementation=FUNCTION, provider="", expected=CUDA), "as a function"),
+        (NormExecution("m", "IBNormL", implementation=FUSED, provider=CPU, expected=CUDA), "not on CUDA"),
         (
-            NormExecution("m", "IBNormL", implementation="fused", provider=CUDA, expected=CUDA, copies=2),
+            NormExecution("m", "IBNormL", implementation=FUSED, provider=CUDA, expected=CUDA, copies=2),
             "2 memory copies",
         ),
     ],

@@ -278,7 +278,7 @@ def test_a_port_that_is_none(noise: Path, port: int) -> None:
 
 def test_it_is_no_triton(endpoint: str, exported_vit: ExportedModel) -> None:
     """Both have port 8000 unless told otherwise; what is no Triton may answer anything."""
-    with pytest.raises(BackendUnavailable, match=r"no Triton answers HTTP .* is not served here"):
+    with pytest.raises(BackendUnavailable, match=r"no Triton server answers HTTP .* is not served here"):
         TritonRunner(exported_vit, Endpoint(endpoint.removeprefix("http://")))
 
 

@@ -125,13 +125,13 @@ def test_verify_through_the_server(served: tuple[ExportedModel, str, Running], r
         assert bool(report) is bool(here) is True, (report.findings, here.findings)
         assert report.numeric is not None
         assert [output.norms for output in report.numeric.outputs] == ["as served"]
-    with pytest.raises(BackendUnavailable, match=r"no Triton answers HTTP at 127\.0\.0\.1:9"):
+    with pytest.raises(BackendUnavailable, match=r"no Triton server answers HTTP at 127\.0\.0\.1:9"):
         verify(model, loaded, options=VerifyOptions("triton", endpoint=Endpoint("127.0.0.1:9", name)))
     for url, there, said in (
         (server.http, "", "has the models .*; choose with --name"),
         (server.http, "nobody", "unknown model: 'nobody' is not found; choose with --name"),
-        (server.grpc, name, "no Triton answers HTTP at"),
-        (f"grpc://{server.http}", name, "no Triton answers gRPC at"),
+        (server.grpc, name, "no Triton server answers HTTP at"),
+        (f"grpc://{server.http}", name, "no Triton server answers gRPC at"),
         ("127.0.0.1:99999", name, "it must be HOST:PORT"),
         ("127.0.0.1:http", name, "it must be HOST:PORT"),
     ):
