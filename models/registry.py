@@ -33,7 +33,7 @@ def register_adapter(norm: type[nn.Module], convert: Callable[[nn.Module], IBNor
             `IBNormSpec.from_convention`; `scale` and `bias` are taken from the instance.
 
     Example:
-        register_adapter(MyNorm, lambda m: IBNormSpec.from_convention("L", m.lam, m.eps, "divide"))
+        register_adapter(MyNorm, lambda m: IBNormSpec.from_convention("L", m.lam, epsilon=m.eps, convention="divide"))
     """
     _ADAPTERS[norm] = convert
 

@@ -38,7 +38,7 @@ print(json.dumps({"weights_bytes": weights, "peak_bytes": peak, "load_s": loaded
 _NEW = """
 import sys
 from ibnorm_export import IBNormSpec, models
-models.save(models.new_model(sys.argv[1], IBNormSpec("L", 4.0, 1e-5, bias=False)), sys.argv[2])
+models.save(models.new_model(sys.argv[1], IBNormSpec("L", 4.0, epsilon=1e-5, bias=False)), sys.argv[2])
 """
 
 PEAK_OVER_WEIGHTS = 2.5

@@ -34,7 +34,7 @@ sys.exit(code)
 _NEW = """
 import sys
 from ibnorm_export import IBNormSpec, models
-spec = IBNormSpec("L", 4.0, 1e-5, bias=sys.argv[1].startswith("gpt2"))
+spec = IBNormSpec("L", 4.0, epsilon=1e-5, bias=sys.argv[1].startswith("gpt2"))
 models.save(models.new_model(sys.argv[1], spec), sys.argv[2])
 """
 

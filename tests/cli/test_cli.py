@@ -363,7 +363,7 @@ def test_an_interrupted_export_leaves_nothing(signum: int, llama_checkpoint: Pat
     started = tmp_path / "started"
     code = (
         "import sys, time, pathlib\n"
-        "from ibnorm_export import export as module\n"
+        "from ibnorm_export.exporter import export as module\n"
         "def slow(*a, **k):\n"
         f"    pathlib.Path({str(started)!r}).touch(); time.sleep(60)\n"
         "module._trace = slow\n"

@@ -242,7 +242,7 @@ def built(vit_checkpoint: Path) -> ir.Model:
 @pytest.fixture
 def prebuilt(built: ir.Model, vit_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> LoadedModel:
     """A checkpoint whose export has only the writing left to do."""
-    monkeypatch.setattr(MODULE, "build", lambda *_: built)
+    monkeypatch.setattr(MODULE, "build", lambda *_, **__: built)
     return models.load(vit_checkpoint)
 
 
@@ -469,7 +469,6 @@ def test_kill_9_leaves_no_file_under_the_target_name(vit_checkpoint: Path, tmp_p
     code = (
         "import pathlib, time\n"
         "from ibnorm_export import models\n"
-        "from ibnorm_export import export as _\n"
         "import sys\n"
         "from ibnorm_export.exporter.export import export\n"
         "module = sys.modules['ibnorm_export.exporter.export']\n"

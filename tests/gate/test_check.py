@@ -200,7 +200,11 @@ def test_whatever_an_export_trips_over_the_rest_goes_on(
     )
     config = read_check_config(written(tmp_path, text))
     first = check._compared
-    monkeypatch.setattr(check, "_compared", lambda asked, *rest: fail() if asked.name == "bad" else first(asked, *rest))
+    monkeypatch.setattr(
+        check,
+        "_compared",
+        lambda asked, *rest, **more: fail() if asked.name == "bad" else first(asked, *rest, **more),
+    )
     monkeypatch.setattr(check, "contest", fail)
     report = check.run_check(config, "check.toml")
     found = {(case.suite, case.name): case for case in report.cases}
@@ -213,7 +217,7 @@ def test_whatever_an_export_trips_over_the_rest_goes_on(
 
 
 def test_an_interrupt_ends_the_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*_: Any) -> Any:
+    def interrupt(*_: Any, **__: Any) -> Any:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(check, "_made", interrupt)
@@ -324,10 +328,10 @@ def test_no_more_positions_are_timed_than_there_are(
 def test_what_one_backend_trips_over_ends_no_other(
     vit_checkpoint: Path, exported_vit: ExportedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def verify_or_fail(exported: ExportedModel, model: Any, options: Any, *rest: Any) -> Any:
+    def verify_or_fail(exported: ExportedModel, model: Any, *, options: Any, **more: Any) -> Any:
         if options.backend == "reference":
             raise RuntimeError("planted")
-        return first(exported, model, options, *rest)
+        return first(exported, model, options=options, **more)
 
     text = (
         f'[[export]]\nname = "m"\ncheckpoint = "{vit_checkpoint}"\nfile = "{exported_vit.path}"\n'

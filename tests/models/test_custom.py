@@ -62,7 +62,7 @@ class Net(nn.Module):
         return self.out(self.last(hidden)), hidden
 
 
-register_adapter(MyNorm, lambda m: IBNormSpec.from_convention("L", m.lam, m.eps, "multiply"))
+register_adapter(MyNorm, lambda m: IBNormSpec.from_convention("L", m.lam, epsilon=m.eps, convention="multiply"))
 
 
 def build():
@@ -287,7 +287,7 @@ from ibnorm_export import IBNormSpec
 from ibnorm_export.models import CustomModel, InputSpec
 from ibnorm_export.op.torch_op import IBNorm
 
-SPEC = IBNormSpec("L", 4.0, 1e-5)
+SPEC = IBNormSpec("L", 4.0, epsilon=1e-5)
 X = (InputSpec("x", ("batch", 16), True),)
 
 
@@ -304,7 +304,7 @@ class Net(nn.Module):
 
 def made(returned, *outputs, inputs=X, **more):
     torch.manual_seed(0)
-    return lambda: CustomModel(Net(returned), inputs, outputs, **more)
+    return lambda: CustomModel(Net(returned), inputs, outputs=outputs, **more)
 
 
 def scores(net, x, hidden, y):
@@ -338,7 +338,8 @@ fine_but_sample_gives_more = made(
 
 
 def without_parameters():
-    return CustomModel(nn.Sequential(IBNorm(16, IBNormSpec("T", 4.0, 1e-5, False, False))), X, ("y",))
+    norm = IBNorm(16, IBNormSpec("T", 4.0, epsilon=1e-5, scale=False, bias=False))
+    return CustomModel(nn.Sequential(norm), X, outputs=("y",))
 """
 
 
