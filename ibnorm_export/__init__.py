@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from ibnorm_export.op.spec import Compression, Convention, IBNormSpec, NormConfig
     from ibnorm_export.op.torch_op import IBNorm, SkipIBNorm, ibnorm, skip_ibnorm
     from ibnorm_export.runtimes.runner import Kernels
-    from ibnorm_export.runtimes.tensorrt.build import Engine, build_engine
+    from ibnorm_export.runtimes.tensorrt.build import build_engine
+    from ibnorm_export.runtimes.tensorrt.engine import Engine
     from ibnorm_export.runtimes.tensorrt.options import EngineOptions
     from ibnorm_export.serving.triton.repository import Package, PackageOptions, package
     from ibnorm_export.verifier.report import ParityReport
@@ -118,7 +119,8 @@ _HOME = {
         "op.spec": ("Compression", "Convention", "IBNormSpec", "NormConfig"),
         "op.torch_op": ("IBNorm", "SkipIBNorm", "ibnorm", "skip_ibnorm"),
         "runtimes.runner": ("Kernels",),
-        "runtimes.tensorrt.build": ("Engine", "build_engine"),
+        "runtimes.tensorrt.build": ("build_engine",),
+        "runtimes.tensorrt.engine": ("Engine",),
         "runtimes.tensorrt.options": ("EngineOptions",),
         "serving.triton.repository": ("Package", "PackageOptions", "package"),
         "verifier.report": ("ParityReport",),

@@ -12,7 +12,7 @@ from ibnorm_export.environment import environment, version_of
 from ibnorm_export.errors import BackendUnavailable
 from ibnorm_export.op import native
 from ibnorm_export.op.spec import SCHEMA
-from ibnorm_export.runtimes.tensorrt.build import bindings
+from ibnorm_export.runtimes.tensorrt.bindings import bindings
 from ibnorm_export.runtimes.tensorrt.options import Runtime
 from ibnorm_export.serving.triton.server import find_triton
 

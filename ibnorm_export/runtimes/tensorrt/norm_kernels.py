@@ -1,11 +1,10 @@
-"""How an engine realises each norm, read from the engine's own description of its kernels.
+"""What each norm became in an engine: a fused kernel, several kernels, or a plugin.
 
-TensorRT names the ONNX nodes that went into a layer: `[ONNX Layer: node | norm (IBNormL)]` stands for a
-node inside the function of a norm, `[ONNX Layer: norm]` for the norm itself where a plugin runs it.
-TensorRT-RTX needs a GPU for its inspector, so there the same text is read from the plan, where every
-launch is listed as `function={ name=... }` (seen in 1.7.1; where it is not found, the report says
-that nothing is known, and nothing is guessed). A plan has one graph for each profile, and the same graph
-for all its targets.
+TensorRT names the ONNX nodes that went into a layer: `[ONNX Layer: node | norm (IBNormL)]` is a node inside the
+function of a norm, and `[ONNX Layer: norm]` is the norm itself, run by a plugin. The inspector of TensorRT-RTX needs a
+GPU, so for TensorRT-RTX the same text is read from the plan, which lists every launch as `function={ name=... }` (as of
+version 1.7.1; if the list is missing, the result is "unknown"). A plan has one graph for each profile, and the same
+graph for all its targets.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ from ibnorm_export.artifacts.exported_model import ExportedModel
 
 __all__ = ["NormLayers", "kernels_in_inspection", "kernels_in_plan", "norm_layers"]
 
-_GRAPH: Final = re.compile(r"header \{\n")  # behind a magic number and a length, so not at the start of a line
+_GRAPH: Final = re.compile(r"header \{\n")  # follows a magic number and a length, so not at the start of a line
 _PROFILE: Final = re.compile(r"\[profile (\d+)\]")
 _KERNEL: Final = re.compile(r"function=\{ name=(\S+) (.*?) swap_ab=", re.DOTALL)
-# The addition of the skip form is no part of the norm: outside that form it is a node of its own, and TensorRT puts it
-# into any kernel that wants the sum.
+# The addition of the skip form is not part of the norm: without that form it is a separate node, which TensorRT repeats
+# in every kernel that needs the sum.
 _IN_FUNCTION: Final = re.compile(
     r"\[ONNX Layer: (?!node_of_(?:x_f|skip_f|sum_f|sum) )[^\]|]*\| ([^\]]+?) \((?:Skip)?IBNorm[SLT]\)\]"
 )
@@ -36,10 +35,10 @@ class NormLayers:
     """What one norm became.
 
     Args:
-        module: its path in the torch model.
-        op_type: e.g. "IBNormL".
+        module: path of the norm in the checkpoint.
+        op_type: op type of its node, e.g. "IBNormL".
         realised: "fused" (one kernel), "split into N", "plugin", or "unknown".
-        kernels: names of the kernels or layers, which hold neighbouring operators too.
+        kernels: names of the kernels or layers, which may also contain neighbouring operators.
     """
 
     module: str
@@ -50,7 +49,7 @@ class NormLayers:
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """One launch or layer of an engine and the names of the norms in it."""
+    """One launch or layer of an engine, with the names of the norms in it."""
 
     name: str
     norms: frozenset[str]
@@ -58,11 +57,11 @@ class Kernel:
 
 
 def kernels_in_plan(plan: bytes) -> list[list[Kernel]]:
-    """Kernels of a TensorRT-RTX plan that have a norm in them, a list for each profile."""
+    """Find the kernels of a TensorRT-RTX plan that contain a norm, as one list for each profile."""
     text = plan.decode("latin-1")
     graphs = []
     for section in _GRAPH.split(text):
-        # One entry a launch: layers alike share a kernel, and are listed one by one.
+        # One entry for each launch: similar layers share a kernel, but each is listed.
         launches = [Kernel(name, frozenset(_IN_FUNCTION.findall(rest))) for name, rest in _KERNEL.findall(section)]
         with_norms = [kernel for kernel in launches if kernel.norms]
         if with_norms:
@@ -71,23 +70,23 @@ def kernels_in_plan(plan: bytes) -> list[list[Kernel]]:
 
 
 def kernels_in_inspection(text: str) -> list[list[Kernel]]:
-    """The same from what TensorRT's EngineInspector says of a whole engine in JSON, with detailed verbosity."""
+    """Find the layers that contain a norm in the JSON text of TensorRT's EngineInspector, with detailed verbosity."""
     profiles: dict[str, list[Kernel]] = {}
     for layer in json.loads(text).get("Layers", []):
         if not isinstance(layer, dict):
-            continue  # a layer of an engine built without detailed verbosity is its name alone
+            continue  # without detailed verbosity a layer is only a name
         metadata = str(layer.get("Metadata", ""))
         plugin = "plugin" in str(layer.get("LayerType", "")).lower()
         names = (_ITSELF if plugin else _IN_FUNCTION).findall(metadata)
         name = str(layer.get("Name", ""))
-        which = _PROFILE.search(name)  # the first profile's layers carry no mark
+        which = _PROFILE.search(name)  # layers of the first profile are not marked
         kernels = profiles.setdefault("0" if which is None else which[1], [])
         kernels.append(Kernel(name, frozenset(names), plugin))
     return list(profiles.values())
 
 
 def norm_layers(model: ExportedModel, graphs: Iterable[list[Kernel]]) -> tuple[NormLayers, ...]:
-    """For every norm of `model`, the kernels that it became; of several profiles, those of the one with the most."""
+    """Return what every norm of `model` became, in the profile in which it takes the most kernels."""
     candidates = list(graphs)
     made = []
     for norm in model.norms:

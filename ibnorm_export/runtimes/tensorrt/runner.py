@@ -1,7 +1,8 @@
-"""TensorRT and TensorRT-RTX as runners: an engine of the file, run on PyTorch's current GPU.
+"""TensorRT and TensorRT-RTX as runners: an engine built from the file, on PyTorch's current GPU.
 
-Not yet run on a GPU. Calls as in the developer guide's Python examples: set_optimization_profile_async,
-set_input_shape, set_tensor_address, execute_async_v3, and that last one under capture for a CUDA graph.
+This has not been run on a GPU yet. The calls follow the Python examples of the developer guide:
+set_optimization_profile_async, set_input_shape, set_tensor_address, execute_async_v3, and the last one under capture
+for a CUDA graph.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ import torch
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.tensors import Arrays
 from ibnorm_export.errors import BackendUnavailable, EngineError
-from ibnorm_export.runtimes.tensorrt.build import bindings, build_engine, read_engine
+from ibnorm_export.runtimes.tensorrt.bindings import bindings
+from ibnorm_export.runtimes.tensorrt.build import build_engine
+from ibnorm_export.runtimes.tensorrt.engine import Engine, read_engine
 from ibnorm_export.runtimes.tensorrt.options import EngineOptions, Runtime
-from ibnorm_export.runtimes.tensorrt.profiles import fitting_profile, profiles_of
+from ibnorm_export.runtimes.tensorrt.profiles import fitting_profile
 
 __all__ = ["TrtRunner"]
 
@@ -34,34 +37,34 @@ _TYPES = {
 
 
 class TrtRunner:
-    """An engine and an execution context; inputs choose the profile.
+    """An engine with an execution context. The shapes of the inputs choose the profile.
 
     Args:
         backend: "tensorrt" or "tensorrt-rtx".
-        model: what to run; the norms run as functions.
-        engine: built from `model` before; None builds one with the default profiles.
+        model: the model to run.
+        engine: an engine built from `model` before; None builds one with the default options.
 
     Raises:
         BackendUnavailable: the runtime is not installed, or there is no GPU.
-        EngineError: the engine is of another file, runtime, version or GPU, or cannot be built or loaded.
+        EngineError: the engine was built for another file, runtime, version or GPU, or cannot be built or loaded.
     """
 
     def __init__(self, backend: str, model: ExportedModel, *, engine: Path | None = None) -> None:
-        self.name = backend
+        self.name = str(backend)
         runtime = Runtime(backend)
-        # A bad engine is named where there is no GPU, too.
-        given = None if engine is None else read_engine(engine, model, wanted=runtime)
+        # Read first, so that a bad engine is reported even without a GPU.
+        read = None if engine is None else read_engine(engine, model, wanted=runtime)
         trt = bindings(runtime)
         if not torch.cuda.is_available():
             raise BackendUnavailable(
-                f"backend {backend} needs an NVIDIA GPU, its driver and a CUDA build of torch, and torch "
-                f"{torch.__version__} sees no GPU here; `ibnorm-export build-engine --runtime tensorrt-rtx` "
-                "builds without one"
+                f"backend {backend} needs an NVIDIA GPU, its driver and a CUDA build of torch, but torch "
+                f"{torch.__version__} finds no GPU; `ibnorm-export build-engine --runtime tensorrt-rtx` builds an "
+                "engine without one"
             )
         with tempfile.TemporaryDirectory() as folder:
-            used = given or build_engine(model, Path(folder) / "model.plan", options=EngineOptions(runtime))
+            used: Engine = read or build_engine(model, Path(folder) / "model.plan", options=EngineOptions(runtime))
             plan = used.path.read_bytes()
-        self._profiles = profiles_of(used.description)
+        self._profiles = used.description.profiles
         self._held: list[dict[str, torch.Tensor]] = []
         self._axes = {tensor.name: tensor.shape for tensor in model.inputs}
         self._runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
@@ -78,7 +81,7 @@ class TrtRunner:
         return _TYPES[self._engine.get_tensor_dtype(name).name]
 
     def _place(self, inputs: Arrays, stream: Any) -> dict[str, torch.Tensor]:
-        """Tensors of every input and output, told to the context, with the profile that takes them."""
+        """Set the profile, and bind a device tensor to every input and output."""
         held = {
             name: torch.from_numpy(np.ascontiguousarray(inputs[name])).to("cuda", self._dtype(name))
             for name in self._inputs
@@ -86,11 +89,11 @@ class TrtRunner:
         shapes = {name: tuple(tensor.shape) for name, tensor in held.items()}
         chosen = fitting_profile(self._profiles, self._axes, shapes=shapes)
         if not self._context.set_optimization_profile_async(chosen, stream.cuda_stream):
-            raise EngineError(f"{self.name} refuses profile {chosen} of the engine")
+            raise EngineError(f"{self.name} rejects profile {chosen} of the engine")
         stream.synchronize()
         for name, shape in shapes.items():
             if not self._context.set_input_shape(name, shape):
-                raise EngineError(f"{self.name} refuses {name} of shape {list(shape)}")
+                raise EngineError(f"{self.name} rejects {name} with shape {list(shape)}")
         for name in self._outputs:
             shape = tuple(self._context.get_tensor_shape(name))
             held[name] = torch.empty(shape, dtype=self._dtype(name), device="cuda")
@@ -100,10 +103,10 @@ class TrtRunner:
 
     def _enqueue(self, stream: Any) -> None:
         if not self._context.execute_async_v3(stream.cuda_stream):
-            raise EngineError(f"{self.name} refuses to run the engine")
+            raise EngineError(f"{self.name} cannot run the engine")
 
     def run(self, inputs: Arrays) -> Arrays:
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch gives no types here
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch has no types for it
         with torch.cuda.stream(stream):
             held = self._place(inputs, stream)
             self._enqueue(stream)
@@ -112,14 +115,14 @@ class TrtRunner:
         return {n: (t.float() if t.dtype is torch.bfloat16 else t).cpu().numpy() for n, t in outputs.items()}
 
     def timed(self, inputs: Arrays) -> Callable[[], float]:
-        """See `DeviceRunner`: a CUDA graph of one pass, timed on the device by events before and behind it."""
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch gives no types here
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]  # torch gives no types here
+        """See `DeviceRunner`. Events on the device measure a CUDA graph of one pass."""
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch has no types for it
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]  # torch has no types for it
         with torch.cuda.stream(stream):
             held = self._place(inputs, stream)
-            self._enqueue(stream)  # what a first pass sets up cannot be captured
+            self._enqueue(stream)  # the first pass allocates memory, which cannot be captured
         stream.synchronize()
-        self._held.append(held)  # the graph reads and writes it
+        self._held.append(held)  # keeps alive what the graph reads and writes
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=stream):
             self._enqueue(stream)

@@ -21,7 +21,8 @@ from ibnorm_export.errors import EngineError
 from ibnorm_export.exporter.export import ExportOptions, export
 from ibnorm_export.exporter.text_folder import export_folder
 from ibnorm_export.op.spec import Compression, IBNormSpec
-from ibnorm_export.runtimes.tensorrt.build import Engine, build_engine, read_engine
+from ibnorm_export.runtimes.tensorrt.build import build_engine
+from ibnorm_export.runtimes.tensorrt.engine import Engine, read_engine
 from ibnorm_export.runtimes.tensorrt.norm_kernels import kernels_in_plan
 from ibnorm_export.runtimes.tensorrt.options import EngineOptions, Runtime
 from ibnorm_export.runtimes.tensorrt.profiles import parse_ranges
@@ -100,10 +101,8 @@ def test_a_cache_has_a_profile_for_prompts_and_one_for_tokens(
     model = models.load(llama_checkpoint, task="text-generation")
     exported = export_folder(model, tmp_path / "llama", options=ExportOptions(DType(dtype)))
     engine = build_engine(exported, tmp_path / "llama.plan", options=options())
-    assert [item["name"] for item in engine.description["profiles"]] == ["prefill", "decode"]
-    total = {
-        p["name"]: r["largest"] for p in engine.description["profiles"] for r in p["ranges"] if r["axis"] == "total"
-    }
+    assert [item.name for item in engine.description.profiles] == ["prefill", "decode"]
+    total = {p.name: r.largest for p in engine.description.profiles for r in p.ranges if r.axis == "total"}
     assert total == {"prefill": 64, "decode": 64}  # the model's own positions
     # Both profiles are in the plan, and the report is of the worse one.
     graphs = kernels_in_plan(engine.path.read_bytes())

@@ -17,10 +17,11 @@ from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.cli import main
 from ibnorm_export.errors import BackendUnavailable, EngineError
 from ibnorm_export.op import native
-from ibnorm_export.runtimes.tensorrt import build as engine
-from ibnorm_export.runtimes.tensorrt.build import read_engine
+from ibnorm_export.runtimes.tensorrt import bindings as bindings_module
+from ibnorm_export.runtimes.tensorrt import build, engine
+from ibnorm_export.runtimes.tensorrt.engine import read_engine
 from ibnorm_export.runtimes.tensorrt.options import Runtime
-from ibnorm_export.runtimes.tensorrt.profiles import Profile, Range, fitting_profile, profiles_of
+from ibnorm_export.runtimes.tensorrt.profiles import Profile, Range, fitting_profile
 
 PLAN = b"a plan of an engine"
 
@@ -51,7 +52,10 @@ def written(source: ExportedModel, runtime: str = "tensorrt-rtx", **changed: Any
         "gpu": None,
         "compute_capabilities": ["sm_89", "sm_120"],
         "profiles": [{"name": "default", "ranges": ranges}],
+        "norm": "function",
+        "why": "as requested",
         "norms": [],
+        "build_s": 1.0,
         "size_bytes": len(PLAN),
         "sha256": hashlib.sha256(PLAN).hexdigest(),
     }
@@ -72,7 +76,7 @@ def with_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_good_engine_is_read(source: ExportedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     installed(monkeypatch)
     read = read_engine(written(source), source, wanted=Runtime.TENSORRT_RTX)
-    assert profiles_of(read.description) == (
+    assert read.description.profiles == (
         Profile("default", (Range("batch", 1, optimal=1, largest=8, profile="default"),)),
     )
 
@@ -110,7 +114,7 @@ def changed_source(source: ExportedModel) -> Path:
 BAD = {
     "truncated": (truncated, "is truncated: it has 16 bytes, not 19; build it again"),
     "version": (lambda s: written(s, runtime_version="1.6.0"), "was built by tensorrt-rtx 1.6.0; 1.7.1 is installed"),
-    "runtime": (lambda s: written(s, "tensorrt"), "is an engine of tensorrt, not of tensorrt-rtx"),
+    "runtime": (lambda s: written(s, "tensorrt"), "is an engine for tensorrt, not for tensorrt-rtx"),
     "file": (changed_source, "was built from another file"),
     "profiles": (lambda s: written(s, profiles=[{"name": "x"}]), "is damaged"),
     "missing": (lambda s: s.path.with_name("none.plan"), "none.plan' does not exist"),
@@ -182,20 +186,20 @@ def test_a_major_version_that_the_plugin_does_not_know(version: str, known: bool
     trt = SimpleNamespace(__version__=version)
     if not known:
         with pytest.raises(EngineError, match="it is for 10 and 11"):
-            engine._load_plugin(trt, None, embed=False)
+            build._load_plugin(trt, None, embed=False)
 
 
 @pytest.mark.parametrize("runtime", Runtime)
 def test_a_folder_of_that_name_is_no_tensorrt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runtime: Runtime
 ) -> None:
-    for name in engine._MODULES[runtime]:
+    for name in bindings_module._MODULES[runtime]:
         (tmp_path / name).mkdir()
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     with pytest.raises(BackendUnavailable, match=f"{runtime.value} is not installed"):
-        engine.bindings(runtime)
-    for name in engine._MODULES[runtime]:
+        bindings_module.bindings(runtime)
+    for name in bindings_module._MODULES[runtime]:
         monkeypatch.delitem(sys.modules, name)
 
 
@@ -229,11 +233,13 @@ def test_the_profile_that_fits_and_is_nearest(sizes: tuple[int, int, int], chose
 
 
 def test_no_profile_is_named_with_what_was_given() -> None:
-    words = "no profile of the engine takes batch 2, sequence 3, past 5, total 8: prefill takes batch 1 to 8, sequence"
+    words = (
+        "no profile of the engine accepts batch 2, sequence 3, past 5, total 8: prefill accepts batch 1 to 8, sequence"
+    )
     with pytest.raises(EngineError, match=words):
         fitting_profile([PREFILL, DECODE], AXES, shapes=shapes(2, 3, 5))
-    with pytest.raises(EngineError, match="past 0, total 1: decode takes"):
+    with pytest.raises(EngineError, match="past 0, total 1: decode accepts"):
         fitting_profile([DECODE], AXES, shapes=shapes(1, 1, 0))
-    with pytest.raises(EngineError, match="axis 'batch' is 2 in one input and 3 in mask"):
+    with pytest.raises(EngineError, match="axis 'batch' has size 2 in one input and 3 in mask"):
         fitting_profile([PREFILL], AXES, shapes={**shapes(2, 3, 0), "mask": (3, 3)})
     assert fitting_profile([], {"X": (1, 8)}, shapes={"X": (1, 8)}) == 0
