@@ -99,7 +99,7 @@ def bench_command(
     with show_progress() as progress:
         exported = ExportedModel(model_file)
         loaded = None if checkpoint is None else models.load(checkpoint, model)
-        sizes = {"batch": batch, "sequence": seq or min(128, exported.max_positions or 128)}
+        sizes = {"batch": batch, "sequence": seq or min(128, exported.metadata.max_positions or 128)}
         report = contest(
             exported,
             backend,

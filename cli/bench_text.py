@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import typer
 
+from ibnorm_export.artifacts.metadata import Task
 from ibnorm_export.benchmark.generation import Opener, TextBenchOptions, TextBenchReport, bench_text
 from ibnorm_export.cli.console import out, print_json, print_table, show_progress, table
 from ibnorm_export.runtimes.runner import Kernels
@@ -29,7 +30,7 @@ def generates(path: Path) -> bool:
     """Whether `path` was exported for text generation, here or by GenAI's own builder."""
     from ibnorm_export.artifacts.exported_model import ExportedModel
 
-    return (path / "genai_config.json").is_file() or ExportedModel(path).metadata.get("task") == "text-generation"
+    return (path / "genai_config.json").is_file() or ExportedModel(path).metadata.task is Task.TEXT_GENERATION
 
 
 def _vocabulary(folder: Path) -> int:

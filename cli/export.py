@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ibnorm_export.artifacts.metadata import CacheKind, Target, Task
 from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.cli import options
 from ibnorm_export.cli.console import out, print_json, print_next, show_progress
@@ -16,8 +17,6 @@ from ibnorm_export.runtimes.runner import Kernels
 
 if TYPE_CHECKING:
     from ibnorm_export.graph.quantization import Quantization
-
-TARGETS = ("portable", "ort-genai")
 
 
 class Stored(enum.StrEnum):
@@ -53,11 +52,12 @@ def export_command(
         Path, typer.Option("-o", "--output", metavar="PATH", help="The file to write; for text-generation, the folder.")
     ],
     task: Annotated[
-        str, typer.Option("--task", help="What to export: forward (no cache) or text-generation.")
-    ] = "forward",
+        Task, typer.Option("--task", help="What to export: forward (no cache) or text-generation.")
+    ] = Task.FORWARD,
     target: Annotated[
-        str, typer.Option("--target", help="portable (any ONNX runtime), or ort-genai: a folder for onnxruntime-genai.")
-    ] = "portable",
+        Target,
+        typer.Option("--target", help="portable (any ONNX runtime), or ort-genai: a folder for onnxruntime-genai."),
+    ] = Target.PORTABLE,
     kernels: Annotated[
         Kernels,
         typer.Option(
@@ -86,9 +86,9 @@ def export_command(
         ),
     ] = None,
     cache: Annotated[
-        str,
+        CacheKind,
         typer.Option("--cache", help="Of a portable language model: dynamic, or static (kept in place, opset 24)."),
-    ] = "dynamic",
+    ] = CacheKind.DYNAMIC,
     inline: Annotated[
         bool, typer.Option("--inline", help="Expand the norms, for runtimes without local functions (OpenVINO).")
     ] = False,
@@ -108,15 +108,12 @@ def export_command(
     from ibnorm_export.exporter.genai import export_genai
     from ibnorm_export.exporter.text_folder import export_folder
 
-    if target not in TARGETS:
-        raise typer.BadParameter(f"{target!r} is not one of {', '.join(TARGETS)}", param_hint="--target")
-
-    if target == "ort-genai":
-        task = "text-generation"
+    if target is Target.ORT_GENAI:
+        task = Task.TEXT_GENERATION
     with show_progress() as progress:
         progress("reading the checkpoint", 0, 4)
         loaded = models.load(checkpoint, model, task=task)
-        write = export_folder if task == "text-generation" else export
+        write = export_folder if task is Task.TEXT_GENERATION else export
         wanted = ExportOptions(
             _computed(dtype),
             opset,
@@ -125,7 +122,7 @@ def export_command(
             quantization=_quantization(dtype, block_size, head=head_dtype),
             cache=cache,
         )
-        if target == "ort-genai":
+        if target is Target.ORT_GENAI:
             exported = export_genai(loaded, output, options=wanted, kernels=kernels, progress=progress)
         else:
             exported = write(loaded, output, options=wanted, progress=progress)
@@ -140,15 +137,15 @@ def export_command(
                 "inputs": [asdict(t) for t in exported.inputs],
                 "outputs": [asdict(t) for t in exported.outputs],
                 "warnings": list(loaded.warnings),
-                "metadata": exported.metadata,
+                "metadata": exported.metadata.to_dict(),
             }
         )
         return
     for warning in loaded.warnings:
         out.print(f"warning: {warning}", style="yellow", markup=False)
     norms = "norms expanded" if inline else f"{len(exported.norms)} IBNorm nodes"
-    says = exported.metadata.get("quantization")
-    stored = f"int{says['bits']} weights" if says else exported.dtype
+    quantization = exported.metadata.quantization
+    stored = exported.dtype if quantization is None else f"int{quantization.bits} weights"
     out.print(
         f"{exported.path}: {exported.size_bytes / 1e6:.1f} MB, {stored}, opset {exported.opset}, {norms}",
         markup=False,

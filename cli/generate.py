@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from ibnorm_export.artifacts.metadata import Task
 from ibnorm_export.cli import options
 from ibnorm_export.cli.console import err, print_json
 from ibnorm_export.runtimes.runner import Kernels
@@ -53,7 +54,7 @@ def generate_command(
     else:
         from ibnorm_export import models
 
-        model = open_checkpoint(models.load(path, task="text-generation"))
+        model = open_checkpoint(models.load(path, task=Task.TEXT_GENERATION))
     if as_json:
         result = model.generate(prompt, sampling)
         print_json({"backend": model.backend, "prompt": prompt, **result.to_dict()})

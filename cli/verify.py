@@ -76,7 +76,7 @@ def verify_command(
         progress("reading the checkpoint", 0, 0)
         written = None if text is None else read_text(text)
         exported = ExportedModel(model_file)
-        loaded = models.load(checkpoint, model, task=str(exported.metadata.get("task", "forward")))
+        loaded = models.load(checkpoint, model, task=exported.metadata.task)
         given = None if inputs is None else [read_inputs(inputs, loaded)]
         report = verify(exported, loaded, options=wanted, inputs=given, progress=progress, text=written)
         if html is not None:

@@ -58,7 +58,7 @@ def verify(
     """
     exported = _exported(file)
     if not isinstance(checkpoint, LoadedModel):
-        checkpoint = load(checkpoint, task=str(exported.metadata.get("task", "forward")))
+        checkpoint = load(checkpoint, task=exported.metadata.task)
     return verifier.verify(exported, checkpoint, options=options, inputs=inputs, text=text, progress=progress)
 
 
@@ -96,7 +96,7 @@ def bench(
         "ort-cpu",
         model=checkpoint,
         against=against,
-        sizes={"batch": 1, "sequence": min(_TOKENS, exported.max_positions or _TOKENS)},
+        sizes={"batch": 1, "sequence": min(_TOKENS, exported.metadata.max_positions or _TOKENS)},
         threads=psutil.cpu_count(logical=False) or 1,
         options=options,
         progress=progress,

@@ -29,7 +29,7 @@ def inspect_file(path: str | Path) -> dict[str, Any]:
     types = Counter(dtype_name(tensor.data_type) for tensor in model.weights.values())
     return {
         "path": str(model.path),
-        "format": "ONNX, written by ibnorm-export" if model.metadata else "ONNX of another tool",
+        "format": "ONNX of another tool" if model.metadata.is_empty else "ONNX, written by ibnorm-export",
         "size_bytes": model.size_bytes,
         "opset": model.opset,
         "dtype": model.dtype,
@@ -38,7 +38,7 @@ def inspect_file(path: str | Path) -> dict[str, Any]:
         "initializers": dict(types.most_common()),
         "functions": [f"{f.domain}::{f.name}" for f in model.proto.functions],
         "operators": model.operators,
-        "metadata": {k: v for k, v in model.metadata.items() if k not in ("norms", "config")},
+        "metadata": {key: value for key, value in model.metadata.to_dict().items() if key not in ("norms", "config")},
         "norms": [
             {
                 "module": norm.module,

@@ -16,7 +16,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ibnorm_export.artifacts.loaded_model import TASKS, LoadedModel
+from ibnorm_export.artifacts.loaded_model import LoadedModel
+from ibnorm_export.artifacts.metadata import Task
 from ibnorm_export.artifacts.tokenizer import TOKENIZER_FILES
 from ibnorm_export.errors import BackendUnavailable, CheckpointError, SpecError
 from ibnorm_export.files import new_folder
@@ -71,7 +72,7 @@ def _with_norms(architecture: type[PreTrainedModel], norms: NormConfig) -> type[
     return type(architecture.__name__, (architecture,), {"__init__": __init__, "__module__": architecture.__module__})
 
 
-def _load_folder(folder: Path, task: str) -> LoadedModel:
+def _load_folder(folder: Path, task: Task) -> LoadedModel:
     config = read_config(folder)
     if "ibnorm" not in config:
         raise CheckpointError(
@@ -83,7 +84,7 @@ def _load_folder(folder: Path, task: str) -> LoadedModel:
     except SpecError as error:
         raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
     kind = config.get("model_type")
-    if kind is None and "architecture" in config and task == "forward":
+    if kind is None and "architecture" in config and task is Task.FORWARD:
         return _load_timm(folder, config, norms=norms)
     family = FAMILIES.get(str(kind))
     if family is None:
@@ -91,7 +92,7 @@ def _load_folder(folder: Path, task: str) -> LoadedModel:
             f"{folder / 'config.json'}: model_type is {kind!r}; this version knows {', '.join(FAMILIES)}. "
             "For code of your own use --model package.module:factory"
         )
-    if task == "text-generation" and not isinstance(family, CausalFamily):
+    if task is Task.TEXT_GENERATION and not isinstance(family, CausalFamily):
         raise CheckpointError(
             f"{folder} is a {kind} model, which is no causal language model: --task text-generation, "
             "--target ort-genai, int8, int4 and `generate` are for those alone"
@@ -130,7 +131,7 @@ def _load_folder(folder: Path, task: str) -> LoadedModel:
     loaded = _family_model(
         family, model, source=str(folder), source_sha256=hash_files([folder / "config.json", *files]), norms=norms
     )
-    if task == "text-generation" and isinstance(family, CausalFamily):
+    if task is Task.TEXT_GENERATION and isinstance(family, CausalFamily):
         return family.with_cache(loaded)
     return loaded
 
@@ -173,23 +174,24 @@ def _family_model(
     )
 
 
-def load(checkpoint: str | Path, model: str | None = None, *, task: str = "forward") -> LoadedModel:
+def load(checkpoint: str | Path, model: str | None = None, *, task: Task | str = Task.FORWARD) -> LoadedModel:
     """Read a checkpoint.
 
     Args:
         checkpoint: a Hugging Face folder with an `ibnorm` section in config.json, or, with `model`,
             a folder or file of weights (.safetensors, or .pt that is weights-only).
         model: "package.module:factory" of the user's own code; the factory returns a `CustomModel`.
-        task: "forward", or "text-generation": with a cache of keys and values.
+        task: what to load it for.
 
     Raises:
         CheckpointError: the path, config, code or weights do not make an IBNorm model, or it cannot do
             the task; the message names what.
     """
     path = Path(checkpoint)
-    if task not in TASKS:
-        raise CheckpointError(f"task is {task!r}; it must be one of {', '.join(TASKS)}")
-    if task != "forward" and model is not None:
+    if task not in tuple(Task):
+        raise CheckpointError(f"task is {task!r}; it must be one of {', '.join(Task)}")
+    task = Task(task)
+    if task is not Task.FORWARD and model is not None:
         raise CheckpointError(f"task {task} needs a Hugging Face folder; for --model the task is forward")
     try:
         if not path.exists():

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ibnorm_export.artifacts.loaded_model import LoadedModel
+from ibnorm_export.artifacts.metadata import Task
 from ibnorm_export.errors import BackendUnavailable
 from ibnorm_export.exporter.export import ExportOptions
 from ibnorm_export.exporter.genai import export_genai
@@ -86,7 +87,7 @@ def write_text(checkpoint: Path, folder: Path, *, held_out: str, progress: Progr
     """
 
     def model() -> LoadedModel:
-        return load(checkpoint, task="text-generation")
+        return load(checkpoint, task=Task.TEXT_GENERATION)
 
     int4 = ExportOptions(quantization=Quantization(4))
     writings = [Writing("PyTorch", open_checkpoint(model()).generate(PROMPT, SAMPLING), None)]

@@ -6,7 +6,6 @@ file, inside its folder, and be as long as it claims before a byte of it is used
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
@@ -22,12 +21,12 @@ import onnx.helper
 import onnx.numpy_helper
 from numpy.typing import NDArray
 
+from ibnorm_export.artifacts.metadata import METADATA_FORMAT, ModelMetadata
 from ibnorm_export.errors import ModelFileError
 from ibnorm_export.op.spec import DOMAIN, OP_TYPES, SKIP_OP_TYPES
 
 __all__ = [
     "CAPACITY",
-    "METADATA_FORMAT",
     "MODEL_FILE",
     "ExportedModel",
     "NormNode",
@@ -35,14 +34,11 @@ __all__ = [
     "resolve",
 ]
 
-METADATA_FORMAT: Final = "1"
-
 #: What the model is called in a folder of a language model.
 MODEL_FILE: Final = "model.onnx"
 
 #: Name of the axis of a cache that is kept in place.
 CAPACITY: Final = "capacity"
-_PREFIX: Final = "ibnorm."
 
 _DTYPE_NAMES: Final[dict[int, str]] = {
     onnx.TensorProto.FLOAT: "fp32",
@@ -177,54 +173,29 @@ class ExportedModel:
         return sum(file.stat().st_size for file in (self.path, *self._external))
 
     @cached_property
-    def metadata(self) -> dict[str, Any]:
-        """What the export wrote about the model; empty for a file of another tool."""
-        found: dict[str, Any] = {}
-        for entry in self.proto.metadata_props:
-            if entry.key.startswith(_PREFIX):
-                try:
-                    found[entry.key.removeprefix(_PREFIX)] = json.loads(entry.value)
-                except (ValueError, RecursionError) as error:  # the latter of brackets within brackets
-                    raise ModelFileError(f"{self.path}: metadata {entry.key!r} is not valid JSON") from error
-        self._check_metadata(found)
-        return found
-
-    @property
-    def max_positions(self) -> int:
-        """The longest sequence that the model takes; 0 where the file does not say."""
-        known = self.metadata.get("max_positions")
-        return known if isinstance(known, int) else 0
-
-    def _check_metadata(self, found: Mapping[str, Any]) -> None:
-        """Raise ModelFileError where an entry that is looked into is not built as `export` builds it."""
-        quantization, packed = found.get("quantization"), found.get("packed", {})
-        parts = list(packed.values()) if isinstance(packed, dict) else [packed]
-        if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in parts):
-            raise ModelFileError(
-                f"{self.path}: metadata 'packed' is {packed!r}; it must be an object of lists of names. Export the "
-                "checkpoint again"
-            )
-        if quantization is not None and (not isinstance(quantization, dict) or quantization.get("bits") not in (4, 8)):
-            raise ModelFileError(
-                f"{self.path}: metadata 'quantization' is {quantization!r}; it must be an object, its bits 4 or 8. "
-                "Export the checkpoint again"
-            )
-
-    def require_metadata(self) -> dict[str, Any]:
-        """`metadata`, of a format that this version reads.
+    def metadata(self) -> ModelMetadata:
+        """What the export recorded about the model; empty for a file of another tool.
 
         Raises:
-            ModelFileError: there is none, or it is of another format.
+            ModelFileError: an entry is damaged.
         """
-        if not self.metadata:
+        return ModelMetadata.from_props({entry.key: entry.value for entry in self.proto.metadata_props}, self.path)
+
+    def require_metadata(self) -> ModelMetadata:
+        """`metadata`, in the format that this version reads.
+
+        Raises:
+            ModelFileError: there is none, it is damaged, or it is in another format.
+        """
+        if self.metadata.is_empty:
             raise ModelFileError(
                 f"{self.path} carries no ibnorm metadata: it was not written by `ibnorm-export export`, or a tool "
                 "stripped it. Export the checkpoint again"
             )
-        if self.metadata.get("format") != METADATA_FORMAT:
+        if self.metadata.format != METADATA_FORMAT:
             raise ModelFileError(
-                f"{self.path} has metadata format {self.metadata.get('format')!r}; this version reads "
-                f"{METADATA_FORMAT!r}. Export the checkpoint again"
+                f"{self.path} has metadata format {self.metadata.format!r}; this version reads {METADATA_FORMAT!r}. "
+                "Export the checkpoint again"
             )
         return self.metadata
 
@@ -309,8 +280,3 @@ def resolve(path: str | Path) -> Path:
     """The .onnx file that `path` names: itself, or model.onnx in a folder."""
     path = Path(path)
     return path / MODEL_FILE if (path / MODEL_FILE).is_file() else path
-
-
-def metadata_props(values: Mapping[str, Any]) -> dict[str, str]:
-    """`values` as the metadata of an ONNX file, keys in order, values as JSON."""
-    return {f"{_PREFIX}{key}": json.dumps(values[key], sort_keys=True) for key in sorted(values)}

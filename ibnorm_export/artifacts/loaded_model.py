@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,16 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ibnorm_export.artifacts.float64_parameters import widened_copy
+from ibnorm_export.artifacts.metadata import Task
 from ibnorm_export.artifacts.tensors import Arrays, DType, InputSpec
 from ibnorm_export.errors import CheckpointError
 from ibnorm_export.op.norm_variants import BatchIBNorm
 from ibnorm_export.op.spec import IBNormSpec
 from ibnorm_export.op.torch_op import IBNorm
 
-__all__ = ["TASKS", "CustomModel", "LoadedModel", "cast_parameters", "torch_dtype"]
-
-#: What a model can be loaded and exported for.
-TASKS: Final = ("forward", "text-generation")
+__all__ = ["CustomModel", "LoadedModel", "cast_parameters", "torch_dtype"]
 
 
 def torch_dtype(dtype: DType) -> torch.dtype:
@@ -111,7 +109,7 @@ class LoadedModel:
         source_sha256: hash of its config and weights.
         section: the `ibnorm` section, or None for a model built by the user's own code.
         warnings: what the user should know about the weights.
-        task: "forward", inputs to outputs without a cache, or "text-generation", with one.
+        task: what it was loaded for.
         trace_sizes: sizes of dynamic axes to trace with, where they are not free.
         vocabulary: of a language model loaded for text generation.
         max_positions: the longest sequence of a language model; 0 where nothing is known of one.
@@ -132,7 +130,7 @@ class LoadedModel:
     opset: int = 20
     section: Mapping[str, Any] | None = None
     warnings: tuple[str, ...] = ()
-    task: str = "forward"
+    task: Task = Task.FORWARD
     trace_sizes: Mapping[str, int] = field(default_factory=dict)
     vocabulary: int = 0
     max_positions: int = 0

@@ -70,7 +70,7 @@ def contest(
             "ONNX Runtime has no bfloat16 kernels on the CPU (MatMul among them), so this model cannot be timed "
             "here: export --dtype fp32, or use a GPU"
         )
-    longest, asked = exported.max_positions, sizes.get("total", sizes.get("sequence", 0))
+    longest, asked = exported.metadata.max_positions, sizes.get("total", sizes.get("sequence", 0))
     if 0 < longest < asked:
         raise IBNormError(f"{exported.path} has {longest} positions, fewer than a sequence of {asked}")
     inputs = draw(exported, sizes, seed=seed)

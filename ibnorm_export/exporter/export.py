@@ -27,8 +27,9 @@ from onnx.defs import OpSchema
 from onnxscript.values import Op, Opset
 
 import ibnorm_export.op.torch_op  # noqa: F401 - registers the operators that are translated here
-from ibnorm_export.artifacts.exported_model import METADATA_FORMAT, ExportedModel, metadata_props
+from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel, cast_parameters, torch_dtype
+from ibnorm_export.artifacts.metadata import CacheKind, ModelMetadata, Task
 from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.errors import CheckpointError, ExportError
 from ibnorm_export.files import new_file
@@ -54,16 +55,13 @@ from ibnorm_export.op import onnx_functions as onnx_op
 from ibnorm_export.op.spec import DOMAIN, OP_VERSION, Compression
 from ibnorm_export.progress import Progress, silent
 
-__all__ = ["CACHES", "ExportOptions", "check_quantization", "describe", "export"]
+__all__ = ["ExportOptions", "check_quantization", "describe", "export"]
 
 #: Protocol Buffers stop at 2 GiB; above this many bytes of weights they go into one file beside.
 EXTERNAL_ABOVE_BYTES: Final = 2_000_000_000
 
 #: The first opset whose Conv, Reshape and others take bfloat16.
 _FIRST_BF16: Final = 22
-
-#: What `ExportOptions.cache` may be.
-CACHES: Final = ("dynamic", "static")
 
 _ENTRY: Final = "checkpoint."  # attribute of LoadedModel.entry() that holds the user's model
 
@@ -79,8 +77,7 @@ class ExportOptions:
             (OpenVINO). Such a file cannot use the fused kernels.
         quantization: of the weights of a language model; None leaves them in the dtype.
         fuse_skip: make one SkipIBNorm of a residual Add and the norm behind it: same bits, one pass less.
-        cache: of a language model: "dynamic" (a new, longer tensor at every step) or "static" (a buffer that is
-            written in place; opset 24).
+        cache: how a language model keeps its keys and values; `STATIC` needs opset 24.
     """
 
     dtype: DType = DType.FP32
@@ -89,7 +86,7 @@ class ExportOptions:
     inline: bool = False
     fuse_skip: bool = True
     quantization: Quantization | None = None
-    cache: str = "dynamic"
+    cache: CacheKind = CacheKind.DYNAMIC
 
 
 def _translation(compression: Compression, skip: bool) -> Callable[..., Any]:
@@ -210,30 +207,29 @@ def _check_names(graph: ir.Graph, model: LoadedModel) -> None:
             )
 
 
-def describe(model: LoadedModel, options: ExportOptions, *, opset: int) -> dict[str, Any]:
-    """What an exported file says of itself."""
+def describe(model: LoadedModel, options: ExportOptions, *, opset: int) -> ModelMetadata:
+    """What an exported file records about itself."""
     packages = ("ibnorm-export", "torch", "onnx", "onnxscript", "onnx-ir", "transformers")
-    return {
-        "format": METADATA_FORMAT,
-        "family": model.family,
-        "task": model.task,
-        "max_positions": model.max_positions,
-        "dtype": options.dtype.value,
-        "opset": opset,
-        "inlined": options.inline,
-        "fuse_skip": options.fuse_skip,
-        "cache": options.cache if model.task == "text-generation" else None,
-        "quantization": None if options.quantization is None else options.quantization.to_dict(),
-        "config": model.section,
-        "norms": {path: spec.to_config() for path, spec in model.norms.items()},
-        "source_sha256": model.source_sha256,
-        "versions": {name: importlib.metadata.version(name) for name in packages},
-    }
+    return ModelMetadata(
+        family=model.family,
+        task=model.task,
+        max_positions=model.max_positions,
+        dtype=options.dtype,
+        opset=opset,
+        inlined=options.inline,
+        fuse_skip=options.fuse_skip,
+        cache=CacheKind(options.cache) if model.task is Task.TEXT_GENERATION else None,
+        quantization=None if options.quantization is None else options.quantization.entry(),
+        config=model.section,
+        norms={path: spec.to_config() for path, spec in model.norms.items()},
+        source_sha256=model.source_sha256,
+        versions={name: importlib.metadata.version(name) for name in packages},
+    )
 
 
 def check_quantization(model: LoadedModel, options: ExportOptions) -> None:
     """Raise ExportError where the quantisation that is asked for has no meaning."""
-    if options.quantization is not None and (model.task != "text-generation" or options.dtype is not DType.FP32):
+    if options.quantization is not None and (model.task is not Task.TEXT_GENERATION or options.dtype is not DType.FP32):
         raise ExportError(
             f"quantised weights are for the task text-generation over fp32; this is {model.task} in "
             f"{options.dtype.value}"
@@ -241,12 +237,14 @@ def check_quantization(model: LoadedModel, options: ExportOptions) -> None:
 
 
 def _choose_opset(model: LoadedModel, options: ExportOptions) -> int:
-    if options.cache not in CACHES or (options.cache != "dynamic" and model.task != "text-generation"):
+    if options.cache not in tuple(CacheKind) or (
+        options.cache != CacheKind.DYNAMIC and model.task is not Task.TEXT_GENERATION
+    ):
         raise ExportError(
-            f"cache is {options.cache!r} for the task {model.task}; it must be one of {', '.join(CACHES)}, for "
+            f"cache is {options.cache!r} for the task {model.task}; it must be one of {', '.join(CacheKind)}, for "
             "text-generation"
         )
-    static = options.cache == "static"
+    static = options.cache == CacheKind.STATIC
     first = max(_FIRST_BF16 if options.dtype is DType.BF16 else 0, STATIC_OPSET if static else 0)
     default = max(model.opset, first)
     opset = default if options.opset is None else options.opset
@@ -274,7 +272,7 @@ def build(model: LoadedModel, options: ExportOptions, *, progress: Progress = si
     simplify(graph_model, kept)
     transpose_keys_directly(graph)
     mask_without_indices(graph)
-    if options.cache == "static":
+    if options.cache == CacheKind.STATIC:
         keep_cache_in_place(graph)
     else:
         past_in_attention(graph)
@@ -296,7 +294,7 @@ def build(model: LoadedModel, options: ExportOptions, *, progress: Progress = si
     graph_model.producer_version = importlib.metadata.version("ibnorm-export")
     graph_model.doc_string = None
     graph_model.metadata_props.clear()
-    graph_model.metadata_props.update(metadata_props(describe(model, options, opset=opset)))
+    graph_model.metadata_props.update(describe(model, options, opset=opset).to_props())
     return graph_model
 
 

@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,9 +23,10 @@ import onnx_ir.passes.common as passes
 import torch
 from torch import Tensor, nn
 
-from ibnorm_export.artifacts.exported_model import MODEL_FILE, ExportedModel, metadata_props
+from ibnorm_export.artifacts.exported_model import MODEL_FILE, ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel, cast_parameters, torch_dtype
 from ibnorm_export.artifacts.manifest import write_manifest
+from ibnorm_export.artifacts.metadata import CacheKind, Target, Task
 from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.errors import BackendUnavailable, ExportError
 from ibnorm_export.exporter.export import ExportOptions, check_quantization, describe
@@ -193,7 +194,7 @@ def _finish(built: ir.Model, model: LoadedModel, *, options: ExportOptions) -> N
                 value.const_value.name = name
             graph.initializers[name] = value
     packed = {
-        name: [name.removesuffix(".T").replace("qkv_proj", part) for part in ("q_proj", "k_proj", "v_proj")]
+        name: tuple(name.removesuffix(".T").replace("qkv_proj", part) for part in ("q_proj", "k_proj", "v_proj"))
         for name in graph.initializers
         if "qkv_proj" in name
     }
@@ -205,10 +206,11 @@ def _finish(built: ir.Model, model: LoadedModel, *, options: ExportOptions) -> N
     graph.name = model.family
     built.producer_name = "ibnorm-export"
     built.producer_version = importlib.metadata.version("ibnorm-export")
-    says = {**describe(model, options, opset=opset), "target": "ort-genai", "packed": packed}
-    says["versions"]["onnxruntime-genai"] = BUILDER_VERSION
+    metadata = describe(model, options, opset=opset)
+    versions = {**metadata.versions, "onnxruntime-genai": BUILDER_VERSION}
+    metadata = replace(metadata, target=Target.ORT_GENAI, packed=packed, versions=versions)
     built.metadata_props.clear()
-    built.metadata_props.update(metadata_props(says))
+    built.metadata_props.update(metadata.to_props())
 
 
 def _fix_head_size(graph: ir.Graph, model: LoadedModel) -> None:
@@ -248,7 +250,7 @@ def export_genai(
         ModelFileError: the tokenizer is damaged or does not fit the model.
     """
     options = ExportOptions() if options is None else options
-    if model.task != "text-generation" or model.family not in _FAMILIES:
+    if model.task is not Task.TEXT_GENERATION or model.family not in _FAMILIES:
         raise ExportError(
             f"--target ort-genai takes {', '.join(_FAMILIES)} for the task text-generation; this is {model.family} for "
             f"{model.task}. Export with --target portable"
@@ -259,7 +261,7 @@ def export_genai(
             f"the builder of GenAI {BUILDER_VERSION} does not carry rotary scaling {rotary['rope_type']!r} (its model "
             f"differs from PyTorch); it carries {', '.join(_ROTARY)}. Export with --target portable"
         )
-    if options.opset is not None or options.inline or options.cache != "dynamic":
+    if options.opset is not None or options.inline or options.cache != CacheKind.DYNAMIC:
         raise ExportError(
             "--target ort-genai takes neither --opset nor --inline nor --cache: the builder of GenAI decides them (its "
             "cache is kept in place anyway)"
@@ -300,6 +302,6 @@ def export_genai(
         copy_companions(model, beside)
         if library is not None:
             shutil.copyfile(library, beside / library.name)
-        write_manifest(beside, {} if library is None else {library.name: library}, content={"target": "ort-genai"})
+        write_manifest(beside, {} if library is None else {library.name: library}, content={"target": Target.ORT_GENAI})
     progress("written", 3, 3)
     return ExportedModel(folder)

@@ -9,6 +9,7 @@ from typing import Final
 from ibnorm_export.artifacts.exported_model import MODEL_FILE, ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.manifest import MANIFEST_FILE, read_manifest
+from ibnorm_export.artifacts.metadata import Task
 from ibnorm_export.artifacts.tokenizer import TOKENIZER_FILES, Tokens
 from ibnorm_export.errors import ExportError
 from ibnorm_export.exporter.export import ExportOptions, export
@@ -43,7 +44,7 @@ def earlier_export(folder: Path) -> set[str]:
     file = folder / MODEL_FILE
     if not file.is_file():
         raise ExportError(f"{folder} is not empty and holds no {MODEL_FILE}; choose another folder")
-    if "source_sha256" not in ExportedModel(file).metadata:
+    if not ExportedModel(file).metadata.source_sha256:
         raise ExportError(f"{file} was not written by ibnorm-export; choose another folder, or move it away")
     manifest = read_manifest(folder)["files"] if (folder / MANIFEST_FILE).is_file() else ()
     return {MODEL_FILE, f"{MODEL_FILE}.data", MANIFEST_FILE, *_CONFIG_FILES, *TOKENIZER_FILES, *manifest}
@@ -66,7 +67,7 @@ def export_folder(
         ExportError: as `export`; or the model was loaded for another task, or the folder holds something else.
         ModelFileError: the tokenizer is damaged or does not fit the model.
     """
-    if model.task != "text-generation":
+    if model.task is not Task.TEXT_GENERATION:
         raise ExportError(f"{model.source} was loaded for the task {model.task}; load it for text-generation")
     with new_folder(Path(folder), earlier_export) as beside:
         copy_companions(model, beside)

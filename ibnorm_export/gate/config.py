@@ -17,7 +17,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from ibnorm_export.artifacts.loaded_model import TASKS
+from ibnorm_export.artifacts.metadata import Task
 from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.errors import ConfigError
 from ibnorm_export.runtimes.registry import BACKENDS
@@ -95,7 +95,7 @@ class ExportCheck:
     _: KW_ONLY
     model: str | None = None
     file: Path | None = None
-    task: str = "forward"
+    task: Task = Task.FORWARD
     dtype: DType = DType.FP32
     opset: int | None = None
     inline: bool = False
@@ -166,7 +166,6 @@ def _check_export(export: ExportCheck, names: list[str]) -> None:
     plain = export.name and all(c.isalnum() or c in "-_." for c in export.name) and export.name[0] != "."
     _demand(bool(plain), f"{where}: a name is of letters, digits, '-', '_' and '.', for it names a file")
     _demand(names.count(export.name) == 1, f"{where} is there {names.count(export.name)} times; names must differ")
-    _demand(export.task in TASKS, f"{where}: task is {export.task!r}; it must be one of {', '.join(TASKS)}")
     legal = (*(name for name in BACKENDS if name != "triton"), PRESENT)  # a server has an address
     for backend in (*export.parity.backends, *(budget.backend for budget in export.latency)):
         _demand(backend in legal, f"{where}: there is no backend {backend!r}; there are {', '.join(legal)}")

@@ -12,6 +12,7 @@ import psutil
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.input_files import read_inputs
 from ibnorm_export.artifacts.loaded_model import LoadedModel
+from ibnorm_export.artifacts.metadata import Task
 from ibnorm_export.benchmark.baseline import Baseline, baseline_of, compare, read_baseline
 from ibnorm_export.benchmark.bench import OPPONENTS, contest
 from ibnorm_export.benchmark.measure import BenchOptions, BenchReport
@@ -47,7 +48,7 @@ def _made(asked: ExportCheck, folder: Path, *, progress: Progress) -> tuple[Load
     if asked.file is not None:
         return model, ExportedModel(asked.file)
     options = ExportOptions(asked.dtype, asked.opset, inline=asked.inline, fuse_skip=asked.fuse_skip)
-    if asked.task == "text-generation":
+    if asked.task is Task.TEXT_GENERATION:
         return model, export_folder(model, folder / asked.name, options=options, progress=progress)
     return model, export(model, folder / f"{asked.name}.onnx", options=options, progress=progress)
 
@@ -132,8 +133,8 @@ def _timed(
     asked: ExportCheck, budget: LatencyBudget, *, model: LoadedModel, made: dict[str, ExportedModel], progress: Progress
 ) -> Case:
     threads = budget.threads or psutil.cpu_count(logical=False) or 1
-    longest = made[asked.name].max_positions
-    if asked.task == "text-generation":  # one cached step
+    longest = made[asked.name].metadata.max_positions
+    if asked.task is Task.TEXT_GENERATION:  # one cached step
         past = budget.sequence or min(128, longest - 1 if longest > 1 else 128)
         sizes = {"batch": budget.batch, "sequence": 1, "past": past, "total": past + 1}
     else:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
+from ibnorm_export.artifacts.metadata import Target
 from ibnorm_export.errors import BackendUnavailable, ModelFileError
 from ibnorm_export.generation.decoder import Decoder
 from ibnorm_export.runtimes.registry import fused_library
@@ -109,7 +110,7 @@ def open_sessions(folder: str | Path, kernels: Kernels = Kernels.AUTO, *, thread
             ) from error
         return SessionSource("ort-genai", GenaiModel(folder, threads).start)
     exported = ExportedModel(folder)
-    if exported.metadata.get("target") == "ort-genai":
+    if exported.metadata.target is Target.ORT_GENAI:
         raise ModelFileError(
             f"{exported.path} runs as a folder for onnxruntime-genai, and {exported.path.parent} has no "
             "genai_config.json: name the whole folder, or export again"

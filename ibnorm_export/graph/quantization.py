@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
+from ibnorm_export.artifacts.metadata import QuantizationEntry
 from ibnorm_export.errors import BackendUnavailable, ExportError, ModelFileError
 
 __all__ = ["BLOCK_SIZES", "Quantization", "bits_of", "dequantize", "keep_logging", "quantize", "steps"]
@@ -47,9 +48,10 @@ class Quantization:
         if self.block_size not in BLOCK_SIZES:
             raise ExportError(f"block size is {self.block_size}; it must be one of {', '.join(map(str, BLOCK_SIZES))}")
 
-    def to_dict(self) -> dict[str, Any]:
-        """For the metadata of a file."""
-        return {**asdict(self), "method": "MatMulNBits, round to nearest, zero points", "norms": "fp32"}
+    def entry(self) -> QuantizationEntry:
+        """What a file's metadata records about it."""
+        method = "MatMulNBits, round to nearest, zero points"
+        return QuantizationEntry(self.bits, self.block_size, head_bits=self.head_bits, method=method, norms="fp32")
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.kv_cache import positions
 from ibnorm_export.artifacts.loaded_model import LoadedModel
+from ibnorm_export.artifacts.metadata import CacheKind, Target
 from ibnorm_export.artifacts.tensors import Arrays, DType
 from ibnorm_export.errors import ModelFileError
 from ibnorm_export.generation.decoder import Decoder
@@ -87,7 +88,7 @@ def check_decoding(
     total = min(PROMPT + STEPS, model.max_positions)
     prompt = max(1, total - STEPS)
     dtype = DType(file.dtype)
-    genai = file.metadata.get("target") == "ort-genai"  # whose attention knows no padding
+    genai = file.metadata.target is Target.ORT_GENAI  # whose attention knows no padding
     taken = [spec for spec in model.inputs if spec.name in {tensor.name for tensor in file.inputs}]
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, model.vocabulary, (_BATCH, total), dtype=np.int64)
@@ -144,7 +145,7 @@ def check_decoding(
                         f"with one has {judged.torch_error:.3g}, allowed is {judged.allowed:.3g}; norms ran {norms}",
                     )
                 )
-    if dtype is DType.FP32 and (genai or file.metadata.get("cache") == "static"):  # a rounding copy has no such form
+    if dtype is DType.FP32 and (genai or file.metadata.cache is CacheKind.STATIC):  # a rounding copy has no such form
         label = f"{'onnxruntime-genai' if genai else 'cache in place'} ({len(reference)} calls)"
         norms = "of the folder" if genai else "fused" if "fused" in runners else "as functions"
         source = open_sessions(

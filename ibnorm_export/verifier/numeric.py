@@ -17,6 +17,7 @@ from torch import nn
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel, torch_dtype
+from ibnorm_export.artifacts.metadata import Task
 from ibnorm_export.artifacts.tensors import Arrays, DType
 from ibnorm_export.errors import ModelFileError
 from ibnorm_export.progress import Progress
@@ -91,7 +92,7 @@ def check_numeric(
 ) -> NumericReport:
     """Run `exported`, `truth` (float64) and PyTorch in the file's own type on every sample, and compare."""
     dtype = DType(exported.dtype)
-    if exported.metadata.get("quantization"):
+    if exported.metadata.quantization is not None:
         return _judge_quantized(
             exported, model, runtime=runtime, samples=samples, narrow=narrow, text=text, progress=progress
         )
@@ -182,14 +183,15 @@ def _judge_quantized(
     progress: Progress,
 ) -> NumericReport:
     """Of a quantised file: its predictions beside the checkpoint's, its numbers beside those of its own matrices."""
-    says = exported.metadata["quantization"]
+    stored = exported.metadata.quantization
+    assert stored is not None
     own = TorchRunner(model, model.in_dtype(torch.float32))
     notes: tuple[str, ...] = ()
     if text is None:
         text = own_text(model, own)
         notes = ("judged on text that PyTorch samples from the model itself; give --text for a text of your own",)
     taken = tuple(spec for spec in model.inputs if spec.name in {tensor.name for tensor in exported.inputs})
-    kind = f"int{says['bits']}"
+    kind = f"int{stored.bits}"
     runners = _runners(exported, runtime)
     quality = check_quality(model, own, runners=runners, inputs=taken, kind=kind, tokens=text, progress=progress)
     runners.close()
@@ -235,7 +237,7 @@ def _unfused(file: ExportedModel, runtime: Runtime, *, executions: Sequence[Norm
     """Every norm that did not run as a fused kernel, where that is demanded."""
     if not runtime.require_fused:
         return []
-    if file.metadata.get("inlined"):
+    if file.metadata.inlined:
         return [Finding("norms", "are inlined in this file, so no kernel can take them: export without --inline")]
     if not executions:
         return [Finding("norms", f"backend {runtime.backend} cannot show that a fused kernel ran")]
@@ -291,12 +293,12 @@ def _compare(
                 sums[norms, name].add(a, o, truth=t)
     progress("comparing", len(samples), len(samples))
     outputs = tuple(s.judge(name, norms, bound=BOUNDS[dtype]) for (norms, name), s in sums.items() if s.per_sample)
-    if model.task == "text-generation":
+    if model.task is Task.TEXT_GENERATION:
         decoded, more = check_decoding(model, exact, own=own, runners=runners, file=file, progress=progress)
         outputs += decoded
         findings += more
     quality: tuple[Quality, ...] = ()
-    if model.task == "text-generation" and text is not None:
+    if model.task is Task.TEXT_GENERATION and text is not None:
         torch_fp32 = TorchRunner(model, model.in_dtype(torch.float32))
         inputs_taken = tuple(spec for spec in model.inputs if spec.name in taken)
         quality = check_quality(

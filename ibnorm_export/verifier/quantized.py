@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ibnorm_export.artifacts.exported_model import MODEL_FILE, ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel
+from ibnorm_export.artifacts.metadata import Target
 from ibnorm_export.graph.quantization import dequantize
 
 __all__ = ["exact_file", "with_matrices_of"]
@@ -35,7 +36,7 @@ def exact_file(exported: ExportedModel, folder: Path) -> ExportedModel:
     for node in model.graph.all_nodes():
         if node.op_type == "MatMulNBits":
             node.attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", _FLOAT32)
-    if exported.metadata.get("target") == "ort-genai":  # it runs as a folder
+    if exported.metadata.target is Target.ORT_GENAI:  # it runs as a folder
         for file in exported.path.parent.iterdir():
             if file.is_file() and not file.name.startswith(MODEL_FILE):
                 shutil.copyfile(file, folder / file.name)
@@ -51,7 +52,7 @@ def _matrices(exported: ExportedModel, model: LoadedModel) -> Iterator[tuple[str
             if (found := dequantize(exported, stored)) is not None:
                 values = torch.from_numpy(found.copy())
                 yield name, values.T if transposed else values
-    for stored, names in dict(exported.metadata.get("packed", {})).items():
+    for stored, names in exported.metadata.packed.items():
         known = all(name in state for name in names) and stored.endswith(".T")
         if known and (found := dequantize(exported, stored)) is not None:
             whole = torch.from_numpy(found.copy()).T

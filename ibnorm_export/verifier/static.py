@@ -55,11 +55,13 @@ def _compare_stored(
     """As `_compare_weight`, for a weight that may be quantised: then each value is within its checkpoint's step."""
     if name in exported.weights:
         return _compare_weight(exported.array(name), tensor, dtype=dtype, transposed=transposed)
-    says, bits = exported.metadata.get("quantization") or {}, bits_of(exported, name)
-    if bits is None or bits not in (says.get("bits"), says.get("head_bits")):
-        return f"has {bits} bits a value; the metadata of the file speaks of {says.get('bits')}"
-    if says.get("block_size") not in BLOCK_SIZES:  # a vast block would have vast steps
-        return f"is in blocks of {says.get('block_size')!r}; they are of {', '.join(map(str, BLOCK_SIZES))}"
+    recorded, bits = exported.metadata.quantization, bits_of(exported, name)
+    if recorded is None or bits is None or bits not in (recorded.bits, recorded.head_bits):
+        return (
+            f"has {bits} bits a value; the metadata of the file speaks of {None if recorded is None else recorded.bits}"
+        )
+    if recorded.block_size not in BLOCK_SIZES:  # a vast block would have vast steps
+        return f"is in blocks of {recorded.block_size}; they are of {', '.join(map(str, BLOCK_SIZES))}"
     try:
         values = dequantize(exported, name)
     except ModelFileError as error:
@@ -69,7 +71,7 @@ def _compare_stored(
     expected = (wanted.T if transposed else wanted).numpy()
     if values.shape != expected.shape:
         return f"shape is {values.shape}; the checkpoint has {expected.shape}"
-    allowed = steps(expected, bits, block_size=int(says["block_size"])) * 1.001
+    allowed = steps(expected, bits, block_size=recorded.block_size) * 1.001
     wrong = int(np.count_nonzero(~(np.abs(values - expected) <= allowed)))
     return f"{wrong} of {values.size} values are more than one step of their block off" if wrong else None
 
@@ -146,7 +148,7 @@ def check_static(exported: ExportedModel, model: LoadedModel, *, reached: Reach)
     for name, parameter in model.module.state_dict(keep_vars=True).items():
         names.setdefault(id(parameter), set()).add(name)
     modules = {path: m for path, m in model.module.named_modules() if isinstance(m, IBNorm)}
-    inlined = bool(exported.metadata.get("inlined"))
+    inlined = exported.metadata.inlined
     if inlined:
         notes.append(
             "the norms are inlined, so their nodes cannot be told from others: weights were compared, lambda and "
@@ -185,7 +187,7 @@ def check_static(exported: ExportedModel, model: LoadedModel, *, reached: Reach)
             problem = _compare_stored(exported, stored, tensor=tensor, dtype=wanted, transposed=transposed)
             if problem:
                 findings.append(Finding(f"weight {stored}", problem))
-    for stored, names_in in dict(exported.metadata.get("packed", {})).items():
+    for stored, names_in in exported.metadata.packed.items():
         parts = [state[name] for name in names_in if name in state]
         if _is_stored(exported, stored) and len(parts) == len(names_in):
             compared += 1

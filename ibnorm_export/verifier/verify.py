@@ -17,6 +17,7 @@ from torch import nn
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.kv_cache import without_padding
 from ibnorm_export.artifacts.loaded_model import LoadedModel, torch_dtype
+from ibnorm_export.artifacts.metadata import Target, Task
 from ibnorm_export.artifacts.stress_inputs import exposing_inputs
 from ibnorm_export.artifacts.tensors import Arrays, DType
 from ibnorm_export.artifacts.tokenizer import Tokens
@@ -111,14 +112,14 @@ def verify(
     """
     options = VerifyOptions() if options is None else options
     metadata = exported.require_metadata()
-    if metadata.get("family") != model.family:
+    if metadata.family != model.family:
         raise ModelFileError(
-            f"{exported.path} is a {metadata.get('family')} model; the checkpoint {model.source} is {model.family}; "
+            f"{exported.path} is a {metadata.family} model; the checkpoint {model.source} is {model.family}; "
             "name the one that it was exported from"
         )
     names = {tensor.name for tensor in exported.inputs}
     wanted = {spec.name for spec in model.inputs}
-    optional = {"position_ids"} if model.task == "text-generation" else set()
+    optional = {"position_ids"} if model.task is Task.TEXT_GENERATION else set()
     if not wanted - optional <= names <= wanted:
         raise ModelFileError(
             f"{exported.path} takes {sorted(names)}; the checkpoint takes {[s.name for s in model.inputs]}"
@@ -126,12 +127,12 @@ def verify(
     if options.samples < 1:
         raise ModelFileError(f"samples is {options.samples}; it must be at least 1")
     notes = list(model.warnings)
-    if metadata.get("source_sha256") != model.source_sha256:
+    if metadata.source_sha256 != model.source_sha256:
         notes.append(
             "the file was exported from another copy of this checkpoint (the hashes of config and weights differ)"
         )
     dtype = torch_dtype(DType(exported.dtype))
-    genai = metadata.get("target") == "ort-genai"
+    genai = metadata.target is Target.ORT_GENAI
     if inputs is None:
         rng = np.random.default_rng(options.seed)
         inputs = [model.sample(rng, index) for index in range(options.samples)]
@@ -144,7 +145,7 @@ def verify(
             "GroupQueryAttention counts positions without padding. Give rows of equal length, or export --target "
             "portable"
         )
-    if model.task == "text-generation" and model.max_positions == 1:
+    if model.task is Task.TEXT_GENERATION and model.max_positions == 1:
         notes.append("the model has one position: there is no cached step behind a prompt to compare")
     if genai:
         notes.append("rows of a batch are of equal length: GroupQueryAttention counts positions without padding")
@@ -153,7 +154,7 @@ def verify(
 
     tokens = None
     if text is not None:
-        if model.task != "text-generation":
+        if model.task is not Task.TEXT_GENERATION:
             raise ModelFileError(f"{exported.path} was exported for {model.task}; a text is for text-generation")
         tokens = Tokens(Path(model.source), model.vocabulary).encode(text)
         demand_predictions(tokens)

@@ -13,6 +13,7 @@ from transformers import DynamicCache
 
 from ibnorm_export.artifacts.kv_cache import positions
 from ibnorm_export.artifacts.loaded_model import LoadedModel
+from ibnorm_export.artifacts.metadata import Task
 from ibnorm_export.artifacts.tensors import Arrays, InputSpec
 from ibnorm_export.models.families.family import Family
 
@@ -87,7 +88,7 @@ class CausalFamily(Family):
             call=self._call_with_cache,
             sample=lambda rng, index: self._sample_with_cache(module, rng, index=index),
             valid=_valid_with_cache,
-            task="text-generation",
+            task=Task.TEXT_GENERATION,
             trace_sizes={"batch": 2, "sequence": 3, "past": 5, "total": 8},
             vocabulary=int(config.vocab_size),
         )

@@ -321,7 +321,7 @@ def test_unknown_backend_and_opponent(cli: Any, exported: Path, llama_checkpoint
 
 
 def test_no_sequence_beyond_the_positions_is_timed(cli: Any, exported: Path) -> None:
-    longest = ExportedModel(exported).max_positions
+    longest = ExportedModel(exported).metadata.max_positions
     result = cli("bench", exported, "--seq", longest + 1, "--rounds", 1)
     assert result.code == 2
     assert f"has {longest} positions, fewer than a sequence of {longest + 1}" in result.err

@@ -23,6 +23,7 @@ import torch
 from ibnorm_export import IBNormSpec, NormConfig, models
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel
+from ibnorm_export.artifacts.metadata import ModelMetadata
 from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.errors import ExportError, ModelFileError
 from ibnorm_export.exporter.export import ExportOptions, export
@@ -97,16 +98,16 @@ def test_the_file_describes_itself(pair: tuple[ExportedModel, Path]) -> None:
     exported, checkpoint = pair
     model = models.load(checkpoint)
     found = exported.require_metadata()
-    assert (found["family"], found["dtype"], found["task"], found["inlined"]) == (
+    assert (found.family, found.dtype, found.task, found.inlined) == (
         model.family,
         "fp32",
         "forward",
         False,
     )
-    assert found["source_sha256"] == model.source_sha256
-    assert found["config"] == json.loads((checkpoint / "config.json").read_text())["ibnorm"]
-    assert found["norms"] == {path: spec.to_config() for path, spec in model.norms.items()}
-    assert found["versions"]["torch"] == torch.__version__
+    assert found.source_sha256 == model.source_sha256
+    assert found.config == json.loads((checkpoint / "config.json").read_text())["ibnorm"]
+    assert found.norms == {path: spec.to_config() for path, spec in model.norms.items()}
+    assert found.versions["torch"] == torch.__version__
     text = exported.path.read_bytes()
     for trace in (str(checkpoint), str(Path.cwd()), "site-packages", "pkg.torch"):
         assert trace.encode() not in text, "where it was made does not show"
@@ -187,7 +188,7 @@ def test_half_types(request: pytest.FixtureRequest, tmp_path: Path, family: str,
     model = models.load(request.getfixturevalue(f"{family}_checkpoint"))
     state = model.module.state_dict()
     exported = export(model, tmp_path / "m.onnx", options=ExportOptions(dtype=dtype))
-    assert exported.dtype == exported.metadata["dtype"] == dtype.value
+    assert exported.dtype == exported.metadata.dtype == dtype.value
     assert {exported.weights[n].data_type for n in exported.weights if n.removesuffix(".T") in state} == {elem}
     (logits,) = exported.outputs
     assert logits.dtype == dtype.value
@@ -538,7 +539,7 @@ def test_a_file_of_another_tool(tmp_path: Path) -> None:
     )
     onnx.save(onnx.helper.make_model(graph), tmp_path / "m.onnx")
     found = ExportedModel(tmp_path / "m.onnx")
-    assert (found.metadata, found.norms, found.dtype) == ({}, (), "fp32")
+    assert (found.metadata, found.norms, found.dtype) == (ModelMetadata.empty(), (), "fp32")
     with pytest.raises(ModelFileError, match="carries no ibnorm metadata"):
         found.require_metadata()
 

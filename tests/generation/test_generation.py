@@ -66,7 +66,7 @@ def test_the_folder_is_complete_and_of_standard_operators(exported: ExportedMode
     assert {"model.onnx", "config.json", "tokenizer.json", "tokenizer_config.json"} <= names
     assert {node.domain for node in exported.proto.graph.node} == {"", "ai.ibnorm"}
     assert {"Attention", "RotaryEmbedding"} <= set(exported.operators)
-    assert exported.metadata["task"] == TASK
+    assert exported.metadata.task == TASK
     shapes = {t.name: t.shape for t in exported.inputs}
     assert shapes["past_key_values.1.value"] == ("batch", 2, "past", 8)
     assert shapes["attention_mask"] == ("batch", "total")

@@ -57,9 +57,10 @@ def exported(
 
 
 def test_matrices_are_quantised_and_norms_are_not(exported: ExportedModel) -> None:
-    says = exported.metadata["quantization"]
-    bits = says["bits"]
-    assert (says["block_size"], says["head_bits"], says["norms"]) == (32, 8, "fp32")
+    recorded = exported.metadata.quantization
+    assert recorded is not None
+    bits = recorded.bits
+    assert (recorded.block_size, recorded.head_bits, recorded.norms) == (32, 8, "fp32")
     assert exported.operators["com.microsoft::MatMulNBits"] == 11
     assert "MatMul" not in exported.operators
     found = [name for name in exported.weights if name.endswith(f"_Q{bits}")]
@@ -75,7 +76,7 @@ def test_every_value_is_within_half_a_step_or_one(exported: ExportedModel, quant
     assert values is not None
     expected = load(quantised_checkpoint).module.state_dict()[name].numpy().T
     assert values.shape == expected.shape == (64, 64)
-    step = steps(expected, exported.metadata["quantization"]["bits"], block_size=32)
+    step = steps(expected, exported.metadata.quantization.bits, block_size=32)
     assert (np.abs(values - expected) <= step * 1.001).all()
     assert np.sqrt(np.mean(((values - expected) / step) ** 2)) < 0.33  # 1 / sqrt(12) = 0.29 for even rounding
     assert dequantize(exported, "model.norm.weight") is None
@@ -100,7 +101,7 @@ def test_static_verdict_sees_through_the_blocks(
     assert report.static, report.static.findings
     assert report.static.weights == 17
     proto = onnx.load(exported.path)
-    bits = exported.metadata["quantization"]["bits"]
+    bits = exported.metadata.quantization.bits
     name = f"model.layers.0.self_attn.qkv_proj.weight.T_Q{bits}"
     (tensor,) = (t for t in proto.graph.initializer if t.name == name)
     values = onnx.numpy_helper.to_array(tensor).copy()
@@ -272,7 +273,7 @@ def test_a_text_is_judged_by_its_kind(exported: ExportedModel, quantised_checkpo
     report = verify(exported, load(quantised_checkpoint), options=FUNCTION, text=text)
     assert report.numeric is not None
     (quality,) = report.numeric.quality
-    assert quality.kind == f"int{exported.metadata['quantization']['bits']}"
+    assert quality.kind == f"int{exported.metadata.quantization.bits}"
     assert quality.positions == len(text) - 1
     assert report.numeric.outputs
     assert all(output.passed for output in report.numeric.outputs)

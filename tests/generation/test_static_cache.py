@@ -52,7 +52,7 @@ def started(exported: ExportedModel, length: int = 40) -> Session:
 
 
 def test_the_cache_is_written_and_not_copied(exported: ExportedModel) -> None:
-    assert (exported.opset, exported.metadata["cache"]) == (24, "static")
+    assert (exported.opset, exported.metadata.cache) == (24, "static")
     assert (exported.operators["TensorScatter"], exported.operators["RotaryEmbedding"]) == (4, 4)
     caches = [t for t in (*exported.inputs, *exported.outputs) if t.name.endswith((".key", ".value"))]
     assert {t.shape for t in caches} == {("batch", 2, "capacity", 8)}

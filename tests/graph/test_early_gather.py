@@ -134,5 +134,5 @@ def test_a_vit_ends_with_the_class_token_alone(exported_vit: ExportedModel) -> N
 
 
 def test_the_file_says_how_long_a_sequence_may_be(exported_llama: ExportedModel, exported_vit: ExportedModel) -> None:
-    assert exported_llama.metadata["max_positions"] == 64
-    assert exported_vit.metadata["max_positions"] == 0
+    assert exported_llama.metadata.max_positions == 64
+    assert exported_vit.metadata.max_positions == 0

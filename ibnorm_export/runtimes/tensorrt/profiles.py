@@ -95,7 +95,7 @@ Sizes = tuple[int, int, int]
 
 def _defaults(model: ExportedModel, axes: Sequence[str]) -> Mapping[str, Mapping[str, Sizes]]:
     """Return sizes by profile and axis. The longest sequence is 2048 if the file does not name it."""
-    longest = min(2048, model.max_positions) if model.max_positions > 0 else 2048
+    longest = min(2048, model.metadata.max_positions) if model.metadata.max_positions > 0 else 2048
     batch, prompt = (1, 1, 8), (1, min(128, longest), longest)
     if _PAST not in axes or "sequence" not in axes:
         return {"default": {"batch": batch, "sequence": prompt}}

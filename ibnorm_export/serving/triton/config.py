@@ -14,6 +14,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Final
 
 from ibnorm_export.artifacts.exported_model import ExportedModel, Tensor
+from ibnorm_export.artifacts.metadata import Target
 from ibnorm_export.errors import ExportError
 
 __all__ = ["Limits", "batch_axis", "config_text", "triton_dtype"]
@@ -116,7 +117,7 @@ def batch_axis(model: ExportedModel) -> str | None:
     first = {tensor.shape[0] if tensor.shape else None for tensor in (*model.inputs, *model.outputs)}
     only = first.pop() if len(first) == 1 else None
     # onnxruntime-genai's attention takes one row where several tokens go behind a past
-    genai = model.metadata.get("target") == "ort-genai"
+    genai = model.metadata.target is Target.ORT_GENAI
     return only if isinstance(only, str) and only != "?" and not genai else None
 
 

@@ -198,10 +198,11 @@ def package(model: ExportedModel, repository: str | Path, *, options: PackageOpt
                 },
             )
             _write_model(beside / variant, model, plan=options.plan, library=library, config=config, warmup=warmup)
+        recorded = model.metadata.to_dict()
         manifest = {
             "written_by": f"ibnorm-export {version_of('ibnorm-export')}",
             "source_sha256": sha256_of(model.path),
-            "metadata": {key: model.metadata.get(key) for key in ("family", "task", "dtype", "opset")},
+            "metadata": {key: recorded.get(key) for key in ("family", "task", "dtype", "opset")},
             "mount": options.root,
             "models": {
                 variant: "TensorRT plan" if plan is not None else "portable" if library is None else "fused"

@@ -1,0 +1,256 @@
+"""What an exported file records about itself: `ModelMetadata` is the format, with its words and its checks."""
+
+from __future__ import annotations
+
+import enum
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+from ibnorm_export.artifacts.tensors import DType
+from ibnorm_export.errors import ModelFileError
+
+__all__ = ["METADATA_FORMAT", "CacheKind", "ModelMetadata", "QuantizationEntry", "Target", "Task"]
+
+#: The format that this version writes and reads.
+METADATA_FORMAT: Final = "1"
+
+#: What the keys of this package begin with, among the metadata of an ONNX file.
+_PREFIX: Final = "ibnorm."
+
+
+class Task(enum.StrEnum):
+    """What a model is loaded and exported for."""
+
+    FORWARD = "forward"
+    """Inputs to outputs, without a cache."""
+    TEXT_GENERATION = "text-generation"
+    """One step of a language model, with a cache of keys and values."""
+
+
+class Target(enum.StrEnum):
+    """What an exported file is laid out for."""
+
+    PORTABLE = "portable"
+    """Any ONNX runtime."""
+    ORT_GENAI = "ort-genai"
+    """A folder for onnxruntime-genai."""
+
+
+class CacheKind(enum.StrEnum):
+    """How a language model keeps its keys and values."""
+
+    DYNAMIC = "dynamic"
+    """A new, longer tensor at every step."""
+    STATIC = "static"
+    """A buffer of fixed capacity that is written in place."""
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizationEntry:
+    """How the matrices of a file are stored.
+
+    Args:
+        bits: of each value, 4 or 8.
+        block_size: values that share a scale and a zero point.
+        head_bits: bits of the matrix that gives the logits; None where it is not quantised.
+        method: the algorithm, in words.
+        norms: dtype of the norms' parameters.
+    """
+
+    bits: int
+    block_size: int
+    _: KW_ONLY
+    head_bits: int | None
+    method: str = ""
+    norms: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The entry as JSON values."""
+        return {entry.name: getattr(self, entry.name) for entry in fields(self)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelMetadata:
+    """The metadata of an exported file. Each field is one key of the file, hence their number.
+
+    A file that lacks a key has its default here. `ModelMetadata.empty()` stands for a file that has no metadata, one of
+    another tool: it has no entries, is portable and has the task `FORWARD`.
+
+    Args:
+        format: version of this format.
+        family: name of the architecture, e.g. "llama".
+        task: what the model was exported for.
+        target: what the file is laid out for. The key is only written for a target other than `PORTABLE`.
+        max_positions: the longest sequence that the model takes, in tokens; 0 where that is unknown.
+        dtype: type of weights and activations.
+        opset: version of the default domain.
+        inlined: whether the norms were expanded into standard operators.
+        fuse_skip: whether residual additions were fused with the norms that follow them.
+        cache: how a language model keeps its keys and values; None for other tasks.
+        quantization: how matrices are stored; None where they have the dtype.
+        packed: names of the checkpoint's matrices that were joined into one, by the name in the file. The key is only
+            written for the target `ORT_GENAI`.
+        config: the checkpoint's `ibnorm` section; None for a model that the user's own code builds.
+        norms: spec of every norm, by module path.
+        source_sha256: hash of the checkpoint's config and weights.
+        versions: versions of the packages that wrote the file.
+        other: entries under keys that this version does not know.
+    """
+
+    format: str = METADATA_FORMAT
+    family: str = ""
+    task: Task = Task.FORWARD
+    target: Target = Target.PORTABLE
+    max_positions: int = 0
+    dtype: DType = DType.FP32
+    opset: int = 0
+    inlined: bool = False
+    fuse_skip: bool = False
+    cache: CacheKind | None = None
+    quantization: QuantizationEntry | None = None
+    packed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    config: Mapping[str, Any] | None = None
+    norms: Mapping[str, Any] = field(default_factory=dict)
+    source_sha256: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    other: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def empty(cls) -> ModelMetadata:
+        """The metadata of a file that has none."""
+        return cls(format="")
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the file has no metadata, or none that names its format."""
+        return not self.format
+
+    def to_dict(self) -> dict[str, Any]:
+        """The entries as JSON values, keys in order."""
+        if self.is_empty:
+            return {}
+        entries = {name: getattr(self, name) for name in _READERS} | dict(self.other)
+        entries["quantization"] = None if self.quantization is None else self.quantization.to_dict()
+        entries["packed"] = {name: list(parts) for name, parts in self.packed.items()}
+        if self.target is Target.PORTABLE:
+            del entries["target"], entries["packed"]
+        return {key: entries[key] for key in sorted(entries)}
+
+    def to_props(self) -> dict[str, str]:
+        """The entries as an ONNX file holds them: keys with a prefix and in order, values as JSON."""
+        return {f"{_PREFIX}{key}": json.dumps(value, sort_keys=True) for key, value in self.to_dict().items()}
+
+    @classmethod
+    def from_props(cls, props: Mapping[str, str], file: Path) -> ModelMetadata:
+        """Read the metadata of an ONNX file.
+
+        Args:
+            props: the file's metadata, of any tool.
+            file: where it was read, for messages.
+
+        Returns:
+            The metadata, in whatever format; empty where no key is of this package.
+
+        Raises:
+            ModelFileError: an entry is not JSON, or not of the kind that `export` writes.
+        """
+        entries: dict[str, Any] = {}
+        for key, text in props.items():
+            if key.startswith(_PREFIX):
+                try:
+                    entries[key.removeprefix(_PREFIX)] = json.loads(text)
+                except (ValueError, RecursionError) as error:  # RecursionError: brackets nested too deeply
+                    raise ModelFileError(f"{file}: metadata {key!r} is not valid JSON") from error
+        known: dict[str, Any] = {"format": ""}
+        for key, read in _READERS.items():
+            if key in entries:
+                value = entries.pop(key)
+                try:
+                    known[key] = read(value)
+                except _Unexpected as error:
+                    raise ModelFileError(
+                        f"{file}: metadata {key!r} is {_shortened(value)}; it must be {error}. "
+                        "Export the checkpoint again"
+                    ) from error
+        return cls(**known, other=entries)
+
+
+class _Unexpected(ValueError):
+    """An entry is of the wrong kind; the text is what it must be."""
+
+
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def _fail(expected: str) -> NoReturn:
+    raise _Unexpected(expected)
+
+
+def _of_type(kind: type, expected: str) -> Callable[[Any], Any]:
+    """A reader that takes values of exactly this type: JSON's true is not an integer."""
+    return lambda value: value if type(value) is kind else _fail(expected)
+
+
+def _member_of(kind: type[enum.StrEnum]) -> Callable[[Any], Any]:
+    legal = {member.value: member for member in kind}
+    expected = f"one of {', '.join(legal)}"
+    return lambda value: legal[value] if isinstance(value, str) and value in legal else _fail(expected)
+
+
+def _optional(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda value: None if value is None else read(value)
+
+
+def _read_quantization(value: Any) -> QuantizationEntry:
+    if not isinstance(value, dict) or value.get("bits") not in (4, 8):
+        _fail("an object, its bits 4 or 8")
+    # Other values are judged where they are compared with the matrices: none of them equals a legal size.
+    block_size, head_bits = value.get("block_size"), value.get("head_bits")
+    return QuantizationEntry(
+        int(value["bits"]),
+        block_size if isinstance(block_size, int) else 0,
+        head_bits=head_bits if isinstance(head_bits, int) else None,
+        method=str(value.get("method", "")),
+        norms=str(value.get("norms", "")),
+    )
+
+
+def _read_packed(value: Any) -> dict[str, tuple[str, ...]]:
+    expected = "an object of lists of names"
+    if not isinstance(value, dict):
+        _fail(expected)
+    for names in value.values():
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            _fail(expected)
+    return {stored: tuple(names) for stored, names in value.items()}
+
+
+_TEXT: Final = _of_type(str, "a string")
+_INTEGER: Final = _of_type(int, "an integer")
+_FLAG: Final = _of_type(bool, "true or false")
+_OBJECT: Final = _of_type(dict, "an object")
+
+#: How the JSON value of each key is checked and read.
+_READERS: Final[Mapping[str, Callable[[Any], Any]]] = {
+    "format": str,  # another version may write it differently; `require_metadata` compares it
+    "family": _TEXT,
+    "task": _member_of(Task),
+    "target": _member_of(Target),
+    "max_positions": _INTEGER,
+    "dtype": _member_of(DType),
+    "opset": _INTEGER,
+    "inlined": _FLAG,
+    "fuse_skip": _FLAG,
+    "cache": _optional(_member_of(CacheKind)),
+    "quantization": _optional(_read_quantization),
+    "packed": _read_packed,
+    "config": _optional(_OBJECT),
+    "norms": _OBJECT,
+    "source_sha256": _TEXT,
+    "versions": _OBJECT,
+}
