@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
-import psutil
 import typer
 
 from ibnorm_export.cli import options
-from ibnorm_export.cli.console import err, out, print_json, print_norms, print_table, show_progress, table
-from ibnorm_export.runtimes.runner import Kernels
+from ibnorm_export.cli.console import out, print_json, show_progress
+from ibnorm_export.runtimes.runner import Backend, Kernels
 
-if TYPE_CHECKING:
-    from ibnorm_export.benchmark.measure import BenchReport
+
+def _counts(text: str, option: str) -> tuple[int, ...]:
+    """Parse a list such as "128,512"."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is not a list of numbers such as 128,512", param_hint=option) from error
 
 
 def bench_command(
     model_file: options.ModelFile,
     backend: options.Backend = "ort-cpu",
     checkpoint: Annotated[
-        Path | None, typer.Option("--checkpoint", metavar="DIR", exists=True, help="Needed by --against.")
+        Path | None,
+        typer.Option(
+            "--checkpoint", metavar="DIR", exists=True, help="The checkpoint that --against torch runs in PyTorch."
+        ),
     ] = None,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Size of the batch axis.")] = 1,
     seq: Annotated[
@@ -30,25 +36,29 @@ def bench_command(
             "--seq",
             min=1,
             show_default="128, or the model's positions where fewer",
-            help="Size of the sequence axis, where there is one.",
+            help="Size of the sequence axis, where the model has one.",
         ),
     ] = None,
     prompts: Annotated[
-        str, typer.Option("--prompts", metavar="LIST", help="Of a folder that generates text: tokens of the prompts.")
+        str,
+        typer.Option("--prompts", metavar="LIST", help="Lengths of the prompts in tokens, for text generation."),
     ] = "128,512",
     batches: Annotated[
-        str, typer.Option("--batches", metavar="LIST", help="Of a folder that generates text: rows.")
+        str, typer.Option("--batches", metavar="LIST", help="Numbers of rows, for text generation.")
     ] = "1",
     against: Annotated[
         str,
         typer.Option(
-            "--against", metavar="LIST", help="Compare with: torch, torch.compile; generating text, torch or folders."
+            "--against",
+            metavar="LIST",
+            help="Compare with these: torch, torch.compile, other exports. For text generation: torch, other folders.",
         ),
     ] = "",
     threads: Annotated[
-        int | None, typer.Option("--threads", min=1, show_default="physical cores", help="Of every contender.")
+        int | None,
+        typer.Option("--threads", min=1, show_default="physical cores", help="Number of threads of every candidate."),
     ] = None,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Turns of each contender.")] = 30,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Number of turns of each candidate.")] = 30,
     seed: options.Seed = 0,
     kernels: options.KernelChoice = Kernels.AUTO,
     require_fused: options.RequireFused = False,
@@ -58,97 +68,55 @@ def bench_command(
             "--save-baseline",
             metavar="FILE.json",
             callback=options.baseline,
-            help="Keep the times, for `compare`, `check`.",
+            help="Save the times for `compare` and `check`.",
         ),
     ] = None,
     engine: options.EngineFile = None,
     model: options.Factory = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Measure latency in interleaved rounds, with equal threads; ratios are taken within each round.
+    """Measure latency in interleaved rounds, with the same threads for all candidates.
 
     A folder that generates text is measured by its time to the first token and between tokens.
 
     Example: ibnorm-export bench llama.onnx --checkpoint checkpoints/llama --against torch,torch.compile
     """
-    from ibnorm_export import models
-    from ibnorm_export.artifacts.exported_model import ExportedModel
-    from ibnorm_export.benchmark.baseline import baseline_of, write_baseline
-    from ibnorm_export.benchmark.bench import contest
-    from ibnorm_export.benchmark.generation import TextBenchOptions
-    from ibnorm_export.benchmark.measure import TRTEXEC, BenchOptions
-    from ibnorm_export.benchmark.reference_load import Yardstick
-    from ibnorm_export.cli import bench_text
+    from ibnorm_export.api import bench
+    from ibnorm_export.benchmark.baseline import REFERENCE_LOAD, baseline_of, write_baseline
+    from ibnorm_export.benchmark.generation import generates_text
+    from ibnorm_export.benchmark.options import BenchOptions, GenerationOptions
+    from ibnorm_export.benchmark.report import BenchReport
+    from ibnorm_export.models.loading import load
 
-    count = threads or psutil.cpu_count(logical=False) or 1
-    names = [name.strip() for name in against.split(",") if name.strip()]
-    if backend == "ort-cpu" and bench_text.generates(model_file):
-        if save_baseline is not None or require_fused or engine is not None or model is not None:
-            raise typer.BadParameter(
-                f"--save-baseline, --require-fused, --engine and --model are not for {model_file}, a folder that "
-                "generates text; leave them out (verify --require-fused says how its norms run)"
-            )
-        wanted = TextBenchOptions(
-            bench_text.counts(prompts, "--prompts"), bench_text.counts(batches, "--batches"), rounds=rounds, seed=seed
+    if (save_baseline is not None or model is not None) and backend == Backend.ORT_CPU and generates_text(model_file):
+        raise typer.BadParameter(
+            f"--save-baseline and --model do not apply to {model_file}, a folder that generates text"
         )
-        bench_text.bench_generation(
-            model_file, checkpoint, against=names, threads=count, options=wanted, kernels=kernels, as_json=as_json
-        )
-        return
-    measuring = replace(TRTEXEC if backend.startswith("tensorrt") else BenchOptions(), rounds=rounds)
+    wanted = BenchOptions(
+        backend,
+        kernels,
+        sizes={"batch": batch} if seq is None else {"batch": batch, "sequence": seq},
+        threads=threads,
+        rounds=rounds,
+        seed=seed,
+        engine=engine,
+        require_fused=require_fused,
+        generation=GenerationOptions(_counts(prompts, "--prompts"), _counts(batches, "--batches")),
+    )
+    others = [name.strip() for name in against.split(",") if name.strip()]
     with show_progress() as progress:
-        exported = ExportedModel(model_file)
-        loaded = None if checkpoint is None else models.load(checkpoint, model)
-        sizes = {"batch": batch, "sequence": seq or min(128, exported.metadata.max_positions or 128)}
-        report = contest(
-            exported,
-            backend,
-            model=loaded,
-            against=names,
-            sizes=sizes,
-            threads=count,
-            options=measuring,
-            seed=seed,
-            kernels=kernels,
+        report = bench(
+            model_file,
+            checkpoint if checkpoint is None or model is None else load(checkpoint, model),
+            against=others if save_baseline is None else [*others, REFERENCE_LOAD],
+            options=wanted,
             progress=progress,
-            beside=[] if save_baseline is None else [Yardstick()],
-            engine=engine,
         )
-    if save_baseline is not None:
-        write_baseline(baseline_of(str(model_file), report), save_baseline)
-    failed = require_fused and not report.all_fused
+    if save_baseline is not None and isinstance(report, BenchReport):
+        write_baseline(baseline_of(report), save_baseline)
     if as_json:
-        print_json({"verdict": "fail" if failed else "pass", "model": str(model_file), **report.to_dict()})
+        print_json(report.to_dict())
     else:
-        print_report(str(model_file), report)
-    if failed:
-        err.print(
-            "verdict: fail (a norm did not run fused on its device, or beside a memory copy)",
-            style="bold red",
-            markup=False,
-        )
+        out.print(str(report), markup=False)
+    if not report:
         raise typer.Exit(1)
-
-
-def print_report(title: str, report: BenchReport) -> None:
-    """The report for a person."""
-    shapes = ", ".join(f"{name} {list(shape)}" for name, shape in report.inputs.items())
-    rows = table(f"{title}: {shapes}, {report.threads} threads", "contender", "p50 ms", "p90 ms", "p99 ms", "samples/s")
-    for latency in report.latencies:
-        rows.add_row(
-            latency.name,
-            f"{latency.p50_ms:.3f}",
-            f"{latency.p90_ms:.3f}",
-            f"{latency.p99_ms:.3f}",
-            f"{latency.throughput_per_s:.1f}",
-        )
-    print_table(rows)
-    print_norms(report.norms)
-    for warning in report.warnings:
-        out.print(f"warning: {warning}", style="yellow", markup=False)
-    for ratio in report.ratios:
-        out.print(
-            f"time of {ratio.name} over {ratio.against}: {ratio.median:.2f} "
-            f"(middle half of {report.rounds} rounds: {ratio.p25:.2f} to {ratio.p75:.2f}; below 1 is faster)",
-            markup=False,
-        )

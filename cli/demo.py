@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from ibnorm_export.cli import options
-from ibnorm_export.cli.bench import print_report as print_bench
 from ibnorm_export.cli.console import out, print_json, show_progress
 from ibnorm_export.cli.verify import print_report as print_parity
 
@@ -42,7 +41,7 @@ def demo_command(
             out.print(f"trained to {model.goal}: {'reached' if model.reached else 'NOT reached'}", markup=False)
             for parity in model.parity:
                 print_parity(parity)
-            print_bench(f"{model.name}.onnx", model.latency)
+            out.print(str(model.latency), markup=False)
         out.print("the LLaMA writes, with one seed", style="bold", markup=False)
         for writing in result.text.writings:
             out.print(f"{writing.form}: {result.text.prompt}{writing.result.text}", markup=False)

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from ibnorm_export.artifacts.exported_model import ExportedModel
     from ibnorm_export.artifacts.loaded_model import CustomModel, LoadedModel
     from ibnorm_export.artifacts.tensors import DType, InputSpec
-    from ibnorm_export.benchmark.measure import BenchOptions, BenchReport
+    from ibnorm_export.benchmark.options import BenchOptions
+    from ibnorm_export.benchmark.report import BenchReport, GenerationReport
     from ibnorm_export.errors import (
         BackendUnavailable,
         CheckpointError,
@@ -62,6 +63,7 @@ __all__ = [
     "ExportError",
     "ExportOptions",
     "ExportedModel",
+    "GenerationReport",
     "IBNorm",
     "IBNormError",
     "IBNormSpec",
@@ -99,7 +101,8 @@ _HOME = {
         "artifacts.exported_model": ("ExportedModel",),
         "artifacts.loaded_model": ("CustomModel", "LoadedModel"),
         "artifacts.tensors": ("DType", "InputSpec"),
-        "benchmark.measure": ("BenchOptions", "BenchReport"),
+        "benchmark.options": ("BenchOptions",),
+        "benchmark.report": ("BenchReport", "GenerationReport"),
         "errors": (
             "BackendUnavailable",
             "CheckpointError",

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import psutil
-
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel
+from ibnorm_export.artifacts.metadata import Task
 from ibnorm_export.artifacts.tensors import Arrays
 from ibnorm_export.benchmark import bench as benchmark
-from ibnorm_export.benchmark.measure import BenchOptions, BenchReport
+from ibnorm_export.benchmark.generation import generates_text
+from ibnorm_export.benchmark.options import BenchOptions
+from ibnorm_export.benchmark.report import BenchReport, GenerationReport
 from ibnorm_export.models.loading import load
 from ibnorm_export.progress import Progress, silent
 from ibnorm_export.verifier import verify as verifier
@@ -19,9 +20,6 @@ from ibnorm_export.verifier.report import ParityReport
 from ibnorm_export.verifier.verify import VerifyOptions
 
 __all__ = ["bench", "verify"]
-
-#: Tokens of a sequence that is timed, where the model has as many positions.
-_TOKENS = 128
 
 
 def _exported(file: ExportedModel | str | Path) -> ExportedModel:
@@ -66,38 +64,31 @@ def bench(
     file: ExportedModel | str | Path,
     checkpoint: LoadedModel | str | Path | None = None,
     *,
-    against: Sequence[str] = (),
+    against: Sequence[str | Path | ExportedModel] = (),
     options: BenchOptions | None = None,
     progress: Progress = silent,
-) -> BenchReport:
-    """Measure the latency of an exported file, and compare it with PyTorch.
+) -> BenchReport | GenerationReport:
+    """Measure the latency of an exported file, or the speed of a folder that generates text, and compare it.
 
     Args:
-        file: the result of `export`, or the path of the file that it wrote.
-        checkpoint: the result of `load`, or the path of a Hugging Face folder; needed for `against`.
-        against: "torch" and "torch.compile", in any combination.
-        options: how to measure; see `BenchOptions`.
+        file: the result of `export`, or the path of the file or folder that it wrote.
+        checkpoint: the result of `load`, or the path of a Hugging Face folder; needed to compare with PyTorch. A path
+            is loaded for the task that the file was exported for.
+        against: what to compare with. For a file: "torch", "torch.compile" or other exports. For a folder that
+            generates text: "torch" or other such folders.
+        options: the backend, sizes, threads and rounds; see `BenchOptions`.
         progress: called as the work goes on.
 
     Returns:
-        The latencies and, for each candidate of `against`, the ratio of times.
+        The times and, for each candidate of `against`, the ratio of times; `print(report)` shows them.
 
     Raises:
         CheckpointError: the checkpoint cannot be read.
         ModelFileError: the file cannot be read.
-        BackendUnavailable: ONNX Runtime is not installed.
+        BackendUnavailable: the backend is not installed, or cannot compute the file's type here.
         IBNormError: `against` names something unknown, or there is no checkpoint for it.
     """
-    exported = _exported(file)
     if checkpoint is not None and not isinstance(checkpoint, LoadedModel):
-        checkpoint = load(checkpoint)
-    return benchmark.contest(
-        exported,
-        "ort-cpu",
-        model=checkpoint,
-        against=against,
-        sizes={"batch": 1, "sequence": min(_TOKENS, exported.metadata.max_positions or _TOKENS)},
-        threads=psutil.cpu_count(logical=False) or 1,
-        options=options,
-        progress=progress,
-    )
+        path = file.path if isinstance(file, ExportedModel) else file
+        checkpoint = load(checkpoint, task=Task.TEXT_GENERATION if generates_text(path) else Task.FORWARD)
+    return benchmark.bench(file, model=checkpoint, against=against, options=options, progress=progress)

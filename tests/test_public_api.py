@@ -46,6 +46,7 @@ TYPES = {
     "EngineOptions",
     "ExportOptions",
     "ExportedModel",
+    "GenerationReport",
     "IBNorm",
     "IBNormSpec",
     "InputSpec",
@@ -85,6 +86,7 @@ from ibnorm_export import (
     EngineOptions,
     ExportedModel,
     ExportOptions,
+    GenerationReport,
     IBNorm,
     IBNormError,
     IBNormSpec,
@@ -132,7 +134,9 @@ reports: list[ParityReport] = [
     verify("llama.onnx", "checkpoints/llama", options=VerifyOptions(samples=2), progress=show),
 ]
 passed: bool = all(reports)
-times: BenchReport = bench("llama.onnx", "checkpoints/llama", against=["torch"], options=BenchOptions(rounds=5))
+times: BenchReport | GenerationReport = bench(
+    "llama.onnx", "checkpoints/llama", against=["torch"], options=BenchOptions(rounds=5)
+)
 engine: Engine = build_engine(full, "llama.plan", options=EngineOptions())
 made: Package = package(full, "repository", options=PackageOptions())
 try:

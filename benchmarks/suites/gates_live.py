@@ -22,8 +22,9 @@ from ibnorm_export import models
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.random_inputs import draw
 from ibnorm_export.artifacts.tensors import Arrays
-from ibnorm_export.benchmark.measure import BenchOptions, bench
-from ibnorm_export.benchmark.statistics import judge, paired, to_dict
+from ibnorm_export.benchmark.measure import measure
+from ibnorm_export.benchmark.options import Timing
+from ibnorm_export.benchmark.statistics import judge, paired
 from ibnorm_export.environment import environment
 from ibnorm_export.runtimes.registry import open_runner
 from ibnorm_export.runtimes.runner import Runner
@@ -74,10 +75,11 @@ def verdicts(folder: Path, name: str, threads: int, rounds: int) -> list[dict[st
     found = []
     for case in ("itself", "slower"):
         first = open_runner("ort-cpu", exported, threads=threads)
-        contenders = [first if case == "itself" else Slower(first), open_runner("ort-cpu", exported, threads=threads)]
-        report = bench(contenders, inputs, threads=threads, options=BenchOptions(rounds=rounds, warmup_ms=200.0))
+        candidates = {case: first if case == "itself" else Slower(first)}
+        candidates["again"] = open_runner("ort-cpu", exported, threads=threads)
+        report = measure(candidates, inputs, threads=threads, rounds=rounds, timing=Timing(warmup_ms=200.0))
         verdict = judge(paired(report.latencies[0].round_ms, report.latencies[1].round_ms), 1.0)
-        found.append({"model": name, "case": case, **to_dict(verdict)})
+        found.append({"model": name, "case": case, **verdict.to_dict()})
         print(f"{name} {case}: {verdict}")
     return found
 

@@ -9,7 +9,7 @@ before have stopped spinning; a value is the median of the paired ratios of time
 Physical limit of a decode step: every weight but the embedding is read once. The bandwidth of reading is measured in
 the same run, between turns of decoding, by a product of a matrix of 512 MB and a vector on two threads.
 
-The C library's own settings (GLIBC_TUNABLES), which hold for all contenders alike, are recorded with the result.
+The C library's own settings (GLIBC_TUNABLES), which hold for all candidates alike, are recorded with the result.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from onnxruntime_genai.models.builders.llama import LlamaModel
 
 from benchmarks import publish
 from ibnorm_export import IBNormSpec, models
-from ibnorm_export.benchmark.generation import Times, race
+from ibnorm_export.benchmark.generation import Times, time_stage
 from ibnorm_export.exporter.export import ExportOptions
 from ibnorm_export.exporter.genai import export_genai
 from ibnorm_export.exporter.text_folder import export_folder
@@ -175,7 +175,7 @@ def bandwidth(source: SessionSource, read: int, rounds: int) -> Row:
     tokens = np.random.default_rng(1).integers(0, 32000, (1, 128))
     steps, reads = [], []
     for _ in range(rounds):
-        steps.append(float(race([source], "decode", tokens=tokens, rounds=1)[0].min()))
+        steps.append(float(time_stage([source], "decode", tokens=tokens, rounds=1)[0].min()))
         for _ in range(4):
             begin = time.perf_counter()
             torch.mv(matrix, vector)
@@ -208,7 +208,9 @@ def measure(folder: Path, read: int, rounds: int) -> list[Row]:
         # a first token of a long prompt takes seconds
         kept = rounds if stage == "decode" or context < 500 else max(9, rounds // 3)
         tokens = rng.integers(0, 32000, (1, context))
-        times = dict(zip(names, race([source(name) for name in names], stage, tokens=tokens, rounds=kept), strict=True))
+        times = dict(
+            zip(names, time_stage([source(name) for name in names], stage, tokens=tokens, rounds=kept), strict=True)
+        )
         for case in cases:
             rows.append(compare(case, times[case.ours], times[case.theirs]))
             print(rows[-1], file=sys.stderr, flush=True)

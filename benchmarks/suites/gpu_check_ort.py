@@ -15,7 +15,8 @@ import torch
 from benchmarks.suites.gpu_check import Part, skip_of, tensor, variants
 from benchmarks.suites.gpu_machine import Machine
 from ibnorm_export.artifacts.tensors import Arrays
-from ibnorm_export.benchmark.measure import BenchOptions, bench
+from ibnorm_export.benchmark.measure import measure
+from ibnorm_export.benchmark.options import Timing
 from ibnorm_export.op import native
 from ibnorm_export.op.spec import IBNormSpec
 from ibnorm_export.runtimes.ort import OrtRunner
@@ -140,22 +141,20 @@ def _latency(part: Part, machine: Machine, library: Path | None, folder: Path, d
     for rows, cols in SHAPES:
         ones = np.ones(cols)
         model = one_norm(folder / "timed.onnx", spec, _NAMES[dtype], False, ones, 0.0 * ones)
-        fused, function = OrtCudaRunner(model.path, 1, library=library), OrtCudaRunner(model.path, 1, library=None)
-        fused.name, function.name = "ONNX Runtime, fused", "ONNX Runtime, function"  # type: ignore[misc]  # read-only in `Runner`, an attribute here
+        candidates = {
+            "plugin": PluginRunner(machine, spec, dtype),
+            "ONNX Runtime, fused": OrtCudaRunner(model.path, 1, library=library),
+            "ONNX Runtime, function": OrtCudaRunner(model.path, 1, library=None),
+        }
         x = np.random.default_rng(0).standard_normal((1, rows, cols)).astype(np.float32)
-        raced = bench(
-            [PluginRunner(machine, spec, dtype), fused, function],
-            {"X": x},
-            threads=1,
-            options=BenchOptions(warmup_ms=200.0),
-        )
+        report = measure(candidates, {"X": x}, threads=1, timing=Timing(warmup_ms=200.0))
         part.figures.append(
             {
                 "dtype": dtype,
                 "compression": spec.compression.value,
                 "shape": [rows, cols],
-                "p50_ms": {latency.name: latency.p50_ms for latency in raced.latencies},
-                "p99_ms": {latency.name: latency.p99_ms for latency in raced.latencies},
-                "plugin_over": {ratio.against: round(ratio.median, 3) for ratio in raced.ratios},
+                "p50_ms": {latency.name: latency.p50_ms for latency in report.latencies},
+                "p99_ms": {latency.name: latency.p99_ms for latency in report.latencies},
+                "plugin_over": {ratio.against: round(ratio.median, 3) for ratio in report.ratios},
             }
         )

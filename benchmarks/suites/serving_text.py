@@ -21,7 +21,7 @@ from scipy.stats import binom
 
 from benchmarks.publish import Row
 from benchmarks.suites.refusing import refusing
-from ibnorm_export.benchmark.generation import REST_S
+from ibnorm_export.benchmark.options import Timing
 from ibnorm_export.generation.sampling import Sampling
 from ibnorm_export.generation.sessions import open_sessions
 from ibnorm_export.generation.text_model import TextModel, open_folder
@@ -172,7 +172,7 @@ def speed(server: Running, folder: Path, here: TextModel, turns: int, tokens: in
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(turns + 1):
         for name, way in ways.items():
-            time.sleep(REST_S)  # the threads of the one before spin for so long
+            time.sleep(Timing().rest_ms / 1e3)  # until the threads of the previous candidate stop spinning
             began = time.perf_counter()
             way()
             if turn:  # the first of each is slower

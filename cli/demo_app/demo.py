@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import psutil
 import sklearn.datasets
 import torch
 import torch.nn.functional as F
@@ -27,8 +26,9 @@ from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.tensors import Arrays, DType
 from ibnorm_export.artifacts.tokenizer import write_byte_tokenizer
-from ibnorm_export.benchmark.bench import contest
-from ibnorm_export.benchmark.measure import BenchOptions, BenchReport
+from ibnorm_export.benchmark.bench import bench_forward
+from ibnorm_export.benchmark.options import BenchOptions, Timing
+from ibnorm_export.benchmark.report import BenchReport
 from ibnorm_export.cli.demo_app.text import DemoText, write_text
 from ibnorm_export.errors import CheckpointError
 from ibnorm_export.exporter.export import ExportOptions, export
@@ -303,18 +303,8 @@ def _ship(
         inputs = [*(model.sample(rng, index) for index in range(4)), *_real_inputs(task, 2)]
         reports.append(verify(exported, model, options=VerifyOptions(), inputs=inputs, progress=progress))
     assert exported is not None
-    threads = psutil.cpu_count(logical=False) or 1
-    options = BenchOptions(rounds=20, warmup_ms=200.0)
-    latency = contest(
-        exported,
-        "ort-cpu",
-        model=load(checkpoint),
-        against=["torch"],
-        sizes=sizes,
-        threads=threads,
-        options=options,
-        progress=progress,
-    )
+    options = BenchOptions(sizes=sizes, rounds=20, timing=Timing(warmup_ms=200.0))
+    latency = bench_forward(exported, model=load(checkpoint), against=["torch"], options=options, progress=progress)
     return tuple(reversed(reports)), latency
 
 

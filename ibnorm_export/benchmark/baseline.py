@@ -1,35 +1,53 @@
-"""A benchmark kept for later: times of a model beside a yardstick, round by round, so that days can be compared.
+"""A baseline: the times of a model that are kept, so that another day can be compared with them.
 
-The machine of tomorrow is not that of today, even where it is the same: so what is kept is the time
-over that of a fixed matrix product, run in the same rounds with the same threads.
+The speed of a machine changes from day to day. So each round also times the reference load, a fixed matrix product
+with the same number of threads, and what is compared is the time of the model over the time of the reference load.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, asdict, dataclass
+from dataclasses import KW_ONLY, asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from ibnorm_export.benchmark.measure import BenchReport
+from ibnorm_export.benchmark.report import BenchReport
 from ibnorm_export.benchmark.statistics import LatencyVerdict, judge, unpaired
 from ibnorm_export.errors import IBNormError, ModelFileError
 from ibnorm_export.files import new_file
+from ibnorm_export.text_report import Report, text_table
 
-__all__ = ["YARDSTICK", "Baseline", "baseline_of", "compare", "read_baseline", "write_baseline"]
+__all__ = [
+    "REFERENCE_LOAD",
+    "Baseline",
+    "BaselineComparison",
+    "baseline_of",
+    "compare_baselines",
+    "read_baseline",
+    "write_baseline",
+]
 
-#: What the times of `ibnorm_export.benchmark.reference_load` are called in a report.
-YARDSTICK: Final = "yardstick"
+#: Name of the reference load among the candidates of a benchmark.
+REFERENCE_LOAD: Final = "reference-load"
 
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """Times of one model and of the yardstick, in ms, one a round."""
+    """Times of one model and of the reference load, in ms, one per round.
+
+    Args:
+        model: the file that was measured.
+        backend: what ran it.
+        inputs: shapes by name.
+        threads: of the model and of the reference load.
+        times_ms, reference_ms: medians of the rounds.
+        environment: machine and package versions.
+    """
 
     model: str
     backend: str
@@ -37,38 +55,45 @@ class Baseline:
     inputs: Mapping[str, Sequence[int]]
     threads: int
     times_ms: tuple[float, ...]
-    yardstick_ms: tuple[float, ...]
+    reference_ms: tuple[float, ...]
     environment: Mapping[str, Any]
 
     @property
     def ratios(self) -> tuple[float, ...]:
-        """Time over the yardstick's, round by round."""
-        return tuple(a / b for a, b in zip(self.times_ms, self.yardstick_ms, strict=True))
+        """Time over the time of the reference load, round by round."""
+        return tuple(a / b for a, b in zip(self.times_ms, self.reference_ms, strict=True))
 
 
-def baseline_of(model: str, report: BenchReport) -> Baseline:
-    """What a benchmark with the yardstick among its contenders says of its first one.
+def baseline_of(report: BenchReport) -> Baseline:
+    """The baseline of a benchmark whose candidates include the reference load.
 
     Raises:
-        IBNormError: the yardstick was not measured.
+        IBNormError: the reference load was not measured.
     """
-    beside = next((latency for latency in report.latencies if latency.name == YARDSTICK), None)
-    if beside is None:
-        raise IBNormError("a baseline needs the yardstick among the contenders; run bench with --save-baseline")
+    reference = next((latency for latency in report.latencies if latency.name == REFERENCE_LOAD), None)
+    if reference is None:
+        raise IBNormError(
+            f"a baseline needs {REFERENCE_LOAD!r} among the candidates: run `ibnorm-export bench --save-baseline`, or "
+            f"bench(..., against=[{REFERENCE_LOAD!r}])"
+        )
     first = report.latencies[0]
     return Baseline(
-        model,
+        report.model,
         first.name,
         inputs=report.inputs,
         threads=report.threads,
         times_ms=first.round_ms,
-        yardstick_ms=beside.round_ms,
+        reference_ms=reference.round_ms,
         environment=report.environment,
     )
 
 
 def write_baseline(baseline: Baseline, path: str | Path) -> Path:
-    """Write it as JSON, whole or not at all."""
+    """Write a baseline as JSON, whole or not at all.
+
+    Raises:
+        IBNormError: the file cannot be written.
+    """
     path = Path(path)
     with new_file(path, IBNormError) as folder:
         text = json.dumps({"format": _FORMAT, **asdict(baseline)}, indent=1)
@@ -76,61 +101,103 @@ def write_baseline(baseline: Baseline, path: str | Path) -> Path:
     return path
 
 
-def _demand_types(found: Baseline) -> None:
-    shapes = found.inputs.values() if isinstance(found.inputs, dict) else (None,)
+def _demand_types(baseline: Baseline) -> None:
+    shapes = baseline.inputs.values() if isinstance(baseline.inputs, dict) else (None,)
     legal = {
-        "model": isinstance(found.model, str),
-        "backend": isinstance(found.backend, str),
+        "model": isinstance(baseline.model, str),
+        "backend": isinstance(baseline.backend, str),
         "inputs": all(isinstance(s, list) and all(isinstance(size, int) for size in s) for s in shapes),
-        "threads": isinstance(found.threads, int),
-        "environment": isinstance(found.environment, dict),
+        "threads": isinstance(baseline.threads, int),
+        "environment": isinstance(baseline.environment, dict),
     }
     wrong = [name for name, holds in legal.items() if not holds]
     if wrong:
-        raise TypeError(f"{', '.join(wrong)}: of another type than `bench` writes")
+        raise TypeError(f"wrong type: {', '.join(wrong)}")
+
+
+def _parse(text: str) -> Baseline:
+    """The baseline in a JSON text; raises one of several built-in errors where there is none."""
+    content = json.loads(text)
+    if not isinstance(content, dict):
+        raise TypeError("it does not hold a JSON object")
+    if (found := content.pop("format")) not in (1, _FORMAT):
+        raise ValueError(f"its format is {found!r}; this version reads formats 1 and {_FORMAT}")
+    if found == 1:
+        content["reference_ms"] = content.pop("yardstick_ms")  # its name in format 1
+    baseline = Baseline(**content)
+    _demand_types(baseline)
+    times, reference = (tuple(float(v) for v in values) for values in (baseline.times_ms, baseline.reference_ms))
+    if not times or len(times) != len(reference) or not all(0.0 < v < float("inf") for v in (*times, *reference)):
+        raise ValueError("times_ms and reference_ms must hold one positive time per round each")
+    return replace(baseline, times_ms=times, reference_ms=reference)
 
 
 def read_baseline(path: str | Path) -> Baseline:
-    """Read what `write_baseline` wrote.
+    """Read a file that `write_baseline` wrote.
 
     Raises:
-        ModelFileError: the file is missing or is no baseline.
+        ModelFileError: the file is missing, damaged, or not a baseline.
     """
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise TypeError("it holds no JSON object")
-        if found.pop("format") != _FORMAT:
-            raise ValueError(f"its format is not {_FORMAT}")
-        made = Baseline(**found)
-        _demand_types(made)
-        times, beside = (tuple(float(v) for v in values) for values in (made.times_ms, made.yardstick_ms))
-        sound = np.array([times, beside]) if len(times) == len(beside) else np.zeros(1)
-        if not times or not bool(np.all(np.isfinite(sound) & (sound > 0.0))):
-            raise ValueError("its rounds are not pairs of positive times")
+        return _parse(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ModelFileError(f"{path} does not exist; write it with `ibnorm-export bench --save-baseline`") from error
     except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise ModelFileError(f"{path} is not a baseline of `ibnorm-export bench --save-baseline`: {error}") from error
-    return Baseline(
-        made.model,
-        made.backend,
-        inputs=made.inputs,
-        threads=made.threads,
-        times_ms=times,
-        yardstick_ms=beside,
-        environment=made.environment,
-    )
 
 
-def compare(now: Baseline, before: Baseline, *, budget: float = 1.0) -> tuple[LatencyVerdict, tuple[str, ...]]:
-    """Whether `now` is slower than `before`, and what makes the two differ in more than time."""
+@dataclass(frozen=True, slots=True)
+class BaselineComparison(Report):
+    """Two baselines, A and B, and whether B is slower; `notes` are differences other than time."""
+
+    before: Baseline
+    after: Baseline
+    _: KW_ONLY
+    verdict: LatencyVerdict
+    notes: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.verdict)
+
+    def __str__(self) -> str:
+        rows = [
+            (
+                f"{letter}: {baseline.model}",
+                f"{np.median(baseline.times_ms):.3f}",
+                f"{np.median(baseline.ratios):.3f}",
+                str(len(baseline.times_ms)),
+            )
+            for letter, baseline in (("A", self.before), ("B", self.after))
+        ]
+        table = text_table("", ("baseline", "median ms", "median over reference load", "rounds"), rows=rows)
+        return "\n".join((table, *(f"note: {note}" for note in self.notes), f"B over A: {self.verdict}"))
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"verdict": self.verdict.decision.value, **self.verdict.to_dict(), "notes": self.notes}
+
+
+def compare_baselines(
+    before: Baseline | str | Path, after: Baseline | str | Path, *, max_ratio: float = 1.0
+) -> BaselineComparison:
+    """Decide whether B (`after`) is slower than A (`before`), and list what else differs between them.
+
+    Args:
+        before, after: baselines or their files.
+        max_ratio: the largest ratio of B to A that passes.
+
+    Raises:
+        ModelFileError: a file is missing, damaged, or not a baseline.
+    """
+    a, b = (kept if isinstance(kept, Baseline) else read_baseline(kept) for kept in (before, after))
     notes = []
-    if dict(now.inputs) != {k: tuple(v) for k, v in before.inputs.items()} and now.inputs != before.inputs:
-        notes.append(f"inputs differ: {dict(now.inputs)} now, {dict(before.inputs)} before")
-    if now.threads != before.threads:
-        notes.append(f"threads differ: {now.threads} now, {before.threads} before")
-    for key in ("processor", "packages"):
-        if now.environment.get(key) != before.environment.get(key):
-            notes.append(f"{key} differ: the yardstick cancels the machine's speed, not its kind")
-    return judge(unpaired(now.ratios, before.ratios), budget), tuple(notes)
+    shapes_a, shapes_b = ({name: list(shape) for name, shape in kept.inputs.items()} for kept in (a, b))
+    if shapes_a != shapes_b:
+        notes.append(f"inputs differ: {shapes_a} in A, {shapes_b} in B")
+    if a.threads != b.threads:
+        notes.append(f"the number of threads differs: {a.threads} in A, {b.threads} in B")
+    if a.environment.get("processor") != b.environment.get("processor"):
+        notes.append("the processors differ: the reference load corrects for a machine's speed, not for its kind")
+    if a.environment.get("packages") != b.environment.get("packages"):
+        notes.append("the versions of the packages differ")
+    return BaselineComparison(a, b, verdict=judge(unpaired(b.ratios, a.ratios), max_ratio), notes=tuple(notes))

@@ -1,8 +1,9 @@
-"""Set up an exported file and PyTorch for a fair race: same inputs, same threads, one thread pool."""
+"""`bench`: set up an exported file and what it is compared with, and measure them on the same inputs and threads."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -13,85 +14,152 @@ from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel, torch_dtype
 from ibnorm_export.artifacts.random_inputs import draw
 from ibnorm_export.artifacts.tensors import DType
-from ibnorm_export.benchmark.measure import BenchOptions, BenchReport, bench
+from ibnorm_export.benchmark.generation import bench_generation, generates_text
+from ibnorm_export.benchmark.measure import measure
+from ibnorm_export.benchmark.options import BenchOptions
+from ibnorm_export.benchmark.reference_load import REFERENCE_LOAD, ReferenceLoad
+from ibnorm_export.benchmark.report import BenchReport, GenerationReport
 from ibnorm_export.errors import BackendUnavailable, IBNormError
 from ibnorm_export.progress import Progress, silent
 from ibnorm_export.runtimes.registry import fused_library, open_runner
-from ibnorm_export.runtimes.runner import Kernels, Runner
+from ibnorm_export.runtimes.runner import Backend, Runner
 
-__all__ = ["OPPONENTS", "contest"]
+__all__ = ["TORCH_CANDIDATES", "bench", "bench_forward"]
 
-#: What `--against` takes.
-OPPONENTS: Final = ("torch", "torch.compile")
+#: The ways to run the checkpoint in PyTorch.
+TORCH_CANDIDATES: Final = ("torch", "torch.compile")
 
 
-def contest(
-    exported: ExportedModel,
-    backend: str,
+def bench(
+    exported: ExportedModel | str | Path,
     *,
-    model: LoadedModel | None,
-    against: Sequence[str],
-    sizes: Mapping[str, int],
-    threads: int,
+    model: LoadedModel | None = None,
+    against: Sequence[str | Path | ExportedModel] = (),
     options: BenchOptions | None = None,
-    seed: int = 0,
-    kernels: Kernels = Kernels.AUTO,
     progress: Progress = silent,
-    beside: Sequence[Runner] = (),
-    engine: Path | None = None,
-) -> BenchReport:
-    """Race an exported file on a backend against PyTorch on its checkpoint.
+) -> BenchReport | GenerationReport:
+    """Measure an exported model, alone or against PyTorch and other exports.
+
+    A file is measured by the latency of one pass. A folder that generates text is measured on the CPU by its time to
+    the first token and between tokens.
 
     Args:
-        exported: the file.
-        backend: see `ibnorm_export.runtimes.BACKENDS`.
-        model: the checkpoint; needed for an opponent.
-        against: of `OPPONENTS`; may be empty.
-        sizes: of the dynamic axes, by name.
-        threads: of every contender; torch's are restored afterwards.
-        options, progress: see `bench`.
-        seed: of the inputs.
-        kernels: how the norms run where the backend has a choice.
-        beside: more contenders.
-        engine: built from the file before, for TensorRT; None builds one.
+        exported: a file or folder that `export` wrote, or the path of one.
+        model: the checkpoint; needed to compare with PyTorch. For a folder that generates text it is loaded with the
+            task "text-generation".
+        against: what to compare with. For a file: "torch", "torch.compile", "reference-load" or other exports. For a
+            folder that generates text: "torch" or other such folders.
+        options: see `BenchOptions`.
+        progress: called as the work goes on.
+
+    Returns:
+        A `BenchReport`, or a `GenerationReport` for a folder that generates text.
 
     Raises:
-        IBNormError: an unknown opponent, or one without a checkpoint; more tokens than the model has positions.
+        IBNormError: a candidate is unknown or needs the checkpoint, the sequence is longer than the model has
+            positions, or an option does not apply to a folder that generates text.
         BackendUnavailable: the backend is not installed, or cannot compute the file's type here.
     """
-    for name in against:
-        if name not in OPPONENTS:
-            raise IBNormError(f"cannot compare with {name!r}; known are {', '.join(OPPONENTS)}")
-    if against and model is None:
-        raise IBNormError(f"comparing with {', '.join(against)} needs the checkpoint: add --checkpoint DIR")
-    dtype = DType(exported.dtype)
-    if backend == "ort-cpu" and dtype is DType.BF16:
+    options = BenchOptions() if options is None else options
+    path = exported.path if isinstance(exported, ExportedModel) else Path(exported)
+    if options.backend == Backend.ORT_CPU and generates_text(path):
+        with _torch_threads(options.thread_count):
+            return bench_generation(path, model=model, against=against, options=options, progress=progress)
+    exported = exported if isinstance(exported, ExportedModel) else ExportedModel(path)
+    return bench_forward(exported, model=model, against=against, options=options, progress=progress)
+
+
+def bench_forward(
+    exported: ExportedModel,
+    *,
+    model: LoadedModel | None = None,
+    against: Sequence[str | Path | ExportedModel] = (),
+    options: BenchOptions | None = None,
+    progress: Progress = silent,
+) -> BenchReport:
+    """Measure the latency of one pass, also of a file that generates text; arguments and errors as in `bench`."""
+    options = BenchOptions() if options is None else options
+    sizes = {"batch": 1, "sequence": min(128, exported.metadata.max_positions or 128), **options.sizes}
+    _demand_runnable(exported, options=options, length=sizes.get("total", sizes["sequence"]))
+    inputs = draw(exported, sizes, seed=options.seed)
+    with _torch_threads(options.thread_count):
+        candidates = _candidates(exported, model=model, against=against, options=options)
+        report = measure(
+            candidates,
+            inputs,
+            threads=options.thread_count,
+            rounds=options.rounds,
+            timing=options.loop,
+            progress=progress,
+        )
+    report = replace(report, model=str(exported.path), require_fused=options.require_fused)
+    if options.backend not in (Backend.ORT_CPU, Backend.ORT_CUDA):
+        return report
+    from ibnorm_export.runtimes.norm_executions import norm_executions
+
+    library = fused_library(options.backend, options.kernels)
+    return replace(report, norms=norm_executions(exported, inputs, library=library, backend=options.backend))
+
+
+def _demand_runnable(exported: ExportedModel, *, options: BenchOptions, length: int) -> None:
+    if options.backend == Backend.ORT_CPU and exported.dtype == DType.BF16:
         raise BackendUnavailable(
             "ONNX Runtime has no bfloat16 kernels on the CPU (MatMul among them), so this model cannot be timed "
             "here: export --dtype fp32, or use a GPU"
         )
-    longest, asked = exported.metadata.max_positions, sizes.get("total", sizes.get("sequence", 0))
-    if 0 < longest < asked:
-        raise IBNormError(f"{exported.path} has {longest} positions, fewer than a sequence of {asked}")
-    inputs = draw(exported, sizes, seed=seed)
-    contenders: list[Runner] = [open_runner(backend, exported, threads=threads, kernels=kernels, engine=engine)]
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        if against and model is not None:
-            from ibnorm_export.runtimes.torch import TorchCudaRunner, TorchRunner
+    longest = exported.metadata.max_positions
+    if 0 < longest < length:
+        raise IBNormError(f"{exported.path} has {longest} positions, fewer than a sequence of {length}")
 
-            module = model.in_dtype(torch_dtype(dtype))
-            make = TorchCudaRunner if backend == "ort-cuda" else TorchRunner
-            contenders += [make(model, module, compiled=name == "torch.compile") for name in against]
-        contenders += beside
-        report = bench(contenders, inputs, threads=threads, options=options, progress=progress)
+
+@contextmanager
+def _torch_threads(count: int) -> Iterator[None]:
+    """Give PyTorch as many threads as the other candidates have, and restore its own number afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
     finally:
         torch.set_num_threads(before)
-    if not backend.startswith("ort-"):
-        return report
-    from ibnorm_export.runtimes.norm_executions import norm_executions
 
-    return replace(
-        report, norms=norm_executions(exported, inputs, library=fused_library(backend, kernels), backend=backend)
-    )
+
+def _candidates(
+    exported: ExportedModel,
+    *,
+    model: LoadedModel | None,
+    against: Sequence[str | Path | ExportedModel],
+    options: BenchOptions,
+) -> dict[str, Runner]:
+    """Runners by the name that is reported; the file itself is called after its backend."""
+    for other in against:
+        known = isinstance(other, ExportedModel) or other in (*TORCH_CANDIDATES, REFERENCE_LOAD) or Path(other).exists()
+        if not known:
+            raise IBNormError(
+                f"cannot compare with {str(other)!r}: it is neither {', '.join(TORCH_CANDIDATES)} nor an exported file"
+            )
+        if other in TORCH_CANDIDATES and model is None:
+            raise IBNormError(f"comparing with {other} needs the checkpoint: add --checkpoint DIR (model= in Python)")
+    candidates = {options.backend: _open(exported, options, engine=options.engine)}
+    for other in against:
+        if other in TORCH_CANDIDATES:
+            assert model is not None
+            candidates[str(other)] = _torch_runner(
+                model, exported.dtype, compiled=other == "torch.compile", on_gpu=options.backend == Backend.ORT_CUDA
+            )
+        elif other == REFERENCE_LOAD:
+            candidates[REFERENCE_LOAD] = ReferenceLoad()
+        else:
+            second = other if isinstance(other, ExportedModel) else ExportedModel(other)
+            candidates[str(second.path)] = _open(second, options)
+    return candidates
+
+
+def _open(exported: ExportedModel, options: BenchOptions, *, engine: Path | None = None) -> Runner:
+    return open_runner(options.backend, exported, threads=options.thread_count, kernels=options.kernels, engine=engine)
+
+
+def _torch_runner(model: LoadedModel, dtype: str, *, compiled: bool, on_gpu: bool) -> Runner:
+    from ibnorm_export.runtimes.torch import TorchCudaRunner, TorchRunner
+
+    module = model.in_dtype(torch_dtype(DType(dtype)))
+    return (TorchCudaRunner if on_gpu else TorchRunner)(model, module, compiled=compiled)

@@ -1,132 +1,60 @@
-"""Speed of generation: time to first token and latency between tokens, contenders taking turns.
+"""Speed of text generation: time to the first token and time between tokens, with candidates taking turns.
 
-As in `bench`, ratios are taken within each round. Before its turn a contender rests, so that the threads of the
-other one have stopped spinning, and runs one untimed step. Of a single row the cache then goes back to the prompt,
-so every turn is timed at the same context.
+As in `measure`, ratios are taken within each round; a candidate rests before its turn and runs one untimed step.
+With one row the cache then goes back to the prompt, so every turn is timed with the same number of cached tokens.
 """
 
 from __future__ import annotations
 
-import importlib
 import itertools
-import json
-import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ibnorm_export.benchmark.statistics import Spread, paired
+from ibnorm_export.artifacts.exported_model import ExportedModel
+from ibnorm_export.artifacts.loaded_model import LoadedModel
+from ibnorm_export.artifacts.metadata import Task
+from ibnorm_export.artifacts.tokenizer import read_json
+from ibnorm_export.benchmark.fresh_process import SessionOpener, peak_memory_mb
+from ibnorm_export.benchmark.options import BenchOptions, Timing
+from ibnorm_export.benchmark.report import GenerationRatio, GenerationReport, GenerationTiming
+from ibnorm_export.benchmark.statistics import paired
 from ibnorm_export.environment import environment
 from ibnorm_export.errors import IBNormError
-from ibnorm_export.generation.sessions import Session, SessionSource
+from ibnorm_export.generation.sessions import Session, SessionSource, torch_sessions
 from ibnorm_export.progress import Progress, silent
 
-__all__ = ["Opener", "TextBenchOptions", "TextBenchReport", "TextRatio", "TextTiming", "bench_text", "race"]
+__all__ = ["STAGES", "Times", "bench_generation", "generates_text", "measure_generation", "time_stage"]
 
-#: Of contenders whose sessions live side by side, the worker threads spin for so long after a pass.
-REST_S = 0.06
+#: What is timed: the whole prompt, and single steps after it.
+STAGES: Final = ("first token", "decode")
 
-
-@dataclass(frozen=True, slots=True)
-class TextBenchOptions:
-    """What to measure.
-
-    Args:
-        prompts: tokens before the first one that is generated.
-        batches: rows, all of a prompt's length.
-        rounds: turns of each contender.
-        steps: timed tokens in one turn of decoding.
-        seed: of the prompts.
-    """
-
-    prompts: tuple[int, ...] = (128, 512)
-    batches: tuple[int, ...] = (1,)
-    _: KW_ONLY
-    rounds: int = 10
-    steps: int = 8
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("prompts", "batches"):
-            if not getattr(self, name) or min(getattr(self, name)) < 1:
-                raise IBNormError(f"{name} are {getattr(self, name)}; each must be at least 1")
-        if self.rounds < 1 or self.steps < 1:
-            raise IBNormError(f"{self.rounds} rounds of {self.steps} steps measure nothing; both must be at least 1")
-
-
-@dataclass(frozen=True, slots=True)
-class Opener:
-    """How any process opens a candidate: `function` ("module:name"), called with JSON arguments by name."""
-
-    function: str
-    arguments: Mapping[str, Any]
-
-    def __call__(self) -> SessionSource:
-        module, _, name = self.function.partition(":")
-        source: SessionSource = getattr(importlib.import_module(module), name)(**self.arguments)
-        return source
-
-
-@dataclass(frozen=True, slots=True)
-class TextTiming:
-    """One contender at one prompt length and batch; latencies in ms, tokens of all rows together."""
-
-    name: str
-    prompt: int
-    _: KW_ONLY
-    batch: int
-    first_token_ms: float
-    inter_token_p50_ms: float
-    inter_token_p90_ms: float
-    inter_token_p99_ms: float
-    prefill_tokens_per_s: float
-    decode_tokens_per_s: float
-    peak_memory_mb: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class TextRatio:
-    """Time of `name` over time of `against`, in one stage ("first token" or "decode")."""
-
-    name: str
-    against: str
-    _: KW_ONLY
-    stage: str
-    prompt: int
-    batch: int
-    spread: Spread
-
-
-@dataclass(frozen=True, slots=True)
-class TextBenchReport:
-    """All contenders at every prompt length and batch; ratios of the first one to each other."""
-
-    threads: int
-    options: TextBenchOptions
-    _: KW_ONLY
-    timings: tuple[TextTiming, ...]
-    ratios: tuple[TextRatio, ...]
-    environment: Mapping[str, Any]
-
-    def __bool__(self) -> bool:
-        return bool(self.timings)
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
-
-
+#: Seconds (rounds, steps of a turn).
 Times = NDArray[np.float64]
+
+_GENAI_CONFIG: Final = "genai_config.json"
+
+# What a process calls to open a candidate. The second one is named, not imported: `models` imports this package.
+_OPEN_FOLDER: Final = "ibnorm_export.generation.sessions:open_sessions"
+_OPEN_CHECKPOINT: Final = "ibnorm_export.models.sessions:checkpoint_sessions"
+
+
+def generates_text(path: str | Path) -> bool:
+    """Whether `path` was exported for text generation, by this package or by GenAI's own builder.
+
+    Raises:
+        ModelFileError: it is not an exported file or folder.
+    """
+    path = Path(path)
+    return (path / _GENAI_CONFIG).is_file() or ExportedModel(path).metadata.task is Task.TEXT_GENERATION
 
 
 class _Turns:
-    """One contender's turns at one prompt and batch."""
+    """One candidate's turns at one prompt and batch."""
 
     def __init__(self, source: SessionSource, tokens: NDArray[np.int64], *, rounds: int, steps: int) -> None:
         self._batch, self._length = tokens.shape
@@ -142,7 +70,7 @@ class _Turns:
             self._session.step()
 
     def decode(self) -> list[float]:
-        """Seconds of each step; of one row at the same context in every turn, of several at a growing one."""
+        """Seconds of each step. One row has the same context in every turn; the context of several rows grows."""
         self._step()  # wakes the threads
         times = [time.perf_counter()]
         for _ in range(self._steps):
@@ -155,126 +83,171 @@ class _Turns:
     def first_token(self) -> list[float]:
         """Seconds from the prompt to its logits, in a new session."""
         session = self._source.start(self._batch, self._length + 1)
-        begin = time.perf_counter()
+        start = time.perf_counter()
         session.feed(self._tokens)
-        return [time.perf_counter() - begin]
+        return [time.perf_counter() - start]
 
 
-def race(
+def time_stage(
     sources: Sequence[SessionSource], stage: str, *, tokens: NDArray[np.int64], rounds: int, steps: int = 8
 ) -> list[Times]:
-    """Seconds (rounds, steps of a turn) of each contender; the first round is not kept.
+    """Time one stage of each candidate in interleaved rounds; the first round warms up and is dropped.
 
     Args:
-        sources: that take turns, the order changing from round to round.
-        stage: "first token" or "decode".
+        sources: the candidates; the order of their turns alternates from round to round.
+        stage: one of `STAGES`.
         tokens: the prompt (batch, n).
-        rounds: that are kept.
-        steps: of one turn of decoding.
+        rounds: how many rounds are kept.
+        steps: steps of one turn of decoding.
+
+    Returns:
+        Seconds (rounds, steps of a turn) of each candidate.
     """
     turns = [_Turns(source, tokens, rounds=rounds + 1, steps=steps) for source in sources]
     times: list[list[list[float]]] = [[] for _ in sources]
+    rest_s = Timing().rest_ms / 1e3
     for index in range(rounds + 1):
         order = range(len(turns)) if index % 2 == 0 else reversed(range(len(turns)))
         for which in order:
             if len(turns) > 1:
-                time.sleep(REST_S)
+                time.sleep(rest_s)
             turn = turns[which]
             times[which].append(turn.decode() if stage == "decode" else turn.first_token())
     return [np.array(rows[1:]) for rows in times]
 
 
-def bench_text(
-    contenders: Mapping[str, Opener],
+def measure_generation(
+    candidates: Mapping[str, SessionOpener],
     vocabulary: int,
     *,
-    threads: int,
-    options: TextBenchOptions | None = None,
+    model: str = "",
+    options: BenchOptions | None = None,
     progress: Progress = silent,
-) -> TextBenchReport:
-    """Measure generation.
+) -> GenerationReport:
+    """Measure text generation at every prompt length and batch.
 
     Args:
-        contenders: by the name that is reported; the first is what is judged.
-        vocabulary: prompts are drawn from it.
-        threads: that every contender was set up with (recorded, not set here).
-        options: see `TextBenchOptions`.
+        candidates: by the name that is reported; the first is compared with each other one.
+        vocabulary: prompts are drawn from that many tokens.
+        model: name of the model in the report.
+        options: threads (recorded, not set here), rounds, seed and `generation` are used.
         progress: called as the work goes on.
 
     Raises:
-        IBNormError: there is nothing to measure, or a contender cannot run a prompt.
+        IBNormError: there is no candidate, or one cannot run a prompt.
     """
-    options = TextBenchOptions() if options is None else options
-    if not contenders:
-        raise IBNormError("nothing to measure: no contender")
-    sources = [opener() for opener in contenders.values()]
-    names = list(contenders)
+    options = BenchOptions() if options is None else options
+    asked = options.generation
+    if not candidates:
+        raise IBNormError("nothing to measure: there is no candidate")
+    sources = {name: opener.open() for name, opener in candidates.items()}
     rng = np.random.default_rng(options.seed)
-    timings: list[TextTiming] = []
-    ratios: list[TextRatio] = []
-    cases = [(prompt, batch) for batch in options.batches for prompt in options.prompts]
+    timings: list[GenerationTiming] = []
+    ratios: list[GenerationRatio] = []
+    cases = [(prompt, batch) for batch in asked.batches for prompt in asked.prompts]
     for index, (prompt, batch) in enumerate(cases):
-        tokens = rng.integers(0, vocabulary, (batch, prompt), dtype=np.int64)
         progress(f"prompt {prompt}, batch {batch}", index, len(cases))
-        found = {
-            stage: race(sources, stage, tokens=tokens, rounds=options.rounds, steps=options.steps)
-            for stage in ("first token", "decode")
-        }
-        for which, (name, opener) in enumerate(contenders.items()):
-            first = float(np.median(found["first token"][which]))
-            steps = found["decode"][which].ravel()
-            p50, p90, p99 = (float(p) * 1e3 for p in np.percentile(steps, (50, 90, 99)))
-            peak = _peak_memory_mb(opener, prompt, batch=batch, steps=options.steps)
-            timings.append(
-                TextTiming(
-                    name,
-                    prompt,
-                    batch=batch,
-                    first_token_ms=first * 1e3,
-                    inter_token_p50_ms=p50,
-                    inter_token_p90_ms=p90,
-                    inter_token_p99_ms=p99,
-                    prefill_tokens_per_s=batch * prompt / first,
-                    decode_tokens_per_s=batch * len(steps) / float(steps.sum()),
-                    peak_memory_mb=peak,
+        tokens = rng.integers(0, vocabulary, (batch, prompt), dtype=np.int64)
+        times = {
+            stage: dict(
+                zip(
+                    sources,
+                    time_stage([*sources.values()], stage, tokens=tokens, rounds=options.rounds, steps=asked.steps),
+                    strict=True,
                 )
             )
-        for stage, times in found.items():
-            for which in range(1, len(names)):
-                spread = paired(times[0].mean(axis=1).tolist(), times[which].mean(axis=1).tolist())
-                ratios.append(TextRatio(names[0], names[which], stage=stage, prompt=prompt, batch=batch, spread=spread))
+            for stage in STAGES
+        }
+        for name, opener in candidates.items():
+            peak = peak_memory_mb(opener, prompt, batch=batch, steps=asked.steps)
+            timings.append(_timing(name, tokens, times=times, peak_memory_mb=peak))
+        ratios += _ratios(tokens, times)
     progress("measured", len(cases), len(cases))
-    return TextBenchReport(threads, options, timings=tuple(timings), ratios=tuple(ratios), environment=environment())
+    return GenerationReport(
+        model,
+        asked,
+        threads=options.thread_count,
+        rounds=options.rounds,
+        timings=tuple(timings),
+        ratios=tuple(ratios),
+        environment=environment(),
+    )
 
 
-def _peak_memory_mb(opener: Opener, prompt: int, *, batch: int, steps: int) -> float | None:
-    """Growth of the peak of a fresh process from before it opens the model to behind the last step; Linux only."""
-    if not Path("/proc/self/status").is_file():
-        return None
-    task = json.dumps([opener.function, opener.arguments, prompt, batch, steps])
-    code = "import sys; from ibnorm_export.benchmark.generation import report_memory; report_memory(sys.argv[1])"
-    done = subprocess.run([sys.executable, "-c", code, task], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise IBNormError(f"the process that measures memory failed: {last}")
-    return float(done.stdout.split()[-1])
+def _timing(
+    name: str, tokens: NDArray[np.int64], *, times: Mapping[str, Mapping[str, Times]], peak_memory_mb: float | None
+) -> GenerationTiming:
+    batch, prompt = tokens.shape
+    first = float(np.median(times["first token"][name]))
+    steps = times["decode"][name].ravel()
+    p50, p90, p99 = (float(p) * 1e3 for p in np.percentile(steps, (50, 90, 99)))
+    return GenerationTiming(
+        name,
+        prompt,
+        batch=batch,
+        first_token_ms=first * 1e3,
+        inter_token_p50_ms=p50,
+        inter_token_p90_ms=p90,
+        inter_token_p99_ms=p99,
+        prefill_tokens_per_s=batch * prompt / first,
+        decode_tokens_per_s=batch * len(steps) / float(steps.sum()),
+        peak_memory_mb=peak_memory_mb,
+    )
 
 
-def _resident_mb(field: str) -> float:
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024 / 1e6
-    raise IBNormError(f"/proc/self/status has no {field}")
+def _ratios(tokens: NDArray[np.int64], times: Mapping[str, Mapping[str, Times]]) -> list[GenerationRatio]:
+    """The first candidate over each other one, by stage."""
+    batch, prompt = tokens.shape
+    ratios = []
+    for stage, by_name in times.items():
+        first, *others = by_name
+        for other in others:
+            spread = paired(by_name[first].mean(axis=1).tolist(), by_name[other].mean(axis=1).tolist())
+            ratios.append(GenerationRatio(first, other, stage=stage, prompt=prompt, batch=batch, spread=spread))
+    return ratios
 
 
-def report_memory(task: str) -> None:
-    """Open a contender, run a prompt and its steps, and print what memory they took at most, in MB."""
-    function, arguments, prompt, batch, steps = json.loads(task)
-    opener = Opener(function, arguments)
-    importlib.import_module(function.partition(":")[0])
-    before = _resident_mb("VmRSS")
-    session = opener().start(batch, prompt + steps + 1)
-    session.feed(np.ones((batch, prompt), dtype=np.int64))
-    for _ in range(steps + 1):  # a token is chosen first and computed with when the next is asked for
-        session.step()
-    print(_resident_mb("VmHWM") - before)
+def _vocabulary(folder: Path) -> int:
+    """Number of tokens that the model of a folder knows."""
+    if (folder / _GENAI_CONFIG).is_file():
+        genai: Any = read_json(folder / _GENAI_CONFIG)
+        return int(genai["model"]["vocab_size"])
+    config: Any = read_json(folder / "config.json")
+    return int(config["vocab_size"])
+
+
+def bench_generation(
+    path: Path,
+    *,
+    model: LoadedModel | None,
+    against: Sequence[str | Path | ExportedModel],
+    options: BenchOptions,
+    progress: Progress = silent,
+) -> GenerationReport:
+    """Measure a folder that generates text; arguments and errors as in `ibnorm_export.benchmark.bench.bench`."""
+    if options.engine is not None or options.require_fused:
+        raise IBNormError(
+            f"--engine and --require-fused do not apply to {path}, a folder that generates text: leave them out "
+            "(`verify --require-fused` reports how its norms run)"
+        )
+    folder = path if path.is_dir() else path.parent
+    arguments = {"kernels": options.kernels.value, "threads": options.thread_count}
+    candidates = {str(path): SessionOpener(_OPEN_FOLDER, {"folder": str(folder), **arguments})}
+    for other in against:
+        name = str(other.path.parent) if isinstance(other, ExportedModel) else str(other)
+        if other == "torch":
+            candidates[name] = _torch_opener(model, options.thread_count)
+        elif Path(name).is_dir():
+            candidates[name] = SessionOpener(_OPEN_FOLDER, {"folder": name, **arguments})
+        else:
+            raise IBNormError(f"cannot compare with {name!r}: it is neither torch nor a folder that generates text")
+    return measure_generation(candidates, _vocabulary(folder), model=str(path), options=options, progress=progress)
+
+
+def _torch_opener(model: LoadedModel | None, threads: int) -> SessionOpener:
+    if model is None:
+        raise IBNormError("comparing with torch needs the checkpoint: add --checkpoint DIR (model= in Python)")
+    if model.task != Task.TEXT_GENERATION:
+        raise IBNormError(f"{model.source} is loaded without a cache: load it with the task {Task.TEXT_GENERATION}")
+    arguments = {"checkpoint": model.source, "threads": threads}
+    return SessionOpener(_OPEN_CHECKPOINT, arguments, opened=torch_sessions(model))

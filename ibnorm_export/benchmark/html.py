@@ -1,44 +1,41 @@
-"""Two baselines -> one self-contained HTML page."""
+"""HTML of benchmarks: the page that compares two baselines, and the bars of a report."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from markupsafe import Markup
 
-from ibnorm_export.benchmark.baseline import Baseline
-from ibnorm_export.benchmark.measure import BenchReport
-from ibnorm_export.benchmark.statistics import Decision, LatencyVerdict
+from ibnorm_export.benchmark.baseline import BaselineComparison
+from ibnorm_export.benchmark.report import BenchReport
 from ibnorm_export.html_page import Curve, Section, bars, curves, render
 
 __all__ = ["latency_bars", "write_comparison"]
 
 
-def write_comparison(
-    before: Baseline, after: Baseline, *, verdict: LatencyVerdict, notes: Sequence[str], path: str | Path
-) -> Path:
-    """Write the page: every round of both over its yardstick, and the verdict.
+def write_comparison(comparison: BaselineComparison, path: str | Path) -> Path:
+    """Write one self-contained page: every round of both baselines over the reference load, and the verdict.
 
     Raises:
         IBNormError: the file cannot be written.
+        BackendUnavailable: matplotlib is not installed.
     """
+    before, after = comparison.before, comparison.after
     lines = [Curve(name, range(len(kept.ratios)), kept.ratios) for name, kept in (("A", before), ("B", after))]
-    plot = curves("Time over the yardstick", "round", y_label="ratio", lines=lines)
-    section = Section("Rounds", (f"A: {before.model}. B: {after.model}.", *notes), plots=((plot, "Lower is faster."),))
-    passed = verdict.decision is not Decision.FAIL
+    plot = curves("Time over the reference load", "round", y_label="ratio", lines=lines)
+    text = (f"A: {before.model}. B: {after.model}.", *comparison.notes)
     return render(
         path,
         "B over A",
-        passed=passed,
-        summary=f"B over A: {verdict}",
-        sections=[section],
+        passed=comparison.passed,
+        summary=f"B over A: {comparison.verdict}",
+        sections=[Section("Rounds", text, plots=((plot, "Lower is faster."),))],
         environment=after.environment,
     )
 
 
 def latency_bars(title: str, report: BenchReport) -> Markup:
-    """p50, p90 and p99 of every contender."""
+    """Bars of p50, p90 and p99 of every candidate, as inline SVG."""
     return bars(
         title,
         "ms per pass",

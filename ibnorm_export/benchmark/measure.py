@@ -1,213 +1,172 @@
-"""(Runner, Runner, ..., inputs) -> BenchReport: latency, and ratios that a noisy machine cannot fake.
+"""The timing loop: latency of several runners, and ratios that drift of the machine does not distort.
 
-Contenders take turns, round by round, so that drift of the machine meets all of them alike. Each
-turn runs one untimed pass first (the other contender's threads may still be spinning, and caches
-hold its data), then a few timed ones. A ratio is taken within each round and its median over rounds
-is reported with the middle half of the rounds.
+Candidates take turns, round by round, so that a change of the machine's speed affects all of them alike. Before
+its turn a candidate rests until the threads of the previous one have stopped spinning, and runs one untimed pass
+to fill the caches. Ratios are taken within each round; the median over rounds is reported with the middle half.
 """
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import KW_ONLY, asdict, dataclass
-from typing import Any, Final
+from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 
 from ibnorm_export.artifacts.tensors import Arrays
+from ibnorm_export.benchmark.options import Timing
+from ibnorm_export.benchmark.report import BenchReport, Latency, Ratio
 from ibnorm_export.environment import environment
 from ibnorm_export.errors import IBNormError
 from ibnorm_export.progress import Progress, silent
-from ibnorm_export.runtimes.norm_executions import NormExecution
 from ibnorm_export.runtimes.runner import DeviceRunner, Runner
 
-__all__ = ["TRTEXEC", "BenchOptions", "BenchReport", "Latency", "Ratio", "bench"]
+__all__ = ["measure"]
+
+#: Times of one candidate in ms: turns, and the passes of a turn.
+_Times = list[list[float]]
 
 
 @dataclass(frozen=True, slots=True)
-class BenchOptions:
-    """How to measure.
+class _Candidate:
+    """A runner in the loop.
 
     Args:
-        rounds: how often each contender has its turn.
-        repeats: timed passes in one turn.
-        warmup_ms: time given to each contender before the first round.
-        least_ms: rounds go on until every contender's timed passes have taken this long together.
-        most_variance: of one contender's passes, standard deviation over mean; above it the report warns.
+        name: what the report calls it.
+        run_timed: runs one pass and returns its time in ms.
+        pool: the thread pool that it shares with other candidates; None where it has its own.
+        spins: whether its threads keep a core busy for a while after a pass.
     """
 
-    rounds: int = 30
-    repeats: int = 3
-    _: KW_ONLY
-    warmup_ms: float = 500.0
-    least_ms: float = 0.0
-    most_variance: float = math.inf
-
-
-#: What trtexec does by default: 200 ms of warm-up, 3 s of measurement, and a warning above 1 %.
-#: Source: `trtexec --help` of TensorRT 10 (--warmUp, --duration) and its "GPU compute time is unstable".
-TRTEXEC: Final = BenchOptions(warmup_ms=200.0, least_ms=3000.0, most_variance=0.01)
-
-
-@dataclass(frozen=True, slots=True)
-class Latency:
-    """One contender: times of single passes, and the median of each round."""
-
     name: str
-    passes: int
+    run_timed: Callable[[], float]
     _: KW_ONLY
-    p50_ms: float
-    p90_ms: float
-    p99_ms: float
-    throughput_per_s: float
-    round_ms: tuple[float, ...] = ()
-    variance: float = 0.0  # coefficient of variance: standard deviation over mean
+    pool: str | None
+    spins: bool
+
+    def disturbs(self, other: _Candidate) -> bool:
+        """Whether a pass of `other` is slower right after a pass of this candidate."""
+        return self is not other and self.spins and (self.pool is None or self.pool != other.pool)
 
 
-@dataclass(frozen=True, slots=True)
-class Ratio:
-    """Time of `name` over time of `against`: below 1 is faster. Median over rounds, and the middle half."""
-
-    name: str
-    against: str
-    _: KW_ONLY
-    median: float
-    p25: float
-    p75: float
-
-
-@dataclass(frozen=True, slots=True)
-class BenchReport:
-    """Latencies of all contenders on the same inputs, first one first, and its ratio to each other."""
-
-    inputs: Mapping[str, tuple[int, ...]]
-    batch: int
-    _: KW_ONLY
-    threads: int
-    rounds: int
-    latencies: tuple[Latency, ...]
-    ratios: tuple[Ratio, ...]
-    environment: Mapping[str, Any]
-    norms: tuple[NormExecution, ...] = ()
-    warnings: tuple[str, ...] = ()
-
-    @property
-    def all_fused(self) -> bool:
-        """Whether every norm of the first contender is known to have run fused, on its device, no copy beside it."""
-        return bool(self.norms) and all(not norm.problem for norm in self.norms)
-
-    def __bool__(self) -> bool:
-        return bool(self.latencies)
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
-
-
-def _timed(runner: Runner, inputs: Arrays) -> Callable[[], float]:
-    """A pass that gives its time in ms; a runner on a device keeps that itself, without the copies of `run`."""
+def _timed_pass(runner: Runner, inputs: Arrays) -> Callable[[], float]:
+    """A pass that returns its time in ms. A runner on a device measures it itself, without the copies of `run`."""
     if isinstance(runner, DeviceRunner):
         return runner.timed(inputs)
 
-    def once() -> float:
+    def run_timed() -> float:
         start = time.perf_counter_ns()
         runner.run(inputs)
         return (time.perf_counter_ns() - start) / 1e6
 
-    return once
+    return run_timed
 
 
-def bench(
-    contenders: Sequence[Runner],
+def _warm_up(name: str, runner: Runner, *, inputs: Arrays, timing: Timing) -> _Candidate:
+    candidate = _Candidate(
+        name,
+        _timed_pass(runner, inputs),
+        pool=getattr(runner, "thread_pool", None),
+        spins=not isinstance(runner, DeviceRunner),
+    )
+    candidate.run_timed()  # may compile
+    start = time.perf_counter()
+    while (time.perf_counter() - start) * 1e3 < timing.warmup_ms:
+        candidate.run_timed()
+    return candidate
+
+
+def _take_turns(candidates: list[_Candidate], *, rounds: int, timing: Timing, progress: Progress) -> list[_Times]:
+    """Times of each candidate; the order of the turns alternates from round to round."""
+    times: list[_Times] = [[] for _ in candidates]
+    previous = candidates[-1]
+    index = 0
+    while index < rounds or min(sum(map(sum, turns)) for turns in times) < timing.min_ms:
+        progress("measuring", min(index, rounds), rounds)
+        order = range(len(candidates)) if index % 2 == 0 else reversed(range(len(candidates)))
+        for which in order:
+            candidate = candidates[which]
+            if previous.disturbs(candidate):
+                time.sleep(timing.rest_ms / 1e3)
+            candidate.run_timed()
+            times[which].append([candidate.run_timed() for _ in range(timing.repeats)])
+            previous = candidate
+        index += 1
+    progress("measuring", rounds, rounds)
+    return times
+
+
+def _latency(name: str, times: _Times, *, batch: int) -> Latency:
+    passes = np.array(times).ravel()
+    p50, p90, p99 = (float(p) for p in np.percentile(passes, (50, 90, 99)))
+    return Latency(
+        name,
+        passes.size,
+        p50_ms=p50,
+        p90_ms=p90,
+        p99_ms=p99,
+        throughput_per_s=batch * 1e3 / p50,
+        round_ms=tuple(float(m) for m in np.median(np.array(times), axis=1)),
+        variation=float(passes.std() / passes.mean()) if passes.any() else 0.0,
+    )
+
+
+def _ratio(first: Latency, other: Latency) -> Ratio:
+    ratios = np.array(first.round_ms) / np.array(other.round_ms)
+    p25, median, p75 = (float(p) for p in np.percentile(ratios, (25, 50, 75)))
+    return Ratio(first.name, other.name, median=median, p25=p25, p75=p75)
+
+
+def _unstable(latency: Latency, limit: float) -> str:
+    return (
+        f"{latency.name}: times are unstable, their coefficient of variation is {latency.variation:.1%}, above "
+        f"{limit:.0%}: lock the GPU's clocks (nvidia-smi --lock-gpu-clocks) and stop other programs that use it"
+    )
+
+
+def measure(
+    candidates: Mapping[str, Runner],
     inputs: Arrays,
     *,
     threads: int,
-    options: BenchOptions | None = None,
+    rounds: int = 30,
+    timing: Timing | None = None,
     progress: Progress = silent,
 ) -> BenchReport:
     """Measure runners against each other in interleaved rounds.
 
     Args:
-        contenders: the first is what is judged; the others it is compared with.
+        candidates: runners by the name that is reported; the first is compared with each other one. A runner may
+            name the thread pool that it shares with others in an attribute `thread_pool`.
         inputs: given to each of them; the first axis of each is the batch.
-        threads: that every contender was set up with (recorded, not set here).
-        options: see `BenchOptions`.
+        threads: that every candidate was set up with (recorded, not set here).
+        rounds: turns of each candidate.
+        timing: see `Timing`.
         progress: called as the work goes on.
 
     Raises:
-        IBNormError: there is nothing to measure, or fewer than one round.
+        IBNormError: there is no candidate, or fewer than one round.
     """
-    options = BenchOptions() if options is None else options
-    if not contenders or options.rounds < 1 or options.repeats < 1:
+    timing = Timing() if timing is None else timing
+    if not candidates or rounds < 1:
         raise IBNormError(
-            f"nothing to measure: {len(contenders)} models, {options.rounds} rounds of {options.repeats} passes"
+            f"nothing to measure: {len(candidates)} candidates and {rounds} rounds; both must be at least 1"
         )
-    passes = []
-    for runner in contenders:
-        progress(f"warming up {runner.name}", 0, options.rounds)
-        once = _timed(runner, inputs)
-        once()  # may compile
-        start = time.perf_counter()
-        while (time.perf_counter() - start) * 1e3 < options.warmup_ms:
-            once()
-        passes.append(once)
-    times: list[list[list[float]]] = [[] for _ in contenders]
-    index = 0
-    while index < options.rounds or min(sum(map(sum, turns)) for turns in times) < options.least_ms:
-        progress("measuring", min(index, options.rounds), options.rounds)
-        order = range(len(contenders)) if index % 2 == 0 else reversed(range(len(contenders)))
-        for which in order:
-            once = passes[which]
-            once()
-            times[which].append([once() for _ in range(options.repeats)])
-        index += 1
-    progress("measuring", options.rounds, options.rounds)
-
-    batch = next((int(a.shape[0]) for a in inputs.values() if a.ndim), 1)
-    latencies = []
-    for runner, turns in zip(contenders, times, strict=True):
-        singles = np.array(turns).ravel()
-        p50, p90, p99 = (float(p) for p in np.percentile(singles, (50, 90, 99)))
-        rounds = tuple(float(m) for m in np.median(np.array(turns), axis=1))
-        variance = float(singles.std() / singles.mean()) if singles.any() else 0.0
-        latencies.append(
-            Latency(
-                runner.name,
-                singles.size,
-                p50_ms=p50,
-                p90_ms=p90,
-                p99_ms=p99,
-                throughput_per_s=batch * 1e3 / p50,
-                round_ms=rounds,
-                variance=variance,
-            )
-        )
-    per_round = [np.median(np.array(turns), axis=1) for turns in times]
-    ratios = []
-    for runner, medians in zip(contenders[1:], per_round[1:], strict=True):
-        p25, median, p75 = (float(p) for p in np.percentile(per_round[0] / medians, (25, 50, 75)))
-        ratios.append(Ratio(contenders[0].name, runner.name, median=median, p25=p25, p75=p75))
+    warm = []
+    for name, runner in candidates.items():
+        progress(f"warming up {name}", 0, rounds)
+        warm.append(_warm_up(name, runner, inputs=inputs, timing=timing))
+    times = _take_turns(warm, rounds=rounds, timing=timing, progress=progress)
+    batch = next((int(array.shape[0]) for array in inputs.values() if array.ndim), 1)
+    latencies = tuple(_latency(c.name, turns, batch=batch) for c, turns in zip(warm, times, strict=True))
+    limit = timing.max_variation
     return BenchReport(
-        inputs={name: tuple(array.shape) for name, array in inputs.items()},
-        batch=batch,
+        {name: tuple(array.shape) for name, array in inputs.items()},
+        batch,
         threads=threads,
-        rounds=index,
-        latencies=tuple(latencies),
-        ratios=tuple(ratios),
+        rounds=len(times[0]),
+        latencies=latencies,
+        ratios=tuple(_ratio(latencies[0], other) for other in latencies[1:]),
         environment=environment(),
-        warnings=tuple(
-            unstable(latency, options.most_variance)
-            for latency in latencies
-            if latency.variance > options.most_variance
-        ),
-    )
-
-
-def unstable(latency: Latency, most: float) -> str:
-    """What is said of times that vary too much."""
-    return (
-        f"{latency.name}: times are unstable, their coefficient of variance is {latency.variance:.1%}, above "
-        f"{most:.0%}: lock the GPU's clocks (nvidia-smi --lock-gpu-clocks), and let nothing else run on it"
+        warnings=tuple(_unstable(latency, limit) for latency in latencies if latency.variation > limit),
     )

@@ -1,4 +1,4 @@
-"""The work beside which a baseline times a model: the same on every day and machine."""
+"""The reference load: a fixed amount of work that a baseline times beside a model, the same on every day."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from typing import Final
 import torch
 
 from ibnorm_export.artifacts.tensors import Arrays
-from ibnorm_export.benchmark.baseline import YARDSTICK
+from ibnorm_export.benchmark.baseline import REFERENCE_LOAD
 
-__all__ = ["Yardstick"]
+__all__ = ["REFERENCE_LOAD", "ReferenceLoad"]
 
 _SIZE: Final = 384
 _PRODUCTS: Final = 6
 
 
-class Yardstick:
-    """A fixed piece of work as a runner: products of matrices in torch, some milliseconds long."""
+class ReferenceLoad:
+    """A runner that multiplies matrices in PyTorch for some milliseconds, whatever the inputs are."""
 
-    name = YARDSTICK
+    name = REFERENCE_LOAD
+    thread_pool = "torch"
 
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(0)

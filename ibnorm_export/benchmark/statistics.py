@@ -1,8 +1,8 @@
-"""Is one time above its budget? Pass, fail or cannot tell, by a confidence interval over rounds.
+"""Is a time above its budget? Pass, fail or cannot tell, by a confidence interval over rounds.
 
-A ratio is estimated by the Hodges-Lehmann estimator of its logarithm, with the interval of the
-Wilcoxon test (signed-rank where rounds are paired, rank-sum where they are not): spikes count as one
-round each, whatever their height, and drift of the machine cancels within a round.
+A ratio is estimated by the Hodges-Lehmann estimator of its logarithm, with the interval of the Wilcoxon test:
+signed-rank where rounds are paired, rank-sum where they are not. A spike counts as one round, whatever its height,
+and drift of the machine cancels within a round.
 
 Source: Hollander, Wolfe and Chicken, "Nonparametric Statistical Methods", 3rd edition, sections 3.2,
 3.3, 4.2 and 4.3; large-sample form.
@@ -13,24 +13,26 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, asdict, dataclass
 from statistics import NormalDist
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["CONFIDENCE", "RESOLUTION", "Decision", "LatencyVerdict", "Spread", "judge", "paired", "to_dict", "unpaired"]
+from ibnorm_export.text_report import Report
 
-#: Of the interval, two-sided: a false alarm is at most half of the rest.
+__all__ = ["CONFIDENCE", "RESOLUTION", "Decision", "LatencyVerdict", "Spread", "judge", "paired", "unpaired"]
+
+#: Confidence of the two-sided interval: the probability of a false alarm is at most half of the remainder.
 CONFIDENCE: Final = 0.95
 
-#: Excess over a ratio's budget that need not be told from none: below it a machine's placement of code decides.
+#: Excess over a ratio's budget that passes: where the loader happens to place code changes times by as much.
 RESOLUTION: Final = 0.05
 
 
 class Decision(enum.StrEnum):
-    """What the rounds say."""
+    """What follows from the rounds."""
 
     PASS = "pass"
     FAIL = "fail"
@@ -39,7 +41,7 @@ class Decision(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """An estimated ratio of times with its interval; the ends are 0 and infinity where the rounds are too few."""
+    """An estimated ratio of times and its interval, whose ends are 0 and infinity where the rounds are too few."""
 
     ratio: float
     low: float
@@ -48,13 +50,13 @@ class Spread:
 
 
 @dataclass(frozen=True, slots=True)
-class LatencyVerdict:
-    """A decision and what it rests on.
+class LatencyVerdict(Report):
+    """A decision and its evidence; only FAIL is false.
 
     Args:
-        budget: the ratio that is allowed.
-        resolution: excess over it that passes.
-        rounds_needed: that would decide at this spread, None where the decision is made.
+        budget: the largest ratio that passes.
+        resolution: relative excess over the budget that passes too.
+        rounds_needed: number of rounds that would decide at this spread; None where the decision is made.
     """
 
     decision: Decision
@@ -64,18 +66,37 @@ class LatencyVerdict:
     resolution: float
     rounds_needed: int | None
 
+    def __bool__(self) -> bool:
+        return self.decision is not Decision.FAIL
+
     def __str__(self) -> str:
         s = self.spread
-        told = (
+        text = (
             f"ratio {s.ratio:.3f} ({CONFIDENCE:.0%} interval {s.low:.3f} to {s.high:.3f}, {s.rounds} rounds), budget "
             f"{self.budget:g}, resolution {self.resolution:.0%}: {self.decision.value}"
         )
-        return told if self.rounds_needed is None else f"{told}; about {self.rounds_needed} rounds would decide"
+        return text if self.rounds_needed is None else f"{text}; about {self.rounds_needed} rounds would decide"
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "decision": self.decision.value,
+            **asdict(self.spread),
+            "budget": self.budget,
+            "resolution": self.resolution,
+            "rounds_needed": self.rounds_needed,
+        }
 
 
-def _interval(values: NDArray[np.float64], deviation: float, *, rounds: int) -> Spread:
-    """Median and order statistics of what a Wilcoxon test counts, as ratios."""
-    ordered = np.sort(values)
+def _interval(logs: NDArray[np.float64], deviation: float, *, rounds: int) -> Spread:
+    """Median and confidence interval of the averages or differences that a Wilcoxon test counts, as ratios.
+
+    Args:
+        logs: logarithms of ratios.
+        deviation: standard deviation of the test statistic.
+        rounds: that the logarithms come from.
+    """
+    ordered = np.sort(logs)
     z = NormalDist().inv_cdf((1.0 + CONFIDENCE) / 2.0)
     below = math.floor(len(ordered) / 2.0 - z * deviation)
     ratio = float(np.exp(np.median(ordered)))
@@ -85,26 +106,26 @@ def _interval(values: NDArray[np.float64], deviation: float, *, rounds: int) -> 
 
 
 def paired(times_ms: Sequence[float], against_ms: Sequence[float]) -> Spread:
-    """Ratio of times of the same rounds."""
+    """Ratio of two series of times from the same rounds."""
     logs = np.log(np.asarray(times_ms, dtype=np.float64) / np.asarray(against_ms, dtype=np.float64))
     n = len(logs)
     first, second = np.triu_indices(n)
     return _interval((logs[first] + logs[second]) / 2.0, math.sqrt(n * (n + 1) * (2 * n + 1) / 24.0), rounds=n)
 
 
-def unpaired(ratios: Sequence[float], before: Sequence[float]) -> Spread:
-    """Ratio of two sets of ratios, each over the yardstick of its own round."""
-    new, old = np.log(np.asarray(ratios, dtype=np.float64)), np.log(np.asarray(before, dtype=np.float64))
+def unpaired(after: Sequence[float], before: Sequence[float]) -> Spread:
+    """Ratio of two series from different rounds, each a time over the reference load of its own round."""
+    new, old = np.log(np.asarray(after, dtype=np.float64)), np.log(np.asarray(before, dtype=np.float64))
     n, m = len(new), len(old)
     return _interval(np.subtract.outer(new, old).ravel(), math.sqrt(n * m * (n + m + 1) / 12.0), rounds=min(n, m))
 
 
 def judge(spread: Spread, budget: float, *, resolution: float = RESOLUTION) -> LatencyVerdict:
-    """Pass when the ratio is surely below budget * (1 + resolution), fail when it is surely above the budget.
+    """Pass where the interval lies below budget * (1 + resolution), fail where it lies above the budget.
 
     Args:
-        spread: of the ratio.
-        budget: the largest ratio that is allowed.
+        spread: the ratio and its interval.
+        budget: the largest ratio that passes.
         resolution: see `RESOLUTION`; 0 for an absolute limit.
     """
     ceiling = budget * (1.0 + resolution)
@@ -115,25 +136,14 @@ def judge(spread: Spread, budget: float, *, resolution: float = RESOLUTION) -> L
         decision = Decision.FAIL
     else:
         decision = Decision.CANNOT_TELL
-        if math.isfinite(spread.high) and spread.low > 0.0:
-            half = math.log(spread.high / spread.low) / 2.0
-            way = max(math.log(spread.ratio / budget), math.log(ceiling / spread.ratio), 1e-3)
-            needed = max(spread.rounds + 1, math.ceil(spread.rounds * (half / way) ** 2))
-        else:
-            needed = 2 * spread.rounds + 8
+        needed = _rounds_needed(spread, budget=budget, ceiling=ceiling)
     return LatencyVerdict(decision, spread, budget=budget, resolution=resolution, rounds_needed=needed)
 
 
-def to_dict(verdict: LatencyVerdict) -> dict[str, Any]:
-    """For JSON."""
-    s = verdict.spread
-    return {
-        "decision": verdict.decision.value,
-        "ratio": s.ratio,
-        "low": s.low,
-        "high": s.high,
-        "rounds": s.rounds,
-        "budget": verdict.budget,
-        "resolution": verdict.resolution,
-        "rounds_needed": verdict.rounds_needed,
-    }
+def _rounds_needed(spread: Spread, *, budget: float, ceiling: float) -> int:
+    """Estimated number of rounds after which the interval is narrow enough; its width falls with their square root."""
+    if not math.isfinite(spread.high) or spread.low <= 0.0:
+        return 2 * spread.rounds + 8
+    half_width = math.log(spread.high / spread.low) / 2.0
+    margin = max(math.log(spread.ratio / budget), math.log(ceiling / spread.ratio), 1e-3)
+    return max(spread.rounds + 1, math.ceil(spread.rounds * (half_width / margin) ** 2))

@@ -7,17 +7,15 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
-
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.input_files import read_inputs
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.metadata import Task
-from ibnorm_export.benchmark.baseline import Baseline, baseline_of, compare, read_baseline
-from ibnorm_export.benchmark.bench import OPPONENTS, contest
-from ibnorm_export.benchmark.measure import BenchOptions, BenchReport
-from ibnorm_export.benchmark.reference_load import Yardstick
-from ibnorm_export.benchmark.statistics import Decision, LatencyVerdict, judge, paired, to_dict
+from ibnorm_export.benchmark.baseline import REFERENCE_LOAD, baseline_of, compare_baselines, read_baseline
+from ibnorm_export.benchmark.bench import TORCH_CANDIDATES, bench_forward
+from ibnorm_export.benchmark.options import BenchOptions, Timing
+from ibnorm_export.benchmark.report import BenchReport
+from ibnorm_export.benchmark.statistics import Decision, LatencyVerdict, judge, paired
 from ibnorm_export.environment import environment
 from ibnorm_export.errors import BackendUnavailable, IBNormError
 from ibnorm_export.exporter.export import ExportOptions, export
@@ -26,7 +24,7 @@ from ibnorm_export.gate.config import PRESENT, CheckConfig, ExportCheck, Latency
 from ibnorm_export.gate.report import Case, CheckReport, Outcome, parity_cases
 from ibnorm_export.models.loading import load
 from ibnorm_export.progress import Progress, silent
-from ibnorm_export.runtimes.registry import BACKENDS, open_runner
+from ibnorm_export.runtimes.registry import BACKENDS
 from ibnorm_export.verifier.report import ParityReport
 from ibnorm_export.verifier.verify import VerifyOptions, verify
 
@@ -48,7 +46,7 @@ def _made(asked: ExportCheck, folder: Path, *, progress: Progress) -> tuple[Load
     if asked.file is not None:
         return model, ExportedModel(asked.file)
     options = ExportOptions(asked.dtype, asked.opset, inline=asked.inline, fuse_skip=asked.fuse_skip)
-    if asked.task is Task.TEXT_GENERATION:
+    if asked.task == "text-generation":
         return model, export_folder(model, folder / asked.name, options=options, progress=progress)
     return model, export(model, folder / f"{asked.name}.onnx", options=options, progress=progress)
 
@@ -104,9 +102,7 @@ def _compared(
             )
 
 
-def _judged(
-    budget: LatencyBudget, race: Callable[[int], BenchReport], *, name: str
-) -> tuple[LatencyVerdict, tuple[str, ...]]:
+def _judged(budget: LatencyBudget, race: Callable[[int], BenchReport]) -> tuple[LatencyVerdict, tuple[str, ...]]:
     """The verdict, with more rounds while it cannot tell and more are allowed."""
     report = race(budget.rounds)
     before = None if budget.baseline is None else read_baseline(budget.baseline)
@@ -117,8 +113,9 @@ def _judged(
         if budget.max_ms is not None:
             verdict = judge(paired(times, [budget.max_ms] * len(times)), 1.0, resolution=0.0)
         elif before is not None:
-            now: Baseline = dataclasses.replace(baseline_of(name, report), times_ms=times, yardstick_ms=beside)
-            verdict, notes = compare(now, before, budget=budget.max_ratio)
+            now = dataclasses.replace(baseline_of(report), times_ms=times, reference_ms=beside)
+            comparison = compare_baselines(before, now, max_ratio=budget.max_ratio)
+            verdict, notes = comparison.verdict, comparison.notes
         else:
             verdict = judge(paired(times, beside), budget.max_ratio)
         more = min(verdict.rounds_needed or 0, budget.max_rounds) - len(times)
@@ -132,7 +129,6 @@ def _judged(
 def _timed(
     asked: ExportCheck, budget: LatencyBudget, *, model: LoadedModel, made: dict[str, ExportedModel], progress: Progress
 ) -> Case:
-    threads = budget.threads or psutil.cpu_count(logical=False) or 1
     longest = made[asked.name].metadata.max_positions
     if asked.task is Task.TEXT_GENERATION:  # one cached step
         past = budget.sequence or min(128, longest - 1 if longest > 1 else 128)
@@ -146,28 +142,24 @@ def _timed(
         else (f"at most {budget.max_ratio:g} times {rival or budget.baseline}")
     )
     suite, start = f"{asked.name}.{budget.backend}.latency", time.perf_counter()
-    if rival is not None and rival not in (*OPPONENTS, *made):
+    if rival is not None and rival not in (*TORCH_CANDIDATES, *made):
         return Case(suite, what, outcome=Outcome.SKIPPED, says=f"{rival} was not exported")
 
     def race(rounds: int) -> BenchReport:
-        beside = [Yardstick()] if budget.baseline is not None else []
-        if rival in made:
-            beside = [open_runner(budget.backend, made[rival], threads=threads)]  # type: ignore[list-item]  # a runner is a contender; lists are invariant
-        opponents = [rival] if rival in OPPONENTS else []
-        return contest(
+        against = [] if rival is None else [made.get(rival, rival)]
+        options = BenchOptions(
+            budget.backend, sizes=sizes, threads=budget.threads or None, rounds=rounds, timing=Timing(warmup_ms=200.0)
+        )
+        return bench_forward(
             made[asked.name],
-            budget.backend,
             model=model,
-            against=opponents,
-            sizes=sizes,
-            threads=threads,
-            options=BenchOptions(rounds=rounds, warmup_ms=200.0),
+            against=against if budget.baseline is None else [REFERENCE_LOAD],
+            options=options,
             progress=progress,
-            beside=beside,
         )
 
     try:
-        verdict, notes = _judged(budget, race, name=asked.name)
+        verdict, notes = _judged(budget, race)
     except Exception as error:  # noqa: BLE001  # as in `run_check`
         return Case(suite, what, outcome=Outcome.ERROR, says=_said(error), seconds=time.perf_counter() - start)
     says = "; ".join((str(verdict), *notes))
@@ -177,7 +169,7 @@ def _timed(
         outcome=_OUTCOMES[verdict.decision],
         says=says,
         seconds=time.perf_counter() - start,
-        figures=to_dict(verdict),
+        figures=verdict.to_dict(),
     )
 
 

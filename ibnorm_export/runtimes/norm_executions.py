@@ -19,7 +19,7 @@ from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.tensors import Arrays
 from ibnorm_export.runtimes.runner import Backend, NormImplementation
 
-__all__ = ["COPY_OPS", "NormExecution", "copies_beside", "norm_executions"]
+__all__ = ["COPY_OPS", "NormExecution", "copies_beside", "norm_executions", "norms_summary"]
 
 #: Op types of the nodes with which ONNX Runtime copies tensors between host and device.
 COPY_OPS = frozenset({"MemcpyFromHost", "MemcpyToHost"})
@@ -84,6 +84,14 @@ class NormExecution:
             copies = "1 memory copy" if self.copies == 1 else f"{self.copies} memory copies"
             return f"ran fused, but with {copies} between host and device at its inputs or outputs"
         return ""
+
+
+def norms_summary(norms: Sequence[NormExecution]) -> str:
+    """One line that reports how the norms ran."""
+    fused = sum(norm.implementation == "fused" for norm in norms)
+    copies = sum(norm.copies for norm in norms)
+    beside = f", with {copies} memory copies beside them" if copies else ""
+    return f"norms: {fused} of {len(norms)} ran as fused kernels{beside}"
 
 
 def norm_executions(

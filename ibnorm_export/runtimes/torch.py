@@ -25,6 +25,8 @@ class TorchRunner:
         compiled: use torch.compile without dynamic shapes, so that each shape is compiled once.
     """
 
+    thread_pool = "torch"  # one for the process: a benchmark need not wait between two such runners
+
     def __init__(self, model: LoadedModel, module: nn.Module | None = None, *, compiled: bool = False) -> None:
         module = model.module if module is None else module
         self.name = "torch.compile" if compiled else "torch"

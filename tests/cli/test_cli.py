@@ -121,14 +121,14 @@ def test_a_baseline_is_kept_and_compared(cli: Any, exported: Path, tmp_path: Pat
     result = cli("bench", exported, "--seq", 4, "--rounds", 12, "--save-baseline", kept)
     assert result.code == 0, result.err
     content = json.loads(kept.read_text(encoding="utf-8"))
-    assert len(content["times_ms"]) == len(content["yardstick_ms"]) == 12
+    assert len(content["times_ms"]) == len(content["reference_ms"]) == 12
     slow = tmp_path / "b.json"
     slow.write_text(json.dumps({**content, "times_ms": [100 * t for t in content["times_ms"]]}), encoding="utf-8")
     result = cli("compare", kept, slow, "--report", tmp_path / "r.html", "--json")
     assert result.code == 1
     assert result.json["verdict"] == "fail"
     assert result.json["ratio"] > 10
-    assert "Time over the yardstick" in (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "Time over the reference load" in (tmp_path / "r.html").read_text(encoding="utf-8")
     assert cli("compare", slow, kept).code == 0
 
 
@@ -312,7 +312,7 @@ def test_an_error_with_json_is_json(cli: Any) -> None:
     assert "missing.onnx" in result.json["error"]["message"]
 
 
-def test_unknown_backend_and_opponent(cli: Any, exported: Path, llama_checkpoint: Path) -> None:
+def test_unknown_backend_and_candidate(cli: Any, exported: Path, llama_checkpoint: Path) -> None:
     assert cli("verify", exported, llama_checkpoint, "--backend", "abacus").code == 2
     result = cli("bench", exported, "--against", "abacus")
     assert result.code == 2

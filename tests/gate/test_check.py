@@ -15,7 +15,7 @@ from ibnorm_export import models
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.stress_inputs import REGIMES, exposing_inputs
 from ibnorm_export.artifacts.tensors import DType
-from ibnorm_export.benchmark.measure import BenchReport, Latency
+from ibnorm_export.benchmark.report import BenchReport, Latency
 from ibnorm_export.cli import main
 from ibnorm_export.errors import ConfigError
 from ibnorm_export.exporter.export import ExportOptions
@@ -203,9 +203,9 @@ def test_whatever_an_export_trips_over_the_rest_goes_on(
     monkeypatch.setattr(
         check,
         "_compared",
-        lambda asked, *rest, **more: fail() if asked.name == "bad" else first(asked, *rest, **more),
+        lambda asked, *rest, **named: fail() if asked.name == "bad" else first(asked, *rest, **named),
     )
-    monkeypatch.setattr(check, "contest", fail)
+    monkeypatch.setattr(check, "bench_forward", fail)
     report = check.run_check(config, "check.toml")
     found = {(case.suite, case.name): case for case in report.cases}
     bad, slow = found["bad", "export and parity"], found["good.ort-cpu.latency", "at most 1000 ms"]
@@ -245,7 +245,7 @@ def test_a_budget_is_judged_by_its_rounds(
 ) -> None:
     taken: list[int] = []
 
-    def contest(*_: Any, beside: Any = (), **__: Any) -> BenchReport:
+    def bench_forward(*_: Any, **__: Any) -> BenchReport:
         taken.append(1)
         latencies = [
             Latency("a", 1, p50_ms=1.0, p90_ms=1.0, p99_ms=1.0, throughput_per_s=1.0, round_ms=tuple(own)),
@@ -253,7 +253,7 @@ def test_a_budget_is_judged_by_its_rounds(
         ]
         return BenchReport({}, 1, threads=1, rounds=len(own), latencies=tuple(latencies), ratios=(), environment={})
 
-    monkeypatch.setattr(check, "contest", contest)
+    monkeypatch.setattr(check, "bench_forward", bench_forward)
     budget = LatencyBudget(against="torch", max_ratio=limit, max_rounds=60)
     asked = ExportCheck("vit", vit_checkpoint)
     case = check._timed(
@@ -328,10 +328,10 @@ def test_no_more_positions_are_timed_than_there_are(
 def test_what_one_backend_trips_over_ends_no_other(
     vit_checkpoint: Path, exported_vit: ExportedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def verify_or_fail(exported: ExportedModel, model: Any, *, options: Any, **more: Any) -> Any:
+    def verify_or_fail(*models: Any, options: Any, **rest: Any) -> Any:
         if options.backend == "reference":
             raise RuntimeError("planted")
-        return first(exported, model, options=options, **more)
+        return first(*models, options=options, **rest)
 
     text = (
         f'[[export]]\nname = "m"\ncheckpoint = "{vit_checkpoint}"\nfile = "{exported_vit.path}"\n'

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from numpy.typing import NDArray
 from ibnorm_export import IBNormSpec, models
 from ibnorm_export.artifacts.tokenizer import write_byte_tokenizer
 from ibnorm_export.benchmark import generation as text_bench
-from ibnorm_export.benchmark.generation import Opener, TextBenchOptions, bench_text, race
+from ibnorm_export.benchmark.fresh_process import SessionOpener
+from ibnorm_export.benchmark.generation import measure_generation, time_stage
+from ibnorm_export.benchmark.options import BenchOptions, GenerationOptions
 from ibnorm_export.errors import IBNormError
 from ibnorm_export.exporter.genai import export_genai
 from ibnorm_export.exporter.text_folder import export_folder
@@ -73,11 +76,11 @@ def source(clock: Clock, per_cached: float) -> SessionSource:
 
 def test_every_turn_is_at_the_same_context(clock: Clock) -> None:
     tokens = np.zeros((1, 10), dtype=np.int64)
-    slow, fast = race([source(clock, 1e-4), source(clock, 0.0)], "decode", tokens=tokens, rounds=3, steps=2)
-    # behind the prompt of 10 and one step that is not timed: 11 and 12 in the cache
+    slow, fast = time_stage([source(clock, 1e-4), source(clock, 0.0)], "decode", tokens=tokens, rounds=3, steps=2)
+    # the cache holds the prompt of 10 and one untimed step: 11, then 12
     np.testing.assert_allclose(slow, [[2.1e-3, 2.2e-3]] * 3)
     np.testing.assert_allclose(fast, [[1e-3, 1e-3]] * 3)
-    (first,) = race([source(clock, 1e-4)], "first token", tokens=tokens, rounds=2)
+    (first,) = time_stage([source(clock, 1e-4)], "first token", tokens=tokens, rounds=2)
     np.testing.assert_allclose(first, [[10e-3]] * 2)
 
 
@@ -88,23 +91,24 @@ def test_several_rows_go_on_by_their_own_choice(clock: Clock) -> None:
         begun.append(Metronome(clock, 0.0, batch, room))
         return begun[-1]
 
-    race([SessionSource("many", start)], "decode", tokens=np.zeros((3, 4), dtype=np.int64), rounds=2, steps=5)
+    time_stage([SessionSource("many", start)], "decode", tokens=np.zeros((3, 4), dtype=np.int64), rounds=2, steps=5)
     assert (begun[0].steps, begun[0].length) == (3 * 6, 4 + 3 * 6)
 
 
 def opened(per_cached: float) -> SessionSource:
-    """For `Opener`, which a fresh process calls too: a clock of its own there."""
+    """For `SessionOpener`; without the fixture the clock is a new one."""
     clock = text_bench.time if isinstance(text_bench.time, Clock) else Clock()
     return source(clock, per_cached)
 
 
 def test_the_report_adds_up(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text_bench, "_peak_memory_mb", lambda *_: 12.5)
-    contenders = {
-        "a": Opener(f"{__name__}:opened", {"per_cached": 0.0}),
-        "b": Opener(f"{__name__}:opened", {"per_cached": 1e-4}),
+    monkeypatch.setattr(text_bench, "peak_memory_mb", lambda *_, **__: 12.5)
+    candidates = {
+        "a": SessionOpener(f"{__name__}:opened", {"per_cached": 0.0}),
+        "b": SessionOpener(f"{__name__}:opened", {"per_cached": 1e-4}),
     }
-    report = bench_text(contenders, 100, threads=2, options=TextBenchOptions((10,), (1, 2), rounds=8, steps=4))
+    options = BenchOptions(threads=2, rounds=8, generation=GenerationOptions((10,), (1, 2), steps=4))
+    report = measure_generation(candidates, 100, options=options)
     assert [(t.name, t.prompt, t.batch) for t in report.timings] == [(n, 10, b) for b in (1, 2) for n in "ab"]
     a, b, a2, _ = report.timings
     assert (a.first_token_ms, a.prefill_tokens_per_s, a.peak_memory_mb) == pytest.approx((10.0, 1000.0, 12.5))
@@ -115,12 +119,18 @@ def test_the_report_adds_up(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> No
     decode = next(r for r in report.ratios if r.stage == "decode" and r.batch == 1)
     assert (decode.against, decode.spread.ratio) == ("b", pytest.approx(1.0 / 2.25))
     json.dumps(report.to_dict())
+    lines = str(report).splitlines()
+    assert lines[1].startswith("candidate  prompt  batch  first token ms")
+    assert len(lines) == 2 + 4 + 4
+    assert lines[-4].startswith("first token, prompt of 10, batch of 1: time over time of b: 1.00")
 
 
-@pytest.mark.parametrize("values", [{"prompts": ()}, {"batches": (0,)}, {"rounds": 0}, {"steps": 0}])
-def test_nothing_to_measure_is_refused(values: dict[str, int]) -> None:
+@pytest.mark.parametrize("values", [{"prompts": ()}, {"batches": (0,)}, {"steps": 0}])
+def test_nothing_to_measure_is_refused(values: dict[str, Any]) -> None:
     with pytest.raises(IBNormError, match=next(iter(values))):
-        TextBenchOptions(**values)  # type: ignore[arg-type]
+        GenerationOptions(**values)
+    with pytest.raises(IBNormError, match="rounds is 0"):
+        BenchOptions(rounds=0)
 
 
 def test_the_command_measures_every_form(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from ibnorm_export import IBNormSpec, models
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.tensors import DType
-from ibnorm_export.benchmark.bench import contest
+from ibnorm_export.benchmark.bench import bench_forward
+from ibnorm_export.benchmark.options import BenchOptions
 from ibnorm_export.errors import BackendUnavailable
 from ibnorm_export.exporter.export import ExportOptions, export
 from ibnorm_export.models import CustomModel, InputSpec
@@ -139,9 +140,9 @@ def test_half_models_keep_the_kernels_in_their_rounding_copy(
 
 @needs_library
 def test_a_benchmark_says_what_ran(exported_llama: ExportedModel) -> None:
-    sizes = {"batch": 1, "sequence": 8}
     for kernels, fused in ((Kernels.FUSED, True), (Kernels.FUNCTION, False)):
-        report = contest(exported_llama, "ort-cpu", model=None, against=[], sizes=sizes, threads=1, kernels=kernels)
+        options = BenchOptions(kernels=kernels, sizes={"sequence": 8}, threads=1)
+        report = bench_forward(exported_llama, options=options)
         assert report.all_fused == fused
 
 

@@ -14,8 +14,9 @@ from onnx import helper
 from ibnorm_export import models
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.tensors import DType
-from ibnorm_export.benchmark import measure as bench_module
-from ibnorm_export.benchmark.bench import contest
+from ibnorm_export.benchmark.bench import bench
+from ibnorm_export.benchmark.measure import measure
+from ibnorm_export.benchmark.options import BenchOptions, Timing
 from ibnorm_export.cli import main
 from ibnorm_export.exporter.export import ExportOptions, export
 from ibnorm_export.runtimes import NormExecution, NormImplementation
@@ -136,8 +137,8 @@ def test_a_device_keeps_its_own_time() -> None:
         def timed(self, inputs: object) -> object:
             return lambda: 4.0
 
-    options = bench_module.BenchOptions(rounds=2, warmup_ms=0.0)
-    report = bench_module.bench([Device()], {"x": np.zeros((1, 1), np.float32)}, threads=1, options=options)  # type: ignore[list-item]
+    timing = Timing(warmup_ms=0.0)
+    report = measure({"device": Device()}, {"x": np.zeros((1, 1), np.float32)}, threads=1, rounds=2, timing=timing)  # type: ignore[dict-item]
     assert report.latencies[0].p50_ms == 4.0
 
 
@@ -148,5 +149,5 @@ def test_parity_and_timing_on_a_gpu(llama_checkpoint: Path, tmp_path: Path, dtyp
     exported = export(model, tmp_path / "m.onnx", options=ExportOptions(dtype=dtype))
     report = verify(exported, model, options=VerifyOptions(backend="ort-cuda", require_fused=True))
     assert report, report.findings
-    raced = contest(exported, "ort-cuda", model=model, against=["torch"], sizes={"batch": 1, "sequence": 8}, threads=1)
-    assert raced.all_fused
+    options = BenchOptions("ort-cuda", sizes={"sequence": 8}, threads=1, require_fused=True)
+    assert bench(exported, model=model, against=["torch"], options=options)

@@ -1,0 +1,77 @@
+"""Text sessions that any process can open, and the memory that they take in a fresh process."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ibnorm_export.errors import IBNormError
+from ibnorm_export.generation.sessions import SessionSource
+
+__all__ = ["SessionOpener", "peak_memory_mb", "print_peak_memory"]
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOpener:
+    """How a process opens a candidate.
+
+    Args:
+        function: "module:name" of a function that returns a `SessionSource`.
+        arguments: its arguments by name, as JSON values.
+        opened: the sessions of this process, where they are open already.
+    """
+
+    function: str
+    arguments: Mapping[str, Any]
+    opened: SessionSource | None = None
+
+    def open(self) -> SessionSource:
+        """The sessions in this process."""
+        if self.opened is not None:
+            return self.opened
+        module, _, name = self.function.partition(":")
+        source: SessionSource = getattr(importlib.import_module(module), name)(**self.arguments)
+        return source
+
+
+def peak_memory_mb(opener: SessionOpener, prompt: int, *, batch: int, steps: int) -> float | None:
+    """Peak memory of a fresh process that opens the model, runs a prompt and decodes, in MB.
+
+    The memory that the process has before it opens the model is subtracted. None on systems other than Linux.
+    """
+    if not Path("/proc/self/status").is_file():
+        return None
+    task = json.dumps([opener.function, opener.arguments, prompt, batch, steps])
+    code = f"import sys; from {__name__} import print_peak_memory; print_peak_memory(sys.argv[1])"
+    done = subprocess.run([sys.executable, "-c", code, task], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise IBNormError(f"the process that measures memory failed: {last}")
+    return float(done.stdout.split()[-1])
+
+
+def _resident_mb(field: str) -> float:
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024 / 1e6
+    raise IBNormError(f"/proc/self/status has no {field}")
+
+
+def print_peak_memory(task: str) -> None:
+    """Do in this process what `peak_memory_mb` asks for, and print the result."""
+    function, arguments, prompt, batch, steps = json.loads(task)
+    importlib.import_module(function.partition(":")[0])
+    before = _resident_mb("VmRSS")
+    session = SessionOpener(function, arguments).open().start(batch, prompt + steps + 1)
+    session.feed(np.ones((batch, prompt), dtype=np.int64))
+    for _ in range(steps + 1):  # a step chooses a token, and only the next step computes with it
+        session.step()
+    print(_resident_mb("VmHWM") - before)

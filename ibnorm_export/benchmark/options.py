@@ -1,0 +1,119 @@
+"""What to measure and how: the options of `bench`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass, field
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+from ibnorm_export.errors import IBNormError
+from ibnorm_export.runtimes.runner import Backend, Kernels
+
+__all__ = ["TRTEXEC", "BenchOptions", "GenerationOptions", "Timing"]
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How the timing loop runs.
+
+    Args:
+        repeats: timed passes in one turn.
+        warmup_ms: time that each candidate runs before the first round, in ms.
+        min_ms: rounds continue until the timed passes of every candidate add up to this time, in ms.
+        max_variation: the report warns of a candidate whose passes vary more than this (standard deviation over mean).
+        rest_ms: pause before a turn, in ms. The threads of ONNX Runtime and OpenMP keep spinning after a pass, and
+            slow the next candidate by up to 30% on two cores. Candidates that share one thread pool, or that run on a
+            GPU, need no pause and get none.
+    """
+
+    repeats: int = 3
+    warmup_ms: float = 500.0
+    _: KW_ONLY
+    min_ms: float = 0.0
+    max_variation: float = math.inf
+    rest_ms: float = 150.0
+
+    def __post_init__(self) -> None:
+        if self.repeats < 1:
+            raise IBNormError(f"repeats is {self.repeats}; it must be at least 1")
+
+
+#: The defaults of trtexec: 200 ms of warm-up, 3 s of measurement, and a warning above 1%.
+#: Source: `trtexec --help` of TensorRT 10 (--warmUp, --duration) and its warning "GPU compute time is unstable".
+TRTEXEC: Final = Timing(warmup_ms=200.0, min_ms=3000.0, max_variation=0.01)
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationOptions:
+    """What to measure of a model that generates text.
+
+    Args:
+        prompts: lengths of the prompts, in tokens.
+        batches: numbers of rows; all rows of a batch have the same prompt length.
+        steps: timed tokens in one turn of decoding.
+    """
+
+    prompts: tuple[int, ...] = (128, 512)
+    batches: tuple[int, ...] = (1,)
+    steps: int = 8
+
+    def __post_init__(self) -> None:
+        for name in ("prompts", "batches"):
+            values = getattr(self, name)
+            if not values or min(values) < 1:
+                raise IBNormError(f"{name} is {values}; it must hold at least one number, and each must be at least 1")
+        if self.steps < 1:
+            raise IBNormError(f"steps is {self.steps}; it must be at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class BenchOptions:
+    """What to measure. The fields are independent of each other and mirror the options of the command.
+
+    Args:
+        backend: a `Backend`, or its name.
+        kernels: how the norms run where the backend has a choice.
+        sizes: sizes of the dynamic axes by name. Without an entry, batch is 1, and sequence is 128 or the number of
+            positions of the model where that is smaller.
+        threads: threads of every candidate; None takes the number of physical cores.
+        rounds: turns of each candidate.
+        seed: seed of the random inputs.
+        engine: a TensorRT engine that was built from the file; None builds one.
+        require_fused: the report fails unless every norm ran as a fused kernel.
+        timing: see `Timing`; None takes `TRTEXEC` for TensorRT, and the defaults for other backends.
+        generation: what to measure of a model that generates text.
+    """
+
+    backend: str = Backend.ORT_CPU
+    kernels: Kernels = Kernels.AUTO
+    _: KW_ONLY
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    threads: int | None = None
+    rounds: int = 30
+    seed: int = 0
+    engine: Path | None = None
+    require_fused: bool = False
+    timing: Timing | None = None
+    generation: GenerationOptions = field(default_factory=GenerationOptions)
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise IBNormError(f"rounds is {self.rounds}; it must be at least 1")
+        if self.threads is not None and self.threads < 1:
+            raise IBNormError(f"threads is {self.threads}; it must be at least 1, or None for the physical cores")
+
+    @property
+    def thread_count(self) -> int:
+        """Threads of every candidate."""
+        return self.threads or psutil.cpu_count(logical=False) or 1
+
+    @property
+    def loop(self) -> Timing:
+        """The timing loop for the backend."""
+        if self.timing is not None:
+            return self.timing
+        return TRTEXEC if self.backend in (Backend.TENSORRT, Backend.TENSORRT_RTX) else Timing()

@@ -1,0 +1,224 @@
+"""Results of `bench`: latency of one pass, and speed of text generation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, asdict, dataclass
+from typing import Any
+
+from ibnorm_export.benchmark.options import GenerationOptions
+from ibnorm_export.benchmark.statistics import CONFIDENCE, Spread
+from ibnorm_export.runtimes.norm_executions import NormExecution, norms_summary
+from ibnorm_export.text_report import Report, text_table
+
+__all__ = [
+    "BenchReport",
+    "GenerationRatio",
+    "GenerationReport",
+    "GenerationTiming",
+    "Latency",
+    "Ratio",
+    "ratio_text",
+]
+
+
+def ratio_text(ratio: float) -> str:
+    """A ratio of times, where below 1 is faster; an extreme one is followed by "N times faster" or "N times slower"."""
+    if 0.0 < ratio < 0.1:
+        return f"{ratio:.3g}, {1.0 / ratio:.3g} times faster"
+    return f"{ratio:.3g}, {ratio:.3g} times slower" if ratio > 10.0 else f"{ratio:.2f}"
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Times of one candidate, in ms: percentiles of single passes, and the median of each round.
+
+    Args:
+        name: the candidate.
+        passes: number of timed passes.
+        p50_ms, p90_ms, p99_ms: percentiles of the passes.
+        throughput_per_s: samples per second at the median.
+        round_ms: median of each round.
+        variation: coefficient of variation of the passes: standard deviation over mean.
+    """
+
+    name: str
+    passes: int
+    _: KW_ONLY
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    throughput_per_s: float
+    round_ms: tuple[float, ...] = ()
+    variation: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """Time of `name` over time of `against`, below 1 is faster: the median over rounds and the middle half."""
+
+    name: str
+    against: str
+    _: KW_ONLY
+    median: float
+    p25: float
+    p75: float
+
+
+@dataclass(frozen=True, slots=True)
+class BenchReport(Report):
+    """Latency of all candidates on the same inputs, and the ratio of the first candidate to each other one.
+
+    Args:
+        inputs: shapes by name.
+        batch: samples in one pass.
+        threads, rounds: of every candidate.
+        latencies, ratios: in the order of the candidates.
+        environment: machine and package versions.
+        model: the file that was measured.
+        norms: how each norm of the first candidate ran.
+        warnings: why the times may not be reliable.
+        require_fused: whether the report fails unless every norm ran as a fused kernel.
+    """
+
+    inputs: Mapping[str, tuple[int, ...]]
+    batch: int
+    _: KW_ONLY
+    threads: int
+    rounds: int
+    latencies: tuple[Latency, ...]
+    ratios: tuple[Ratio, ...]
+    environment: Mapping[str, Any]
+    model: str = ""
+    norms: tuple[NormExecution, ...] = ()
+    warnings: tuple[str, ...] = ()
+    require_fused: bool = False
+
+    @property
+    def all_fused(self) -> bool:
+        """Whether every norm of the first candidate is known to have run fused, on its device, without a copy."""
+        return bool(self.norms) and all(not norm.problem for norm in self.norms)
+
+    def __bool__(self) -> bool:
+        return bool(self.latencies) and (self.all_fused or not self.require_fused)
+
+    def __str__(self) -> str:
+        shapes = ", ".join(f"{name} {list(shape)}" for name, shape in self.inputs.items())
+        title = f"{self.model}: {shapes}, {_plural(self.threads, 'thread')}"
+        rows = [
+            (x.name, f"{x.p50_ms:.3f}", f"{x.p90_ms:.3f}", f"{x.p99_ms:.3f}", f"{x.throughput_per_s:.1f}")
+            for x in self.latencies
+        ]
+        lines = [text_table(title, ("candidate", "p50 ms", "p90 ms", "p99 ms", "samples/s"), rows=rows)]
+        if self.norms:
+            lines.append(norms_summary(self.norms))
+        lines += [f"warning: {warning}" for warning in self.warnings]
+        lines += [
+            f"time of {r.name} over time of {r.against}: {ratio_text(r.median)} (middle half of "
+            f"{_plural(self.rounds, 'round')}: {r.p25:.3g} to {r.p75:.3g}; below 1 is faster)"
+            for r in self.ratios
+        ]
+        if self.require_fused:
+            lines += [f"FAIL {norm.module}: {norm.problem}" for norm in self.norms if norm.problem]
+            if not self.norms:
+                lines.append("FAIL: it is not known whether a norm ran as a fused kernel")
+            lines.append(f"verdict: {'pass' if self else 'fail'}")
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"verdict": "pass" if self else "fail", **asdict(self)}
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationTiming:
+    """One candidate at one prompt length and batch; latencies in ms, throughput in tokens of all rows together."""
+
+    name: str
+    prompt: int
+    _: KW_ONLY
+    batch: int
+    first_token_ms: float
+    inter_token_p50_ms: float
+    inter_token_p90_ms: float
+    inter_token_p99_ms: float
+    prefill_tokens_per_s: float
+    decode_tokens_per_s: float
+    peak_memory_mb: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRatio:
+    """Time of `name` over time of `against` in one stage, "first token" or "decode"."""
+
+    name: str
+    against: str
+    _: KW_ONLY
+    stage: str
+    prompt: int
+    batch: int
+    spread: Spread
+
+
+_GENERATION_COLUMNS = (
+    "candidate",
+    "prompt",
+    "batch",
+    "first token ms",
+    "token p50 ms",
+    "p90 ms",
+    "p99 ms",
+    "prefill tokens/s",
+    "decode tokens/s",
+    "peak MB",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationReport(Report):
+    """All candidates at every prompt length and batch, and the ratios of the first candidate to each other one."""
+
+    model: str
+    options: GenerationOptions
+    _: KW_ONLY
+    threads: int
+    rounds: int
+    timings: tuple[GenerationTiming, ...]
+    ratios: tuple[GenerationRatio, ...]
+    environment: Mapping[str, Any]
+
+    def __bool__(self) -> bool:
+        return bool(self.timings)
+
+    def __str__(self) -> str:
+        rows = [
+            (
+                t.name,
+                str(t.prompt),
+                str(t.batch),
+                f"{t.first_token_ms:.2f}",
+                f"{t.inter_token_p50_ms:.2f}",
+                f"{t.inter_token_p90_ms:.2f}",
+                f"{t.inter_token_p99_ms:.2f}",
+                f"{t.prefill_tokens_per_s:.0f}",
+                f"{t.decode_tokens_per_s:.1f}",
+                "" if t.peak_memory_mb is None else f"{t.peak_memory_mb:.0f}",
+            )
+            for t in self.timings
+        ]
+        table = text_table(f"{self.model}: {_plural(self.threads, 'thread')}", _GENERATION_COLUMNS, rows=rows)
+        ratios = [
+            f"{r.stage}, prompt of {r.prompt}, batch of {r.batch}: time over time of {r.against}: "
+            f"{ratio_text(r.spread.ratio)} ({CONFIDENCE:.0%} interval {r.spread.low:.3g} to {r.spread.high:.3g}; "
+            "below 1 is faster)"
+            for r in self.ratios
+        ]
+        return "\n".join((table, *ratios))
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"verdict": "pass" if self else "fail", **asdict(self)}
