@@ -16,12 +16,12 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Final, NoReturn
 
+from ibnorm_export.errors import ExitCode
+
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
 
 __all__ = ["run"]
-
-INTERRUPTED: Final = 130
 
 #: Seconds until a dropped interrupt is raised again; the callback that it fell into has ended by then, or it is again.
 _AGAIN_S: Final = 0.01
@@ -41,7 +41,7 @@ def _not_dropped(unraisable: UnraisableHookArgs) -> None:
 def _interrupted() -> None:
     """Say so with nothing that is still to be imported: the interrupt may have cut an import short."""
     line = "interrupted; nothing was left half-written"
-    error = {"error": {"kind": "interrupted", "message": line}, "exit_code": INTERRUPTED}
+    error = {"error": {"kind": "interrupted", "message": line}, "exit_code": ExitCode.INTERRUPTED}
     with contextlib.suppress(OSError):  # Ctrl-C ends the reader of a pipe too
         if "--json" in sys.argv:
             print(json.dumps(error, indent=2), flush=True)
@@ -80,8 +80,8 @@ def run() -> NoReturn:
 
         code = main()
     except KeyboardInterrupt:
-        code = INTERRUPTED
-    if code == INTERRUPTED:
+        code = ExitCode.INTERRUPTED
+    if code == ExitCode.INTERRUPTED:
         _interrupted()
     _ending(code)
     sys.exit(code)

@@ -1,4 +1,4 @@
-"""How commands talk: people read stderr and tables, programs read one JSON object on stdout."""
+"""What commands print: text and tables for people, progress on stderr, one JSON object for programs."""
 
 from __future__ import annotations
 
@@ -7,35 +7,86 @@ import json
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
-from ibnorm_export import progress as progress_module
-from ibnorm_export.runtimes.norm_executions import NormExecution
+if TYPE_CHECKING:
+    from rich.table import Table
 
-__all__ = ["err", "out", "print_json", "print_next", "print_norms", "print_table", "show_progress", "table"]
+    from ibnorm_export.progress import Progress
+    from ibnorm_export.runtimes.norm_executions import NormExecution
+
+__all__ = [
+    "err",
+    "out",
+    "print_json",
+    "print_next",
+    "print_norms",
+    "print_report",
+    "print_table",
+    "show_progress",
+    "table",
+]
+
+#: Clears the line of a terminal that the cursor is in.
+_CLEAR_LINE: Final = "\r\x1b[2K"
 
 
 class _Console(Console):
-    """One that leaves the other stream alone where nobody reads its own any more."""
+    """A console that raises when its stream breaks, and leaves the other stream alone."""
 
     def on_broken_pipe(self) -> None:
-        raise  # what rich handles at this moment
+        raise  # the BrokenPipeError that rich is handling
 
 
-# piped output is not folded at the 80 columns that a missing terminal is taken to have
-out = _Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
-err = _Console(stderr=True, highlight=False, soft_wrap=True)
+class _ErrorConsole(_Console):
+    """The console of stderr. On a terminal it shows at once that a command is loading."""
 
-#: Characters of a word that a table keeps whole: a module's name, not a path.
+    _loading = False
+
+    def show_loading(self, what: str) -> None:
+        """Show `what` until something else is printed; show nothing where stderr is not a terminal."""
+        if self.is_terminal and not self.is_dumb_terminal:
+            self._loading = True
+            self._write(f"{what} ...")
+
+    def clear_loading(self) -> None:
+        """Clear what `show_loading` shows."""
+        if self._loading:
+            self._loading = False
+            self._write(_CLEAR_LINE)
+
+    def _write(self, text: str) -> None:
+        with contextlib.suppress(OSError):  # a terminal that has been closed
+            self.file.write(text)
+            self.file.flush()
+
+    def print(self, *values: Any, **settings: Any) -> None:
+        self.clear_loading()
+        super().print(*values, **settings)
+
+
+err = _ErrorConsole(stderr=True, highlight=False, soft_wrap=True)
+
+
+class _OutputConsole(_Console):
+    """The console of stdout, which may be the same terminal as that of stderr."""
+
+    def print(self, *values: Any, **settings: Any) -> None:
+        err.clear_loading()
+        super().print(*values, **settings)
+
+
+# without a terminal, lines are not folded at the 80 columns that rich assumes
+out = _OutputConsole(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
+
+#: Longest word, in characters, that a table does not fold: the name of a module fits, a path may not.
 _LONGEST_WORD: Final = 48
 
 
 def print_json(value: Any) -> None:
-    """One JSON object on stdout; NaN and infinity, which JSON lacks, as strings."""
+    """Print one JSON object on stdout; NaN and infinity, which JSON lacks, become strings."""
 
     def clean(v: Any) -> Any:
         if isinstance(v, dict):
@@ -46,16 +97,33 @@ def print_json(value: Any) -> None:
             return str(v)
         return v
 
+    err.clear_loading()
     sys.stdout.write(json.dumps(clean(value), indent=2) + "\n")
 
 
 def print_next(*words: object) -> None:
-    """The command that a person would run next, as a shell takes it."""
+    """Print the command that a person would run next, quoted for a shell."""
     out.print(f"next: {shlex.join(['ibnorm-export', *map(str, words)])}", style="dim", markup=False)
 
 
+def print_report(report: object) -> None:
+    """Print the text of a report, with its verdict, failures, notes and warnings in colour."""
+    for line in str(report).splitlines():
+        out.print(line, style=_style(line), markup=False)
+
+
+def _style(line: str) -> str:
+    if line.startswith("verdict:"):
+        return "bold green" if line == "verdict: pass" else "bold red"
+    if line.startswith("FAIL"):
+        return "red"
+    return "yellow" if line.startswith(("note:", "warning:")) else ""
+
+
 def table(title: str, *columns: str) -> Table:
-    """A table whose first column is text and whose others are numbers."""
+    """Make a table whose first column is text and whose other columns are numbers."""
+    from rich.table import Table
+
     made = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for index, column in enumerate(columns):
         made.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
@@ -63,7 +131,7 @@ def table(title: str, *columns: str) -> Table:
 
 
 def print_table(rows: Table) -> None:
-    """As wide as the terminal; wider where a number or a name would be broken: the terminal then folds whole lines."""
+    """Print a table as wide as the terminal, or wider where a number or a name would be broken."""
     for column in rows.columns:
         words = " ".join(map(str, (column.header, *column.cells))).split()
         column.min_width = min(max(map(len, words), default=0), _LONGEST_WORD)
@@ -71,7 +139,7 @@ def print_table(rows: Table) -> None:
 
 
 def print_norms(norms: Sequence[NormExecution]) -> None:
-    """How the norms ran, in one line."""
+    """Print in one line how the norms ran."""
     if not norms:
         return
     fused = [norm for norm in norms if norm.implementation == "fused"]
@@ -81,8 +149,18 @@ def print_norms(norms: Sequence[NormExecution]) -> None:
 
 
 @contextlib.contextmanager
-def show_progress() -> Iterator[progress_module.Progress]:
-    """A bar on stderr while the block runs; nothing where stderr is not a terminal."""
+def show_progress() -> Iterator[Progress]:
+    """Show a progress bar on stderr while the block runs; show nothing where stderr is not a terminal."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        SpinnerColumn,
+        TextColumn,
+        TimeElapsedColumn,
+    )
+
+    err.clear_loading()
     with Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),

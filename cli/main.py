@@ -1,53 +1,83 @@
-"""`ibnorm-export`: a command is options -> one library call -> print. Exceptions become exit codes here.
+"""The command group `ibnorm-export`: its commands, each imported when it is run, and what exceptions become.
 
-Exit codes: 0 good; 1 a gate failed; 2 bad input or usage; 3 backend not available; 70 internal
-error; 130 interrupted (`__main__`); 141 nobody reads stdout any more.
+A command is options, one library call, and print.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import sys
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated, Any, Final
 
 import typer
+from typer.core import TyperGroup
 
 from ibnorm_export import __version__
-from ibnorm_export.cli.analyze import analyze_command
-from ibnorm_export.cli.bench import bench_command
-from ibnorm_export.cli.build_engine import build_engine_command
-from ibnorm_export.cli.check import check_command
-from ibnorm_export.cli.compare import compare_command
 from ibnorm_export.cli.console import err, print_json
-from ibnorm_export.cli.demo import demo_command
-from ibnorm_export.cli.doctor import doctor_command
-from ibnorm_export.cli.export import export_command
-from ibnorm_export.cli.generate import generate_command
-from ibnorm_export.cli.inspect import inspect_command
-from ibnorm_export.cli.package import package_command
-from ibnorm_export.cli.serve import serve_command
-from ibnorm_export.cli.verify import verify_command
-from ibnorm_export.errors import IBNormError
+from ibnorm_export.errors import ExitCode, IBNormError
 
-__all__ = ["app", "main"]
+__all__ = ["COMMANDS", "app", "main"]
 
 # typer carries its own copy of click in recent versions; this is UsageError in all of them.
 _UsageError: Any = typer.BadParameter.__base__
 
-INTERNAL_ERROR = 70
-BROKEN_PIPE = 141  # as the shell says of a program that SIGPIPE ended
+#: Name of each command and its line in the list. The function `NAME_command` is in the module `cli.NAME`.
+COMMANDS: Final = {
+    "export": "Write a trained checkpoint as ONNX, one node for each norm.",
+    "verify": "Compare an exported file with its checkpoint.",
+    "bench": "Measure latency, and compare it with PyTorch.",
+    "compare": "Decide whether one measurement is slower than another.",
+    "check": "Run every export, comparison and latency budget of one configuration file.",
+    "analyze": "Report what each norm does to the values that reach it.",
+    "build-engine": "Build a TensorRT engine.",
+    "generate": "Generate text with an exported language model.",
+    "package": "Write a model repository for Triton.",
+    "serve": "Serve a model on this machine.",
+    "inspect": "Describe an exported file or a checkpoint.",
+    "doctor": "Report which runtimes and libraries work on this machine.",
+    "demo": "Train, export, verify and benchmark two small models.",
+}
+
+_EPILOG: Final = (
+    "Exit codes: 0 success; 1 a check failed; 2 bad input or usage; 3 a runtime, library or device is missing; "
+    "70 internal error; 130 interrupted; 141 the reader of stdout has gone."
+)
+_CONTEXT: Final = {"help_option_names": ["-h", "--help"]}
+
+
+def _load_command(name: str) -> Any:
+    """Import the module of a command and build the command."""
+    module = name.replace("-", "_")
+    err.show_loading(f"loading {name}")
+    function: Callable[..., None] = getattr(importlib.import_module(f"ibnorm_export.cli.{module}"), f"{module}_command")
+    single = typer.Typer(add_completion=False, context_settings=_CONTEXT, pretty_exceptions_enable=False)
+    single.command(name)(function)
+    return typer.main.get_command(single)
+
+
+class _LazyGroup(TyperGroup):
+    """Lists commands by name and one line; imports only the one that is run."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, stub, rest = super().resolve_command(ctx, args)
+        return name, stub if stub is None else _load_command(str(stub.name)), rest
+
 
 app = typer.Typer(
+    cls=_LazyGroup,
     name="ibnorm-export",
-    help="Export, verify and benchmark models that normalise with IBNorm. Start with: ibnorm-export demo",
+    help="Export, verify, benchmark and serve models that normalise with IBNorm. Start with: ibnorm-export demo",
+    epilog=_EPILOG,
     no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=_CONTEXT,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 
 
-def _version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"ibnorm-export {__version__}")
         raise typer.Exit
@@ -56,32 +86,26 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _main(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="On an error, show the traceback too.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Print the traceback of an internal error.")] = False,
 ) -> None:
     pass
 
 
-app.command("export")(export_command)
-app.command("verify")(verify_command)
-app.command("bench")(bench_command)
-app.command("compare")(compare_command)
-app.command("check")(check_command)
-app.command("analyze")(analyze_command)
-app.command("build-engine")(build_engine_command)
-app.command("generate")(generate_command)
-app.command("package")(package_command)
-app.command("serve")(serve_command)
-app.command("inspect")(inspect_command)
-app.command("doctor")(doctor_command)
-app.command("demo")(demo_command)
+def _stub() -> None:
+    """Stands for a command in the list; `_LazyGroup` puts the command in its place."""
 
 
-def _fail(message: str, code: int, *, kind: str) -> int:
+for _name, _help in COMMANDS.items():
+    app.command(_name, help=_help)(_stub)
+
+
+def _fail(message: str, code: ExitCode = ExitCode.BAD_INPUT, *, kind: str) -> ExitCode:
+    """Report an error in one line on stderr, and with --json as an object on stdout too."""
     line = " ".join(message.split())
     if "--json" in sys.argv:
-        with contextlib.suppress(OSError):  # a full disk, a reader that has gone: the exit code is left
+        with contextlib.suppress(OSError):  # a full disk, or a reader that has gone: the exit code still tells
             print_json({"error": {"kind": kind, "message": line}, "exit_code": code})
             sys.stdout.flush()
     with contextlib.suppress(OSError):
@@ -90,21 +114,24 @@ def _fail(message: str, code: int, *, kind: str) -> int:
 
 
 def main() -> int:
-    """Run the command of `sys.argv`.
+    """Run the command that `sys.argv` names.
 
     Returns:
-        The exit code. Some versions of typer turn an interrupt into 130, others let it pass.
+        The exit code; see `ExitCode`. Some versions of typer turn an interrupt into 130, others raise it.
 
     Raises:
         KeyboardInterrupt: the command was interrupted.
     """
-    code = _run()
+    try:
+        code = _run()
+    finally:
+        err.clear_loading()
     try:
         sys.stdout.flush()
     except OSError as error:
         if isinstance(error, BrokenPipeError):
-            return code or BROKEN_PIPE
-        return code or _fail(f"stdout: {error.strerror}", 2, kind="system")
+            return code or ExitCode.BROKEN_PIPE
+        return code or _fail(f"stdout: {error.strerror}", kind="system")
     return code
 
 
@@ -112,30 +139,30 @@ def _run() -> int:
     try:
         result = app(standalone_mode=False)
     except SystemExit as error:
-        if isinstance(error.__context__, BrokenPipeError):  # rich's answer, and typer's
-            return BROKEN_PIPE
-        return _fail(f"the code of the model ended the program: {error.code}", 2, kind="system")
+        if isinstance(error.__context__, BrokenPipeError):  # rich and typer exit on a broken pipe
+            return ExitCode.BROKEN_PIPE
+        return _fail(f"the model's own code ended the program: {error.code}", kind="system")
     except IBNormError as error:
         return _fail(str(error), error.exit_code, kind=type(error).__name__)
     except _UsageError as error:
-        if not error.format_message():  # no arguments at all: the help was shown
-            return 2
+        if not error.format_message():  # there were no arguments, and the help was printed
+            return ExitCode.BAD_INPUT
         hint = f" (see {error.ctx.command_path} --help)" if error.ctx is not None else ""
-        return _fail(f"{error.format_message()}{hint}", 2, kind="usage")
+        return _fail(f"{error.format_message()}{hint}", kind="usage")
     except typer.Abort as error:
         raise KeyboardInterrupt from error
     except MemoryError as error:
-        return _fail(f"not enough memory: {error or 'use a smaller model or a machine with more'}", 2, kind="memory")
+        return _fail(f"not enough memory: {error or 'use a smaller model or a machine with more'}", kind="memory")
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
-        return _fail(f"{error.strerror or error}{where}", 2, kind="system")
+        return _fail(f"{error.strerror or error}{where}", kind="system")
     except Exception as error:
         if "--debug" in sys.argv:
             raise
         return _fail(
-            f"internal error: {type(error).__name__}: {error}. Please report it, with the output of "
+            f"internal error: {type(error).__name__}: {error}. Please report it with the output of "
             "`ibnorm-export --debug ...`",
-            INTERNAL_ERROR,
+            ExitCode.INTERNAL_ERROR,
             kind="internal",
         )
     return result if isinstance(result, int) else 0

@@ -1,11 +1,12 @@
 """Everything that this package raises on purpose.
 
 Each class stands for one thing a caller can do about it; the message says what that is.
-`exit_code` is what the command line turns the error into, and is stated here once.
+`ExitCode` is the one table of the command line's exit codes; `exit_code` is the one that an error becomes.
 """
 
 from __future__ import annotations
 
+import enum
 from typing import ClassVar
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "EngineError",
+    "ExitCode",
     "ExportError",
     "IBNormError",
     "ModelFileError",
@@ -22,10 +24,22 @@ __all__ = [
 ]
 
 
+class ExitCode(enum.IntEnum):
+    """How a command ends. Every command uses these codes, and no other."""
+
+    SUCCESS = 0  # the work is done, and every check passed
+    CHECK_FAILED = 1  # the work is done, and a check, comparison or budget failed
+    BAD_INPUT = 2  # a wrong option, or a file or model that cannot be used
+    UNAVAILABLE = 3  # a runtime, library or device is missing on this machine
+    INTERNAL_ERROR = 70  # a defect of this program; --debug shows the traceback
+    INTERRUPTED = 130  # Ctrl-C or SIGTERM; nothing is left half-written
+    BROKEN_PIPE = 141  # the reader of stdout has gone
+
+
 class IBNormError(Exception):
     """Base of every deliberate error: catch this to catch them all."""
 
-    exit_code: ClassVar[int] = 2
+    exit_code: ClassVar[ExitCode] = ExitCode.BAD_INPUT
 
 
 class SpecError(IBNormError, ValueError):
@@ -59,10 +73,10 @@ class EngineError(IBNormError):
 class BackendUnavailable(IBNormError):
     """A runtime, library or device is missing on this machine; the message names it."""
 
-    exit_code: ClassVar[int] = 3
+    exit_code: ClassVar[ExitCode] = ExitCode.UNAVAILABLE
 
 
 class ParityError(IBNormError):
     """A comparison that the caller demanded to pass did not; carries the failed report."""
 
-    exit_code: ClassVar[int] = 1
+    exit_code: ClassVar[ExitCode] = ExitCode.CHECK_FAILED

@@ -21,6 +21,7 @@ from rich.console import Console
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.cli import console, main
+from ibnorm_export.errors import ExitCode
 
 
 class Result:
@@ -72,15 +73,25 @@ def exported(llama_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -
     return target
 
 
-COMMANDS = ["export", "verify", "bench", "compare", "build-engine", "inspect", "doctor", "demo"]
-
-
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", main.COMMANDS)
 def test_help_has_an_example(cli: Any, command: str) -> None:
     result = cli(command, "--help")
     assert result.code == 0
     assert f"Example: ibnorm-export {command}" in " ".join(result.out.split())
     assert "--json" in result.out
+
+
+def test_the_list_has_every_command_and_every_exit_code(cli: Any) -> None:
+    result = cli("--help")
+    assert result.code == 0
+    assert all(command in result.out for command in main.COMMANDS)
+    assert all(f"{int(code)} " in result.out for code in ExitCode)
+
+
+def test_a_report_is_printed_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    text = "a table  1\nnote: [bold]as it is[/bold]\nFAIL x: y\nverdict: fail"
+    console.print_report(text)
+    assert capsys.readouterr().out == f"{text}\n"
 
 
 def test_export_and_verify(cli: Any, llama_checkpoint: Path, tmp_path: Path) -> None:

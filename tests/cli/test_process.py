@@ -77,14 +77,14 @@ def test_what_else_a_callback_raises_is_said_as_ever() -> None:
 
 @pytest.mark.parametrize("arguments", [[], ["--json"]])
 @pytest.mark.parametrize("signum", SIGNALS)
-@pytest.mark.parametrize("module", ["typer", "rich.console", "ibnorm_export.cli.verify"])
+@pytest.mark.parametrize("module", ["typer", "rich.console", "ibnorm_export.cli.inspect"])
 def test_interrupted_while_it_loads(module: str, signum: signal.Signals, arguments: list[str]) -> None:
     done = run(
         "class Import:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
         f"        if name == {module!r}: os.kill(os.getpid(), {signum:d})\n"
         "sys.meta_path.insert(0, Import())\n",
-        *arguments,
+        *("inspect", "nowhere", *arguments),
     )
     assert (done.returncode, done.stderr) == (130, INTERRUPTED)
     assert not arguments or json.loads(done.stdout)["error"]["kind"] == "interrupted"
@@ -173,7 +173,7 @@ def test_a_model_that_ends_the_program(tmp_path: Path) -> None:
     words = ["export", str(tmp_path / "weights.pt"), "-o", str(tmp_path / "m.onnx"), "--model", "leaves:build"]
     done = subprocess.run([*START, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr == "ibnorm-export: the code of the model ended the program: set MYDATA first\n"
+    assert done.stderr == "ibnorm-export: the model's own code ended the program: set MYDATA first\n"
 
 
 def test_an_end_that_hangs_can_be_cut_short() -> None:
@@ -252,6 +252,50 @@ def test_a_missing_path_is_said_at_once(arguments: str, model: str) -> None:
     assert done.returncode == 2
     assert re.search("nowhere'? does not exist", done.stderr)
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("arguments", [["export", "MODEL", "-o", "m.onnx"], ["inspect", "MODEL"]])
+def test_a_terminal_shows_something_before_anything_slow_is_imported(arguments: list[str], model: str) -> None:
+    """Importing torch or onnx takes seconds on a busy machine."""
+    code = (
+        "import os, sys\n"
+        "class Import:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name in ('numpy', 'onnx', 'torch'): os._exit(7)\n"
+        "sys.meta_path.insert(0, Import())\n"
+        "from ibnorm_export.cli.__main__ import run\n"
+        "run()"
+    )
+    reading, terminal = os.openpty()
+    try:
+        words = [model if word == "MODEL" else word for word in arguments]
+        environment = {**os.environ, "TERM": "xterm"}
+        done = subprocess.run([sys.executable, "-c", code, *words], stderr=terminal, env=environment, check=False)
+        assert done.returncode == 7
+        assert os.read(reading, 100).decode() == f"loading {words[0]} ..."
+    finally:
+        os.close(reading)
+        os.close(terminal)
+
+
+def test_nothing_about_loading_is_written_into_a_file(model: str) -> None:
+    done = subprocess.run([*START, "inspect", model], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "loading" not in done.stdout
+
+
+@pytest.mark.parametrize("arguments", ["--help", "--version"])
+def test_the_group_imports_no_command(arguments: str) -> None:
+    """What `--help` and `--version` of the group take is typer and rich: 0.1 s of processor time."""
+    code = (
+        "import atexit, os, sys\n"
+        "from ibnorm_export.cli.main import COMMANDS, main\n"
+        "main()\n"
+        "modules = {f'ibnorm_export.cli.{name}'.replace('-', '_') for name in COMMANDS} | {'numpy', 'onnx', 'torch'}\n"
+        "sys.exit(' '.join(modules & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, arguments], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_help_says_every_default() -> None:
