@@ -219,15 +219,19 @@ def measure_statistics(model: nn.Module, run: Callable[[], object]) -> None:
     if not norms:
         return
     kept = [norm.momentum for norm in norms]
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     for norm in norms:
         norm.train()
         norm.momentum = 1.0
-    with torch.no_grad():
-        run()
-    model.train()
-    for norm, momentum in zip(norms, kept, strict=True):
-        norm.momentum = momentum
+    try:
+        with torch.no_grad():
+            run()
+    finally:
+        for module, training in modes:
+            module.training = training
+        for norm, momentum in zip(norms, kept, strict=True):
+            norm.momentum = momentum
 
 
 def new_model(size: str | Mapping[str, Any], norms: NormConfig | IBNormSpec, *, seed: int = 0) -> PreTrainedModel:

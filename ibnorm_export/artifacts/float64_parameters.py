@@ -7,12 +7,13 @@ values as those of a copy, hence the same results to the bit.
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
+
+from ibnorm_export.artifacts.module_copy import deep_copy
 
 __all__ = ["Widened", "identity", "widened_copy"]
 
@@ -75,4 +76,4 @@ def widened_copy(module: nn.Module) -> nn.Module:
     """A copy whose floating parameters are in float64 and take no memory; buffers are copied as they are."""
     narrow = [p for p in module.parameters() if p.is_floating_point() and p.dtype != torch.float64]
     # what stands for a parameter stands for it wherever the model keeps it: tied, or in a list of its own
-    return copy.deepcopy(module, {id(p): nn.Parameter(Widened([p.detach()]), requires_grad=False) for p in narrow})
+    return deep_copy(module, {id(p): nn.Parameter(Widened([p.detach()]), requires_grad=False) for p in narrow})

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,13 +13,14 @@ from torch import Tensor, nn
 
 from ibnorm_export.artifacts.float64_parameters import widened_copy
 from ibnorm_export.artifacts.metadata import Task
+from ibnorm_export.artifacts.module_copy import cast_buffers, copy_module
 from ibnorm_export.artifacts.tensors import Arrays, DType, InputSpec
 from ibnorm_export.errors import CheckpointError
 from ibnorm_export.op.norm_variants import BatchIBNorm
 from ibnorm_export.op.spec import IBNormSpec
 from ibnorm_export.op.torch_op import IBNorm
 
-__all__ = ["CustomModel", "LoadedModel", "cast_parameters", "torch_dtype"]
+__all__ = ["CustomModel", "LoadedModel", "torch_dtype"]
 
 
 def torch_dtype(dtype: DType) -> torch.dtype:
@@ -52,28 +52,6 @@ class CustomModel:
     opset: int = 20
 
 
-def cast_parameters(module: nn.Module, dtype: torch.dtype) -> None:
-    """Convert parameters and saved buffers to `dtype`, in place, one at a time.
-
-    Buffers that a checkpoint does not save (rotary frequencies) keep their type: `module.half()`
-    would round them, and no framework serves a model so.
-    """
-    for parameter in module.parameters():
-        if parameter.is_floating_point():
-            parameter.data = parameter.data.to(dtype)
-    _cast_buffers(module, dtype)
-
-
-def _cast_buffers(module: nn.Module, dtype: torch.dtype) -> None:
-    saved = set(module.state_dict(keep_vars=True))
-    done: dict[int, Tensor] = {}
-    for name, buffer in list(module.named_buffers(remove_duplicate=False)):
-        if name in saved and buffer.is_floating_point():
-            # a new tensor: one that was read from a file may be a view, whose base keeps its type
-            path, _, own = name.rpartition(".")
-            module.get_submodule(path).register_buffer(own, done.setdefault(id(buffer), buffer.to(dtype)))
-
-
 class _Entry(nn.Module):
     """Tensors in, tuple of tensors out: the signature that is exported."""
 
@@ -81,6 +59,7 @@ class _Entry(nn.Module):
         super().__init__()
         self.checkpoint = checkpoint
         self._call = call
+        self.training = False  # of this wrapper; `checkpoint` keeps its mode
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         return self._call(self.checkpoint, *tensors)
@@ -152,25 +131,28 @@ class LoadedModel:
         object.__setattr__(self, "norms", norms)
 
     def entry(self, module: nn.Module | None = None) -> nn.Module:
-        """The callable of positional tensors that is exported and compiled."""
-        return _Entry(self.module if module is None else module, self.call).eval()
+        """The callable of positional tensors that is exported and compiled.
+
+        Args:
+            module: a copy of `module` that the caller has made; None makes one in evaluation mode.
+        """
+        return _Entry(copy_module(self.module) if module is None else module, self.call)
 
     def in_dtype(self, dtype: torch.dtype) -> nn.Module:
-        """A copy of `module` with parameters in `dtype`; `module` itself where it is that already."""
-        floats = {p.dtype for p in self.module.parameters() if p.is_floating_point()}
-        if floats == {dtype}:
-            return self.module
-        module = copy.deepcopy(self.module)
-        cast_parameters(module, dtype)
-        return module
+        """A copy of `module` in evaluation mode, its parameters in `dtype`; see `copy_module`."""
+        return copy_module(self.module, dtype)
+
+    def converted(self, dtype: torch.dtype) -> LoadedModel:
+        """The same model with `in_dtype(dtype)` as its module; this one stays as it is."""
+        return replace(self, module=self.in_dtype(dtype))
 
     def in_float64(self) -> nn.Module:
         """A copy of `module` that computes in float64 throughout: the truth of every comparison.
 
-        Its parameters stand for those of `module` and take no memory; see `widened`.
+        Its parameters stand for those of `module` and take no memory; see `float64_parameters`.
         """
-        module = widened_copy(self.module)
-        _cast_buffers(module, torch.float64)
+        module = widened_copy(self.module).eval()
+        cast_buffers(module, torch.float64)
         if self.exact is not None:
             self.exact(module)
         return module

@@ -28,7 +28,7 @@ from onnxscript.values import Op, Opset
 
 import ibnorm_export.op.torch_op  # noqa: F401 - registers the operators that are translated here
 from ibnorm_export.artifacts.exported_model import ExportedModel
-from ibnorm_export.artifacts.loaded_model import LoadedModel, cast_parameters, torch_dtype
+from ibnorm_export.artifacts.loaded_model import LoadedModel, torch_dtype
 from ibnorm_export.artifacts.metadata import CacheKind, ModelMetadata, Task
 from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.errors import CheckpointError, ExportError
@@ -147,7 +147,7 @@ def _trace(model: LoadedModel, opset: int) -> ir.Model:
     try:
         with _quiet_exporter(), torch.no_grad():
             program = torch.onnx.export(
-                model.entry(),
+                model.entry(model.module),
                 model.example(),
                 dynamo=True,
                 optimize=False,
@@ -260,7 +260,7 @@ def build(model: LoadedModel, options: ExportOptions, *, progress: Progress = si
     """The ONNX model in memory; see `export`."""
     opset = _choose_opset(model, options)
     check_quantization(model, options)
-    cast_parameters(model.module, torch_dtype(options.dtype))
+    model = model.converted(torch_dtype(options.dtype))
     progress("tracing", 0, 4)
     graph_model = _trace(model, opset)
     progress("simplifying", 1, 4)
@@ -319,7 +319,7 @@ def export(
     the same bytes. The file appears whole or not at all.
 
     Args:
-        model: from `ibnorm_export.models.load`; its parameters are converted to the dtype in place.
+        model: from `ibnorm_export.models.load`; it stays as it is.
         path: the .onnx file to write; an existing one is replaced.
         options: see `ExportOptions`.
         progress: called as the work goes on.

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from ibnorm_export.artifacts.exported_model import MODEL_FILE, ExportedModel
-from ibnorm_export.artifacts.loaded_model import LoadedModel, cast_parameters, torch_dtype
+from ibnorm_export.artifacts.loaded_model import LoadedModel, torch_dtype
 from ibnorm_export.artifacts.manifest import write_manifest
 from ibnorm_export.artifacts.metadata import CacheKind, Target, Task
 from ibnorm_export.artifacts.tensors import DType
@@ -236,7 +236,7 @@ def export_genai(
     fp32 is built for the CPU, fp16 and bf16 for CUDA, as genai_config.json says.
 
     Args:
-        model: a LLaMA; its parameters are converted to the dtype in place.
+        model: a LLaMA; it stays as it is.
         folder: gets model.onnx and its data, genai_config.json, tokenizer files, the op library, and a manifest of all.
         options: the dtype; opset, inline and fuse_skip do not apply, since the builder decides them.
         kernels: whether the library of fused kernels lies beside the model: FUSED demands it, FUNCTION leaves
@@ -277,7 +277,7 @@ def export_genai(
     library = None if kernels is Kernels.FUNCTION else native.ort_library() if kernels is Kernels.FUSED else None
     if kernels is Kernels.AUTO and (found := native.availability()):
         library = found.path
-    cast_parameters(model.module, torch_dtype(options.dtype))
+    model = model.converted(torch_dtype(options.dtype))
     config: Any = model.module.config
     config._name_or_path = model.source
     config.architectures = ["LlamaForCausalLM"]

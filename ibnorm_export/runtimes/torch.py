@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 from torch import nn
 
 from ibnorm_export.artifacts.loaded_model import LoadedModel
+from ibnorm_export.artifacts.module_copy import copy_module
 from ibnorm_export.artifacts.tensors import Arrays
 from ibnorm_export.errors import BackendUnavailable
 
@@ -21,18 +21,17 @@ class TorchRunner:
 
     Args:
         model: the model, which names the inputs and outputs.
-        module: the module to run; None is the model's own.
+        module: a copy of the model's own module to run; None makes one.
         compiled: use torch.compile without dynamic shapes, so that each shape is compiled once.
     """
 
     thread_pool = "torch"  # one for the process: a benchmark need not wait between two such runners
 
     def __init__(self, model: LoadedModel, module: nn.Module | None = None, *, compiled: bool = False) -> None:
-        module = model.module if module is None else module
         self.name = "torch.compile" if compiled else "torch"
         self._model = model
-        self._dtype = next(p.dtype for p in module.parameters() if p.is_floating_point())
         entry = model.entry(module)
+        self._dtype = next(p.dtype for p in entry.parameters() if p.is_floating_point())
         self._entry = torch.compile(entry, dynamic=False) if compiled else entry
 
     def run(self, inputs: Arrays) -> Arrays:
@@ -70,7 +69,7 @@ class TorchCudaRunner:
             )
         self.name = "torch.compile" if compiled else "torch"
         self._model = model
-        placed = copy.deepcopy(model.module if module is None else module).to("cuda")
+        placed = copy_module(model.module if module is None else module).to("cuda")
         self._dtype = next(p.dtype for p in placed.parameters() if p.is_floating_point())
         entry = model.entry(placed)
         self._entry = torch.compile(entry, dynamic=False, mode="reduce-overhead") if compiled else entry

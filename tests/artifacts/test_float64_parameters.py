@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from ibnorm_export import models
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.float64_parameters import Widened, widened_copy
-from ibnorm_export.artifacts.loaded_model import LoadedModel, cast_parameters
+from ibnorm_export.artifacts.loaded_model import LoadedModel
+from ibnorm_export.artifacts.module_copy import copy_module
 from ibnorm_export.exporter.export import export
 from ibnorm_export.op.spec import DOMAIN
 from ibnorm_export.runtimes import norm_executions, registry
@@ -28,16 +29,13 @@ from ibnorm_export.verifier.verify import VerifyOptions, verify
 
 def doubled(module: nn.Module) -> nn.Module:
     """The plain way: a copy, all of it in float64."""
-    module = copy.deepcopy(module)
-    cast_parameters(module, torch.float64)
-    return module
+    return copy_module(module, torch.float64)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("index", range(4))
 def test_the_truth_is_that_of_a_doubled_copy_to_the_bit(checkpoint: Path, index: int, dtype: torch.dtype) -> None:
-    model = models.load(checkpoint)
-    cast_parameters(model.module, dtype)
+    model = models.load(checkpoint).converted(dtype)
     plain = doubled(model.module)
     assert model.exact is not None
     model.exact(plain)

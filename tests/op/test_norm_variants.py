@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ibnorm_export import IBNorm, IBNormSpec, NormConfig, replace_norms
-from ibnorm_export.artifacts.loaded_model import cast_parameters
+from ibnorm_export.artifacts.module_copy import cast_buffers
 from ibnorm_export.errors import SpecError
 from ibnorm_export.op import reference
 from ibnorm_export.op.norm_variants import (
@@ -198,6 +198,6 @@ def test_a_buffer_that_is_a_view_is_cast_whole() -> None:
     """As weights read from a file are; torch.export refuses a half whose base is a float."""
     norm = nn.BatchNorm2d(4)
     norm.running_mean = torch.zeros(8)[:4]
-    cast_parameters(norm, torch.float16)
+    cast_buffers(norm, torch.float16)
     assert norm.running_mean.dtype == torch.float16
     assert norm.running_mean._base is None
