@@ -33,12 +33,9 @@ from ibnorm_export.artifacts.metadata import CacheKind, ModelMetadata, Task
 from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.errors import CheckpointError, ExportError
 from ibnorm_export.files import new_file
-from ibnorm_export.graph.attention import (
-    heads_in_attention,
-    mask_without_indices,
-    past_in_attention,
-    transpose_keys_directly,
-)
+from ibnorm_export.graph.attention import keep_heads_joined, transpose_keys_directly
+from ibnorm_export.graph.attention_cache import grow_cache_in_attention
+from ibnorm_export.graph.attention_mask import use_mask_directly
 from ibnorm_export.graph.cleanup import (
     attach_functions,
     connect_affine,
@@ -271,12 +268,12 @@ def build(model: LoadedModel, options: ExportOptions, *, progress: Progress = si
     kept = {name for key in model.module.state_dict() for name in (key, f"{key}.T")}
     simplify(graph_model, kept)
     transpose_keys_directly(graph)
-    mask_without_indices(graph)
+    use_mask_directly(graph)
     if options.cache == CacheKind.STATIC:
         keep_cache_in_place(graph)
     else:
-        past_in_attention(graph)
-    heads_in_attention(graph)
+        grow_cache_in_attention(graph)
+    keep_heads_joined(graph)
     passes.RemoveUnusedNodesPass()(graph_model)
     name_nodes(graph, _ENTRY)
     select_early(graph)

@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from ibnorm_export.artifacts.exported_model import CAPACITY
 from ibnorm_export.errors import ExportError
-from ibnorm_export.graph.attention import without_repeats
+from ibnorm_export.graph.attention_cache import without_repeats
 from ibnorm_export.graph.cleanup import constant
 
 __all__ = ["STATIC_OPSET", "keep_cache_in_place"]

@@ -18,13 +18,9 @@ from onnx.reference import ReferenceEvaluator
 from ibnorm_export import models
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.exporter.export import ExportOptions, export
-from ibnorm_export.graph.attention import (
-    heads_in_attention,
-    mask_without_indices,
-    past_by_concat,
-    past_in_attention,
-    transpose_keys_directly,
-)
+from ibnorm_export.graph.attention import keep_heads_joined, transpose_keys_directly
+from ibnorm_export.graph.attention_cache import grow_cache_by_concat, grow_cache_in_attention
+from ibnorm_export.graph.attention_mask import use_mask_directly
 
 #: Averages of values to about 3, summed in another order in float32.
 _ROUNDING = 1e-6
@@ -135,7 +131,7 @@ def test_heads_are_split_in_the_attention(heads: int, kv_heads: int, rotary: boo
     made = _attention(heads, kv_heads, rotary=rotary)
     feeds = _feeds(made)
     (before,) = _run(made, feeds)
-    heads_in_attention(made.graph)
+    keep_heads_joined(made.graph)
     assert _types(made) == ["RotaryEmbedding"] * 2 * rotary + ["Attention"]
     (after,) = _run(made, feeds)
     np.testing.assert_allclose(after, before, rtol=0, atol=_ROUNDING)
@@ -148,26 +144,26 @@ def test_a_cache_grows_in_the_attention_and_back(heads: int, kv_heads: int, rota
     feeds = _feeds(made)
     before = _run(made, feeds)
     assert [b.shape for b in before[1:]] == [(2, kv_heads, 8, 4)] * 2
-    past_in_attention(made.graph)
-    heads_in_attention(made.graph)
+    grow_cache_in_attention(made.graph)
+    keep_heads_joined(made.graph)
     assert _types(made) == ["RotaryEmbedding"] * 2 * rotary + ["Attention"]
     after = _run(made, feeds)
     for b, a in zip(before, after, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=_ROUNDING)
-    assert past_by_concat(made.graph)
+    assert grow_cache_by_concat(made.graph)
     types = _types(made)
     assert (types.count("Concat"), types.count("Attention")) == (2, 1)
     assert all(len(node.outputs) == 1 for node in made.graph)
     for b, a in zip(before, _run(made, feeds), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=_ROUNDING)
-    assert not past_by_concat(made.graph)
+    assert not grow_cache_by_concat(made.graph)
 
 
 def test_a_cache_that_another_node_reads_stays_in_the_graph() -> None:
     made = _attention(4, 2, past=True)
     present = next(value for value in made.graph.outputs if value.name == "present.k")
     made.graph.append(ir.node("Shape", [present]))
-    past_in_attention(made.graph)
+    grow_cache_in_attention(made.graph)
     assert [len(node.outputs) for node in made.graph if node.op_type == "Attention"] == [1]
 
 
@@ -176,13 +172,13 @@ def test_a_mask_of_the_operator_itself_keeps_the_cache_outside() -> None:
     made = _attention(4, 2, past=True)
     attention = next(node for node in made.graph if node.op_type == "Attention")
     attention.attributes["is_causal"] = ir.AttrInt64("is_causal", 1)
-    past_in_attention(made.graph)
+    grow_cache_in_attention(made.graph)
     assert [len(node.outputs) for node in made.graph if node.op_type == "Attention"] == [1]
     del attention.attributes["is_causal"]
-    past_in_attention(made.graph)
+    grow_cache_in_attention(made.graph)
     within = next(node for node in made.graph if node.op_type == "Attention")
     within.attributes["is_causal"] = ir.AttrInt64("is_causal", 1)
-    assert not past_by_concat(made.graph)
+    assert not grow_cache_by_concat(made.graph)
 
 
 def _looked_up(
@@ -237,7 +233,7 @@ def test_a_mask_is_not_looked_up_pair_by_pair(mask: tuple[str, str], columns: st
     array = np.random.default_rng(0).integers(0, 2, (3, 7))
     feeds = {"attention_mask": array, "rows": np.array(3), "columns": np.array(7)}
     (before,) = ReferenceEvaluator(ir.serde.serialize_model(made)).run(None, feeds)
-    mask_without_indices(made.graph)
+    use_mask_directly(made.graph)
     assert _types(made) == ["Cast", "Unsqueeze", "Concat", "Reshape"]
     proto = ir.serde.serialize_model(made)
     (after,) = ReferenceEvaluator(proto).run(None, feeds)
@@ -269,7 +265,7 @@ def test_a_mask_is_not_looked_up_pair_by_pair(mask: tuple[str, str], columns: st
 def test_what_is_not_the_whole_mask_is_looked_up(other: dict[str, Any]) -> None:
     made = _looked_up(**other)
     before = _types(made)
-    mask_without_indices(made.graph)
+    use_mask_directly(made.graph)
     assert _types(made) == before
 
 

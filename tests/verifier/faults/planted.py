@@ -17,7 +17,7 @@ from ibnorm_export import IBNormSpec, models
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.exporter.export import ExportOptions, export
-from ibnorm_export.graph.attention import past_by_concat
+from ibnorm_export.graph.attention_cache import grow_cache_by_concat
 from ibnorm_export.op import onnx_functions as onnx_op
 from ibnorm_export.op.spec import DOMAIN
 from ibnorm_export.verifier.report import Finding
@@ -154,7 +154,7 @@ def naive_log_body(proto: onnx.ModelProto) -> None:
 def cache_row_out_of_place(proto: onnx.ModelProto) -> None:
     """The new row of the values' cache comes before the old ones."""
     model = ir.serde.deserialize_model(proto)
-    assert past_by_concat(model.graph)
+    assert grow_cache_by_concat(model.graph)
     proto.CopyFrom(ir.serde.serialize_model(model))
     node = next(n for n in proto.graph.node if n.output and n.output[0] == "present.1.value")
     past, new = node.input
