@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,7 @@ from rich.console import Console
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.cli import console, main
 from ibnorm_export.errors import ExitCode
+from tests.support.held_process import held_process
 
 
 class Result:
@@ -371,26 +369,19 @@ def test_an_unforeseen_error_is_exit_70(cli: Any, exported: Path, monkeypatch: p
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_export_leaves_nothing(signum: int, llama_checkpoint: Path, tmp_path: Path) -> None:
-    started = tmp_path / "started"
     code = (
-        "import sys, time, pathlib\n"
-        "from ibnorm_export.exporter import export as module\n"
-        "def slow(*a, **k):\n"
-        f"    pathlib.Path({str(started)!r}).touch(); time.sleep(60)\n"
-        "module._trace = slow\n"
+        "import torch.onnx\n"
+        "torch.onnx.export = hold\n"
         "from ibnorm_export.cli.__main__ import run\n"
         f"sys.argv = ['ibnorm-export', 'export', {str(llama_checkpoint)!r}, '-o', {str(tmp_path / 'm.onnx')!r}]\n"
         "run()\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not started.exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    os.kill(process.pid, signum)
-    _, err = process.communicate(timeout=60)
+    with held_process(code) as process:
+        process.send_signal(signum)
+        _, err = process.communicate(timeout=300)
     assert process.returncode == 130
     assert "interrupted" in err
-    assert [p.name for p in tmp_path.iterdir()] == ["started"]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_report_takes_no_other_files_place(cli: Any, exported: Path, llama_checkpoint: Path, tmp_path: Path) -> None:

@@ -8,12 +8,13 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import onnx
 import pytest
 from onnx import helper
+
+from tests.support.held_process import held_process
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 START = [sys.executable, "-m", "ibnorm_export.cli"]
@@ -39,7 +40,7 @@ def run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-c", f"{start}{code}\nrun()", *arguments],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=300,  # ends a command that hangs
         check=False,
     )
 
@@ -177,17 +178,20 @@ def test_a_model_that_ends_the_program(tmp_path: Path) -> None:
 
 
 def test_an_end_that_hangs_can_be_cut_short() -> None:
+    """The signal arrives when the interpreter has left the main thread and waits for another one."""
     code = (
-        "import threading, time; from ibnorm_export.cli import main as m; from ibnorm_export.cli.__main__ import run\n"
-        "m.main = lambda: print('begun', flush=True) or threading.Thread(target=time.sleep, args=(60,)).start() or 1\n"
-        "run()"
+        "import threading\n"
+        "from ibnorm_export.cli import main as commands\n"
+        "from ibnorm_export.cli.__main__ import run\n"
+        "def outlive():\n"
+        "    threading.main_thread().join()\n"
+        "    hold()\n"
+        "commands.main = lambda: threading.Thread(target=outlive).start() or 1\n"
+        "run()\n"
     )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        time.sleep(0.5)
+    with held_process(code) as process:
         process.terminate()
-        assert process.wait(10) == 1
+        assert process.wait(300) == 1
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])

@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from ibnorm_export.exporter.export import ExportOptions, export
 from ibnorm_export.runtimes.ort import OrtRunner
 from ibnorm_export.verifier.verify import VerifyOptions, verify
 from tests.support.checkpoints import VIT
+from tests.support.held_process import held_process
 
 MODULE = sys.modules["ibnorm_export.exporter.export"]
 
@@ -122,7 +122,7 @@ def test_two_exports_are_byte_identical(pair: tuple[ExportedModel, Path], tmp_pa
     )
     other = tmp_path / "another name.onnx"
     environment = {**os.environ, "PYTHONHASHSEED": "12345"}
-    subprocess.run([sys.executable, "-c", code, str(other)], check=True, cwd=tmp_path, env=environment, timeout=120)
+    subprocess.run([sys.executable, "-c", code, str(other)], check=True, cwd=tmp_path, env=environment)
     again = export(models.load(checkpoint), tmp_path / "again.onnx")
     assert again.path.read_bytes() == exported.path.read_bytes()
     assert other.read_bytes() == exported.path.read_bytes()
@@ -465,37 +465,28 @@ def test_an_invalid_result_is_not_kept(prebuilt: LoadedModel, tmp_path: Path, mo
 
 
 def test_kill_9_leaves_no_file_under_the_target_name(vit_checkpoint: Path, tmp_path: Path) -> None:
-    """Killed with half of the bytes written and the other half on its way."""
-    started, target = tmp_path / "started", tmp_path / "m.onnx"
+    """The process is killed after it has written half of the bytes."""
+    target = tmp_path / "m.onnx"
     code = (
-        "import pathlib, time\n"
+        "import pathlib\n"
+        "import onnx_ir\n"
         "from ibnorm_export import models\n"
-        "import sys\n"
         "from ibnorm_export.exporter.export import export\n"
-        "module = sys.modules['ibnorm_export.exporter.export']\n"
-        "whole = module.ir.save\n"
-        "def slow(model, path, **options):\n"
-        "    whole(model, path, **options)\n"
+        "save = onnx_ir.save\n"
+        "def save_half(model, path, **options):\n"
+        "    save(model, path, **options)\n"
         "    path = pathlib.Path(path)\n"
         "    path.write_bytes(path.read_bytes()[:1000])\n"
-        f"    pathlib.Path({str(started)!r}).touch()\n"
-        "    time.sleep(60)\n"
-        "module.ir.save = slow\n"
+        "    hold()\n"
+        "onnx_ir.save = save_half\n"
         f"export(models.load({str(vit_checkpoint)!r}), {str(target)!r})\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", code])
-    try:
-        deadline = time.monotonic() + 90
-        while not started.exists() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert started.exists()
-    finally:
+    with held_process(code) as process:
         process.kill()
-        process.wait(timeout=30)
     assert process.returncode == -signal.SIGKILL
     assert not target.exists()
     model = models.load(vit_checkpoint)
-    assert verify(export(model, target), model), "and the next export is not in its way"
+    assert verify(export(model, target), model), "what the killed process left does not disturb the next export"
 
 
 # ---- files that are not what they should be ----
