@@ -9,6 +9,7 @@ import onnx.shape_inference
 import onnx_ir as ir
 import onnx_ir.passes.common
 import pytest
+from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
@@ -85,6 +86,18 @@ def _block(index: list[int] | int, **extra: str) -> ir.Model:
     return ir.serde.deserialize_model(onnx.shape_inference.infer_shapes(proto))
 
 
+def _largest_difference(block: ir.Model, x: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Bound of the difference between two float32 results of `_block` whose sums run in different orders.
+
+    A sum of n products, in any order, is within n u of the sum of their sizes (N. Higham, Accuracy and Stability of
+    Numerical Algorithms, 2nd edition, section 3.1), and |Gelu(t)| <= |t|. The residual addition rounds once more.
+    """
+    matrix, row = (np.abs(block.graph.initializers[name].const_value.numpy()) for name in ("matrix", "row"))  # type: ignore[union-attr]  # an initializer has a value
+    sizes = (np.abs(x) + row).astype(np.float64) @ matrix
+    unit = 2.0**-24
+    return 2 * unit * (len(matrix) * sizes + sizes + np.abs(x))
+
+
 @pytest.mark.parametrize(
     ("index", "also", "types"),
     [
@@ -105,8 +118,10 @@ def test_positions_are_chosen_as_early_as_they_can_be(index: list[int] | int, al
     assert sorted(node.op_type for node in made.graph) == sorted(types)
     proto = ir.serde.serialize_model(made)
     onnx.checker.check_model(proto, full_check=True)
-    for old, new in zip(before, ReferenceEvaluator(proto).run(None, {"X": x}), strict=True):
-        np.testing.assert_allclose(new, old, rtol=0, atol=1e-6)  # sums of eight products, in another order
+    largest = _largest_difference(made, x)
+    bounds = [largest.take(index, axis=1), largest]
+    for old, new, bound in zip(before, ReferenceEvaluator(proto).run(None, {"X": x}), bounds, strict=False):
+        assert (np.abs(new - old) <= bound).all()
 
 
 def test_what_broadcasts_along_the_axis_stays_whole() -> None:
@@ -119,7 +134,7 @@ def test_what_broadcasts_along_the_axis_stays_whole() -> None:
     (before,) = ReferenceEvaluator(ir.serde.serialize_model(made)).run(None, {"X": x})
     select_early(made.graph)
     (after,) = ReferenceEvaluator(ir.serde.serialize_model(made)).run(None, {"X": x})
-    np.testing.assert_allclose(after, before, rtol=0, atol=1e-6)  # as above
+    assert (np.abs(after - before) <= _largest_difference(made, x)[:, 0]).all()
 
 
 def test_a_vit_ends_with_the_class_token_alone(exported_vit: ExportedModel) -> None:
