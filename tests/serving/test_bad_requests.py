@@ -17,7 +17,7 @@ from tritonclient.utils import InferenceServerException
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.serving.triton.repository import PackageOptions, Variant, package
-from tests.support.running_server import Running, running
+from tests.support.running_server import PATIENCE_S, Running, running
 from tests.support.triton_clients import CLIENTS, ask, connect
 
 GOOD = np.zeros((1, 1, 8, 8), np.float32)
@@ -73,7 +73,7 @@ def test_refused(server: Running, module: Any, asked: dict[str, Any], statuses: 
 
 def post(server: Running, path: str, body: bytes, headers: dict[str, str] | None = None) -> tuple[int, str]:
     request = urllib.request.Request(f"http://{server.http}/v2/{path}", data=body, headers=headers or {})
-    with pytest.raises(urllib.error.HTTPError) as caught, urllib.request.urlopen(request, timeout=20):
+    with pytest.raises(urllib.error.HTTPError) as caught, urllib.request.urlopen(request, timeout=PATIENCE_S):
         pytest.fail("it was accepted")
     with caught.value as error:
         told = json.load(error)

@@ -29,7 +29,7 @@ from ibnorm_export.runtimes.triton import TritonRunner
 from ibnorm_export.serving.text.admission import TextLimits, Texts
 from ibnorm_export.serving.text.chat_template import ChatTemplate
 from ibnorm_export.serving.text.server import create_app
-from tests.support.running_server import command, running
+from tests.support.running_server import PATIENCE_S, command, running
 
 LIMIT = 16
 
@@ -42,7 +42,7 @@ def endpoint(noise: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def client(endpoint: str) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{endpoint}/v1", api_key="none", max_retries=0, timeout=60)
+    return openai.OpenAI(base_url=f"{endpoint}/v1", api_key="none", max_retries=0, timeout=PATIENCE_S)
 
 
 def test_same_text_as_in_process(client: openai.OpenAI, noise: Path) -> None:
@@ -111,7 +111,7 @@ def test_stop(client: openai.OpenAI, noise: Path, stream: bool) -> None:
 def test_models_and_health(client: openai.OpenAI, endpoint: str) -> None:
     assert [model.id for model in client.models.list()] == ["noise"]
     assert client.models.retrieve("noise").id == "noise"
-    with urllib.request.urlopen(f"{endpoint}/health", timeout=5) as answer:
+    with urllib.request.urlopen(f"{endpoint}/health", timeout=PATIENCE_S) as answer:
         assert json.load(answer) == {"status": "ok", "running": 0, "waiting": 0, "limit": LIMIT}
 
 
@@ -173,7 +173,7 @@ def test_bad_bodies(endpoint: str, body: bytes, words: str) -> None:
         f"{endpoint}/v1/completions", data=body, headers={"Content-Type": "application/json"}
     )
     with pytest.raises(urllib.error.HTTPError) as caught:
-        urllib.request.urlopen(request, timeout=5)
+        urllib.request.urlopen(request, timeout=PATIENCE_S)
     with caught.value as error:
         assert error.code == 400
         told = json.load(error)["error"]
@@ -185,11 +185,11 @@ def test_bad_bodies(endpoint: str, body: bytes, words: str) -> None:
 def test_a_body_that_lies_about_its_length(endpoint: str) -> None:
     """Chunks without a Content-Length beyond the limit: refused too, and the endpoint goes on."""
     place, _, port = endpoint.removeprefix("http://").rpartition(":")
-    with socket.create_connection((place, int(port)), timeout=5) as stream:
+    with socket.create_connection((place, int(port)), timeout=PATIENCE_S) as stream:
         stream.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
         stream.sendall(b"1770\r\n" + b"x" * 6000 + b"\r\n0\r\n\r\n")
         assert b" 413 " in stream.recv(4096).split(b"\r\n")[0]
-    with urllib.request.urlopen(f"{endpoint}/health", timeout=5) as answer:
+    with urllib.request.urlopen(f"{endpoint}/health", timeout=PATIENCE_S) as answer:
         assert answer.status == 200
 
 
@@ -236,7 +236,7 @@ def test_a_reader_who_leaves_ends_the_text(client: openai.OpenAI, endpoint: str)
     next(iter(parts))
     parts.close()
     for _ in range(100):
-        with urllib.request.urlopen(f"{endpoint}/health", timeout=5) as answer:
+        with urllib.request.urlopen(f"{endpoint}/health", timeout=PATIENCE_S) as answer:
             if json.load(answer)["running"] == 0:
                 return
     pytest.fail("the text went on")
@@ -310,7 +310,7 @@ def test_without_uvloop_and_httptools(noise: Path) -> None:
         assert "".join(part.choices[0].text for part in parts) == wanted
     finally:
         process.terminate()
-        process.communicate(timeout=30)
+        process.communicate(timeout=PATIENCE_S)
 
 
 def test_time_limit(noise: Path) -> None:

@@ -18,7 +18,7 @@ from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.errors import BackendUnavailable, IBNormError, ModelFileError
 from ibnorm_export.serving.triton.repository import PackageOptions, Variant, package
 from ibnorm_export.serving.triton.server import ServerOptions, find_triton, serve
-from tests.support.running_server import command, listening, members, running
+from tests.support.running_server import PATIENCE_S, command, listening, members, running
 from tests.support.triton_clients import ask, connect, draw
 
 
@@ -35,7 +35,7 @@ def test_a_crash_is_told_with_the_servers_last_words(exported_vit: ExportedModel
     made = package(exported_vit, tmp_path / "r", options=PackageOptions(variant=Variant.PORTABLE))
     with running(made.path) as server:
         os.kill(server.pid, signal.SIGSEGV)
-        _, text = server.process.communicate(timeout=15)
+        _, text = server.process.communicate(timeout=PATIENCE_S)
         assert server.process.returncode == 2
         assert "killed by signal SIGSEGV" in text
         assert "its last words" in text

@@ -21,7 +21,7 @@ import pytest
 from ibnorm_export.errors import BackendUnavailable, IBNormError, ModelFileError
 from ibnorm_export.serving.text import worker_process as text_process_module
 from ibnorm_export.serving.text.worker_process import text_process
-from tests.support.running_server import Running, command, running
+from tests.support.running_server import PATIENCE_S, Running, command, running
 
 
 def worker_of(server: Running) -> psutil.Process:
@@ -32,7 +32,7 @@ def worker_of(server: Running) -> psutil.Process:
 
 def begin(server: Running) -> Any:
     """A stream that has had its first piece, among so many that none is near its end."""
-    client = openai.OpenAI(base_url=f"http://{server.http}/v1", api_key="none", max_retries=0, timeout=30)
+    client = openai.OpenAI(base_url=f"http://{server.http}/v1", api_key="none", max_retries=0, timeout=PATIENCE_S)
     asked: Any = {"model": "noise", "prompt": "import", "max_tokens": 500, "temperature": 0, "stream": True}
     streams = [client.completions.create(**asked) for _ in range(8)]
     next(iter(streams[-1]))
@@ -41,7 +41,7 @@ def begin(server: Running) -> Any:
 
 def gone(process: psutil.Process) -> bool:
     try:
-        process.wait(10)
+        process.wait(PATIENCE_S)
     except psutil.TimeoutExpired:
         return False
     return True
@@ -50,7 +50,7 @@ def gone(process: psutil.Process) -> bool:
 def ask(server: Running, **change: object) -> socket.socket:
     """A request that has been read, over a connection of its own; the worker should be suspended."""
     body = json.dumps({"model": "noise", "prompt": "import", "max_tokens": 5, **change}).encode()
-    asked = socket.create_connection(("127.0.0.1", int(server.http.rpartition(":")[2])), timeout=15)
+    asked = socket.create_connection(("127.0.0.1", int(server.http.rpartition(":")[2])), timeout=PATIENCE_S)
     head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\nConnection: close\r\n"
     asked.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
     until(server, waiting=1)
@@ -59,8 +59,8 @@ def ask(server: Running, **change: object) -> socket.socket:
 
 def until(server: Running, **wanted: int) -> None:
     """Wait until /health says so."""
-    for _ in range(500):
-        with urllib.request.urlopen(f"http://{server.http}/health", timeout=5) as answer:
+    for _ in range(50 * PATIENCE_S):
+        with urllib.request.urlopen(f"http://{server.http}/health", timeout=PATIENCE_S) as answer:
             told = json.load(answer)
         if told.items() >= wanted.items():
             return
@@ -83,7 +83,7 @@ def test_the_endpoint_ends_with_its_worker(noise: Path) -> None:
         told = answer_to(asked)
         assert told.startswith(b"HTTP/1.1 503 ")
         assert b"the process that writes texts has ended (signal 9, Killed)" in told
-        _, error = server.process.communicate(timeout=15)
+        _, error = server.process.communicate(timeout=PATIENCE_S)
         assert server.process.returncode == 2
         assert "ibnorm-export: the process that writes texts has ended (signal 9, Killed)" in error
         assert len(error.splitlines()) == 1, error
@@ -111,7 +111,7 @@ def test_who_still_waits_when_the_endpoint_stops_is_told(noise: Path, stream: bo
         told = answer_to(asked)
         assert told.startswith(b"HTTP/1.1 503 "), told
         assert b"the endpoint is stopping" in told
-        _, error = server.process.communicate(timeout=15)
+        _, error = server.process.communicate(timeout=PATIENCE_S)
         assert (server.process.returncode, error) == (0, "")
 
 
@@ -121,10 +121,9 @@ def test_a_worker_that_ends_while_the_endpoint_stops(noise: Path) -> None:
         worker.suspend()
         asked = ask(server)
         server.process.send_signal(signal.SIGTERM)
-        time.sleep(0.3)
+        assert answer_to(asked).startswith(b"HTTP/1.1 503 ")  # so it is stopping
         worker.kill()
-        assert answer_to(asked).startswith(b"HTTP/1.1 503 ")
-        _, error = server.process.communicate(timeout=15)
+        _, error = server.process.communicate(timeout=PATIENCE_S)
         assert server.process.returncode == 2
         assert "has ended (signal 9, Killed)" in error
 
@@ -138,7 +137,7 @@ def test_interrupted_before_it_is_ready(noise: Path, signum: signal.Signals) -> 
     while not (started := psutil.Process(process.pid).children()):
         time.sleep(0.005)
     process.send_signal(signum)
-    out, error = process.communicate(timeout=15)
+    out, error = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, out) == (130, "")
     assert error == "ibnorm-export: interrupted; nothing was left half-written\n"
     assert all(map(gone, started))
@@ -151,7 +150,7 @@ def test_a_stream_is_told_when_the_worker_ends(noise: Path) -> None:
         with pytest.raises(openai.APIError, match="the process that writes texts has ended"):
             for _ in stream:
                 pass
-        assert server.process.wait(15) == 2
+        assert server.process.wait(PATIENCE_S) == 2
 
 
 def test_a_worker_ends_with_its_endpoint(noise: Path) -> None:
@@ -173,7 +172,7 @@ def test_signals_are_for_the_endpoint(noise: Path, signum: signal.Signals) -> No
         server.process.send_signal(signum)
         *_, last = stream
         assert last.choices[0].finish_reason == "length"
-        _, error = server.process.communicate(timeout=15)
+        _, error = server.process.communicate(timeout=PATIENCE_S)
         assert (server.process.returncode, error) == (0, "")
         assert gone(worker)
 
@@ -184,7 +183,7 @@ def test_a_worker_that_does_not_end_is_killed(noise: Path, signum: signal.Signal
         worker = worker_of(server)
         worker.suspend()  # as if it were in the middle of a long prompt
         server.process.send_signal(signum)
-        assert server.process.wait(15) == 0
+        assert server.process.wait(PATIENCE_S) == 0
         assert gone(worker)
 
 
@@ -225,7 +224,9 @@ def test_what_keeps_it_from_starting_is_said(
     damage(folder)
     with pytest.raises(ModelFileError, match=words):
         start(folder)
-    done = subprocess.run(command("serve", folder, "--http-port", 0), capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        command("serve", folder, "--http-port", 0), capture_output=True, text=True, timeout=PATIENCE_S
+    )
     assert done.returncode == 2
     assert words in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import signal
-import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,7 +31,7 @@ from ibnorm_export.serving.triton.config import Limits
 from ibnorm_export.serving.triton.repository import PackageOptions, Variant, package
 from ibnorm_export.verifier.tolerances import BOUNDS
 from ibnorm_export.verifier.verify import VerifyOptions, verify
-from tests.support.running_server import Running, running
+from tests.support.running_server import PATIENCE_S, Running, running
 from tests.support.triton_clients import CLIENTS, REFUSED, ask, connect, draw
 
 ALONE = Limits(max_batch=0)  # no batching: then an answer has one right value, to the byte
@@ -201,10 +200,8 @@ def test_sigterm_in_the_middle(exported_llama: ExportedModel, tmp_path: Path) ->
                     told.append(one(client, module))
             return told
 
-        began = time.monotonic()
         with ThreadPoolExecutor(16) as pool:
             told = list(pool.map(worker, range(16)))
-        assert time.monotonic() - began < 30
         for words in told:
             refused = words.index("refused")
             hung_up = words[refused - 1] == "hung up on"
@@ -212,4 +209,4 @@ def test_sigterm_in_the_middle(exported_llama: ExportedModel, tmp_path: Path) ->
             assert set(words[refused:]) <= {"refused", "hung up on"}
             assert words.count("hung up on") <= 1
         assert sum(words.count("right") for words in told) >= 464  # those that were done before the signal
-        assert server.process.wait(15) == 0
+        assert server.process.wait(PATIENCE_S) == 0
