@@ -1,18 +1,21 @@
-# Two commands do everything on a fresh machine with Python 3.11 and a compiler:
-#   make demo    set-up, then the main job on real input
-#   make test    set-up, then the suite (make test-generation: cached decoding and text;
-#                make test-faults: planted faults, all of which verification must name;
-#                make test-families: every family and grouping, and timm's own folders;
-#                make test-browser: the HTML reports in a headless Chromium, where one is installed;
-#                make test-cuda: the CUDA kernels on a CPU emulator;
-#                make test-tensorrt: the plugin, and engines for TensorRT-RTX, without a GPU;
-#                make test-serving: a real Triton and the text endpoint, on loopback)
-# and for the native libraries:
-#   make native     set-up, headers, then the libraries, in build/native and in the development install
-#   make native-cuda   the library with the CUDA kernels, in build/native-cuda; needs nvcc, no GPU
-#   make test-compat   the library's tests on ONNX Runtime 1.20.1
-#   make sanitize   the kernels under AddressSanitizer + UndefinedBehaviorSanitizer, then ThreadSanitizer
-#   make mutants    planted kernel bugs, each of which the tests must catch
+# On a fresh machine with Python 3.11 and a C++ compiler:
+#   make demo    sets up, then does the main job on real input
+#   make test    sets up, then lints and runs the core suite
+# Other suites, each of which sets up what it needs (.ci/run runs them all):
+#   make test-generation   cached decoding, text generation, quantised weights
+#   make test-faults       planted faults, each of which verification must name
+#   make test-families     every model family and grouping, and timm's checkpoint folders
+#   make test-browser      the HTML reports in a headless Chromium, where one is installed
+#   make test-cuda         the CUDA kernels on a CPU emulator
+#   make test-tensorrt     the TensorRT plugin, and engines for TensorRT-RTX, without a GPU
+#   make test-serving      a real Triton and the text endpoint, on loopback
+#   make test-qemu         the numeric tests on emulated older processors, where qemu-user is installed
+#   make test-compat       the library's tests on ONNX Runtime 1.20.1
+# Native libraries:
+#   make native        sets up, then builds the libraries in build/native and for the development install
+#   make native-cuda   builds the library with the CUDA kernels in build/native-cuda; needs nvcc, no GPU
+#   make sanitize      runs the kernels under AddressSanitizer with UndefinedBehaviorSanitizer, then ThreadSanitizer
+#   make mutants       plants kernel bugs, each of which the tests must catch
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -31,15 +34,15 @@ install  = $(PIP) $(1) && { $(COMPILE) $(VENV)/lib/python3*/site-packages || tru
 # ibnorm_export/lib, which is git-ignored and filled by `library`, so it compiles nothing itself.
 EDITABLE := --no-build-isolation --config-settings=wheel.cmake=false --editable
 EXTRAS   := cpu,genai,serve,dev
-# Two of the seven that are shipped: 3 minutes of one core for two, so all seven do not fit into CI.
+# Two of the seven architectures that are shipped: two take three minutes of one core, and CI has no time for seven.
 CUDA_ARCHITECTURES ?= 80-real;90-real
 
-# A worker for each core, each with one thread: 0.6 of the time of one worker with two. Files stay together: their
-# fixtures export models.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+# One worker for each core, each with one thread: 0.6 of the time of one worker with two threads. Each worker takes a run
+# of consecutive tests, because the tests of a file share exported models, and takes from the other when it has finished.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 CPP := $(shell find custom_ops tests -name '*.cc' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo library test test-generation test-faults test-families test-browser families test-cuda test-tensorrt test-serving lint format setup native native-cuda sanitize test-compat mutants clean
+.PHONY: demo library test test-generation test-faults test-families test-browser families test-cuda test-tensorrt test-serving test-qemu extras core-tests lint format setup native native-cuda sanitize test-compat mutants clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.ready
@@ -66,21 +69,21 @@ $(VENV)/.triton: $(VENV)/.ready
 	$(call install,--no-deps nvidia-pytriton)
 	touch $@
 
-# A library that cannot be built for want of a compiler is no failure: CMake says what is missing.
+# A machine without a compiler is not a failure: CMake reports what is missing and builds nothing.
 library: $(VENV)/.tools
-	$(PYTHON) scripts/fetch_headers.py || echo "library: going on without fetched headers"
+	$(PYTHON) scripts/fetch_headers.py || echo "library: continuing without fetched headers"
 	$(CMAKE) -S custom_ops -B build/native -DIBNORM_TESTING=ON
 	$(CMAKE) --build build/native --parallel
 	if [ -e build/native/libibnorm_ort.so ]; then \
 	  mkdir -p ibnorm_export/lib && cp build/native/libibnorm_ort.so ibnorm_export/lib/new && \
 	  mv -f ibnorm_export/lib/new ibnorm_export/lib/libibnorm_ort.so; fi  # whoever has the old one open keeps it
 
-# At once: one waits for the disk, the other for the compiler.
+# Both at once: one waits for the network and the disk, the other for the compiler.
 native:
 	$(MAKE) --no-print-directory --jobs=2 setup library
 
 native-cuda: setup
-	$(PYTHON) scripts/fetch_headers.py || echo "native-cuda: going on without fetched headers"
+	$(PYTHON) scripts/fetch_headers.py || echo "native-cuda: continuing without fetched headers"
 	$(CMAKE) -S custom_ops -B build/native-cuda -DIBNORM_CUDA=ON "-DCMAKE_CUDA_ARCHITECTURES=$(CUDA_ARCHITECTURES)"
 	$(CMAKE) --build build/native-cuda --parallel
 
@@ -92,7 +95,7 @@ sanitize: setup
 	  build/sanitize-$$set/ibnorm_sanitize && build/sanitize-$$set/ibnorm_sanitize_session || exit 1; \
 	done
 
-# The oldest ONNX Runtime that is supported, beside the environment's own packages.
+# The oldest ONNX Runtime that is supported, in a separate folder.
 test-compat: native
 	$(BIN)/python -m pip install --quiet --no-compile --no-deps --upgrade --target build/onnxruntime-1.20 onnxruntime==1.20.1
 	$(COMPILE) build/onnxruntime-1.20
@@ -106,20 +109,22 @@ demo: native
 	$(BIN)/ibnorm-export demo --out demo
 
 test: native
-	$(MAKE) --no-print-directory lint  # not beside native: both set up
-	$(PYTEST) --ignore=tests/generation --ignore=tests/verifier/faults --ignore=tests/models/families --ignore=tests/browser --ignore=tests/custom_ops/cuda --ignore=tests/custom_ops/tensorrt --ignore=tests/serving
+	$(MAKE) --no-print-directory --jobs=2 lint core-tests
 
-# Cached decoding, generation in every form, and quantised weights: minutes of export.
+core-tests:
+	$(PYTEST) $(addprefix --ignore=tests/,generation verifier/faults models/families browser custom_ops/cuda custom_ops/tensorrt serving)
+
+# Cached decoding, generation in every form, and quantised weights. Most of the time is export.
 test-generation: native
 	$(PYTEST) tests/generation
 
-# Planted faults must fail, named, and right exports pass. The whole tables, in half an hour on a busy core:
-# python -m benchmarks.suites.planted_faults --record benchmarks/results/planted_faults.json
+# Planted faults must fail and be named, and correct exports must pass. The whole tables take half an hour:
+# python -m benchmarks.run planted_faults --record benchmarks/results/planted_faults.json
 test-faults: native
 	$(PYTEST) tests/verifier/faults
 
-# timm asks for torchvision, whose wheels are of a CUDA build and die beside a CPU one, transformers with them: both go
-# into a folder of their own, and `vision_operators` defines the operators that are missing.
+# timm needs torchvision, whose wheels are built for CUDA and cannot be imported beside a CPU build of torch; transformers
+# then fails too. Both go into a separate folder, and `vision_operators` defines the operators that are missing.
 VISION := PYTHONPATH=build/vision:.
 build/vision/.ready: $(VENV)/.tools constraints.txt
 	$(PIP) --no-deps --upgrade --target build/vision timm torchvision pillow
@@ -129,22 +134,22 @@ build/vision/.ready: $(VENV)/.tools constraints.txt
 test-families: native build/vision/.ready
 	$(VISION) $(PYTEST) -p tests.models.families.vision_operators tests/models/families
 
-# The table of docs/families.md, in hours: every preset of the paper with random weights.
+# The table of docs/families.md: every preset of the paper with random weights. Takes hours.
 families: native build/vision/.ready
 	$(VISION) $(BIN)/python -c "import tests.models.families.vision_operators, runpy; runpy.run_module('benchmarks.suites.families', run_name='__main__')" \
 	  --record benchmarks/results/families.json --docs docs/families.md
 
-# The pages in Chromium (Debian: apt-get install chromium), which the test asks for no network.
+# The reports in Chromium (Debian: apt-get install chromium); the test lets it reach no network.
 test-browser: native $(VENV)/.extra-browser-test
 	$(BIN)/python -m pytest tests/browser
 
-# The CUDA kernels' own source, compiled by g++ and run on a CPU emulator; what nvcc makes of it, and a proof that it has
-# no race, where nvcc is installed. No GPU needed.
+# The source of the CUDA kernels, compiled by g++ and run on a CPU emulator. Where nvcc is installed, also what it makes of
+# them, and a proof that they have no race. No GPU is needed.
 test-cuda: $(VENV)/.extra-cuda-test
-	PATH="$(abspath $(BIN)):$$PATH" $(PYTEST) --dist load tests/custom_ops/cuda
+	PATH="$(abspath $(BIN)):$$PATH" $(PYTEST) tests/custom_ops/cuda
 
-# The plugin on the same emulator, in the registries of TensorRT (lean runtime) and TensorRT-RTX, and engines that
-# TensorRT-RTX builds; no GPU needed. Its packages (140 MB) are an extra of their own.
+# The plugin on the same emulator, in the registries of TensorRT (lean runtime) and of TensorRT-RTX, and engines that
+# TensorRT-RTX builds. No GPU is needed; the packages take 140 MB.
 test-tensorrt: $(VENV)/.extra-tensorrt-test
 	$(BIN)/python scripts/fetch_headers.py
 	$(PYTEST) tests/custom_ops/tensorrt
@@ -153,6 +158,27 @@ test-tensorrt: $(VENV)/.extra-tensorrt-test
 test-serving: native $(VENV)/.extra-serve-test $(VENV)/.triton
 	$(BIN)/python -m pytest tests/serving
 
+# The numeric tests with the instruction sets of older processors (Debian: apt-get install qemu-user): Haswell has AVX2,
+# Nehalem SSE4.2. Importing torch takes a minute there. Left out is what compiles code for the real processor.
+QEMU_TESTS := tests/op tests/graph tests/custom_ops/ort tests/runtimes/test_fused.py \
+  tests/exporter/test_export.py::test_every_opset_verifies
+test-qemu: native
+	if command -v qemu-x86_64 > /dev/null; then \
+	  $(MAKE) --no-print-directory --jobs=2 qemu-tests-Haswell qemu-tests-Nehalem; \
+	else \
+	  echo "test-qemu: skipped, because qemu-x86_64 is not installed (Debian: apt-get install qemu-user)"; \
+	fi
+
+# Without the features that qemu lacks, each of which is a warning at every start.
+qemu-tests-%:
+	OMP_NUM_THREADS=1 qemu-x86_64 -cpu $*,-pcid,-x2apic,-tsc-deadline,-hle,-invpcid,-rtm \
+	  $(BIN)/python -m pytest -q -p no:cacheprovider -p no:xdist -k "not compile and not autocast" \
+	  --junit-xml=build/test-results/$*.xml $(QEMU_TESTS)
+
+# The packages of all optional suites.
+extras: $(addprefix $(VENV)/.extra-,browser-test cuda-test serve-test tensorrt-test) $(VENV)/.triton build/vision/.ready
+
+# mypy checks a copy that is laid out as the installed package is.
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -161,7 +187,7 @@ lint: setup
 	mkdir -p build/typecheck
 	cp -r ibnorm_export pyproject.toml build/typecheck/
 	cp -r cli models build/typecheck/ibnorm_export/
-	cd build/typecheck && ../../$(BIN)/mypy ibnorm_export
+	cd build/typecheck && ../../$(BIN)/mypy --cache-dir=../mypy-cache ibnorm_export
 
 format: setup
 	$(BIN)/ruff check --fix .
