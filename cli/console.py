@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
+
+from ibnorm_export.json_text import json_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -87,18 +88,8 @@ _LONGEST_WORD: Final = 48
 
 def print_json(value: Any) -> None:
     """Print one JSON object on stdout; NaN and infinity, which JSON lacks, become strings."""
-
-    def clean(v: Any) -> Any:
-        if isinstance(v, dict):
-            return {str(k): clean(x) for k, x in v.items()}
-        if isinstance(v, (list, tuple)):
-            return [clean(x) for x in v]
-        if isinstance(v, float) and (v != v or v in (float("inf"), float("-inf"))):
-            return str(v)
-        return v
-
     err.clear_loading()
-    sys.stdout.write(json.dumps(clean(value), indent=2) + "\n")
+    sys.stdout.write(json_text(value) + "\n")
 
 
 def print_next(*words: object) -> None:

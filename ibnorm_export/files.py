@@ -12,7 +12,7 @@ from typing import Final
 
 from ibnorm_export.errors import ExportError
 
-__all__ = ["machine_of", "new_file", "new_folder"]
+__all__ = ["machine_of", "new_file", "new_folder", "sha256_of"]
 
 
 @contextlib.contextmanager
@@ -109,9 +109,11 @@ def new_folder(
 _MACHINES: Final = {62: "x86_64", 183: "aarch64", 243: "riscv64"}
 
 
-def sha256_of(file: Path) -> str:
-    """Of its bytes, in hexadecimal."""
-    with file.open("rb") as stream:
+def sha256_of(content: Path | bytes) -> str:
+    """SHA-256 of a file or of bytes, in hexadecimal."""
+    if isinstance(content, bytes):
+        return hashlib.sha256(content).hexdigest()
+    with content.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

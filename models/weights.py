@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import pickle
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ibnorm_export.errors import CheckpointError
+from ibnorm_export.files import sha256_of
 
 __all__ = ["fill", "hash_files", "nonfinite", "raise_mismatch", "read_config", "read_state_dict", "weight_files"]
 
@@ -43,12 +43,9 @@ def nonfinite(module: nn.Module) -> tuple[str, ...]:
 
 
 def hash_files(files: list[Path]) -> str:
-    """One sha256 over names and contents."""
-    total = hashlib.sha256()
-    for file in sorted(files):
-        with file.open("rb") as stream:
-            total.update(f"{file.name}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
-    return total.hexdigest()
+    """One SHA-256 over the names and contents of files, in hexadecimal."""
+    lines = (f"{file.name}\0{sha256_of(file)}\n" for file in sorted(files))
+    return sha256_of("".join(lines).encode())
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import enum
-import json
-import math
 import re
 import xml.etree.ElementTree as ET
 from collections import Counter
@@ -16,6 +14,7 @@ from typing import Any, Final
 from ibnorm_export.errors import IBNormError
 from ibnorm_export.files import new_file
 from ibnorm_export.html_page import Section, render
+from ibnorm_export.json_text import json_text
 from ibnorm_export.verifier.html import sections
 from ibnorm_export.verifier.report import LayerParity, ParityReport
 
@@ -197,15 +196,6 @@ def _markdown(report: CheckReport) -> str:
     return "\n".join([*lines, "", "</details>", ""])
 
 
-def _finite(value: Any) -> Any:
-    """NaN and infinity, which JSON lacks, as strings."""
-    if isinstance(value, dict):
-        return {str(k): _finite(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _page(report: CheckReport, path: Path) -> None:
     rows = tuple((c.suite, c.name, c.outcome.value, c.says) for c in report.cases)
     parts = [Section("Cases", (report.counts + ".",), head=("where", "what", "outcome", "says"), rows=rows)]
@@ -232,7 +222,7 @@ def write_all(report: CheckReport, folder: Path) -> tuple[Path, ...]:
     report = replace(report, config=_plain(report.config), cases=cases)
     texts = {
         "junit.xml": _junit(report),
-        "report.json": (json.dumps(_finite(report.to_dict()), indent=1) + "\n").encode(),
+        "report.json": (json_text(report.to_dict(), indent=1) + "\n").encode(),
         "report.md": _markdown(report).encode(),
     }
     for name, content in texts.items():

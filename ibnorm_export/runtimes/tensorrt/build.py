@@ -10,7 +10,6 @@ Concat in front of the Attention.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Sequence
@@ -190,7 +189,7 @@ def _describe(
         norms=norm_layers(model, _kernels(trt, plan, runtime=options.runtime)),
         build_s=seconds,
         size_bytes=len(plan),
-        sha256=hashlib.sha256(plan).hexdigest(),
+        sha256=sha256_of(plan),
     )
 
 
