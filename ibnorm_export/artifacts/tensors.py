@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from numpy.typing import NDArray
 
-__all__ = ["Arrays", "DType", "InputSpec"]
+__all__ = ["DEFAULT_LENGTH", "Arrays", "DType", "InputSpec", "default_length"]
+
+#: Tokens of a sequence where the user gives no length.
+DEFAULT_LENGTH: Final = 128
 
 #: Tensors by name.
 Arrays = dict[str, NDArray[Any]]
+
+
+def default_length(max_positions: int) -> int:
+    """Tokens of a sequence where the user gives no length.
+
+    Args:
+        max_positions: the longest sequence that the model takes, in tokens; 0 where that is unknown.
+    """
+    return min(DEFAULT_LENGTH, max_positions or DEFAULT_LENGTH)
 
 
 class DType(enum.StrEnum):

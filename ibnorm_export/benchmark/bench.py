@@ -13,7 +13,7 @@ import torch
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel, torch_dtype
 from ibnorm_export.artifacts.random_inputs import draw
-from ibnorm_export.artifacts.tensors import DType
+from ibnorm_export.artifacts.tensors import DType, default_length
 from ibnorm_export.benchmark.generation import bench_generation, generates_text
 from ibnorm_export.benchmark.measure import measure
 from ibnorm_export.benchmark.options import BenchOptions
@@ -79,7 +79,7 @@ def bench_forward(
 ) -> BenchReport:
     """Measure the latency of one pass, also of a file that generates text; arguments and errors as in `bench`."""
     options = BenchOptions() if options is None else options
-    sizes = {"batch": 1, "sequence": min(128, exported.metadata.max_positions or 128), **options.sizes}
+    sizes = {"batch": 1, "sequence": default_length(exported.metadata.max_positions), **options.sizes}
     _demand_runnable(exported, options=options, length=sizes.get("total", sizes["sequence"]))
     inputs = draw(exported, sizes, seed=options.seed)
     with _torch_threads(options.thread_count):

@@ -11,6 +11,7 @@ from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.input_files import read_inputs
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.metadata import Task
+from ibnorm_export.artifacts.tensors import default_length
 from ibnorm_export.benchmark.baseline import REFERENCE_LOAD, baseline_of, compare_baselines, read_baseline
 from ibnorm_export.benchmark.bench import TORCH_CANDIDATES, bench_forward
 from ibnorm_export.benchmark.options import BenchOptions, Timing
@@ -131,10 +132,10 @@ def _timed(
 ) -> Case:
     longest = made[asked.name].metadata.max_positions
     if asked.task is Task.TEXT_GENERATION:  # one cached step
-        past = budget.sequence or min(128, longest - 1 if longest > 1 else 128)
+        past = budget.sequence or default_length(max(longest - 1, 0))
         sizes = {"batch": budget.batch, "sequence": 1, "past": past, "total": past + 1}
     else:
-        sizes = {"batch": budget.batch, "sequence": budget.sequence or min(128, longest or 128)}
+        sizes = {"batch": budget.batch, "sequence": budget.sequence or default_length(longest)}
     rival = budget.against
     what = (
         f"at most {budget.max_ms:g} ms"

@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+from ibnorm_export.artifacts.tensors import default_length
 from ibnorm_export.errors import ConfigError
 from ibnorm_export.files import new_file
 from ibnorm_export.models.loading import load
@@ -87,7 +88,7 @@ def write_start(checkpoint: Path, path: Path) -> Path:
         name=name,
         parameters=sum(p.numel() for p in model.module.parameters()) / 1e6,
         checkpoint=_quoted(relative),
-        sequence=f"sequence = {min(128, model.max_positions)}\n" if model.max_positions else "",
+        sequence=f"sequence = {default_length(model.max_positions)}\n" if model.max_positions else "",
     )
     with new_file(path, ConfigError) as folder:
         (folder / path.name).write_text(text, encoding="utf-8")

@@ -13,6 +13,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Final
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
+from ibnorm_export.artifacts.tensors import DEFAULT_LENGTH, default_length
 from ibnorm_export.errors import EngineError
 
 __all__ = ["Profile", "Range", "axes_of", "fitting_profile", "parse_ranges", "profiles", "shapes_of"]
@@ -96,11 +97,11 @@ Sizes = tuple[int, int, int]
 def _defaults(model: ExportedModel, axes: Sequence[str]) -> Mapping[str, Mapping[str, Sizes]]:
     """Return sizes by profile and axis. The longest sequence is 2048 if the file does not name it."""
     longest = min(2048, model.metadata.max_positions) if model.metadata.max_positions > 0 else 2048
-    batch, prompt = (1, 1, 8), (1, min(128, longest), longest)
+    batch, prompt = (1, 1, 8), (1, default_length(longest), longest)
     if _PAST not in axes or "sequence" not in axes:
         return {"default": {"batch": batch, "sequence": prompt}}
     most = longest - 1  # leaves room for the next token
-    past = (min(1, most), min(128, most), most)
+    past = (min(1, most), min(DEFAULT_LENGTH, most), most)
     return {
         "prefill": {"batch": batch, "sequence": prompt, _PAST: (0, 0, 0)},
         "decode": {"batch": batch, "sequence": (1, 1, 1), _PAST: past},
