@@ -39,7 +39,7 @@ def generate_command(
 
     Example: ibnorm-export generate llama --prompt "The import statement"
     """
-    from ibnorm_export.artifacts.exported_model import MODEL_FILE
+    from ibnorm_export.artifacts.onnx_file import MODEL_FILE
     from ibnorm_export.errors import ModelFileError
     from ibnorm_export.generation.sampling import Sampling
     from ibnorm_export.generation.text_model import open_checkpoint, open_folder

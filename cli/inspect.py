@@ -22,7 +22,7 @@ def inspect_command(
 
     Example: ibnorm-export inspect llama.onnx
     """
-    from ibnorm_export.artifacts.exported_model import resolve
+    from ibnorm_export.artifacts.onnx_file import resolve
     from ibnorm_export.inspection import inspect_checkpoint, inspect_file
 
     found = inspect_file(path) if resolve(path).suffix == ".onnx" else inspect_checkpoint(path, model)

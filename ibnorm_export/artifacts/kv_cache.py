@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 from numpy.typing import NDArray
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.tensors import Arrays, InputSpec
 
-__all__ = ["cache_inputs", "positions", "without_padding"]
+__all__ = ["CAPACITY", "cache_inputs", "positions", "without_padding"]
+
+#: Name of the axis of a cache that is written in place.
+CAPACITY: Final = "capacity"
 
 
 def positions(mask: NDArray[np.int64]) -> NDArray[np.int64]:

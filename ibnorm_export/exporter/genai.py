@@ -23,10 +23,11 @@ import onnx_ir.passes.common as passes
 import torch
 from torch import Tensor, nn
 
-from ibnorm_export.artifacts.exported_model import MODEL_FILE, ExportedModel
+from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel, torch_dtype
 from ibnorm_export.artifacts.manifest import write_manifest
 from ibnorm_export.artifacts.metadata import CacheKind, Target, Task
+from ibnorm_export.artifacts.onnx_file import MODEL_FILE
 from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.errors import BackendUnavailable, ExportError
 from ibnorm_export.exporter.export import ExportOptions, check_quantization, describe

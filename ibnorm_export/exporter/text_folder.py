@@ -6,10 +6,11 @@ import shutil
 from pathlib import Path
 from typing import Final
 
-from ibnorm_export.artifacts.exported_model import MODEL_FILE, ExportedModel
+from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.manifest import MANIFEST_FILE, read_manifest
 from ibnorm_export.artifacts.metadata import Task
+from ibnorm_export.artifacts.onnx_file import MODEL_FILE
 from ibnorm_export.artifacts.tokenizer import TOKENIZER_FILES, Tokens
 from ibnorm_export.errors import ExportError
 from ibnorm_export.exporter.export import ExportOptions, export

@@ -12,7 +12,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-from ibnorm_export.artifacts.exported_model import CAPACITY
+from ibnorm_export.artifacts.kv_cache import CAPACITY
 from ibnorm_export.artifacts.tensors import Arrays
 from ibnorm_export.errors import ModelFileError
 from ibnorm_export.runtimes.runner import Backend

@@ -19,9 +19,10 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from ibnorm_export.artifacts.exported_model import MODEL_FILE, ExportedModel
+from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.metadata import Target
+from ibnorm_export.artifacts.onnx_file import MODEL_FILE
 from ibnorm_export.graph.quantization import dequantize
 
 __all__ = ["exact_file", "with_matrices_of"]

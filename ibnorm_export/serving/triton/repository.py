@@ -23,8 +23,9 @@ import jinja2
 import numpy as np
 import onnx.helper
 
-from ibnorm_export.artifacts.exported_model import MODEL_FILE, ExportedModel
+from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.manifest import MANIFEST_FILE, edited_files, read_manifest, write_manifest
+from ibnorm_export.artifacts.onnx_file import MODEL_FILE
 from ibnorm_export.artifacts.random_inputs import draw
 from ibnorm_export.artifacts.tensors import Arrays
 from ibnorm_export.environment import version_of

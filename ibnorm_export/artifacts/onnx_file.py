@@ -1,0 +1,139 @@
+"""Reading ONNX files that may be damaged or hostile.
+
+Nothing here runs a model. External data must lie in the file's folder and be as long as the file claims before any of
+it is used.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import google.protobuf.message
+import numpy as np
+import onnx
+import onnx.external_data_helper
+import onnx.helper
+import onnx.numpy_helper
+from numpy.typing import NDArray
+
+from ibnorm_export.errors import ModelFileError
+
+__all__ = ["MODEL_FILE", "external_files", "read_model", "read_tensor", "resolve"]
+
+#: Name of the model in a folder.
+MODEL_FILE: Final = "model.onnx"
+
+
+def resolve(path: str | Path) -> Path:
+    """The .onnx file that `path` names: itself, or model.onnx in a folder."""
+    path = Path(path)
+    return path / MODEL_FILE if (path / MODEL_FILE).is_file() else path
+
+
+def read_model(path: Path) -> onnx.ModelProto:
+    """Read an ONNX file, without its external data.
+
+    Raises:
+        ModelFileError: the file is missing, unreadable, truncated or not ONNX, or a tensor has an element type that
+            this version of onnx does not know.
+    """
+    if not path.exists():
+        raise ModelFileError(f"{path} does not exist; ibnorm-export export CHECKPOINT -o MODEL.onnx writes one")
+    if path.is_dir():
+        raise ModelFileError(
+            f"{path} is a folder without model.onnx; export a checkpoint first: ibnorm-export export {path} -o "
+            "MODEL.onnx"
+        )
+    try:
+        # Without a format onnx goes by the suffix, and reads model.json as a model in JSON.
+        model = onnx.load(path, format="protobuf", load_external_data=False)
+    except google.protobuf.message.DecodeError as error:
+        raise ModelFileError(f"{path} is truncated or is not an ONNX file: {error}") from error
+    except OSError as error:
+        raise ModelFileError(f"{path} cannot be read: {error.strerror or error}") from error
+    if not model.graph.node or not model.opset_import:
+        raise ModelFileError(f"{path} is truncated or is not an ONNX file: it has no graph")
+    _check_element_types(model.graph, path)
+    return model
+
+
+def _check_element_types(graph: onnx.GraphProto, path: Path) -> None:
+    types = [(tensor.name, tensor.data_type) for tensor in graph.initializer]
+    types += [(value.name, value.type.tensor_type.elem_type) for value in (*graph.input, *graph.output)]
+    known = set(onnx.TensorProto.DataType.values())
+    for name, number in types:
+        if number not in known:
+            raise ModelFileError(
+                f"{path}: {name!r} has element type {number}, which onnx {onnx.__version__} does not know: the file is "
+                "damaged, or a newer version wrote it"
+            )
+
+
+def external_files(model: onnx.ModelProto, path: Path) -> tuple[Path, ...]:
+    """Check the external data of a model, and return its files.
+
+    Args:
+        model: the model, from `read_model`.
+        path: the file that it was read from.
+
+    Raises:
+        ModelFileError: external data is missing, too short, or outside the file's folder.
+    """
+    files: dict[str, Path] = {}
+    for tensor in onnx.external_data_helper._get_all_tensors(model):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            location, file = _external_file(tensor, path)
+            files[location] = file
+    return tuple(files.values())
+
+
+def _external_file(tensor: onnx.TensorProto, path: Path) -> tuple[str, Path]:
+    folder = path.resolve().parent
+    entry = {e.key: e.value for e in tensor.external_data}
+    location = entry.get("location", "")
+    try:
+        file = (folder / location).resolve()
+    except ValueError as error:  # the name has a NUL
+        raise ModelFileError(
+            f"{path}: external data of {tensor.name!r} lies in {location!r}, which is not the name of a file"
+        ) from error
+    if not location or Path(location).is_absolute() or not file.is_relative_to(folder):
+        raise ModelFileError(f"{path}: external data of {tensor.name!r} points outside the file's folder: {location!r}")
+    if not file.is_file():
+        raise ModelFileError(f"{path}: its external data {location} is missing; the file belongs beside the model")
+    try:
+        offset, length = int(entry.get("offset", 0)), int(entry.get("length", 0))
+    except ValueError as error:
+        raise ModelFileError(f"{path}: external data of {tensor.name!r} has no valid place") from error
+    if offset < 0 or length < 0 or offset + length > file.stat().st_size:
+        raise ModelFileError(
+            f"{path}: its external data {location} is truncated: {tensor.name!r} ends at byte {offset + length}, the "
+            f"file has {file.stat().st_size}"
+        )
+    return location, file
+
+
+def read_tensor(tensor: onnx.TensorProto, path: Path) -> NDArray[Any]:
+    """Return the value of an initializer; external data is mapped into memory, not read.
+
+    Args:
+        tensor: the initializer. Its external data has been checked by `external_files`.
+        path: the file that it was read from.
+
+    Raises:
+        ModelFileError: its bytes do not make the tensor that it claims to be.
+    """
+    try:
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            return onnx.numpy_helper.to_array(tensor)
+        entry = {e.key: e.value for e in tensor.external_data}
+        return np.memmap(
+            path.parent / entry["location"],
+            dtype=onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type),
+            mode="r",
+            offset=int(entry.get("offset", 0)),
+            shape=tuple(tensor.dims),
+        )
+    except (ValueError, TypeError, KeyError) as error:
+        raise ModelFileError(f"{path}: initializer {tensor.name!r} is damaged: {error}") from error
