@@ -51,10 +51,10 @@ def package_command(
     """
     from ibnorm_export.artifacts.exported_model import ExportedModel
     from ibnorm_export.artifacts.input_files import read_arrays
-    from ibnorm_export.artifacts.kv_cache import cache_inputs
+    from ibnorm_export.artifacts.kv_cache import input_specs
 
     model = ExportedModel(model_file)
-    given = None if inputs is None else read_arrays(inputs, cache_inputs(model))
+    given = None if inputs is None else read_arrays(inputs, input_specs(model))
     limits = Limits(
         max_batch, max_queue, queue_timeout_ms=queue_timeout, queue_delay_us=queue_delay, instances=instances
     )

@@ -20,7 +20,7 @@ import numpy as np
 
 from ibnorm_export import models
 from ibnorm_export.artifacts.exported_model import ExportedModel
-from ibnorm_export.artifacts.random_inputs import draw
+from ibnorm_export.artifacts.random_inputs import draw_inputs
 from ibnorm_export.artifacts.tensors import Arrays
 from ibnorm_export.benchmark.measure import measure
 from ibnorm_export.benchmark.options import Timing
@@ -71,7 +71,7 @@ def overhead(folder: Path, name: str, rounds: int) -> dict[str, Any]:
 def verdicts(folder: Path, name: str, threads: int, rounds: int) -> list[dict[str, Any]]:
     """The verdict on a file against itself, and on a slower one against it."""
     exported = ExportedModel(folder / f"{name}.onnx")
-    inputs = draw(exported, {"batch": 1, "sequence": 128})
+    inputs = draw_inputs(exported, {"batch": 1, "sequence": 128})
     found = []
     for case in ("itself", "slower"):
         first = open_runner("ort-cpu", exported, threads=threads)

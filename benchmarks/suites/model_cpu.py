@@ -34,7 +34,7 @@ from torch import nn
 from benchmarks import publish
 from ibnorm_export import IBNormSpec, models
 from ibnorm_export.artifacts.exported_model import ExportedModel
-from ibnorm_export.artifacts.random_inputs import draw
+from ibnorm_export.artifacts.random_inputs import draw_inputs
 from ibnorm_export.exporter.export import ExportOptions, export
 from ibnorm_export.op import native
 from ibnorm_export.op.spec import DOMAIN
@@ -230,7 +230,7 @@ def measure(preset: str, sizes: list[dict[str, int]], library: Path, rounds: int
     rows = []
     for size in sizes:
         case = f"{preset} {', '.join(f'{k} {v}' for k, v in size.items())}"
-        inputs = draw(ExportedModel(files[""].path), size)
+        inputs = draw_inputs(ExportedModel(files[""].path), size)
         sessions = {
             f"IBNorm-L {kernels}{name}": session(file.path, library if fused else None)
             for kernels, fused in (("fused", True), ("function", False))

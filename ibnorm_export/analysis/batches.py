@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.npz import read_npy
 from ibnorm_export.artifacts.tensors import Arrays, default_length
-from ibnorm_export.artifacts.tokenizer import Tokens
+from ibnorm_export.artifacts.tokenizer import FolderTokenizer
 from ibnorm_export.errors import ModelFileError
 
 __all__ = ["read_labels", "text_batch"]
@@ -26,7 +26,7 @@ def text_batch(model: LoadedModel, text: str, *, tokens: int) -> Arrays:
     if {spec.name for spec in model.inputs} != {"input_ids", "attention_mask"}:
         raise ModelFileError(f"{model.source} takes {[s.name for s in model.inputs]}; a text is for a language model")
     embedding: Any = next(p for name, p in model.module.named_parameters() if p.dim() == 2)
-    ids = Tokens(Path(model.source), int(embedding.shape[0])).encode(text)
+    ids = FolderTokenizer(Path(model.source), int(embedding.shape[0])).encode(text)
     length = default_length(model.max_positions)
     count = min(-(-tokens // length), len(ids) // length)
     if count < 1:

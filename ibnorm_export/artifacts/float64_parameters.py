@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map_only
 
 from ibnorm_export.artifacts.module_copy import deep_copy
 
-__all__ = ["Widened", "identity", "widened_copy"]
+__all__ = ["Widened", "storage_identity", "widened_copy"]
 
 
 class Widened(Tensor):
@@ -67,7 +67,7 @@ class Widened(Tensor):
         self.cell[0] = value.detach()
 
 
-def identity(tensor: Tensor) -> int:
+def storage_identity(tensor: Tensor) -> int:
     """What two tensors have in common that hold the same values in the same place, while both live."""
     return id(tensor.cell) if isinstance(tensor, Widened) else tensor.untyped_storage().data_ptr()
 

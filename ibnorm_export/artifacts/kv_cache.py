@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.tensors import Arrays, InputSpec
 
-__all__ = ["CAPACITY", "cache_inputs", "positions", "without_padding"]
+__all__ = ["CAPACITY", "input_specs", "positions", "without_padding"]
 
 #: Name of the axis of a cache that is written in place.
 CAPACITY: Final = "capacity"
@@ -38,7 +38,7 @@ def without_padding(inputs: Arrays) -> Arrays:
     }
 
 
-def cache_inputs(exported: ExportedModel) -> tuple[InputSpec, ...]:
+def input_specs(exported: ExportedModel) -> tuple[InputSpec, ...]:
     """Inputs of an exported file, as `Decoder` wants them."""
     floating = ("fp32", "fp16", "bf16")
     return tuple(InputSpec(t.name, t.shape, t.dtype in floating) for t in exported.inputs)

@@ -11,10 +11,10 @@ from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.tensors import Arrays
 from ibnorm_export.errors import ModelFileError
 
-__all__ = ["draw"]
+__all__ = ["draw_inputs"]
 
 
-def draw(model: ExportedModel, sizes: Mapping[str, int], *, seed: int = 0) -> Arrays:
+def draw_inputs(model: ExportedModel, sizes: Mapping[str, int], *, seed: int = 0) -> Arrays:
     """Random inputs of an exported file for the given sizes of its dynamic axes.
 
     Integers are below 2 (valid as tokens and as a mask); a mask is all ones.

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.tensors import Arrays, InputSpec
 
-__all__ = ["REGIMES", "exposing_inputs"]
+__all__ = ["STRESS_DISTRIBUTIONS", "draw_stress_inputs"]
 
 _Regime = Callable[[np.random.Generator, tuple[int, ...]], NDArray[np.float32]]
 
@@ -43,7 +43,7 @@ def _near_zero(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.f
 
 
 #: What floating inputs are drawn from, by name.
-REGIMES: Final[dict[str, _Regime]] = {
+STRESS_DISTRIBUTIONS: Final[dict[str, _Regime]] = {
     "heavy tails": _heavy_tails,
     "large means": _large_means,
     "constant rows": _constant_rows,
@@ -66,10 +66,10 @@ def _one_long_sample(model: LoadedModel, rng: np.random.Generator) -> Arrays:
     return {"input_ids": row, "attention_mask": np.ones_like(row)}
 
 
-def exposing_inputs(model: LoadedModel, rng: np.random.Generator) -> dict[str, Arrays]:
+def draw_stress_inputs(model: LoadedModel, rng: np.random.Generator) -> dict[str, Arrays]:
     """Inputs by the name of what they expose.
 
-    A model with floating inputs (images, a cache) gets each of `REGIMES` in them, batch 1 among them; a
+    A model with floating inputs (images, a cache) gets each of `STRESS_DISTRIBUTIONS` in them, batch 1 among them; a
     language model without a cache gets the longest sequence, half of it one token.
 
     Args:
@@ -79,7 +79,7 @@ def exposing_inputs(model: LoadedModel, rng: np.random.Generator) -> dict[str, A
     if any(spec.floating for spec in model.inputs):
         return {
             name: _filled(model.sample(rng, index), model.inputs, regime=regime, rng=rng)
-            for index, (name, regime) in enumerate(REGIMES.items())
+            for index, (name, regime) in enumerate(STRESS_DISTRIBUTIONS.items())
         }
     names = {spec.name for spec in model.inputs}
     if model.max_positions and names == {"input_ids", "attention_mask"}:

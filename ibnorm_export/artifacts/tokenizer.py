@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from ibnorm_export.errors import ModelFileError, PromptError
 
-__all__ = ["TOKENIZER_FILES", "TextStream", "Tokens", "end_tokens", "read_json", "write_byte_tokenizer"]
+__all__ = ["TOKENIZER_FILES", "FolderTokenizer", "TextStream", "end_tokens", "read_json", "write_byte_tokenizer"]
 
 #: What belongs to a tokenizer in a Hugging Face folder.
 TOKENIZER_FILES: Final = (
@@ -28,8 +28,8 @@ TOKENIZER_FILES: Final = (
     "chat_template.jinja",
 )
 
-#: Tokens that what comes behind them is decoded with: without any, a word would lose the space in front of it, and a
-#: cut in the middle of a character is forgotten after three bytes.
+#: Number of earlier tokens that new tokens are decoded with. Without any, a word would lose the space in front of it; a
+#: few are enough to hold the bytes of a character that was cut.
 _CONTEXT: Final = 8
 _FALLBACK: Final = re.compile("<0x[0-9A-Fa-f]{2}>")
 
@@ -70,15 +70,16 @@ def end_tokens(folder: Path) -> frozenset[int]:
 
 
 class TextStream:
-    """The text of tokens that come one by one: what `Tokens.decode` says of all of them, at the cost of the new ones.
+    """The text of tokens that arrive one by one.
 
-    A piece is taken when no later token can change it: a last U+FFFD waits, as it may stand for the first bytes of a
-    character, and tokens of byte fallback wait for the end of their run, of which one wrong byte spoils all.
+    The pieces together are what `FolderTokenizer.decode` returns for all tokens, but only new tokens are decoded. A
+    piece is returned when no later token can change it. A final U+FFFD waits, because it may stand for the first bytes
+    of a character. Tokens of byte fallback wait for the end of their run, because one wrong byte changes the whole run.
 
     Args:
-        decode: token ids to text.
-        visible: tokens that `decode` does not leave out.
-        fallback: tokens of one byte each, which `decode` joins.
+        decode: returns the text of token ids.
+        visible: ids of the tokens that `decode` does not leave out.
+        fallback: ids of the tokens of one byte each, which `decode` joins.
     """
 
     def __init__(
@@ -118,7 +119,7 @@ class TextStream:
         return self._decode(self._last)[self._sent :]
 
 
-class Tokens:
+class FolderTokenizer:
     """tokenizer.json of a folder.
 
     Args:

@@ -12,7 +12,7 @@ import torch
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel, torch_dtype
-from ibnorm_export.artifacts.random_inputs import draw
+from ibnorm_export.artifacts.random_inputs import draw_inputs
 from ibnorm_export.artifacts.tensors import DType, default_length
 from ibnorm_export.benchmark.generation import bench_generation, generates_text
 from ibnorm_export.benchmark.measure import measure
@@ -81,7 +81,7 @@ def bench_forward(
     options = BenchOptions() if options is None else options
     sizes = {"batch": 1, "sequence": default_length(exported.metadata.max_positions), **options.sizes}
     _demand_runnable(exported, options=options, length=sizes.get("total", sizes["sequence"]))
-    inputs = draw(exported, sizes, seed=options.seed)
+    inputs = draw_inputs(exported, sizes, seed=options.seed)
     with _torch_threads(options.thread_count):
         candidates = _candidates(exported, model=model, against=against, options=options)
         report = measure(

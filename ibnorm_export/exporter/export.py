@@ -40,11 +40,11 @@ from ibnorm_export.graph.cleanup import (
     attach_functions,
     connect_affine,
     name_nodes,
-    plain_names,
+    restore_weight_names,
     simplify,
     transpose_weights,
 )
-from ibnorm_export.graph.early_gather import select_early
+from ibnorm_export.graph.early_gather import gather_early
 from ibnorm_export.graph.quantization import Quantization, quantize
 from ibnorm_export.graph.skip_fusion import fuse_skip
 from ibnorm_export.graph.static_cache import STATIC_OPSET, keep_cache_in_place
@@ -262,7 +262,7 @@ def build(model: LoadedModel, options: ExportOptions, *, progress: Progress = si
     graph_model = _trace(model, opset)
     progress("simplifying", 1, 4)
     graph = graph_model.graph
-    plain_names(graph, _ENTRY)
+    restore_weight_names(graph, _ENTRY)
     transpose_weights(graph)
     connect_affine(graph)
     kept = {name for key in model.module.state_dict() for name in (key, f"{key}.T")}
@@ -276,7 +276,7 @@ def build(model: LoadedModel, options: ExportOptions, *, progress: Progress = si
     keep_heads_joined(graph)
     passes.RemoveUnusedNodesPass()(graph_model)
     name_nodes(graph, _ENTRY)
-    select_early(graph)
+    gather_early(graph)
     if options.fuse_skip:
         fuse_skip(graph)
     _check_names(graph, model)

@@ -34,7 +34,7 @@ from ibnorm_export.exporter.export import ExportOptions, check_quantization, des
 from ibnorm_export.exporter.text_folder import copy_companions, earlier_export
 from ibnorm_export.files import new_folder
 from ibnorm_export.graph.cleanup import attach_functions
-from ibnorm_export.graph.quantization import keep_logging, quantize
+from ibnorm_export.graph.quantization import preserved_logging, quantize
 from ibnorm_export.op import native
 from ibnorm_export.op.spec import DOMAIN, OP_VERSION
 from ibnorm_export.op.torch_op import IBNorm
@@ -91,7 +91,7 @@ def _builder() -> type[Any]:
             f"builder may differ: pip install onnxruntime-genai=={BUILDER_VERSION}"
         )
     try:
-        with keep_logging(), warnings.catch_warnings():
+        with preserved_logging(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             from onnxruntime_genai.models.builders.llama import LlamaModel
     except ImportError as error:

@@ -11,7 +11,7 @@ from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.manifest import MANIFEST_FILE, read_manifest
 from ibnorm_export.artifacts.metadata import Task
 from ibnorm_export.artifacts.onnx_file import MODEL_FILE
-from ibnorm_export.artifacts.tokenizer import TOKENIZER_FILES, Tokens
+from ibnorm_export.artifacts.tokenizer import TOKENIZER_FILES, FolderTokenizer
 from ibnorm_export.errors import ExportError
 from ibnorm_export.exporter.export import ExportOptions, export
 from ibnorm_export.files import new_folder
@@ -30,7 +30,7 @@ def copy_companions(model: LoadedModel, folder: Path) -> None:
     """
     source = Path(model.source)
     if (source / "tokenizer.json").is_file():
-        Tokens(source, model.vocabulary)
+        FolderTokenizer(source, model.vocabulary)
     for name in (*_CONFIG_FILES, *TOKENIZER_FILES):
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ibnorm_export.artifacts.tokenizer import Tokens, end_tokens, read_json
+from ibnorm_export.artifacts.tokenizer import FolderTokenizer, end_tokens, read_json
 from ibnorm_export.errors import ModelFileError, PromptError
 from ibnorm_export.generation.sampling import Sampling
 from ibnorm_export.generation.sessions import SessionSource, open_sessions, torch_sessions
@@ -65,7 +65,9 @@ class TextModel:
         ends: tokens that end a text.
     """
 
-    def __init__(self, source: SessionSource, tokens: Tokens, *, max_positions: int, ends: frozenset[int]) -> None:
+    def __init__(
+        self, source: SessionSource, tokens: FolderTokenizer, *, max_positions: int, ends: frozenset[int]
+    ) -> None:
         self.backend = source.name
         self._start = source.start
         self._tokens = tokens
@@ -191,7 +193,7 @@ def open_checkpoint(model: LoadedModel) -> TextModel:
         ModelFileError: there is no tokenizer, or it does not fit.
     """
     folder = Path(model.source)
-    tokens = Tokens(folder, model.vocabulary)
+    tokens = FolderTokenizer(folder, model.vocabulary)
     return TextModel(torch_sessions(model), tokens, max_positions=model.max_positions, ends=end_tokens(folder))
 
 
@@ -213,7 +215,7 @@ def open_folder(folder: str | Path, kernels: Kernels = Kernels.AUTO, *, threads:
     if not all(isinstance(size, int) and size > 0 for size in sizes):
         raise ModelFileError(f"{folder / 'config.json'}: vocab_size and the number of positions are {sizes}")
     vocabulary, max_positions = (int(str(size)) for size in sizes)
-    tokens = Tokens(folder, vocabulary)
+    tokens = FolderTokenizer(folder, vocabulary)
     return TextModel(
         open_sessions(folder, kernels, threads=threads), tokens, max_positions=max_positions, ends=end_tokens(folder)
     )

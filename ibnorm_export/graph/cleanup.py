@@ -28,13 +28,13 @@ __all__ = [
     "connect_affine",
     "constant",
     "name_nodes",
-    "plain_names",
+    "restore_weight_names",
     "simplify",
     "transpose_weights",
 ]
 
 
-def plain_names(graph: ir.Graph, entry: str) -> None:
+def restore_weight_names(graph: ir.Graph, entry: str) -> None:
     """Initializers are called as in the state dict."""
     for value in list(graph.initializers.values()):
         if value.name is not None and value.name.startswith(entry):

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ibnorm_export.op.spec import DOMAIN, OP_TYPES
 
-__all__ = ["Rows", "rows_of", "select_early"]
+__all__ = ["Rows", "gather_early", "selected_rows"]
 
 _UNARY: Final = frozenset({"Cast", "Gelu", "Identity", "Relu", "Sigmoid", "Tanh"})
 _BINARY: Final = frozenset({"Add", "Div", "Mul", "Sub"})
@@ -37,7 +37,7 @@ class Rows(NamedTuple):
         return np.take(value, self.indices, axis=self.axis)
 
 
-def rows_of(node: ir.Node) -> Rows | None:
+def selected_rows(node: ir.Node) -> Rows | None:
     """What a node of an exported file computes of its whole value; None is all of it."""
     text = node.metadata_props.get("rows")
     if text is None:
@@ -136,7 +136,7 @@ def _push(graph: ir.Graph, gather: ir.Node, *, rows: Rows) -> bool:
     return True
 
 
-def select_early(graph: ir.Graph) -> None:
+def gather_early(graph: ir.Graph) -> None:
     """Move every Gather of constant rows up as far as it gives the same numbers for less work."""
     moved = True
     while moved:

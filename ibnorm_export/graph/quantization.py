@@ -16,7 +16,7 @@ from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.metadata import QuantizationEntry
 from ibnorm_export.errors import BackendUnavailable, ExportError, ModelFileError
 
-__all__ = ["BLOCK_SIZES", "Quantization", "bits_of", "dequantize", "keep_logging", "quantize", "steps"]
+__all__ = ["BLOCK_SIZES", "Quantization", "dequantize", "preserved_logging", "quantize", "step_sizes", "stored_bits"]
 
 #: That the kernel of ONNX Runtime's CPU provider takes.
 BLOCK_SIZES: Final = (16, 32, 64, 128, 256)
@@ -55,7 +55,7 @@ class Quantization:
 
 
 @contextlib.contextmanager
-def keep_logging() -> Iterator[None]:
+def preserved_logging() -> Iterator[None]:
     """Around the quantizer, which sets up logging for the whole program and then tells of every node."""
     root = logging.getLogger()
     handlers, level, disabled = list(root.handlers), root.level, root.manager.disable
@@ -121,7 +121,7 @@ def quantize(model: onnx.ModelProto, wanted: Quantization) -> onnx.ModelProto:
         raise ExportError("the model has no constant matrices between its input and its logits to quantise")
     props = {node.name: list(node.metadata_props) for node in model.graph.node}
     try:
-        with keep_logging():
+        with preserved_logging():
             model = _pass(model, wanted.bits, block_size=wanted.block_size, exclude=head)
             if wanted.head_bits is not None:
                 model = _pass(model, wanted.head_bits, block_size=wanted.block_size, exclude=set())
@@ -142,7 +142,7 @@ def _unpack(packed: NDArray[np.uint8], bits: int, *, count: int) -> NDArray[np.f
     return packed[..., :count].astype(np.float32)
 
 
-def bits_of(exported: ExportedModel, name: str) -> int | None:
+def stored_bits(exported: ExportedModel, name: str) -> int | None:
     """Of each value of the matrix NAME of a file; None where it is not quantised."""
     return next((bits for bits in (4, 8) if f"{name}_Q{bits}" in exported.weights), None)
 
@@ -153,7 +153,7 @@ def dequantize(exported: ExportedModel, name: str) -> NDArray[np.float32] | None
     Raises:
         ModelFileError: what belongs to it is missing, or is not of its shape.
     """
-    bits = bits_of(exported, name)
+    bits = stored_bits(exported, name)
     if bits is None:
         return None
     try:
@@ -169,7 +169,7 @@ def dequantize(exported: ExportedModel, name: str) -> NDArray[np.float32] | None
     return whole.reshape(columns, -1)[:, :rows].T
 
 
-def steps(weight: NDArray[np.float32], bits: int, *, block_size: int) -> NDArray[np.float32]:
+def step_sizes(weight: NDArray[np.float32], bits: int, *, block_size: int) -> NDArray[np.float32]:
     """How far apart the numbers are that a weight (k, n) may be rounded to, for each of its values.
 
     A block of `block_size` values along k has 2^bits numbers between its least and its largest value, 0 among them.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ibnorm_export.artifacts.float64_parameters import identity
+from ibnorm_export.artifacts.float64_parameters import storage_identity
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.tensors import Arrays
 from ibnorm_export.op.torch_op import IBNorm
@@ -44,7 +44,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         result = func(*args, **(kwargs or {}))
         for value in tree_leaves((args, kwargs)):
             if isinstance(value, Tensor):
-                self.identities.add(identity(value))
+                self.identities.add(storage_identity(value))
         for value in tree_leaves(result):
             if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64:
                 self.narrow.add(str(func))
@@ -74,5 +74,5 @@ def reach(
         for hook in hooks:
             hook.remove()
     state = module.state_dict(keep_vars=True)
-    used = {name for name, tensor in state.items() if identity(tensor) in watch.identities}
+    used = {name for name, tensor in state.items() if storage_identity(tensor) in watch.identities}
     return Reach(frozenset(used), frozenset(norms), frozenset(watch.narrow))

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.tensors import Arrays
 from ibnorm_export.errors import ModelFileError
-from ibnorm_export.graph.early_gather import Rows, rows_of
+from ibnorm_export.graph.early_gather import Rows, selected_rows
 from ibnorm_export.op.replace_norms import is_norm
 from ibnorm_export.op.spec import DOMAIN
 from ibnorm_export.op.torch_op import IBNorm, SkipIBNorm
@@ -127,7 +127,7 @@ def tap(model: ir.Model, module: nn.Module) -> tuple[Tap, ...]:
         graph.insert_after(source, copy)
         graph.outputs.append(copy.outputs[0])
         taps.append(
-            Tap(path, kind, node=source.name or source.op_type, output=f"{_PREFIX}{path}", rows=rows_of(source))
+            Tap(path, kind, node=source.name or source.op_type, output=f"{_PREFIX}{path}", rows=selected_rows(source))
         )
     return tuple(taps)
 

@@ -15,7 +15,7 @@ from ibnorm_export.artifacts.exported_model import ExportedModel, NormNode
 from ibnorm_export.artifacts.loaded_model import LoadedModel, torch_dtype
 from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.errors import ModelFileError
-from ibnorm_export.graph.quantization import BLOCK_SIZES, bits_of, dequantize, steps
+from ibnorm_export.graph.quantization import BLOCK_SIZES, dequantize, step_sizes, stored_bits
 from ibnorm_export.op import onnx_functions as onnx_op
 from ibnorm_export.op.spec import DOMAIN
 from ibnorm_export.op.torch_op import IBNorm
@@ -55,7 +55,7 @@ def _compare_stored(
     """As `_compare_weight`, for a weight that may be quantised: then each value is within its checkpoint's step."""
     if name in exported.weights:
         return _compare_weight(exported.array(name), tensor, dtype=dtype, transposed=transposed)
-    recorded, bits = exported.metadata.quantization, bits_of(exported, name)
+    recorded, bits = exported.metadata.quantization, stored_bits(exported, name)
     if recorded is None or bits is None or bits not in (recorded.bits, recorded.head_bits):
         return (
             f"has {bits} bits a value; the metadata of the file speaks of {None if recorded is None else recorded.bits}"
@@ -71,7 +71,7 @@ def _compare_stored(
     expected = (wanted.T if transposed else wanted).numpy()
     if values.shape != expected.shape:
         return f"shape is {values.shape}; the checkpoint has {expected.shape}"
-    allowed = steps(expected, bits, block_size=recorded.block_size) * 1.001
+    allowed = step_sizes(expected, bits, block_size=recorded.block_size) * 1.001
     wrong = int(np.count_nonzero(~(np.abs(values - expected) <= allowed)))
     return f"{wrong} of {values.size} values are more than one step of their block off" if wrong else None
 

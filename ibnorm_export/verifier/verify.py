@@ -18,9 +18,9 @@ from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.kv_cache import without_padding
 from ibnorm_export.artifacts.loaded_model import LoadedModel, torch_dtype
 from ibnorm_export.artifacts.metadata import Target, Task
-from ibnorm_export.artifacts.stress_inputs import exposing_inputs
+from ibnorm_export.artifacts.stress_inputs import draw_stress_inputs
 from ibnorm_export.artifacts.tensors import Arrays, DType
-from ibnorm_export.artifacts.tokenizer import Tokens
+from ibnorm_export.artifacts.tokenizer import FolderTokenizer
 from ibnorm_export.errors import ModelFileError
 from ibnorm_export.progress import Progress, silent
 from ibnorm_export.runtimes.runner import Endpoint, Kernels
@@ -58,7 +58,7 @@ class VerifyOptions:
         layers: measure the error behind every norm and block too, and name the first that leaves its bound.
         endpoint: of the server, for backend "triton".
         engine: built from the file before, for TensorRT; None builds one.
-        exposing: beside drawn samples, the inputs that expose wrong arithmetic; see `exposing_inputs`.
+        exposing: beside drawn samples, the inputs that expose wrong arithmetic; see `draw_stress_inputs`.
     """
 
     backend: str = "ort-cpu"
@@ -136,7 +136,7 @@ def verify(
     if inputs is None:
         rng = np.random.default_rng(options.seed)
         inputs = [model.sample(rng, index) for index in range(options.samples)]
-        if options.exposing and (exposing := exposing_inputs(model, rng)):
+        if options.exposing and (exposing := draw_stress_inputs(model, rng)):
             notes.append(f"samples from {len(inputs)} on are of {', '.join(exposing)}")
             inputs += exposing.values()
     elif genai and any((sample["attention_mask"] == 0).any() for sample in inputs):
@@ -156,7 +156,7 @@ def verify(
     if text is not None:
         if model.task is not Task.TEXT_GENERATION:
             raise ModelFileError(f"{exported.path} was exported for {model.task}; a text is for text-generation")
-        tokens = Tokens(Path(model.source), model.vocabulary).encode(text)
+        tokens = FolderTokenizer(Path(model.source), model.vocabulary).encode(text)
         demand_predictions(tokens)
     truth = model.in_float64()
     reached = _reached(model, truth, inputs=inputs, index=0)

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from ibnorm_export.artifacts.tokenizer import Tokens, write_byte_tokenizer
+from ibnorm_export.artifacts.tokenizer import FolderTokenizer, write_byte_tokenizer
 from ibnorm_export.generation import text_model as text
 from ibnorm_export.generation.sampling import Sampling
 from ibnorm_export.generation.sessions import SessionSource
@@ -59,15 +59,15 @@ TOKENIZERS: dict[str, Callable[[], Tokenizer]] = {
 
 
 @pytest.fixture(params=TOKENIZERS)
-def tokens(request: pytest.FixtureRequest, tmp_path: Path) -> Tokens:
+def tokens(request: pytest.FixtureRequest, tmp_path: Path) -> FolderTokenizer:
     made = TOKENIZERS[request.param]()
     made.add_special_tokens(["<s>", "</s>"])
     made.add_tokens(["<added>"])
     made.save(str(tmp_path / "tokenizer.json"))
-    return Tokens(tmp_path)
+    return FolderTokenizer(tmp_path)
 
 
-def pieces(tokens: Tokens, ids: list[int]) -> list[str]:
+def pieces(tokens: FolderTokenizer, ids: list[int]) -> list[str]:
     """What is taken behind each token, and at the end."""
     stream, taken = tokens.stream(), []
     for token in ids:
@@ -76,7 +76,7 @@ def pieces(tokens: Tokens, ids: list[int]) -> list[str]:
     return [*taken, stream.rest()]
 
 
-def now_and_then(tokens: Tokens, ids: list[int], rng: random.Random) -> str:
+def now_and_then(tokens: FolderTokenizer, ids: list[int], rng: random.Random) -> str:
     """All that is taken, some of it of many tokens."""
     stream, text = tokens.stream(), ""
     often = rng.choice([0.02, 0.1, 0.5])
@@ -87,7 +87,7 @@ def now_and_then(tokens: Tokens, ids: list[int], rng: random.Random) -> str:
     return text + stream.rest()
 
 
-def test_random_tokens(tokens: Tokens) -> None:
+def test_random_tokens(tokens: FolderTokenizer) -> None:
     """Most are noise: broken characters, spaces in any number, tokens that are left out and that nobody knows."""
     rng = random.Random(1)
     known = max(tokens._tokenizer.get_vocab().values()) + 1
@@ -99,7 +99,7 @@ def test_random_tokens(tokens: Tokens) -> None:
         assert now_and_then(tokens, ids, rng) == tokens.decode(ids), ids
 
 
-def test_words_with_bytes_between(tokens: Tokens) -> None:
+def test_words_with_bytes_between(tokens: FolderTokenizer) -> None:
     """Runs of bytes that are whole characters, and runs that are not, between words."""
     rng = random.Random(2)
     bytes_of = {byte: tokens._tokenizer.token_to_id(f"<0x{byte:02X}>") for byte in range(256)}
@@ -116,9 +116,9 @@ def test_words_with_bytes_between(tokens: Tokens) -> None:
         assert now_and_then(tokens, ids, rng) == tokens.decode(ids), ids
 
 
-def of_bytes(tmp_path: Path) -> Tokens:
+def of_bytes(tmp_path: Path) -> FolderTokenizer:
     write_byte_tokenizer(tmp_path)
-    return Tokens(tmp_path)
+    return FolderTokenizer(tmp_path)
 
 
 def test_whole_characters_only_and_at_once(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_bytes_wait_for_the_end_of_their_run(tmp_path: Path) -> None:
     """One wrong byte makes U+FFFD of the whole run, so that none of it is certain before."""
     made = sentence_pieces()
     made.save(str(tmp_path / "tokenizer.json"))
-    tokens = Tokens(tmp_path)
+    tokens = FolderTokenizer(tmp_path)
     word, a, first = (made.token_to_id(name) for name in ("▁the", "<0x41>", "<0xE2>"))
     assert pieces(tokens, [word, a, a, word]) == ["the", "", "", "AA the", ""]
     assert pieces(tokens, [word, a, first, word]) == ["the", "", "", "\ufffd\ufffd the", ""]
@@ -143,7 +143,7 @@ def test_tokens_without_a_text_are_no_context(tmp_path: Path) -> None:
     made = sentence_pieces()
     made.decoder = decoders.Sequence([decoders.Replace("\u200b", ""), made.decoder])
     made.save(str(tmp_path / "tokenizer.json"))
-    tokens = Tokens(tmp_path)
+    tokens = FolderTokenizer(tmp_path)
     word, nothing, wrong, a = (made.token_to_id(name) for name in ("▁the", "\u200b", "<0xFF>", "<0x41>"))
     for ids in ([word, *[nothing] * 20, word], [word] * 7 + [wrong] + [a] * 7 + [nothing, word]):
         assert "".join(pieces(tokens, ids)) == tokens.decode(ids)

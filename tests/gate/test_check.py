@@ -13,7 +13,7 @@ import pytest
 
 from ibnorm_export import models
 from ibnorm_export.artifacts.exported_model import ExportedModel
-from ibnorm_export.artifacts.stress_inputs import REGIMES, exposing_inputs
+from ibnorm_export.artifacts.stress_inputs import STRESS_DISTRIBUTIONS, draw_stress_inputs
 from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.benchmark.report import BenchReport, Latency
 from ibnorm_export.cli import main
@@ -296,15 +296,15 @@ def test_exposing_inputs_are_what_they_are_called(vit_checkpoint: Path, llama_ch
     import numpy as np
     from scipy.stats import kurtosis
 
-    found = exposing_inputs(models.load(vit_checkpoint), np.random.default_rng(0))
-    assert set(found) == set(REGIMES)
+    found = draw_stress_inputs(models.load(vit_checkpoint), np.random.default_rng(0))
+    assert set(found) == set(STRESS_DISTRIBUTIONS)
     pixels = {name: arrays["pixel_values"] for name, arrays in found.items()}
-    assert kurtosis(REGIMES["heavy tails"](np.random.default_rng(0), (4, 10_000)), axis=None) > 3
+    assert kurtosis(STRESS_DISTRIBUTIONS["heavy tails"](np.random.default_rng(0), (4, 10_000)), axis=None) > 3
     assert abs(pixels["large means"].mean() / pixels["large means"].std() - 10) < 2
     assert all(np.ptp(image.ravel()[: image.size // 2]) == 0 for image in pixels["constant rows"])
     assert pixels["near-zero rows"].std() < 2e-4
     assert 1 in {len(array) for array in pixels.values()}
-    (longest,) = exposing_inputs(models.load(llama_checkpoint), np.random.default_rng(0)).values()
+    (longest,) = draw_stress_inputs(models.load(llama_checkpoint), np.random.default_rng(0)).values()
     assert longest["input_ids"].shape == longest["attention_mask"].shape == (1, 64)
     assert np.ptp(longest["input_ids"][0, :32]) == 0
 

@@ -12,7 +12,7 @@ import pytest
 
 from ibnorm_export import IBNormSpec, models
 from ibnorm_export.artifacts.exported_model import ExportedModel
-from ibnorm_export.artifacts.kv_cache import cache_inputs
+from ibnorm_export.artifacts.kv_cache import input_specs
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.tokenizer import write_byte_tokenizer
 from ibnorm_export.errors import CheckpointError, ExportError
@@ -183,7 +183,7 @@ def test_padding_on_either_side_changes_nothing(gpt2: Path, tmp_path: Path, cach
     row, follow = np.arange(9)[None] * 7 + 60, np.array([[5], [9], [17]])
 
     def decoder(exported: ExportedModel, batch: int) -> Decoder:
-        made = Decoder(open_runner("ort-cpu", exported, kernels=Kernels.FUNCTION), cache_inputs(exported))
+        made = Decoder(open_runner("ort-cpu", exported, kernels=Kernels.FUNCTION), input_specs(exported))
         made.start(batch)
         return made
 

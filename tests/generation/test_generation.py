@@ -14,10 +14,10 @@ import transformers
 from ibnorm_export import IBNormSpec, models
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.input_files import read_inputs
-from ibnorm_export.artifacts.kv_cache import cache_inputs, positions
+from ibnorm_export.artifacts.kv_cache import input_specs, positions
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.tensors import Arrays, DType
-from ibnorm_export.artifacts.tokenizer import Tokens, write_byte_tokenizer
+from ibnorm_export.artifacts.tokenizer import FolderTokenizer, write_byte_tokenizer
 from ibnorm_export.errors import BackendUnavailable, CheckpointError, ExportError, IBNormError, ModelFileError
 from ibnorm_export.exporter.export import ExportOptions
 from ibnorm_export.exporter.text_folder import export_folder
@@ -55,7 +55,7 @@ def load(checkpoint: Path) -> LoadedModel:
 
 
 def decoder(exported: ExportedModel) -> Decoder:
-    return Decoder(open_runner("ort-cpu", exported, kernels=Kernels.FUNCTION), cache_inputs(exported))
+    return Decoder(open_runner("ort-cpu", exported, kernels=Kernels.FUNCTION), input_specs(exported))
 
 
 # ---- the folder ----
@@ -78,7 +78,7 @@ def test_the_byte_tokenizer_is_bytes(exported: ExportedModel, loader: str) -> No
     text = "naïve 日本\n  \x00 end"
     folder = exported.path.parent
     if loader == "own":
-        tokens = Tokens(folder, 256)
+        tokens = FolderTokenizer(folder, 256)
         ids, back = tokens.encode(text).tolist(), tokens.decode(tokens.encode(text))
     else:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -298,11 +298,11 @@ def test_a_forward_file_has_no_cache(exported_llama: ExportedModel) -> None:
 
 def test_a_tokenizer_must_fit(exported: ExportedModel, tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match=r"no tokenizer\.json"):
-        Tokens(tmp_path)
+        FolderTokenizer(tmp_path)
     with pytest.raises(ModelFileError, match=r"token 255, the model's embedding only 100 rows"):
-        Tokens(exported.path.parent, 100)
+        FolderTokenizer(exported.path.parent, 100)
     with pytest.raises(ModelFileError, match="the prompt is empty"):
-        Tokens(exported.path.parent).encode("")
+        FolderTokenizer(exported.path.parent).encode("")
     (tmp_path / "tokenizer.json").write_text(json.dumps({"model": 3}))
     with pytest.raises(IBNormError, match="is not a tokenizer"):
-        Tokens(tmp_path)
+        FolderTokenizer(tmp_path)

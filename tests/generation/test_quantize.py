@@ -24,7 +24,7 @@ from ibnorm_export.exporter.genai import export_genai
 from ibnorm_export.exporter.text_folder import export_folder
 from ibnorm_export.generation.sampling import Sampling
 from ibnorm_export.generation.text_model import open_folder
-from ibnorm_export.graph.quantization import Quantization, dequantize, steps
+from ibnorm_export.graph.quantization import Quantization, dequantize, step_sizes
 from ibnorm_export.runtimes.runner import Kernels
 from ibnorm_export.runtimes.torch import TorchRunner
 from ibnorm_export.verifier.quality import POSITIONS, check_quality
@@ -76,7 +76,7 @@ def test_every_value_is_within_half_a_step_or_one(exported: ExportedModel, quant
     assert values is not None
     expected = load(quantised_checkpoint).module.state_dict()[name].numpy().T
     assert values.shape == expected.shape == (64, 64)
-    step = steps(expected, exported.metadata.quantization.bits, block_size=32)
+    step = step_sizes(expected, exported.metadata.quantization.bits, block_size=32)
     assert (np.abs(values - expected) <= step * 1.001).all()
     assert np.sqrt(np.mean(((values - expected) / step) ** 2)) < 0.33  # 1 / sqrt(12) = 0.29 for even rounding
     assert dequantize(exported, "model.norm.weight") is None
@@ -86,7 +86,7 @@ def test_the_steps_of_a_block() -> None:
     """By hand: a block reaches from its least value to its largest, and to 0 where both are on one side of it."""
     weight = np.array([[-1, 1], [2, 3], [0, 2], [5, -1], [-10, 0]], dtype=np.float32)
     expected = np.array([[3, 3]] * 2 + [[5, 3]] * 2 + [[10, 0]], dtype=np.float32) / 15
-    np.testing.assert_allclose(steps(weight, 4, block_size=2), expected, rtol=1e-6)
+    np.testing.assert_allclose(step_sizes(weight, 4, block_size=2), expected, rtol=1e-6)
 
 
 def test_the_file_writes_text(exported: ExportedModel) -> None:

@@ -15,7 +15,7 @@ from onnx.reference import ReferenceEvaluator
 
 from ibnorm_export import IBNormSpec
 from ibnorm_export.artifacts.exported_model import ExportedModel
-from ibnorm_export.graph.early_gather import rows_of, select_early
+from ibnorm_export.graph.early_gather import gather_early, selected_rows
 from ibnorm_export.op import onnx_functions as onnx_op
 
 
@@ -52,7 +52,7 @@ def test_positions_are_chosen_before_a_norm(axis: int, also_whole: bool, first: 
     x = np.random.default_rng(0).standard_normal((2, 5, 8), dtype=np.float32)
     made = _then_gather(axis, also_whole)
     before = ReferenceEvaluator(ir.serde.serialize_model(made)).run(None, {"X": x})
-    select_early(made.graph)
+    gather_early(made.graph)
     assert made.graph[0].op_type == first
     proto = ir.serde.serialize_model(made)
     onnx.checker.check_model(proto, full_check=True)
@@ -113,7 +113,7 @@ def test_positions_are_chosen_as_early_as_they_can_be(index: list[int] | int, al
     x = np.random.default_rng(0).standard_normal((2, 5, 8), dtype=np.float32)
     made = _block(index, **({"also": also} if also else {}))
     before = ReferenceEvaluator(ir.serde.serialize_model(made)).run(None, {"X": x})
-    select_early(made.graph)
+    gather_early(made.graph)
     ir.passes.common.CommonSubexpressionEliminationPass()(made)  # two Gathers of X are one
     assert sorted(node.op_type for node in made.graph) == sorted(types)
     proto = ir.serde.serialize_model(made)
@@ -132,7 +132,7 @@ def test_what_broadcasts_along_the_axis_stays_whole() -> None:
     row.shape = ir.Shape([5, 8])
     x = np.random.default_rng(0).standard_normal((2, 5, 8), dtype=np.float32)
     (before,) = ReferenceEvaluator(ir.serde.serialize_model(made)).run(None, {"X": x})
-    select_early(made.graph)
+    gather_early(made.graph)
     (after,) = ReferenceEvaluator(ir.serde.serialize_model(made)).run(None, {"X": x})
     assert (np.abs(after - before) <= _largest_difference(made, x)[:, 0]).all()
 
@@ -140,9 +140,9 @@ def test_what_broadcasts_along_the_axis_stays_whole() -> None:
 def test_a_vit_ends_with_the_class_token_alone(exported_vit: ExportedModel) -> None:
     """From its last attention on, and every node says so, for who compares it with all rows."""
     graph = ir.load(exported_vit.path).graph
-    chosen = [node.op_type for node in graph if rows_of(node) is not None]
+    chosen = [node.op_type for node in graph if selected_rows(node) is not None]
     assert chosen == ["MatMul", "Add", "SkipIBNormT", "MatMul", "Add", "Gelu", "MatMul", "Add", "Add", "IBNormT"]
-    rows = rows_of(graph[-2])
+    rows = selected_rows(graph[-2])
     assert rows is not None
     assert (rows.indices.tolist(), rows.axis) == (0, 1)
     np.testing.assert_array_equal(rows.of(np.arange(12).reshape(2, 3, 2)), [[0, 1], [6, 7]])

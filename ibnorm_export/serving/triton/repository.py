@@ -26,7 +26,7 @@ import onnx.helper
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.manifest import MANIFEST_FILE, edited_files, read_manifest, write_manifest
 from ibnorm_export.artifacts.onnx_file import MODEL_FILE
-from ibnorm_export.artifacts.random_inputs import draw
+from ibnorm_export.artifacts.random_inputs import draw_inputs
 from ibnorm_export.artifacts.tensors import Arrays
 from ibnorm_export.environment import version_of
 from ibnorm_export.errors import BackendUnavailable, ExportError, ModelFileError
@@ -307,7 +307,7 @@ def _library(model: ExportedModel, options: PackageOptions, *, plan: Mapping[str
 
 def _warmup(model: ExportedModel, given: Arrays | None, *, batched: bool) -> Arrays:
     """Inputs in the model's own types; one row of them where rows are batched."""
-    arrays = draw(model, _WARMUP_SIZES) if given is None else given
+    arrays = draw_inputs(model, _WARMUP_SIZES) if given is None else given
     types = {"bf16": "BFLOAT16", "fp16": "FLOAT16", "fp32": "FLOAT"}
     made = {}
     for tensor in model.inputs:
