@@ -10,54 +10,59 @@ import typer
 from ibnorm_export.cli import options
 from ibnorm_export.cli.console import out, print_json, print_next
 from ibnorm_export.serving.triton.config import Limits
-from ibnorm_export.serving.triton.repository import Format, PackageOptions, TritonBackend, Variant, package
+from ibnorm_export.serving.triton.options import Format, PackageOptions, TritonBackend, Variant
 
 
 def package_command(
     model_file: options.ModelFile,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="REPO", help="The folder to write.")],
-    kind: Annotated[Format, typer.Option("--format", help="kserve adds an InferenceService.")] = Format.TRITON,
-    name: Annotated[str | None, typer.Option("--name", show_default="the file's", help="Of the model.")] = None,
-    backend: Annotated[TritonBackend, typer.Option("--backend", help="tensorrt needs --plan.")] = (
-        TritonBackend.ONNXRUNTIME
-    ),
+    kind: Annotated[
+        Format, typer.Option("--format", help="Software that reads REPO; kserve adds an InferenceService.")
+    ] = Format.TRITON,
+    name: Annotated[
+        str | None, typer.Option("--name", show_default="the file's name", help="Name of the model.")
+    ] = None,
+    backend: Annotated[
+        TritonBackend, typer.Option("--backend", help="What runs the model inside Triton; tensorrt needs --plan.")
+    ] = TritonBackend.ONNXRUNTIME,
     variant: Annotated[
-        Variant, typer.Option("--variant", help="How the norms run; auto is fused where the library is installed.")
+        Variant, typer.Option("--variant", help="How the norms run; auto is fused if the library is installed.")
     ] = Variant.AUTO,
     plan: Annotated[
-        Path | None, typer.Option("--plan", metavar="MODEL.plan", exists=True, help="From `build-engine`.")
+        Path | None,
+        typer.Option("--plan", metavar="MODEL.plan", exists=True, help="A plan that `build-engine` has written."),
     ] = None,
     mount: Annotated[
         str | None,
-        typer.Option("--mount", metavar="PATH", show_default="the format's", help="Where the server sees REPO."),
+        typer.Option("--mount", metavar="PATH", show_default="the format's", help="Path of REPO on the server."),
     ] = None,
-    storage_uri: Annotated[str, typer.Option("--storage-uri", help="Where KServe fetches REPO from.")] = "",
+    storage_uri: Annotated[str, typer.Option("--storage-uri", help="Address from which KServe fetches REPO.")] = "",
     inputs: Annotated[
-        Path | None, typer.Option("--inputs", metavar="FILE.npz", exists=True, help="Real inputs to warm up with.")
+        Path | None,
+        typer.Option(
+            "--inputs", metavar="FILE.npz", exists=True, help="Inputs for the warm-up instead of random ones."
+        ),
     ] = None,
     gpu: Annotated[bool, typer.Option("--gpu", help="Run on GPUs.")] = False,
-    max_batch: Annotated[int, typer.Option("--max-batch", min=0, help="Rows computed together; 0 for none.")] = 8,
+    max_batch: Annotated[
+        int, typer.Option("--max-batch", min=0, help="Rows that are computed together; 0 disables batching.")
+    ] = 8,
     max_queue: Annotated[int, typer.Option("--max-queue", min=1, help="Requests that may wait.")] = 256,
     queue_timeout: Annotated[
-        int, typer.Option("--queue-timeout", min=0, metavar="MS", help="Most wait; 0 for none.")
+        int, typer.Option("--queue-timeout", min=0, metavar="MS", help="Time that a request may wait; 0 is no limit.")
     ] = 0,
-    queue_delay: Annotated[int, typer.Option("--queue-delay", min=0, metavar="US", help="To fill a batch.")] = 0,
-    instances: Annotated[int, typer.Option("--instances", min=1, help="Sessions of the model; one alone waits.")] = 2,
+    queue_delay: Annotated[
+        int, typer.Option("--queue-delay", min=0, metavar="US", help="Time to wait for a fuller batch.")
+    ] = 0,
+    instances: Annotated[int, typer.Option("--instances", min=1, help="Sessions of the model.")] = 2,
     as_json: options.AsJson = False,
 ) -> None:
-    """Write a Triton model repository: config, model, op library, warm-up, manifest, and how to start it.
+    """Write a Triton model repository: config, model, op library, warm-up inputs, manifest, and how to start it.
 
     Example: ibnorm-export package llama.onnx -o repository --variant both
     """
-    from ibnorm_export.artifacts.exported_model import ExportedModel
-    from ibnorm_export.artifacts.input_files import read_arrays
-    from ibnorm_export.artifacts.kv_cache import input_specs
+    from ibnorm_export.serving.triton.repository import package
 
-    model = ExportedModel(model_file)
-    given = None if inputs is None else read_arrays(inputs, input_specs(model))
-    limits = Limits(
-        max_batch, max_queue, queue_timeout_ms=queue_timeout, queue_delay_us=queue_delay, instances=instances
-    )
     wanted = PackageOptions(
         kind,
         name,
@@ -67,13 +72,14 @@ def package_command(
         mount=mount,
         storage_uri=storage_uri,
         gpu=gpu,
-        limits=limits,
-        warmup=given,
+        limits=Limits(
+            max_batch, max_queue, queue_timeout_ms=queue_timeout, queue_delay_us=queue_delay, instances=instances
+        ),
+        warmup=inputs,
     )
-    made = package(model, output, options=wanted)
+    made = package(model_file, output, options=wanted)
     if as_json:
-        print_json({"path": str(made.path), "models": made.manifest["models"], "start": made.start})
-        return
-    for model_name, norms in made.manifest["models"].items():
-        out.print(f"{made.path / model_name}: {norms}", markup=False)
-    print_next("serve", made.path)
+        print_json(made.to_dict())
+    else:
+        out.print(str(made), markup=False)
+        print_next("serve", made.path)

@@ -39,7 +39,10 @@ if TYPE_CHECKING:
     from ibnorm_export.runtimes.tensorrt.build import build_engine
     from ibnorm_export.runtimes.tensorrt.engine import Engine
     from ibnorm_export.runtimes.tensorrt.options import EngineOptions
-    from ibnorm_export.serving.triton.repository import Package, PackageOptions, package
+    from ibnorm_export.serving.options import ReadyServer, ServeOptions
+    from ibnorm_export.serving.serve import serve
+    from ibnorm_export.serving.triton.options import PackageOptions
+    from ibnorm_export.serving.triton.repository import Package, package
     from ibnorm_export.verifier.report import ParityReport
     from ibnorm_export.verifier.verify import VerifyOptions
 
@@ -78,6 +81,8 @@ __all__ = [
     "ParityReport",
     "PromptError",
     "Quantization",
+    "ReadyServer",
+    "ServeOptions",
     "SkipIBNorm",
     "SpecError",
     "VerifyOptions",
@@ -88,6 +93,7 @@ __all__ = [
     "load",
     "package",
     "replace_norms",
+    "serve",
     "skip_ibnorm",
     "verify",
 ]
@@ -125,7 +131,10 @@ _HOME = {
         "runtimes.tensorrt.build": ("build_engine",),
         "runtimes.tensorrt.engine": ("Engine",),
         "runtimes.tensorrt.options": ("EngineOptions",),
-        "serving.triton.repository": ("Package", "PackageOptions", "package"),
+        "serving.options": ("ReadyServer", "ServeOptions"),
+        "serving.serve": ("serve",),
+        "serving.triton.options": ("PackageOptions",),
+        "serving.triton.repository": ("Package", "package"),
         "verifier.report": ("ParityReport",),
         "verifier.verify": ("VerifyOptions",),
     }.items()

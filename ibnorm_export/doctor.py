@@ -14,7 +14,7 @@ from ibnorm_export.op import native
 from ibnorm_export.op.spec import SCHEMA
 from ibnorm_export.runtimes.tensorrt.bindings import bindings
 from ibnorm_export.runtimes.tensorrt.options import Runtime
-from ibnorm_export.serving.triton.server import find_triton
+from ibnorm_export.serving.triton.binary import find_triton
 
 __all__ = ["Check", "Diagnosis", "diagnose"]
 

@@ -37,7 +37,7 @@ OPTIONAL = {
     "onnxruntime_genai": ("generation.genai_session",),
     "tensorrt": ("runtimes.tensorrt.runner",),
     "tritonclient": ("runtimes.triton",),
-    "fastapi": ("serving.text.server",),
+    "fastapi": ("serving.text.app", "serving.text.responses"),
     "uvicorn": ("serving.text.server",),
     "timm": ("models.importers.timm",),
 }

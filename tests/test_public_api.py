@@ -31,6 +31,7 @@ FUNCTIONS = {
     "load",
     "package",
     "replace_norms",
+    "serve",
     "skip_ibnorm",
     "verify",
 }
@@ -57,6 +58,8 @@ TYPES = {
     "PackageOptions",
     "ParityReport",
     "Quantization",
+    "ReadyServer",
+    "ServeOptions",
     "SkipIBNorm",
     "VerifyOptions",
 }
@@ -95,6 +98,7 @@ from ibnorm_export import (
     Package,
     PackageOptions,
     ParityReport,
+    ServeOptions,
     SkipIBNorm,
     VerifyOptions,
     bench,
@@ -104,6 +108,7 @@ from ibnorm_export import (
     load,
     package,
     replace_norms,
+    serve,
     skip_ibnorm,
     verify,
 )
@@ -139,6 +144,7 @@ times: BenchReport | GenerationReport = bench(
 )
 engine: Engine = build_engine(full, "llama.plan", options=EngineOptions())
 made: Package = package(full, "repository", options=PackageOptions())
+serve(made.path, options=ServeOptions(http_port=0), ready=lambda server: print(server.http))
 try:
     load("nowhere")
 except IBNormError as error:

@@ -26,7 +26,7 @@ from ibnorm_export.artifacts.tokenizer import write_byte_tokenizer
 from ibnorm_export.environment import environment
 from ibnorm_export.exporter.export import ExportOptions, export
 from ibnorm_export.exporter.genai import export_genai
-from ibnorm_export.serving.triton.server import find_triton
+from ibnorm_export.serving.triton.binary import find_triton
 
 CONFIGS = {
     "llama": (

@@ -24,7 +24,8 @@ from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.op import native
 from ibnorm_export.runtimes.ort import OrtRunner
 from ibnorm_export.serving.triton.config import Limits
-from ibnorm_export.serving.triton.repository import PackageOptions, Variant, package
+from ibnorm_export.serving.triton.options import PackageOptions, Variant
+from ibnorm_export.serving.triton.repository import package
 from ibnorm_export.verifier.tolerances import BOUNDS
 from tests.support.running_server import Running, members, running
 from tests.support.triton_clients import CLIENTS, REFUSED, ask, connect, draw

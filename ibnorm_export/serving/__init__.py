@@ -1,4 +1,4 @@
-"""From an exported model to an endpoint: a model repository and a real Triton on it, or OpenAI's text protocol.
+"""Serving: a model repository for Triton and a server on it, and an endpoint that speaks OpenAI's text protocol.
 
-Nothing is imported here: each module is loaded by whoever serves that way.
+Nothing is imported here: whoever serves in one of the two ways imports only the modules for it.
 """

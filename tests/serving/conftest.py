@@ -15,7 +15,8 @@ from ibnorm_export.artifacts.tokenizer import write_byte_tokenizer
 from ibnorm_export.exporter.export import ExportOptions, export
 from ibnorm_export.exporter.genai import export_genai
 from ibnorm_export.serving.triton.config import Limits
-from ibnorm_export.serving.triton.repository import PackageOptions, Variant, package
+from ibnorm_export.serving.triton.options import PackageOptions, Variant
+from ibnorm_export.serving.triton.repository import package
 from tests.support.checkpoints import LLAMA, save_checkpoint
 from tests.support.running_server import Running, running
 

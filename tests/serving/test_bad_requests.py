@@ -16,7 +16,8 @@ import tritonclient.http
 from tritonclient.utils import InferenceServerException
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
-from ibnorm_export.serving.triton.repository import PackageOptions, Variant, package
+from ibnorm_export.serving.triton.options import PackageOptions, Variant
+from ibnorm_export.serving.triton.repository import package
 from tests.support.running_server import PATIENCE_S, Running, running
 from tests.support.triton_clients import CLIENTS, ask, connect
 

@@ -18,7 +18,8 @@ from ibnorm_export.exporter.export import export
 from ibnorm_export.exporter.genai import export_genai
 from ibnorm_export.generation.sampling import Sampling
 from ibnorm_export.generation.text_model import open_checkpoint
-from ibnorm_export.serving.triton.repository import PackageOptions, Variant, package
+from ibnorm_export.serving.triton.options import PackageOptions, Variant
+from ibnorm_export.serving.triton.repository import package
 from tests.support.running_server import running
 from tests.support.triton_clients import CLIENTS, ask, connect
 

@@ -26,9 +26,10 @@ from ibnorm_export.generation.sampling import Sampling
 from ibnorm_export.generation.text_model import open_folder
 from ibnorm_export.runtimes.runner import Endpoint
 from ibnorm_export.runtimes.triton import TritonRunner
-from ibnorm_export.serving.text.admission import TextLimits, Texts
+from ibnorm_export.serving.text.admission import TextQueue
+from ibnorm_export.serving.text.app import create_app
 from ibnorm_export.serving.text.chat_template import ChatTemplate
-from ibnorm_export.serving.text.server import create_app
+from ibnorm_export.serving.text.limits import TextLimits
 from tests.support.running_server import PATIENCE_S, command, running
 
 LIMIT = 16
@@ -122,14 +123,14 @@ def test_models_and_health(client: openai.OpenAI, endpoint: str) -> None:
         ({"model": "../../etc/passwd"}, 404, "does not exist"),
         ({"prompt": "x" * 600}, 400, "positions"),
         ({"prompt": ""}, 400, "empty"),
-        ({"prompt": ["a", "b"]}, 400, "one prompt"),
+        ({"prompt": ["a", "b"]}, 400, "one prompt in each request"),
         ({"temperature": -1}, 400, "temperature"),
         ({"top_p": 0}, 400, "top_p"),
         ({"max_tokens": 0}, 400, "max_tokens"),
-        ({"n": 2}, 400, "n: not offered"),
-        ({"n": 0}, 400, "n: not offered"),
-        ({"logprobs": 1, "echo": True}, 400, "logprobs, echo: not offered"),
-        ({"presence_penalty": 0.5, "suffix": "x"}, 400, "presence_penalty, suffix: not offered"),
+        ({"n": 2}, 400, "n: not supported"),
+        ({"n": 0}, 400, "n: not supported"),
+        ({"logprobs": 1, "echo": True}, 400, "logprobs, echo: not supported"),
+        ({"presence_penalty": 0.5, "suffix": "x"}, 400, "presence_penalty, suffix: not supported"),
         ({"extra_body": {"top_k": 5, "response_format": {"type": "json_object"}}}, 400, "top_k, response_format: not"),
         ({"stop": ["a", "b", "c", "d", "e"]}, 400, "stop takes at most 4 texts"),
         ({"stop": "z" * 1025}, 400, "of at most 1024 characters"),
@@ -266,32 +267,34 @@ def test_port_in_use(noise: Path) -> None:
         port = taken.getsockname()[1]
         done = subprocess.run(command("serve", noise, "--http-port", port), capture_output=True, text=True)
     assert done.returncode == 2
-    assert f"127.0.0.1:{port}: Address already in use; choose another with --http-port" in done.stderr
+    assert f"127.0.0.1:{port}: Address already in use; choose another port with --http-port" in done.stderr
 
 
 @pytest.mark.parametrize("port", [-1, 65536])
 def test_a_port_that_is_none(noise: Path, port: int) -> None:
     done = subprocess.run(command("serve", noise, "--http-port", port), capture_output=True, text=True)
     assert done.returncode == 2
-    assert f"the port is {port}; it must be 0 (any that is free) to 65535" in done.stderr
+    assert f"http_port is {port}; it must be 0 (any free port) to 65535" in done.stderr
 
 
 def test_it_is_no_triton(endpoint: str, exported_vit: ExportedModel) -> None:
     """Both have port 8000 unless told otherwise; what is no Triton may answer anything."""
-    with pytest.raises(BackendUnavailable, match=r"no Triton server answers HTTP .* is not served here"):
+    with pytest.raises(
+        BackendUnavailable, match=r"no Triton server answers HTTP .* does not exist; this endpoint serves"
+    ):
         TritonRunner(exported_vit, Endpoint(endpoint.removeprefix("http://")))
 
 
 def test_paths_that_are_not_served() -> None:
     """Chat without a template among them: the answer has OpenAI's form, and says what is."""
-    app = create_app(Texts(lambda message: None, TextLimits()), "noise", max_positions=64)
+    app = create_app(TextQueue(lambda message: None, TextLimits()), "noise", max_positions=64)
     server = TestClient(app)
     for path, why in (("/v1/chat/completions", " (the tokenizer has no chat template)"), ("/v1/embeddings", "")):
         answer = server.post(path, json={"model": "noise"})
         assert answer.status_code == 404
         said = answer.json()["error"]["message"]
-        assert said.startswith(f"{path} is not served here: /health, /v1/models, /v1/completions are")
-        assert said.endswith(f" are{why}")
+        assert said.startswith(f"{path} does not exist; this endpoint serves /health, /v1/models, /v1/completions")
+        assert said.endswith(f"/v1/completions{why}")
 
 
 def test_without_uvloop_and_httptools(noise: Path) -> None:
@@ -331,7 +334,7 @@ def test_changed_library_is_not_loaded(noise: Path, tmp_path: Path) -> None:
 
 
 def test_templates_run_in_a_sandbox() -> None:
-    with pytest.raises(ModelFileError, match="refuses the messages"):
+    with pytest.raises(ModelFileError, match="rejects the messages"):
         ChatTemplate("{{ ''.__class__.__mro__[1].__subclasses__() }}", {}).render([{"role": "user", "content": "x"}])
     with pytest.raises(ModelFileError, match="only users speak"):
         ChatTemplate("{{ raise_exception('only users speak') }}", {}).render([])

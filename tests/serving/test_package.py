@@ -21,7 +21,8 @@ from ibnorm_export.exporter.export import ExportOptions, export
 from ibnorm_export.exporter.text_folder import export_folder
 from ibnorm_export.op import native
 from ibnorm_export.serving.triton.config import Limits
-from ibnorm_export.serving.triton.repository import Format, PackageOptions, TritonBackend, Variant, package
+from ibnorm_export.serving.triton.options import Format, PackageOptions, TritonBackend, Variant
+from ibnorm_export.serving.triton.repository import package
 
 
 def read_config(folder: Path) -> model_config_pb2.ModelConfig:
@@ -156,15 +157,23 @@ def test_bf16_is_refused_with_the_remedy(llama_checkpoint: Path, tmp_path: Path)
 
 
 def write_plan(folder: Path, model: ExportedModel, **says: object) -> Path:
-    """A plan as `build-engine` describes it; its bytes mean nothing, and nothing here reads them."""
+    """Write a plan with a description like that of `build-engine`; its bytes mean nothing, and nothing reads them."""
     plan = folder / "vit.plan"
     plan.write_bytes(b"plan")
     description = {
-        "runtime": "tensorrt",
-        "norm": "function",
-        "sha256": hashlib.sha256(b"plan").hexdigest(),
+        "source": model.path.name,
         "source_sha256": hashlib.sha256(model.path.read_bytes()).hexdigest(),
-        "profile": [{"axis": "batch", "smallest": 1, "optimal": 1, "largest": 3}],
+        "runtime": "tensorrt",
+        "runtime_version": "10.14",
+        "gpu": None,
+        "compute_capabilities": "the runtime's default",
+        "profiles": [{"name": "default", "ranges": [{"axis": "batch", "smallest": 1, "optimal": 1, "largest": 3}]}],
+        "norm": "function",
+        "why": "as requested",
+        "norms": [],
+        "build_s": 1.0,
+        "size_bytes": 4,
+        "sha256": hashlib.sha256(b"plan").hexdigest(),
         **says,
     }
     (folder / "vit.plan.json").write_text(json.dumps(description))
@@ -186,7 +195,7 @@ def test_tensorrt(exported_vit: ExportedModel, tmp_path: Path) -> None:
     [
         ({"runtime": "tensorrt-rtx"}, "Triton does not run"),
         ({"sha256": "0"}, "is not the engine that"),
-        ({"source_sha256": "0"}, "built from another model"),
+        ({"source_sha256": "0"}, "was built from another file"),
     ],
 )
 def test_plans_that_do_not_fit(
@@ -223,7 +232,7 @@ def test_limits_out_of_range() -> None:
 def test_what_stands_in_the_place(exported_vit: ExportedModel, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("words")
-    with pytest.raises(ExportError, match=r"holds no manifest\.json"):
+    with pytest.raises(ExportError, match=r"has no manifest\.json"):
         package(exported_vit, tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "words"
     first = package(exported_vit, tmp_path / "r", options=PackageOptions(name="a"))

@@ -16,8 +16,11 @@ import tritonclient.http
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.errors import BackendUnavailable, IBNormError, ModelFileError
-from ibnorm_export.serving.triton.repository import PackageOptions, Variant, package
-from ibnorm_export.serving.triton.server import ServerOptions, find_triton, serve
+from ibnorm_export.serving.options import ServeOptions
+from ibnorm_export.serving.triton.binary import find_triton
+from ibnorm_export.serving.triton.options import PackageOptions, Variant
+from ibnorm_export.serving.triton.repository import package
+from ibnorm_export.serving.triton.server import triton_server
 from tests.support.running_server import PATIENCE_S, command, listening, members, running
 from tests.support.triton_clients import ask, connect, draw
 
@@ -38,7 +41,7 @@ def test_a_crash_is_told_with_the_servers_last_words(exported_vit: ExportedModel
         _, text = server.process.communicate(timeout=PATIENCE_S)
         assert server.process.returncode == 2
         assert "killed by signal SIGSEGV" in text
-        assert "its last words" in text
+        assert "its log ends with" in text
 
 
 def test_read_only_repository(exported_vit: ExportedModel, tmp_path: Path) -> None:
@@ -47,7 +50,7 @@ def test_read_only_repository(exported_vit: ExportedModel, tmp_path: Path) -> No
     for folder in (made.path, *(f for f in made.path.rglob("*") if f.is_dir())):
         folder.chmod(0o555)
     try:
-        with serve(made.path, ServerOptions(http_port=0, grpc_port=0, metrics_port=0)) as server:
+        with triton_server(made.path, ServeOptions(http_port=0, grpc_port=0, metrics_port=0)) as server:
             assert server.ready()
             group = server.pid
         assert not members(group)
@@ -63,7 +66,7 @@ def test_changed_after_packaging(exported_vit: ExportedModel, tmp_path: Path) ->
     original = library.read_bytes()
 
     def refused(words: str) -> None:
-        with pytest.raises(ModelFileError, match=words), serve(made.path, ServerOptions(http_port=0)):
+        with pytest.raises(ModelFileError, match=words), triton_server(made.path, ServeOptions(http_port=0)):
             pytest.fail("it was served")
 
     model = made.path / "vit" / "1" / "model.onnx"
@@ -107,12 +110,12 @@ def test_port_in_use(exported_vit: ExportedModel, tmp_path: Path) -> None:
         port = taken.getsockname()[1]
         done = subprocess.run(command("serve", made.path, "--http-port", port), capture_output=True, text=True)
     assert done.returncode == 2
-    assert f"127.0.0.1:{port}: Address already in use; choose another with --http-port" in done.stderr
+    assert f"127.0.0.1:{port}: Address already in use; choose another port with --http-port" in done.stderr
 
 
 def test_no_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
-    monkeypatch.setattr("ibnorm_export.serving.triton.server._PACKAGE", "no-such-distribution")
+    monkeypatch.setattr("ibnorm_export.serving.triton.binary._PACKAGE", "no-such-distribution")
     with pytest.raises(BackendUnavailable, match="pip install --no-deps nvidia-pytriton") as caught:
         find_triton()
     assert caught.value.exit_code == 3
@@ -129,14 +132,14 @@ def test_triton_on_path_comes_first(
     monkeypatch.setenv("PATH", f"{fake.parent}{os.pathsep}{os.environ['PATH']}")
     made = package(exported_vit, tmp_path / "r", options=PackageOptions(variant=Variant.FUSED))
     log = tmp_path / "log"
-    options = ServerOptions(log=log, http_port=0, grpc_port=0, metrics_port=0)
-    with pytest.raises(IBNormError, match="ended with exit code 9"), serve(made.path, options):
+    options = ServeOptions(log=log, http_port=0, grpc_port=0, metrics_port=0)
+    with pytest.raises(IBNormError, match="ended with exit code 9"), triton_server(made.path, options):
         pytest.fail("it cannot be ready")
     assert f'op_library_filename: "{made.path}/vit/libibnorm_ort.so"' in log.read_text()
 
 
 def test_ports_out_of_range() -> None:
     with pytest.raises(IBNormError, match="must differ"):
-        ServerOptions(http_port=8000, grpc_port=8000)
+        ServeOptions(http_port=8000, grpc_port=8000)
     with pytest.raises(IBNormError, match="65535"):
-        ServerOptions(http_port=70000)
+        ServeOptions(http_port=70000)

@@ -19,8 +19,8 @@ import psutil
 import pytest
 
 from ibnorm_export.errors import BackendUnavailable, IBNormError, ModelFileError
-from ibnorm_export.serving.text import worker_process as text_process_module
-from ibnorm_export.serving.text.worker_process import text_process
+from ibnorm_export.serving.text import worker_process as worker_module
+from ibnorm_export.serving.text.worker_process import worker_process
 from tests.support.running_server import PATIENCE_S, Running, command, running
 
 
@@ -82,10 +82,10 @@ def test_the_endpoint_ends_with_its_worker(noise: Path) -> None:
         worker.kill()
         told = answer_to(asked)
         assert told.startswith(b"HTTP/1.1 503 ")
-        assert b"the process that writes texts has ended (signal 9, Killed)" in told
+        assert b"the process that generates texts has ended (signal 9, Killed)" in told
         _, error = server.process.communicate(timeout=PATIENCE_S)
         assert server.process.returncode == 2
-        assert "ibnorm-export: the process that writes texts has ended (signal 9, Killed)" in error
+        assert "ibnorm-export: the process that generates texts has ended (signal 9, Killed)" in error
         assert len(error.splitlines()) == 1, error
 
 
@@ -147,7 +147,7 @@ def test_a_stream_is_told_when_the_worker_ends(noise: Path) -> None:
     with running(noise) as server:
         stream = begin(server)
         worker_of(server).kill()
-        with pytest.raises(openai.APIError, match="the process that writes texts has ended"):
+        with pytest.raises(openai.APIError, match="the process that generates texts has ended"):
             for _ in stream:
                 pass
         assert server.process.wait(PATIENCE_S) == 2
@@ -189,7 +189,7 @@ def test_a_worker_that_does_not_end_is_killed(noise: Path, signum: signal.Signal
 
 def start(folder: Path) -> None:
     async def enter() -> None:
-        async with text_process(folder):
+        async with worker_process(folder):
             pytest.fail("it has started")
 
     asyncio.run(enter())
@@ -236,14 +236,14 @@ def test_a_worker_that_ends_before_it_is_ready(noise: Path, tmp_path: Path, monk
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\nkill -SEGV $$\n")
     python.chmod(0o755)
-    monkeypatch.setattr(text_process_module.sys, "executable", str(python))
+    monkeypatch.setattr(worker_module.sys, "executable", str(python))
     with pytest.raises(IBNormError, match=r"has ended \(signal 11, Segmentation fault\)"):
         start(noise)
 
 
 def test_no_python_to_start_it_with(noise: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text_process_module.sys, "executable", "")
-    with pytest.raises(BackendUnavailable, match=r"cannot start a second process of Python, ''"):
+    monkeypatch.setattr(worker_module.sys, "executable", "")
+    with pytest.raises(BackendUnavailable, match=r"cannot start a second Python process, ''"):
         start(noise)
 
 
@@ -255,7 +255,7 @@ def test_files_of_the_working_folder_are_no_modules(
     monkeypatch.chdir(tmp_path)
 
     async def enter() -> int:
-        async with text_process(noise) as process:
+        async with worker_process(noise) as process:
             return process.max_positions
 
     assert asyncio.run(enter()) == 512

@@ -13,9 +13,10 @@ from starlette.types import Message, Receive, Scope, Send
 from ibnorm_export.errors import BackendUnavailable, IBNormError, ModelFileError, PromptError
 from ibnorm_export.generation.sampling import Sampling
 from ibnorm_export.generation.text_model import TextResult
-from ibnorm_export.serving.text.admission import TextLimits, Texts
+from ibnorm_export.serving.text.admission import TextQueue
+from ibnorm_export.serving.text.limits import TextLimits
+from ibnorm_export.serving.text.middleware import AdmissionMiddleware
 from ibnorm_export.serving.text.protocol import Refused
-from ibnorm_export.serving.text.server import Door
 
 RESULT = TextResult("ab", (1, 2), prompt_tokens=3, stopped="length", first_token_ms=4.5, tokens_per_s=6.5)
 
@@ -25,7 +26,7 @@ class Line:
 
     def __init__(self, limits: TextLimits | None = None) -> None:
         self.said: list[Any] = []
-        self.texts = Texts(self.said.append, limits or TextLimits())
+        self.texts = TextQueue(self.said.append, limits or TextLimits())
 
     def ask(self, prompt: str = "x") -> AsyncGenerator[str | TextResult, None]:
         return self.texts.generate(prompt, Sampling())
@@ -79,7 +80,7 @@ def test_errors_reach_the_reader_and_leave_room(error: IBNormError, prompt: str,
             first = asyncio.ensure_future(anext(line.ask(prompt)))
             await asyncio.sleep(0)
             line.texts.receive(
-                {"text": line.said[-1]["write"], "error": {"kind": type(error).__name__, "why": str(error)}}
+                {"text": line.said[-1]["write"], "error": {"kind": type(error).__name__, "message": str(error)}}
             )
             with pytest.raises(Refused, match=str(error)) as caught:
                 await first
@@ -104,21 +105,21 @@ def test_a_reader_who_leaves_ends_the_text() -> None:
         line.texts.receive({"text": number, "piece": "a"})
         assert await first == "a"
         await pieces.aclose()
-        assert line.said[-1] == {"leave": number}
+        assert line.said[-1] == {"cancel": number}
         line.texts.receive({"text": number, "piece": "too late"})
-        with pytest.raises(Refused, match="1 texts are being written"):
+        with pytest.raises(Refused, match="1 text is being generated"):
             line.texts.check_room()
-        line.texts.receive({"text": number, "left": True})
+        line.texts.receive({"text": number, "cancelled": True})
 
         number, first, _ = await line.begin()  # before it has anything
         first.cancel()
         with pytest.raises(asyncio.CancelledError):
             await first
-        assert line.said[-1] == {"leave": number}
+        assert line.said[-1] == {"cancel": number}
         assert (line.texts.running, line.texts.waiting) == (1, 0)
         line.texts.receive({"text": number, "result": RESULT.to_dict()})
         assert line.texts.running == 0
-        line.texts.receive({"text": number, "left": True})  # it had ended when that was said
+        line.texts.receive({"text": number, "cancelled": True})  # it had ended when that was said
 
     run(leave)
 
@@ -128,18 +129,18 @@ def test_only_so_many_wait_for_their_first_token() -> None:
 
     async def fill() -> None:
         line = Line(TextLimits(concurrency=4, waiting=1))
-        for message in ({"piece": ""}, {"error": {"kind": "ModelFileError", "why": "fails"}}, None, {"piece": "a"}):
+        for message in ({"piece": ""}, {"error": {"kind": "ModelFileError", "message": "fails"}}, None, {"piece": "a"}):
             number, first, _ = await line.begin()
-            with pytest.raises(Refused, match="1 texts wait for their first token; try again") as caught:
+            with pytest.raises(Refused, match="1 text is waiting for the first token; try again") as caught:
                 line.texts.check_room()
             assert caught.value.status == 429
-            with pytest.raises(Refused, match="1 texts wait"):
+            with pytest.raises(Refused, match="1 text is waiting"):
                 await anext(line.ask())
             assert line.texts.waiting == 1
             if message is None:
                 first.cancel()
                 await asyncio.sleep(0)
-                message = {"left": True}
+                message = {"cancelled": True}
             line.texts.receive({"text": number, **message})
             await asyncio.sleep(0.01)
             assert line.texts.waiting == 0
@@ -153,7 +154,7 @@ def test_only_so_many_are_written() -> None:
     async def fill() -> None:
         line = Line(TextLimits(concurrency=2))
         begun = [await line.begin() for _ in range(2)]
-        with pytest.raises(Refused, match="2 texts are being written; try again") as caught:
+        with pytest.raises(Refused, match="2 texts are being generated; try again") as caught:
             await anext(line.ask())
         assert caught.value.status == 429
         assert caught.value.headers is not None
@@ -161,7 +162,7 @@ def test_only_so_many_are_written() -> None:
         assert 500 <= int(caught.value.headers["Retry-After-Ms"]) <= 1500
         begun[0][1].cancel()
         await asyncio.sleep(0)
-        line.texts.receive({"text": begun[0][0], "left": True})
+        line.texts.receive({"text": begun[0][0], "cancelled": True})
         line.texts.check_room()
 
     run(fill)
@@ -182,7 +183,7 @@ def test_the_time_of_a_text_is_bounded() -> None:
                 line.texts.receive({"text": number, "piece": "b"})
                 assert await following == "b"
         assert caught.value.status == 504
-        assert line.said[-1] == {"leave": number}
+        assert line.said[-1] == {"cancel": number}
 
     run(wait)
 
@@ -221,7 +222,7 @@ def test_a_request_without_room_is_refused_unread() -> None:
 
     async def ask() -> None:
         line = Line(TextLimits(concurrency=1))
-        door = Door(app, line.texts)
+        door = AdmissionMiddleware(app, line.texts)
         await door({"type": "http", "method": "POST"}, receive, send)
         await line.begin()
         await door({"type": "http", "method": "GET"}, receive, send)  # /health and /v1/models have room
@@ -232,4 +233,4 @@ def test_a_request_without_room_is_refused_unread() -> None:
     assert passed == ["POST", "GET"]
     assert sent[0]["status"] == 429
     assert dict(sent[0]["headers"])[b"retry-after"] == b"1"
-    assert b"1 texts are being written" in sent[1]["body"]
+    assert b"1 text is being generated" in sent[1]["body"]

@@ -12,7 +12,7 @@ import pytest
 from ibnorm_export.errors import PromptError
 from ibnorm_export.generation.sampling import Sampling
 from ibnorm_export.generation.text_model import TextResult
-from ibnorm_export.serving.text.worker import MessageReader, Turns
+from ibnorm_export.serving.text.worker import MessageReader, Scheduler
 
 Steps = Iterator[str | TextResult]
 RESULT = TextResult("ab", (1, 2), prompt_tokens=3, stopped="length", first_token_ms=4.5, tokens_per_s=6.5)
@@ -40,31 +40,31 @@ class Model:
             self.closed.append(name)
 
 
-def begin(turns: Turns, number: int, prompt: str) -> None:
+def begin(scheduler: Scheduler, number: int, prompt: str) -> None:
     sampling = {"max_new_tokens": 5, "temperature": 0.5, "top_p": 0.5, "seed": 3, "stop": ["x"]}
-    turns.receive({"write": number, "prompt": prompt, "sampling": sampling})
+    scheduler.receive({"write": number, "prompt": prompt, "sampling": sampling})
 
 
 def test_first_tokens_go_first_and_others_in_order() -> None:
-    turns = Turns(model := Model())
-    begin(turns, 1, "old 1:abcd")
-    begin(turns, 2, "old 2:abcd")
+    scheduler = Scheduler(model := Model())
+    begin(scheduler, 1, "old 1:abcd")
+    begin(scheduler, 2, "old 2:abcd")
     for _ in range(3):
-        turns.take()
-    begin(turns, 3, "new 1:abcd")
-    begin(turns, 4, "new 2:abcd")
+        scheduler.take_turn()
+    begin(scheduler, 3, "new 1:abcd")
+    begin(scheduler, 4, "new 2:abcd")
     for _ in range(7):
-        turns.take()
+        scheduler.take_turn()
     begun = ["old 1", "old 2", "old 1"]
     assert model.computed == [*begun, "new 1", "new 2", "old 2", "old 1", "new 1", "new 2", "old 2"]
 
 
 def test_what_is_said_of_a_text() -> None:
     """The first token even where it makes no piece; later ones only where they do."""
-    turns = Turns(Model())
-    begin(turns, 7, "x:-a-b")
-    said = [turns.take() for _ in range(5)]
-    assert not turns
+    scheduler = Scheduler(Model())
+    begin(scheduler, 7, "x:-a-b")
+    said = [scheduler.take_turn() for _ in range(5)]
+    assert not scheduler
     assert said == [
         {"text": 7, "piece": ""},
         {"text": 7, "piece": "a"},
@@ -82,40 +82,40 @@ def test_sampling_arrives() -> None:
             seen.append((prompt, sampling))
             return super().steps(prompt, sampling, pace_s, turn_s)
 
-    turns = Turns(Seeing())
-    begin(turns, 1, "x:a")
-    turns.take()
+    scheduler = Scheduler(Seeing())
+    begin(scheduler, 1, "x:a")
+    scheduler.take_turn()
     assert seen == [("x:a", Sampling(5, 0.5, top_p=0.5, seed=3, stop=("x",)))]
 
 
 def test_a_text_that_fails_ends_and_others_go_on() -> None:
-    turns = Turns(Model())
+    scheduler = Scheduler(Model())
     for number, prompt in enumerate(("a:1!2", "b:1!", "c:?", "d:12")):
-        begin(turns, number, prompt)
+        begin(scheduler, number, prompt)
     said: dict[int, list[Any]] = {}
-    while turns:
-        if told := turns.take():
+    while scheduler:
+        if told := scheduler.take_turn():
             said.setdefault(told.pop("text"), []).append(told)
-    bug = {"error": {"kind": "IBNormError", "why": "ZeroDivisionError: a bug"}}
+    bug = {"error": {"kind": "IBNormError", "message": "ZeroDivisionError: a bug"}}
     assert said[0] == said[1] == [{"piece": "1"}, bug]
-    assert said[2] == [{"error": {"kind": "PromptError", "why": "too long"}}]
+    assert said[2] == [{"error": {"kind": "PromptError", "message": "too long"}}]
     assert said[3] == [{"piece": "1"}, {"piece": "2"}, {"result": RESULT.to_dict()}]
 
 
 def test_a_text_that_is_left_computes_no_more() -> None:
     """Nor does it begin, where its turn has not come; its cache is let go at once."""
-    turns = Turns(model := Model())
-    begin(turns, 1, "stays:abc")
-    begin(turns, 2, "goes:abc")
-    begin(turns, 3, "never:abc")
-    turns.take()
-    turns.take()
-    assert turns.receive({"leave": 2}) == {"text": 2, "left": True}
-    assert turns.receive({"leave": 3}) == {"text": 3, "left": True}
+    scheduler = Scheduler(model := Model())
+    begin(scheduler, 1, "stays:abc")
+    begin(scheduler, 2, "goes:abc")
+    begin(scheduler, 3, "never:abc")
+    scheduler.take_turn()
+    scheduler.take_turn()
+    assert scheduler.receive({"cancel": 2}) == {"text": 2, "cancelled": True}
+    assert scheduler.receive({"cancel": 3}) == {"text": 3, "cancelled": True}
     assert model.closed == ["goes"]
-    while turns:
-        turns.take()
-    assert turns.receive({"leave": 1}) == {"text": 1, "left": True}  # it has ended: no matter
+    while scheduler:
+        scheduler.take_turn()
+    assert scheduler.receive({"cancel": 1}) == {"text": 1, "cancelled": True}  # it has ended: no matter
     assert model.computed == ["stays", "goes", "stays", "stays"]
 
 

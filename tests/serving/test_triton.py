@@ -28,7 +28,8 @@ from ibnorm_export.op import native
 from ibnorm_export.runtimes.ort import OrtRunner
 from ibnorm_export.runtimes.runner import Endpoint
 from ibnorm_export.serving.triton.config import Limits
-from ibnorm_export.serving.triton.repository import PackageOptions, Variant, package
+from ibnorm_export.serving.triton.options import PackageOptions, Variant
+from ibnorm_export.serving.triton.repository import package
 from ibnorm_export.verifier.tolerances import BOUNDS
 from ibnorm_export.verifier.verify import VerifyOptions, verify
 from tests.support.running_server import PATIENCE_S, Running, running

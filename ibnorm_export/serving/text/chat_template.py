@@ -1,4 +1,4 @@
-"""The chat template of a tokenizer: messages to one prompt."""
+"""The chat template of a tokenizer, which turns messages into one prompt."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from ibnorm_export.errors import ModelFileError, PromptError
 __all__ = ["ChatTemplate"]
 
 
-def _refuse(message: str) -> str:
+def _raise_exception(message: str) -> str:
     raise jinja2.TemplateError(message)
 
 
 class ChatTemplate:
-    """A template in the dialect of Hugging Face tokenizers, run in jinja2's sandbox.
+    """A template of a Hugging Face tokenizer, which runs in jinja2's sandbox.
 
     Args:
-        text: of the template.
-        tokens: names that it may use: bos_token, eos_token.
+        text: text of the template.
+        tokens: special tokens by the names that the template uses: bos_token, eos_token.
 
     Raises:
-        ModelFileError: it is no template.
+        ModelFileError: the text is not a valid template.
     """
 
     def __init__(self, text: str, tokens: Mapping[str, str]) -> None:
@@ -36,7 +36,7 @@ class ChatTemplate:
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
         )
         environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
-        environment.globals["raise_exception"] = _refuse
+        environment.globals["raise_exception"] = _raise_exception
         try:
             self._template = environment.from_string(text)
         except jinja2.TemplateError as error:
@@ -44,8 +44,8 @@ class ChatTemplate:
         self._tokens = dict(tokens)
 
     @classmethod
-    def of(cls, folder: Path) -> ChatTemplate | None:
-        """That of a folder: chat_template.jinja, or in tokenizer_config.json; None where there is none."""
+    def from_folder(cls, folder: Path) -> ChatTemplate | None:
+        """Read the template of a folder from chat_template.jinja or tokenizer_config.json; None if there is none."""
         config: dict[str, Any] = {}
         if (folder / "tokenizer_config.json").is_file():
             config = read_json(folder / "tokenizer_config.json")
@@ -60,12 +60,12 @@ class ChatTemplate:
         return cls(text, tokens)
 
     def render(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The prompt that asks for the assistant's next message.
+        """Return the prompt that asks for the assistant's next message.
 
         Raises:
-            PromptError: the template refuses the messages.
+            PromptError: the template rejects the messages.
         """
         try:
             return self._template.render(messages=messages, add_generation_prompt=True, **self._tokens)
         except (jinja2.TemplateError, TypeError, ValueError) as error:
-            raise PromptError(f"the chat template refuses the messages: {error}") from error
+            raise PromptError(f"the chat template rejects the messages: {error}") from error

@@ -1,4 +1,4 @@
-"""The shapes of OpenAI's text protocol: what a request may say, and how an answer is worded.
+"""The forms of OpenAI's text protocol: the fields of a request, and the objects in an answer.
 
 Source: OpenAI API reference, "Completions" and "Chat completions".
 """
@@ -13,18 +13,32 @@ from pydantic import BaseModel, Field
 
 from ibnorm_export.generation.text_model import TextResult
 
-__all__ = ["CHAT", "COMPLETION", "FINISH", "Body", "Chat", "Completion", "Refused", "Shape", "usage"]
+__all__ = [
+    "CHAT",
+    "COMPLETION",
+    "DEFAULT_MAX_TOKENS",
+    "FINISH_REASONS",
+    "Body",
+    "Chat",
+    "Completion",
+    "Refused",
+    "Shape",
+    "usage",
+]
+
+#: Tokens of a completion that names no maximum. Source: the same reference.
+DEFAULT_MAX_TOKENS: Final = 16
 
 #: Why a text ended, in the protocol's words.
-FINISH: Final = {"end": "stop", "stop": "stop", "length": "length", "positions": "length"}
+FINISH_REASONS: Final = {"end": "stop", "stop": "stop", "length": "length", "positions": "length"}
 
 
-#: What would make another text of it and is not offered, and the values that ask for nothing. Source: the same
+#: Fields that would change the text and are not supported, each with the values that change nothing. Source: the same
 #: reference, and the fields that other servers add to it.
-_NOT_OFFERED: Final[dict[str, tuple[Any, ...]]] = {
+_UNSUPPORTED: Final[dict[str, tuple[Any, ...]]] = {
     "n": (1,),
     "best_of": (1,),
-    "logprobs": (0,),  # which False equals
+    "logprobs": (0,),  # also False, which equals 0
     "top_logprobs": (0,),
     "presence_penalty": (0,),
     "frequency_penalty": (0,),
@@ -41,7 +55,7 @@ _NOT_OFFERED: Final[dict[str, tuple[Any, ...]]] = {
 
 
 class Body(BaseModel, extra="allow"):
-    """What both kinds of request have. Clients send many other fields, which are ignored where the text is the same."""
+    """Fields that both kinds of request have. Other fields are ignored if they do not change the text."""
 
     model: str
     temperature: float = Field(1.0, ge=0, le=2)
@@ -52,22 +66,23 @@ class Body(BaseModel, extra="allow"):
     stream_options: dict[str, Any] | None = None
 
     @property
-    def not_offered(self) -> list[str]:
-        """Fields that ask for something that this endpoint does not do."""
-        given = self.model_extra or {}
-        return [name for name, neutral in _NOT_OFFERED.items() if given.get(name) not in (None, *neutral)]
+    def unsupported(self) -> list[str]:
+        """Fields that ask for something that this endpoint does not support."""
+        extra = self.model_extra or {}
+        return [name for name, neutral in _UNSUPPORTED.items() if extra.get(name) not in (None, *neutral)]
 
     @property
     def stops(self) -> tuple[str, ...]:
-        given = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        return tuple(text for text in given if text)
+        """Texts before which the generated text ends."""
+        stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return tuple(text for text in stops if text)
 
 
 class Completion(Body):
-    """Of /v1/completions."""
+    """The body of /v1/completions."""
 
     prompt: str | list[str]
-    max_tokens: int | None = Field(16, ge=1)
+    max_tokens: int | None = Field(DEFAULT_MAX_TOKENS, ge=1)
 
 
 class _ChatMessage(BaseModel):
@@ -76,7 +91,7 @@ class _ChatMessage(BaseModel):
 
 
 class Chat(Body):
-    """Of /v1/chat/completions."""
+    """The body of /v1/chat/completions."""
 
     messages: list[_ChatMessage] = Field(min_length=1)
     max_tokens: int | None = Field(None, ge=1)
@@ -84,13 +99,13 @@ class Chat(Body):
 
 
 class Refused(Exception):
-    """An answer that is no text.
+    """A request that is answered with an error.
 
     Args:
-        status: of HTTP.
-        message: for a person.
-        code: for a program.
-        headers: to answer with.
+        status: HTTP status.
+        message: the reason, for people.
+        code: the reason, for programs.
+        headers: headers of the answer.
     """
 
     def __init__(self, status: int, message: str, *, code: str, headers: dict[str, str] | None = None) -> None:
@@ -102,7 +117,14 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """How one of the two endpoints words its answers."""
+    """The form of an answer.
+
+    Args:
+        prefix: start of the answer's id.
+        whole: type of an answer in one object.
+        part: type of one event of a stream.
+        choice: makes the choice in an answer from a text; its second argument says whether it is part of a stream.
+    """
 
     prefix: str
     whole: str
@@ -123,6 +145,6 @@ CHAT: Final = Shape("chatcmpl", "chat.completion", "chat.completion.chunk", _cha
 
 
 def usage(result: TextResult) -> dict[str, int]:
-    """Tokens of prompt and text."""
+    """Count the tokens of the prompt and the text."""
     prompt, text = result.prompt_tokens, len(result.tokens)
     return {"prompt_tokens": prompt, "completion_tokens": text, "total_tokens": prompt + text}

@@ -1,7 +1,7 @@
-"""What Triton must know of a model, as the text of its config.pbtxt.
+"""The text of a config.pbtxt, which tells Triton about a model.
 
-The text is written by hand from the model's own inputs and outputs: the message type lives in packages that only a
-server's machine has. Tests read every text back with that type.
+The text is written without Triton's message type, because the packages that contain it may not be installed where a
+model is packaged. Tests read every text back with that type.
 
 Source: triton-inference-server/common, protobuf/model_config.proto.
 """
@@ -17,7 +17,7 @@ from ibnorm_export.artifacts.exported_model import ExportedModel, Tensor
 from ibnorm_export.artifacts.metadata import Target
 from ibnorm_export.errors import ExportError
 
-__all__ = ["Limits", "batch_axis", "config_text", "triton_dtype"]
+__all__ = ["Limits", "ModelConfig", "batch_axis", "config_text", "triton_dtype"]
 
 _DTYPES: Final = {
     "fp32": "TYPE_FP32",
@@ -31,23 +31,23 @@ _DTYPES: Final = {
 
 
 class _Name(str):
-    """An enumerator: text without quotes."""
+    """The name of an enumerator, which is written without quotes."""
 
     __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much a server takes on for one model.
+    """How much a server accepts for one model.
 
     Args:
-        max_batch: most rows that are computed together; 0 is no batching.
-        max_queue: requests that wait, beyond which more are refused at once.
-        queue_timeout_ms: a request that has waited longer is refused; 0 is no limit.
-        queue_delay_us: how long a request may wait for others of its shape.
-        instances: of the model, each with its own session. Where a queue has a limit, Triton 2.51 prepares no batch
-            while all instances compute, and with a single one stands still for up to 0.5 s between two batches: 60
-            requests at once took 11 to 21 s on one instance, 1.3 s on two, 0.9 s on one without limits.
+        max_batch: maximum number of rows that are computed together; 0 disables batching.
+        max_queue: maximum number of waiting requests; more are refused at once.
+        queue_timeout_ms: time in ms after which a waiting request is refused; 0 is no limit.
+        queue_delay_us: time in microseconds that a request may wait for others of its shape.
+        instances: number of sessions of the model. If the queue has a limit, Triton 2.51 prepares no batch while all
+            instances compute, and with only one instance it idles for up to 0.5 s between two batches: 60 requests
+            at once took 11 to 21 s with one instance, 1.3 s with two, and 0.9 s with one without limits.
 
     Raises:
         ExportError: a value is outside its range.
@@ -74,17 +74,17 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """One config.pbtxt.
+    """The content of a config.pbtxt.
 
     Args:
-        name: of the model.
+        name: name of the model.
         backend: "onnxruntime" or "tensorrt".
-        file: the model's file in the version folder.
-        inputs, outputs: with their batch axis.
-        limits: of this model; max_batch is 0 where rows cannot be computed together.
-        gpu: run on GPUs, not on the CPU.
-        library: of fused kernels, absolute on the server, or None.
-        warmup: inputs by name: shape without the batch axis, and the file that holds their bytes.
+        file: name of the model's file in the version folder.
+        inputs, outputs: inputs and outputs, with their batch axis.
+        limits: limits of this model; `max_batch` is 0 if rows cannot be computed together.
+        gpu: run on GPUs instead of the CPU.
+        library: absolute path of the library of fused kernels on the server; None if there is none.
+        warmup: for each input its shape without the batch axis, and the name of the file with its bytes.
     """
 
     name: str
@@ -100,34 +100,30 @@ class ModelConfig:
 
 
 def triton_dtype(tensor: Tensor) -> str:
-    """Triton's name for the type of an input or output.
+    """Return Triton's name for the type of an input or output.
 
     Raises:
-        ExportError: Triton has none.
+        ExportError: there is none.
     """
     if tensor.dtype not in _DTYPES:
         raise ExportError(
-            f"{tensor.name} is {tensor.dtype}, for which Triton has no type here; known: {', '.join(_DTYPES)}"
+            f"{tensor.name} is {tensor.dtype}, which Triton cannot serve; it must be one of {', '.join(_DTYPES)}"
         )
     return _DTYPES[tensor.dtype]
 
 
 def batch_axis(model: ExportedModel) -> str | None:
-    """Name of the dynamic axis that leads every input and output, so that rows of several requests can be stacked."""
+    """Return the dynamic axis that is the first of every input and output, along which requests can be stacked."""
     first = {tensor.shape[0] if tensor.shape else None for tensor in (*model.inputs, *model.outputs)}
     only = first.pop() if len(first) == 1 else None
-    # onnxruntime-genai's attention takes one row where several tokens go behind a past
+    # onnxruntime-genai's attention accepts only one row if several tokens follow a past
     genai = model.metadata.target is Target.ORT_GENAI
     return only if isinstance(only, str) and only != "?" and not genai else None
 
 
 def config_text(config: ModelConfig) -> str:
-    """config.pbtxt for one model."""
+    """Return the text of a config.pbtxt."""
     batched = config.limits.max_batch > 0
-    policy: dict[str, Any] = {"max_queue_size": config.limits.max_queue}
-    if config.limits.queue_timeout_ms:
-        microseconds = config.limits.queue_timeout_ms * 1000
-        policy |= {"timeout_action": _Name("REJECT"), "default_timeout_microseconds": microseconds}
     message: dict[str, Any] = {
         "name": config.name,
         "backend": config.backend,
@@ -135,31 +131,40 @@ def config_text(config: ModelConfig) -> str:
         "max_batch_size": config.limits.max_batch,
         "input": [_tensor(tensor, batched) for tensor in config.inputs],
         "output": [_tensor(tensor, batched) for tensor in config.outputs],
-        "dynamic_batching": {
-            "max_queue_delay_microseconds": config.limits.queue_delay_us,
-            "default_queue_policy": policy,
-        },
+        "dynamic_batching": _dynamic_batching(config.limits),
         "instance_group": [{"count": config.limits.instances, "kind": _Name("KIND_GPU" if config.gpu else "KIND_CPU")}],
     }
     if config.library is not None:
         message["model_operations"] = {"op_library_filename": config.library}
     if config.warmup:
-        types = {tensor.name: triton_dtype(tensor) for tensor in config.inputs}
-        message["model_warmup"] = {
-            "name": "warmup",
-            "batch_size": 1 if batched else 0,
-            "inputs": [
-                {"key": name, "value": {"data_type": _Name(types[name]), "dims": list(dims), "input_data_file": file}}
-                for name, (dims, file) in config.warmup.items()
-            ],
-        }
+        message["model_warmup"] = _warmup(config, batched)
     return "\n".join(_lines(message, "")) + "\n"
+
+
+def _dynamic_batching(limits: Limits) -> dict[str, Any]:
+    policy: dict[str, Any] = {"max_queue_size": limits.max_queue}
+    if limits.queue_timeout_ms:
+        microseconds = limits.queue_timeout_ms * 1000
+        policy |= {"timeout_action": _Name("REJECT"), "default_timeout_microseconds": microseconds}
+    return {"max_queue_delay_microseconds": limits.queue_delay_us, "default_queue_policy": policy}
+
+
+def _warmup(config: ModelConfig, batched: bool) -> dict[str, Any]:
+    types = {tensor.name: triton_dtype(tensor) for tensor in config.inputs}
+    return {
+        "name": "warmup",
+        "batch_size": 1 if batched else 0,
+        "inputs": [
+            {"key": name, "value": {"data_type": _Name(types[name]), "dims": list(dims), "input_data_file": file}}
+            for name, (dims, file) in config.warmup.items()
+        ],
+    }
 
 
 def _tensor(tensor: Tensor, batched: bool) -> dict[str, Any]:
     dims = [axis if isinstance(axis, int) else -1 for axis in tensor.shape[1 if batched else 0 :]]
     made: dict[str, Any] = {"name": tensor.name, "data_type": _Name(triton_dtype(tensor)), "dims": dims}
-    if not dims:  # dims may not be empty: a scalar (to each row) is one value on the wire
+    if not dims:  # dims must not be empty: a scalar (for each row) is sent as one value
         made |= {"dims": [1], "reshape": {}}
     return made
 

@@ -16,7 +16,7 @@ from ibnorm_export.errors import BackendUnavailable, EngineError
 from ibnorm_export.op import native
 from ibnorm_export.op import onnx_functions as onnx_op
 from ibnorm_export.op.spec import IBNormSpec
-from ibnorm_export.runtimes.tensorrt import build as engine
+from ibnorm_export.runtimes.tensorrt import bindings
 from ibnorm_export.runtimes.tensorrt.build import build_engine
 from ibnorm_export.runtimes.tensorrt.norm_kernels import kernels_in_inspection, kernels_in_plan, norm_layers
 from ibnorm_export.runtimes.tensorrt.options import EngineOptions, NormRoute, Runtime
@@ -158,10 +158,10 @@ def test_layers_are_read_from_an_inspection(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("runtime", "rest", "words"),
     [
-        (Runtime.TENSORRT_RTX, {"norm": NormRoute.PLUGIN}, "TensorRT-RTX runs no plugins"),
-        (Runtime.TENSORRT_RTX, {"embed_plugin": True}, "TensorRT-RTX runs no plugins"),
+        (Runtime.TENSORRT_RTX, {"norm": NormRoute.PLUGIN}, "TensorRT-RTX has no plugins"),
+        (Runtime.TENSORRT_RTX, {"embed_plugin": True}, "TensorRT-RTX has no plugins"),
         (Runtime.TENSORRT_RTX, {"timing_cache": Path("t")}, "measures nothing"),
-        (Runtime.TENSORRT, {"compute_capabilities": ["sm_89"]}, "builds for the GPU at hand"),
+        (Runtime.TENSORRT, {"compute_capabilities": ["sm_89"]}, "builds only for this machine"),
         (Runtime.TENSORRT, {"embed_plugin": True}, "needs --norm plugin"),
         (Runtime.TENSORRT, {"workspace_bytes": 0}, "at least 1"),
     ],
@@ -173,7 +173,7 @@ def test_options_that_do_not_fit_are_refused(runtime: Runtime, rest: dict[str, A
 
 @pytest.mark.parametrize("runtime", Runtime)
 def test_a_missing_runtime_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runtime: Runtime) -> None:
-    for name in engine._MODULES[runtime]:
+    for name in bindings._MODULES[runtime]:
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(BackendUnavailable, match=rf"{runtime.value} is not installed: pip install 'ibnorm-export\["):
         build_engine(model(tmp_path / "m.onnx"), tmp_path / "m.plan", options=EngineOptions(runtime))

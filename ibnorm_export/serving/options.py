@@ -1,0 +1,79 @@
+"""Options of `serve`, and what a server reports when it is ready."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ibnorm_export.errors import IBNormError
+from ibnorm_export.serving.text.limits import TextLimits
+
+__all__ = ["ReadyServer", "ServeOptions"]
+
+
+@dataclass(frozen=True, slots=True)
+class ServeOptions:
+    """Where a server listens, and how long it may take.
+
+    Args:
+        address: address to listen on; 0.0.0.0 is every network.
+        http_port: port for HTTP; 0 takes any free port, here and below.
+        grpc_port: port for gRPC (Triton only).
+        metrics_port: port for metrics (Triton only).
+        ready_s: seconds after which a server that is not ready is given up (Triton only).
+        finish_s: seconds that requests in flight have to finish when the server stops.
+        log: file for Triton's log; None keeps the log only until the server stops.
+        text: limits of the text endpoint.
+
+    Raises:
+        IBNormError: a port is outside its range.
+    """
+
+    address: str = "127.0.0.1"
+    http_port: int = 8000
+    _: KW_ONLY
+    grpc_port: int = 8001
+    metrics_port: int = 8002
+    ready_s: float = 120.0
+    finish_s: int = 5
+    log: Path | None = None
+    text: TextLimits = field(default_factory=TextLimits)
+
+    def __post_init__(self) -> None:
+        for name in ("http_port", "grpc_port", "metrics_port"):
+            port = getattr(self, name)
+            if not 0 <= port <= 65535:
+                raise IBNormError(f"{name} is {port}; it must be 0 (any free port) to 65535")
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyServer:
+    """A server that is ready.
+
+    Args:
+        http: HOST:PORT for HTTP.
+        pid: process id of the server.
+        models: names of its models.
+        grpc: HOST:PORT for gRPC; empty for the text endpoint.
+        metrics: HOST:PORT for metrics; empty for the text endpoint.
+        paths: paths that the text endpoint serves; empty for Triton.
+    """
+
+    http: str
+    pid: int
+    _: KW_ONLY
+    models: tuple[str, ...]
+    grpc: str = ""
+    metrics: str = ""
+    paths: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what `serve --json` prints."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        if self.paths:
+            return f"ready: http://{self.http} ({', '.join(self.paths)})"
+        addresses = [f"{name}: {getattr(self, name)}" for name in ("http", "grpc", "metrics")]
+        return "\n".join([f"ready: {', '.join(self.models)}", *addresses])

@@ -1,0 +1,36 @@
+"""How much the text endpoint accepts."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, asdict, dataclass
+
+from ibnorm_export.errors import IBNormError
+
+__all__ = ["TextLimits"]
+
+
+@dataclass(frozen=True, slots=True)
+class TextLimits:
+    """Limits of the text endpoint.
+
+    Args:
+        concurrency: texts at once; further requests get 429 with Retry-After.
+        request_bytes: size of a request's body in bytes; a larger one gets 413.
+        request_s: seconds that a text may take; then the request gets 504, or its stream ends with an error.
+        waiting: texts without a first token; further requests get 429. None is no limit except `concurrency`. A prompt
+            uses every core, so prompts that arrive together wait for each other: the last of n waits for all n.
+
+    Raises:
+        IBNormError: a value is outside its range.
+    """
+
+    concurrency: int = 16
+    request_bytes: int = 1 << 20
+    _: KW_ONLY
+    request_s: float = 120.0
+    waiting: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if value is not None and not value > 0:
+                raise IBNormError(f"the text endpoint's limit {name} is {value}; it must be above 0")

@@ -1,0 +1,98 @@
+"""Options of `package`: for whom the repository is, what runs the model, and how much a server accepts."""
+
+from __future__ import annotations
+
+import enum
+import re
+from dataclasses import KW_ONLY, dataclass, field
+from pathlib import Path
+from typing import Final
+
+from ibnorm_export.artifacts.tensors import Arrays
+from ibnorm_export.errors import ExportError
+from ibnorm_export.serving.triton.config import Limits
+
+__all__ = ["Format", "PackageOptions", "TritonBackend", "Variant"]
+
+#: Folder in which the container of each format finds the repository. Source: NVIDIA's and KServe's documentation.
+MOUNTS: Final = {"triton": "/models", "kserve": "/mnt/models"}
+
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+class Format(enum.StrEnum):
+    """The software that reads the repository."""
+
+    TRITON = "triton"
+    KSERVE = "kserve"
+
+
+class Variant(enum.StrEnum):
+    """How the norms run on the server."""
+
+    AUTO = "auto"  # fused if the library is installed on this machine, otherwise portable
+    FUSED = "fused"  # with the library of fused kernels
+    PORTABLE = "portable"  # as functions, without a library
+    BOTH = "both"  # two models: NAME is fused, NAME-portable is portable
+
+
+class TritonBackend(enum.StrEnum):
+    """What runs the model inside Triton."""
+
+    ONNXRUNTIME = "onnxruntime"
+    TENSORRT = "tensorrt"
+
+
+@dataclass(frozen=True, slots=True)
+class PackageOptions:
+    """Options of `package`.
+
+    Args:
+        format: KSERVE adds an InferenceService.
+        name: name of the model; None takes it from the file.
+        backend: TENSORRT needs `plan`.
+        variant: how the norms run; with TensorRT the plan decides.
+        plan: a plan that `build-engine --runtime tensorrt` built from the same model.
+        mount: absolute path of the repository on the server; None is the format's default.
+        storage_uri: address from which KServe fetches the repository.
+        gpu: run on GPUs.
+        limits: batching, queue and instances.
+        warmup: inputs by name for the warm-up, or an .npz file with them; None draws random inputs.
+
+    Raises:
+        ExportError: a value is outside its range, or the options do not fit together.
+    """
+
+    format: Format = Format.TRITON
+    name: str | None = None
+    _: KW_ONLY
+    backend: TritonBackend = TritonBackend.ONNXRUNTIME
+    variant: Variant = Variant.AUTO
+    plan: Path | None = None
+    mount: str | None = None
+    storage_uri: str = ""
+    gpu: bool = False
+    limits: Limits = field(default_factory=Limits)
+    warmup: Arrays | Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.name is not None and (not _NAME.fullmatch(self.name) or self.name.isdigit()):
+            raise ExportError(
+                f"name is {self.name!r}; it must consist of letters, digits, dots, - and _, begin with a letter or "
+                "digit, and not be a number"
+            )
+        if not re.fullmatch(r"(/[A-Za-z0-9][A-Za-z0-9._-]*)+", self.root):
+            raise ExportError(f"mount is {self.root!r}; it must be an absolute path on the server, such as /models")
+        if (self.backend is TritonBackend.TENSORRT) != (self.plan is not None):
+            raise ExportError(
+                "--backend tensorrt and --plan MODEL.plan belong together; `build-engine` writes the plan"
+            )
+        if self.plan is not None and self.variant is not Variant.AUTO:
+            raise ExportError("--variant is for ONNX Runtime only: `build-engine` decides how the norms of a plan run")
+        if any(character in self.storage_uri for character in "\"'\\\n"):
+            raise ExportError(f"storage URI is {self.storage_uri!r}; it must have no quotes, backslashes or newlines")
+
+    @property
+    def root(self) -> str:
+        """Absolute path of the repository on the server."""
+        return MOUNTS[self.format.value] if self.mount is None else self.mount.rstrip("/")
