@@ -15,21 +15,24 @@ from ibnorm_export.op.spec import SCHEMA
 from ibnorm_export.runtimes.tensorrt.bindings import bindings
 from ibnorm_export.runtimes.tensorrt.options import Runtime
 from ibnorm_export.serving.triton.binary import find_triton
+from ibnorm_export.text_report import Report
 
 __all__ = ["Check", "Diagnosis", "diagnose"]
 
-#: What an extra brings: its modules with their distributions, and what for.
-_EXTRAS: Final = (
-    ("genai", "GenAI (--target ort-genai, generate, serve)", {"onnxruntime_genai": "onnxruntime-genai"}),
-    ("serve", "text endpoint (serve GENAI_DIR)", {"fastapi": "fastapi", "uvicorn": "uvicorn"}),
-    ("serve", "Triton's clients (verify --backend triton)", {"tritonclient.http": "tritonclient"}),
-    ("vision", "checkpoints of timm", {"timm": "timm"}),
-)
+#: Without these, neither export nor verify nor bench works.
+_REQUIRED: Final = frozenset({"PyTorch", "ONNX Runtime"})
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One capability: whether it works, what was found, and what to do where it does not."""
+    """One capability.
+
+    Args:
+        name: what it is, and which command needs it.
+        works: whether it can be used.
+        found: the version or path that was found, or why it cannot be used.
+        remedy: what to do if it cannot be used.
+    """
 
     name: str
     works: bool
@@ -38,99 +41,152 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True)
-class Diagnosis:
-    """All checks; true when the main job (export, verify, bench on the CPU) works."""
+class Diagnosis(Report):
+    """All checks; true if export, verify and bench work on the CPU."""
 
     checks: tuple[Check, ...]
     environment: dict[str, Any]
 
     def __bool__(self) -> bool:
-        needed = {"PyTorch", "ONNX Runtime"}
-        return needed <= {check.name for check in self.checks if check.works}
+        return {check.name for check in self.checks if check.works} >= _REQUIRED
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return what `doctor --json` prints."""
         return {"works": bool(self), **asdict(self)}
 
+    def __str__(self) -> str:
+        lines = []
+        for check in self.checks:
+            lines.append(f"{'ok     ' if check.works else 'missing'} {check.name}: {check.found}")
+            if check.remedy:
+                lines.append(f"        {check.remedy}")
+        about = self.environment
+        lines.append(
+            f"{about['processor']}, {about['cores']} cores, {about['memory_gib']} GiB, Python {about['python']}"
+        )
+        return "\n".join(lines)
 
-def _imported(modules: Sequence[str]) -> str:
-    """Why one of them cannot be imported, or nothing."""
+
+@dataclass(frozen=True, slots=True)
+class _Optional:
+    """An optional part of this package.
+
+    Args:
+        name: what it is for.
+        extra: extra that installs it.
+        packages: its packages, by the module to import.
+    """
+
+    name: str
+    extra: str
+    packages: dict[str, str]
+
+    def check(self) -> Check:
+        """Import its modules."""
+        problem = _import_problem(list(self.packages))
+        found = ", ".join(f"{package} {version_of(package)}" for package in self.packages.values())
+        remedy = f"pip install 'ibnorm-export[{self.extra}]'" if problem else ""
+        return Check(self.name, not problem, problem or found, remedy)
+
+
+_OPTIONAL: Final = (
+    _Optional(
+        "GenAI (export --target ort-genai, generate, serve)", "genai", {"onnxruntime_genai": "onnxruntime-genai"}
+    ),
+    _Optional("text endpoint (serve GENAI_DIR)", "serve", {"fastapi": "fastapi", "uvicorn": "uvicorn"}),
+    _Optional("Triton's clients (verify --backend triton)", "serve", {"tritonclient.http": "tritonclient"}),
+    _Optional("checkpoints of timm", "vision", {"timm": "timm"}),
+)
+
+
+def diagnose() -> Diagnosis:
+    """Check this machine, without downloading or changing anything."""
+    torch, *gpu = _torch()
+    checks = [
+        torch,
+        *_onnxruntime(),
+        _fused_kernels(),
+        Check("onnx.reference", True, f"onnx {version_of('onnx')}"),
+        *(part.check() for part in _OPTIONAL),
+        _triton(),
+        *_compilers(),
+        *gpu,
+        *_tensorrt(),
+    ]
+    return Diagnosis(tuple(checks), environment())
+
+
+def _import_problem(modules: Sequence[str]) -> str:
+    """Return why one of the modules cannot be imported; empty if all can."""
     for module in modules:
         try:
             importlib.import_module(module)
         except ModuleNotFoundError as error:
             return f"{error.name} is not installed"
-        except (ImportError, OSError, RuntimeError) as error:  # of a native library, or of another build than torch's
+        except (ImportError, OSError, RuntimeError) as error:  # a native library is missing, or needs another torch
             return f"{module} is installed, but does not load: {' '.join(str(error).split())}"
     return ""
 
 
 def _torch() -> list[Check]:
-    if why := _imported(["torch"]):
-        return [Check("PyTorch", False, why, "pip install torch, from the index of your CPU or CUDA build")]
+    if problem := _import_problem(["torch"]):
+        return [Check("PyTorch", False, problem, "pip install torch, from the index for your CPU or CUDA version")]
     import torch
 
     check = Check("PyTorch", True, torch.__version__)
     if torch.cuda.is_available():
         return [check, Check("GPU", True, f"{torch.cuda.get_device_name(0)}, CUDA {torch.version.cuda}")]
     if torch.version.cuda is None:
-        why, remedy = "torch is a CPU build", "only needed for GPU backends: install torch with CUDA"
-    else:
-        why, remedy = f"torch is built for CUDA {torch.version.cuda}, but no device answers", "check the NVIDIA driver"
-    return [check, Check("GPU", False, why, remedy)]
-
-
-def _extras() -> list[Check]:
-    checks = []
-    for extra, name, packages in _EXTRAS:
-        why = _imported(list(packages))
-        found = ", ".join(f"{package} {version_of(package)}" for package in packages.values())
-        checks.append(Check(name, not why, why or found, f"pip install 'ibnorm-export[{extra}]'" if why else ""))
-    return checks
-
-
-def _triton() -> Check:
-    try:
-        binary = find_triton()
-    except BackendUnavailable as missing:
-        found, _, remedy = str(missing).partition(": ")
-        return Check("Triton (serve)", False, found, remedy)
-    return Check("Triton (serve)", True, str(binary.path))
+        return [check, Check("GPU", False, "torch is a CPU build", "for GPU backends, install torch with CUDA")]
+    found = f"torch is built for CUDA {torch.version.cuda}, but finds no GPU"
+    return [check, Check("GPU", False, found, "check the NVIDIA driver with nvidia-smi")]
 
 
 def _onnxruntime() -> list[Check]:
-    try:
-        import onnxruntime as ort
-    except ImportError as error:
-        return [
-            Check(
-                "ONNX Runtime",
-                False,
-                f"not installed ({error})",
-                "pip install 'ibnorm-export[cpu]', or 'ibnorm-export[gpu]' with an NVIDIA GPU, never both",
-            )
-        ]
-    providers = ort.get_available_providers()
-    both = version_of("onnxruntime") is not None and version_of("onnxruntime-gpu") is not None
-    remedy = "uninstall onnxruntime and onnxruntime-gpu, then install one: they are the same module" if both else ""
-    return [Check("ONNX Runtime", not both, f"{ort.__version__}, providers {', '.join(providers)}", remedy)]
+    name = "ONNX Runtime"
+    if problem := _import_problem(["onnxruntime"]):
+        remedy = "pip install 'ibnorm-export[cpu]', or 'ibnorm-export[gpu]' with an NVIDIA GPU, but not both"
+        return [Check(name, False, problem, remedy)]
+    import onnxruntime as ort
+
+    found = f"{ort.__version__}, providers {', '.join(ort.get_available_providers())}"
+    if version_of("onnxruntime") is not None and version_of("onnxruntime-gpu") is not None:
+        remedy = "onnxruntime and onnxruntime-gpu overwrite each other: pip uninstall both, then install one of them"
+        return [Check(name, False, found, remedy)]
+    return [Check(name, True, found)]
 
 
 def _fused_kernels() -> Check:
     library = native.availability()
     if library:
-        return Check("Fused kernels for ONNX Runtime", True, f"{library}, schema version {SCHEMA['version']}")
-    return Check("Fused kernels for ONNX Runtime", False, library.problem, library.remedy)
+        return Check("fused kernels for ONNX Runtime", True, f"{library}, schema version {SCHEMA['version']}")
+    return Check("fused kernels for ONNX Runtime", False, library.problem, library.remedy)
 
 
-def _compiler() -> Check:
+def _triton() -> Check:
+    try:
+        binary = find_triton()
+    except BackendUnavailable as error:
+        found, _, remedy = str(error).partition(": ")
+        return Check("Triton server (serve)", False, found, remedy)
+    return Check("Triton server (serve)", True, str(binary.path))
+
+
+def _compilers() -> list[Check]:
+    """Look for what torch.compile and a build of the native libraries need."""
     compiler = shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")
-    return Check(
-        "torch.compile (bench --against torch.compile)",
-        compiler is not None,
-        f"compiler {compiler}" if compiler else "no C++ compiler on PATH",
-        "" if compiler else "install g++ or clang++",
-    )
+    found = f"compiler {compiler}" if compiler else "no C++ compiler on PATH"
+    remedy = "" if compiler else "install g++ or clang++ with your system's package manager"
+    return [
+        Check("torch.compile (bench --against torch.compile)", compiler is not None, found, remedy),
+        _tool("cmake", "CMake (make native)", "pip install cmake"),
+        _tool("nvcc", "CUDA compiler (make native-cuda)", "install the CUDA toolkit; only needed for GPU kernels"),
+    ]
+
+
+def _tool(command: str, name: str, remedy: str) -> Check:
+    path = shutil.which(command)
+    return Check(name, path is not None, path or f"no {command} on PATH", "" if path else remedy)
 
 
 def _tensorrt() -> list[Check]:
@@ -138,34 +194,21 @@ def _tensorrt() -> list[Check]:
     for runtime in Runtime:
         try:
             version = str(bindings(runtime).__version__)
-        except BackendUnavailable as missing:
-            found, _, remedy = str(missing).partition(": ")
+        except BackendUnavailable as error:
+            found, _, remedy = str(error).partition(": ")
             checks.append(Check(runtime.value, False, found, remedy))
             continue
         checks.append(Check(runtime.value, True, version))
         if runtime is Runtime.TENSORRT and (problem := native.plugin_problem(version)):
             checks.append(Check("TensorRT plugin library", False, problem))
             return checks
+    return [*checks, _plugin()]
+
+
+def _plugin() -> Check:
     try:
-        checks.append(Check("TensorRT plugin library", True, f"{native.trt_library()}, version {SCHEMA['version']}"))
-    except BackendUnavailable as missing:
-        found, _, remedy = str(missing).partition("; ")
-        checks.append(Check("TensorRT plugin library", False, found, remedy))
-    return checks
-
-
-def diagnose() -> Diagnosis:
-    """Look at this machine; nothing is downloaded or changed."""
-    torch, *gpu = _torch()
-    checks = [
-        torch,
-        *_onnxruntime(),
-        _fused_kernels(),
-        Check("onnx.reference", True, f"onnx {version_of('onnx')}"),
-        _compiler(),
-        *_extras(),
-        _triton(),
-        *gpu,
-        *_tensorrt(),
-    ]
-    return Diagnosis(tuple(checks), environment())
+        library = native.trt_library()
+    except BackendUnavailable as error:
+        found, _, remedy = str(error).partition("; ")
+        return Check("TensorRT plugin library", False, found, remedy)
+    return Check("TensorRT plugin library", True, f"{library}, version {SCHEMA['version']}")

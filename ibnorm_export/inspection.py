@@ -1,15 +1,197 @@
-"""What is in an exported file or a checkpoint, as plain values for printing or JSON."""
+"""What is in an exported file or a checkpoint."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ibnorm_export.artifacts.exported_model import ExportedModel, NormNode, dtype_name
+from ibnorm_export.artifacts.exported_model import ExportedModel, NormNode, dtype_name, resolve
 from ibnorm_export.errors import ModelFileError
+from ibnorm_export.text_report import text_table
 
-__all__ = ["inspect_checkpoint", "inspect_file"]
+__all__ = ["CheckpointInspection", "FileInspection", "InspectedNorm", "inspect", "inspect_checkpoint", "inspect_file"]
+
+
+@dataclass(frozen=True, slots=True)
+class InspectedNorm:
+    """One norm.
+
+    Args:
+        module: path of the norm in the checkpoint.
+        op: op type, e.g. "IBNormL".
+        lambd: canonical lambda.
+        epsilon: canonical epsilon.
+    """
+
+    module: str
+    op: str
+    _: KW_ONLY
+    lambd: float
+    epsilon: float
+
+
+class _Inspection:
+    """What both kinds of inspection have in common: how they are printed and serialised."""
+
+    __slots__ = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what `inspect --json` prints."""
+        found = asdict(self)  # type: ignore[call-overload]  # every subclass is a dataclass
+        norms = [{"lambda" if key == "lambd" else key: v for key, v in norm.items()} for norm in found.pop("norms")]
+        return {**found, "norms": norms}
+
+    def __str__(self) -> str:
+        found = self.to_dict()
+        norms = found.pop("norms")
+        lines = [f"{name.replace('_', ' ')}: {_text(value)}" for name, value in found.items()]
+        title = "1 norm" if len(norms) == 1 else f"{len(norms)} norms"
+        rows = [(n["module"], n["op"], f"{n['lambda']:g}", f"{n['epsilon']:.3g}") for n in norms]
+        lines.append(text_table(title, ("module", "op", "lambda", "epsilon"), rows=rows) if norms else title)
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True)
+class FileInspection(_Inspection):
+    """What is in an ONNX file.
+
+    Args:
+        path: path of the file.
+        format: the tool that wrote it.
+        size_bytes: size with its external data.
+        opset: version of the default domain.
+        dtype: type in which the weights are computed.
+        inputs, outputs: name, type and shape of each.
+        initializers: number of weights of each type.
+        functions: domain and name of each local function.
+        operators: number of nodes of each op type.
+        metadata: what the export wrote about the model.
+        norms: the norms.
+    """
+
+    path: str
+    format: str
+    _: KW_ONLY
+    size_bytes: int
+    opset: int
+    dtype: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    initializers: Mapping[str, int]
+    functions: tuple[str, ...]
+    operators: Mapping[str, int]
+    metadata: Mapping[str, Any]
+    norms: tuple[InspectedNorm, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointInspection(_Inspection):
+    """What is in a checkpoint.
+
+    Args:
+        path: path of the checkpoint.
+        format: "checkpoint".
+        family: family of the model.
+        parameters: number of parameters.
+        tensors: number of parameter tensors of each type.
+        inputs: name and shape of each input.
+        outputs: name of each output.
+        default_opset: opset of an export that names none.
+        source_sha256: sha256 of the weights.
+        warnings: what an export would warn about.
+        norms: the norms.
+    """
+
+    path: str
+    format: str
+    _: KW_ONLY
+    family: str
+    parameters: int
+    tensors: Mapping[str, int]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    default_opset: int
+    source_sha256: str
+    warnings: tuple[str, ...]
+    norms: tuple[InspectedNorm, ...]
+
+
+def inspect(path: str | Path, factory: str | None = None) -> FileInspection | CheckpointInspection:
+    """Describe an exported file or a checkpoint.
+
+    Args:
+        path: an .onnx file, a folder with a model.onnx, or a checkpoint.
+        factory: "PACKAGE.MODULE:FACTORY" of a custom model, for a checkpoint.
+
+    Raises:
+        ModelFileError: the file cannot be read.
+        CheckpointError: the checkpoint cannot be loaded.
+    """
+    return inspect_file(path) if resolve(path).suffix == ".onnx" else inspect_checkpoint(path, factory)
+
+
+def inspect_file(path: str | Path) -> FileInspection:
+    """Describe an ONNX file, written by this package or by another tool, without running it.
+
+    Raises:
+        ModelFileError: the file cannot be read, or a norm's lambda or epsilon is not a number.
+    """
+    model = ExportedModel(path)
+    types = Counter(dtype_name(tensor.data_type) for tensor in model.weights.values())
+    return FileInspection(
+        str(model.path),
+        "ONNX, written by ibnorm-export" if model.metadata else "ONNX, written by another tool",
+        size_bytes=model.size_bytes,
+        opset=model.opset,
+        dtype=model.dtype,
+        inputs=tuple(f"{t.name} {t.dtype} {list(t.shape)}" for t in model.inputs),
+        outputs=tuple(f"{t.name} {t.dtype} {list(t.shape)}" for t in model.outputs),
+        initializers=dict(types.most_common()),
+        functions=tuple(f"{f.domain}::{f.name}" for f in model.proto.functions),
+        operators=model.operators,
+        metadata={key: value for key, value in model.metadata.to_dict().items() if key not in ("norms", "config")},
+        norms=tuple(
+            InspectedNorm(
+                norm.module,
+                norm.op_type,
+                lambd=_number(model, norm, attribute="lambd"),
+                epsilon=_number(model, norm, attribute="epsilon"),
+            )
+            for norm in model.norms
+        ),
+    )
+
+
+def inspect_checkpoint(path: str | Path, factory: str | None = None) -> CheckpointInspection:
+    """Describe a checkpoint; its weights are loaded.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be loaded.
+    """
+    from ibnorm_export import models
+
+    model = models.load(path, factory)
+    parameters = list(model.module.parameters())
+    types = Counter(str(p.dtype).removeprefix("torch.") for p in parameters)
+    return CheckpointInspection(
+        str(path),
+        "checkpoint",
+        family=model.family,
+        parameters=sum(p.numel() for p in parameters),
+        tensors=dict(types.most_common()),
+        inputs=tuple(f"{s.name} {list(s.shape)}" for s in model.inputs),
+        outputs=tuple(model.outputs),
+        default_opset=model.opset,
+        source_sha256=model.source_sha256,
+        warnings=tuple(model.warnings),
+        norms=tuple(
+            InspectedNorm(module, spec.op_type, lambd=spec.lambd, epsilon=spec.epsilon)
+            for module, spec in model.norms.items()
+        ),
+    )
 
 
 def _number(model: ExportedModel, norm: NormNode, *, attribute: str) -> float:
@@ -19,62 +201,9 @@ def _number(model: ExportedModel, norm: NormNode, *, attribute: str) -> float:
     return float(value)
 
 
-def inspect_file(path: str | Path) -> dict[str, Any]:
-    """Describe an ONNX file, of this package or of another tool; nothing is run.
-
-    Raises:
-        ModelFileError: the file cannot be read, or a norm's lambda or epsilon is no number.
-    """
-    model = ExportedModel(path)
-    types = Counter(dtype_name(tensor.data_type) for tensor in model.weights.values())
-    return {
-        "path": str(model.path),
-        "format": "ONNX of another tool" if model.metadata.is_empty else "ONNX, written by ibnorm-export",
-        "size_bytes": model.size_bytes,
-        "opset": model.opset,
-        "dtype": model.dtype,
-        "inputs": [f"{t.name} {t.dtype} {list(t.shape)}" for t in model.inputs],
-        "outputs": [f"{t.name} {t.dtype} {list(t.shape)}" for t in model.outputs],
-        "initializers": dict(types.most_common()),
-        "functions": [f"{f.domain}::{f.name}" for f in model.proto.functions],
-        "operators": model.operators,
-        "metadata": {key: value for key, value in model.metadata.to_dict().items() if key not in ("norms", "config")},
-        "norms": [
-            {
-                "module": norm.module,
-                "op": norm.op_type,
-                "lambda": _number(model, norm, attribute="lambd"),
-                "epsilon": _number(model, norm, attribute="epsilon"),
-            }
-            for norm in model.norms
-        ],
-    }
-
-
-def inspect_checkpoint(path: str | Path, factory: str | None = None) -> dict[str, Any]:
-    """Describe a checkpoint; its weights are read.
-
-    Raises:
-        CheckpointError: it cannot be loaded.
-    """
-    from ibnorm_export import models
-
-    model = models.load(path, factory)
-    parameters = list(model.module.parameters())
-    types = Counter(str(p.dtype).removeprefix("torch.") for p in parameters)
-    return {
-        "path": str(path),
-        "format": "checkpoint",
-        "family": model.family,
-        "parameters": sum(p.numel() for p in parameters),
-        "tensors": dict(types.most_common()),
-        "inputs": [f"{s.name} {list(s.shape)}" for s in model.inputs],
-        "outputs": list(model.outputs),
-        "default_opset": model.opset,
-        "source_sha256": model.source_sha256,
-        "warnings": list(model.warnings),
-        "norms": [
-            {"module": module, "op": spec.op_type, "lambda": spec.lambd, "epsilon": spec.epsilon}
-            for module, spec in model.norms.items()
-        ],
-    }
+def _text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {one}" for name, one in value.items()) or "none"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value)) or "none"
+    return str(value)

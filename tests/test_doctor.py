@@ -58,7 +58,7 @@ def test_triton_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
         raise BackendUnavailable("no tritonserver on PATH: get one")
 
     monkeypatch.setattr(doctor, "find_triton", none)
-    check = check_of("Triton (serve)")
+    check = check_of("Triton server")
     assert (check.works, check.found, check.remedy) == (False, "no tritonserver on PATH", "get one")
 
 
