@@ -8,7 +8,8 @@ from dataclasses import KW_ONLY, asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ibnorm_export.artifacts.exported_model import ExportedModel, NormNode, dtype_name, resolve
+from ibnorm_export.artifacts.exported_model import ExportedModel, NormNode, dtype_name
+from ibnorm_export.artifacts.onnx_file import resolve
 from ibnorm_export.errors import ModelFileError
 from ibnorm_export.text_report import text_table
 
