@@ -1,1 +1,1 @@
-"""Data that the rest of the package exchanges: tensors, loaded models, exported files and their companions."""
+"""Data that packages exchange: tensors, loaded models, exported files and the files beside them."""

@@ -1,8 +1,8 @@
-"""Parameters in float64 that take no memory: the truth of a comparison holds no second, doubled copy of a model.
+"""Float64 parameters without a copy in memory, for the reference model of a comparison.
 
-A `Widened` tensor is of type float64 to whoever looks at it, and keeps the parameter that it stands for as it is
-stored. An operator that takes it is given the float64 values, made for that operator and freed behind it: the same
-values as those of a copy, hence the same results to the bit.
+A `Widened` tensor has dtype float64 but holds the parameter in the dtype in which it is stored. Each operator receives
+float64 values that exist only while it runs. They are the values that a float64 copy would have, so results are the
+same to the bit.
 """
 
 from __future__ import annotations
@@ -19,15 +19,17 @@ __all__ = ["Widened", "storage_identity", "widened_copy"]
 
 
 class Widened(Tensor):
-    """`stored` in float64, one operator at a time; an operator that writes to it leaves it in float64 for good.
+    """A tensor that is converted to float64 for one operator at a time.
+
+    An operator that writes to it leaves it stored in float64.
 
     Args:
-        cell: a list that holds the stored tensor alone, shared with what is detached from this one.
+        cell: a list with one element, the stored tensor. Tensors that are detached from this one share the list.
     """
 
     cell: list[Tensor]
 
-    # operators arrive below, so that torch's own fast paths take a module as they take any other
+    # Operators arrive in `__torch_dispatch__` only, so that PyTorch's fast paths accept modules with such parameters.
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # torch's own idiom
 
     @staticmethod
@@ -40,7 +42,7 @@ class Widened(Tensor):
         return made
 
     @classmethod
-    def __torch_dispatch__(  # type: ignore[override]  # typed as what it is where it is switched off
+    def __torch_dispatch__(  # type: ignore[override]  # the base class declares the disabled form
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         writes = func._schema.is_mutable
@@ -51,7 +53,7 @@ class Widened(Tensor):
                 tensor.cell[0] = wide
             return wide
 
-        # a view is of the kind of what it views: parameters are no inference tensors
+        # Parameters are not inference tensors, so their views must not be either.
         with torch.inference_mode(torch.is_inference_mode_enabled() and not func.is_view):
             if func is torch.ops.aten.detach.default:
                 return Widened(args[0].cell)
@@ -68,12 +70,12 @@ class Widened(Tensor):
 
 
 def storage_identity(tensor: Tensor) -> int:
-    """What two tensors have in common that hold the same values in the same place, while both live."""
+    """A number that is equal for two living tensors exactly when they share their storage."""
     return id(tensor.cell) if isinstance(tensor, Widened) else tensor.untyped_storage().data_ptr()
 
 
 def widened_copy(module: nn.Module) -> nn.Module:
-    """A copy whose floating parameters are in float64 and take no memory; buffers are copied as they are."""
+    """Return a copy whose floating-point parameters are `Widened`; buffers are copied as they are."""
     narrow = [p for p in module.parameters() if p.is_floating_point() and p.dtype != torch.float64]
-    # what stands for a parameter stands for it wherever the model keeps it: tied, or in a list of its own
+    # The memo replaces a parameter wherever the model refers to it: tied weights, and attributes outside its modules.
     return deep_copy(module, {id(p): nn.Parameter(Widened([p.detach()]), requires_grad=False) for p in narrow})

@@ -1,4 +1,4 @@
-"""The user's own inputs: arrays from .npz files and text."""
+"""Inputs that the user gives: arrays in .npz files, and text."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ __all__ = ["read_arrays", "read_inputs"]
 
 
 def read_inputs(path: str | Path, model: LoadedModel) -> Arrays:
-    """The user's own inputs from an .npz file, checked against what the model takes; see `read_arrays`."""
+    """Read inputs of a model from an .npz file; see `read_arrays`."""
     return read_arrays(path, model.inputs)
 
 
 def read_text(path: str | Path) -> str:
-    """The user's own text, in UTF-8.
+    """Read a text in UTF-8.
 
     Raises:
         ModelFileError: the file is missing, unreadable or not UTF-8.
@@ -29,33 +29,42 @@ def read_text(path: str | Path) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ModelFileError(f"{path} is no text in UTF-8: {error}") from error
+        raise ModelFileError(f"{path} is not a text in UTF-8: {error}") from error
 
 
 def read_arrays(path: str | Path, inputs: Sequence[InputSpec]) -> Arrays:
-    """Arrays by name from an .npz file, in float32 or int64, checked against the inputs that they are for.
+    """Read arrays from an .npz file and check them against the inputs that they are for.
+
+    Args:
+        path: the .npz file, with one array for each input.
+        inputs: what the model takes.
+
+    Returns:
+        Arrays by input name, in float32 or int64.
 
     Raises:
-        ModelFileError: the file is missing or damaged, or an array is missing, or of another type or
+        ModelFileError: the file is missing or damaged, or an array is missing, unexpected, or has the wrong type or
             shape; the message names it.
     """
     arrays = read_npz(path, "an .npz file of plain arrays")
     wanted = [spec.name for spec in inputs]
     if sorted(arrays) != sorted(wanted):
-        raise ModelFileError(f"{path} holds {sorted(arrays)}; the model takes {wanted}")
+        raise ModelFileError(f"{path} holds the arrays {sorted(arrays)}; the model takes {wanted}")
     sizes: dict[str, int] = {}
     for spec in inputs:
         array = arrays[spec.name]
         kind = np.floating if spec.floating else np.integer
         if not np.issubdtype(array.dtype, kind):
-            raise ModelFileError(f"{path}: {spec.name} is {array.dtype}; it must be {kind.__name__}")
+            raise ModelFileError(f"{path}: {spec.name} has dtype {array.dtype}; it must be {kind.__name__}")
         arrays[spec.name] = array.astype(np.float32 if spec.floating else np.int64)
-        # A first call of a model with a cache has a past of length 0.
+        # The first call of a model with a cache has a past of length 0.
         empty = array.ndim == len(spec.shape) and any(
             have == 0 and want != "past" for have, want in zip(array.shape, spec.shape, strict=True)
         )
         if array.ndim != len(spec.shape) or empty:
-            raise ModelFileError(f"{path}: {spec.name} has shape {array.shape}; it must be {spec.shape}, not empty")
+            raise ModelFileError(
+                f"{path}: {spec.name} has shape {array.shape}; it must be {spec.shape}, without an empty axis"
+            )
         for have, want in zip(array.shape, spec.shape, strict=True):
             expected = want if isinstance(want, int) else sizes.setdefault(want, have)
             if have != expected:

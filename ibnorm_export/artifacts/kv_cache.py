@@ -1,4 +1,4 @@
-"""A model with a cache, run token by token: the cache goes in as past_key_values.* and comes out as present.*."""
+"""Inputs of a language model with a cache: it takes past_key_values.* and returns present.*."""
 
 from __future__ import annotations
 
@@ -17,15 +17,22 @@ CAPACITY: Final = "capacity"
 
 
 def positions(mask: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Position of every token (batch, total) in its own row, padding on the left counted as 0."""
+    """Return the position of every token in its row.
+
+    Args:
+        mask: (batch, total), 0 where a token is padding.
+
+    Returns:
+        (batch, total); padding on the left has position 0.
+    """
     counted: NDArray[np.int64] = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
     return counted
 
 
 def without_padding(inputs: Arrays) -> Arrays:
-    """The same tokens and cache, all of them valid, as GroupQueryAttention takes them.
+    """Return the same tokens and cache without padding, as the kernel of GroupQueryAttention requires.
 
-    Several tokens behind a past are one row: its kernel takes no more.
+    Only the first row is kept where several tokens follow a past: the kernel takes a single row then.
     """
     tokens, total = inputs["input_ids"].shape[1], inputs["attention_mask"].shape[1]
     if tokens > 1 and total > tokens:
@@ -39,6 +46,6 @@ def without_padding(inputs: Arrays) -> Arrays:
 
 
 def input_specs(exported: ExportedModel) -> tuple[InputSpec, ...]:
-    """Inputs of an exported file, as `Decoder` wants them."""
+    """Return the inputs of an exported file as specifications."""
     floating = ("fp32", "fp16", "bf16")
     return tuple(InputSpec(t.name, t.shape, t.dtype in floating) for t in exported.inputs)

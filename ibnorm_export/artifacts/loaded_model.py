@@ -1,4 +1,4 @@
-"""A model in memory that is ready to be exported, compared or timed: the type between `models` and the rest."""
+"""A model in memory, with everything that export, verification and benchmarks need to know about it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["CustomModel", "LoadedModel", "torch_dtype"]
 
 
 def torch_dtype(dtype: DType) -> torch.dtype:
-    """PyTorch's name of an element type."""
+    """PyTorch's dtype of an element type."""
     return {DType.FP32: torch.float32, DType.FP16: torch.float16, DType.BF16: torch.bfloat16}[dtype]
 
 
@@ -33,13 +33,12 @@ class CustomModel:
     """What a user's own factory (`--model package.module:factory`) returns.
 
     Args:
-        module: the model, norms in place, weights of any value (they are loaded into it).
-        inputs: in the order of `module.forward`.
-        outputs: names of what forward returns, one tensor or a tuple of them.
-        sample: (generator, index) -> arrays by input name; None draws normal values and
-            small integers.
-        exact: makes a float64 copy of `module` compute in float64 throughout; needed only where
-            the model's own code forces another type.
+        module: the model with its norms in place. The weights of the checkpoint are loaded into it.
+        inputs: the inputs of `module.forward`, in order.
+        outputs: names of the tensors that `module.forward` returns: one tensor or a tuple.
+        sample: (generator, index) -> arrays by input name. None draws normal values and small integers.
+        exact: makes a float64 copy of `module` compute in float64 throughout. It is only needed where the model's code
+            casts to another type.
         opset: default opset for export.
     """
 
@@ -53,7 +52,7 @@ class CustomModel:
 
 
 class _Entry(nn.Module):
-    """Tensors in, tuple of tensors out: the signature that is exported."""
+    """The signature that is exported: tensors in, a tuple of tensors out."""
 
     def __init__(self, checkpoint: nn.Module, call: Callable[..., tuple[Tensor, ...]]) -> None:
         super().__init__()
@@ -71,28 +70,31 @@ def _all_valid(arrays: Arrays) -> dict[str, NDArray[np.bool_]]:
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model with its weights, and all that the toolchain must know about it.
+    """A model with its weights, and everything that the tools need to know about it.
+
+    It has more than eight fields because each family of models sets all of them, once.
 
     Args:
-        module: in evaluation mode, on the CPU, parameters as the checkpoint stores them.
+        module: the model in evaluation mode, on the CPU, with parameters as the checkpoint stores them.
         family: name of the architecture, e.g. "llama".
-        inputs, outputs: of `call`, in order.
+        inputs: the inputs of `call`, in order.
+        outputs: names of the outputs of `call`, in order.
         call: (module, *tensors) -> tuple of outputs.
-        sample: (generator, index) -> inputs shaped as in use; the index walks through the shapes
-            that matter (batch 1, one token, padding, ...).
-        valid: inputs -> for some outputs, which leading positions have a defined value (padding
-            has none); outputs that are not named count whole.
+        sample: (generator, index) -> inputs with shapes as in practice. The index selects one of the shapes that matter
+            (batch 1, one token, padding, ...).
+        valid: inputs -> a mask by output name of the positions that have a defined value; padding has none. All
+            positions of an output that is not named are valid.
         exact: makes a float64 copy of `module` compute in float64 throughout.
         opset: default opset for export.
-        source: where the checkpoint came from, as given.
+        source: path of the checkpoint, as given.
         source_sha256: hash of its config and weights.
-        section: the `ibnorm` section, or None for a model built by the user's own code.
+        section: the `ibnorm` section; None for a model that the user's own code builds.
         warnings: what the user should know about the weights.
-        task: what it was loaded for.
-        trace_sizes: sizes of dynamic axes to trace with, where they are not free.
-        vocabulary: of a language model loaded for text generation.
-        max_positions: the longest sequence of a language model; 0 where nothing is known of one.
-        norms: IBNorm by module path; empty for a baseline, whose section names other norms alone.
+        task: what the model was loaded for.
+        trace_sizes: sizes of dynamic axes to trace with, for axes that cannot have any size.
+        vocabulary: number of tokens of a language model that was loaded for text generation; else 0.
+        max_positions: the longest sequence of a language model, in tokens; 0 where that is unknown.
+        norms: the spec of every IBNorm by module path; empty for a baseline, whose section only names other norms.
     """
 
     module: nn.Module
@@ -118,20 +120,20 @@ class LoadedModel:
     def __post_init__(self) -> None:
         modules = list(self.module.named_modules())
         norms = {path: m.spec for path, m in modules if isinstance(m, (IBNorm, BatchIBNorm))}
-        if not norms and self.section is None:  # a section may say that all are of another kind: a baseline
+        if not norms and self.section is None:  # a section may replace every norm with another kind, as a baseline
             raise CheckpointError(
-                f"{self.source}: the model has no IBNorm module. A class of your own becomes one through "
-                "ibnorm_export.models.register_adapter(YourClass, convert)"
+                f"{self.source}: the model has no IBNorm module. If it has a norm class of your own, register a "
+                "conversion: ibnorm_export.models.register_adapter(YourClass, convert)"
             )
         if not any(p.is_floating_point() for p in self.module.parameters()):
             raise CheckpointError(
-                f"{self.source}: the model has no floating-point parameter, and theirs is the type that it computes "
-                "in; give it one, the scale of a norm for instance"
+                f"{self.source}: the model has no floating-point parameter, so its dtype is unknown; give it one, for "
+                "example the scale of a norm"
             )
         object.__setattr__(self, "norms", norms)
 
     def entry(self, module: nn.Module | None = None) -> nn.Module:
-        """The callable of positional tensors that is exported and compiled.
+        """Return the callable that is exported and compiled: it takes tensors by position.
 
         Args:
             module: a copy of `module` that the caller has made; None makes one in evaluation mode.
@@ -139,17 +141,17 @@ class LoadedModel:
         return _Entry(copy_module(self.module) if module is None else module, self.call)
 
     def in_dtype(self, dtype: torch.dtype) -> nn.Module:
-        """A copy of `module` in evaluation mode, its parameters in `dtype`; see `copy_module`."""
+        """Return a copy of `module` in evaluation mode with parameters in `dtype`; see `copy_module`."""
         return copy_module(self.module, dtype)
 
     def converted(self, dtype: torch.dtype) -> LoadedModel:
-        """The same model with `in_dtype(dtype)` as its module; this one stays as it is."""
+        """Return the same model with `in_dtype(dtype)` as its module; this one stays as it is."""
         return replace(self, module=self.in_dtype(dtype))
 
     def in_float64(self) -> nn.Module:
-        """A copy of `module` that computes in float64 throughout: the truth of every comparison.
+        """Return a copy of `module` that computes in float64 throughout: the reference of every comparison.
 
-        Its parameters stand for those of `module` and take no memory; see `float64_parameters`.
+        Its parameters share the memory of those of `module`; see `float64_parameters`.
         """
         module = widened_copy(self.module).eval()
         cast_buffers(module, torch.float64)
@@ -158,7 +160,7 @@ class LoadedModel:
         return module
 
     def example(self) -> tuple[Tensor, ...]:
-        """Small inputs to trace with: every dynamic axis above 1 and of its own size where free."""
+        """Return small inputs to trace with. Sizes of dynamic axes are above 1, and differ where they may."""
         sizes = dict(self.trace_sizes)
         tensors = []
         for spec in self.inputs:

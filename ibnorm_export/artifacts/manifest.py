@@ -1,7 +1,7 @@
-"""What a folder was made of: sha256 of every file, and what its native libraries implement, checked before loading.
+"""The manifest of a folder: the SHA-256 of every file, and the machine and operator schema of every native library.
 
-A library is code: it is loaded into the process that runs the model. So nothing loads one from a folder that was
-packaged elsewhere before its bytes, its machine and its operator schema are those that were written down.
+A native library is code that is loaded into the process that runs the model. Before one is loaded from a folder, its
+bytes, its machine and its schema are compared with the manifest.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ __all__ = ["MANIFEST_FILE", "check_library", "edited_files", "library_entry", "r
 MANIFEST_FILE: Final = "manifest.json"
 _FORMAT: Final = "1"
 
-#: Files that are their users' to tune, and documents.
+#: Suffixes of files that users may edit: settings and documents.
 _EDITABLE: Final = (".pbtxt", ".md", ".yaml")
 
 
 def library_entry(library: Path) -> dict[str, Any]:
-    """What a manifest says of a library that was inspected and found good."""
+    """Return the manifest entry of a library that can be loaded here."""
     return {"machine": machine_of(library), "schema": SCHEMA}
 
 
 def write_manifest(folder: Path, libraries: Mapping[str, Path], *, content: Mapping[str, Any]) -> None:
-    """Write manifest.json for all files in `folder`.
+    """Write manifest.json for all files of a folder.
 
     Args:
-        folder: complete but for the manifest.
-        libraries: path of each native library, as in the folder, and the library itself.
-        content: what else to say.
+        folder: the folder, complete except for the manifest.
+        libraries: native libraries: the path in the folder, and the file that was copied there.
+        content: other entries of the manifest.
     """
     files = {
         file.relative_to(folder).as_posix(): {"sha256": sha256_of(file), "size_bytes": file.stat().st_size}
@@ -49,10 +49,10 @@ def write_manifest(folder: Path, libraries: Mapping[str, Path], *, content: Mapp
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """manifest.json of a folder.
+    """Read manifest.json of a folder.
 
     Raises:
-        ModelFileError: it is missing, damaged, or of another format.
+        ModelFileError: the manifest is missing, damaged, or in another format.
     """
     file = folder / MANIFEST_FILE
     try:
@@ -64,38 +64,38 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelFileError(f"{file} is damaged ({error!r}); write the folder again with ibnorm-export") from error
     if found.get("format") != _FORMAT or not sums or not machines.keys() <= sums.keys():
-        raise ModelFileError(f"{file} is not of format {_FORMAT!r}; write the folder again with ibnorm-export")
+        raise ModelFileError(f"{file} is not in format {_FORMAT!r}; write the folder again with ibnorm-export")
     made: dict[str, Any] = found
     return made
 
 
 def check_files(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Every file that the manifest names is there with the bytes that were written, except what users may edit.
+    """Check that every file of the manifest is there, unchanged unless users may edit it.
 
-    config.pbtxt is theirs to tune, and documents do nothing; a changed model or warm-up input is an error.
+    Users may tune config.pbtxt, and documents have no effect; a changed model or warm-up input is an error.
 
     Raises:
-        ModelFileError: a file is missing, outside the folder or changed, or a library cannot be loaded here.
+        ModelFileError: a file is missing, changed or outside the folder, or a library cannot be loaded here.
     """
     for name, entry in manifest["files"].items():
         file = folder / name
         if not file.resolve().is_relative_to(folder.resolve()):
             raise ModelFileError(
-                f"{folder / MANIFEST_FILE} names {name!r}, which lies outside the folder; package again"
+                f"{folder / MANIFEST_FILE} lists {name!r}, which lies outside the folder; package the model again"
             )
         if not file.is_file():
-            raise ModelFileError(f"{file} is missing, which {MANIFEST_FILE} names; package the model again")
+            raise ModelFileError(f"{file} is missing but listed in {MANIFEST_FILE}; package the model again")
         if file.suffix not in _EDITABLE and sha256_of(file) != entry["sha256"]:
             raise ModelFileError(
-                f"{file} was changed after packaging: its sha256 is not the one in {MANIFEST_FILE}; "
-                "package the model again, or put the file back"
+                f"{file} was changed after packaging: its sha256 is not the one in {MANIFEST_FILE}; package the model "
+                "again, or restore the file"
             )
     for name in manifest["libraries"]:
         check_library(folder, name, manifest=manifest)
 
 
 def edited_files(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
-    """Those that users may edit, and have, relative to the folder."""
+    """Return the files that users may edit and have edited, relative to the folder."""
     return [
         name
         for name, entry in manifest["files"].items()
@@ -104,32 +104,40 @@ def edited_files(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
 
 
 def check_library(folder: Path, name: str, *, manifest: Mapping[str, Any]) -> Path:
-    """The library `name` of a folder, whose hash, machine and schema are good to load here; it is not loaded.
+    """Check that a library of a folder can be loaded here, without loading it.
+
+    Args:
+        folder: the folder.
+        name: path of the library in the folder.
+        manifest: the folder's manifest.
+
+    Returns:
+        The library.
 
     Raises:
-        ModelFileError: the manifest does not name it, or it is missing, changed, for another machine, or implements
-            another version of the operator; says which and what to do.
+        ModelFileError: the manifest does not list the library, or it is missing, changed, built for another machine, or
+            implements another version of the operator.
     """
     file = folder / name
     if name not in manifest["libraries"] or name not in manifest["files"]:
-        raise ModelFileError(f"{file} is a native library that {MANIFEST_FILE} does not name; it is not loaded")
+        raise ModelFileError(f"{file} is a native library that {MANIFEST_FILE} does not list; it is not loaded")
     if not file.is_file():
-        raise ModelFileError(f"{file} is missing, which {MANIFEST_FILE} names; write the folder again")
+        raise ModelFileError(f"{file} is missing but listed in {MANIFEST_FILE}; write the folder again")
     entry = manifest["libraries"][name]
     if sha256_of(file) != manifest["files"][name]["sha256"]:
         raise ModelFileError(
             f"{file} was changed after packaging: its sha256 is not the one in {MANIFEST_FILE}; it is not loaded. "
-            "Write the folder again, or put the library back"
+            "Write the folder again, or restore the library"
         )
     here = platform.machine()
     if machine_of(file) != entry["machine"] or entry["machine"] != here:
         raise ModelFileError(
-            f"{file} is built for {machine_of(file) or 'another system'}, this machine is {here}; write the folder "
-            "again on a machine of this kind, or take the portable variant, which needs no library"
+            f"{file} is built for {machine_of(file) or 'another system'}, but this machine is {here}; write the folder "
+            "again on such a machine, or use the portable variant, which needs no library"
         )
     if entry["schema"] != SCHEMA:
         raise ModelFileError(
-            f"{file} implements {json.dumps(entry['schema'])}, this package {json.dumps(SCHEMA)}; write the folder "
+            f"{file} implements {json.dumps(entry['schema'])}, but this package {json.dumps(SCHEMA)}; write the folder "
             "again with this version of ibnorm-export"
         )
     return file

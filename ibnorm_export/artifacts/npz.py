@@ -1,4 +1,4 @@
-"""Files of numpy that others wrote: .npz with arrays by name, .npy with one array; never pickles."""
+"""Reading NumPy files from an untrusted source: .npz with arrays by name, .npy with one array, never pickles."""
 
 from __future__ import annotations
 
@@ -23,26 +23,29 @@ def _load(path: str | Path, what: str) -> Arrays | NDArray[Any]:
                 return array
             arrays = {name: found[name] for name in found.files}
             for name, value in arrays.items():
-                if not isinstance(value, np.ndarray):  # numpy gives the bytes of a member that is not its own
+                if not isinstance(value, np.ndarray):  # NumPy returns bytes for a member that is not an array
                     raise TypeError(f"its member {name!r} is not an array; save it with numpy.savez")
             return arrays
     except FileNotFoundError as error:
         raise ModelFileError(f"{path} does not exist") from error
-    # Broad on purpose: numpy, zipfile, zlib, lzma and the parser of a header raise a dozen types on bytes that numpy
-    # did not write (RuntimeError where they are encrypted), and nothing but reading stands above.
+    # Broad on purpose: NumPy, zipfile, zlib, lzma and the header parser raise a dozen types on bytes that NumPy did not
+    # write (RuntimeError if they are encrypted), and the block only reads.
     except Exception as error:
         raise ModelFileError(f"{path} is not {what}: {error or type(error).__name__}") from error
 
 
 def read_npz(path: str | Path, what: str) -> Arrays:
-    """Arrays by name.
+    """Read an .npz file.
 
     Args:
-        path: of the file.
-        what: it should be, with an article, for messages.
+        path: the file.
+        what: what the file should be, with an article, for messages.
+
+    Returns:
+        Arrays by name.
 
     Raises:
-        ModelFileError: the file is missing, damaged, encrypted, or holds something else.
+        ModelFileError: the file is missing, damaged or encrypted, or does not hold arrays by name.
     """
     found = _load(path, what)
     if not isinstance(found, dict):
@@ -53,7 +56,7 @@ def read_npz(path: str | Path, what: str) -> Arrays:
 
 
 def read_npy(path: str | Path, what: str) -> NDArray[Any]:
-    """One array; `what` and errors as in `read_npz`."""
+    """Read a .npy file, which holds one array; arguments and errors are those of `read_npz`."""
     found = _load(path, what)
     if isinstance(found, dict):
         raise ModelFileError(f"{path} is not {what}: it holds several arrays")

@@ -1,4 +1,4 @@
-"""Random inputs of an exported file, from what it says of itself."""
+"""Random inputs for an exported file."""
 
 from __future__ import annotations
 
@@ -15,12 +15,20 @@ __all__ = ["draw_inputs"]
 
 
 def draw_inputs(model: ExportedModel, sizes: Mapping[str, int], *, seed: int = 0) -> Arrays:
-    """Random inputs of an exported file for the given sizes of its dynamic axes.
+    """Draw inputs for an exported file.
 
-    Integers are below 2 (valid as tokens and as a mask); a mask is all ones.
+    Integers are 0 or 1, which every vocabulary has; attention_mask is all ones.
+
+    Args:
+        model: the file.
+        sizes: size of every dynamic axis, by name; unused ones are ignored.
+        seed: seed of the generator.
+
+    Returns:
+        Arrays by input name; floating-point inputs are float32.
 
     Raises:
-        ModelFileError: an axis has no size, or an input has a type that cannot be drawn.
+        ModelFileError: an axis has no size, or an input has an unsupported element type.
     """
     rng = np.random.default_rng(seed)
     arrays: dict[str, Any] = {}
@@ -29,7 +37,8 @@ def draw_inputs(model: ExportedModel, sizes: Mapping[str, int], *, seed: int = 0
         for axis in tensor.shape:
             if isinstance(axis, str) and axis not in sizes:
                 raise ModelFileError(
-                    f"{model.path}: no size is known for axis {axis!r} of {tensor.name}; batch and sequence have one"
+                    f"{model.path}: input {tensor.name!r} has the dynamic axis {axis!r}, whose size is not given; "
+                    f"given are {', '.join(sizes) or 'none'}"
                 )
             shape.append(sizes[axis] if isinstance(axis, str) else axis)
         if tensor.name == "attention_mask":
@@ -39,5 +48,8 @@ def draw_inputs(model: ExportedModel, sizes: Mapping[str, int], *, seed: int = 0
         elif tensor.dtype in ("fp32", "fp16", "bf16"):
             arrays[tensor.name] = rng.standard_normal(shape, dtype=np.float32)
         else:
-            raise ModelFileError(f"{model.path}: inputs of type {tensor.dtype} ({tensor.name}) cannot be drawn")
+            raise ModelFileError(
+                f"{model.path}: input {tensor.name!r} has element type {tensor.dtype}; random values are drawn for "
+                "int64, fp32, fp16 and bf16"
+            )
     return arrays

@@ -1,7 +1,7 @@
-"""Inputs that expose wrong arithmetic: what a normal draw of moderate size leaves hidden.
+"""Stress inputs: they reveal arithmetic errors that ordinary random inputs hide.
 
-A naive ln(1 + r) is right at a standard deviation of 1 and wrong at 1e-4; E[x^2] - mean^2 is right at a
-mean of 0; a lost epsilon shows only where a row is constant.
+A naive ln(1 + r) is accurate at a standard deviation of 1 and wrong at 1e-4. E[x^2] - mean^2 is accurate at a mean of
+0. A missing epsilon only shows in a constant row.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from ibnorm_export.artifacts.tensors import Arrays, InputSpec
 
 __all__ = ["STRESS_DISTRIBUTIONS", "draw_stress_inputs"]
 
-_Regime = Callable[[np.random.Generator, tuple[int, ...]], NDArray[np.float32]]
+_Distribution = Callable[[np.random.Generator, tuple[int, ...]], NDArray[np.float32]]
 
 
 def _heavy_tails(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Student's t with 3 degrees of freedom: its kurtosis is infinite."""
+    """Student's t with 3 degrees of freedom, whose kurtosis is infinite."""
     return rng.standard_t(3.0, shape).astype(np.float32)
 
 
@@ -31,7 +31,7 @@ def _large_means(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np
 
 
 def _constant_rows(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Every value of a sample's first half is the same."""
+    """All values in the first half of a sample are equal."""
     values = rng.standard_normal(shape, dtype=np.float32)
     values.reshape(shape[0], -1)[:, : values[0].size // 2] = 0.5
     return values
@@ -42,8 +42,8 @@ def _near_zero(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.f
     return rng.standard_normal(shape, dtype=np.float32) * np.float32(1e-4)
 
 
-#: What floating inputs are drawn from, by name.
-STRESS_DISTRIBUTIONS: Final[dict[str, _Regime]] = {
+#: Distributions of floating-point inputs, by name.
+STRESS_DISTRIBUTIONS: Final[dict[str, _Distribution]] = {
     "heavy tails": _heavy_tails,
     "large means": _large_means,
     "constant rows": _constant_rows,
@@ -51,13 +51,15 @@ STRESS_DISTRIBUTIONS: Final[dict[str, _Regime]] = {
 }
 
 
-def _filled(arrays: Arrays, inputs: tuple[InputSpec, ...], *, regime: _Regime, rng: np.random.Generator) -> Arrays:
+def _filled(
+    arrays: Arrays, inputs: tuple[InputSpec, ...], *, distribution: _Distribution, rng: np.random.Generator
+) -> Arrays:
     floating = {spec.name for spec in inputs if spec.floating}
-    return {name: regime(rng, a.shape) if name in floating and a.size else a for name, a in arrays.items()}
+    return {name: distribution(rng, a.shape) if name in floating and a.size else a for name, a in arrays.items()}
 
 
 def _one_long_sample(model: LoadedModel, rng: np.random.Generator) -> Arrays:
-    """Batch 1 and the longest sequence that the model takes, of one token over and over, then of others."""
+    """One row of the longest sequence that the model takes; the first half repeats one token."""
     first: Any = model.sample(rng, 0)
     ids = first["input_ids"]
     longest = model.max_positions
@@ -67,19 +69,22 @@ def _one_long_sample(model: LoadedModel, rng: np.random.Generator) -> Arrays:
 
 
 def draw_stress_inputs(model: LoadedModel, rng: np.random.Generator) -> dict[str, Arrays]:
-    """Inputs by the name of what they expose.
+    """Draw stress inputs for a model.
 
-    A model with floating inputs (images, a cache) gets each of `STRESS_DISTRIBUTIONS` in them, batch 1 among them; a
-    language model without a cache gets the longest sequence, half of it one token.
+    A model with floating-point inputs (images, a cache) gets one sample from each of `STRESS_DISTRIBUTIONS`; one of
+    them has batch size 1. A language model without a cache gets the longest sequence, half of which repeats one token.
 
     Args:
-        model: says what its inputs are.
-        rng: to draw with.
+        model: the model, for its inputs.
+        rng: the generator.
+
+    Returns:
+        Samples by the name of their distribution; empty for a model with other inputs.
     """
     if any(spec.floating for spec in model.inputs):
         return {
-            name: _filled(model.sample(rng, index), model.inputs, regime=regime, rng=rng)
-            for index, (name, regime) in enumerate(STRESS_DISTRIBUTIONS.items())
+            name: _filled(model.sample(rng, index), model.inputs, distribution=distribution, rng=rng)
+            for index, (name, distribution) in enumerate(STRESS_DISTRIBUTIONS.items())
         }
     names = {spec.name for spec in model.inputs}
     if model.max_positions and names == {"input_ids", "attention_mask"}:

@@ -1,4 +1,4 @@
-"""Inputs and outputs of a model, whatever runs it: their names, shapes, element types and values."""
+"""Inputs and outputs of a model: names, shapes, element types and values."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class InputSpec:
     """One input of a model.
 
     Args:
-        name: as in the ONNX file.
+        name: its name in the ONNX file.
         shape: an integer is fixed, a string names a dynamic axis.
-        floating: True where values have the model's own dtype, False for int64.
+        floating: whether values have the dtype of the model; they are int64 otherwise.
     """
 
     name: str

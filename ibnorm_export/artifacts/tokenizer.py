@@ -16,7 +16,7 @@ from ibnorm_export.errors import ModelFileError, PromptError
 
 __all__ = ["TOKENIZER_FILES", "FolderTokenizer", "TextStream", "end_tokens", "read_json", "write_byte_tokenizer"]
 
-#: What belongs to a tokenizer in a Hugging Face folder.
+#: Files of a tokenizer in a Hugging Face folder.
 TOKENIZER_FILES: Final = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -31,14 +31,15 @@ TOKENIZER_FILES: Final = (
 #: Number of earlier tokens that new tokens are decoded with. Without any, a word would lose the space in front of it; a
 #: few are enough to hold the bytes of a character that was cut.
 _CONTEXT: Final = 8
+#: A token of one byte, as tokenizers with byte fallback write it.
 _FALLBACK: Final = re.compile("<0x[0-9A-Fa-f]{2}>")
 
 
 def read_json(path: Path) -> dict[str, object]:
-    """A JSON object.
+    """Read a JSON object from a file.
 
     Raises:
-        ModelFileError: the file is missing or holds something else.
+        ModelFileError: the file is missing, is not valid JSON, or holds another kind of value.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -52,10 +53,16 @@ def read_json(path: Path) -> dict[str, object]:
 
 
 def end_tokens(folder: Path) -> frozenset[int]:
-    """Tokens that end a text, from generation_config.json or config.json, and those that end it for onnxruntime-genai.
+    """Read the ids of the tokens that end a text.
 
-    Empty where none is said. genai_config.json can have more of them: its maker adds the tokenizer's own, which ends a
-    turn of a chat.
+    They are those of genai_config.json together with those of generation_config.json, or of config.json if the latter
+    has none. genai_config.json can name more: its writer adds the token that ends a turn of a chat.
+
+    Args:
+        folder: a checkpoint or an export.
+
+    Returns:
+        The ids; empty if no file names one.
     """
     ends: set[int] = set()
     for name in ("genai_config.json", "generation_config.json", "config.json"):
@@ -89,15 +96,15 @@ class TextStream:
         self._visible = visible
         self._fallback = fallback
         self._last: list[int] = []
-        self._known = 0  # of them have been decoded
-        self._sent = 0  # characters of their text
+        self._known = 0  # number of tokens of `_last` that have been decoded
+        self._sent = 0  # number of characters of their text that have been returned
 
     def extend(self, tokens: Iterable[int]) -> None:
-        """More of them."""
+        """Add tokens."""
         self._last.extend(token for token in tokens if token in self._visible)
 
     def take(self) -> str:
-        """What is certain now and has not been taken before."""
+        """Return the new text that no later token can change."""
         known = len(self._last)
         while known > self._known and self._last[known - 1] in self._fallback:
             known -= 1
@@ -115,16 +122,16 @@ class TextStream:
         return piece
 
     def rest(self) -> str:
-        """What waits when there are no more tokens."""
+        """Return the text that still waits, after the last token."""
         return self._decode(self._last)[self._sent :]
 
 
 class FolderTokenizer:
-    """tokenizer.json of a folder.
+    """The tokenizer.json of a folder.
 
     Args:
-        folder: of a checkpoint or an export.
-        vocabulary: rows of the model's embedding; None where it is unknown.
+        folder: a checkpoint or an export.
+        vocabulary: number of rows of the model's embedding; None where that is unknown.
 
     Raises:
         ModelFileError: there is no tokenizer.json, it is damaged, or it has ids outside the embedding.
@@ -134,8 +141,8 @@ class FolderTokenizer:
         file = folder / "tokenizer.json"
         if not file.is_file():
             raise ModelFileError(
-                f"{folder} has no tokenizer.json, so text cannot be turned into tokens; put the checkpoint's there "
-                "(AutoTokenizer.from_pretrained(...).save_pretrained writes one)"
+                f"{folder} has no tokenizer.json, so text cannot be turned into tokens; copy it from the checkpoint, "
+                "or write it with AutoTokenizer.from_pretrained(...).save_pretrained"
             )
         try:
             self._tokenizer = Tokenizer.from_file(str(file))
@@ -145,7 +152,8 @@ class FolderTokenizer:
         largest = max(words.values(), default=-1)
         if vocabulary is not None and largest >= vocabulary:
             raise ModelFileError(
-                f"{file} has token {largest}, the model's embedding only {vocabulary} rows: they are not of one model"
+                f"{file} has token {largest}, but the model's embedding has only {vocabulary} rows: they belong to "
+                "different models"
             )
         special = {token for token, word in self._tokenizer.get_added_tokens_decoder().items() if word.special}
         self._visible = frozenset(words.values()) - special
@@ -154,16 +162,16 @@ class FolderTokenizer:
         )
 
     def encode(self, text: str) -> NDArray[np.int64]:
-        """Token ids (n,) of `text`, with the tokens that the tokenizer puts around it.
+        """Return the token ids (n,) of `text`, with the tokens that the tokenizer puts around it.
 
         Raises:
-            PromptError: there is no token in it, or half a character.
+            PromptError: the text is empty, or has one half of a surrogate pair.
         """
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise PromptError(
-                f"character {error.start} of the prompt is one half of a surrogate pair, which is no character"
+                f"character {error.start} of the prompt is one half of a surrogate pair, which is not a character"
             ) from error
         ids = np.array(self._tokenizer.encode(text).ids, dtype=np.int64)
         if not ids.size:
@@ -171,23 +179,23 @@ class FolderTokenizer:
         return ids
 
     def decode(self, ids: NDArray[np.int64] | list[int]) -> str:
-        """Text of token ids; bytes that make no character yet become U+FFFD."""
+        """Return the text of token ids; bytes that are not a whole character become U+FFFD."""
         text: str = self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
         return text
 
     def stream(self) -> TextStream:
-        """For tokens that come one by one."""
+        """Return a decoder for tokens that arrive one by one."""
         return TextStream(self.decode, self._visible, fallback=self._fallback)
 
 
 def write_byte_tokenizer(folder: Path) -> None:
-    """Write tokenizer.json and tokenizer_config.json of a model whose tokens are bytes: token n is byte n.
+    """Write tokenizer.json and tokenizer_config.json for a model whose tokens are bytes: token n is byte n.
 
-    It is the byte-level BPE of GPT-2 without a merge, which transformers, tokenizers and onnxruntime-genai load.
+    They are the byte-level BPE of GPT-2 without merges, which transformers, tokenizers and onnxruntime-genai can load.
     """
     from tokenizers import decoders, models, pre_tokenizers
 
-    # GPT-2's printable stand-ins: visible bytes stand for themselves, the others for 256 and on
+    # GPT-2 writes a byte as a printable character: a visible byte as itself, the others as code points from 256 on.
     visible = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     hidden = [byte for byte in range(256) if byte not in visible]
     vocabulary = {chr(byte if byte in visible else 256 + hidden.index(byte)): byte for byte in range(256)}

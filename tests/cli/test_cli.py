@@ -227,9 +227,9 @@ def _lambda_in_words(proto: onnx.ModelProto) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (_type_of_an_input, "'input_ids' is of element type 99"),
-        (_type_of_a_weight, "is of element type 99"),
-        (_place_of_a_weight, "which names no file"),
+        (_type_of_an_input, "'input_ids' has element type 99"),
+        (_type_of_a_weight, "has element type 99"),
+        (_place_of_a_weight, "which is not the name of a file"),
         (_lambda_in_words, "lambd of the norm model.layers.0.input_layernorm is '4.0'; it must be a number"),
         (_metadata("config", "[" * 100_000), "'ibnorm.config' is not valid JSON"),
         (_metadata("packed", "[1, 2]"), "metadata 'packed' is [1, 2]"),

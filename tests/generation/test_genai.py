@@ -183,7 +183,7 @@ def test_the_op_library_must_be_there_and_fit(folder: Path) -> None:
     with pytest.raises(ModelFileError, match=r"has no libibnorm_ort\.so, the op library"):
         GenaiModel(folder)
     (folder / "libibnorm_ort.so").write_bytes(b"\x7fELF of another machine")
-    with pytest.raises(ModelFileError, match=r"was changed after packaging|does not name; it is not loaded"):
+    with pytest.raises(ModelFileError, match=r"was changed after packaging|does not list; it is not loaded"):
         GenaiModel(folder)
     config["model"]["decoder"]["session_options"]["custom_ops_library"] = "../libibnorm_ort.so"
     file.write_text(json.dumps(config))
