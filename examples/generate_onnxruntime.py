@@ -1,9 +1,9 @@
-"""Greedy text from a portable folder with onnxruntime, tokenizers and numpy alone: nothing of ibnorm-export.
+"""Generate text from a portable folder with onnxruntime, tokenizers and numpy only, without ibnorm-export.
 
     ibnorm-export export demo/llama -o llama --task text-generation
     python examples/generate_onnxruntime.py llama "The import statement"
 
-With the library of fused kernels, add before the session is made:
+To use the fused kernels, add this line before the session is created:
     options.register_custom_ops_library("libibnorm_ort.so")
 """
 

@@ -222,7 +222,7 @@ def test_types_ship() -> None:
     assert (Path(ibnorm_export.__file__).parent / "py.typed").is_file()
 
 
-def test_a_users_script_passes_mypy_strict(tmp_path: Path) -> None:
+def test_a_users_scripts_pass_mypy_strict(tmp_path: Path) -> None:
     if importlib.util.find_spec("mypy") is None:
         pytest.skip("mypy is not installed")
     site = tmp_path / "site"  # as installed: `cli` and `models` inside the package
@@ -230,12 +230,13 @@ def test_a_users_script_passes_mypy_strict(tmp_path: Path) -> None:
     for folder in ("cli", "models"):
         shutil.copytree(ROOT / folder, site / "ibnorm_export" / folder, ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "script.py").write_text(SCRIPT, encoding="utf-8")
+    shutil.copy(ROOT / "examples" / "first_steps.py", tmp_path)
     configuration = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     # Errors of an installed package are not a user's: mypy does not report them for one in site-packages.
     configuration += '\n[[tool.mypy.overrides]]\nmodule = "ibnorm_export.*"\nignore_errors = true\n'
     (tmp_path / "pyproject.toml").write_text(configuration, encoding="utf-8")
     cache = ROOT / "build" / "mypy-user-script"
-    command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(cache), "script.py"]
+    command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(cache), "script.py", "first_steps.py"]
     done = subprocess.run(
         command, cwd=tmp_path, env={"MYPYPATH": str(site), "PATH": ""}, capture_output=True, text=True, check=False
     )

@@ -23,7 +23,7 @@ import numpy as np
 from ibnorm_export import Compression, IBNormSpec, models
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.tensors import DType
-from ibnorm_export.cli.demo_app.demo import train_checkpoint
+from ibnorm_export.cli.demo_app.train import train_checkpoint
 from ibnorm_export.environment import environment
 from ibnorm_export.errors import BackendUnavailable
 from ibnorm_export.exporter.export import ExportOptions, export
@@ -55,7 +55,7 @@ def exported(name: str, dtype: DType, folder: Path) -> ExportedModel:
         if not checkpoint.is_dir():
             models.save(models.new_model(name, spec), checkpoint)
     elif not checkpoint.is_dir():
-        train_checkpoint(DEMOS[name], checkpoint, minutes=0.0)
+        train_checkpoint(DEMOS[name], checkpoint, max_steps=0)
     write = export_folder if task == "text-generation" else export
     return write(models.load(checkpoint, task=task), folder / f"{name}.{dtype.value}", options=ExportOptions(dtype))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ibnorm_export.analysis.information import BETA
 from ibnorm_export.benchmark.html import latency_bars
-from ibnorm_export.cli.demo_app.demo import DemoModel, DemoResult
+from ibnorm_export.cli.demo_app.app import DemoModel, DemoResult
 from ibnorm_export.cli.demo_app.text import DemoText
 from ibnorm_export.html_page import Curve, Section, curves, render
 from ibnorm_export.verifier.html import parity_bars
@@ -17,7 +17,7 @@ _NAMES = {"llama": "Byte-level LLaMA on English text", "vit": "ViT on handwritte
 
 
 def _section(model: DemoModel) -> Section:
-    seconds = [e.seconds for e in model.evaluations]
+    steps = [e.step for e in model.evaluations]
     unit = "bits per byte" if model.name == "llama" else "bits per image"
     rows = []
     for report in model.parity:
@@ -48,11 +48,11 @@ def _section(model: DemoModel) -> Section:
         (
             curves(
                 "Learning",
-                "seconds of training",
+                "training steps",
                 y_label=unit,
                 lines=[
-                    Curve("loss on held-out data", seconds, [e.loss for e in model.evaluations]),
-                    Curve("accuracy", seconds, [e.accuracy for e in model.evaluations], right=True),
+                    Curve("loss on held-out data", steps, [e.loss for e in model.evaluations]),
+                    Curve("accuracy", steps, [e.accuracy for e in model.evaluations], right=True),
                 ],
                 right_label="accuracy",
             ),
@@ -61,12 +61,12 @@ def _section(model: DemoModel) -> Section:
         (
             curves(
                 "Information in the final norm's output",
-                "seconds of training",
+                "training steps",
                 y_label="bits",
                 lines=[
-                    Curve("I(T; Y), about the target", seconds, [e.about_target for e in model.evaluations]),
-                    Curve("I(T; X), about the input", seconds, [e.about_input for e in model.evaluations]),
-                    Curve(f"value, I(T; Y) - {BETA:g} I(T; X)", seconds, [e.bottleneck for e in model.evaluations]),
+                    Curve("I(T; Y), about the target", steps, [e.about_target for e in model.evaluations]),
+                    Curve("I(T; X), about the input", steps, [e.about_input for e in model.evaluations]),
+                    Curve(f"value, I(T; Y) - {BETA:g} I(T; X)", steps, [e.bottleneck for e in model.evaluations]),
                 ],
             ),
             "Matrix-based Renyi estimate of order 1.01 on 256 held-out samples, Gaussian kernel of median width.",
@@ -74,11 +74,11 @@ def _section(model: DemoModel) -> Section:
         (
             curves(
                 "Excess kurtosis around the final norm",
-                "seconds of training",
+                "training steps",
                 y_label="excess kurtosis",
                 lines=[
-                    Curve("input", seconds, [e.kurtosis_in for e in model.evaluations]),
-                    Curve("output", seconds, [e.kurtosis_out for e in model.evaluations]),
+                    Curve("input", steps, [e.kurtosis_in for e in model.evaluations]),
+                    Curve("output", steps, [e.kurtosis_out for e in model.evaluations]),
                 ],
             ),
             "0 is Gaussian. L and T lower the kurtosis of values with Gaussian tails; S leaves it.",

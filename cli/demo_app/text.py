@@ -1,4 +1,4 @@
-"""The end of the demo: the trained language model writes, in PyTorch and in both exported forms."""
+"""The end of the demo: the trained language model generates text in PyTorch and in every exported form."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from ibnorm_export.generation.text_model import TextResult, open_checkpoint, ope
 from ibnorm_export.graph.quantization import Quantization
 from ibnorm_export.models.loading import load
 from ibnorm_export.progress import Progress, silent
+from ibnorm_export.text_report import Report
 from ibnorm_export.verifier.report import ParityReport
 from ibnorm_export.verifier.verify import verify
 
@@ -28,20 +29,20 @@ SAMPLING: Final = Sampling(max_new_tokens=160, temperature=0.7, top_p=0.9, seed=
 
 @dataclass(frozen=True, slots=True)
 class Writing:
-    """What one form wrote; `parity` is None for PyTorch."""
+    """The text that one form generated, and the report on the form; there is none for PyTorch."""
 
     form: str
     result: TextResult
-    parity: ParityReport | None
+    parity: ParityReport | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class DemoText:
-    """True when the forms in fp32 wrote what PyTorch wrote, and every form passed verification.
+class DemoText(Report):
+    """True when the fp32 forms generated the same text as PyTorch, and every form passed verification.
 
     Args:
-        prompt: that all of them went on from, with the same seed.
-        writings: PyTorch first, then the forms.
+        prompt: the prompt that all of them continue, with the same seed.
+        writings: the text of PyTorch, then of the exported forms.
         missing: why a form could not be made; empty where all could.
     """
 
@@ -51,14 +52,22 @@ class DemoText:
 
     @property
     def same(self) -> bool:
-        """Whether the forms in fp32 wrote the same tokens as PyTorch."""
+        """Whether the fp32 forms generated the same tokens as PyTorch."""
         return len({w.result.tokens for w in self.writings if "int4" not in w.form}) == 1
 
     def __bool__(self) -> bool:
         return self.same and len(self.writings) > 1 and all(w.parity is None or bool(w.parity) for w in self.writings)
 
+    def __str__(self) -> str:
+        lines = ["Text that the LLaMA generates, with the same seed:"]
+        lines += [f"{w.form}: {self.prompt}{w.result.text}" for w in self.writings]
+        lines.append(f"The fp32 forms generated {'the same text as PyTorch' if self.same else 'ANOTHER text'}.")
+        if self.missing:
+            lines.append(f"note: {self.missing}")
+        return "\n".join(lines)
+
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The result as plain values, for JSON."""
         writings = [
             {
                 "form": w.form,
@@ -77,12 +86,12 @@ class DemoText:
 
 
 def write_text(checkpoint: Path, folder: Path, *, held_out: str, progress: Progress = silent) -> DemoText:
-    """Export `checkpoint` for generation in both forms, verify them on `held_out`, and let all write.
+    """Export a checkpoint for text generation in three forms, verify each, and generate text with all.
 
     Args:
         checkpoint: a language model with a tokenizer.
         folder: gets `llama-portable/`, `llama-genai/` and `llama-genai-int4/`.
-        held_out: text that was not trained on.
+        held_out: text that was not trained on; predictions on it are compared.
         progress: called as the work goes on.
     """
 
@@ -90,7 +99,7 @@ def write_text(checkpoint: Path, folder: Path, *, held_out: str, progress: Progr
         return load(checkpoint, task=Task.TEXT_GENERATION)
 
     int4 = ExportOptions(quantization=Quantization(4))
-    writings = [Writing("PyTorch", open_checkpoint(model()).generate(PROMPT, SAMPLING), None)]
+    writings = [Writing("PyTorch", open_checkpoint(model()).generate(PROMPT, SAMPLING))]
     missing = ""
     for form, name in (
         ("ONNX Runtime, portable", "llama-portable"),
@@ -103,7 +112,7 @@ def write_text(checkpoint: Path, folder: Path, *, held_out: str, progress: Progr
                 exported = export_folder(model(), target, options=None, progress=progress)
             else:
                 exported = export_genai(model(), target, options=int4 if "int4" in form else None, progress=progress)
-        except BackendUnavailable as error:  # the portable form needs nothing more
+        except BackendUnavailable as error:  # only the portable form needs no further package
             missing = str(error)
             continue
         parity = verify(exported, model(), options=None, inputs=None, progress=progress, text=held_out)

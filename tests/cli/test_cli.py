@@ -276,7 +276,7 @@ def test_doctor(cli: Any) -> None:
         (("frobnicate",), 2, "frobnicate"),
         (("verify", "--frobnicate"), 2, "--frobnicate"),
         (("export", "x", "-o", "y", "--dtype", "fp8"), 2, "fp8"),
-        (("demo", "--minutes", "0"), 2, "minutes"),
+        (("demo", "--max-steps", "0"), 2, "--max-steps"),
         (("demo", "--text", "nowhere.txt"), 2, "nowhere.txt"),
     ],
 )

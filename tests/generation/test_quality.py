@@ -5,16 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
-from ibnorm_export import IBNormSpec, models
+from ibnorm_export import models
 from ibnorm_export.artifacts.tensors import DType
-from ibnorm_export.artifacts.tokenizer import write_byte_tokenizer
-from ibnorm_export.cli.demo_app import demo
+from ibnorm_export.cli.demo_app.tasks import read_training_text, training_split
+from ibnorm_export.cli.demo_app.train import train_checkpoint
 from ibnorm_export.exporter.export import ExportOptions
 from ibnorm_export.exporter.text_folder import export_folder
 from ibnorm_export.graph.quantization import Quantization
-from ibnorm_export.progress import silent
 from ibnorm_export.runtimes.runner import Kernels
 from ibnorm_export.verifier.quality import POSITIONS
 from ibnorm_export.verifier.verify import VerifyOptions, verify
@@ -30,21 +28,12 @@ BARS = {
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The demo's LLaMA after seconds of training, and text that it has not seen."""
-    text = demo._text(None)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the time is this thread's own: waiting for others on a busy machine would count
-    with torch.random.fork_rng():
-        model = models.new_model(demo._LLAMA, IBNormSpec("L", 4.0, epsilon=1e-5, bias=False))
-        evaluations = demo._train(
-            model, demo._text_task(text), rate=3e-3, seconds=12.0, what="training", progress=silent
-        )
-    torch.set_num_threads(threads)
-    assert evaluations[-1].loss < 4.5, "bits per byte: far from the 8 of no training"
+    """The demo's LLaMA after a few training steps, and text that was held out."""
     folder = tmp_path_factory.mktemp("quality") / "llama"
-    models.save(model, folder)
-    write_byte_tokenizer(folder)
-    return folder, text[len(text) * 9 // 10 :][: POSITIONS + 1].decode(errors="replace")
+    evaluations = train_checkpoint("llama", folder, max_steps=50)
+    assert evaluations[-1].loss < 4.5, "bits per byte: far from the 8 of no training"
+    _, held_out = training_split(read_training_text())
+    return folder, held_out[: POSITIONS + 1].decode(errors="replace")
 
 
 @pytest.mark.parametrize("kind", BARS)

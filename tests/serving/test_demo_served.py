@@ -13,7 +13,7 @@ import sklearn.datasets
 import torch
 
 from ibnorm_export import models
-from ibnorm_export.cli.demo_app.demo import train_checkpoint
+from ibnorm_export.cli.demo_app.train import train_checkpoint
 from ibnorm_export.exporter.export import export
 from ibnorm_export.exporter.genai import export_genai
 from ibnorm_export.generation.sampling import Sampling
@@ -31,7 +31,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as `ibnorm-export demo` leaves it: vit and llama."""
     folder = tmp_path_factory.mktemp("demo")
     for name in ("vit", "llama"):
-        before, *_, after = train_checkpoint(name, folder / name, minutes=0.06)
+        before, *_, after = train_checkpoint(name, folder / name, max_steps=50)
         assert after.loss < before.loss
     return folder
 

@@ -1,0 +1,187 @@
+"""The demo: train two models, and export, verify and benchmark each; then generate text with the LLaMA."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import KW_ONLY, asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ibnorm_export.artifacts.exported_model import ExportedModel
+from ibnorm_export.artifacts.loaded_model import LoadedModel
+from ibnorm_export.artifacts.tensors import Arrays, DType
+from ibnorm_export.benchmark.bench import bench_forward
+from ibnorm_export.benchmark.options import BenchOptions, Timing
+from ibnorm_export.benchmark.report import BenchReport
+from ibnorm_export.cli.demo_app.tasks import Plan, plan, read_training_text, training_split
+from ibnorm_export.cli.demo_app.text import DemoText, write_text
+from ibnorm_export.cli.demo_app.train import MAX_STEPS, Evaluation, train_checkpoint
+from ibnorm_export.errors import CheckpointError
+from ibnorm_export.exporter.export import ExportOptions, export
+from ibnorm_export.models.loading import load
+from ibnorm_export.progress import Progress, silent
+from ibnorm_export.text_report import Report
+from ibnorm_export.verifier.quality import POSITIONS
+from ibnorm_export.verifier.report import ParityReport
+from ibnorm_export.verifier.verify import verify
+
+__all__ = ["DemoModel", "DemoResult", "run_demo"]
+
+
+@dataclass(frozen=True, slots=True)
+class DemoModel:
+    """One trained model, with the reports on its exports.
+
+    Args:
+        name: "llama" or "vit".
+        norm: its norms, in words.
+        goal: what it reached and what is required, in words.
+        reached: whether it reached its goal.
+        checkpoint: its folder.
+        evaluations: the course of the training.
+        parity: a report for each dtype.
+        latency: of the fp32 file, beside PyTorch.
+    """
+
+    name: str
+    norm: str
+    _: KW_ONLY
+    goal: str
+    reached: bool
+    checkpoint: str
+    evaluations: tuple[Evaluation, ...]
+    parity: tuple[ParityReport, ...]
+    latency: BenchReport
+
+    def __bool__(self) -> bool:
+        return self.reached and bool(self.parity) and all(self.parity)
+
+
+@dataclass(frozen=True, slots=True)
+class DemoResult(Report):
+    """True when every model reached its goal, all exports passed verification, and all fp32 forms wrote the same text.
+
+    `str()` is the text that the command prints.
+    """
+
+    folder: str
+    models: tuple[DemoModel, ...]
+    _: KW_ONLY
+    text: DemoText
+
+    def __bool__(self) -> bool:
+        return bool(self.models) and all(self.models) and bool(self.text)
+
+    def __str__(self) -> str:
+        lines = []
+        for model in self.models:
+            lines.append(f"{model.name}: {model.norm}")
+            lines.append(f"trained to {model.goal}: {'reached' if model.reached else 'NOT reached'}")
+            lines += [str(report) for report in model.parity]
+            lines.append(str(model.latency))
+        lines.append(str(self.text))
+        lines.append(f"verdict: {'pass' if self else 'fail'}")
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as plain values, for JSON."""
+        models = [
+            {
+                **{k: v for k, v in asdict(m).items() if k not in ("parity", "latency")},
+                "verdict": "pass" if m else "fail",
+                "parity": [report.to_dict() for report in m.parity],
+                "latency": m.latency.to_dict(),
+            }
+            for m in self.models
+        ]
+        return {
+            "verdict": "pass" if self else "fail",
+            "folder": self.folder,
+            "models": models,
+            "text": self.text.to_dict(),
+        }
+
+
+def _verification_inputs(model: LoadedModel, planned: Plan) -> Iterator[Arrays]:
+    """Four random samples and two batches of held-out data."""
+    generator = np.random.default_rng(0)
+    for index in range(4):
+        yield model.sample(generator, index)
+    held_out, _ = planned.task.held_out
+    for start in (0, 4):
+        yield {name: array[start : start + 4] for name, array in held_out.items()}
+
+
+def _ship(
+    name: str, folder: Path, *, planned: Plan, progress: Progress
+) -> tuple[tuple[ParityReport, ...], BenchReport]:
+    """Export and verify a checkpoint in fp32 and fp16, and benchmark the fp32 file against PyTorch."""
+    model = load(folder / name)
+    reports = []
+    for dtype, file in ((DType.FP32, f"{name}.onnx"), (DType.FP16, f"{name}.fp16.onnx")):
+        exported = export(model, folder / file, options=ExportOptions(dtype=dtype), progress=progress)
+        inputs = list(_verification_inputs(model, planned))
+        reports.append(verify(exported, model, inputs=inputs, progress=progress))
+    options = BenchOptions(sizes=planned.sizes, rounds=20, timing=Timing(warmup_ms=200.0))
+    exported = ExportedModel(folder / f"{name}.onnx")
+    latency = bench_forward(exported, model=model, against=["torch"], options=options, progress=progress)
+    return tuple(reports), latency
+
+
+def _make_model(name: str, folder: Path, *, text: Path | None, max_steps: int, progress: Progress) -> DemoModel:
+    evaluations = train_checkpoint(name, folder / name, max_steps=max_steps, text=text, progress=progress)
+    planned = plan(name, text)
+    parity, latency = _ship(name, folder, planned=planned, progress=progress)
+    if name == "vit":
+        digits, labels = planned.task.held_out
+        np.savez(folder / "digits.npz", **digits)  # type: ignore[arg-type]  # the stub takes a name for allow_pickle
+        np.save(folder / "labels.npy", labels.numpy())
+    last = evaluations[-1]
+    return DemoModel(
+        name,
+        str(planned.spec),
+        goal=planned.goal.describe(loss=last.loss, accuracy=last.accuracy),
+        reached=planned.goal.reached(loss=last.loss, accuracy=last.accuracy),
+        checkpoint=str(folder / name),
+        evaluations=evaluations,
+        parity=parity,
+        latency=latency,
+    )
+
+
+def run_demo(
+    folder: str | Path, *, max_steps: int = MAX_STEPS, text: str | Path | None = None, progress: Progress = silent
+) -> DemoResult:
+    """Train an IBNorm-L LLaMA and an IBNorm-T ViT, and export, verify and benchmark both.
+
+    Each model is trained until it is good enough on held-out data, which takes as many steps on a busy machine as on
+    a quiet one.
+
+    Args:
+        folder: gets `llama/` and `vit/` (checkpoints), the .onnx files, the folders of `write_text`, and the data
+            that was held out from training: `held-out.txt`, `digits.npz` with `labels.npy`; made if missing.
+        max_steps: training steps for each model at most.
+        text: a file to train the LLaMA on; None gives the documentation that CPython ships.
+        progress: called as the work goes on.
+
+    Raises:
+        CheckpointError: the text cannot be used, `max_steps` is below 1, or the folder cannot be written.
+    """
+    folder = Path(folder)
+    text = None if text is None else Path(text)
+    if max_steps < 1:
+        raise CheckpointError(f"max_steps is {max_steps}; it must be at least 1")
+    _, rest = training_split(read_training_text(text))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"cannot make the folder {folder}: {error.strerror or error}") from error
+    models = tuple(
+        _make_model(name, folder, text=text, max_steps=max_steps, progress=progress) for name in ("llama", "vit")
+    )
+    held_out = rest[: POSITIONS + 1].decode(errors="replace")
+    (folder / "held-out.txt").write_text(held_out, encoding="utf-8")
+    written = write_text(folder / "llama", folder, held_out=held_out, progress=progress)
+    return DemoResult(str(folder), models, text=written)

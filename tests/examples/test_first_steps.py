@@ -1,0 +1,30 @@
+"""`examples/first_steps.py`: short, and it works. `tests/test_public_api.py` checks its types."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "first_steps.py"
+
+
+def test_it_is_at_most_12_lines_of_code() -> None:
+    tree = ast.parse(SCRIPT.read_text(encoding="utf-8"))
+    code = tree.body[1:]  # without the docstring
+    lines = {line for node in code for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)}
+    assert len(lines) <= 12
+
+
+def test_it_exports_verifies_and_measures(llama_checkpoint: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), str(llama_checkpoint)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.fp16.onnx", "model.onnx"]
+    assert "time of ort-cpu over time of torch" in done.stdout
