@@ -22,7 +22,7 @@ def _counts(text: str, option: str) -> tuple[int, ...]:
 
 def bench_command(
     model_file: options.ModelFile,
-    backend: options.Backend = "ort-cpu",
+    backend: options.Backend = Backend.ORT_CPU,
     checkpoint: Annotated[
         Path | None,
         typer.Option(

@@ -1,4 +1,4 @@
-"""Options that several commands share: one wording, one type."""
+"""Arguments and options that several commands share, each with one type and one help text."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from typing import Annotated
 import typer
 
 from ibnorm_export.errors import IBNormError
-from ibnorm_export.runtimes.registry import BACKENDS
-from ibnorm_export.runtimes.runner import Kernels
+from ibnorm_export.runtimes import runner
 
 
-def _place(path: Path, suffix: str) -> None:
-    """Said before the work whose result goes there."""
+def _check_target(path: Path, suffix: str) -> None:
+    """Refuse a path that cannot be written, before the work whose result goes there."""
     if path.suffix.lower() != suffix:
         raise typer.BadParameter(f"{path} does not end in {suffix}")
     if path.is_dir():
@@ -23,25 +22,26 @@ def _place(path: Path, suffix: str) -> None:
 
 
 def page(path: Path | None) -> Path | None:
-    """Callback of an option that names a report: a place where one can be."""
+    """Check the path of an HTML report."""
     if path is not None:
-        _place(path, ".html")
+        _check_target(path, ".html")
     return path
 
 
 def baseline(path: Path | None) -> Path | None:
-    """Callback of an option that names a baseline to write: no other file of JSON is replaced by one."""
+    """Check the path of a baseline to write, so that no JSON file of another kind is replaced."""
+    if path is None:
+        return None
     from ibnorm_export.benchmark.baseline import read_baseline
 
-    if path is not None:
-        _place(path, ".json")
-        if path.exists() and not path.is_file():
-            raise typer.BadParameter(f"{path} is no regular file")
-        if path.exists() and path.stat().st_size:
-            try:
-                read_baseline(path)
-            except IBNormError as error:
-                raise typer.BadParameter(f"{path} would be lost: {error}") from error
+    _check_target(path, ".json")
+    if path.exists() and not path.is_file():
+        raise typer.BadParameter(f"{path} is not a regular file")
+    if path.exists() and path.stat().st_size:
+        try:
+            read_baseline(path)
+        except IBNormError as error:
+            raise typer.BadParameter(f"{path} would be lost: {error}") from error
     return path
 
 
@@ -49,31 +49,43 @@ Checkpoint = Annotated[
     Path,
     typer.Argument(
         metavar="CHECKPOINT",
-        exists=True,  # said before torch is loaded
-        help="Hugging Face folder with an ibnorm section in config.json; with --model a .safetensors or .pt file too.",
+        exists=True,  # checked before torch is imported
+        help="Hugging Face folder with an ibnorm section in config.json; with --model also a .safetensors or .pt file.",
     ),
 ]
 ModelFile = Annotated[
-    Path, typer.Argument(metavar="MODEL.onnx", exists=True, help="A file or folder written by `ibnorm-export export`.")
+    Path,
+    typer.Argument(metavar="MODEL.onnx", exists=True, help="File or folder that `ibnorm-export export` wrote."),
 ]
 Factory = Annotated[
     str | None,
     typer.Option(
         "--model",
-        metavar="PACKAGE.MODULE:FACTORY",
-        help="Your own code: a callable that returns ibnorm_export.models.CustomModel.",
+        metavar="MODULE:FACTORY",
+        help="Your own model: a function in your own module that returns a CustomModel of ibnorm_export.",
     ),
 ]
-Backend = Annotated[str, typer.Option("--backend", help=f"One of: {', '.join(BACKENDS)}.")]
+Backend = Annotated[
+    runner.Backend,
+    typer.Option(
+        "--backend",
+        metavar="NAME",  # the list of choices is too wide for its column
+        help=f"Runtime that runs the file: {', '.join(runner.Backend)}.",
+    ),
+]
 EngineFile = Annotated[
     Path | None,
     typer.Option(
-        "--engine", metavar="MODEL.plan", exists=True, help="Of tensorrt, tensorrt-rtx: built before by build-engine."
+        "--engine",
+        metavar="MODEL.plan",
+        exists=True,
+        help="Engine that build-engine wrote, for tensorrt and tensorrt-rtx.",
     ),
 ]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Of the random inputs.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed for the random inputs.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 KernelChoice = Annotated[
-    Kernels, typer.Option("--kernels", help="How the norms run: fused where installed (auto), fused, or function.")
+    runner.Kernels,
+    typer.Option("--kernels", help="How the norms run: fused if the library is installed (auto), fused, or function."),
 ]
-RequireFused = Annotated[bool, typer.Option("--require-fused", help="Fail when a norm did not run as a fused kernel.")]
+RequireFused = Annotated[bool, typer.Option("--require-fused", help="Fail if a norm does not run as a fused kernel.")]

@@ -9,14 +9,14 @@ import typer
 
 from ibnorm_export.cli import options
 from ibnorm_export.cli.console import out, print_json, print_norms, print_table, show_progress, table
-from ibnorm_export.runtimes.runner import Endpoint, Kernels
+from ibnorm_export.runtimes.runner import Backend, Endpoint, Kernels
 from ibnorm_export.verifier.report import LayersReport, ParityReport
 
 
 def verify_command(
     model_file: options.ModelFile,
     checkpoint: options.Checkpoint,
-    backend: options.Backend = "ort-cpu",
+    backend: options.Backend = Backend.ORT_CPU,
     samples: Annotated[int, typer.Option("--samples", min=1, help="How many inputs to draw.")] = 4,
     inputs: Annotated[
         Path | None,

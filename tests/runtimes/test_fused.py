@@ -20,8 +20,9 @@ from ibnorm_export.models import CustomModel, InputSpec
 from ibnorm_export.op import native
 from ibnorm_export.op.spec import Compression
 from ibnorm_export.op.torch_op import IBNorm, ibnorm
-from ibnorm_export.runtimes import Kernels, open_runner
 from ibnorm_export.runtimes.norm_executions import norm_executions
+from ibnorm_export.runtimes.registry import open_runner
+from ibnorm_export.runtimes.runner import Kernels
 from ibnorm_export.verifier.verify import VerifyOptions, verify
 
 needs_library = pytest.mark.skipif(

@@ -19,9 +19,9 @@ from ibnorm_export.benchmark.measure import measure
 from ibnorm_export.benchmark.options import BenchOptions, Timing
 from ibnorm_export.cli import main
 from ibnorm_export.exporter.export import ExportOptions, export
-from ibnorm_export.runtimes import NormExecution, NormImplementation
-from ibnorm_export.runtimes.norm_executions import _executions, copies_beside
+from ibnorm_export.runtimes.norm_executions import NormExecution, _executions, copies_beside
 from ibnorm_export.runtimes.ort_cuda import missing_for_cuda, ort
+from ibnorm_export.runtimes.runner import NormImplementation
 from ibnorm_export.verifier.verify import VerifyOptions, verify
 
 FUSED, FUNCTION = NormImplementation.FUSED, NormImplementation.FUNCTION
