@@ -26,7 +26,7 @@ ORDER = (
     ("exporter", "generation"),
     ("analysis", "verifier", "benchmark", "serving"),
     ("models",),
-    ("gate", "inspection", "doctor", "api"),
+    ("gate", "inspection", "doctor", "text_models", "api"),
     ("cli",),
 )
 RANK = {part: rank for rank, row in enumerate(ORDER) for part in row}
@@ -142,6 +142,7 @@ LIGHT = {
     "serving.text.server": {"fastapi", "onnx"},
     "generation.genai_session": {"onnx"},
     "generation.ort_session": {"onnx", "onnxruntime"},
+    "text_models": {"onnx"},
 }
 
 
