@@ -37,6 +37,9 @@ def serve_command(
         int, typer.Option("--max-request", min=1, metavar="BYTES", help="Size of a request for a text.")
     ] = 1 << 20,
     max_seconds: Annotated[float, typer.Option("--max-seconds", help="Time that a text may take.")] = 120.0,
+    finish_seconds: Annotated[
+        int, typer.Option("--finish-seconds", min=0, help="Time for requests in flight when the server stops.")
+    ] = 5,
     as_json: options.AsJson = False,
 ) -> None:
     """Run a server on this machine until Ctrl-C or SIGTERM, then let requests in flight finish.
@@ -53,6 +56,7 @@ def serve_command(
         http_port,
         grpc_port=grpc_port,
         metrics_port=metrics_port,
+        finish_s=finish_seconds,
         log=log,
         text=TextLimits(concurrency, max_request, request_s=max_seconds, waiting=max_waiting),
     )

@@ -138,8 +138,9 @@ def test_triton_on_path_comes_first(
     assert f'op_library_filename: "{made.path}/vit/libibnorm_ort.so"' in log.read_text()
 
 
-def test_ports_out_of_range() -> None:
-    with pytest.raises(IBNormError, match="must differ"):
-        ServeOptions(http_port=8000, grpc_port=8000)
+def test_ports_out_of_range(tmp_path: Path) -> None:
     with pytest.raises(IBNormError, match="65535"):
         ServeOptions(http_port=70000)
+    options = ServeOptions(http_port=8000, grpc_port=8000)
+    with pytest.raises(IBNormError, match="must differ"), triton_server(tmp_path, options):
+        pytest.fail("it was started")

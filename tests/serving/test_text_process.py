@@ -68,6 +68,18 @@ def until(server: Running, **wanted: int) -> None:
     pytest.fail(f"it says {told}")
 
 
+def until_closed(server: Running) -> None:
+    """Wait until the endpoint accepts no connections, as it does from the moment when it begins to stop."""
+    end = time.monotonic() + PATIENCE_S
+    while time.monotonic() < end:
+        try:
+            socket.create_connection(("127.0.0.1", int(server.http.rpartition(":")[2])), timeout=PATIENCE_S).close()
+        except OSError:
+            return
+        time.sleep(0.01)
+    pytest.fail("it still accepts connections")
+
+
 def answer_to(asked: socket.socket) -> bytes:
     with asked, asked.makefile("rb") as answer:
         return answer.read()
@@ -116,13 +128,14 @@ def test_who_still_waits_when_the_endpoint_stops_is_told(noise: Path, stream: bo
 
 
 def test_a_worker_that_ends_while_the_endpoint_stops(noise: Path) -> None:
-    with running(noise) as server:
+    with running(noise, "--finish-seconds", PATIENCE_S) as server:
         worker = worker_of(server)
         worker.suspend()
         asked = ask(server)
         server.process.send_signal(signal.SIGTERM)
-        assert answer_to(asked).startswith(b"HTTP/1.1 503 ")  # so it is stopping
+        until_closed(server)
         worker.kill()
+        assert answer_to(asked).startswith(b"HTTP/1.1 503 ")
         _, error = server.process.communicate(timeout=PATIENCE_S)
         assert server.process.returncode == 2
         assert "has ended (signal 9, Killed)" in error
@@ -165,7 +178,7 @@ def test_a_worker_ends_with_its_endpoint(noise: Path) -> None:
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_signals_are_for_the_endpoint(noise: Path, signum: signal.Signals) -> None:
     """Sent to both, as a terminal's Ctrl-C or a service manager does: the text finishes, then both end."""
-    with running(noise) as server:
+    with running(noise, "--finish-seconds", PATIENCE_S) as server:
         worker = worker_of(server)
         stream = begin(server)
         worker.send_signal(signum)
