@@ -1,1 +1,1 @@
-"""Passes over an exported graph, each a module: in, out and what holds after are in its first lines."""
+"""Passes over an exported graph. The docstring of each states what must hold before and what holds after."""

@@ -1,7 +1,7 @@
-"""From what torch.export records to a graph that says only what the model computes, in the model's own names.
+"""Passes that turn the graph of torch.export into one that only holds what the model computes.
 
-Weights keep the names of the state dict (a transposed one is called NAME.T), inputs that a norm lacks
-are connected to ones and zeros, nodes say which module they came from, and no trace of the exporter stays.
+Weights have the names of the state dict; a transposed one is called NAME.T. A norm without scale or bias uses ones or
+zeros. Nodes record the module that they came from. No traces of the exporter remain.
 """
 
 from __future__ import annotations
@@ -35,7 +35,12 @@ __all__ = [
 
 
 def restore_weight_names(graph: ir.Graph, entry: str) -> None:
-    """Initializers are called as in the state dict."""
+    """Give initializers the names of the state dict.
+
+    Args:
+        graph: the graph as the exporter returns it.
+        entry: prefix that the exporter's names have, for the attribute that holds the model.
+    """
     for value in list(graph.initializers.values()):
         if value.name is not None and value.name.startswith(entry):
             del graph.initializers[value.name]
@@ -46,7 +51,7 @@ def restore_weight_names(graph: ir.Graph, entry: str) -> None:
 
 
 def constant(graph: ir.Graph, name: str, *, array: NDArray[Any]) -> ir.Value:
-    """A new initializer."""
+    """Add an initializer to the graph and return it."""
     tensor = ir.Tensor(array, name=name)
     value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
@@ -58,9 +63,11 @@ def _transposed(matrix: ir.TensorProtocol, name: str) -> Callable[[], ir.TensorP
 
 
 def transpose_weights(graph: ir.Graph) -> None:
-    """A matrix that is only used transposed is stored so, as NAME.T, and computed when written.
+    """Store a matrix that a Transpose reads as its transpose, NAME.T, which is computed when the file is written.
 
-    Runtimes would do it at every load; doing it before constant folding keeps the name.
+    Runtimes would transpose it at every load. Constant folding would too, but would lose the name.
+
+    Before: initializers have the names of the state dict. After: no Transpose reads a matrix of weights directly.
     """
     transposed: dict[str, ir.Value] = {}
     for node in list(graph):
@@ -74,7 +81,7 @@ def transpose_weights(graph: ir.Graph) -> None:
         if source.name not in transposed:
             name, matrix = f"{source.name}.T", source.const_value
             shape = ir.Shape(reversed(source.shape.numpy()))
-            # the transposed copy lives only while it is being written
+            # Lazy: the transposed copy exists only while it is written.
             lazy = ir.LazyTensor(_transposed(matrix, name), dtype=source.dtype, shape=shape, name=name)
             value = ir.Value(name=name, shape=shape, type=ir.TensorType(source.dtype), const_value=lazy)
             graph.register_initializer(value)
@@ -84,7 +91,13 @@ def transpose_weights(graph: ir.Graph) -> None:
 
 
 def connect_affine(graph: ir.Graph) -> None:
-    """Connect the scale and bias that a model lacks to shared ones and zeros."""
+    """Give every norm without a scale or bias ones or zeros, which norms of the same width share.
+
+    Before: inputs of norms have shapes and types. After: every input of every norm is connected.
+
+    Raises:
+        ExportError: the size of a normalised axis is dynamic.
+    """
     for node in graph:
         if node.domain != DOMAIN:
             continue
@@ -92,9 +105,9 @@ def connect_affine(graph: ir.Graph) -> None:
         assert x is not None and x.shape is not None and x.dtype is not None
         size = x.shape[-1]
         if not isinstance(size, int):
-            raise ExportError(f"{node.name}: the size of the normalised axis is dynamic; it must be fixed")
+            raise ExportError(f"norm {node.name}: the size of the normalised axis is dynamic; it must be fixed")
         arity = 4 if node.op_type.startswith("Skip") else 3
-        node.resize_inputs(arity)  # an absent last input leaves a shorter list
+        node.resize_inputs(arity)  # the list is shorter if the last input is absent
         for position, kind, number in ((arity - 2, "ones", 1.0), (arity - 1, "zeros", 0.0)):
             if node.inputs[position] is not None:
                 continue
@@ -108,7 +121,7 @@ def connect_affine(graph: ir.Graph) -> None:
 
 
 def _share_constants(graph: ir.Graph) -> None:
-    """One initializer for each small constant."""
+    """Merge small initializers that are equal."""
     first: dict[tuple[Any, ...], ir.Value] = {}
     for value in list(graph.initializers.values()):
         tensor = value.const_value
@@ -123,7 +136,7 @@ def _share_constants(graph: ir.Graph) -> None:
 
 @contextlib.contextmanager
 def _weights_unknown(graph: ir.Graph, weights: set[str]) -> Iterator[None]:
-    """Make inputs of the weights, so that no pass folds, merges or drops one for the value that it has."""
+    """Turn weights into inputs for a while, so that no pass folds, merges or drops one because of its value."""
     hidden = [(value, value.const_value) for name, value in graph.initializers.items() if name in weights]
     inputs = len(graph.inputs)
     for value, _ in hidden:
@@ -142,7 +155,10 @@ def _weights_unknown(graph: ir.Graph, weights: set[str]) -> Iterator[None]:
 
 
 def _fuse_standard(model: ir.Model) -> None:
-    """RotaryEmbedding and the other operators of opset 23, in later opsets too: onnxscript 0.7 looks at 23 alone."""
+    """Fuse nodes into RotaryEmbedding and the other operators of opset 23.
+
+    onnxscript 0.7 only does so at opset 23, so a later opset is lowered meanwhile.
+    """
     opset = model.opset_imports[""]
     model.opset_imports[""] = min(opset, 23)
     onnx_fusions.fuse(model)
@@ -150,7 +166,12 @@ def _fuse_standard(model: ir.Model) -> None:
 
 
 def simplify(model: ir.Model, weights: set[str]) -> None:
-    """Fold constants and apply the standard rewrites, leaving every named weight as it is."""
+    """Fold constants and apply the standard rewrites.
+
+    Args:
+        model: the model, changed in place.
+        weights: names of initializers that keep their names and values.
+    """
     with _weights_unknown(model.graph, weights):
         for _ in range(2):
             onnxscript.optimizer.fold_constants(model, onnx_shape_inference=True)
@@ -170,7 +191,12 @@ def simplify(model: ir.Model, weights: set[str]) -> None:
 
 
 def name_nodes(graph: ir.Graph, entry: str) -> None:
-    """Nodes say which module they came from; norm nodes are called like it. Traces of the exporter go."""
+    """Record in every node the module that it came from, and name norms after theirs; remove the exporter's notes.
+
+    Args:
+        graph: the graph; nodes have the exporter's metadata "pkg.torch.onnx.name_scopes".
+        entry: prefix of the exporter's module paths, for the attribute that holds the model.
+    """
     seen: dict[str, int] = {}
     for node in graph:
         scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
@@ -200,7 +226,12 @@ def _width(norm: ir.Node) -> int:
 
 
 def attach_functions(model: ir.Model, opset: int) -> None:
-    """Put the functions of the norms that `model` uses into it."""
+    """Add the functions of the norms that a model uses.
+
+    Args:
+        model: the model, changed in place.
+        opset: version of its default domain.
+    """
     norms = [(node.op_type, _width(node)) for node in model.graph if node.domain == DOMAIN]
     for op_type, body in onnx_op.functions(opset, norms).items():
         if op_type in dict(norms):

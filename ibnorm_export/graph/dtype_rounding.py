@@ -1,9 +1,8 @@
-"""A float32 copy of a half-precision model that rounds every node's output to the half type.
+"""A float32 copy of a half-precision model that rounds the output of every node to the half type.
 
-On a CPU, ONNX Runtime computes float16 graphs in float32 without rounding between nodes (a product
-of 153600 does not overflow there) and cannot run bfloat16 ones at all. This copy stores what the
-model stores, in its type, and does arithmetic in float32, as GPU kernels do: explicit Casts after
-every node, which survive optimisation.
+On a CPU, ONNX Runtime computes float16 graphs in float32 without rounding between nodes, so a product of 153600 does
+not overflow, and it cannot run bfloat16 graphs. The copy computes in float32 and rounds with explicit Casts after every
+node, as GPU kernels do. Casts survive the runtime's optimisation.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ __all__ = ["rounding_copy"]
 
 _HALF: Final = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
-# Their output type is written on the node and does not follow from the inputs: they keep it.
+#: Op types whose output type is an attribute and does not follow from the inputs; they keep it.
 _TYPED_SOURCES: Final = frozenset(
     {
         "Cast",
@@ -48,61 +47,68 @@ def _cast(source: ir.Value, to: ir.DataType, *, name: str) -> ir.Node:
 
 
 def rounding_copy(model: ExportedModel) -> ir.Model:
-    """The copy: floating inputs are taken in float32 and rounded, outputs are float32 that hold half values.
+    """Return the copy. Its inputs are float32 and are rounded; its outputs are float32 and hold half-precision values.
 
     Raises:
-        ModelFileError: a value's type cannot be told, or the model has subgraphs.
+        ModelFileError: the type of a value is unknown, or the model has subgraphs.
     """
     copy = ir.load(model.path)
-    graph = copy.graph
-    nodes = list(graph)
+    nodes = list(copy.graph)
     for node in nodes:
-        if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
-            raise ModelFileError(
-                f"{model.path}: node {node.name!r} ({node.op_type}) has a subgraph; rounding node by node does not "
-                "reach into it"
-            )
+        _check_node(node, model)
+    _read_through_casts(copy.graph, nodes[0])
+    for node in nodes:
         for value in node.outputs:
-            if value.dtype is None and value.uses():
-                raise ModelFileError(f"{model.path}: the type of {value.name!r} cannot be told")
+            if value.dtype in _HALF:
+                _round_output(copy.graph, node, value)
+    return copy
 
-    # what is given in half precision is read through Casts
+
+def _check_node(node: ir.Node, model: ExportedModel) -> None:
+    if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
+        raise ModelFileError(
+            f"{model.path}: node {node.name!r} ({node.op_type}) has a subgraph, whose nodes cannot be rounded"
+        )
+    for value in node.outputs:
+        if value.dtype is None and value.uses():
+            raise ModelFileError(f"{model.path}: the type of {value.name!r} is unknown")
+
+
+def _read_through_casts(graph: ir.Graph, first: ir.Node) -> None:
+    """Cast inputs and initializers in half precision to float32; inputs become float32 and are rounded first."""
     for value in [*graph.inputs, *graph.initializers.values()]:
         half = value.dtype
         if half not in _HALF:
             continue
         users = tuple(value.uses())
         casts: list[ir.Node] = []
-        if value.is_graph_input():  # given as float32: NumPy has no bfloat16 to give
+        if value.is_graph_input():  # NumPy has no bfloat16, so callers give float32
             value.type = ir.TensorType(ir.DataType.FLOAT)
             casts.append(_cast(value, half, name=f"{value.name}/rounded"))
         casts.append(_cast(casts[0].outputs[0] if casts else value, ir.DataType.FLOAT, name=f"{value.name}/float"))
-        graph.insert_before(nodes[0], casts)
+        graph.insert_before(first, casts)
         for user, index in users:
             user.replace_input_with(index, casts[-1].outputs[0])
 
-    # what is computed in half precision is computed in float32 and rounded
-    for node in nodes:
-        for value in node.outputs:
-            half = value.dtype
-            if half not in _HALF:
-                continue
-            users = tuple(value.uses())
-            after: list[ir.Node] = []
-            if node.domain == "" and node.op_type in _TYPED_SOURCES:
-                rounded = value
-            else:
-                value.type = ir.TensorType(ir.DataType.FLOAT)
-                after.append(_cast(value, half, name=f"{value.name}/rounded"))
-                rounded = after[0].outputs[0]
-            after.append(_cast(rounded, ir.DataType.FLOAT, name=f"{value.name}/float"))
-            wide_value = after[-1].outputs[0]
-            graph.insert_after(node, after)
-            for user, index in users:
-                user.replace_input_with(index, wide_value)
-            for position, output in enumerate(graph.outputs):
-                if output is value:
-                    name, value.name = value.name, f"{value.name}/exact"
-                    wide_value.name = name
-                    graph.outputs[position] = wide_value
-    return copy
+
+def _round_output(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
+    """Compute an output in float32, round it to its half type, and give users the rounded value in float32."""
+    half = value.dtype
+    assert half is not None
+    users = tuple(value.uses())
+    after: list[ir.Node] = []
+    rounded = value
+    if node.domain != "" or node.op_type not in _TYPED_SOURCES:
+        value.type = ir.TensorType(ir.DataType.FLOAT)
+        after.append(_cast(value, half, name=f"{value.name}/rounded"))
+        rounded = after[0].outputs[0]
+    after.append(_cast(rounded, ir.DataType.FLOAT, name=f"{value.name}/float"))
+    wide = after[-1].outputs[0]
+    graph.insert_after(node, after)
+    for user, index in users:
+        user.replace_input_with(index, wide)
+    for position, output in enumerate(graph.outputs):
+        if output is value:
+            name, value.name = value.name, f"{value.name}/exact"
+            wide.name = name
+            graph.outputs[position] = wide

@@ -1,4 +1,4 @@
-"""Weight-only quantisation by ONNX Runtime's MatMulNBits quantizer, and the way back for comparison."""
+"""Weight-only quantisation by ONNX Runtime's MatMulNBits quantizer, and dequantisation for comparison."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from ibnorm_export.errors import BackendUnavailable, ExportError, ModelFileError
 
 __all__ = ["BLOCK_SIZES", "Quantization", "dequantize", "preserved_logging", "quantize", "step_sizes", "stored_bits"]
 
-#: That the kernel of ONNX Runtime's CPU provider takes.
+#: Block sizes that the kernel of ONNX Runtime's CPU provider supports.
 BLOCK_SIZES: Final = (16, 32, 64, 128, 256)
 
-#: The kernel may round activations to int8 too, which is what makes it fast on a CPU.
+#: Lets the kernel round activations to int8 too, which makes it fast on a CPU.
 _ACCURACY_LEVEL: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Quantization:
-    """How matrices are stored; norms and embeddings stay as they are.
+    """How matrices are stored. Norms and embeddings are not quantised.
 
     Args:
-        bits: of a weight, 4 or 8.
-        block_size: weights that share a scale and a zero point.
-        head_bits: of the matrix that gives the logits: 4, 8, or None for no quantisation.
+        bits: bits of each weight, 4 or 8.
+        block_size: number of weights that share a scale and a zero point.
+        head_bits: bits of each weight of the matrix that returns the logits, 4 or 8; None does not quantise it.
 
     Raises:
-        ExportError: a value is outside its set.
+        ExportError: a value is not one of those.
     """
 
     bits: int
@@ -44,7 +44,7 @@ class Quantization:
 
     def __post_init__(self) -> None:
         if self.bits not in (4, 8) or self.head_bits not in (4, 8, None):
-            raise ExportError(f"bits are {self.bits}, of the head {self.head_bits}; they must be 4 or 8")
+            raise ExportError(f"bits is {self.bits} and head_bits is {self.head_bits}; they must be 4 or 8")
         if self.block_size not in BLOCK_SIZES:
             raise ExportError(f"block size is {self.block_size}; it must be one of {', '.join(map(str, BLOCK_SIZES))}")
 
@@ -56,7 +56,10 @@ class Quantization:
 
 @contextlib.contextmanager
 def preserved_logging() -> Iterator[None]:
-    """Around the quantizer, which sets up logging for the whole program and then tells of every node."""
+    """Restore the program's logging after the block, and silence it meanwhile.
+
+    The quantizer sets up logging for the whole program and then reports every node.
+    """
     root = logging.getLogger()
     handlers, level, disabled = list(root.handlers), root.level, root.manager.disable
     logging.disable(logging.WARNING)
@@ -86,7 +89,7 @@ def _pass(model: onnx.ModelProto, bits: int, *, block_size: int, exclude: set[st
 
 
 def _split_gemm(graph: onnx.GraphProto) -> None:
-    """A plain Gemm becomes MatMul and Add: the quantizer takes no other form of a product."""
+    """Replace every plain Gemm with MatMul and Add, the only form of a product that the quantizer accepts."""
     nodes = []
     for node in graph.node:
         values = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
@@ -106,10 +109,14 @@ def _split_gemm(graph: onnx.GraphProto) -> None:
 
 
 def quantize(model: onnx.ModelProto, wanted: Quantization) -> onnx.ModelProto:
-    """`model` with its constant matrices in blocks of `wanted.bits`; `model` itself is used up.
+    """Return the model with its constant matrices quantised.
+
+    Args:
+        model: the model; do not use it afterwards.
+        wanted: how to store the matrices.
 
     Raises:
-        ExportError: nothing in it can be quantised.
+        ExportError: the model has no constant matrices.
         BackendUnavailable: onnxruntime is not installed.
     """
     _split_gemm(model.graph)
@@ -127,7 +134,7 @@ def quantize(model: onnx.ModelProto, wanted: Quantization) -> onnx.ModelProto:
                 model = _pass(model, wanted.head_bits, block_size=wanted.block_size, exclude=set())
     except ModuleNotFoundError as error:
         raise BackendUnavailable(
-            f"quantisation needs the package {error.name}, which is not installed: pip install 'ibnorm-export[cpu]'"
+            f"quantisation needs the package {error.name}, which is not installed; pip install 'ibnorm-export[cpu]'"
         ) from error
     for node in model.graph.node:
         if not node.metadata_props:
@@ -136,22 +143,22 @@ def quantize(model: onnx.ModelProto, wanted: Quantization) -> onnx.ModelProto:
 
 
 def _unpack(packed: NDArray[np.uint8], bits: int, *, count: int) -> NDArray[np.float32]:
-    """(..., n) bytes -> (..., count) numbers; of 4 bits the lower half comes first."""
+    """(..., n) bytes -> (..., count) numbers. Of two 4-bit numbers in a byte, the lower half is the first."""
     if bits == 4:
         packed = np.stack([packed & 0xF, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)
     return packed[..., :count].astype(np.float32)
 
 
 def stored_bits(exported: ExportedModel, name: str) -> int | None:
-    """Of each value of the matrix NAME of a file; None where it is not quantised."""
+    """Bits of each value of the matrix `name` of a file; None where it is not quantised."""
     return next((bits for bits in (4, 8) if f"{name}_Q{bits}" in exported.weights), None)
 
 
 def dequantize(exported: ExportedModel, name: str) -> NDArray[np.float32] | None:
-    """The matrix NAME of a file, (k, n); None where it is not quantised.
+    """Return the matrix `name` of a file, (k, n), in float32; None where it is not quantised.
 
     Raises:
-        ModelFileError: what belongs to it is missing, or is not of its shape.
+        ModelFileError: a tensor that belongs to it is missing or has the wrong shape.
     """
     bits = stored_bits(exported, name)
     if bits is None:
@@ -170,10 +177,18 @@ def dequantize(exported: ExportedModel, name: str) -> NDArray[np.float32] | None
 
 
 def step_sizes(weight: NDArray[np.float32], bits: int, *, block_size: int) -> NDArray[np.float32]:
-    """How far apart the numbers are that a weight (k, n) may be rounded to, for each of its values.
+    """Return the distance between neighbouring numbers that each value of a weight can be rounded to.
 
-    A block of `block_size` values along k has 2^bits numbers between its least and its largest value, 0 among them.
-    Rounding to the nearest moves a value by half a step, and by one where the zero point was rounded too.
+    A block of `block_size` values along k has 2^bits numbers between its smallest and its largest value, including 0.
+    Rounding to the nearest moves a value by up to half a step, or by one step where the zero point was rounded too.
+
+    Args:
+        weight: (k, n).
+        bits: bits of each value.
+        block_size: number of values in a block.
+
+    Returns:
+        (k, n).
     """
     rows, columns = weight.shape
     padded = np.zeros((-(-rows // block_size) * block_size, columns), dtype=np.float32)

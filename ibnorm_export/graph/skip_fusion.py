@@ -1,6 +1,6 @@
-"""A residual addition and the norm behind it are one node, SkipIBNorm: same bits, one pass over the rows less.
+"""Fusion of a residual addition and the norm that follows it into SkipIBNorm.
 
-Precondition: values carry their shapes. Postcondition: names of outputs and of norms are what they were.
+The results are the same to the bit, with one pass less over the rows.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ __all__ = ["fuse_skip"]
 
 
 def fuse_skip(graph: ir.Graph) -> None:
-    """Add + IBNorm becomes SkipIBNorm where the sum is used elsewhere too (a pre-norm transformer's residual).
+    """Replace Add and IBNorm with SkipIBNorm where the sum has other users, as in a pre-norm transformer.
 
-    Only an Add without broadcasting, in the norm's own type: then the result is the same to the bit. And only where
-    scale and bias are there before any node runs: the new node stands in the Add's place, ahead of what computes them.
+    The Add must not broadcast. Scale and bias must be initializers or inputs: the new node takes the place of the Add,
+    before any node that could compute them.
+
+    Before: values have shapes. After: outputs and norms have the same names, and outputs the same values.
     """
     for norm in list(graph):
         if norm.domain != DOMAIN or norm.op_type not in OP_TYPES:

@@ -1,11 +1,10 @@
-"""A cache that is kept in place: TensorScatter writes the new keys and values where Concat would copy all of them.
+"""A cache of fixed capacity: TensorScatter writes new keys and values in place, where Concat would copy all of them.
 
-Inputs and outputs keep their names; past_key_values.N.* and present.N.* are buffers of `capacity` tokens, one and the
-same when bound so. The tokens so far are those of attention_mask (batch, total); a call writes the last `sequence` of
-them. Attention takes no notice of what lies behind `total`, which must be finite.
+Inputs and outputs keep their names. past_key_values.N.* and present.N.* are buffers of `capacity` tokens; the caller
+may bind both to the same memory. attention_mask (batch, total) covers all tokens so far, and a call writes the last
+`sequence` of them. Attention ignores the buffer after `total`, but its values must be finite.
 
-Precondition: a graph of task "text-generation" at opset 24 or later, whose attention is the standard operator with a
-boolean mask. Source: ONNX, operators TensorScatter-24 and Attention-24.
+Source: ONNX, operators TensorScatter-24 and Attention-24.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ _PAST: Final = "past_key_values."
 
 
 class _Lengths:
-    """Values (1,) or (batch,) of int64, made of the shapes of inputs at the head of the graph."""
+    """Lengths that nodes at the start of the graph compute from the shapes of inputs: int64, (1,) or (batch,)."""
 
     def __init__(self, graph: ir.Graph) -> None:
         self._graph = graph
@@ -43,7 +42,7 @@ class _Lengths:
         self.totals = self._make("Expand", [self.total, batch], name="cache/totals")
 
     def free(self, cache: str) -> ir.Value:
-        """Tokens for which the buffer has room behind `total`."""
+        """Number of tokens that the buffer can still take after `total`."""
         return self._make("Sub", [self._size(cache, 2, label="cache/capacity"), self.total], name="cache/free")
 
     def _make(self, op_type: str, inputs: list[ir.Value], *, name: str, **attributes: int) -> ir.Value:
@@ -63,7 +62,7 @@ def _with_capacity(value: ir.Value) -> None:
 
 
 def _write_in_place(graph: ir.Graph, past: ir.Value, *, lengths: _Lengths) -> ir.Value:
-    """The Concat behind `past` becomes a TensorScatter; gives its output."""
+    """Replace the Concat that grows `past` with a TensorScatter and return its output."""
     written = None
     for node, _ in list(past.uses()):
         if node.op_type == "Shape":
@@ -85,17 +84,33 @@ def _write_in_place(graph: ir.Graph, past: ir.Value, *, lengths: _Lengths) -> ir
             old.replace_all_uses_with(written, replace_graph_outputs=True)
             graph.remove(node, safe=True)
     if written is None:
-        raise ExportError(f"--cache static: {past.name} is not what a Concat grows; export with --cache dynamic")
+        raise ExportError(f"--cache static: no Concat grows {past.name}; export with --cache dynamic")
     _with_capacity(past)
     _with_capacity(written)
     return written
 
 
+def _pad_mask(graph: ir.Graph, before: ir.Node, *, mask: ir.Value, pads: list[ir.Value], fill: ir.Value) -> ir.Value:
+    """Extend a mask (..., total) to the capacity of the cache, with the parts of `pads` joined."""
+    ends = ir.node("Concat", pads, attributes={"axis": 0}, name="cache/pads")
+    wide = ir.node("Pad", [mask, ends.outputs[0], fill], name="cache/mask")
+    ends.outputs[0].name, wide.outputs[0].name = "cache/pads", "cache/mask"
+    ends.outputs[0].dtype = ir.DataType.INT64
+    assert mask.shape is not None
+    wide.outputs[0].shape = ir.Shape([*list(mask.shape)[:3], CAPACITY])
+    wide.outputs[0].dtype = ir.DataType.BOOL
+    graph.insert_before(before, [ends, wide])
+    return wide.outputs[0]
+
+
 def keep_cache_in_place(graph: ir.Graph) -> None:
-    """Rewrite `graph`; see the module.
+    """Write the cache in place, and let Attention read it.
+
+    Before: the graph has the task "text-generation" and opset 24 or later; its attention is the standard operator with
+    a boolean mask. After: inputs and outputs have the same names; the cache has the dynamic axis `capacity`.
 
     Raises:
-        ExportError: its cache or its attention is of another form.
+        ExportError: the cache or the attention has another form.
     """
     lengths = _Lengths(graph)
     caches = [value for value in graph.inputs if (value.name or "").startswith(_PAST)]
@@ -113,16 +128,8 @@ def keep_cache_in_place(graph: ir.Graph) -> None:
         mask = node.inputs[3] if len(node.inputs) > 3 else None
         if mask is None or mask.dtype != ir.DataType.BOOL or len(node.inputs) > 4:
             raise ExportError("--cache static: attention has no boolean mask; export with --cache dynamic")
-        if mask not in padded:  # ONNX Runtime 1.31 takes no mask that is shorter than the buffer
-            ends = ir.node("Concat", [zeros, free], attributes={"axis": 0}, name="cache/pads")
-            wide = ir.node("Pad", [mask, ends.outputs[0], no], name="cache/mask")
-            ends.outputs[0].name, wide.outputs[0].name = "cache/pads", "cache/mask"
-            ends.outputs[0].dtype = ir.DataType.INT64
-            assert mask.shape is not None
-            wide.outputs[0].shape = ir.Shape([*list(mask.shape)[:3], CAPACITY])
-            wide.outputs[0].dtype = ir.DataType.BOOL
-            graph.insert_before(node, [ends, wide])
-            padded[mask] = wide.outputs[0]
+        if mask not in padded:  # ONNX Runtime 1.31 rejects a mask that is shorter than the buffer
+            padded[mask] = _pad_mask(graph, node, mask=mask, pads=[zeros, free], fill=no)
         node.replace_input_with(1, key)
         node.replace_input_with(2, value)
         node.resize_inputs(7)
