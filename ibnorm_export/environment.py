@@ -1,4 +1,4 @@
-"""What a measurement ran on: recorded with every result, and shown by `doctor`."""
+"""The machine, system and package versions, which are recorded with every measurement."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _PACKAGES = (
 
 
 def version_of(package: str) -> str | None:
-    """Installed version of a distribution, or None."""
+    """Return the installed version of a package, or None."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -41,12 +41,12 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     except OSError:
-        pass  # not Linux: the general name below
+        pass  # not Linux: the general name has to do
     return platform.processor() or platform.machine()
 
 
 def environment() -> dict[str, Any]:
-    """Machine, system, package versions and date, as JSON values."""
+    """Return the date, machine, system and package versions as JSON values."""
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "processor": _processor(),

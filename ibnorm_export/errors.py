@@ -1,7 +1,6 @@
-"""Everything that this package raises on purpose.
+"""The exceptions that this package raises on purpose, and the exit codes of the command line.
 
-Each class stands for one thing a caller can do about it; the message says what that is.
-`ExitCode` is the one table of the command line's exit codes; `exit_code` is the one that an error becomes.
+Each class stands for one kind of remedy, which the message names; `exit_code` is the exit code that it leads to.
 """
 
 from __future__ import annotations
@@ -37,33 +36,33 @@ class ExitCode(enum.IntEnum):
 
 
 class IBNormError(Exception):
-    """Base of every deliberate error: catch this to catch them all."""
+    """Base of all exceptions of this package."""
 
     exit_code: ClassVar[ExitCode] = ExitCode.BAD_INPUT
 
 
 class SpecError(IBNormError, ValueError):
-    """A norm is described by values outside the definition (lambda <= 0, unknown compression)."""
+    """A norm has parameters outside the definition, such as lambda <= 0 or an unknown compression."""
 
 
 class CheckpointError(IBNormError):
-    """A checkpoint cannot be read as an IBNorm model: files, config section or weights."""
+    """A checkpoint cannot be read as an IBNorm model: its files, config section or weights are wrong."""
 
 
 class ConfigError(IBNormError):
-    """The file of `ibnorm-export check` is not one: a key is unknown, missing or has an illegal value."""
+    """The configuration of `ibnorm-export check` is not valid: a key is unknown, missing or has an illegal value."""
 
 
 class ModelFileError(IBNormError):
-    """An ONNX file, or data that goes with it, cannot be read, trusted or understood."""
+    """An ONNX file or a file that belongs to it cannot be read, or is not to be trusted."""
 
 
 class PromptError(ModelFileError):
-    """A prompt is not one that the model can go on from: empty, or longer than its positions."""
+    """The model cannot continue a prompt: it is empty, or longer than the model's positions."""
 
 
 class ExportError(IBNormError):
-    """A model cannot be turned into the ONNX file that was asked for."""
+    """A model cannot be exported with the given options."""
 
 
 class EngineError(IBNormError):
@@ -71,12 +70,12 @@ class EngineError(IBNormError):
 
 
 class BackendUnavailable(IBNormError):
-    """A runtime, library or device is missing on this machine; the message names it."""
+    """A runtime, library or device is missing on this machine."""
 
     exit_code: ClassVar[ExitCode] = ExitCode.UNAVAILABLE
 
 
 class ParityError(IBNormError):
-    """A comparison that the caller demanded to pass did not; carries the failed report."""
+    """A comparison failed that the caller requires to pass."""
 
     exit_code: ClassVar[ExitCode] = ExitCode.CHECK_FAILED

@@ -1,4 +1,4 @@
-"""A file or a folder is written whole or not at all: what stood in its place stays until then."""
+"""Writing files and folders as a whole or not at all, hashes, and headers of libraries."""
 
 from __future__ import annotations
 
@@ -17,21 +17,25 @@ __all__ = ["machine_of", "new_file", "new_folder", "sha256_of"]
 
 @contextlib.contextmanager
 def new_file(target: Path, error: type[Exception] = ExportError) -> Iterator[Path]:
-    """A folder beside `target` to write it in; what is there at the end is moved into place.
+    """Give a temporary folder beside `target`, and move its files into place at the end of the block.
 
-    The block writes a file called `target.name`, and may write others that belong beside it. On any
-    exception, an interrupt included, the folder is removed and what stood at the target stays.
-    Companions are moved first and the old target is removed before them, so at no moment does a
-    file under the target's name stand beside companions that are not its own.
+    The block writes a file named `target.name`, and may write companions, which belong beside it. After an exception or
+    an interrupt the temporary folder is removed and the old target stays. The old target is removed before companions
+    are moved, and the new one is moved last, so a file under the target's name never stands beside companions of
+    another version.
+
+    Args:
+        target: the file to write.
+        error: class of the exception to raise.
 
     Raises:
-        error: the place cannot be written (no such folder, no permission, no space).
+        error: the target cannot be written: the folder does not exist, or permission or space is lacking.
     """
     try:
         if target.is_dir():
             raise error(f"{target} is a folder; name the file to write")
         if target.exists() and not target.is_file():
-            raise error(f"{target} is no regular file, and would be replaced by one; name another")
+            raise error(f"{target} is not a regular file; name another file to write")
         if not target.parent.is_dir():
             raise error(f"cannot write {target}: the folder {target.parent} does not exist")
         beside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".partial"))
@@ -55,18 +59,18 @@ def new_file(target: Path, error: type[Exception] = ExportError) -> Iterator[Pat
 def new_folder(
     target: Path, earlier: Callable[[Path], Collection[str]], *, error: type[Exception] = ExportError
 ) -> Iterator[Path]:
-    """A folder beside `target` to fill; at the end it takes the target's place, whole or not at all.
+    """Give an empty temporary folder, which takes the place of `target` at the end of the block.
 
-    What an earlier run wrote in that place is replaced; where anything else lies there, nothing is touched. On any
-    exception, an interrupt included, what stood at the target stays.
+    Files of an earlier run are replaced. A target that holds other files is left as it is. After an exception or an
+    interrupt the old target stays.
 
     Args:
-        target: the folder.
-        earlier: the files that an earlier run has written into a folder, relative to it; raises where none has.
-        error: what to raise.
+        target: the folder to write.
+        earlier: returns the files that an earlier run wrote into a folder, relative to it; raises if none did.
+        error: class of the exception to raise.
 
     Raises:
-        error: the target is a file, holds something that no earlier run wrote, or cannot be written.
+        error: the target is a file, holds a file that no earlier run wrote, or cannot be written.
     """
     if target.is_file():
         raise error(f"{target} is a file; name the folder to write")
@@ -77,8 +81,8 @@ def new_folder(
         if foreign := sorted(there - set(earlier(target))):
             more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
             raise error(
-                f"{target} holds {foreign[0]}{more}, which would be lost: this command writes no such file. Choose "
-                "another folder, or move it away"
+                f"{target} holds {foreign[0]}{more}, which this command did not write and would delete. Choose another "
+                "folder, or move the file away"
             )
     if not target.parent.is_dir():
         raise error(f"cannot write {target}: the folder {target.parent} does not exist")
@@ -101,16 +105,16 @@ def new_folder(
     except OSError as cause:
         raise error(f"cannot write {target}: {cause.strerror or cause}") from cause
     finally:
-        if target.exists() or not old.exists():  # else what is beside is all there is
+        if target.exists() or not old.exists():  # else the temporary folder holds the only copy
             shutil.rmtree(beside, ignore_errors=True)
 
 
-#: e_machine of an ELF header -> the name that Python gives the machine. Source: the ELF specification, 64-bit.
+#: Python's name of a machine, by e_machine of a 64-bit ELF header. Source: the ELF specification.
 _MACHINES: Final = {62: "x86_64", 183: "aarch64", 243: "riscv64"}
 
 
 def sha256_of(content: Path | bytes) -> str:
-    """SHA-256 of a file or of bytes, in hexadecimal."""
+    """Return the SHA-256 of a file or of bytes, in hexadecimal."""
     if isinstance(content, bytes):
         return hashlib.sha256(content).hexdigest()
     with content.open("rb") as stream:
@@ -118,7 +122,7 @@ def sha256_of(content: Path | bytes) -> str:
 
 
 def machine_of(library: Path) -> str | None:
-    """The machine that a library was built for, e.g. "x86_64", read from its header; None where it is no ELF file."""
+    """Return the machine that a library was built for, e.g. "x86_64"; None where it is not an ELF file."""
     with library.open("rb") as stream:
         header = stream.read(20)
     if len(header) < 20 or header[:4] != b"\x7fELF":

@@ -1,4 +1,4 @@
-"""How long work reports where it is: the library says it, the caller decides what to show."""
+"""How long tasks report their progress: the library calls a function, and the caller decides what to show."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 __all__ = ["Progress", "silent"]
 
-#: (what is being done, steps done, steps in all); 0 steps in all means "not known".
+#: Called with the name of the current step, the number of steps done, and their total; 0 where that is unknown.
 Progress = Callable[[str, int, int], None]
 
 

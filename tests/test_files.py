@@ -103,7 +103,7 @@ def test_what_no_run_wrote_is_not_lost(written: dict[Path, Callable[[], object]]
             mine.symlink_to("nowhere")
         else:
             mine.write_text("mine")
-        with pytest.raises(IBNormError, match=f"holds {name}, which would be lost"):
+        with pytest.raises(IBNormError, match=f"holds {name}, which this command did not write"):
             write()
         assert mine.is_symlink() or mine.read_text() == "mine"
         mine.unlink()
@@ -125,7 +125,7 @@ def test_the_checkpoint_itself_is_not_lost(tmp_path: Path, llama_checkpoint: Pat
     shutil.copytree(llama_checkpoint, folder)
     export(models.load(folder), folder / "model.onnx")
     before = contents(folder)
-    with pytest.raises(ExportError, match=r"holds model\.safetensors, which would be lost"):
+    with pytest.raises(ExportError, match=r"holds model\.safetensors, which this command did not write"):
         export_folder(models.load(folder, task="text-generation"), folder)
     assert contents(folder) == before
 
@@ -142,7 +142,7 @@ def test_an_export_replaces_no_file_of_its_checkpoint(tmp_path: Path, llama_chec
 
 def test_no_device_is_replaced(tmp_path: Path, vit_checkpoint: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ExportError, match="is no regular file"):
+    with pytest.raises(ExportError, match="is not a regular file"):
         export(models.load(vit_checkpoint), tmp_path / "pipe")
     assert (tmp_path / "pipe").is_fifo()
 

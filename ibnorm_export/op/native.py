@@ -1,8 +1,7 @@
-"""Finds, checks and describes the built libraries.
+"""Finding and checking the compiled libraries.
 
-A library that is absent is no error: the package works through ONNX functions. A library that is
-there but cannot be used (built for another machine, another version of the operator) is reported
-with the reason and never registered.
+A missing library is not an error, because the package also works with ONNX functions. A library that cannot be used
+here (built for another machine or another version of the operator) is reported with the reason and never registered.
 """
 
 from __future__ import annotations
@@ -25,23 +24,25 @@ __all__ = ["NativeLibrary", "availability", "inspect", "ort_library", "plugin_pr
 
 _ORT_NAMES: Final = ("libibnorm_ort.so", "libibnorm_ort.dylib")
 _TRT_NAME: Final = "libibnorm_trt.so"
-#: Of TensorRT, whose plugin interfaces have one layout; `custom_ops/tensorrt/register.cc` has the same.
+#: Major versions of TensorRT whose plugin interfaces have the same layout, as in `custom_ops/tensorrt/register.cc`.
 _TRT_MAJORS: Final = (10, 11)
-_BUILD_TRT: Final = "build it as custom_ops/tensorrt/README.md says, and put it into the package's lib folder"
-_BUILD: Final = "run `make native` in a checkout, or install again with g++ and ONNX Runtime's headers there"
+_BUILD_TRT: Final = "build it as custom_ops/tensorrt/README.md describes, and copy it into the package's lib folder"
+_BUILD: Final = (
+    "run `make native` in a checkout, or install the package again where g++ and ONNX Runtime's headers are available"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class NativeLibrary:
-    """One compiled library: true when it can be used, else it says what is wrong and what to do.
+    """A compiled library; true if it can be used.
 
     Args:
-        path: the file, or None where there is none.
-        schema: what the library says it implements, or None where it could not be asked.
-        providers: execution providers that it holds kernels for: "cpu", "cuda".
-        instruction_set: what its CPU kernels use on this machine: "avx512", "avx2" or "generic".
-        problem: why it cannot be used; empty when it can.
-        remedy: what to do about that; empty when it can be used.
+        path: the file; None where there is none.
+        schema: the operators that the library implements, as it reports; None where it could not be loaded.
+        providers: execution providers that it has kernels for: "cpu", "cuda".
+        instruction_set: instructions that its CPU kernels use on this machine: "avx512", "avx2" or "generic".
+        problem: why the library cannot be used; empty if it can.
+        remedy: what to do about the problem; empty if there is none.
     """
 
     path: Path | None
@@ -54,7 +55,7 @@ class NativeLibrary:
 
     @property
     def available(self) -> bool:
-        """Whether the library can be registered."""
+        """Whether the library can be used."""
         return not self.problem
 
     def __bool__(self) -> bool:
@@ -74,9 +75,9 @@ def _text(library: ctypes.CDLL, function: str) -> str:
 
 
 def inspect(path: Path) -> NativeLibrary:
-    """What the library at `path` is, whether it can be used, and if not, why.
+    """Check a library for ONNX Runtime.
 
-    Loads it into the process, as ONNX Runtime would, once its bytes and its machine are found good.
+    The library is loaded into the process, as ONNX Runtime does, after its hash and its machine have been checked.
     """
     if not path.is_file():
         return NativeLibrary(None, problem=f"{path} does not exist", remedy=_BUILD)
@@ -87,7 +88,7 @@ def inspect(path: Path) -> NativeLibrary:
     except OSError as error:
         return NativeLibrary(
             path,
-            problem=f"{path} cannot be loaded, most likely because it was built for another machine: {error}",
+            problem=f"{path} cannot be loaded, probably because it was built for another machine: {error}",
             remedy=_BUILD,
         )
     try:
@@ -95,22 +96,22 @@ def inspect(path: Path) -> NativeLibrary:
         build = json.loads(_text(library, "ibnorm_build"))
         _ = library.RegisterCustomOps
     except (AttributeError, ValueError) as error:
-        return NativeLibrary(path, problem=f"{path} is no IBNorm library: {error}", remedy=_BUILD)
+        return NativeLibrary(path, problem=f"{path} is not an IBNorm library: {error}", remedy=_BUILD)
     if schema != SCHEMA:
         return NativeLibrary(
             path,
             schema=schema,
-            problem=f"{path} implements {json.dumps(schema)}, this package {json.dumps(SCHEMA)}",
+            problem=f"{path} implements {json.dumps(schema)}, but this package {json.dumps(SCHEMA)}",
             remedy=_BUILD,
         )
     return NativeLibrary(path, schema, providers=tuple(build["providers"]), instruction_set=build["instruction_set"])
 
 
 def _unfit(file: Path) -> str:
-    """Why a library must not be loaded here, from its header and pip's record of what was installed; else empty."""
+    """Why a library must not be loaded here, by its header and by pip's record of the installation; empty if it may."""
     machine, here = machine_of(file), platform.machine()
     if machine is not None and machine != here:
-        return f"{file} is built for {machine}, this machine is {here}"
+        return f"{file} is built for {machine}, but this machine is {here}"
     recorded = _recorded_sha256(file)
     if recorded is not None and recorded != sha256_of(file):
         return f"{file} was changed after it was installed: its sha256 is not the one that pip recorded"
@@ -118,7 +119,7 @@ def _unfit(file: Path) -> str:
 
 
 def _recorded_sha256(file: Path) -> str | None:
-    """What the installation's RECORD says of a file, in hexadecimal; None where it does not know it (a checkout)."""
+    """The SHA-256 of a file that pip recorded, in hexadecimal; None if it recorded none, as in a checkout."""
     try:
         installed = importlib.metadata.distribution("ibnorm-export").files or []
     except importlib.metadata.PackageNotFoundError:
@@ -130,22 +131,24 @@ def _recorded_sha256(file: Path) -> str | None:
 
 
 def availability() -> NativeLibrary:
-    """The installed ONNX Runtime library, or what is missing, why, and what to do."""
-    package = importlib.resources.files("ibnorm_export")  # several folders in an editable install
+    """Check the installed library for ONNX Runtime."""
+    package = importlib.resources.files("ibnorm_export")  # an editable installation has several folders
     for name in _ORT_NAMES:
         file = package.joinpath("lib", name)
         if file.is_file():
             return inspect(Path(str(file)))
     return NativeLibrary(
-        None, problem="the fused kernels for ONNX Runtime are not installed (the function path is used)", remedy=_BUILD
+        None,
+        problem="the fused kernels for ONNX Runtime are not installed (norms run as ONNX functions)",
+        remedy=_BUILD,
     )
 
 
 def ort_library() -> Path:
-    """The library to register with an ONNX Runtime session.
+    """Return the library to register with a session of ONNX Runtime.
 
     Raises:
-        BackendUnavailable: it is not installed, or cannot be used on this machine; says why.
+        BackendUnavailable: the library is not installed, or cannot be used on this machine.
     """
     found = availability()
     if not found or found.path is None:
@@ -154,22 +157,25 @@ def ort_library() -> Path:
 
 
 def plugin_problem(tensorrt: str) -> str:
-    """Why the plugin library must not be loaded into this version of TensorRT; empty where it may."""
+    """Return why the plugin library must not be loaded into a version of TensorRT; empty if it may."""
     major = tensorrt.partition(".")[0]
     if major in map(str, _TRT_MAJORS):
         return ""
     known = " and ".join(map(str, _TRT_MAJORS))
     return (
-        f"TensorRT is {tensorrt}, whose major version the plugin library does not know: it is for {known}. Use "
-        "--norm function, or install one of those"
+        f"the plugin library does not support TensorRT {tensorrt}; it supports versions {known}. Use --norm function, "
+        "or install one of those versions"
     )
 
 
 def trt_library(path: Path | None = None) -> Path:
-    """The TensorRT plugin library: the one at `path`, else the installed one.
+    """Return the plugin library for TensorRT, after checking it.
+
+    Args:
+        path: the library; None is the installed one.
 
     Raises:
-        BackendUnavailable: it is not there, cannot be loaded, or implements another version of the operator.
+        BackendUnavailable: the library is missing, cannot be loaded, or implements another version of the operator.
     """
     place = importlib.resources.files("ibnorm_export").joinpath("lib", _TRT_NAME) if path is None else path
     file = Path(str(place))
@@ -183,10 +189,10 @@ def trt_library(path: Path | None = None) -> Path:
         _ = library.getCreators
     except (OSError, AttributeError, ValueError) as error:
         raise BackendUnavailable(
-            f"{file} is no IBNorm plugin library for this machine: {error}; {_BUILD_TRT}"
+            f"{file} is not an IBNorm plugin library for this machine: {error}; {_BUILD_TRT}"
         ) from error
     if schema != SCHEMA:
         raise BackendUnavailable(
-            f"{file} implements {json.dumps(schema)}, this package {json.dumps(SCHEMA)}; {_BUILD_TRT}"
+            f"{file} implements {json.dumps(schema)}, but this package {json.dumps(SCHEMA)}; {_BUILD_TRT}"
         )
     return file

@@ -1,9 +1,9 @@
-"""Norms at other places than the last axis: over channels, over several axes, with running statistics.
+"""Norms that do not normalise the last axis: over channels, over several axes, and with running statistics.
 
-A convolutional network keeps its features at axis 1, (batch, channels, ...). There IBNorm over the
-features moves them to the end and back; grouping 'axes' flattens what is normalised into one axis,
-since a function body needs literal axes; grouping 'batch' has running statistics and is element-wise
-at inference. Scale and bias are per channel in all of them, as in the norms that they replace.
+A convolutional network has its features on axis 1, (batch, channels, ...). `ChannelIBNorm` moves them to the end and
+back. Grouping 'axes' flattens the normalised axes into one, because an ONNX function needs constant axes. Grouping
+'batch' has running statistics and is element-wise at inference. Scale and bias are per channel, as in the norms that
+these modules replace.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ibnorm_export.op.torch_op import IBNorm, ibnorm
 
 __all__ = ["AxesIBNorm", "BatchIBNorm", "ChannelIBNorm", "ChannelLayerNorm", "ChannelRMSNorm", "FeatureBatchNorm"]
 
-#: Share of a new batch in the running statistics, as in torch's BatchNorm.
+#: Weight of a new batch in the running statistics, as in PyTorch's BatchNorm.
 MOMENTUM: Final = 0.1
 
 
@@ -53,7 +53,7 @@ class FeatureBatchNorm(nn.BatchNorm1d):
         return super().forward(x.movedim(-1, 1)).movedim(1, -1).contiguous()
 
     def _check_input_dim(self, input: Tensor) -> None:
-        """Any rank."""
+        """Accept any rank."""
 
 
 def _per_channel(parameter: Tensor, x: Tensor, *, channel_axis: int) -> Tensor:
@@ -65,12 +65,13 @@ class AxesIBNorm(IBNorm):
 
     Args:
         features: size of the channel axis.
-        spec: with grouping 'axes'.
-        channel_axis: 1, or -1 where the features come last.
-        device, dtype: of the parameters.
+        spec: the norm, with grouping 'axes'.
+        channel_axis: 1, or -1 where the features are on the last axis.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Raises:
-        SpecError: the grouping is another, or the axis leaves a batch axis no room.
+        SpecError: the grouping is not 'axes', or the axis includes the batch.
     """
 
     node_has_affine = False
@@ -85,7 +86,9 @@ class AxesIBNorm(IBNorm):
         dtype: torch.dtype | None = None,
     ) -> None:
         if spec.grouping is not Grouping.AXES or spec.axis == 0:
-            raise SpecError(f"grouping {spec.grouping.value!r} with axis {spec.axis}; it must be 'axes', axis not 0")
+            raise SpecError(
+                f"grouping {spec.grouping.value!r} with axis {spec.axis}; it must be 'axes' with an axis other than 0"
+            )
         self._rows = dataclasses.replace(spec, grouping=Grouping.LAST, axis=-1)
         super().__init__(features, self._rows, device=device, dtype=dtype)
         self.spec = spec
@@ -102,7 +105,7 @@ class AxesIBNorm(IBNorm):
 
 
 def _compress(t: Tensor, compression: Compression) -> Tensor:
-    """g(t). Exported, the logarithm is that of the function body, which keeps small t (`onnx_op`)."""
+    """g(t). In an export the logarithm has the form of the ONNX function, which is accurate for small t."""
     if compression is Compression.TANH:
         return torch.tanh(t)
     if torch.compiler.is_exporting():
@@ -112,20 +115,21 @@ def _compress(t: Tensor, compression: Compression) -> Tensor:
 
 
 class BatchIBNorm(nn.Module):
-    """IBNorm with statistics of the batch per channel: element-wise at inference.
+    """IBNorm with statistics per channel over the batch; element-wise at inference.
 
         y = scale * (g((x - running_mean) / lambda) - compressed_mean) / sqrt(compressed_var + epsilon) + bias
 
-    S is affine in x, so it is one BatchNormalization, which runtimes fold into the convolution before it.
+    With compression S it is affine in x: one BatchNormalization, which runtimes fold into the convolution before it.
 
     Args:
         features: size of the channel axis.
-        spec: with grouping 'batch'.
-        channel_axis: 1, or -1 where the features come last.
-        device, dtype: of parameters and running statistics.
+        spec: the norm, with grouping 'batch'.
+        channel_axis: 1, or -1 where the features are on the last axis.
+        device: device of parameters and running statistics.
+        dtype: dtype of parameters and running statistics.
 
     Raises:
-        SpecError: the grouping is another.
+        SpecError: the grouping is not 'batch'.
     """
 
     weight: nn.Parameter | None

@@ -1,21 +1,19 @@
-"""The operator as one ONNX node, and what the node means in standard operators.
+"""The operator as one ONNX node, and its meaning as a function of standard operators.
 
-A model that uses the node carries the function of each op type that it uses, so a runtime that
-knows model-local functions runs the file as it is, and one with a fused kernel registered under
-the same name runs that instead.
+A model has a function for each op type that it uses. A runtime that supports model-local functions runs the file as it
+is; a runtime with a kernel of the same name runs the kernel instead.
 
-Why the bodies look as they do (each line was found by running it):
-  * Cast first, CastLike last: half-precision bodies otherwise lack CPU kernels (`Tanh` has none in
+Why the function bodies have this form:
+  * They begin with Cast and end with CastLike. Otherwise half-precision bodies lack CPU kernels (`Tanh` has none in
     bfloat16) and lose accuracy in TensorRT.
-  * Centre first, S too, and end in `LayerNormalization`: every runtime has a fused kernel for it,
-    but may compute E[x^2] - mean^2, which at a mean of 100 standard deviations costs 2e-6.
-  * Beyond `NARROW` values the body takes means of blocks and then the mean of those: ONNX Runtime
-    adds up one value after the other, in LayerNormalization and ReduceMean alike, which over
-    802,816 of them costs 6e-6; in blocks it costs 1e-7.
-  * L divides by the rounded argument of its own logarithm (`q - 1`), which cancels the rounding
-    of 1 + r: relative error below 2e-7 from 1e-6 to 1e30, where Log(1 + r) loses everything.
-  * All inputs connected, all attributes on the node: TensorRT's parser and the onnx reference
-    evaluator both need it.
+  * They centre first, with S too, and end with `LayerNormalization`, for which every runtime has a fused kernel. The
+    kernel may compute E[x^2] - mean^2, which costs 2e-6 at a mean of 100 standard deviations.
+  * Norms wider than `NARROW` values compute means of blocks, and then the mean of those. ONNX Runtime adds one value
+    after the other, in LayerNormalization and ReduceMean alike, which costs 6e-6 over 802,816 values; blocks cost 1e-7.
+  * L divides by the rounded argument of its logarithm (`q - 1`), which cancels the rounding of 1 + r. The relative
+    error stays below 2e-7 from 1e-6 to 1e30, where Log(1 + r) loses all digits.
+  * All inputs are connected and all attributes are on the node, as TensorRT's parser and onnx's reference evaluator
+    require.
 """
 
 from __future__ import annotations
@@ -33,19 +31,19 @@ from ibnorm_export.op.spec import DOMAIN, OP_VERSION, Compression, IBNormSpec
 
 __all__ = ["NARROW", "OPSETS", "function", "functions", "node", "opset_imports", "skip_function", "skip_node"]
 
-#: Opsets of the default domain that the function bodies are valid in. 18 brought reductions with
-#: axes as an input; ONNX Runtime 1.31 and onnx 1.23 know the last.
+#: Opsets of the default domain in which the function bodies are valid. 18 is the first with axes as an input of
+#: reductions; the last is what ONNX Runtime 1.31 and onnx 1.23 support.
 OPSETS: Final = range(18, 27)
 
-#: The widest norm whose function ends in LayerNormalization.
+#: The widest norm whose function ends with LayerNormalization, in values.
 NARROW: Final = 65536
 
-#: At most so many values are added up at once in a wider one.
+#: The most values that a wider norm adds up in one block.
 _BLOCK: Final = 1024
 
-# t -> c, in float32. `smallest` is 1 + 2^-23, the least float32 above 1, so q - 1 is never 0.
+# t -> c, in float32. `smallest` is 1 + 2^-23, the smallest float32 above 1, so q - 1 is never 0.
 _COMPRESS: Final = {
-    Compression.LINEAR: "",  # no node where g is the identity: c is t
+    Compression.LINEAR: "",  # g is the identity, so c is t
     Compression.LOGARITHMIC: """
         one = Constant <value_float = 1.0> ()
         smallest = Constant <value_float = 1.00000011920928955078125> ()
@@ -123,7 +121,7 @@ _SKIP_IBNORM: Final = """
 
 
 def _block(widths: Collection[int]) -> int:
-    """What divides every width, as large as may be added up at once."""
+    """The largest divisor of all widths that is at most `_BLOCK`."""
     common = math.gcd(*widths)
     return next(size for size in range(min(_BLOCK, common), 0, -1) if common % size == 0)
 
@@ -143,12 +141,13 @@ def _parse(
 
 
 def function(compression: Compression, opset: int, *, widths: Collection[int] = ()) -> onnx.FunctionProto:
-    """The meaning of `IBNorm{S,L,T}` (X, scale, bias) -> Y in standard operators.
+    """Return the function `IBNorm{S,L,T}` (X, scale, bias) -> Y in standard operators.
 
     Args:
         compression: g.
-        opset: version of the default domain; must equal that of the model.
-        widths: of every norm of this op type in the model, which has one function for all of them; none means narrow.
+        opset: version of the default domain; it must be that of the model.
+        widths: width of every norm of this op type in the model, which share the function. Without any, norms are at
+            most `NARROW` values wide.
 
     Raises:
         SpecError: the opset is outside `OPSETS`.
@@ -157,12 +156,17 @@ def function(compression: Compression, opset: int, *, widths: Collection[int] = 
 
 
 def skip_function(compression: Compression, opset: int, *, widths: Collection[int] = ()) -> onnx.FunctionProto:
-    """The meaning of `SkipIBNorm{S,L,T}` (X, skip, scale, bias) -> (Y, sum): see `function`."""
+    """Return the function `SkipIBNorm{S,L,T}` (X, skip, scale, bias) -> (Y, sum); see `function`."""
     return _parse(_SKIP_IBNORM, compression.skip_op_type, compression=compression, opset=opset, widths=widths)
 
 
 def functions(opset: int, norms: Collection[tuple[str, int]] = ()) -> dict[str, onnx.FunctionProto]:
-    """All six functions by op type, as a model needs them whose norms are of these op types and widths."""
+    """Return all six functions by op type.
+
+    Args:
+        opset: version of the default domain; it must be that of the model.
+        norms: op type and width of every norm in the model.
+    """
     bodies = {}
     for make in (function, skip_function):
         for compression in Compression:
@@ -186,7 +190,7 @@ def node(
     spec: IBNormSpec,
     name: str = "",
 ) -> onnx.NodeProto:
-    """The IBNorm node between the named values, every attribute spelled out."""
+    """Return an IBNorm node with all attributes. Inputs and outputs are names of values."""
     return _make_node(spec.op_type, [x, scale, bias], outputs=[y], spec=spec, name=name)
 
 
@@ -201,10 +205,10 @@ def skip_node(
     spec: IBNormSpec,
     name: str = "",
 ) -> onnx.NodeProto:
-    """The SkipIBNorm node: `total` = x + skip rounded to its type, `y` = IBNorm of `total`."""
+    """Return a SkipIBNorm node: `total` is x + skip, rounded to their dtype, and `y` is IBNorm of `total`."""
     return _make_node(spec.compression.skip_op_type, [x, skip, scale, bias], outputs=[y, total], spec=spec, name=name)
 
 
 def opset_imports(opset: int) -> list[onnx.OperatorSetIdProto]:
-    """What a model that uses the node imports."""
+    """Return the domains that a model with the node imports."""
     return [onnx.helper.make_opsetid("", opset), onnx.helper.make_opsetid(DOMAIN, OP_VERSION)]

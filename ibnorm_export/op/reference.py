@@ -1,7 +1,7 @@
-"""The operator in float64 NumPy: what "correct" means.
+"""The reference implementation, in float64 NumPy.
 
-Shares no code with any implementation that is tested against it: no torch, no ONNX, and its own
-statement of the three compressions.
+It shares no code with the implementations that are tested against it: it uses neither PyTorch nor ONNX, and defines the
+three compressions itself.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ def ibnorm(
     bias: NDArray[Any] | None,  # (n,)
     spec: IBNormSpec,
 ) -> Float64Array:  # (..., n)
-    """IBNorm over the last axis, every step in float64.
+    """Compute IBNorm over the last axis in float64.
 
-    A row that holds NaN or infinity gives NaN in that row only. With epsilon 0 a row of equal
-    values is 0/0 = NaN, as in LayerNorm.
+    A row with NaN or infinity becomes NaN; other rows are not affected. With epsilon 0 a row of equal values is
+    0/0 = NaN, as in LayerNorm.
 
     Source: arXiv 2510.25262, section 4.2.
     """
@@ -63,6 +63,10 @@ def skip_ibnorm(
     bias: NDArray[Any] | None,  # (n,)
     spec: IBNormSpec,
 ) -> tuple[Float64Array, NDArray[Any]]:
-    """(ibnorm(sum), sum) with sum = x + skip *rounded to the type of x*."""
+    """Compute IBNorm of a residual sum.
+
+    Returns:
+        (ibnorm(sum), sum), where sum is x + skip rounded to the dtype of x.
+    """
     total = (x.astype(np.float64) + skip.astype(np.float64)).astype(x.dtype)
     return ibnorm(total, scale, bias=bias, spec=spec), total

@@ -1,4 +1,4 @@
-"""The norms of a model in place of which IBNorm stands: which modules they are, and how they are replaced."""
+"""Replacing the norms of a model by IBNorm."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ __all__ = ["is_norm", "replace_norms"]
 
 _BatchNorm: Final = nn.modules.batchnorm._BatchNorm
 
-#: What a new norm takes over from the old one, where both have it.
+#: Tensors that a new norm copies from the old one, where both have them.
 _TAKEN: Final = ("weight", "bias", "running_mean", "running_var")
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether this is a normalisation over features: ours, torch's own, or a class named like one."""
+    """Whether a module normalises features: one of this package or of PyTorch, or a class with such a name."""
     if isinstance(module, (IBNorm, BatchIBNorm, nn.LayerNorm, nn.RMSNorm, _BatchNorm, nn.GroupNorm)):
         return True
     return type(module).__name__.endswith(("RMSNorm", "LayerNorm"))
 
 
 def _channels_first(module: nn.Module) -> bool:
-    """Whether features are at axis 1 there, as behind a convolution."""
+    """Whether the features of a norm are on axis 1, as after a convolution."""
     return isinstance(module, (_BatchNorm, nn.GroupNorm)) or type(module).__name__.endswith("Norm2d")
 
 
 def _features(module: nn.Module, path: str) -> int:
     if getattr(module, "act", None) is not None:
         raise SpecError(
-            f"{path} ({type(module).__name__}) applies an activation beside its norm; only a norm alone can be replaced"
+            f"{path} ({type(module).__name__}) also applies an activation; only a plain norm can be replaced"
         )
     for name in ("num_features", "num_channels"):
         if isinstance(size := getattr(module, name, None), int):
@@ -52,7 +52,9 @@ def _features(module: nn.Module, path: str) -> int:
     if shape is None and isinstance(weight, Tensor):
         shape = tuple(weight.shape)
     if shape is None or len(tuple(shape)) != 1:
-        raise SpecError(f"{path} ({type(module).__name__}) normalises {shape}; only one last axis can be replaced")
+        raise SpecError(
+            f"{path} ({type(module).__name__}) normalises axes of shape {shape}; only a norm over one axis is replaced"
+        )
     return int(shape[0])
 
 
@@ -93,22 +95,21 @@ def _build(kind: NormKind, spec: IBNormSpec, *, old: nn.Module, path: str) -> nn
 
 
 def replace_norms(model: nn.Module, config: NormConfig | IBNormSpec) -> dict[str, nn.Module]:
-    """Replace every normalisation of `model` in place, as the config says.
+    """Replace every norm of a model, in place.
 
-    LayerNorm, RMSNorm, BatchNorm and GroupNorm of torch are replaced, and classes of other libraries
-    whose name ends in LayerNorm or RMSNorm. A new norm takes over the old one's `weight` and `bias`
-    where both have them, and a BatchNorm's running statistics. Where the old norm has its features at
-    axis 1, so has the new one.
+    LayerNorm, RMSNorm, BatchNorm and GroupNorm of PyTorch are replaced, and classes of other libraries whose name ends
+    in LayerNorm or RMSNorm. A new norm copies `weight` and `bias` of the old one where both have them, and the running
+    statistics of a BatchNorm. Its features are on the same axis.
 
     Args:
-        model: any torch model.
-        config: one spec for all places, or a checkpoint's config with exceptions by module path.
+        model: any PyTorch model.
+        config: one spec for all norms, or the config of a checkpoint, with exceptions by module path.
 
     Returns:
         The new norms by module path, in the order of the model.
 
     Raises:
-        SpecError: the model has no norm, a norm cannot be replaced, or a rule matches nothing.
+        SpecError: the model has no norm, a norm cannot be replaced, or a rule applies to no norm.
     """
     if isinstance(config, IBNormSpec):
         config = NormConfig(config)
@@ -118,7 +119,9 @@ def replace_norms(model: nn.Module, config: NormConfig | IBNormSpec) -> dict[str
         raise SpecError(f"{type(model).__name__} has no LayerNorm, RMSNorm, BatchNorm or GroupNorm to replace")
     for rule in config.layers:
         if not any(config.at(path)[1] is rule.spec for path, _ in found):
-            raise SpecError(f"the rule for {rule.match!r} decides no norm; there are {[path for path, _ in found]}")
+            raise SpecError(
+                f"the rule for {rule.match!r} applies to no norm; the norms are {[path for path, _ in found]}"
+            )
     replaced: dict[str, nn.Module] = {}
     shared: dict[int, nn.Module] = {}
     for path, module in found:

@@ -1,15 +1,15 @@
-"""THE definition of the operator's identity and parameters. Standard library only.
+"""The definition of the operator: its identity and its parameters. Imports only the standard library.
 
     mu = mean(x); d = x - mu; c = g(d / lambda)
     y  = scale * (c - mean(c)) / sqrt(var(c) + epsilon) + bias
 
-with g(t) = t (S), sign(t) ln(1 + |t|) (L) or tanh(t) (T). Torch module, NumPy reference, ONNX
-function bodies, kernels and plugins all take their names and parameters from here; a contract
-test holds the compiled libraries to `SCHEMA`.
+with g(t) = t (S), sign(t) ln(1 + |t|) (L) or tanh(t) (T). The PyTorch module, the NumPy reference, the ONNX functions,
+the kernels and the plugins take their names and parameters from here. Compiled libraries report `SCHEMA`, which is
+compared with the one here.
 
-Source: arXiv 2510.25262, section 4.2. The paper leaves the place of lambda open, so a
-`Convention` is part of every checkpoint; it is resolved once, in `IBNormSpec.from_convention`,
-to the canonical pair (lambda, epsilon). Nothing past this module knows of conventions.
+Source: arXiv 2510.25262, section 4.2. The paper does not fix where lambda stands, so every checkpoint names a
+`Convention`. `IBNormSpec.from_convention` resolves it to the canonical pair (lambda, epsilon); no other module depends
+on it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ OP_VERSION: Final = 1
 
 
 class Compression(enum.StrEnum):
-    """The odd function g that pulls a centred activation towards the mean."""
+    """The odd function g that is applied to centred activations."""
 
     LINEAR = "S"
     LOGARITHMIC = "L"
@@ -60,14 +60,14 @@ class Compression(enum.StrEnum):
 
     @property
     def skip_op_type(self) -> str:
-        """ONNX op type of the form with a residual addition in front, e.g. `SkipIBNormL`."""
+        """ONNX op type of the form with a residual addition before the norm, e.g. `SkipIBNormL`."""
         return f"SkipIBNorm{self.value}"
 
 
 OP_TYPES: Final = tuple(c.op_type for c in Compression)
 SKIP_OP_TYPES: Final = tuple(c.skip_op_type for c in Compression)
 
-#: What every compiled library reports through `ibnorm_schema()`, to the letter.
+#: What every compiled library reports through `ibnorm_schema()`.
 SCHEMA: Final[dict[str, Any]] = {
     "domain": DOMAIN,
     "version": OP_VERSION,
@@ -95,7 +95,7 @@ class Grouping(enum.StrEnum):
 
 
 class NormKind(enum.StrEnum):
-    """What stands at one place of a layer-dependent model."""
+    """Which norm a module path gets, in a model whose norms differ by layer."""
 
     IBNORM = "ibnorm"
     LAYERNORM = "layernorm"
@@ -104,7 +104,7 @@ class NormKind(enum.StrEnum):
 
 
 def _as_float32(value: float) -> float:
-    """`value` rounded to the nearest float32, the type of an ONNX float attribute."""
+    """Round to the nearest float32, the type of an ONNX float attribute."""
     try:
         return float(struct.unpack("<f", struct.pack("<f", value))[0])
     except OverflowError:
@@ -141,15 +141,14 @@ class IBNormSpec:
     Args:
         compression: g.
         lambd: canonical lambda, in units of the activation; finite and above 0.
-        epsilon: canonical epsilon, added to the variance of the *compressed* values; finite, >= 0.
-        scale: whether the model has a multiplicative parameter (`weight`).
-        bias: whether the model has an additive parameter (`bias`).
+        epsilon: canonical epsilon, added to the variance of the *compressed* values; finite and not negative.
+        scale: whether the norm has a multiplicative parameter (`weight`).
+        bias: whether the norm has an additive parameter (`bias`).
         grouping: which values share statistics.
-        axis: first normalised axis for `Grouping.AXES`, else -1.
+        axis: first normalised axis for `Grouping.AXES`; -1 otherwise.
 
     Raises:
-        SpecError: a value is outside its legal set, or vanishes or overflows in float32, the type
-            that it has in an ONNX file.
+        SpecError: a value is not legal, or becomes 0 or infinite in float32, the type that it has in an ONNX file.
     """
 
     compression: Compression
@@ -178,23 +177,30 @@ class IBNormSpec:
         if isinstance(self.axis, bool) or not isinstance(self.axis, int):
             raise SpecError(f"axis is {self.axis!r}; it must be an integer")
         if self.grouping is Grouping.LAST and self.axis != -1:
-            raise SpecError(f"axis is {self.axis}; with grouping 'last' it must be -1 (or say grouping 'axes')")
+            raise SpecError(f"axis is {self.axis}; with grouping 'last' it must be -1 (or the grouping 'axes')")
 
     @classmethod
     def from_convention(
         cls, compression: Compression | str, lambd: float, *, epsilon: float, convention: Convention | str, **rest: Any
     ) -> IBNormSpec:
-        """Resolve a checkpoint's reading of lambda to the canonical pair, exactly.
+        """Convert the lambda and epsilon of a convention to the canonical pair.
 
-        Standardisation cancels any outer factor k of f, but epsilon is measured against k^2 var(c):
+        The conversion is exact. Standardisation cancels an outer factor k of f, but epsilon is added to k^2 var(c):
         f = k * g(r / lambda) with epsilon equals f = g(r / lambda) with epsilon / k^2.
 
+        Args:
+            compression: g.
+            lambd: lambda as the checkpoint defines it.
+            epsilon: epsilon as the checkpoint defines it.
+            convention: where lambda stands in f.
+            **rest: other arguments of the constructor.
+
         Raises:
-            SpecError: as for the constructor, and for an unknown convention.
+            SpecError: as the constructor, and for an unknown convention.
         """
         kind = _legal(Convention, convention, name="convention")
         lambd, epsilon = _number(lambd, "lambda"), _number(epsilon, "epsilon")
-        cls(compression, lambd, epsilon=epsilon)  # type: ignore[arg-type]  # the values as written must be legal too
+        cls(compression, lambd, epsilon=epsilon)  # type: ignore[arg-type]  # the given values must be legal too
         squared = lambd * lambd
         canonical: dict[Convention, tuple[float, float]] = {
             Convention.DIVIDE: (lambd, epsilon),
@@ -211,10 +217,10 @@ class IBNormSpec:
         return self.compression.op_type
 
     def attributes(self) -> dict[str, float | int | str]:
-        """Every attribute of the ONNX node, all of which are always spelled out.
+        """Return all attributes of the ONNX node.
 
-        `axis` is always -1 in version 1. `plugin_namespace` "" makes TensorRT prefer a loaded
-        plugin to the function; other runtimes ignore it.
+        `axis` is always -1 in version 1. An empty `plugin_namespace` makes TensorRT prefer a loaded plugin to the
+        function; other runtimes ignore it.
         """
         return {
             "lambd": _as_float32(self.lambd),
@@ -224,7 +230,7 @@ class IBNormSpec:
         }
 
     def to_config(self) -> dict[str, Any]:
-        """The `ibnorm` section of config.json for this norm, in the `divide` convention."""
+        """Return the `ibnorm` section of config.json for this norm, in the convention `divide`."""
         return {
             "compression": self.compression.value,
             "lambda": self.lambd,
@@ -244,7 +250,13 @@ class IBNormSpec:
 
 @dataclass(frozen=True, slots=True)
 class LayerRule:
-    """What stands at the module paths that a glob matches: `norm` says what, `spec` how."""
+    """An exception for some module paths.
+
+    Args:
+        match: glob that the module path must match.
+        norm: which norm stands there.
+        spec: its parameters.
+    """
 
     match: str
     norm: NormKind
@@ -256,10 +268,14 @@ _SPEC_KEYS: Final = ("compression", "lambda", "epsilon", "convention", "scale", 
 
 @dataclass(frozen=True, slots=True)
 class NormConfig:
-    """The `ibnorm` section of a checkpoint: one norm for all places, and rules for exceptions.
+    """The `ibnorm` section of a checkpoint: a norm for the whole model, and rules for exceptions.
 
-    All norms of the architecture are replaced, the final one too, unless a rule says otherwise;
-    of several rules that match a path, the last wins.
+    All norms of the architecture are replaced, including the final one, unless a rule matches their path. If several
+    rules match, the last one applies.
+
+    Args:
+        default: the norm where no rule matches.
+        layers: the rules.
     """
 
     default: IBNormSpec
@@ -273,7 +289,7 @@ class NormConfig:
             section: the parsed JSON value.
 
         Raises:
-            SpecError: a key is missing, unknown or has an illegal value; the message names it.
+            SpecError: a key is missing, unknown or has an illegal value.
         """
         if not isinstance(section, Mapping):
             raise SpecError(f"the ibnorm section is {section!r}; it must be an object")
@@ -292,8 +308,8 @@ class NormConfig:
         for key in ("compression", "lambda", "epsilon", "convention"):
             if key not in written:
                 hint = (
-                    " (where lambda stands in the compression is open in the paper, so it is never guessed: "
-                    "'divide', 'unit_slope', 'multiply' or 'outer')"
+                    " (the paper does not fix where lambda stands, so the checkpoint must name it: 'divide', "
+                    "'unit_slope', 'multiply' or 'outer')"
                     if key == "convention"
                     else ""
                 )
@@ -319,14 +335,14 @@ class NormConfig:
         return LayerRule(rule["match"], kind, cls._spec({**base, **own}, where))
 
     def at(self, path: str) -> tuple[NormKind, IBNormSpec]:
-        """What stands at module path `path`."""
+        """Return which norm a module path gets, and its parameters."""
         for rule in reversed(self.layers):
             if fnmatch.fnmatchcase(path, rule.match):
                 return rule.norm, rule.spec
         return NormKind.IBNORM, self.default
 
     def to_config(self) -> dict[str, Any]:
-        """The `ibnorm` section that reads back as this value."""
+        """Return the `ibnorm` section of config.json; `from_config` reads it back."""
         section = self.default.to_config()
         if self.layers:
             section["layers"] = [{"match": r.match, "norm": r.norm.value, **r.spec.to_config()} for r in self.layers]

@@ -1,9 +1,8 @@
-"""The operator in torch: `ibnorm`, `skip_ibnorm`, and the `IBNorm` module.
+"""The operator in PyTorch: the functions `ibnorm` and `skip_ibnorm`, and the modules `IBNorm` and `SkipIBNorm`.
 
-In eager mode each form is one registered operator (`torch.ops.ibnorm.IBNormL`, ...) that keeps its
-input alone for the backward pass and recomputes the rest. `torch.export` records that operator,
-which is what makes one ONNX node of it; `torch.compile` is given the plain composition, which its
-code generator fuses.
+In eager mode each form is one registered operator (`torch.ops.ibnorm.IBNormL`, ...). It only saves its input for the
+backward pass, which recomputes the rest. `torch.export` records the operator, so that it becomes one ONNX node.
+`torch.compile` sees the plain composition of operators, which it fuses.
 """
 
 from __future__ import annotations
@@ -70,7 +69,7 @@ def _forward(
 def _backward(
     grad: Tensor, x: Tensor, *, weight: Tensor | None, lambd: float, epsilon: float, compression: Compression
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x (..., n), weight (n,) and bias (n,), in the arithmetic's dtype."""
+    """Gradients of x (..., n), weight (n,) and bias (n,), in the dtype of the arithmetic."""
     t, c, y, rstd = _standardise(x, lambd, epsilon=epsilon, compression=compression)
     grad = grad.to(y.dtype)
     rows = tuple(range(grad.dim() - 1))
@@ -162,7 +161,7 @@ _SKIP_OPS: dict[Compression, _SkipOp] = {c: _define_skip(c) for c in Compression
 
 def _check(x: Tensor, weight: Tensor | None, *, bias: Tensor | None, spec: IBNormSpec) -> None:
     if spec.grouping is not Grouping.LAST:
-        raise SpecError(f"grouping is {spec.grouping.value!r}; it must be 'last' here; groupings.py has others")
+        raise SpecError(f"grouping is {spec.grouping.value!r}; it must be 'last' here; see norm_variants.py for others")
     if not x.is_floating_point() or x.dim() == 0:
         raise SpecError(f"x is {x.dtype} of shape {tuple(x.shape)}; it must be floating point with at least one axis")
     for name, parameter in (("weight", weight), ("bias", bias)):
@@ -179,15 +178,14 @@ def ibnorm(
     bias: Tensor | None,  # (n,)
     spec: IBNormSpec,
 ) -> Tensor:  # (..., n), contiguous, of x's dtype
-    """IBNorm over the last axis; differentiable.
+    """Compute IBNorm over the last axis; differentiable.
 
     Args:
-        x: any floating dtype, which the result has too, under autocast as well. Arithmetic is float64
-            for float64 and float32 otherwise.
-        weight: scale, or None for ones; any floating dtype.
-        bias: or None for zeros; any floating dtype.
-        spec: compression, lambda (in units of x) and epsilon. Its `scale` and `bias` are not
-            consulted: what is passed counts.
+        x: any floating-point dtype. The result has the same dtype, also under autocast. The arithmetic is float64 for
+            float64 and float32 otherwise.
+        weight: the scale, in any floating-point dtype; None stands for ones.
+        bias: the bias, in any floating-point dtype; None stands for zeros.
+        spec: compression, lambda (in units of x) and epsilon. Its `scale` and `bias` are ignored.
 
     Raises:
         SpecError: a shape, dtype or grouping does not fit.
@@ -208,10 +206,13 @@ def skip_ibnorm(
     bias: Tensor | None,  # (n,)
     spec: IBNormSpec,
 ) -> tuple[Tensor, Tensor]:  # both (..., n), contiguous, of x's dtype
-    """(IBNorm of the sum, sum) with sum = x + skip rounded to x's dtype; differentiable.
+    """Compute IBNorm of a residual sum; differentiable.
+
+    Returns:
+        (IBNorm of the sum, sum), where sum is x + skip rounded to the dtype of x.
 
     Raises:
-        SpecError: as `ibnorm`, or x and skip differ in shape or dtype.
+        SpecError: as for `ibnorm`, or x and skip differ in shape or dtype.
     """
     _check(x, weight, bias=bias, spec=spec)
     if x.shape != skip.shape or x.dtype != skip.dtype:
@@ -231,16 +232,17 @@ class IBNorm(nn.Module):
 
     Args:
         features: n, the size of the last axis.
-        spec: what to compute, and whether `weight` and `bias` exist.
-        device, dtype: of the parameters.
+        spec: the norm, and whether `weight` and `bias` exist.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Raises:
-        SpecError: the grouping is not 'last' (`groupings` has the others), or features < 1.
+        SpecError: the grouping is not 'last' (see `norm_variants` for others), or features < 1.
     """
 
     weight: nn.Parameter | None
     bias: nn.Parameter | None
-    #: Whether `weight` and `bias` are inputs of the ONNX node, or applied behind it.
+    #: Whether `weight` and `bias` are inputs of the ONNX node; otherwise they are applied after it.
     node_has_affine = True
 
     def __init__(
@@ -253,7 +255,9 @@ class IBNorm(nn.Module):
     ) -> None:
         super().__init__()
         if spec.grouping is not Grouping.LAST:
-            raise SpecError(f"grouping is {spec.grouping.value!r}; it must be 'last' here; groupings.py has others")
+            raise SpecError(
+                f"grouping is {spec.grouping.value!r}; it must be 'last' here; see norm_variants.py for others"
+            )
         if features < 1:
             raise SpecError(f"features is {features}; it must be at least 1")
         self.features = features
@@ -274,5 +278,5 @@ class SkipIBNorm(IBNorm):
     """IBNorm of a residual sum: (x, skip) -> (normalised sum, sum)."""
 
     def forward(self, x: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        """x, skip (..., features) -> two of the same shape and dtype."""
+        """x, skip (..., features) -> (normalised sum, sum), both with the same shape and dtype."""
         return skip_ibnorm(x, skip, weight=self.weight, bias=self.bias, spec=self.spec)

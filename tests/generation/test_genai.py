@@ -200,7 +200,7 @@ def test_the_op_library_must_be_there_and_fit(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("entry", "match"),
     [
-        ({"machine": "aarch64"}, "is built for .*, this machine is"),
+        ({"machine": "aarch64"}, "is built for .*, but this machine is"),
         ({"schema": {"version": 9}}, "implements .*version.: 9"),
     ],
 )

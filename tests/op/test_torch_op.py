@@ -205,7 +205,7 @@ def test_what_cannot_be_replaced_is_named() -> None:
     activated.act = nn.ReLU()
     with pytest.raises(SpecError, match="activation"):
         replace_norms(nn.Sequential(activated), IBNormSpec("L"))
-    with pytest.raises(SpecError, match="only one last axis"):
+    with pytest.raises(SpecError, match="only a norm over one axis is replaced"):
         replace_norms(nn.Sequential(nn.LayerNorm((2, 3))), IBNormSpec("L"))
 
 

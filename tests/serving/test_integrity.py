@@ -54,4 +54,4 @@ def test_of_another_machine(library: Path, monkeypatch: pytest.MonkeyPatch) -> N
     content[18:20] = (183).to_bytes(2, "little")
     library.write_bytes(content)
     forbid_loading(monkeypatch)
-    assert "is built for aarch64, this machine is" in native.inspect(library).problem
+    assert "is built for aarch64, but this machine is" in native.inspect(library).problem

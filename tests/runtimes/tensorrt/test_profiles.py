@@ -195,7 +195,7 @@ def test_unusable_plugin_libraries_are_explained(tmp_path: Path) -> None:
     with pytest.raises(BackendUnavailable, match=r"libibnorm_trt\.so is not installed; build it"):
         native.trt_library(tmp_path / "libibnorm_trt.so")
     (tmp_path / "libibnorm_trt.so").write_bytes(b"hello")
-    with pytest.raises(BackendUnavailable, match="is no IBNorm plugin library for this machine"):
+    with pytest.raises(BackendUnavailable, match="is not an IBNorm plugin library for this machine"):
         native.trt_library(tmp_path / "libibnorm_trt.so")
 
 
