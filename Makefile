@@ -119,7 +119,7 @@ test-generation: native
 	$(PYTEST) tests/generation
 
 # Planted faults must fail and be named, and correct exports must pass. The whole tables take half an hour:
-# python -m benchmarks.run planted_faults --record benchmarks/results/planted_faults.json
+# python -m benchmarks.run planted_faults --record
 test-faults: native
 	$(PYTEST) tests/verifier/faults
 
@@ -134,10 +134,10 @@ build/vision/.ready: $(VENV)/.tools constraints.txt
 test-families: native build/vision/.ready
 	$(VISION) $(PYTEST) -p tests.models.families.vision_operators tests/models/families
 
-# The table of docs/families.md: every preset of the paper with random weights. Takes hours.
+# benchmarks/results/families.md: every preset of the paper with random weights. Takes hours; recorded rows are kept.
 families: native build/vision/.ready
-	$(VISION) $(BIN)/python -c "import tests.models.families.vision_operators, runpy; runpy.run_module('benchmarks.suites.families', run_name='__main__')" \
-	  --record benchmarks/results/families.json --docs docs/families.md
+	$(VISION) $(BIN)/python -c "import sys, tests.models.families.vision_operators; from benchmarks.run import main; sys.exit(main())" \
+	  families --record --table benchmarks/results/families.md
 
 # The reports in Chromium (Debian: apt-get install chromium); the test lets it reach no network.
 test-browser: native $(VENV)/.extra-browser-test

@@ -1,27 +1,24 @@
-"""Proves CUDA kernels free of data races, from their PTX, for the sizes given here.
+"""Proofs from PTX that the CUDA kernels have no data race, for the sizes given here.
 
-Needs nvcc and `sentryward` (PyPI) on PATH. A proof holds for the stated sizes and every schedule of
-warps and blocks, under the tool's default assumptions: arrays do not overlap, and its model of the
-hardware.
-
-    python -m benchmarks.suites.cuda_races --json benchmarks/results/cuda_races.json
+Needs nvcc and `sentryward` (PyPI) on PATH. A proof holds for the stated sizes and every schedule of warps and blocks,
+under the tool's default assumptions: arrays do not overlap, and its model of the hardware.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.report import Report
+from benchmarks.rows import Figure, Row, Target
 from benchmarks.suites.cuda_static import TYPES, ToolMissingError, compile_ptx
 
 __all__ = ["CASES", "Case", "Proof", "entries", "prove", "without_barriers"]
@@ -72,7 +69,7 @@ CASES = _cases()
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """What the verifier says; `result` is race_free for a proof."""
+    """The verifier's report; `result` is "race_free" for a proof."""
 
     case: str
     dtype: str
@@ -101,7 +98,7 @@ def _columns(case: Case, dtype: str) -> int:
     return case.cols // 2 if dtype == "float32" and case.method != "stream" else case.cols
 
 
-def prove(ptx: Path, case: Case, dtype: str, folder: Path, timeout_s: int = 120) -> Proof:
+def prove(ptx: Path, case: Case, dtype: str, *, folder: Path, timeout_s: int = 120) -> Proof:
     """Ask for one proof.
 
     Raises:
@@ -156,43 +153,29 @@ def prove(ptx: Path, case: Case, dtype: str, folder: Path, timeout_s: int = 120)
     )
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write the report here")
-    options = parser.parse_args()
-    proofs = []
-    try:
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            for dtype in TYPES:
-                ptx = folder / f"{dtype}.ptx"
-                compile_ptx(dtype, ARCHITECTURE, ptx)
-                for case in CASES:
-                    proofs.append(prove(ptx, case, dtype, folder))
-                    print(proofs[-1], flush=True)
-            broken = folder / "broken.ptx"
-            without_barriers(folder / "bfloat16.ptx", broken)
-            control = prove(broken, next(c for c in CASES if c.method == "block"), "bfloat16", folder)
-            print("without barriers:", control, flush=True)
-    except ToolMissingError as missing:
-        print(f"cuda_races: {missing}", file=sys.stderr)
-        return 3
-    ok = all(p.result == "race_free" for p in proofs) and control.result != "race_free"
-    if options.json:
-        report = {
-            "what": "race freedom proved from PTX by sentryward; `control` has its barriers removed and must fail",
-            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-            "arch": ARCHITECTURE,
-            "cases": [asdict(c) for c in CASES],
-            "proofs": [asdict(p) for p in proofs],
-            "control": asdict(control),
-            "ok": ok,
-        }
-        new = options.json.with_suffix(".new")
-        new.write_text(json.dumps(report, indent=1) + "\n")
-        new.rename(options.json)
-    return 0 if ok else 1
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """There are none."""
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def measure(options: argparse.Namespace, report: Report) -> None:
+    """Prove every case in every type; a control without barriers must fail."""
+    report.facts |= {"architecture": ARCHITECTURE}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for dtype in TYPES:
+            ptx = folder / f"{dtype}.ptx"
+            compile_ptx(dtype, ARCHITECTURE, ptx)
+            for case in CASES:
+                proof = prove(ptx, case, dtype, folder=folder)
+                report.add(_row(f"{case.name}, {dtype}", proof, failed=proof.result != "race_free", case=case))
+        broken = folder / "broken.ptx"
+        without_barriers(folder / "bfloat16.ptx", broken)
+        case = next(c for c in CASES if c.method == "block")
+        control = prove(broken, case, "bfloat16", folder=folder)
+    report.add(_row("control without barriers", control, failed=control.result == "race_free", case=case))
+
+
+def _row(name: str, proof: Proof, *, failed: bool, case: Case) -> Row:
+    figures = {"failures": Figure(int(failed)), "time": Figure(proof.seconds, "s")}
+    details = {"case": asdict(case), "proof": asdict(proof)}
+    return Row(name, figures, targets=(Target("failures", 0),), details=details, note=proof.result)

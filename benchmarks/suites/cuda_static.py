@@ -1,17 +1,12 @@
-"""What the compiler says about the CUDA kernels: registers, spills, access widths, issue slots, size.
+"""Registers, spills, access widths, issue slots and size of the compiled CUDA kernels.
 
-Needs nvcc; the parts that read SASS also need cuobjdump and nvdisasm (PyPI: nvidia-cuda-cuobjdump,
-nvidia-cuda-nvdisasm). Needs no GPU and measures no time on one.
-
-    python -m benchmarks.suites.cuda_static --json benchmarks/results/cuda_static.json
-    python -m benchmarks.suites.cuda_static --arch sm_80          # one architecture, to the screen
+Needs nvcc. The parts that read SASS also need cuobjdump and nvdisasm (PyPI: nvidia-cuda-cuobjdump,
+nvidia-cuda-nvdisasm). No GPU is needed, and nothing is measured on one.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import os
 import re
 import shutil
@@ -24,6 +19,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from benchmarks.report import Report
+from benchmarks.rows import Figure, Row, Target, Unavailable
 
 __all__ = [
     "ARCHITECTURES",
@@ -50,13 +48,13 @@ _ROW = re.compile(r"row_kernelILNS_5DTypeE(\d)ELS2_(\d)ELNS_11CompressionE(\d)EL
 _STREAM = re.compile(r"stream_kernelILNS_5DTypeE(\d)ELS2_(\d)ELNS_11CompressionE(\d)ELb([01])E")
 
 
-class ToolMissingError(RuntimeError):
-    """A tool is not installed; the message says which and where to get it."""
+class ToolMissingError(Unavailable):
+    """A tool is not installed; the message names it and says where to get it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """What an estimate assumes of a GPU.
+    """Properties of a GPU that an estimate assumes.
 
     Args:
         gigahertz: a sustained clock, below the highest one.
@@ -99,12 +97,12 @@ class Kernel:
 
     @property
     def elements(self) -> int:
-        """Of one thread."""
+        """Elements of one thread."""
         return self.vectors * 16 // _BYTES[self.dtype]
 
     @property
     def bytes_per_element(self) -> int:
-        """Read and written in global memory, parameters (which stay in cache) apart."""
+        """Read and written in global memory, without parameters, which stay in the cache."""
         return _BYTES[self.dtype] * (4 if self.skip else 2)
 
 
@@ -127,7 +125,7 @@ def tool(name: str) -> str:
 
 
 def nvcc(arguments: list[str]) -> str:
-    """Run nvcc on the kernels' headers, and give what it says on standard error.
+    """Run nvcc with the kernels' headers and return its standard error.
 
     Raises:
         ToolMissingError: it is not installed.
@@ -179,7 +177,7 @@ def _access_bits(codes: list[str]) -> dict[str, dict[int, int]]:
     return {kind: dict(sorted(counts.items())) for kind, counts in widths.items()}
 
 
-def read_kernels(dtype: str, arch: str, folder: Path, sass: bool = True) -> list[Kernel]:
+def read_kernels(dtype: str, arch: str, folder: Path, *, sass: bool = True) -> list[Kernel]:
     """Compile one data type for one architecture and read what came out.
 
     Raises:
@@ -246,7 +244,7 @@ def slots_used(kernel: Kernel, device: Device) -> dict[str, float]:
     return used
 
 
-def compile_library(architectures: tuple[str, ...], folder: Path, extra: tuple[Path, ...] = ()) -> tuple[int, float]:
+def compile_library(architectures: tuple[str, ...], folder: Path, *, extra: tuple[Path, ...] = ()) -> tuple[int, float]:
     """Build folder/libkernels.so with every kernel and what `extra` sources export.
 
     Returns:
@@ -271,7 +269,7 @@ def compile_library(architectures: tuple[str, ...], folder: Path, extra: tuple[P
 
 
 def _estimates(kernels: list[Kernel]) -> list[dict[str, Any]]:
-    """The variants that the bandwidth bar names: 1024 to 8192 columns, parameters of the data's type."""
+    """The variants that the bandwidth target names: 1024 to 8192 columns, parameters of the data's type."""
     rows = []
     for cols in (1024, 2048, 4096, 8192):
         for kernel in kernels:
@@ -295,63 +293,48 @@ def _estimates(kernels: list[Kernel]) -> list[dict[str, Any]]:
     return rows
 
 
-def _summary(arch: str, kernels: list[Kernel], seconds: float) -> dict[str, Any]:
+def _row(arch: str, kernels: list[Kernel], seconds: float) -> Row:
+    """One architecture: the row kernels must not spill, and must only make accesses of 128 bits."""
     row = [k for k in kernels if k.method != "stream"]
     widths = sorted({b for k in row for counts in k.access_bits.values() for b in counts})
-    return {
-        "arch": arch,
-        "kernels": len(kernels),
-        "row_kernels": len(row),
-        "spill_bytes": sum(k.spill_bytes for k in kernels),
-        "stack_bytes": sum(k.stack_bytes for k in kernels),
-        "most_registers": {m: max(k.registers for k in kernels if k.method == m) for m in ("warp", "block", "stream")},
-        "row_kernel_access_bits": widths,
-        "compile_seconds": round(seconds, 1),
+    figures = {
+        "spills of all kernels": Figure(sum(k.spill_bytes for k in kernels), "bytes"),
+        "row kernels' narrowest access": Figure(min(widths, default=0), "bits"),
+        "kernels": Figure(len(kernels)),
+        "row kernels": Figure(len(row)),
+        "stack of all kernels": Figure(sum(k.stack_bytes for k in kernels), "bytes"),
+        "compilation": Figure(round(seconds, 1), "s"),
     }
+    for method in ("warp", "block", "stream"):
+        figures[f"most registers, {method}"] = Figure(max(k.registers for k in kernels if k.method == method))
+    targets = (Target("spills of all kernels", 0), Target("row kernels' narrowest access", 128, at_least=True))
+    return Row(arch, figures, targets=targets)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--arch", action="append", help="sm_NN, repeatable (default: all that the package ships)")
-    parser.add_argument("--json", type=Path, help="write the report here")
-    options = parser.parse_args()
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--arch", action="append", help="sm_NN, repeatable (default: all that the package ships).")
+
+
+def measure(options: argparse.Namespace, report: Report) -> None:
+    """Compile for every architecture and read what came out."""
     architectures = tuple(options.arch or ARCHITECTURES)
-    try:
-        version = re.search(r"release (\S+),", subprocess.check_output([tool("nvcc"), "--version"], text=True))
-        report: dict[str, Any] = {
-            "what": "compiler output and an estimate from it; nothing here was measured on a GPU",
-            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-            "nvcc": version.group(1) if version else "unknown",
-            "architectures": [],
-        }
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            for arch in architectures:
-                started = time.monotonic()
-                with ThreadPoolExecutor(2) as pool:
-                    read = pool.map(lambda dtype, a=arch: read_kernels(dtype, a, folder), TYPES)
-                    kernels = [k for found in read for k in found]
-                report["architectures"].append(_summary(arch, kernels, time.monotonic() - started))
-                print(json.dumps(report["architectures"][-1]), flush=True)
-                if arch == "sm_90":
-                    report["issue_slots"] = {
-                        "assumptions": asdict(H200),
-                        "meaning": "fraction of each unit's clocks used at the nominal bandwidth; below 1 the "
-                        "memory is the limit",
-                        "variants": _estimates(kernels),
-                    }
-            size, seconds = compile_library(architectures, folder)
-            report["library"] = {"bytes": size, "build_seconds_2_processes": round(seconds, 1)}
-            print(json.dumps(report["library"]), flush=True)
-    except ToolMissingError as missing:
-        print(f"cuda_static: {missing}", file=sys.stderr)
-        return 3
-    if options.json:
-        new = options.json.with_suffix(".new")
-        new.write_text(json.dumps(report, indent=1) + "\n")
-        new.rename(options.json)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    version = re.search(r"release (\S+),", subprocess.check_output([tool("nvcc"), "--version"], text=True))
+    report.facts |= {"nvcc": version.group(1) if version else "unknown"}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for arch in architectures:
+            started = time.monotonic()
+            with ThreadPoolExecutor(2) as pool:
+                read = pool.map(lambda dtype, a=arch: read_kernels(dtype, a, folder), TYPES)
+                kernels = [k for found in read for k in found]
+            report.add(_row(arch, kernels, time.monotonic() - started))
+            if arch == "sm_90":
+                report.facts["issue_slots"] = {
+                    "assumptions": asdict(H200),
+                    "meaning": "fraction of each unit's clocks used at the nominal bandwidth; below 1 memory is the "
+                    "limit",
+                    "variants": _estimates(kernels),
+                }
+        size, seconds = compile_library(architectures, folder)
+    figures = {"size": Figure(size / 1e6, "MB"), "build with 2 processes": Figure(round(seconds, 1), "s")}
+    report.add(Row("library of all architectures", figures))

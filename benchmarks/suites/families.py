@@ -1,38 +1,35 @@
 """Every family and preset of the paper, exported and verified with random weights: one row each.
 
-    python -m benchmarks.suites.families --record benchmarks/results/families.json
-    python -m benchmarks.suites.families --only gpt2-124m resnet-50 --kinds L
-
-Takes hours, 17 GB of disk and 12 GB of memory for all of them on two cores. Rows that are recorded already are
-kept, so that an interrupted run goes on. "fused only" is a file whose functions leave the bound where the
-fused kernels keep it. timm's models are left out, by name, where timm is not installed.
+All of them take hours, 17 GB of disk and 12 GB of memory on two cores. Rows that the record already holds are kept, so
+an interrupted run goes on where it stopped. "fused only" is a file whose functions leave the tolerance that the fused
+kernels keep. timm's models are left out, by name, where timm is not installed.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
-import json
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.report import Report
+from benchmarks.rows import Figure, Row, Target
 from ibnorm_export import NormConfig, models, replace_norms
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.tensors import DType
-from ibnorm_export.environment import environment
 from ibnorm_export.errors import IBNormError
 from ibnorm_export.exporter.export import ExportOptions, export
 from ibnorm_export.models.registry import FAMILIES
 from ibnorm_export.op.spec import Compression
 from ibnorm_export.verifier.verify import VerifyOptions, verify
 
-#: Classifiers of timm, as its own folders.
+#: Classifiers of timm, saved as its own folders.
 TIMM = ("vit_small_patch16_224", "vit_base_patch16_224", "resnet18", "resnet50")
 
-#: Where a convolutional network's statistics are taken, beside a transformer's last axis.
+#: Over which values a convolutional network takes its statistics; a transformer takes them over the last axis.
 GROUPINGS: dict[str, dict[str, Any]] = {
     "channels": {},
     "(C, H, W)": {"grouping": "axes", "axis": 1},
@@ -49,7 +46,7 @@ def names() -> list[str]:
 
 
 def variants(name: str, kinds: list[str]) -> list[tuple[str, str, NormConfig]]:
-    """(norm, grouping, config) of every row of a model: S, L, T in each grouping, and the stock norm."""
+    """Norm, grouping and config of every row of a model: S, L and T in each grouping, and the stock norm."""
     convolutional = "resnet" in name
     base = {"lambda": 4.0, "epsilon": 1e-5, "convention": "divide", "bias": not name.startswith("llama")}
     found = []
@@ -64,7 +61,7 @@ def variants(name: str, kinds: list[str]) -> list[tuple[str, str, NormConfig]]:
 
 
 def made(name: str, norms: NormConfig, folder: Path) -> LoadedModel:
-    """The model with random weights, written and read back."""
+    """A model with random weights, written and read back."""
     if name.startswith("timm/"):
         import timm
         import torch
@@ -79,8 +76,8 @@ def made(name: str, norms: NormConfig, folder: Path) -> LoadedModel:
     return models.load(folder)
 
 
-def measure(name: str, norm: str, grouping: str, norms: NormConfig, dtype: DType, samples: int) -> dict[str, Any]:
-    """One row of the table."""
+def verified(name: str, norms: NormConfig, *, dtype: DType, samples: int) -> dict[str, Any]:
+    """Export and verify one model; what the table shows of it."""
     with tempfile.TemporaryDirectory() as folder:
         model = made(name, norms, Path(folder) / "checkpoint")
         start = time.perf_counter()
@@ -94,8 +91,6 @@ def measure(name: str, norm: str, grouping: str, norms: NormConfig, dtype: DType
         fused = {o.norms: o.passed for o in outputs}.get("fused", False) and bool(report.static)
         return {
             "model": name,
-            "norm": norm,
-            "grouping": grouping,
             "dtype": dtype.value,
             "parameters": sum(p.numel() for p in model.module.parameters()),
             "verdict": "pass" if report else "fused only" if fused else "fail",
@@ -113,14 +108,25 @@ def measure(name: str, norm: str, grouping: str, norms: NormConfig, dtype: DType
         }
 
 
+def row_of(details: dict[str, Any]) -> Row:
+    """A row of what was measured now, or recorded earlier."""
+    key = ("model", "norm", "grouping", "dtype")
+    figures = {
+        "failures": Figure(int(details["verdict"] == "fail")),
+        **{f"error, norms {norms}": Figure(error) for norms, error in details["errors"].items()},
+        "export": Figure(round(details["export_s"], 1), "s"),
+        "verify": Figure(round(details["verify_s"], 1), "s"),
+    }
+    name = ", ".join(details[part] for part in key)
+    return Row(name, figures, targets=(Target("failures", 0),), details=details)
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as Markdown, in the order of `names` and `variants`."""
     kinds = [c.value for c in Compression]
     places = [(name, *row[:2]) for name in names() for row in variants(name, kinds)]
     rows = sorted(rows, key=lambda r: places.index((r["model"], r["norm"], r["grouping"])))
-    head = (
-        "| model | parameters | norm | over | nodes, fused | places | fused | as functions | PyTorch's own | verdict |"
-    )
+    head = "| model | parameters | norm | over | nodes, fused | places | fused | as functions | PyTorch | verdict |"
     lines = [head, "|" + "---|" * 10]
     for r in rows:
         errors = " | ".join(f"{r['errors'][n]:.2e}" if n in r["errors"] else "" for n in ("fused", "as functions"))
@@ -131,45 +137,39 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
-    """Measure, print, record."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", default=names(), choices=names())
+def replace_table(page: Path, rows: list[dict[str, Any]]) -> None:
+    """Replace the table of models in a Markdown file."""
+    lines = page.read_text(encoding="utf-8").splitlines()
+    start = max(i for i, line in enumerate(lines) if line.startswith("| model |"))
+    end = next(i for i, line in enumerate([*lines, ""]) if i > start and not line.startswith("|"))
+    lines[start:end] = table(rows).splitlines()
+    page.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--only", nargs="+", default=names(), choices=names(), help="Models to measure.")
     parser.add_argument("--kinds", nargs="+", default=[c.value for c in Compression], choices=[*Compression])
     parser.add_argument("--dtype", default="fp32", choices=[d.value for d in DType])
-    parser.add_argument("--samples", type=int, default=2)
-    parser.add_argument("--record", type=Path)
-    parser.add_argument("--docs", type=Path, help="a Markdown file whose table of models is replaced")
-    arguments = parser.parse_args()
-    rows: list[dict[str, Any]] = []
-    if arguments.record is not None and arguments.record.is_file():
-        rows = json.loads(arguments.record.read_text(encoding="utf-8"))["rows"]
-    for name in arguments.only:
-        for norm, grouping, norms in variants(name, arguments.kinds):
-            key = (name, norm, grouping, arguments.dtype)
-            if any(tuple(r[k] for k in ("model", "norm", "grouping", "dtype")) == key for r in rows):
+    parser.add_argument("--samples", type=int, default=2, help="Samples to verify each model with (%(default)s).")
+    parser.add_argument("--table", type=Path, help="Markdown file whose table of models is replaced.")
+
+
+def measure(options: argparse.Namespace, report: Report) -> None:
+    """Export and verify every model that the record does not hold yet."""
+    for recorded in report.recorded_rows():
+        report.add(row_of(recorded.get("details", recorded)))  # older records hold only the details
+    done = {row.name for row in report.rows}
+    for name in options.only:
+        for norm, grouping, norms in variants(name, options.kinds):
+            if f"{name}, {norm}, {grouping}, {options.dtype}" in done:
                 continue
             try:
-                row = measure(name, norm, grouping, norms, DType(arguments.dtype), arguments.samples)
+                details = verified(name, norms, dtype=DType(options.dtype), samples=options.samples)
             except (IBNormError, ModuleNotFoundError) as error:
-                print(f"{name} {norm} {grouping}: left out: {error}", file=sys.stderr, flush=True)
+                print(f"{name}, {norm}, {grouping}: left out: {error}", file=sys.stderr, flush=True)
                 continue
             gc.collect()
-            rows.append(row)
-            print(f"{name} {norm} {grouping}: {row['verdict']}, {row['errors']}", file=sys.stderr, flush=True)
-            if arguments.record is not None:
-                content = {"environment": environment(), "rows": rows}
-                arguments.record.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    print(table(rows))
-    if arguments.docs is not None:
-        lines = arguments.docs.read_text(encoding="utf-8").splitlines()
-        inside = [i for i, line in enumerate(lines) if line.startswith("| model |")]
-        start = inside[-1]
-        end = next(i for i, line in enumerate([*lines, ""]) if i > start and not line.startswith("|"))
-        lines[start:end] = table(rows).splitlines()
-        arguments.docs.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return 0 if rows and all(row["verdict"] != "fail" for row in rows) else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+            report.add(row_of({"norm": norm, "grouping": grouping, **details}))
+            report.save()
+    if options.table is not None:
+        replace_table(options.table, [dict(row.details) for row in report.rows])

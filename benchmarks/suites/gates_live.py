@@ -1,44 +1,43 @@
-"""What the gate costs and decides on the demo's models: time of --layers and `check`, the error, the latency verdict.
+"""Cost and decisions of the gates on the demo's models: time of --layers and `check`, errors, latency verdicts.
 
-    make demo && python -m benchmarks.suites.gates_live demo --record benchmarks/results/gates_live.json
-
-The verdict judges a file against itself, and a runner that takes a tenth longer against the plain one.
+`make demo` makes the models. The latency verdict judges a file against itself, and a runner that takes a tenth longer
+against the plain one.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
+from benchmarks.report import Report
+from benchmarks.rows import Figure, Row, Target, Unavailable
+from benchmarks.turns import compare, ms, take_turns, timed
 from ibnorm_export import models
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.random_inputs import draw_inputs
 from ibnorm_export.artifacts.tensors import Arrays
-from ibnorm_export.benchmark.measure import measure
+from ibnorm_export.benchmark.measure import measure as measure_runners
 from ibnorm_export.benchmark.options import Timing
 from ibnorm_export.benchmark.statistics import judge, paired
-from ibnorm_export.environment import environment
 from ibnorm_export.runtimes.registry import open_runner
 from ibnorm_export.runtimes.runner import Runner
 from ibnorm_export.verifier.verify import VerifyOptions, verify
 
-#: Relative error of the demo's logits in fp32.
-BARS = {"fused": 5e-7, "as functions": 2e-6}
+#: Largest relative error of the demo's logits in fp32.
+MOST_ERROR = {"fused": 5e-7, "as functions": 2e-6}
 
-#: Of the planted slowdown.
+#: Share by which the planted slowdown is slower.
 SLOWER = 0.1
+NAMES = ("llama", "vit")
 
 
 class Slower:
-    """A runner that takes a share longer than another, by its own clock."""
+    """A runner that takes a tenth longer than another, by its own clock."""
 
     name = "slower"
 
@@ -54,92 +53,84 @@ class Slower:
         return outputs
 
 
-def overhead(folder: Path, name: str, rounds: int) -> dict[str, Any]:
-    """Time of verify with --layers over plain verify, median of alternating rounds."""
+def layers_row(folder: Path, name: str, rounds: int) -> Row:
+    """Time of verify with --layers over verify without."""
     exported, model = ExportedModel(folder / f"{name}.onnx"), models.load(folder / name)
-    times: dict[bool, list[float]] = {False: [], True: []}
-    for index in range(rounds + 1):
-        for layers in (False, True):
-            start = time.perf_counter()
-            assert verify(exported, model, options=VerifyOptions(layers=layers))
-            if index:  # the first round warms up
-                times[layers].append(time.perf_counter() - start)
-    ratio = float(np.median(np.array(times[True]) / np.array(times[False])))
-    return {"model": name, "plain_s": np.median(times[False]), "layers_s": np.median(times[True]), "ratio": ratio}
+
+    def once(*, layers: bool) -> None:
+        assert verify(exported, model, options=VerifyOptions(layers=layers))
+
+    candidates = {"with --layers": timed(lambda: once(layers=True)), "plain": timed(lambda: once(layers=False))}
+    times = take_turns(candidates, rounds=rounds, warmup=1)
+    figures = {**compare(times, "with --layers", over="plain"), **{key: ms(times, key) for key in candidates}}
+    return Row(f"{name}: verify --layers over verify", figures, targets=(Target("time over baseline", 3.0),))
 
 
-def verdicts(folder: Path, name: str, threads: int, rounds: int) -> list[dict[str, Any]]:
+def verdict_rows(folder: Path, name: str, *, threads: int, rounds: int) -> Iterator[Row]:
     """The verdict on a file against itself, and on a slower one against it."""
     exported = ExportedModel(folder / f"{name}.onnx")
     inputs = draw_inputs(exported, {"batch": 1, "sequence": 128})
-    found = []
-    for case in ("itself", "slower"):
+    for case, wrong in (("itself", "fail"), ("slower", "pass")):
         first = open_runner("ort-cpu", exported, threads=threads)
         candidates = {case: first if case == "itself" else Slower(first)}
         candidates["again"] = open_runner("ort-cpu", exported, threads=threads)
-        report = measure(candidates, inputs, threads=threads, rounds=rounds, timing=Timing(warmup_ms=200.0))
+        timing = Timing(warmup_ms=200.0)
+        report = measure_runners(candidates, inputs, threads=threads, rounds=rounds, timing=timing)
         verdict = judge(paired(report.latencies[0].round_ms, report.latencies[1].round_ms), 1.0)
-        found.append({"model": name, "case": case, **verdict.to_dict()})
-        print(f"{name} {case}: {verdict}")
-    return found
+        figures = {
+            "wrong verdicts": Figure(int(verdict.decision == wrong)),
+            "time over baseline": Figure(round(verdict.spread.ratio, 4)),
+            "low": Figure(round(verdict.spread.low, 4)),
+            "high": Figure(round(verdict.spread.high, 4)),
+        }
+        targets = (Target("wrong verdicts", 0),)
+        yield Row(f"{name}: verdict on {case}", figures, targets=targets, details=verdict.to_dict())
 
 
-def errors(folder: Path, name: str) -> list[dict[str, Any]]:
-    """Relative error of the logits against float64, with the fused kernels and with the functions."""
+def error_rows(folder: Path, name: str) -> Iterator[Row]:
+    """Relative error of the logits against float64, with fused kernels and with functions."""
     report = verify(ExportedModel(folder / f"{name}.onnx"), models.load(folder / name))
     assert report.numeric is not None
-    return [{"model": name, "norms": o.norms, "error": o.error, "bar": BARS[o.norms]} for o in report.numeric.outputs]
+    for output in report.numeric.outputs:
+        targets = (Target("error", MOST_ERROR[output.norms]),)
+        yield Row(f"{name}: norms {output.norms}", {"error": Figure(output.error)}, targets=targets)
 
 
-def gate(checkpoint: Path) -> dict[str, Any]:
+def check_row(folder: Path) -> Row:
     """Time of `check` on what `check --init` writes, with every backend that is present."""
     command = [sys.executable, "-c", "from ibnorm_export.cli.__main__ import run; run()", "check"]
-    with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([*command, "--init", str(checkpoint.resolve())], cwd=folder, check=True, capture_output=True)
-        config = Path(folder) / "check.toml"
-        written = config.read_text(encoding="utf-8")
-        every = written.replace('backends = ["ort-cpu"]', 'backends = ["present"]')
-        assert every != written
-        config.write_text(every, encoding="utf-8")
-        start = time.perf_counter()
-        subprocess.run(command, cwd=folder, check=True, capture_output=True)
-        return {"model": checkpoint.name, "check_s": time.perf_counter() - start}
+    seconds = {}
+    for name in NAMES:
+        with tempfile.TemporaryDirectory() as place:
+            checkpoint = (folder / name).resolve()
+            subprocess.run([*command, "--init", str(checkpoint)], cwd=place, check=True, capture_output=True)
+            config = Path(place) / "check.toml"
+            written = config.read_text(encoding="utf-8")
+            every = written.replace('backends = ["ort-cpu"]', 'backends = ["present"]')
+            assert every != written
+            config.write_text(every, encoding="utf-8")
+            start = time.perf_counter()
+            subprocess.run(command, cwd=place, check=True, capture_output=True)
+            seconds[name] = time.perf_counter() - start
+    figures = {"both": Figure(round(sum(seconds.values()), 1), "s")}
+    figures |= {name: Figure(round(value, 1), "s") for name, value in seconds.items()}
+    return Row("check with every backend that is present", figures, targets=(Target("both", 180.0),))
 
 
-def main() -> int:
-    """Measure, print, record."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="of the demo")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=60)
-    parser.add_argument("--record", type=Path)
-    arguments = parser.parse_args()
-    rows = [overhead(arguments.folder, name, 5) for name in ("llama", "vit")]
-    for row in rows:
-        print(
-            f"{row['model']}: {row['plain_s']:.2f} s, with --layers {row['layers_s']:.2f} s: {row['ratio']:.2f} times"
-        )
-    judged = [
-        v for name in ("llama", "vit") for v in verdicts(arguments.folder, name, arguments.threads, arguments.rounds)
-    ]
-    parity = [row for name in ("llama", "vit") for row in errors(arguments.folder, name)]
-    for row in parity:
-        print(f"{row['model']}, norms {row['norms']}: relative error {row['error']:.2e}, bar {row['bar']:.0e}")
-    gates = [gate(arguments.folder / name) for name in ("llama", "vit")]
-    print(", ".join(f"check of {row['model']}: {row['check_s']:.0f} s" for row in gates))
-    if arguments.record is not None:
-        content = {
-            "environment": environment(),
-            "layers_overhead": rows,
-            "check": gates,
-            "verdicts": judged,
-            "errors": parity,
-        }
-        arguments.record.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    wrong = [v for v in judged if v["decision"] == ("fail" if v["case"] == "itself" else "pass")]
-    slow = any(row["ratio"] > 3.0 for row in rows) or sum(row["check_s"] for row in gates) > 180.0
-    return 1 if wrong or slow or any(row["error"] > row["bar"] for row in parity) else 0
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--demo", type=Path, default=Path("demo"), help="Folder that `make demo` wrote (%(default)s).")
+    parser.add_argument("--threads", type=int, default=1, help="Threads of each candidate (%(default)s).")
+    parser.add_argument("--rounds", type=int, default=60, help="Turns of each candidate (%(default)s).")
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def measure(options: argparse.Namespace, report: Report) -> None:
+    """Measure both models of the demo."""
+    if not (options.demo / "llama.onnx").is_file():
+        raise Unavailable(f"{options.demo} holds no llama.onnx; run `make demo`, or name its folder with --demo")
+    for name in NAMES:
+        report.add(layers_row(options.demo, name, 5))
+        for row in verdict_rows(options.demo, name, threads=options.threads, rounds=options.rounds):
+            report.add(row)
+        for row in error_rows(options.demo, name):
+            report.add(row)
+    report.add(check_row(options.demo))

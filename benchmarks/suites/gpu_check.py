@@ -1,57 +1,51 @@
-"""Everything about the kernels and the plugin that only a GPU can show: one call, one JSON.
+"""What only a GPU can show about the kernels and the plugin, in one call.
 
-    python -m benchmarks.suites.gpu_check --json benchmarks/results/gpu_check.json
-    python -m benchmarks.suites.gpu_check --emulate --width 7 768     # tries this script on a CPU; measures nothing
+kernels      Every type, compression and form keeps the tolerances of the operator's definition. The sum of the skip
+             form is exact, and both forms are equal to the bit.
+plugin       Each of the six plugins is created from fields, serialised, created again for the runtime phase and
+             attached. It enqueues on device pointers in shapes that change, with the kernels' own bits. A CUDA graph
+             replays it. Wrong shapes are refused.
+bandwidth    The table of op_cuda, against what a copy reaches.
+onnxruntime  One norm in ONNX Runtime, as function and fused, keeps the tolerances; latency of both and of the
+             plugin's `enqueue`.
 
-| part | shows |
-|---|---|
-| kernels | every type, compression and form keeps the bars of the operator's definition; the skip form's sum is exact, and both forms equal to the bit |
-| plugin | each of the six, created from fields, serialised, created again for the runtime phase and attached, enqueues on device pointers in shapes that change, with the kernels' own bits; a CUDA graph replays it; wrong shapes are refused |
-| bandwidth | the table of op_cuda.py, beside what a copy reaches |
-| onnxruntime | one norm in ONNX Runtime, as function and fused, keeps the bars; latency of both and of the plugin's `enqueue` |
-
-Needs a GPU, a CUDA build of torch and nvcc; without one it prints a line and exits 3. `plugin` needs TensorRT's headers,
-no library of TensorRT. `onnxruntime` needs onnxruntime-gpu and the library of `make native-cuda` (--ort-library). A part
-that lacks something is "not run" and says why; no figure stands for one that was not measured. Exits 1 where a part
-fails.
-"""  # noqa: E501  # a table
+Needs a GPU, a CUDA build of torch and nvcc. `plugin` needs TensorRT's headers, but no library of TensorRT.
+`onnxruntime` needs onnxruntime-gpu and the library of `make native-cuda` (--ort-library). A part that lacks something
+is "not run" and its note gives the reason. `--emulate` tries the suite on a CPU emulator (for example with
+`--width 7 768`) and measures nothing.
+"""
 
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.suites import (
-    gpu_machine,  # first: it finds the modules of tests/
-    op_cuda,
-)
-from benchmarks.suites.cuda_static import ToolMissingError
+from benchmarks.report import Report
+from benchmarks.rows import Figure, Row, Target, Unavailable
+from benchmarks.suites import gpu_machine, op_cuda
 from benchmarks.suites.gpu_machine import Array, Machine
-from ibnorm_export.environment import environment
 from ibnorm_export.op.spec import OP_TYPES, SKIP_OP_TYPES, Compression, IBNormSpec
 from tests.custom_ops.cuda.cuda_emulator import DTYPES, Accuracy, judge
 from tests.custom_ops.tensorrt import trt_plugin
 from tests.support.accuracy import WIDTHS, Case, cases
 
-__all__ = ["PARTS", "Part", "check_bandwidth", "check_kernels", "check_plugin", "main"]
+__all__ = ["PARTS", "Part", "add_options", "check_bandwidth", "check_kernels", "check_plugin", "measure"]
 
 _MOST_FAILURES = 20
 
 
 @dataclass(slots=True)
 class Part:
-    """What one part found: passed where it ran and nothing failed."""
+    """Result of one part: it passes where it ran, measured something and nothing failed."""
 
     name: str
     not_run: str = ""
@@ -63,9 +57,15 @@ class Part:
     def verdict(self) -> str:
         return "not run" if self.not_run else "fail" if self.failures or not self.figures else "pass"
 
-    def to_dict(self) -> dict[str, Any]:
-        counted = {"failed": len(self.failures), "failures": self.failures[:_MOST_FAILURES]}
-        return {**asdict(self), **counted, "verdict": self.verdict, "seconds": round(self.seconds, 1)}
+    def row(self) -> Row:
+        """The row of this part; it has no target where the part was not run."""
+        if self.not_run:
+            return Row(self.name, {}, note=f"not run: {self.not_run}")
+        counts = {"failures": Figure(len(self.failures)), "measured": Figure(len(self.figures))}
+        targets = (Target("failures", 0), Target("measured", 1, at_least=True))
+        details = {"failures": self.failures[:_MOST_FAILURES], "figures": self.figures}
+        figures = {**counts, "time": Figure(round(self.seconds, 1), "s")}
+        return Row(self.name, figures, targets=targets, details=details, note="; ".join(self.failures[:1]))
 
     def worst(self, found: Sequence[Accuracy], **what: Any) -> None:
         """One line of figures: the worst of several tensors."""
@@ -86,9 +86,9 @@ def variants() -> Iterator[tuple[str, Compression]]:
 
 
 def drawn(kind: Compression, dtype: str, widths: Sequence[int]) -> Iterator[Case]:
-    """The cases of tests/accuracy.py, less the one that docs/cuda.md names as beyond the kernels.
+    """The cases of tests/support/accuracy.py, except one that docs/cuda.md names as beyond the kernels.
 
-    A float32 mean of 1000 leaves an element beside it more than an ulp of float16 from its place (deviation 100).
+    A mean of 1000 in float32 moves an element near it by more than an ulp of float16 (deviation 100).
     """
     for case in cases(kind, DTYPES[dtype], tuple(widths)):
         if dtype == "float16" and case.mean and float(np.std(case.x.astype(np.float64))) > 20.0:
@@ -102,32 +102,33 @@ def skip_of(x: Array) -> tuple[Array, Array]:
     return skip, (x.astype(np.float32) + skip.astype(np.float32)).astype(x.dtype)
 
 
-def _kernel(machine: Machine, inputs: Sequence[Array], scale: Array, bias: Array, spec: IBNormSpec) -> list[Array]:
-    """y, and the sum where there is a skip, of the kernels called directly."""
+def _kernel(machine: Machine, inputs: Sequence[Array], *, scale: Array, bias: Array, spec: IBNormSpec) -> list[Array]:
+    """Call the kernels directly; return y, and the sum where there is a skip."""
     outputs = [machine.place(np.full_like(inputs[0], np.nan)) for _ in inputs]
-    placed, *parameters = [machine.place(a) for a in inputs], machine.place(scale), machine.place(bias)
-    op_cuda.launch(machine.kernels, placed, *parameters, outputs, spec, machine.stream)
+    placed = [machine.place(a) for a in inputs]
+    affine = {"scale": machine.place(scale), "bias": machine.place(bias)}
+    op_cuda.launch(machine.kernels, placed, **affine, outputs=outputs, spec=spec, stream=machine.stream)
     return [machine.fetch(output) for output in outputs]
 
 
 def check_kernels(machine: Machine, widths: Sequence[int]) -> Part:
-    """The kernels against the float64 reference, over `widths` and the regimes of tests/accuracy.py."""
+    """The kernels against the float64 reference, over `widths` and the regimes of tests/support/accuracy.py."""
     part = Part("kernels")
     for dtype, kind in variants():
         found: dict[str, list[Accuracy]] = defaultdict(list)
         for case in drawn(kind, dtype, widths):
             for affine in dict.fromkeys((DTYPES[dtype], DTYPES["float32"])):
                 scale, bias = case.scale.astype(affine), case.bias.astype(affine)
-                (y,) = _kernel(machine, [case.x], scale, bias, case.spec)
+                (y,) = _kernel(machine, [case.x], scale=scale, bias=bias, spec=case.spec)
                 accuracy = judge(y, case.exact, scale, bias, case.mean)
                 found[f"parameters {affine}"].append(accuracy)
                 if not accuracy:
                     part.failures.append(f"{case}, parameters {affine}: {accuracy.problem}")
             skip, total = skip_of(case.x)
-            fused, got = _kernel(machine, [case.x, skip], case.scale, case.bias, case.spec)
+            fused, got = _kernel(machine, [case.x, skip], scale=case.scale, bias=case.bias, spec=case.spec)
             if got.tobytes() != total.tobytes():
                 part.failures.append(f"{case}: the sum is not the rounded sum")
-            (plain,) = _kernel(machine, [total], case.scale, case.bias, case.spec)
+            (plain,) = _kernel(machine, [total], scale=case.scale, bias=case.bias, spec=case.spec)
             if fused.tobytes() != plain.tobytes():
                 part.failures.append(f"{case}: the skip form is not the plain form of the sum, to the bit")
         for what, accuracies in found.items():
@@ -136,12 +137,12 @@ def check_kernels(machine: Machine, widths: Sequence[int]) -> Part:
 
 
 def tensor(array: torch.Tensor, shape: tuple[int, ...] | None = None) -> trt_plugin.Tensor:
-    """What the plugin is told of a tensor on the device."""
+    """Describe a tensor on the device to the plugin."""
     return trt_plugin.Tensor(shape or tuple(array.shape), str(array.dtype).removeprefix("torch."), array.data_ptr())
 
 
-def _enqueue(machine: Machine, plugin: trt_plugin.Plugin, case: Case, turn: int) -> tuple[int, list[Array]]:
-    """Code, and outputs, of one call; ranks take turns."""
+def _enqueue(machine: Machine, plugin: trt_plugin.Plugin, *, case: Case, turn: int) -> tuple[int, list[Array]]:
+    """Return code and outputs of one call; `turn` chooses the rank of the shape."""
     inputs = [case.x, skip_of(case.x)[0]][: plugin.outputs]
     placed = [machine.place(a) for a in inputs]
     parameters = [machine.place(case.scale), machine.place(case.bias)]
@@ -153,7 +154,7 @@ def _enqueue(machine: Machine, plugin: trt_plugin.Plugin, case: Case, turn: int)
     return code, [machine.fetch(output) for output in outputs]
 
 
-def _replays(machine: Machine, plugin: trt_plugin.Plugin, case: Case) -> bool:
+def _replays(machine: Machine, plugin: trt_plugin.Plugin, *, case: Case) -> bool:
     """Whether a CUDA graph of one `enqueue` gives, for other values, what a plain call gives."""
     x, y = machine.place(np.zeros_like(case.x)), machine.place(case.x)
     parameters = [machine.place(case.scale), machine.place(case.bias)]
@@ -163,7 +164,7 @@ def _replays(machine: Machine, plugin: trt_plugin.Plugin, case: Case) -> bool:
     x.copy_(machine.place(case.x))
     graph.replay()
     torch.cuda.synchronize()
-    return code == 0 and machine.fetch(y).tobytes() == _enqueue(machine, plugin, case, 0)[1][0].tobytes()
+    return code == 0 and machine.fetch(y).tobytes() == _enqueue(machine, plugin, case=case, turn=0)[1][0].tobytes()
 
 
 def _refuses(machine: Machine, plugin: trt_plugin.Plugin) -> bool:
@@ -192,19 +193,19 @@ def check_plugin(machine: Machine, widths: Sequence[int]) -> Part:
                     continue
                 for turn, case in enumerate(group):
                     label = f"{op_type} {case}"
-                    code, outputs = _enqueue(machine, plugin, case, turn)
+                    code, outputs = _enqueue(machine, plugin, case=case, turn=turn)
                     if code != 0:
                         part.failures.append(f"{label}: enqueue returned {code}")
                         continue
                     inputs = [case.x, skip_of(case.x)[0]][: len(outputs)]
-                    direct = _kernel(machine, inputs, case.scale, case.bias, spec)
+                    direct = _kernel(machine, inputs, scale=case.scale, bias=case.bias, spec=spec)
                     if any(a.tobytes() != b.tobytes() for a, b in zip(outputs, direct, strict=True)):
                         part.failures.append(f"{label}: not the bits of the kernel called directly")
                     if len(outputs) == 1:
                         found.append(judge(outputs[0], case.exact, case.scale, case.bias, case.mean))
                         if not found[-1]:
                             part.failures.append(f"{label}: {found[-1].problem}")
-                if machine.is_gpu and plugin.outputs == 1 and not _replays(machine, plugin, group[0]):
+                if machine.is_gpu and plugin.outputs == 1 and not _replays(machine, plugin, case=group[0]):
                     part.failures.append(f"{op_type} {group[0]}: a CUDA graph does not replay it")
                 if dtype == "float32" and spec is next(iter(by_spec)) and not _refuses(machine, plugin):
                     part.failures.append(f"{op_type}: a bias that is too long is not refused")
@@ -217,17 +218,18 @@ def check_plugin(machine: Machine, widths: Sequence[int]) -> Part:
 
 
 def check_bandwidth(machine: Machine, options: argparse.Namespace) -> Part:
-    """The table of op_cuda.py; fails where a bar is missed or a result is wrong."""
+    """The table of op_cuda; fails where a target is missed."""
     if not machine.is_gpu:
         return Part("bandwidth", "no GPU")
-    part = Part("bandwidth")
+    part, timing = Part("bandwidth"), op_cuda.timing_of(options)
     for dtype, kind in variants():
         for cols in options.bandwidth_width:
             for skip in (False, True):
-                row = op_cuda.measure(machine.kernels, dtype, IBNormSpec(kind), skip, 16384, cols, options)
-                part.figures.append({**asdict(row), "ratio": round(row.ratio, 4), "verdict": row.verdict})
-                if row.verdict in ("missed", "wrong result"):
-                    part.failures.append(f"{dtype} {kind.value} {cols} skip={skip}: {row.verdict}, {row.ratio:.3f}")
+                spec, shape = IBNormSpec(kind), (16384, cols)
+                row = op_cuda.bandwidth(machine.kernels, dtype, spec=spec, skip=skip, shape=shape, timing=timing)
+                part.figures.append(row.to_dict())
+                if row.met is False:
+                    part.failures.append(str(row))
     return part
 
 
@@ -247,60 +249,28 @@ PARTS: dict[str, Callable[[Machine, argparse.Namespace], Part]] = {
 }
 
 
-def report_of(machine: Machine, parts: Sequence[Part]) -> dict[str, Any]:
-    """What is written: "fail" where a part failed, else "pass" where one passed, else "not run"."""
-    verdicts = [part.verdict for part in parts]
-    verdict = next((v for v in ("fail", "pass") if v in verdicts), "not run")
-    return {
-        "benchmark": "gpu_check",
-        "device": machine.name,
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "parts": [part.to_dict() for part in parts],
-        "verdict": verdict,
-        "environment": environment(),
-    }
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write the report here")
-    parser.add_argument("--part", choices=PARTS, nargs="+", default=list(PARTS))
-    parser.add_argument("--width", type=int, nargs="+", default=[*WIDTHS, 2048, 8192, 32768], help="columns")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--part", choices=PARTS, nargs="+", default=list(PARTS), help="Parts to run.")
+    parser.add_argument("--width", type=int, nargs="+", default=[*WIDTHS, 2048, 8192, 32768], help="Columns.")
     parser.add_argument("--bandwidth-width", type=int, nargs="+", default=[1024, 2048, 4096, 8192])
-    parser.add_argument("--plugin", type=Path, help="the library to check; compiled here by default")
+    parser.add_argument("--plugin", type=Path, help="Plugin library to check; one is compiled by default.")
     built = gpu_machine.ROOT / "build" / "native-cuda" / "libibnorm_ort.so"
-    parser.add_argument("--ort-library", type=Path, default=built, help="of fused kernels; default: %(default)s")
-    parser.add_argument("--emulate", action="store_true", help="the kernels on the CPU emulator")
-    parser.add_argument("--calls", type=int, default=20, help="launches in a graph")
-    parser.add_argument("--replays", type=int, default=5, help="replays between two events")
-    parser.add_argument("--rounds", type=int, default=15, help="turns of kernel and copy")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--ort-library", type=Path, default=built, help="Library of fused kernels (%(default)s).")
+    parser.add_argument("--emulate", action="store_true", help="Run the kernels on the CPU emulator.")
+    op_cuda.add_timing_options(parser)
+
+
+def measure(options: argparse.Namespace, report: Report) -> None:
+    """Run the chosen parts."""
     if not options.emulate and (why := op_cuda.missing()):
-        print(f"gpu_check: not run: {why}", file=sys.stderr)
-        return 3
+        raise Unavailable(why)
     with tempfile.TemporaryDirectory() as folder:
-        try:
-            machine = (gpu_machine.emulator if options.emulate else gpu_machine.gpu)(Path(folder), options.plugin)
-        except ToolMissingError as missing:
-            print(f"gpu_check: not run: {missing}", file=sys.stderr)
-            return 3
-        parts = []
+        machine = (gpu_machine.emulator if options.emulate else gpu_machine.gpu)(Path(folder), options.plugin)
+        report.facts |= {"device": machine.name, "torch": torch.__version__, "cuda": torch.version.cuda}
         for name in options.part:
             start = time.monotonic()
             part = PARTS[name](machine, options)
             part.seconds = time.monotonic() - start
-            parts.append(part)
-            print(f"{name}: {part.verdict}{f' ({part.not_run})' if part.not_run else ''}", file=sys.stderr, flush=True)
-            for failure in part.failures[:_MOST_FAILURES]:
-                print(f"  {failure}", file=sys.stderr)
-        report = report_of(machine, parts)
-    if options.json is not None:
-        new = options.json.with_suffix(".new")
-        new.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        new.rename(options.json)
-    return {"pass": 0, "fail": 1, "not run": 3}[report["verdict"]]
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+            report.add(part.row())
+    if all(row.met is None for row in report.rows):
+        raise Unavailable("no part could be run")

@@ -1,4 +1,4 @@
-"""The last part of gpu_check.py: one norm in ONNX Runtime, and what each way to run it takes."""
+"""The part `onnxruntime` of gpu_check: one norm in ONNX Runtime, and the latency of each way to run it."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class PluginRunner:
         return once
 
 
-def _accuracy(part: Part, runner: Any, how: str, case: Case, skip: bool) -> None:
+def _accuracy(part: Part, runner: Any, *, how: str, case: Case, skip: bool) -> None:
     inputs = {"X": case.x[None].astype(np.float32)}
     if skip:
         inputs["skip"] = skip_of(case.x)[0][None].astype(np.float32)
@@ -103,9 +103,9 @@ def _accuracy(part: Part, runner: Any, how: str, case: Case, skip: bool) -> None
 
 
 def check_onnxruntime(machine: Machine, library: Path | None) -> Part:
-    """One norm as function and fused, against the bars; on a GPU, their latency and the plugin's.
+    """One norm as function and fused, within the tolerances; on a GPU, their latency and the plugin's.
 
-    On the emulator's machine ONNX Runtime's CPU provider takes the GPU's place, and nothing is timed.
+    With the emulator, ONNX Runtime's CPU provider takes the GPU's place, and nothing is timed.
 
     Args:
         machine: what the rest was checked on.
@@ -130,13 +130,13 @@ def check_onnxruntime(machine: Machine, library: Path | None) -> Part:
                     file = Path(folder) / "norm.onnx"
                     one_norm(file, case.spec, _NAMES[dtype], skip, case.scale, case.bias)
                     for how, kernels in (("function", None), ("fused", found.path)):
-                        _accuracy(part, make(file, 1, library=kernels), how, case, skip)
+                        _accuracy(part, make(file, 1, library=kernels), how=how, case=case, skip=skip)
             if machine.is_gpu and machine.plugin is not None:
-                _latency(part, machine, found.path, Path(folder), dtype, IBNormSpec(kind))
+                _latency(part, machine, library=found.path, folder=Path(folder), dtype=dtype, spec=IBNormSpec(kind))
     return part
 
 
-def _latency(part: Part, machine: Machine, library: Path | None, folder: Path, dtype: str, spec: IBNormSpec) -> None:
+def _latency(part: Part, machine: Machine, *, library: Path | None, folder: Path, dtype: str, spec: IBNormSpec) -> None:
     """Medians of interleaved rounds, each way in a CUDA graph."""
     for rows, cols in SHAPES:
         ones = np.ones(cols)

@@ -1,6 +1,6 @@
-"""Where gpu_check.py runs: a GPU, with everything compiled for it, or the CPU emulator of tests/custom_ops/cuda.
+"""Where gpu_check runs: a GPU, with everything compiled for it, or the CPU emulator of tests/custom_ops/cuda.
 
-Tensors are torch's on either, so what the emulator has run is what a GPU runs; the libraries differ alone.
+Tensors are torch's on both, so the emulator runs what a GPU runs; only the libraries differ.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 __all__ = ["Machine", "ToolMissingError", "emulator", "gpu", "link_harness", "link_plugin", "nvcc"]
 
 Array = NDArray[Any]
-NO_HEADERS = "TensorRT's headers are not here: run `python scripts/fetch_headers.py`, or set TENSORRT_INCLUDE_DIR"
+NO_HEADERS = "TensorRT's headers are missing: run `python scripts/fetch_headers.py`, or set TENSORRT_INCLUDE_DIR"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,18 +55,18 @@ class Machine:
 
     @property
     def stream(self) -> int | None:
-        """torch's current stream, which the kernels are enqueued on."""
+        """The current stream of torch, on which kernels are enqueued."""
         return torch.cuda.current_stream().cuda_stream if self.is_gpu else None
 
     def place(self, array: Array) -> torch.Tensor:
-        """`array` on the device; bfloat16 comes as ml_dtypes has it."""
+        """Copy `array` to the device; bfloat16 is that of ml_dtypes."""
         dense = np.ascontiguousarray(array)
         if dense.dtype == ml_dtypes.bfloat16:
             return torch.from_numpy(dense.view(np.int16)).to(self.device).view(torch.bfloat16)
         return torch.from_numpy(dense).to(self.device)
 
     def fetch(self, tensor: torch.Tensor) -> Array:
-        """The way back; waits for the device."""
+        """Copy a tensor back to the host; waits for the device."""
         if tensor.dtype == torch.bfloat16:
             return np.asarray(tensor.view(torch.int16).cpu().numpy().view(ml_dtypes.bfloat16))
         return np.asarray(tensor.cpu().numpy())
@@ -81,7 +81,7 @@ def link_harness(folder: Path, headers: Path) -> Path:
 
 
 def link_plugin(folder: Path, headers: Path, objects: list[Path]) -> Path:
-    """The plugin library of these kernels, exporting its entry points alone."""
+    """The plugin library of these kernels, which exports only its entry points."""
     made = folder / "libibnorm_trt.so"
     tensorrt = ROOT / "custom_ops" / "tensorrt"
     sources = [str(tensorrt / name) for name in ("library.cc", "plugin.cc", "fields.cc")]
@@ -111,10 +111,12 @@ def gpu(folder: Path, plugin: Path | None = None) -> Machine:
 
 
 def emulator(folder: Path, plugin: Path | None = None) -> Machine:
-    """The kernels' own source, compiled by g++ and run on the CPU: shows that the check works, and measures nothing.
+    """The kernels' own source, compiled by g++ and run on the CPU.
+
+    This shows that the check works, and measures nothing.
 
     Args:
-        plugin: the library to check; None is the one on the emulated kernels.
+        plugin: the library to check; None builds one on the emulated kernels.
     """
     kernels = cuda_emulator.build(ROOT / ".cache" / "cuda-emulator")
     shim, made = folder / "shim.cc", folder / "libkernels.so"

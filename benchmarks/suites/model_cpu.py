@@ -1,26 +1,21 @@
-"""Whole models in ONNX Runtime on the CPU: the fused norms beside the functions, and beside LayerNorm.
+"""Whole models in ONNX Runtime on the CPU: fused norms against functions, and against LayerNorm.
 
-    python -m benchmarks.suites.model_cpu --json
-
-Exported files, run in turns on one global pool of two threads: with the op library and without it (the file's own
+Exported files run in turns on one global pool of two threads: with the fused kernels and without them (the file's own
 functions), with the skip form (the default) and without. ViT-S/16 is exported for opset 23 too, whose Attention takes
-the heads together, and races four LayerNorm models of the same size: the exported graph with its norms swapped for
-LayerNormalization, and a graph written by hand around com.microsoft::Attention with packed query, key and value (the
-fastest known), each with and without ONNX Runtime's SkipLayerNormalization fusion. The bar is on the fastest of the
-four, for the export of opset 23; the export of the default opset stands beside it.
+the heads together. It runs against four LayerNorm models of the same size: the exported graph with its norms replaced
+by LayerNormalization, and a graph written by hand around com.microsoft::Attention with packed query, key and value (the
+fastest known), each with and without ONNX Runtime's SkipLayerNormalization fusion. The target is on the fastest of the
+four, for the export of opset 23. The export of the default opset is recorded too.
 
-Physical limit: ViT-S/16 takes 9.2 GFLOP an image, LLaMA-60M 0.12 GFLOP a token; the norms move 25 times 8 bytes an
+Physical limit: ViT-S/16 takes 9.2 GFLOP an image, LLaMA-60M 0.12 GFLOP a token. The norms move 25 times 8 bytes an
 element and are under a tenth of either. A ratio to LayerNorm below 1 can only come from that tenth.
 """
 
 from __future__ import annotations
 
-import statistics
-import sys
+import argparse
 import tempfile
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +26,9 @@ import torch
 from onnx import helper, numpy_helper
 from torch import nn
 
-from benchmarks import publish
+from benchmarks.report import Report
+from benchmarks.rows import Row, Target, Unavailable
+from benchmarks.turns import Times, compare, ms, share_threads, take_turns, timed
 from ibnorm_export import IBNormSpec, models
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.random_inputs import draw_inputs
@@ -40,41 +37,17 @@ from ibnorm_export.op import native
 from ibnorm_export.op.spec import DOMAIN
 
 THREADS = 2
-ROUNDS = 61  # of a pass of up to 0.15 s; a quarter of them for a longer one
+ROUNDS = 61  # a quarter of them where one pass takes longer than LONG_S
+LONG_S = 0.15
+SIZES = {
+    "vit-s16": ({"batch": 1}, {"batch": 8}),
+    "llama-60m": ({"batch": 1, "sequence": 128}, {"batch": 1, "sequence": 512}),
+}
 SPEC = IBNormSpec("L", 4.0)
 Array = np.ndarray[Any, Any]
 
 
-@dataclass(frozen=True)
-class Row:
-    """Time of one way over another: median over rounds of the ratio within a round, and the middle half."""
-
-    case: str
-    way: str
-    over: str
-    median: float
-    p25: float
-    p75: float
-    ms: float
-    over_ms: float
-    bar: float | None = None
-
-    def __bool__(self) -> bool:
-        return self.bar is None or self.median <= self.bar
-
-    def __str__(self) -> str:
-        verdict = "      " if self.bar is None else "met   " if self else "MISSED"
-        return (
-            f"{verdict} {self.case}: {self.way} over {self.over}: "
-            f"{self.median:.3f} ({self.p25:.3f} to {self.p75:.3f}), {self.ms} ms"
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        verdict = None if self.bar is None else "met" if self else "missed"
-        return {**asdict(self), "verdict": verdict}
-
-
-def session(model: Path | bytes, library: Path | None, skip_fusion: bool = True) -> ort.InferenceSession:
+def session(model: Path | bytes, library: Path | None, *, skip_fusion: bool = True) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.use_per_session_threads = False
     if library is not None:
@@ -173,28 +146,14 @@ class ByHand:
         return helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
 
 
-def race(ways: dict[str, Callable[[], None]], rounds: int) -> dict[str, Array]:
-    """Seconds of every way in every round; ways take turns, forwards and backwards, each after an untimed pass."""
-    for run in ways.values():
-        for _ in range(3):
-            run()
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for index in range(rounds):
-        for name in list(ways) if index % 2 == 0 else reversed(ways):
-            ways[name]()
-            start = time.perf_counter()
-            ways[name]()
-            times[name].append(time.perf_counter() - start)
-    return {name: np.array(values) for name, values in times.items()}
+def row(case: str, times: Times, *, name: str, over: str, most: float | None = None) -> Row:
+    """Time of `name` over `over`; `most` is the target."""
+    figures = {**compare(times, name, over=over), "time": ms(times, name), "baseline": ms(times, over)}
+    targets = () if most is None else (Target("time over baseline", most),)
+    return Row(f"{case}: {name} over {over}", figures, targets=targets)
 
 
-def row(case: str, times: dict[str, Array], way: str, over: str, bar: float | None = None) -> Row:
-    p25, median, p75 = (round(float(p), 3) for p in np.percentile(times[way] / times[over], (25, 50, 75)))
-    ms, over_ms = (round(1e3 * statistics.median(times[name]), 3) for name in (way, over))
-    return Row(case, way, over, median, p25, p75, ms, over_ms, bar)
-
-
-def layer_norm_ways(preset: str, path: Path, inputs: dict[str, Array]) -> dict[str, ort.InferenceSession]:
+def layer_norm_sessions(preset: str, path: Path, *, inputs: dict[str, Array]) -> dict[str, ort.InferenceSession]:
     """The four LayerNorm models; both graphs are checked against PyTorch first."""
     stock = models.new_model(preset, SPEC)
     for name, _ in list(stock.named_modules()):
@@ -203,77 +162,78 @@ def layer_norm_ways(preset: str, path: Path, inputs: dict[str, Array]) -> dict[s
             stock.set_submodule(name, norm)
     with torch.no_grad():
         expected = stock.eval()(torch.from_numpy(inputs["pixel_values"])).logits.numpy()
-    ways = {}
+    sessions = {}
     for name, model in (("exported graph", swap_norms(path)), ("packed attention", ByHand(stock).build())):
         for fusion in (True, False):
-            opened = session(model, None, fusion)
+            opened = session(model, None, skip_fusion=fusion)
             (found,) = opened.run(None, inputs)
             error = float(np.abs(found - expected).max() / np.abs(expected).max())
             if error > 1e-5:
-                raise SystemExit(
-                    f"model_cpu: LayerNorm, {name}: off from PyTorch by {error:.1e}; it is not the same model"
-                )
-            ways[f"LayerNorm, {name}{'' if fusion else ', no SkipLayerNormalization'}"] = opened
-    return ways
+                raise RuntimeError(f"LayerNorm, {name}: differs from PyTorch by {error:.1e}; it is another model")
+            sessions[f"LayerNorm, {name}{'' if fusion else ', no SkipLayerNormalization'}"] = opened
+    return sessions
 
 
-def measure(preset: str, sizes: list[dict[str, int]], library: Path, rounds: int, folder: Path) -> list[Row]:
+def exports(preset: str, folder: Path) -> dict[str, ExportedModel]:
+    """The files of one preset, by the end of their names."""
     checkpoint = folder / preset
     models.save(models.new_model(preset, SPEC), checkpoint)
     wanted = {"": ExportOptions(), ", no skip form": ExportOptions(fuse_skip=False)}
     if preset.startswith("vit"):
         wanted[", opset 23"] = ExportOptions(opset=23)
-    files = {
+    return {
         name: export(models.load(checkpoint), folder / f"{preset}-{index}.onnx", options=options)
         for index, (name, options) in enumerate(wanted.items())
     }
-    rows = []
+
+
+def rows_of(case: str, times: Times, *, files: Iterable[str]) -> Iterator[Row]:
+    """The comparisons of one preset and size."""
+    for name in files:
+        yield row(case, times, name=f"IBNorm-L fused{name}", over=f"IBNorm-L function{name}")
+    for kernels in ("fused", "function"):
+        yield row(case, times, name=f"IBNorm-L {kernels}", over=f"IBNorm-L {kernels}, no skip form")
+    baselines = [name for name in times if name.startswith("LayerNorm")]
+    fastest = min(baselines, key=lambda name: float(np.median(times[name])), default=None)
+    for name in baselines:
+        yield row(case, times, name="IBNorm-L fused", over=name)
+        yield row(case, times, name="IBNorm-L fused, opset 23", over=name, most=1.0 if name == fastest else None)
+
+
+def measure_preset(
+    preset: str, sizes: Iterable[dict[str, int]], *, library: Path, rounds: int, folder: Path
+) -> Iterator[Row]:
+    """The rows of one preset."""
+    files = exports(preset, folder)
     for size in sizes:
-        case = f"{preset} {', '.join(f'{k} {v}' for k, v in size.items())}"
-        inputs = draw_inputs(ExportedModel(files[""].path), size)
+        inputs = draw_inputs(files[""], size)
         sessions = {
-            f"IBNorm-L {kernels}{name}": session(file.path, library if fused else None)
-            for kernels, fused in (("fused", True), ("function", False))
+            f"IBNorm-L {kernels}{name}": session(file.path, library if kernels == "fused" else None)
+            for kernels in ("fused", "function")
             for name, file in files.items()
         }
         if preset.startswith("vit"):
-            sessions |= layer_norm_ways(preset, files[", no skip form"].path, inputs)
-        ways = {name: lambda s=s, x=inputs: s.run(None, x) for name, s in sessions.items()}
-        start = time.perf_counter()
-        next(iter(ways.values()))()
-        short = time.perf_counter() - start < 0.15
-        times = race(ways, rounds if short else -(-rounds // 4))
-        rows += [row(case, times, f"IBNorm-L fused{name}", f"IBNorm-L function{name}") for name in files]
-        for kernels in ("fused", "function"):
-            rows.append(row(case, times, f"IBNorm-L {kernels}", f"IBNorm-L {kernels}, no skip form"))
-        normal = [name for name in times if name.startswith("LayerNorm")]
-        fastest = min(normal, key=lambda name: statistics.median(times[name]), default=None)
-        for name in normal:
-            rows.append(row(case, times, "IBNorm-L fused", name))
-            rows.append(row(case, times, "IBNorm-L fused, opset 23", name, 1.0 if name == fastest else None))
-    return rows
+            sessions |= layer_norm_sessions(preset, files[", no skip form"].path, inputs=inputs)
+        candidates = {name: timed(lambda s=s, x=inputs: s.run(None, x)) for name, s in sessions.items()}
+        first = next(iter(candidates.values()))
+        first()  # allocates
+        times = take_turns(candidates, rounds=rounds if first() < LONG_S else -(-rounds // 4))
+        case = f"{preset} {', '.join(f'{k} {v}' for k, v in size.items())}"
+        yield from rows_of(case, times, files=files)
 
 
-def main() -> int:
-    parser = publish.parser(__doc__)
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
-    options = parser.parse_args()
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="Turns of each candidate (%(default)s).")
+
+
+def measure(options: argparse.Namespace, report: Report) -> None:
+    """Measure ViT-S/16 and LLaMA-60M."""
     library = native.ort_library()
     if library is None:
-        print("model_cpu: the op library is missing; run `make native`", file=sys.stderr)
-        return 3
-    ort.set_global_thread_pool_sizes(THREADS, 1)
-    torch.set_num_threads(THREADS)
-    rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        for preset, sizes in (
-            ("vit-s16", [{"batch": 1}, {"batch": 8}]),
-            ("llama-60m", [{"batch": 1, "sequence": 128}, {"batch": 1, "sequence": 512}]),
-        ):
-            rows += measure(preset, sizes, library, options.rounds, Path(folder))
-    content = {"threads": THREADS, "rounds": options.rounds, "rows": [r.to_json() for r in rows]}
-    return publish.publish("model_cpu", content, all(rows), rows, options)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        raise Unavailable("the library of fused kernels is missing; run `make native`")
+    share_threads(THREADS)
+    report.facts |= {"threads": THREADS, "rounds": options.rounds}
+    with tempfile.TemporaryDirectory() as name:
+        for preset, sizes in SIZES.items():
+            for row in measure_preset(preset, sizes, library=library, rounds=options.rounds, folder=Path(name)):
+                report.add(row)

@@ -1,60 +1,59 @@
-"""Bandwidth of the CUDA kernels beside what a copy reaches on the same GPU.
+"""Bandwidth of the CUDA kernels, against a copy on the same GPU.
 
-    python -m benchmarks.suites.op_cuda                                    # 16384 rows, the table of the bar
-    python -m benchmarks.suites.op_cuda --json benchmarks/results/op_cuda.json
+Needs a GPU, nvcc and a CUDA build of torch.
 
-Needs a GPU, nvcc and a CUDA build of torch; exits 3 with one line where one is missing.
+The kernels are compiled for this GPU into a library and called through ctypes with torch's pointers and stream. A CUDA
+graph holds `--calls` launches. They rotate over enough buffers that no row is still in the L2 cache when its turn comes
+again. CUDA events time whole replays. Kernel and copy take turns. The copy is `Tensor.copy_` over rotating buffers of
+the same size: it reads and writes as many bytes as it is counted for.
 
-Protocol: the kernels are compiled for this GPU into a library and called through ctypes with torch's
-pointers and stream. A CUDA graph holds `--calls` launches, which rotate over enough buffers that no
-row is still in the L2 cache when its turn comes again; CUDA events time whole replays. Kernel and copy
-take turns, and the medians of the rounds are compared. The copy is `Tensor.copy_` over rotating buffers
-of the same size: it reads and writes as many bytes as it is counted for.
-
-Bytes per element: x read and y written, 2 * size (plain); x and skip read, y and sum written, 4 * size
-(skip). Scale and bias (2 * cols elements, read by every row from cache) are not counted.
+Bytes for each element: x read and y written, 2 * size (plain); x and skip read, y and sum written, 4 * size (skip).
+Scale and bias (2 * cols elements, which every row reads from the cache) are not counted.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
-import datetime
-import json
-import statistics
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.suites.cuda_static import ToolMissingError, compile_library
+from benchmarks.report import Report
+from benchmarks.rows import Figure, Row, Target, Unavailable
+from benchmarks.suites.cuda_static import compile_library
+from benchmarks.turns import take_turns
 from ibnorm_export.op import reference
 from ibnorm_export.op.spec import Compression, IBNormSpec
 
 __all__ = [
     "DTYPES",
     "SHIM",
-    "Row",
+    "Timing",
+    "add_options",
+    "add_timing_options",
+    "bandwidth",
     "bytes_per_element",
     "launch",
     "load_kernels",
-    "main",
     "measure",
     "missing",
     "open_kernels",
+    "timing_of",
 ]
 
-BAR = 0.90
+#: Bandwidth over a copy's, for half types from 16384 rows of 1024 to 8192 columns.
+LEAST_RATIO = 0.90
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _NUMBERS = list(DTYPES.values())
 _COMPRESSIONS = list(Compression)
-#: Relative error in norm past which a result is wrong, not slow.
-_SANE = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1e-2}
+#: Relative error in norm above which a result is wrong.
+_LARGEST_ERROR = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1e-2}
 
 #: `Problem` and `run` have C++ linkage; this is the C face that ctypes can call.
 SHIM = """
@@ -82,35 +81,34 @@ extern "C" __attribute__((visibility("default"))) int op_cuda_run(
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One line of the table."""
+class Timing:
+    """How kernel and copy are timed.
 
-    dtype: str
-    compression: str
-    skip: bool
-    rows: int
-    cols: int
-    microseconds: float
-    gigabytes_per_s: float
-    copy_gigabytes_per_s: float
-    error: float
-    bar: float | None
+    Args:
+        calls: launches in a CUDA graph.
+        replays: replays between two events.
+        rounds: turns of kernel and copy.
+    """
 
-    @property
-    def ratio(self) -> float:
-        return self.gigabytes_per_s / self.copy_gigabytes_per_s
-
-    @property
-    def verdict(self) -> str:
-        if self.error > _SANE[self.dtype]:
-            return "wrong result"
-        if self.bar is None:
-            return "no bar"
-        return "met" if self.ratio >= self.bar else "missed"
+    calls: int = 20
+    replays: int = 5
+    rounds: int = 15
 
 
-def bytes_per_element(dtype: str, skip: bool) -> int:
-    """The byte formula of the module's text."""
+def add_timing_options(parser: argparse.ArgumentParser) -> None:
+    """Add an option for each field of `Timing`."""
+    parser.add_argument("--calls", type=int, default=20, help="Launches in a CUDA graph (%(default)s).")
+    parser.add_argument("--replays", type=int, default=5, help="Replays between two events (%(default)s).")
+    parser.add_argument("--rounds", type=int, default=15, help="Turns of kernel and copy (%(default)s).")
+
+
+def timing_of(options: argparse.Namespace) -> Timing:
+    """What `add_timing_options` has read."""
+    return Timing(options.calls, options.replays, options.rounds)
+
+
+def bytes_per_element(dtype: str, *, skip: bool) -> int:
+    """Bytes that one element moves; the module's docstring has the formula."""
     return DTYPES[dtype].itemsize * (4 if skip else 2)
 
 
@@ -127,19 +125,21 @@ def _graph(launch: Callable[[int], None], calls: int) -> torch.cuda.CUDAGraph:
     return graph
 
 
-def _replay_ms(graph: torch.cuda.CUDAGraph, replays: int) -> float:
+def _replay_s(graph: torch.cuda.CUDAGraph, replays: int) -> float:
+    """Seconds of one replay, by CUDA events around several."""
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     begin.record()
     for _ in range(replays):
         graph.replay()
     end.record()
     end.synchronize()
-    return float(begin.elapsed_time(end)) / replays
+    return float(begin.elapsed_time(end)) / 1e3 / replays
 
 
 def launch(
     library: Any,
     inputs: Sequence[torch.Tensor],  # x, and skip where there is one, each (rows, cols)
+    *,
     scale: torch.Tensor,  # (cols,)
     bias: torch.Tensor,  # (cols,)
     outputs: Sequence[torch.Tensor],  # y, and sum where there is a skip, each (rows, cols)
@@ -176,68 +176,74 @@ def launch(
         raise RuntimeError(f"the kernel returned status {status} for {x.dtype} ({rows}, {cols})")
 
 
-def measure(library: Any, dtype: str, spec: IBNormSpec, skip: bool, rows: int, cols: int, options: Any) -> Row:
-    """One line: `options` has calls, replays and rounds as the command line does."""
-    torch.manual_seed(0)
-    kind = DTYPES[dtype]
-    array_bytes = rows * cols * kind.itemsize
-    cache = torch.cuda.get_device_properties(0).L2_cache_size
-    arrays = 4 if skip else 2
-    # At least four times the L2 cache passes before a buffer comes round again.
-    buffers = max(2, -(-4 * cache // (arrays * array_bytes)) + 1)
-    scale = torch.normal(1.0, 0.2, (cols,), device="cuda").to(kind)
-    bias = torch.normal(0.0, 0.2, (cols,), device="cuda").to(kind)
-    sets = []
-    for _ in range(buffers):
-        inputs = [torch.randn(rows, cols, device="cuda", dtype=kind) for _ in range(arrays // 2)]
-        sets.append((inputs, [torch.empty_like(inputs[0]) for _ in range(arrays // 2)]))
+class _Buffers:
+    """Inputs and outputs that rotate: at least four times the L2 cache passes before one comes round again."""
 
-    def kernel(i: int) -> None:
-        inputs, outputs = sets[i % buffers]
-        launch(library, inputs, scale, bias, outputs, spec, torch.cuda.current_stream().cuda_stream)
+    def __init__(self, shape: tuple[int, int], kind: torch.dtype, *, skip: bool) -> None:
+        arrays = 2 if skip else 1
+        set_bytes = 2 * arrays * shape[0] * shape[1] * kind.itemsize
+        cache = torch.cuda.get_device_properties(0).L2_cache_size
+        self.sets = []
+        for _ in range(max(2, -(-4 * cache // set_bytes) + 1)):
+            inputs = [torch.randn(*shape, device="cuda", dtype=kind) for _ in range(arrays)]
+            self.sets.append((inputs, [torch.empty_like(inputs[0]) for _ in range(arrays)]))
 
-    def copy(i: int) -> None:
-        inputs, outputs = sets[i % buffers]
-        for source, target in zip(inputs, outputs, strict=True):
+    def __getitem__(self, i: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        return self.sets[i % len(self.sets)]
+
+    def copy(self, i: int) -> None:
+        for source, target in zip(*self[i], strict=True):
             target.copy_(source)
 
-    kernel_graph, copy_graph = _graph(kernel, options.calls), _graph(copy, options.calls)
-    for _ in range(3):  # the clocks settle
-        _replay_ms(kernel_graph, options.replays)
-    times = [
-        (_replay_ms(kernel_graph, options.replays), _replay_ms(copy_graph, options.replays))
-        for _ in range(options.rounds)
-    ]
-    kernel_ms, copy_ms = (statistics.median(t) / options.calls for t in zip(*times, strict=True))
+
+def _error(
+    inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor], *, scale: Any, bias: Any, spec: IBNormSpec
+) -> float:
+    """Relative error in norm of the first rows; infinity where the sum is not the exact one."""
+    total = (outputs[1:] or inputs)[0][:64].double().cpu().numpy()
+    expected = reference.ibnorm(total, scale.double().cpu().numpy(), bias=bias.double().cpu().numpy(), spec=spec)
+    if outputs[1:] and not torch.equal(outputs[1], inputs[0] + inputs[1]):
+        return float("inf")
+    return float(np.linalg.norm(outputs[0][:64].double().cpu().numpy() - expected) / np.linalg.norm(expected))
+
+
+def bandwidth(library: Any, dtype: str, *, spec: IBNormSpec, skip: bool, shape: tuple[int, int], timing: Timing) -> Row:
+    """Bandwidth of one kernel over a copy's, and whether its result is right."""
+    torch.manual_seed(0)
+    (rows, cols), kind = shape, DTYPES[dtype]
+    buffers = _Buffers(shape, kind, skip=skip)
+    scale = torch.normal(1.0, 0.2, (cols,), device="cuda").to(kind)
+    bias = torch.normal(0.0, 0.2, (cols,), device="cuda").to(kind)
+
+    def kernel(i: int) -> None:
+        inputs, outputs = buffers[i]
+        stream = torch.cuda.current_stream().cuda_stream
+        launch(library, inputs, scale=scale, bias=bias, outputs=outputs, spec=spec, stream=stream)
+
+    graphs = {"kernel": _graph(kernel, timing.calls), "copy": _graph(buffers.copy, timing.calls)}
+    candidates = {name: lambda g=graph: _replay_s(g, timing.replays) for name, graph in graphs.items()}
+    times = take_turns(candidates, rounds=timing.rounds, rest_s=0.0)  # no thread of the host runs between turns
+    kernel_s, copy_s = (float(np.median(times[name])) / timing.calls for name in ("kernel", "copy"))
 
     kernel(0)
     torch.cuda.synchronize()
-    inputs, outputs = sets[0]
-    rows_checked = 64
-    x = [i[:rows_checked].double().cpu().numpy() for i in inputs]
-    total = outputs[1][:rows_checked].double().cpu().numpy() if skip else x[0]
-    expected = reference.ibnorm(total, scale.double().cpu().numpy(), bias=bias.double().cpu().numpy(), spec=spec)
-    got = outputs[0][:rows_checked].double().cpu().numpy()
-    error = float(np.linalg.norm(got - expected) / np.linalg.norm(expected))
-    if skip and not torch.equal(outputs[1], inputs[0] + inputs[1]):
-        error = float("inf")
-    counted = rows * cols * bytes_per_element(dtype, skip)
-    return Row(
-        dtype,
-        spec.compression.value,
-        skip,
-        rows,
-        cols,
-        round(kernel_ms * 1e3, 2),
-        round(counted / kernel_ms / 1e6, 1),
-        round(counted / copy_ms / 1e6, 1),
-        error,
-        BAR if dtype != "float32" and rows >= 16384 and 1024 <= cols <= 8192 else None,
-    )
+    counted = rows * cols * bytes_per_element(dtype, skip=skip)
+    figures = {
+        "bandwidth over copy": Figure(round(copy_s / kernel_s, 4)),
+        "kernel": Figure(round(kernel_s * 1e6, 2), "us"),
+        "bandwidth": Figure(round(counted / kernel_s / 1e9, 1), "GB/s"),
+        "copy": Figure(round(counted / copy_s / 1e9, 1), "GB/s"),
+        "error": Figure(_error(*buffers[0], scale=scale, bias=bias, spec=spec)),
+    }
+    targets = [Target("error", _LARGEST_ERROR[dtype])]
+    if dtype != "float32" and rows >= 16384 and 1024 <= cols <= 8192:
+        targets.append(Target("bandwidth over copy", LEAST_RATIO, at_least=True))
+    form = "skip" if skip else "plain"
+    return Row(f"{dtype} {spec.compression.value} {form} {rows} x {cols}", figures, targets=tuple(targets))
 
 
 def missing() -> str | None:
-    """Why this machine cannot run the benchmark."""
+    """Why this machine cannot run the suite; None where it can."""
     if torch.version.cuda is None:
         return f"torch {torch.__version__} has no CUDA; install a CUDA build of torch"
     if not torch.cuda.is_available():
@@ -258,65 +264,35 @@ def load_kernels(architecture: str, folder: Path) -> Any:
 
 
 def open_kernels(file: Path) -> Any:
-    """A library that `SHIM` went into."""
+    """Open a library that was compiled with `SHIM`."""
     library = ctypes.CDLL(str(file))
     wide, integer, real, pointer = ctypes.c_longlong, ctypes.c_int, ctypes.c_float, ctypes.c_void_p
     library.op_cuda_run.argtypes = [pointer, wide, wide, integer, integer, integer, real, real, pointer]
     return library
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, nargs="?", const=Path("-"), help="write the report here, or to the screen")
-    parser.add_argument("--rows", type=int, default=16384)
-    parser.add_argument("--cols", type=int, nargs="+", default=[1024, 2048, 4096, 8192])
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--rows", type=int, default=16384, help="Rows of each tensor (%(default)s).")
+    parser.add_argument("--cols", type=int, nargs="+", default=[1024, 2048, 4096, 8192], help="Columns.")
     parser.add_argument("--dtype", choices=DTYPES, nargs="+", default=["bfloat16", "float16", "float32"])
-    parser.add_argument("--calls", type=int, default=20, help="launches in a graph")
-    parser.add_argument("--replays", type=int, default=5, help="replays between two events")
-    parser.add_argument("--rounds", type=int, default=15, help="turns of kernel and copy")
-    options = parser.parse_args()
+    add_timing_options(parser)
+
+
+def measure(options: argparse.Namespace, report: Report) -> None:
+    """Measure the table."""
     if why := missing():
-        print(f"op_cuda: {why}", file=sys.stderr)
-        return 3
-    try:
-        with tempfile.TemporaryDirectory() as name:
-            library = load_kernels("sm_{}{}".format(*torch.cuda.get_device_capability()), Path(name))
-    except ToolMissingError as tool:
-        print(f"op_cuda: {tool}", file=sys.stderr)
-        return 3
-    rows = []
+        raise Unavailable(why)
+    report.facts |= {
+        "bytes": "for each element: 2 * size (plain), 4 * size (skip)",
+        "device": torch.cuda.get_device_name(),
+        "cuda": torch.version.cuda,
+        "options": {key: value for key, value in vars(options).items() if key not in ("json", "record")},
+    }
+    with tempfile.TemporaryDirectory() as name:
+        library = load_kernels("sm_{}{}".format(*torch.cuda.get_device_capability()), Path(name))
     for dtype in options.dtype:
         for cols in options.cols:
-            for compression in Compression:
+            for kind in Compression:
                 for skip in (False, True):
-                    row = measure(library, dtype, IBNormSpec(compression), skip, options.rows, cols, options)
-                    rows.append(row)
-                    print(
-                        f"{row.dtype:9} {row.compression} {'skip' if skip else 'plain':5} {row.cols:6} "
-                        f"{row.gigabytes_per_s:8.1f} GB/s, copy {row.copy_gigabytes_per_s:8.1f}, "
-                        f"ratio {row.ratio:.3f} {row.verdict}",
-                        file=sys.stderr,
-                        flush=True,
-                    )
-    properties = torch.cuda.get_device_properties(0)
-    report = {
-        "what": "bandwidth of the CUDA kernels; bytes per element: 2 * size (plain), 4 * size (skip)",
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "device": properties.name,
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "options": {k: v for k, v in vars(options).items() if k != "json"},
-        "rows": [{**asdict(r), "ratio": round(r.ratio, 4), "verdict": r.verdict} for r in rows],
-    }
-    text = json.dumps(report, indent=1) + "\n"
-    if options.json == Path("-"):
-        print(text, end="")
-    elif options.json:
-        new = options.json.with_suffix(".new")
-        new.write_text(text)
-        new.rename(options.json)
-    return 1 if any(r.verdict in ("missed", "wrong result") for r in rows) else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+                    shape, timing = (options.rows, cols), timing_of(options)
+                    report.add(bandwidth(library, dtype, spec=IBNormSpec(kind), skip=skip, shape=shape, timing=timing))

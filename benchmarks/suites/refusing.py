@@ -1,4 +1,4 @@
-"""An application that refuses whatever is asked: what a server's reading and refusing alone costs."""
+"""An application that refuses every request, to measure what reading and refusing costs a server."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["refuse", "refusing"]
 
 
 async def refuse(scope: Any, receive: Any, send: Any) -> None:
-    """429, and nothing else."""
+    """Answer every request with 429."""
     headers = [(b"content-length", b"0"), (b"connection", b"close")]
     await send({"type": "http.response.start", "status": 429, "headers": headers})
     await send({"type": "http.response.body", "body": b""})
@@ -23,7 +23,7 @@ async def refuse(scope: Any, receive: Any, send: Any) -> None:
 
 @contextlib.contextmanager
 def refusing() -> Iterator[str]:
-    """HOST:PORT of uvicorn in a process of its own, with `refuse` and nothing behind it."""
+    """HOST:PORT of uvicorn in its own process, which serves only `refuse`."""
     with socket.socket() as stream:
         stream.bind(("127.0.0.1", 0))
         stream.listen(2048)

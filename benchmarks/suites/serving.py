@@ -1,10 +1,8 @@
-"""The bars of serving: a real Triton on packaged models, and the text endpoint, by clients in this process.
+"""Serving: a real Triton on packaged models, and the text endpoint, called by clients in this process.
 
-    python -m benchmarks.suites.serving --models build/serving-models --prepare     # export, minutes, no timing
-    python -m benchmarks.suites.serving --models build/serving-models --record benchmarks/results/serving.json
-
-Models: a ViT and a LLaMA of the demo's shapes, and for text LLaMA-60M with its vocabulary of 32000 too; random weights.
-Clients and servers share the machine's cores, so the times are those of both together.
+`--prepare` exports the models into the folder of `--models` and measures nothing; that takes minutes. The models are a
+ViT and a LLaMA of the demo's shapes, and for text LLaMA-60M with its vocabulary of 32000 too, all with random weights.
+Clients and servers share the machine's cores, so times are those of both together.
 """
 
 from __future__ import annotations
@@ -13,17 +11,17 @@ import argparse
 import itertools
 import json
 import string
-import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+from benchmarks.report import Report
+from benchmarks.rows import Unavailable
 from benchmarks.suites.serving_text import text
 from benchmarks.suites.serving_triton import crowd, ended, parity
 from ibnorm_export import IBNormSpec, models
 from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.artifacts.tokenizer import write_byte_tokenizer
-from ibnorm_export.environment import environment
 from ibnorm_export.exporter.export import ExportOptions, export
 from ibnorm_export.exporter.genai import export_genai
 from ibnorm_export.serving.triton.binary import find_triton
@@ -61,7 +59,7 @@ CONFIGS = {
 
 
 def give_words(folder: Path, vocabulary: int) -> None:
-    """Make a tokenizer of bytes one of `vocabulary` tokens: the others are words, which no prompt is cut into."""
+    """Extend a tokenizer of bytes to `vocabulary` tokens; the new ones are words that no prompt contains."""
     file = folder / "tokenizer.json"
     made = json.loads(file.read_text(encoding="utf-8"))
     words = ("\u0120" + "".join(letters) for letters in itertools.product(string.ascii_lowercase, repeat=4))
@@ -70,7 +68,7 @@ def give_words(folder: Path, vocabulary: int) -> None:
 
 
 def prepare(folder: Path) -> None:
-    """Checkpoints, exported files in both types, and a folder for GenAI."""
+    """Write checkpoints, exported files in both types, and folders for GenAI."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, (config, spec) in CONFIGS.items():
         models.save(models.new_model(config, spec), folder / name)
@@ -89,42 +87,30 @@ def prepare(folder: Path) -> None:
 STAGES = {"parity": parity, "crowd": crowd, "ended": ended, "text": text}
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--models", type=Path, required=True, help="folder of the models")
-    parser.add_argument("--prepare", action="store_true", help="make them, and measure nothing")
-    parser.add_argument("--only", choices=STAGES, action="append", help="these parts; others stay in --record's file")
-    parser.add_argument("--record", type=Path, help="write the JSON here")
-    options = parser.parse_args()
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--models", type=Path, required=True, help="Folder of the models.")
+    parser.add_argument("--prepare", action="store_true", help="Make the models and measure nothing.")
+    help_only = "Measure only these stages; rows of the others stay in the record."
+    parser.add_argument("--only", choices=STAGES, action="append", help=help_only)
+
+
+def measure(options: argparse.Namespace, report: Report) -> None:
+    """Measure the chosen stages; rows of the others come from the record."""
     if options.prepare:
         prepare(options.models)
-        return 0
+        raise SystemExit(0)
     chosen = options.only or list(STAGES)
-    rows: list[dict[str, Any]] = []
-    if options.record and options.record.exists():
-        found = json.loads(options.record.read_text(encoding="utf-8"))["rows"]
-        rows = [row for row in found if row.get("stage") in set(STAGES) - set(chosen)]
-    with tempfile.TemporaryDirectory() as scratch:
-        for name in chosen:
-            for row in STAGES[name](options.models, Path(scratch)):
-                rows.append({"stage": name, **row.to_json()})
-                sign = "<=" if row.at_most else ">="
-                print(f"{'met   ' if row else 'MISSED'} {row.what}: {row.value:g} ({sign} {row.bar:g})")
-                print(f"       {row.note}", flush=True)
-    rows.sort(key=lambda row: list(STAGES).index(row["stage"]))
+    recorded = report.recorded_rows() if options.only else []
+    if any("figures" not in row for row in recorded):
+        raise Unavailable(f"{report.record} was written by an earlier version; record all stages, without --only")
     binary = find_triton()
-    met = all(row["verdict"] == "met" for row in rows)
-    report = {
-        "benchmark": "serving",
-        "server": "tritonserver on PATH" if binary.root is None else "tritonserver of nvidia-pytriton, Python backend",
-        "environment": environment(),
-        "rows": rows,
-        "verdict": "met" if met else "missed",
-    }
-    if options.record:
-        options.record.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    return 0 if met else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    report.facts["server"] = (
+        "tritonserver on PATH" if binary.root is None else "tritonserver of nvidia-pytriton, Python backend"
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, stage in STAGES.items():
+            if name in chosen:
+                for row in stage(options.models, Path(scratch)):
+                    report.add(replace(row, details={**row.details, "stage": name}))
+            else:
+                report.recorded += [row for row in recorded if row["details"]["stage"] == name]

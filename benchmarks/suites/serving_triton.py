@@ -1,4 +1,4 @@
-"""Bars of a real Triton on packaged models, by its own clients in this process; `serving.py` runs them.
+"""A real Triton on packaged models, called by its own clients; the suite `serving` runs it.
 
 Without a tritonserver on PATH, Triton runs the models through this package's Python backend over the same ONNX Runtime:
 byte parity then checks the plumbing, not another runtime.
@@ -18,7 +18,7 @@ import numpy as np
 from geventhttpclient.response import HTTPConnectionClosed
 from tritonclient.utils import InferenceServerException
 
-from benchmarks.publish import Row
+from benchmarks.rows import Row, limited
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.op import native
@@ -32,12 +32,12 @@ from tests.support.triton_clients import CLIENTS, REFUSED, ask, connect, draw
 
 __all__ = ["crowd", "ended", "parity"]
 
-#: No batching: then an answer has one right value, to the byte.
-ALONE = Limits(max_batch=0)
-#: Rows that were computed together may differ from those computed alone by another order of summation: each is within
-#: the floor of `BOUNDS` of the truth, so they are within two of it of each other (norm-wise).
+#: Without batching an answer has exactly one right value, to the byte.
+UNBATCHED = Limits(max_batch=0)
+#: Rows of one batch may be summed in another order than single rows. Each is within the floor of `BOUNDS` of the truth,
+#: so two of them are within twice the floor of each other (norm-wise).
 BATCHED = 2 * BOUNDS[DType.FP32].floor
-#: `serve` gives requests in flight 5 s; a request that takes twice as long hangs.
+#: `serve` gives requests in flight 5 s. A request that takes twice as long counts as hanging.
 HANGS_S = 10.0
 
 
@@ -47,11 +47,13 @@ def off(answer: np.ndarray[Any, Any], wanted: np.ndarray[Any, Any]) -> float:
 
 
 def parity(folder: Path, scratch: Path) -> list[Row]:
-    """Answers that differ in any byte, one request at a time."""
+    """Count the answers that differ in any byte, one request at a time."""
     asked = different = 0
     for file in sorted(folder.glob("*.onnx")):
         model = ExportedModel(file)
-        made = package(model, scratch / file.stem, options=PackageOptions(name="m", variant=Variant.BOTH, limits=ALONE))
+        made = package(
+            model, scratch / file.stem, options=PackageOptions(name="m", variant=Variant.BOTH, limits=UNBATCHED)
+        )
         with running(made.path) as server:
             for there, library in (("m", native.ort_library()), ("m-portable", None)):
                 here = OrtRunner(file, library=library)
@@ -64,11 +66,11 @@ def parity(folder: Path, scratch: Path) -> list[Row]:
                             different += ask(client, module, there, arrays).tobytes() != wanted
                             asked += 1
     note = f"{asked} requests: ViT and LLaMA, fp32 and fp16, fused and portable, HTTP and gRPC"
-    return [Row("parity: answers that differ from in-process in a byte", different, 0, True, note)]
+    return [limited("parity: answers that differ from in-process in a byte", different, at_most=0, note=note)]
 
 
 def crowd(folder: Path, scratch: Path) -> list[Row]:
-    """200 mixed requests at once: byte for byte; then with rows batched; then against a queue of 16."""
+    """Send 200 mixed requests at once: byte for byte, then with batched rows, then against a queue of 16."""
     model = ExportedModel(folder / "llama-fp32.onnx")
     here = OrtRunner(model.path, library=native.ort_library())
     rng = np.random.default_rng(2)
@@ -87,7 +89,7 @@ def crowd(folder: Path, scratch: Path) -> list[Row]:
 
     rows = []
     for what, limits in (
-        ("200 concurrent, HTTP and gRPC, mixed sizes: right to the byte", ALONE),
+        ("200 concurrent, HTTP and gRPC, mixed sizes: right to the byte", UNBATCHED),
         (f"the same with dynamic batching: right to {BATCHED:g}", Limits()),
         ("overload, queue limit 16, 200 in flight: not clean", Limits(max_batch=0, max_queue=16)),
     ):
@@ -99,30 +101,36 @@ def crowd(folder: Path, scratch: Path) -> list[Row]:
         batched = limits.max_batch > 0
         with running(made.path) as server, ThreadPoolExecutor(200) as pool:
             began = time.perf_counter()
-            told = Counter(pool.map(lambda index, s=server, b=batched: one(s, index, b), range(200)))
+            counts = Counter(pool.map(lambda index, s=server, b=batched: one(s, index, b), range(200)))
             took = time.perf_counter() - began
             after = one(server, 0, batched)
-        note = f"{dict(told)} in {took:.2f} s; a request after it: {after}"
+        note = f"{dict(counts)} in {took:.2f} s; a request after it: {after}"
         if limits.max_queue > 16:
-            rows.append(Row(what, told["right"], 200, False, note))
+            rows.append(limited(what, counts["right"], at_least=200, note=note))
         else:
-            unclean = sum(told.values()) - told["right"] - told["refused"] + (after != "right") + (not told["refused"])
-            rows.append(Row(what, unclean, 0, True, note))
+            unclean = (
+                sum(counts.values())
+                - counts["right"]
+                - counts["refused"]
+                + (after != "right")
+                + (not counts["refused"])
+            )
+            rows.append(limited(what, unclean, at_most=0, note=note))
     return rows
 
 
 def ended(folder: Path, scratch: Path) -> list[Row]:
-    """10,000 requests, SIGTERM in the middle."""
+    """Send 10,000 requests, with SIGTERM in the middle."""
     model = ExportedModel(folder / "vit-fp32.onnx")
     arrays = draw(model, np.random.default_rng(3), 1, 1)
     wanted = OrtRunner(model.path, library=native.ort_library()).run(arrays)["logits"].tobytes()
-    made = package(model, scratch / "ended", options=PackageOptions(name="m", variant=Variant.FUSED, limits=ALONE))
+    made = package(model, scratch / "ended", options=PackageOptions(name="m", variant=Variant.FUSED, limits=UNBATCHED))
     workers, each = 16, 625
     asked = itertools.count(1)
     with running(made.path) as server:
 
         def worker(number: int) -> tuple[Counter[str], float]:
-            module, told, longest = CLIENTS[number % 2], Counter[str](), 0.0
+            module, counts, longest = CLIENTS[number % 2], Counter[str](), 0.0
             with connect(server, module) as client:
                 for _ in range(each):
                     if next(asked) == workers * each // 2:
@@ -130,21 +138,24 @@ def ended(folder: Path, scratch: Path) -> list[Row]:
                     began = time.perf_counter()
                     try:
                         answer = ask(client, module, "m", arrays).tobytes()
-                        told["right" if answer == wanted else "wrong"] += 1
+                        counts["right" if answer == wanted else "wrong"] += 1
                     except InferenceServerException:
-                        told["refused"] += 1
+                        counts["refused"] += 1
                     except ConnectionRefusedError:
-                        told["nobody listens"] += 1
-                    except (ConnectionError, HTTPConnectionClosed):  # sent as the endpoint closed: once a client
-                        told["hung up on"] += 1
+                        counts["connection refused"] += 1
+                    except (
+                        ConnectionError,
+                        HTTPConnectionClosed,
+                    ):  # sent while the endpoint closed; at most once for each client
+                        counts["disconnected"] += 1
                     longest = max(longest, time.perf_counter() - began)
-            return told, longest
+            return counts, longest
 
         with ThreadPoolExecutor(workers) as pool:
             done = list(pool.map(worker, range(workers)))
         code = server.process.wait(30)
         left = len(members(server.pid))
-    told, longest = sum((part for part, _ in done), Counter[str]()), max(part for _, part in done)
-    bad = told["wrong"] + max(0, told["hung up on"] - workers // 2) + left + (code != 0) + (longest > HANGS_S)
-    note = f"{dict(told)}; the longest took {longest:.2f} s; exit code {code}, processes left {left}"
-    return [Row("10,000 requests, SIGTERM in the middle: wrong, hanging or left over", bad, 0, True, note)]
+    counts, longest = sum((part for part, _ in done), Counter[str]()), max(part for _, part in done)
+    bad = counts["wrong"] + max(0, counts["disconnected"] - workers // 2) + left + (code != 0) + (longest > HANGS_S)
+    note = f"{dict(counts)}; the longest took {longest:.2f} s; exit code {code}, processes left {left}"
+    return [limited("10,000 requests, SIGTERM in the middle: wrong, hanging or left over", bad, at_most=0, note=note)]

@@ -1,31 +1,27 @@
-"""Engines of TensorRT-RTX for the op, the demo and the paper's models: time to build, what became of the norms.
+"""Engines of TensorRT-RTX for the op, the demo's models and the paper's: build time, and what became of each norm.
 
-    python -m benchmarks.suites.tensorrt_rtx_builds --record benchmarks/results/tensorrt_rtx_builds.json
-
-No GPU is used. The op alone (S, L, T, plain and skip), the demo's ViT and LLaMA, ViT-S/16, and LLaMA-60M with a cache
-(profiles prefill and decode), untrained, exported as by default, in fp32, fp16 and bf16, each for sm_89 and sm_120
-together and by each alone. Times are of the builder alone, once, on whatever else the machine
-does; they say "seconds", not more. The bar: at most two kernels a norm, for every model, type and target.
+No GPU is used. The op (S, L, T, plain and skip), the demo's ViT and LLaMA, ViT-S/16, and LLaMA-60M with a cache
+(profiles prefill and decode), all untrained, are exported with default options in fp32, fp16 and bf16, and built for
+sm_89, for sm_120 and for both together. Each is built once, beside whatever else the machine does, so times are rough.
+Target: at most two kernels for each norm, for every model, type and GPU.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from benchmarks.report import Report
+from benchmarks.rows import Figure, Row, Target
 from ibnorm_export import Compression, IBNormSpec, models
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.cli.demo_app.train import train_checkpoint
-from ibnorm_export.environment import environment
-from ibnorm_export.errors import BackendUnavailable
 from ibnorm_export.exporter.export import ExportOptions, export
 from ibnorm_export.exporter.text_folder import export_folder
 from ibnorm_export.runtimes.tensorrt.build import build_engine
@@ -44,7 +40,7 @@ MOST_KERNELS = 2
 
 
 def exported(name: str, dtype: DType, folder: Path) -> ExportedModel:
-    """The model of one row, written into `folder`."""
+    """Export the model `name` into `folder`."""
     if name in OPS:
         compression, skip = OPS[name]
         ones = np.ones(768)
@@ -60,54 +56,42 @@ def exported(name: str, dtype: DType, folder: Path) -> ExportedModel:
     return write(models.load(checkpoint, task=task), folder / f"{name}.{dtype.value}", options=ExportOptions(dtype))
 
 
-def builds(name: str, dtype: DType, folder: Path) -> list[dict[str, Any]]:
-    """One row for each set of targets."""
+def rows_of(name: str, dtype: DType, folder: Path) -> Iterator[Row]:
+    """One row for each set of GPUs."""
     model = exported(name, dtype, folder)
-    rows = []
     for targets in TARGETS:
         options = EngineOptions(Runtime.TENSORRT_RTX, compute_capabilities=targets)
         engine = build_engine(model, folder / "model.plan", options=options)
         realised = Counter(norm.realised for norm in engine.norms)
-        worst = max((len(norm.kernels) for norm in engine.norms), default=0)
-        rows.append(
-            {
-                "model": name,
-                "dtype": dtype.value,
-                "targets": targets,
-                "profiles": [profile.name for profile in engine.description.profiles],
-                "build_s": engine.description.build_s,
-                "size_mb": round(engine.description.size_bytes / 1e6, 1),
-                "norms": len(engine.norms),
-                "skip_forms": sum(norm.op_type.startswith("Skip") for norm in engine.norms),
-                "realised": dict(sorted(realised.items())),
-                "most_kernels_a_norm": worst,
-                "verdict": "met" if 1 <= worst <= MOST_KERNELS and "unknown" not in realised else "missed",
-            }
+        figures = {
+            "kernels of one norm, most": Figure(max((len(norm.kernels) for norm in engine.norms), default=0)),
+            "norms without a known kernel": Figure(sum(not n.kernels or n.realised == "unknown" for n in engine.norms)),
+            "norms": Figure(len(engine.norms)),
+            "build": Figure(engine.description.build_s, "s"),
+            "size": Figure(round(engine.description.size_bytes / 1e6, 1), "MB"),
+        }
+        details = {
+            "profiles": [profile.name for profile in engine.description.profiles],
+            "skip_forms": sum(norm.op_type.startswith("Skip") for norm in engine.norms),
+            "realised": dict(sorted(realised.items())),
+        }
+        limits = (
+            Target("kernels of one norm, most", MOST_KERNELS),
+            Target("norms without a known kernel", 0),
+            Target("norms", 1, at_least=True),
         )
-        print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
-    return rows
+        yield Row(f"{name}, {dtype.value}, {' and '.join(targets)}", figures, targets=limits, details=details)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=MODELS, nargs="+", default=list(MODELS))
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", choices=MODELS, nargs="+", default=list(MODELS), help="Models to build.")
     parser.add_argument("--dtype", type=DType, choices=list(DType), nargs="+", default=list(DType))
-    parser.add_argument("--record", type=Path, help="write the JSON here too")
-    options = parser.parse_args()
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            rows = [row for m in options.model for dtype in options.dtype for row in builds(m, dtype, Path(folder))]
-    except BackendUnavailable as missing:
-        print(f"tensorrt_rtx_builds: {missing}", file=sys.stderr)
-        return missing.exit_code
-    verdict = "pass" if all(row["verdict"] == "met" for row in rows) else "fail"
-    report = {"benchmark": "tensorrt_rtx_builds", "rows": rows, "verdict": verdict, "environment": environment()}
-    text = json.dumps(report, indent=1)
-    if options.record:
-        options.record.write_text(text + "\n", encoding="utf-8")
-    print(text)
-    return 0 if verdict == "pass" else 1
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def measure(options: argparse.Namespace, report: Report) -> None:
+    """Build every engine."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name in options.model:
+            for dtype in options.dtype:
+                for row in rows_of(name, dtype, Path(folder)):
+                    report.add(row)

@@ -1,7 +1,7 @@
 """What nvcc makes of the kernels: no spills, nothing but 128-bit accesses in row kernels.
 
 The default looks at one architecture; all that the package ships take
-`python -m benchmarks.suites.cuda_static --json benchmarks/results/cuda_static.json`.
+`python -m benchmarks.run cuda_static --record`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> list[cuda_static.Kernel
         sass = False
     folder = tmp_path_factory.mktemp("cubins")
     with ThreadPoolExecutor(2) as pool:
-        read = pool.map(lambda dtype: cuda_static.read_kernels(dtype, ARCHITECTURE, folder, sass), cuda_static.TYPES)
+        read = pool.map(
+            lambda dtype: cuda_static.read_kernels(dtype, ARCHITECTURE, folder, sass=sass), cuda_static.TYPES
+        )
         return [kernel for found in read for kernel in found]
 
 

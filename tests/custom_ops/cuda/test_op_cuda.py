@@ -19,7 +19,7 @@ HAS_GPU = torch.cuda.is_available()
 @pytest.mark.skipif(HAS_GPU, reason="this machine has a GPU")
 def test_says_what_is_missing() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.suites.op_cuda", "--json"],
+        [sys.executable, "-m", "benchmarks.run", "op_cuda", "--json"],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -52,6 +52,6 @@ def test_library_loads_and_a_refused_launch_is_a_status(tmp_path: Path) -> None:
 def test_byte_formula() -> None:
     from benchmarks.suites import op_cuda
 
-    assert op_cuda.bytes_per_element("bfloat16", False) == 4
-    assert op_cuda.bytes_per_element("float16", True) == 8
-    assert op_cuda.bytes_per_element("float32", False) == 8
+    assert op_cuda.bytes_per_element("bfloat16", skip=False) == 4
+    assert op_cuda.bytes_per_element("float16", skip=True) == 8
+    assert op_cuda.bytes_per_element("float32", skip=False) == 8

@@ -1,4 +1,4 @@
-"""Race freedom proved from PTX, where the verifier is installed; `benchmarks/suites/cuda_races.py` has all cases."""
+"""Race freedom proved from PTX, where the verifier is installed; the suite cuda_races has all cases."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def ptx(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("case", [c for c in cuda_races.CASES if c.skip], ids=lambda c: c.name)
 def test_race_free(ptx: Path, case: cuda_races.Case, tmp_path: Path) -> None:
-    proof = cuda_races.prove(ptx, case, "bfloat16", tmp_path)
+    proof = cuda_races.prove(ptx, case, "bfloat16", folder=tmp_path)
     assert proof.result == "race_free", proof
 
 
@@ -34,4 +34,4 @@ def test_a_missing_barrier_is_a_race(ptx: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.ptx"
     cuda_races.without_barriers(ptx, broken)
     case = next(c for c in cuda_races.CASES if c.method == "block")
-    assert cuda_races.prove(broken, case, "bfloat16", tmp_path).result == "potential_race"
+    assert cuda_races.prove(broken, case, "bfloat16", folder=tmp_path).result == "potential_race"

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import run
 from benchmarks.suites import gpu_check, gpu_machine
 from benchmarks.suites.gpu_machine import Machine
 from ibnorm_export.op import native
@@ -31,9 +32,9 @@ def machine(tmp_path_factory: pytest.TempPathFactory, trt_headers: Path) -> Mach
 
 @pytest.mark.skipif(HAS_GPU, reason="this machine has a GPU")
 def test_without_a_gpu_nothing_is_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert gpu_check.main(["--json", str(tmp_path / "r.json")]) == 3
+    assert run.main(["gpu_check", "--record", str(tmp_path / "r.json")]) == 3
     [line] = capfd.readouterr().err.splitlines()
-    assert line.startswith("gpu_check: not run: ")
+    assert line.startswith("gpu_check: ")
     assert not (tmp_path / "r.json").exists()
 
 
@@ -43,20 +44,21 @@ def test_every_part_on_the_emulator(tmp_path: Path, trt_headers: Path) -> None:
     if not library:
         pytest.skip(str(library))
     file = tmp_path / "r.json"
-    done = gpu_check.main(
-        ["--emulate", "--width", *map(str, WIDTH), "--ort-library", str(library.path), "--json", str(file)]
+    widths = map(str, WIDTH)
+    done = run.main(
+        ["gpu_check", "--emulate", "--width", *widths, "--ort-library", str(library.path), "--record", str(file)]
     )
     text = file.read_text()
     report = json.loads(text)
     assert done == 0, text
     assert report["device"] == "CPU emulator, no GPU"
-    parts = {part["name"]: part for part in report["parts"]}
-    verdicts = {name: part["verdict"] for name, part in parts.items()}
-    assert verdicts == {"kernels": "pass", "plugin": "pass", "bandwidth": "not run", "onnxruntime": "pass"}
-    assert parts["bandwidth"]["not_run"] == "no GPU"
-    assert len(parts["kernels"]["figures"]) == 9 + 6  # half types have their parameters in float32 too
-    assert len(parts["plugin"]["figures"]) == 18
-    assert {figure["how"] for figure in parts["onnxruntime"]["figures"]} == {"function", "fused"}
+    rows = {row["name"]: row for row in report["rows"]}
+    met = {name: row["met"] for name, row in rows.items()}
+    assert met == {"kernels": True, "plugin": True, "bandwidth": None, "onnxruntime": True}
+    assert rows["bandwidth"]["note"] == "not run: no GPU"
+    assert len(rows["kernels"]["details"]["figures"]) == 9 + 6  # half types have their parameters in float32 too
+    assert len(rows["plugin"]["details"]["figures"]) == 18
+    assert {figure["how"] for figure in rows["onnxruntime"]["details"]["figures"]} == {"function", "fused"}
     for measured in ("_ms", "gigabytes", "microseconds"):
         assert measured not in text
 
@@ -87,16 +89,15 @@ def test_a_wrong_plugin_fails(machine: Machine, trt_headers: Path, tmp_path: Pat
     part = gpu_check.check_plugin(dataclasses.replace(machine, plugin=wrong), WIDTH)
     assert part.verdict == "fail"
     assert any("IBNormT" in failure and "not the bits of the kernel" in failure for failure in part.failures)
-    report = gpu_check.report_of(machine, [gpu_check.Part("bandwidth", "no GPU"), part])
-    assert report["verdict"] == "fail"
+    assert part.row().met is False
 
 
 def test_a_part_without_figures_does_not_pass(machine: Machine) -> None:
-    assert gpu_check.Part("kernels").verdict == "fail"
+    assert gpu_check.Part("kernels").row().met is False
     missing = dataclasses.replace(machine, plugin=None, missing=gpu_machine.NO_HEADERS)
     part = gpu_check.check_plugin(missing, WIDTH)
     assert (part.verdict, part.not_run) == ("not run", gpu_machine.NO_HEADERS)
-    assert gpu_check.report_of(machine, [part])["verdict"] == "not run"
+    assert part.row().met is None
 
 
 def test_nvcc_builds_plugin_and_harness(trt_headers: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,1 @@
+"""The suites that `benchmarks.run` runs, and the modules that several of them share."""
