@@ -72,7 +72,7 @@ def take_turns(
             once()
     medians: dict[str, list[float]] = {name: [] for name in candidates}
     for index in range(rounds):
-        for name in list(candidates) if index % 2 == 0 else reversed(candidates):
+        for name in list(candidates) if index % 2 == 0 else list(candidates)[::-1]:
             time.sleep(rest_s)
             candidates[name]()
             medians[name].append(float(np.median([candidates[name]() for _ in range(repeats)])))

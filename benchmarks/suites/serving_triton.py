@@ -87,7 +87,7 @@ def crowd(folder: Path, scratch: Path) -> list[Row]:
         same = answer.tobytes() == wanted[index].tobytes()
         return "right" if same or (batched and off(answer, wanted[index]) <= BATCHED) else "wrong"
 
-    rows = []
+    rows: list[Row] = []
     for what, limits in (
         ("200 concurrent, HTTP and gRPC, mixed sizes: right to the byte", UNBATCHED),
         (f"the same with dynamic batching: right to {BATCHED:g}", Limits()),
