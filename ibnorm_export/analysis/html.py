@@ -1,152 +1,160 @@
-"""AnalysisReport -> one self-contained page: kurtosis, variance and information by depth."""
+"""The page of an analysis: kurtosis, variance and information by depth."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from markupsafe import Markup
 
-from ibnorm_export.analysis.norms import AnalysisReport, LayerAnalysis
+from ibnorm_export.analysis.report import AnalysisReport, NormAnalysis
 from ibnorm_export.environment import environment
 from ibnorm_export.html_page import Curve, Section, curves, render
 
 __all__ = ["write_analysis"]
 
-_Value = Callable[[LayerAnalysis], float]
+_Value = Callable[[NormAnalysis], float]
+
+_KURTOSIS: Final = "mean excess kurtosis of a row"
+_VARIANCE: Final = "variance after over before"
+
+_KURTOSIS_BEFORE: Final[_Value] = attrgetter("kurtosis_before")
+_KURTOSIS_AFTER: Final[_Value] = attrgetter("kurtosis_after")
+_CONTRACTION: Final[_Value] = attrgetter("contraction")
+_ABOUT_TARGET: Final[_Value] = attrgetter("about_target")
+_ABOUT_INPUT: Final[_Value] = attrgetter("about_input")
+_VALUE: Final[_Value] = attrgetter("bottleneck")
+
+#: Figures that are compared side by side, by the name of their column.
+_FIGURES: Final[Mapping[str, _Value]] = {
+    "kurtosis before": _KURTOSIS_BEFORE,
+    "kurtosis after": _KURTOSIS_AFTER,
+    "variance": _CONTRACTION,
+    "I(T; Y)": _ABOUT_TARGET,
+    "I(T; X)": _ABOUT_INPUT,
+    "value": _VALUE,
+}
+
+_HEAD: Final = (
+    "norm",
+    "kind",
+    "lambda",
+    "deviation",
+    "kurtosis before",
+    "after",
+    "variance",
+    "I(T; Y)",
+    "I(T; X)",
+    "value",
+)
 
 
-def _groups(report: AnalysisReport) -> dict[str, list[LayerAnalysis]]:
+def _groups(report: AnalysisReport) -> dict[str, list[NormAnalysis]]:
     """Rows by type and lambda, each in the order of the model."""
-    groups: dict[str, list[LayerAnalysis]] = {}
+    groups: dict[str, list[NormAnalysis]] = {}
     for row in report.rows:
         name = f"{row.dtype}, " + ("the model's own lambda" if row.own else f"lambda {row.lambd:g}")
         groups.setdefault(name, []).append(row)
     return groups
 
 
-def _plot(title: str, unit: str, *, lines: Mapping[str, tuple[list[LayerAnalysis], _Value]]) -> Markup:
-    made = [Curve(name, list(range(len(rows))), [value(r) for r in rows]) for name, (rows, value) in lines.items()]
-    return curves(title, "norms, in the order of the model", y_label=unit, lines=made)
+def _plot(title: str, unit: str, *, lines: Mapping[str, tuple[list[NormAnalysis], _Value]]) -> Markup:
+    drawn = [Curve(name, list(range(len(rows))), [value(r) for r in rows]) for name, (rows, value) in lines.items()]
+    return curves(title, "norms, in the order of the model", y_label=unit, lines=drawn)
 
 
-def _depth(name: str, rows: list[LayerAnalysis], *, report: AnalysisReport) -> Section:
-    """One type with one lambda."""
-    kurtosis = _plot(
-        "Kurtosis",
-        "mean excess kurtosis of a row",
-        lines={
-            "before compression": (rows, lambda r: r.kurtosis_before),
-            "after": (rows, lambda r: r.kurtosis_after),
-        },
-    )
-    variance = _plot("Variance", "variance after over before", lines={"contraction": (rows, lambda r: r.contraction)})
-    information = _plot(
-        "Information",
-        "bits",
-        lines={
-            "I(T; Y), about the target": (rows, lambda r: r.about_target),
-            "I(T; X), about the input": (rows, lambda r: r.about_input),
-            f"I(T; Y) - {report.beta:g} I(T; X)": (rows, lambda r: r.bottleneck),
-        },
-    )
-    table = tuple(
-        (
-            r.module,
-            r.compression,
-            f"{r.lambd:g}",
-            f"{r.deviation:.3g}",
-            f"{r.kurtosis_before:.3f}",
-            f"{r.kurtosis_after:.3f}",
-            f"{r.contraction:.3f}",
-            f"{r.about_target:.3f}",
-            f"{r.about_input:.3f}",
-            f"{r.bottleneck:.3f}",
-        )
-        for r in rows
-    )
-    return Section(
-        name,
-        (),
-        head=(
-            "norm",
-            "kind",
-            "lambda",
-            "deviation",
-            "kurtosis before",
-            "after",
-            "variance",
-            "I(T; Y)",
-            "I(T; X)",
-            "value",
-        ),
-        rows=table,
-        plots=(
-            (kurtosis, "0 is Gaussian, above has heavier tails."),
-            (variance, "1 leaves the variance as it is."),
-            (information, f"{report.samples} samples; the target is {report.target}."),
-        ),
-    )
-
-
-def _side_by_side(groups: Mapping[str, list[LayerAnalysis]]) -> Section:
-    """Means over norms, one row a type and lambda."""
-    values: dict[str, _Value] = {
-        "kurtosis before": lambda r: r.kurtosis_before,
-        "kurtosis after": lambda r: r.kurtosis_after,
-        "variance": lambda r: r.contraction,
-        "I(T; Y)": lambda r: r.about_target,
-        "I(T; X)": lambda r: r.about_input,
-        "value": lambda r: r.bottleneck,
-    }
-    rows = tuple(
-        (name, *(f"{sum(map(value, group)) / len(group):.3f}" for value in values.values()))
-        for name, group in groups.items()
-    )
+def _by_depth(title: str, rows: list[NormAnalysis], *, report: AnalysisReport) -> Section:
+    """Plots over depth and a table of one type with one lambda."""
     plots = (
         (
             _plot(
-                "Kurtosis after compression",
-                "mean excess kurtosis of a row",
-                lines={name: (group, values["kurtosis after"]) for name, group in groups.items()},
+                "Kurtosis",
+                _KURTOSIS,
+                lines={"before compression": (rows, _KURTOSIS_BEFORE), "after": (rows, _KURTOSIS_AFTER)},
             ),
-            "By type and lambda.",
+            "0 is Gaussian; above 0 the tails are heavier.",
+        ),
+        (
+            _plot("Variance", _VARIANCE, lines={"contraction": (rows, _CONTRACTION)}),
+            "1 means that the variance does not change.",
         ),
         (
             _plot(
-                "Variance after over before",
-                "variance after over before",
-                lines={name: (group, values["variance"]) for name, group in groups.items()},
+                "Information",
+                "bits",
+                lines={
+                    "I(T; Y), about the target": (rows, _ABOUT_TARGET),
+                    "I(T; X), about the input": (rows, _ABOUT_INPUT),
+                    f"I(T; Y) - {report.beta:g} I(T; X)": (rows, _VALUE),
+                },
             ),
-            "By type and lambda.",
+            f"{report.samples} samples; the target is {report.target}.",
         ),
     )
-    text = "Another lambda is applied to the same values: what the norm would do here, not what training with it gives."
-    return Section("Side by side", (text,), head=("type and lambda", *values), rows=rows, plots=plots)
+    return Section(title, (), head=_HEAD, rows=tuple(map(_cells, rows)), plots=plots)
+
+
+def _cells(row: NormAnalysis) -> tuple[str, ...]:
+    figures = (
+        row.kurtosis_before,
+        row.kurtosis_after,
+        row.contraction,
+        row.about_target,
+        row.about_input,
+        row.bottleneck,
+    )
+    described = (row.module, row.compression, f"{row.lambd:g}", f"{row.deviation:.3g}")
+    return (*described, *(f"{figure:.3f}" for figure in figures))
+
+
+def _side_by_side(groups: Mapping[str, list[NormAnalysis]]) -> Section:
+    """Means over norms, one row for each type and lambda."""
+    rows = tuple(
+        (name, *(f"{sum(map(value, group)) / len(group):.3f}" for value in _FIGURES.values()))
+        for name, group in groups.items()
+    )
+    plots = tuple(
+        (_plot(title, unit, lines={name: (group, value) for name, group in groups.items()}), "By type and lambda.")
+        for title, unit, value in (
+            ("Kurtosis after compression", _KURTOSIS, _KURTOSIS_AFTER),
+            ("Variance after over before", _VARIANCE, _CONTRACTION),
+        )
+    )
+    text = (
+        "Another lambda is applied to the same values: the figures describe what the norm would do to them, not a "
+        "model that was trained with that lambda."
+    )
+    return Section("Side by side", (text,), head=("type and lambda", *_FIGURES), rows=rows, plots=plots)
 
 
 def write_analysis(report: AnalysisReport, path: str | Path, *, about: Mapping[str, Any] | None = None) -> Path:
-    """Write the page.
+    """Write one self-contained page.
 
     Args:
-        report: of `analyze_checkpoint` or `analyze_file`.
+        report: the result of `analyze`.
         path: the .html file.
-        about: the environment in the footer; None is this machine's.
+        about: the environment in the footer; None takes that of this machine.
 
     Raises:
         IBNormError: the file cannot be written.
+        BackendUnavailable: matplotlib is not installed.
     """
     groups = _groups(report)
-    parts = [_side_by_side(groups)] if len(groups) > 1 else []
-    parts += [_depth(name, rows, report=report) for name, rows in groups.items()]
-    how = (
+    sections = [_side_by_side(groups)] if len(groups) > 1 else []
+    sections += [_by_depth(name, rows, report=report) for name, rows in groups.items()]
+    method = (
         f"Matrix-based Renyi entropies of order {report.alpha:g}, Gaussian kernel of width {report.width}, Gram "
-        f"matrices of trace 1 over {report.samples} samples. X is what reaches the first norm, T a norm's output, Y "
-        f"{report.target}."
+        f"matrices of trace 1 over {report.samples} samples. X is what reaches the first norm, T is the output of a "
+        f"norm, and Y is {report.target}."
     )
-    parts.append(Section("How", (how, *report.notes)))
-    footer = environment() if about is None else about
+    sections.append(Section("Method", (method, *report.notes)))
     return render(
-        path, f"What the norms of {report.source} do", passed=True, summary=how, sections=parts, environment=footer
+        path,
+        f"What the norms of {report.source} do",
+        passed=True,
+        summary=method,
+        sections=sections,
+        environment=environment() if about is None else about,
     )

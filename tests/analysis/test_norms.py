@@ -1,4 +1,4 @@
-"""What norms do to values, on cases with known answers; a checkpoint and its file say the same."""
+"""Figures of norms on values with known answers; a checkpoint and its exported file give the same figures."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from ibnorm_export import IBNormSpec, models
 from ibnorm_export.analysis.html import write_analysis
 from ibnorm_export.analysis.information import entropy_bits, gram, information_bottleneck
-from ibnorm_export.analysis.norms import analyze_checkpoint, analyze_file, contraction
+from ibnorm_export.analysis.norms import analyze, contraction
 from ibnorm_export.analysis.options import AnalysisOptions
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.tensors import DType
@@ -30,7 +30,7 @@ def test_contraction_of_two_values_is_the_square_of_their_compression(kind: str,
     assert contraction(rows, IBNormSpec(Compression(kind), 2.0)) == pytest.approx(exact, rel=1e-9)
 
 
-def test_contraction_without_spread_is_none() -> None:
+def test_values_without_variance_are_not_contracted() -> None:
     assert contraction(np.full((3, 4), 5.0), IBNormSpec(Compression.TANH)) == 1.0
 
 
@@ -39,8 +39,8 @@ def test_entropy_of_order_two_is_the_logarithm_of_the_trace_of_the_square() -> N
     assert entropy_bits(matrix, 2.0) == pytest.approx(-np.log2(np.trace(matrix @ matrix)), abs=1e-9)
 
 
-def test_width_and_order_reach_the_estimate() -> None:
-    """Points far apart for a narrow kernel are labels: I(T; X) is log2 n for every order. A wide one sees none."""
+def test_kernel_width_and_order_change_the_estimate() -> None:
+    """A narrow kernel tells every point apart: I(T; X) is log2 n for every order. A wide kernel tells none apart."""
     points, labels = np.eye(16) * 10.0, np.arange(16) % 4
     for alpha in (0.5, 1.01, 2.0):
         found = information_bottleneck(points, points, target=labels, alpha=alpha, width=0.1)
@@ -53,10 +53,10 @@ def test_width_and_order_reach_the_estimate() -> None:
 OPTIONS = AnalysisOptions((1e4,), (DType.FP32, DType.BF16), samples=48)
 
 
-def test_types_and_lambdas_stand_side_by_side(llama_checkpoint: Path, tmp_path: Path) -> None:
+def test_every_type_and_lambda_has_its_rows(llama_checkpoint: Path, tmp_path: Path) -> None:
     model = models.load(llama_checkpoint)
     inputs = model.sample(np.random.default_rng(0), 0)
-    report = analyze_checkpoint(model, inputs, labels=None, options=OPTIONS)
+    report = analyze(model, inputs, options=OPTIONS)
     assert [r.module for r in report.rows if r.own and r.dtype == "fp32"] == list(model.norms)
     assert len(report.rows) == 4 * len(model.norms)
     for row in report.rows:
@@ -65,42 +65,64 @@ def test_types_and_lambdas_stand_side_by_side(llama_checkpoint: Path, tmp_path: 
         if not row.own:
             assert row.kurtosis_after == pytest.approx(row.kurtosis_before, abs=1e-2)
     first = [r for r in report.rows if r.module == report.rows[0].module and r.own]
-    assert first[0].about_input != first[1].about_input  # bfloat16 is another model
+    assert first[0].about_input != first[1].about_input  # in bfloat16 the values differ
     page = write_analysis(report, tmp_path / "a.html", about={"processor": "x"}).read_text(encoding="utf-8")
     assert page.count("<svg") == 2 + 3 * 4
     assert "the next token" in page
 
 
 @pytest.mark.parametrize("family", ["llama", "vit"])
-def test_a_file_says_what_its_checkpoint_says(request: pytest.FixtureRequest, family: str) -> None:
+def test_a_file_has_the_figures_of_its_checkpoint(request: pytest.FixtureRequest, family: str) -> None:
     model = models.load(request.getfixturevalue(f"{family}_checkpoint"))
     exported: ExportedModel = request.getfixturevalue(f"exported_{family}")
     inputs = model.sample(np.random.default_rng(0), 2 if family == "vit" else 0)
     ours, files = (
-        analyze_checkpoint(model, inputs, labels=None, options=AnalysisOptions()),
-        analyze_file(exported, inputs, labels=None, options=AnalysisOptions()),
+        analyze(model, inputs),
+        analyze(exported, inputs),
     )
     pairs = list(zip(ours.rows, files.rows, strict=True))
-    for a, b in pairs[:-2] if family == "vit" else pairs:  # a ViT's file has the class token alone in its last two
+    for a, b in (
+        pairs[:-2] if family == "vit" else pairs
+    ):  # in a ViT's file only the class token reaches the last two norms
         assert (a.module, a.compression) == (b.module, b.compression)
         for name in ("kurtosis_before", "kurtosis_after", "contraction", "about_target", "about_input"):
             assert getattr(a, name) == pytest.approx(getattr(b, name), abs=1e-4), (a.module, name)
 
 
-def test_a_file_of_another_model_is_named(exported_llama: ExportedModel, vit_checkpoint: Path) -> None:
+def test_inputs_of_another_model_are_refused(exported_llama: ExportedModel, vit_checkpoint: Path) -> None:
     inputs = models.load(vit_checkpoint).sample(np.random.default_rng(0), 2)
     with pytest.raises(ModelFileError, match=r"takes \['attention_mask', 'input_ids'\]; the inputs are \['pixel"):
-        analyze_file(exported_llama, inputs)
+        analyze(exported_llama.path, inputs)
+
+
+def test_a_checkpoint_draws_its_own_inputs_and_a_file_asks_for_them(
+    vit_checkpoint: Path, exported_vit: ExportedModel
+) -> None:
+    model = models.load(vit_checkpoint)
+    report = analyze(model)
+    assert report.passed
+    assert report.rows == analyze(model, model.sample(np.random.default_rng(0), 0)).rows
+    with pytest.raises(ModelFileError, match=r"needs inputs to be analysed; its inputs are \['pixel_values'\]"):
+        analyze(exported_vit)
+
+
+def test_the_report_prints_as_text(vit_checkpoint: Path) -> None:
+    lines = str(analyze(models.load(vit_checkpoint))).splitlines()
+    assert lines[0].endswith("samples, Y is the model's own prediction")
+    assert lines[1].split()[:4] == ["norm", "type", "kind", "lambda"]
+    assert lines[2].startswith("vit.layers.0.layernorm_before")
+    assert "order 1.01" in lines[-2]
+    assert lines[-1].startswith("note: ")
 
 
 def test_labels_must_fit(vit_checkpoint: Path) -> None:
     model = models.load(vit_checkpoint)
     inputs = model.sample(np.random.default_rng(0), 2)
-    report = analyze_checkpoint(model, inputs, labels=np.arange(5))
-    assert report.target == "the labels given"
+    report = analyze(model, inputs, labels=np.arange(5))
+    assert report.target == "the given labels"
     assert any("too few" in note for note in report.notes)
     with pytest.raises(ModelFileError, match=r"labels have shape \(4,\)"):
-        analyze_checkpoint(model, inputs, labels=np.arange(4))
+        analyze(model, inputs, labels=np.arange(4))
 
 
 def test_the_command(
@@ -113,6 +135,6 @@ def test_the_command(
     found = json.loads(capfd.readouterr().out)
     assert {row["lambd"] for row in found["rows"]} == {4.0, 0.5, 8.0}
     assert page.is_file()
-    for bad in (["--lambdas", "0"], ["--dtypes", "fp8"], ["--alpha", "1"], ["--kernel-width", "0"]):
+    for bad in (["--lambdas", "0"], ["--lambdas", "x"], ["--dtypes", "fp8"], ["--alpha", "1"], ["--kernel-width", "0"]):
         monkeypatch.setattr(sys, "argv", ["ibnorm-export", "analyze", str(llama_checkpoint), *bad])
         assert main.main() == 2

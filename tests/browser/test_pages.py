@@ -13,7 +13,7 @@ import pytest
 
 from ibnorm_export import models
 from ibnorm_export.analysis.html import write_analysis
-from ibnorm_export.analysis.norms import analyze_checkpoint
+from ibnorm_export.analysis.norms import analyze
 from ibnorm_export.analysis.options import AnalysisOptions
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.gate.report import CheckReport, parity_cases, write_all
@@ -56,9 +56,7 @@ def folder(
     )
     model = models.load(llama_checkpoint)
     inputs = model.sample(np.random.default_rng(0), 0)
-    write_analysis(
-        analyze_checkpoint(model, inputs, labels=None, options=AnalysisOptions((8.0,))), made / "analysis.html"
-    )
+    write_analysis(analyze(model, inputs, options=AnalysisOptions((8.0,))), made / "analysis.html")
     return made
 
 

@@ -1,0 +1,154 @@
+"""Run a model once and keep the values that reach its norms."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from ibnorm_export.artifacts.exported_model import ExportedModel
+from ibnorm_export.artifacts.loaded_model import LoadedModel
+from ibnorm_export.artifacts.tensors import Arrays
+from ibnorm_export.op.norm_variants import AxesIBNorm, BatchIBNorm, ChannelIBNorm
+from ibnorm_export.op.spec import DOMAIN, Compression, IBNormSpec
+from ibnorm_export.op.torch_op import IBNorm
+from ibnorm_export.runtimes.registry import open_runner
+from ibnorm_export.runtimes.runner import Backend
+from ibnorm_export.runtimes.torch import TorchRunner
+
+__all__ = ["Capture", "NormInput", "capture_checkpoint", "capture_file"]
+
+#: Prefix of the outputs that are added to a file.
+_PREFIX: Final = "norm input:"
+
+
+@dataclass(frozen=True, slots=True)
+class NormInput:
+    """What reached one norm.
+
+    Args:
+        spec: over the last axis.
+        x: values (..., n), the normalised axis last.
+        scale, bias: parameters (n,), where the norm applies them.
+    """
+
+    spec: IBNormSpec
+    x: NDArray[Any]
+    scale: NDArray[Any] | None = None
+    bias: NDArray[Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """One pass of a model.
+
+    Args:
+        norms: input of each norm by its path, in the order of the pass.
+        outputs: of the model.
+        skipped: paths of norms with running statistics, which have no rows to describe.
+    """
+
+    norms: Mapping[str, NormInput]
+    outputs: Arrays
+    skipped: tuple[str, ...] = ()
+
+
+def _rows_last(norm: IBNorm, x: torch.Tensor) -> torch.Tensor:
+    """`x` with the values that are normalised together in its last axis."""
+    if isinstance(norm, ChannelIBNorm):
+        return x.movedim(1, -1)
+    return x.flatten(norm.spec.axis) if isinstance(norm, AxesIBNorm) else x
+
+
+def _norm_input(norm: IBNorm, x: torch.Tensor) -> NormInput:
+    scale, bias = (
+        None if parameter is None or not norm.node_has_affine else parameter.detach().double().numpy()
+        for parameter in (norm.weight, norm.bias)
+    )
+    spec = IBNormSpec(norm.spec.compression, norm.spec.lambd, epsilon=norm.spec.epsilon)
+    return NormInput(spec, _rows_last(norm, x).detach().float().numpy().copy(), scale, bias)
+
+
+def capture_checkpoint(model: LoadedModel, module: nn.Module, *, inputs: Arrays) -> Capture:
+    """Run `module`, a copy of `model` in some type, in PyTorch. A norm that runs twice keeps its first input."""
+    norms: dict[str, NormInput] = {}
+
+    def hook(path: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...], object], None]:
+        def keep(norm: nn.Module, args: tuple[torch.Tensor, ...], _: object) -> None:
+            assert isinstance(norm, IBNorm)
+            if path not in norms:
+                norms[path] = _norm_input(norm, args[0])
+
+        return keep
+
+    hooks = [m.register_forward_hook(hook(path)) for path, m in module.named_modules() if isinstance(m, IBNorm)]
+    try:
+        outputs = TorchRunner(model, module).run(inputs)
+    finally:
+        for handle in hooks:
+            handle.remove()
+    skipped = tuple(path for path, m in module.named_modules() if isinstance(m, BatchIBNorm))
+    return Capture(norms, outputs, skipped)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a norm's input, scale and bias are found in a file."""
+
+    spec: IBNormSpec
+    x: str
+    scale: str
+    bias: str
+
+
+def _write_with_norm_inputs(exported: ExportedModel, file: Path) -> dict[str, _Place]:
+    """Write a copy of the file that also outputs the input of each norm."""
+    model = ir.load(exported.path)
+    places: dict[str, _Place] = {}
+    for node in list(model.graph):
+        if node.domain != DOMAIN or not node.name:
+            continue
+        x = node.outputs[1] if node.op_type.startswith("Skip") else node.inputs[0]
+        scale, bias = node.inputs[-2:]
+        assert x is not None and scale is not None and bias is not None
+        name = f"{_PREFIX}{node.name}"
+        copy = ir.node("Identity", [x], name=name)
+        copy.outputs[0].name, copy.outputs[0].type, copy.outputs[0].shape = name, x.type, x.shape
+        model.graph.append(copy)
+        model.graph.outputs.append(copy.outputs[0])
+        kind = Compression(node.op_type[-1])
+        spec = IBNormSpec(kind, node.attributes["lambd"].as_float(), epsilon=node.attributes["epsilon"].as_float())
+        places[node.name] = _Place(spec, name, str(scale.name), str(bias.name))
+    ir.save(model, file, external_data=f"{file.name}.data")
+    return places
+
+
+def capture_file(exported: ExportedModel, inputs: Arrays) -> Capture:
+    """Run an exported file in ONNX Runtime, in its own type.
+
+    Raises:
+        BackendUnavailable: ONNX Runtime is not installed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "norm-inputs.onnx"
+        places = _write_with_norm_inputs(exported, file)
+        outputs = open_runner(Backend.ORT_CPU, ExportedModel(file)).run(inputs)
+    norms = {
+        module: NormInput(
+            place.spec,
+            np.asarray(outputs[place.x], np.float32),
+            exported.array(place.scale),
+            exported.array(place.bias),
+        )
+        for module, place in places.items()
+    }
+    own = {name: np.asarray(v, np.float32) for name, v in outputs.items() if not name.startswith(_PREFIX)}
+    return Capture(norms, own)
