@@ -22,9 +22,12 @@ def _check_target(path: Path, suffix: str) -> None:
 
 
 def page(path: Path | None) -> Path | None:
-    """Check the path of an HTML report."""
+    """Check the path of an HTML report, and that its plots can be drawn."""
+    from ibnorm_export.html_page import demand_plots
+
     if path is not None:
         _check_target(path, ".html")
+        demand_plots()
     return path
 
 

@@ -1,23 +1,26 @@
-"""One self-contained HTML page with plots: no network, a script that sorts alone, the same bytes for the same data."""
+"""One self-contained HTML page with plots: it loads nothing, its script only sorts, equal data gives equal bytes."""
 
 from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 import jinja2
-import matplotlib as mpl
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
 from ibnorm_export.errors import IBNormError
 from ibnorm_export.files import new_file
+from ibnorm_export.optional_packages import demand_package, import_package
 
-__all__ = ["Curve", "Section", "bars", "curves", "heat_map", "render"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Curve", "Section", "bars", "curves", "demand_plots", "heat_map", "render"]
 
 _BLUE, _ORANGE, _GREY, _RED = "#2563eb", "#d97706", "#9ca3af", "#dc2626"
 _COLOURS = (_BLUE, _ORANGE, _GREY, _RED, "#059669", "#7c3aed", "#0891b2", "#be185d")
@@ -101,7 +104,7 @@ for (const th of document.querySelectorAll("th")) {
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A heading, paragraphs, one table and plots with captions."""
+    """A part of the page: a heading, paragraphs, one table, and plots with captions."""
 
     title: str
     text: tuple[str, ...] = ()
@@ -113,7 +116,7 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """One line of a plot; `right` puts it on the axis at the right."""
+    """One line of a plot, on the left axis or on the right axis."""
 
     label: str
     x: Sequence[float]
@@ -121,11 +124,32 @@ class Curve:
     right: bool = False
 
 
+#: The extra that installs matplotlib, and what needs it.
+_PLOTS: Final = {"extra": "plots", "purpose": "an HTML report"}
+
+
+def demand_plots() -> None:
+    """Raise early what the plots would raise later.
+
+    Raises:
+        BackendUnavailable: matplotlib is not installed.
+    """
+    demand_package("matplotlib", **_PLOTS)
+
+
+@contextmanager
+def _new_figure(width: float, height: float) -> Iterator[Figure]:
+    """A figure of this size in inches, in the style of the pages while the block runs."""
+    figures = import_package("matplotlib.figure", **_PLOTS)
+    with import_package("matplotlib", **_PLOTS).rc_context(_STYLE):
+        yield figures.Figure(figsize=(width, height))
+
+
 def _svg(figure: Figure) -> Markup:
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None}, bbox_inches="tight")
     text = buffer.getvalue()
-    # matplotlib's own markup, made from numbers and our labels, which it escapes
+    # trusted: matplotlib makes it from numbers and labels, and escapes the labels
     return Markup(text[text.index("<svg") :])
 
 
@@ -133,8 +157,7 @@ def curves(
     title: str, x_label: str, *, y_label: str, lines: Sequence[Curve], right_label: str = "", log: bool = False
 ) -> Markup:
     """Lines over a common axis, as inline SVG."""
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(5.2, 3.2))
+    with _new_figure(5.2, 3.2) as figure:
         left = figure.subplots()
         right = left.twinx() if any(line.right for line in lines) else left
         if right is not left:
@@ -166,8 +189,7 @@ def curves(
 def heat_map(title: str, rows: Sequence[str], *, columns: Sequence[str], values: Sequence[Sequence[float]]) -> Markup:
     """Positive values by row and column, coloured on a logarithmic scale and written in the cells, as inline SVG."""
     shown = [[value if 0.0 < value < float("inf") else float("nan") for value in row] for row in values]
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(5.2, 1.0 + 0.26 * len(rows)))
+    with _new_figure(5.2, 1.0 + 0.26 * len(rows)) as figure:
         axis = figure.subplots()
         axis.imshow(shown, norm="log", cmap="YlOrRd", aspect="auto")
         axis.set(title=title, xticks=range(len(columns)), xticklabels=columns, yticks=range(len(rows)))
@@ -183,8 +205,7 @@ def bars(
     title: str, y_label: str, *, groups: Sequence[str], series: Mapping[str, Sequence[float]], log: bool = False
 ) -> Markup:
     """Grouped bars, as inline SVG."""
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(5.2, 3.2))
+    with _new_figure(5.2, 3.2) as figure:
         axis = figure.subplots()
         width = 0.8 / max(1, len(series))
         for index, ((label, values), colour) in enumerate(
@@ -210,7 +231,7 @@ def render(
     sections: Sequence[Section],
     environment: Mapping[str, Any],
 ) -> Path:
-    """Write the page; it appears whole or not at all.
+    """Write the page, whole or not at all.
 
     Raises:
         IBNormError: the file cannot be written.

@@ -18,7 +18,7 @@ PACKAGE = "ibnorm_export"
 #: A root module of one name and a package are both a part.
 ORDER = (
     ("errors",),
-    ("files", "json_text", "progress", "environment"),
+    ("files", "json_text", "progress", "environment", "optional_packages"),
     ("html_page", "op", "text_report"),
     ("artifacts",),
     ("graph",),

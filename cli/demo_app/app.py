@@ -20,7 +20,9 @@ from ibnorm_export.cli.demo_app.text import DemoText, write_text
 from ibnorm_export.cli.demo_app.train import MAX_STEPS, Evaluation, train_checkpoint
 from ibnorm_export.errors import CheckpointError
 from ibnorm_export.exporter.export import ExportOptions, export
+from ibnorm_export.html_page import demand_plots
 from ibnorm_export.models.loading import load
+from ibnorm_export.optional_packages import demand_package
 from ibnorm_export.progress import Progress, silent
 from ibnorm_export.text_report import Report
 from ibnorm_export.verifier.quality import POSITIONS
@@ -167,8 +169,11 @@ def run_demo(
         progress: called as the work goes on.
 
     Raises:
+        BackendUnavailable: scikit-learn or matplotlib is not installed.
         CheckpointError: the text cannot be used, `max_steps` is below 1, or the folder cannot be written.
     """
+    demand_plots()
+    demand_package("sklearn", extra="demo", purpose="the demo")
     folder = Path(folder)
     text = None if text is None else Path(text)
     if max_steps < 1:

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ibnorm_export.artifacts.tensors import Arrays
-from ibnorm_export.errors import BackendUnavailable, CheckpointError
+from ibnorm_export.errors import CheckpointError
 from ibnorm_export.op.spec import Compression, IBNormSpec
+from ibnorm_export.optional_packages import import_package
 
 __all__ = ["Goal", "Metric", "Plan", "Task", "digits_task", "plan", "read_training_text", "text_task", "training_split"]
 
@@ -176,12 +177,8 @@ def text_task(text: bytes) -> Task:
 
 def digits_task() -> Task:
     """Name the handwritten digit in an image."""
-    try:
-        import sklearn.datasets
-    except ModuleNotFoundError as error:
-        raise BackendUnavailable("the demo needs scikit-learn: pip install scikit-learn") from error
-
-    images, labels = sklearn.datasets.load_digits(return_X_y=True)
+    datasets = import_package("sklearn.datasets", extra="demo", purpose="the demo")
+    images, labels = datasets.load_digits(return_X_y=True)
     pixels = ((images.reshape(-1, 1, 8, 8) - 4.9) / 6.0).astype(np.float32)
     order = np.random.default_rng(0).permutation(len(labels))
     pixels, labels = pixels[order], labels[order].astype(np.int64)
