@@ -10,7 +10,7 @@ import typer
 from ibnorm_export.analysis.options import ALPHA, SAMPLES, AnalysisOptions
 from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.cli import options
-from ibnorm_export.cli.console import out, print_json, show_progress
+from ibnorm_export.cli.console import print_json, print_report, show_progress
 
 
 def _lambdas(text: str) -> tuple[float, ...]:
@@ -91,4 +91,4 @@ def analyze_command(
     if as_json:
         print_json(report.to_dict())
     else:
-        out.print(str(report), markup=False)
+        print_report(report)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ibnorm_export.cli import options
-from ibnorm_export.cli.console import out, print_json, show_progress
+from ibnorm_export.cli.console import print_json, print_report, show_progress
 from ibnorm_export.runtimes.runner import Backend, Kernels
 
 
@@ -117,6 +117,6 @@ def bench_command(
     if as_json:
         print_json(report.to_dict())
     else:
-        out.print(str(report), markup=False)
+        print_report(report)
     if not report:
         raise typer.Exit(1)

@@ -8,13 +8,13 @@ from typing import Annotated
 import typer
 
 from ibnorm_export.cli import options
-from ibnorm_export.cli.console import out, print_json, print_next, print_table, show_progress, table
+from ibnorm_export.cli.console import out, print_json, print_next, print_report, show_progress
 
 
 def check_command(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="What to export, compare and time.")] = Path(
-        "check.toml"
-    ),
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG.toml", help="The file that names what to export, compare and time.")
+    ] = Path("check.toml"),
     init: Annotated[
         Path | None,
         typer.Option(
@@ -23,39 +23,29 @@ def check_command(
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Run every export, comparison and latency budget of one file; exit 1 when any fails.
+    """Run every export, comparison and latency budget of one file; exit 1 if any of them fails.
 
-    Leaves junit.xml, report.json, report.md (GitHub's Markdown) and report.html in the file's results folder.
+    Writes junit.xml, report.json, report.md (GitHub's Markdown) and report.html into the results folder of the file.
 
     Example: ibnorm-export check --init checkpoints/vit && ibnorm-export check
     """
-    from ibnorm_export.gate.config import read_check_config
-    from ibnorm_export.gate.report import Outcome, write_all
-    from ibnorm_export.gate.run import run_check
-    from ibnorm_export.gate.template import write_start
-
     if init is not None:
-        write_start(init, config)
+        from ibnorm_export.gate.template import write_template
+
+        write_template(init, config)
         if as_json:
             print_json({"path": str(config)})
             return
         out.print(f"{config}: written", markup=False)
         print_next("check", config)
         return
-    asked = read_check_config(config)
+    from ibnorm_export.gate.run import check
+
     with show_progress() as progress:
-        report = run_check(asked, str(config), progress=progress)
-    files = write_all(report, asked.results)
+        report = check(config, progress=progress)
     if as_json:
-        print_json({**report.to_dict(), "files": [str(file) for file in files]})
+        print_json(report.to_dict())
     else:
-        shown = [case for case in report.cases if case.outcome is not Outcome.PASS or ".layers" not in case.suite]
-        rows = table(f"{config}: {report.counts}, {report.seconds:.0f} s", "where", "what", "outcome", "says")
-        for case in shown:
-            rows.add_row(case.suite, case.name, case.outcome.value, case.says)
-        print_table(rows)
-        out.print("written: " + ", ".join(str(file) for file in files), style="dim", markup=False)
-        style = "bold green" if report else "bold red"
-        out.print(f"verdict: {'pass' if report else 'fail'}", style=style, markup=False)
+        print_report(report)
     if not report:
         raise typer.Exit(1)

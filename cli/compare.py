@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ibnorm_export.cli import options
-from ibnorm_export.cli.console import out, print_json
+from ibnorm_export.cli.console import print_json, print_report
 
 
 def compare_command(
@@ -37,6 +37,6 @@ def compare_command(
     if as_json:
         print_json(comparison.to_dict())
     else:
-        out.print(str(comparison), markup=False)
+        print_report(comparison)
     if not comparison:
         raise typer.Exit(1)

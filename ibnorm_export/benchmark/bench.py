@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
 
 import torch
 
@@ -16,7 +15,7 @@ from ibnorm_export.artifacts.random_inputs import draw_inputs
 from ibnorm_export.artifacts.tensors import DType, default_length
 from ibnorm_export.benchmark.generation import bench_generation, generates_text
 from ibnorm_export.benchmark.measure import measure
-from ibnorm_export.benchmark.options import BenchOptions
+from ibnorm_export.benchmark.options import TORCH_CANDIDATES, BenchOptions
 from ibnorm_export.benchmark.reference_load import REFERENCE_LOAD, ReferenceLoad
 from ibnorm_export.benchmark.report import BenchReport, GenerationReport
 from ibnorm_export.errors import BackendUnavailable, IBNormError
@@ -24,10 +23,7 @@ from ibnorm_export.progress import Progress, silent
 from ibnorm_export.runtimes.registry import fused_library, open_runner
 from ibnorm_export.runtimes.runner import Backend, Runner
 
-__all__ = ["TORCH_CANDIDATES", "bench", "bench_forward"]
-
-#: The ways to run the checkpoint in PyTorch.
-TORCH_CANDIDATES: Final = ("torch", "torch.compile")
+__all__ = ["bench", "bench_forward"]
 
 
 def bench(

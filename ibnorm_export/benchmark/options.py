@@ -13,7 +13,10 @@ import psutil
 from ibnorm_export.errors import IBNormError
 from ibnorm_export.runtimes.runner import Backend, Kernels
 
-__all__ = ["TRTEXEC", "BenchOptions", "GenerationOptions", "Timing"]
+__all__ = ["TORCH_CANDIDATES", "TRTEXEC", "BenchOptions", "GenerationOptions", "Timing"]
+
+#: The ways to run a checkpoint in PyTorch, as candidates of a benchmark.
+TORCH_CANDIDATES: Final = ("torch", "torch.compile")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
-"""check.toml -> CheckConfig: what a team's gate exports, compares and times. Unknown keys are errors.
+"""The format of check.toml: what to export, compare and time.
 
-The dataclasses are the format: a field is a key, its type what is legal there, its default what holds
-where the key is absent. Paths are relative to the file's folder.
+The dataclasses are the format: a field is a key, its type is what is legal there, and its default holds where the
+key is absent. An unknown key is an error. Paths are relative to the file's folder.
 """
 
 from __future__ import annotations
@@ -19,17 +19,23 @@ from typing import Any, Final, TypeVar
 
 from ibnorm_export.artifacts.metadata import Task
 from ibnorm_export.artifacts.tensors import DType
+from ibnorm_export.benchmark.options import TORCH_CANDIDATES
 from ibnorm_export.errors import ConfigError
-from ibnorm_export.runtimes.registry import BACKENDS
-from ibnorm_export.runtimes.runner import Kernels
+from ibnorm_export.runtimes.runner import Backend, Kernels
 
 __all__ = ["PRESENT", "CheckConfig", "ExportCheck", "LatencyBudget", "ParityCheck", "read_check_config"]
 
 _FORMAT: Final = 1
 _RESULTS: Final = "check-results"
 
-#: In place of a backend's name: every one that can run here.
+#: In place of a backend's name: every backend that can run here.
 PRESENT: Final = "present"
+
+#: Backends that a check can use. Triton is left out: it needs the address of a server.
+_BACKENDS: Final = tuple(backend for backend in Backend if backend is not Backend.TRITON)
+
+#: What the smallest value of a key means.
+_LEAST: Final = {"threads": "0, which takes the physical cores", "max_rounds": "rounds"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +43,18 @@ class ParityCheck:
     """How an export is compared with its checkpoint.
 
     Args:
-        backends: of `BACKENDS`, or "present".
-        samples, seed: of drawn inputs.
-        layers: measure every norm and block, and name the first that leaves its bound.
-        exposing: the inputs that expose wrong arithmetic too (heavy tails, large means, constant rows, ...).
-        inputs: .npz files of the user's own, instead of drawn samples.
+        backends: names of backends, or "present" for every one that can run here.
+        samples: number of random samples.
+        seed: seed for the random samples.
+        layers: measure every norm and block, and name the first one beyond its tolerance.
+        exposing: add stress inputs (heavy tails, large means, constant rows, ...).
+        inputs: your own .npz files, instead of random samples.
         kernels, require_fused: as in `verify`.
-        max_error: a limit on every output's relative error, beside the bounds of docs/verification.md.
+        max_error: a limit on the relative error of every output, in addition to the tolerances of
+            docs/verification.md.
     """
 
-    backends: tuple[str, ...] = ("ort-cpu",)
+    backends: tuple[str, ...] = (Backend.ORT_CPU,)
     samples: int = 4
     _: KW_ONLY
     seed: int = 0
@@ -60,17 +68,19 @@ class ParityCheck:
 
 @dataclass(frozen=True, slots=True)
 class LatencyBudget:
-    """One limit on the time of a pass: exactly one of `max_ms`, `baseline` and `against`.
+    """One limit on the time of a pass: exactly one of `max_ms`, `baseline` and `against`. Each field is a key.
 
     Args:
-        max_ms: for the median pass.
-        baseline: a JSON of `bench --save-baseline`, to be compared over the yardstick.
+        max_ms: the largest median time that passes, in ms.
+        baseline: a file of `bench --save-baseline`; times are compared relative to the reference load.
         against: "torch", "torch.compile" or the name of another export.
-        max_ratio: of the time over that of `baseline` or `against`.
-        backend, threads, batch, sequence: what is timed; 0 threads are the physical cores, a sequence of 0 has 128
-            tokens, or as many as the model has positions.
-        rounds: to begin with.
-        max_rounds: up to which more are taken while the rounds cannot tell.
+        max_ratio: the largest ratio to `baseline` or `against` that passes.
+        backend: what runs the export.
+        threads: number of threads; 0 takes the physical cores.
+        batch: size of the batch axis.
+        sequence: tokens of a sequence; 0 takes 128, or as many as the model has positions.
+        rounds: rounds to begin with.
+        max_rounds: more rounds are taken up to this number while they do not decide.
     """
 
     max_ms: float | None = None
@@ -78,7 +88,7 @@ class LatencyBudget:
     _: KW_ONLY
     against: str | None = None
     max_ratio: float = 1.0
-    backend: str = "ort-cpu"
+    backend: Backend = Backend.ORT_CPU
     threads: int = 0
     batch: int = 1
     sequence: int = 0
@@ -88,7 +98,7 @@ class LatencyBudget:
 
 @dataclass(frozen=True, slots=True)
 class ExportCheck:
-    """One file: made of `checkpoint`, or, with `file`, found."""
+    """One file: exported from `checkpoint`, or an existing export of it in `file`. Each field is a key."""
 
     name: str
     checkpoint: Path
@@ -106,7 +116,7 @@ class ExportCheck:
 
 @dataclass(frozen=True, slots=True)
 class CheckConfig:
-    """The whole file; `results` is the folder that gets the reports and the exported files."""
+    """The whole file. `results` is the folder for the reports and the exported files."""
 
     export: tuple[ExportCheck, ...]
     results: Path
@@ -132,7 +142,7 @@ def _value(kind: Any, value: object, *, where: str, folder: Path) -> Any:
         try:
             return kind(value)
         except ValueError:
-            raise ConfigError(f"{where} is {value!r}; it must be one of {[m.value for m in kind]}") from None
+            raise ConfigError(f"{where} is {value!r}; it must be one of {', '.join(m.value for m in kind)}") from None
     if kind is Path and isinstance(value, str):
         return folder / value
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
@@ -162,41 +172,55 @@ def _demand(holds: bool, problem: str) -> None:
 
 
 def _check_export(export: ExportCheck, names: list[str]) -> None:
+    """Raise ConfigError where a value of an export is not legal; `names` are the names of all exports."""
     where = f"export {export.name!r}"
     plain = export.name and all(c.isalnum() or c in "-_." for c in export.name) and export.name[0] != "."
-    _demand(bool(plain), f"{where}: a name is of letters, digits, '-', '_' and '.', for it names a file")
-    _demand(names.count(export.name) == 1, f"{where} is there {names.count(export.name)} times; names must differ")
-    legal = (*(name for name in BACKENDS if name != "triton"), PRESENT)  # a server has an address
-    for backend in (*export.parity.backends, *(budget.backend for budget in export.latency)):
-        _demand(backend in legal, f"{where}: there is no backend {backend!r}; there are {', '.join(legal)}")
-    _demand(bool(export.parity.backends), f"{where}: parity.backends is empty; name at least one")
-    _demand(export.parity.samples >= 1, f"{where}: parity.samples is {export.parity.samples}; it must be at least 1")
-    _demand(export.parity.seed >= 0, f"{where}: parity.seed is {export.parity.seed}; it must be at least 0")
-    above = export.parity.max_error
-    _demand(above is None or above >= 0.0, f"{where}: parity.max_error is {above}; it must be at least 0")
+    _demand(
+        bool(plain), f"{where}: a name becomes the name of a file; use letters, digits, '-', '_', and '.' inside it"
+    )
+    count = names.count(export.name)
+    _demand(count == 1, f"{where} appears {count} times; every export needs its own name")
+    _check_parity(export.parity, where)
+    others = [name for name in names if name != export.name]
     for index, budget in enumerate(export.latency):
-        place = f"{where}: latency[{index}]"
-        given = [key for key in ("max_ms", "baseline", "against") if getattr(budget, key) is not None]
-        _demand(len(given) == 1, f"{place} names {given}; it must name exactly one of max_ms, baseline and against")
-        others = [name for name in names if name != export.name]
-        rivals = (None, "torch", "torch.compile", *others)
-        _demand(budget.against in rivals, f"{place}: against is {budget.against!r}; it must be one of {rivals[1:]}")
-        limits = (budget.max_ratio, 1.0 if budget.max_ms is None else budget.max_ms)
-        sound = all(math.isfinite(limit) and limit > 0.0 for limit in limits)
-        _demand(sound, f"{place}: a limit must be above 0 and finite")
-        _demand(budget.threads >= 0, f"{place}: threads is {budget.threads}; it must be at least 0, the physical cores")
-        counts = (budget.batch, budget.sequence + 1, budget.rounds, budget.max_rounds - budget.rounds + 1)
-        _demand(
-            min(counts) >= 1, f"{place}: batch and rounds must be at least 1, sequence 0, max_rounds at least rounds"
-        )
+        _check_budget(budget, f"{where}: latency[{index}]", others=others)
+
+
+def _check_parity(parity: ParityCheck, where: str) -> None:
+    for backend in parity.backends:
+        legal = (*_BACKENDS, PRESENT)
+        _demand(backend in legal, f"{where}: there is no backend {backend!r}; the backends are {', '.join(legal)}")
+    _demand(bool(parity.backends), f"{where}: parity.backends is empty; name at least one")
+    _demand(parity.samples >= 1, f"{where}: parity.samples is {parity.samples}; it must be at least 1")
+    _demand(parity.seed >= 0, f"{where}: parity.seed is {parity.seed}; it must be at least 0")
+    limit = parity.max_error
+    _demand(limit is None or limit >= 0.0, f"{where}: parity.max_error is {limit}; it must be at least 0")
+
+
+def _check_budget(budget: LatencyBudget, where: str, *, others: list[str]) -> None:
+    legal = ", ".join(_BACKENDS)
+    _demand(budget.backend in _BACKENDS, f"{where}: backend is {budget.backend!r}; it must be one of {legal}")
+    given = [key for key in ("max_ms", "baseline", "against") if getattr(budget, key) is not None]
+    _demand(len(given) == 1, f"{where} names {given}; it must name exactly one of max_ms, baseline and against")
+    candidates = (*TORCH_CANDIDATES, *others)
+    known = budget.against is None or budget.against in candidates
+    _demand(known, f"{where}: against is {budget.against!r}; it must be one of {', '.join(candidates)}")
+    for key in ("max_ratio", "max_ms"):
+        limit = getattr(budget, key)
+        sound = limit is None or (math.isfinite(limit) and limit > 0.0)
+        _demand(sound, f"{where}: {key} is {limit}; it must be finite and above 0")
+    smallest = {"threads": 0, "batch": 1, "sequence": 0, "rounds": 1, "max_rounds": budget.rounds}
+    for key, least in smallest.items():
+        value = getattr(budget, key)
+        _demand(value >= least, f"{where}: {key} is {value}; it must be at least {_LEAST.get(key, least)}")
 
 
 def read_check_config(path: str | Path) -> CheckConfig:
-    """Read and check the file.
+    """Read a check.toml.
 
     Raises:
-        ConfigError: it is missing, no TOML, or a key is unknown, missing or has an illegal value; the
-            message names it.
+        ConfigError: the file is missing or is not TOML; or a key is unknown, missing or has an illegal value, and
+            the message names it.
     """
     path = Path(path)
     try:

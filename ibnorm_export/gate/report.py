@@ -1,52 +1,74 @@
-"""What a gate found, case by case: JUnit XML, JSON, GitHub's Markdown and one self-contained page."""
+"""The result of `check`, case by case."""
 
 from __future__ import annotations
 
 import enum
-import re
-import xml.etree.ElementTree as ET
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import KW_ONLY, dataclass, field, replace
-from pathlib import Path
-from typing import Any, Final
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any
 
-from ibnorm_export.errors import IBNormError
-from ibnorm_export.files import new_file
-from ibnorm_export.html_page import Section, render
-from ibnorm_export.json_text import json_text
-from ibnorm_export.verifier.html import sections
-from ibnorm_export.verifier.report import LayerParity, ParityReport
+from ibnorm_export.text_report import Report
+from ibnorm_export.verifier.report import ParityReport
 
-__all__ = ["Case", "CheckReport", "Outcome", "parity_cases", "write_all"]
+__all__ = ["Case", "CheckReport", "Outcome"]
 
 
 class Outcome(enum.StrEnum):
-    """Of one case. `FAIL` and `ERROR` make the whole red."""
+    """The outcome of one case. A report with a `FAIL` or an `ERROR` is false."""
 
     PASS = "pass"
     FAIL = "fail"
-    ERROR = "error"  # it could not be tried
-    SKIPPED = "skipped"  # something before it failed
+    ERROR = "error"  # an exception prevented a decision
+    SKIPPED = "skipped"  # not tried, or explained by an earlier failure
     CANNOT_TELL = "cannot tell"  # too few rounds for their spread
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One thing that was asked: where ("NAME" or "NAME.BACKEND.layers"), what, and what came of it."""
+    """One thing that was checked.
+
+    Args:
+        suite: where: "NAME" of the export, "NAME.BACKEND" or "NAME.BACKEND.layers".
+        name: what was checked.
+        outcome: the outcome.
+        message: the reason or the figures, in words.
+        seconds: how long it took.
+        figures: the figures by name.
+    """
 
     suite: str
     name: str
     _: KW_ONLY
     outcome: Outcome
-    says: str = ""
+    message: str = ""
     seconds: float = 0.0
     figures: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def red(self) -> bool:
+        """Whether the case failed or could not be decided because of an error."""
+        return self.outcome in (Outcome.FAIL, Outcome.ERROR)
+
+    def __str__(self) -> str:
+        outcome = self.outcome.value.upper() if self.red else self.outcome.value
+        text = f"{outcome:11}  {self.suite}  {self.name}"
+        return f"{text}: {self.message}" if self.message else text
+
 
 @dataclass(frozen=True, slots=True)
-class CheckReport:
-    """All cases, in the order they were tried; true when there are some and none is red."""
+class CheckReport(Report):
+    """All cases in the order in which they were tried; true when there are some and none of them is red.
+
+    Args:
+        config: the file that was checked.
+        cases: the cases.
+        parity: report of every comparison, by export and backend.
+        environment: machine and package versions.
+        seconds: how long it took.
+        files: the report files that were written.
+        notes: what the reader should know about them.
+    """
 
     config: str
     cases: tuple[Case, ...]
@@ -54,18 +76,28 @@ class CheckReport:
     parity: Mapping[str, ParityReport]
     environment: Mapping[str, Any]
     seconds: float
+    files: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.cases) and not self.red
 
+    def __str__(self) -> str:
+        shown = [case for case in self.cases if case.outcome is not Outcome.PASS or ".layers" not in case.suite]
+        lines = [f"{self.config}: {self.counts}, {self.seconds:.0f} s", *map(str, shown)]
+        lines += [f"note: {note}" for note in self.notes]
+        if self.files:
+            lines.append(f"written: {', '.join(self.files)}")
+        return "\n".join((*lines, f"verdict: {'pass' if self else 'fail'}"))
+
     @property
     def red(self) -> tuple[Case, ...]:
-        """The cases that failed or could not be tried."""
-        return tuple(case for case in self.cases if case.outcome in (Outcome.FAIL, Outcome.ERROR))
+        """The cases that make the report false."""
+        return tuple(case for case in self.cases if case.red)
 
     @property
     def counts(self) -> str:
-        """E.g. "12 pass, 1 fail"."""
+        """How many cases have which outcome, e.g. "12 pass, 1 fail"."""
         counted = Counter(case.outcome for case in self.cases)
         return ", ".join(f"{counted[outcome]} {outcome.value}" for outcome in Outcome if counted[outcome])
 
@@ -77,156 +109,17 @@ class CheckReport:
             "seconds": self.seconds,
             "cases": [
                 {
-                    "suite": c.suite,
-                    "name": c.name,
-                    "outcome": c.outcome.value,
-                    "says": c.says,
-                    "seconds": c.seconds,
-                    "figures": dict(c.figures),
+                    "suite": case.suite,
+                    "name": case.name,
+                    "outcome": case.outcome.value,
+                    "message": case.message,
+                    "seconds": case.seconds,
+                    "figures": dict(case.figures),
                 }
-                for c in self.cases
+                for case in self.cases
             ],
             "parity": {name: report.to_dict() for name, report in self.parity.items()},
             "environment": dict(self.environment),
+            "files": list(self.files),
+            "notes": list(self.notes),
         }
-
-
-def _layer_cases(suite: str, layers: Iterable[LayerParity], *, first: str, failed: bool) -> Iterable[Case]:
-    """One a norm and block; the first that leaves its bound fails where the outputs do, those behind it are skipped."""
-    guilty = ""
-    for layer in layers:
-        name = f"{layer.kind} {layer.module}"
-        figures = {corner.norms: corner.error for corner in layer.corners} | {"torch": layer.torch_error}
-        if guilty:
-            yield Case(suite, name, outcome=Outcome.SKIPPED, says=f"behind {guilty}, which failed", figures=figures)
-        elif failed and not layer.passed:
-            guilty = name
-            yield Case(suite, name, outcome=Outcome.FAIL, says=first, figures=figures)
-        else:
-            yield Case(suite, name, outcome=Outcome.PASS, figures=figures)
-
-
-def parity_cases(
-    name: str, backend: str, *, report: ParityReport, max_error: float | None, seconds: float
-) -> list[Case]:
-    """The cases of one comparison.
-
-    Args:
-        name: of the export.
-        backend: that ran it.
-        report: of `verify`.
-        max_error: limit on every output's error, or None.
-        seconds: that the comparison took.
-    """
-    suite, cases = f"{name}.{backend}", []
-    if report.static is not None:
-        listed = [Case(f"{name}.static", f.where, outcome=Outcome.FAIL, says=f.what) for f in report.static.findings]
-        compared = f"{report.static.norms} norms and {report.static.weights} weights compared"
-        cases += listed or [Case(f"{name}.static", "norms, functions and weights", outcome=Outcome.PASS, says=compared)]
-    numeric = report.numeric
-    if numeric is None:
-        return cases
-    for output in numeric.outputs:
-        above = max_error is not None and not output.error <= max_error
-        says = f"relative error {output.error:.3g}, allowed {output.allowed:.3g}"
-        if above:
-            says += f", max_error {max_error:.3g}"
-        passed = output.passed and not above
-        figures = {"error": output.error, "torch": output.torch_error, "allowed": output.allowed}
-        which = f"output {output.name}, norms {output.norms}"
-        cases.append(Case(suite, which, outcome=Outcome.PASS if passed else Outcome.FAIL, says=says, figures=figures))
-    told = {"layer"} | {f"output {output.name}" for output in numeric.outputs if not output.passed}
-    cases += [Case(suite, f.where, outcome=Outcome.FAIL, says=f.what) for f in numeric.findings if f.where not in told]
-    red = any(case.suite == suite and case.outcome is Outcome.FAIL for case in cases)
-    if not red and not numeric:
-        words = "nothing was compared" if not numeric.outputs else "; ".join(f.what for f in numeric.findings)
-        cases.append(Case(suite, "outputs", outcome=Outcome.FAIL, says=words))
-    if numeric.layers is not None:
-        cases += _layer_cases(f"{suite}.layers", numeric.layers.layers, first=numeric.layers.first, failed=not numeric)
-    return [replace(cases[0], seconds=seconds), *cases[1:]]
-
-
-#: What XML 1.0 cannot hold, control characters and lone surrogates: a node's name or an exception may.
-_UNWRITABLE: Final = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-
-
-def _plain(text: str) -> str:
-    return _UNWRITABLE.sub(lambda found: ascii(found.group())[1:-1], text)
-
-
-def _junit(report: CheckReport) -> bytes:
-    suites: dict[str, list[Case]] = {}
-    for case in report.cases:
-        suites.setdefault(case.suite, []).append(case)
-    root = ET.Element("testsuites", name="ibnorm-export check", time=f"{report.seconds:.3f}")
-    tags = {Outcome.FAIL: "failure", Outcome.ERROR: "error", Outcome.SKIPPED: "skipped", Outcome.CANNOT_TELL: "skipped"}
-    for name, cases in suites.items():
-        found = [tags.get(case.outcome, "") for case in cases]
-        suite = ET.SubElement(
-            root,
-            "testsuite",
-            name=name,
-            tests=str(len(cases)),
-            failures=str(found.count("failure")),
-            errors=str(found.count("error")),
-            skipped=str(found.count("skipped")),
-            time=f"{sum(case.seconds for case in cases):.3f}",
-        )
-        for case, tag in zip(cases, found, strict=True):
-            made = ET.SubElement(suite, "testcase", classname=name, name=case.name, time=f"{case.seconds:.3f}")
-            if tag:
-                says = case.says if case.outcome is not Outcome.CANNOT_TELL else f"cannot tell: {case.says}"
-                ET.SubElement(made, tag, message=says).text = says if tag != "skipped" else None
-    ET.indent(root)
-    return bytes(ET.tostring(root, encoding="utf-8", xml_declaration=True))
-
-
-def _markdown(report: CheckReport) -> str:
-    def cell(text: str) -> str:
-        return text.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
-
-    verdict = "✅ pass" if report else "❌ fail"
-    lines = [f"## IBNorm export: {verdict}", "", f"{report.counts}; {report.seconds:.0f} s, {cell(report.config)}", ""]
-    if report.red:
-        lines += ["| where | what | says |", "|---|---|---|"]
-        lines += [f"| {cell(c.suite)} | {cell(c.name)} | {cell(c.says)} |" for c in report.red]
-        lines.append("")
-    lines += ["<details><summary>All cases</summary>", "", "| where | what | outcome | says |", "|---|---|---|---|"]
-    lines += [f"| {cell(c.suite)} | {cell(c.name)} | {c.outcome.value} | {cell(c.says)} |" for c in report.cases]
-    return "\n".join([*lines, "", "</details>", ""])
-
-
-def _page(report: CheckReport, path: Path) -> None:
-    rows = tuple((c.suite, c.name, c.outcome.value, c.says) for c in report.cases)
-    parts = [Section("Cases", (report.counts + ".",), head=("where", "what", "outcome", "says"), rows=rows)]
-    for name, parity in report.parity.items():
-        parts += [replace(section, title=f"{name}: {section.title}") for section in sections(parity)]
-    summary = f"{report.counts}; {report.config}"
-    render(
-        path,
-        "IBNorm export check",
-        passed=bool(report),
-        summary=summary,
-        sections=parts,
-        environment=report.environment,
-    )
-
-
-def write_all(report: CheckReport, folder: Path) -> tuple[Path, ...]:
-    """Write junit.xml, report.json, report.md and report.html into `folder`.
-
-    Raises:
-        IBNormError: a file cannot be written.
-    """
-    cases = tuple(replace(c, suite=_plain(c.suite), name=_plain(c.name), says=_plain(c.says)) for c in report.cases)
-    report = replace(report, config=_plain(report.config), cases=cases)
-    texts = {
-        "junit.xml": _junit(report),
-        "report.json": (json_text(report.to_dict(), indent=1) + "\n").encode(),
-        "report.md": _markdown(report).encode(),
-    }
-    for name, content in texts.items():
-        with new_file(folder / name, IBNormError) as beside:
-            (beside / name).write_bytes(content)
-    _page(report, folder / "report.html")
-    return tuple(folder / name for name in (*texts, "report.html"))

@@ -1,4 +1,4 @@
-"""A commented check.toml to start from, for one checkpoint."""
+"""A commented check.toml for one checkpoint, to start from."""
 
 from __future__ import annotations
 
@@ -11,33 +11,34 @@ from ibnorm_export.errors import ConfigError
 from ibnorm_export.files import new_file
 from ibnorm_export.models.loading import load
 
-__all__ = ["write_start"]
+__all__ = ["write_template"]
 
 _TEXT = """\
 # What `ibnorm-export check {file}` does, for {source}:
-# {family}, {norms} IBNorm norms, {parameters:.1f} M parameters. Exit status 1 when anything fails.
+# {family}, {norms} IBNorm norms, {parameters:.1f} M parameters. The exit code is 1 when anything fails.
 # An unknown key is an error. Paths are relative to this file.
 format = 1
-results = "check-results"        # junit.xml, report.json, report.md, report.html and the exported files
+results = "check-results"        # folder for junit.xml, report.json, report.md, report.html and the exported files
 
 [[export]]
 name = "{name}"
 checkpoint = {checkpoint}
-# model = "package.module:factory"   # for code of your own
-# task = "text-generation"       # a language model with a cache of keys and values
-# file = "{name}.onnx"           # judge this file instead of exporting one
+# model = "package.module:factory"   # for a model of your own code
+# task = "text-generation"       # for a language model with a cache
+# file = "{name}.onnx"           # check this file instead of exporting one
 dtype = "fp32"                   # fp32, fp16 or bf16
 
-[export.parity]                  # against PyTorch in float64, by PyTorch's own error: docs/verification.md
-backends = ["ort-cpu"]           # or ["present"]: every one that this machine can run
-samples = 4                      # drawn inputs; they walk through batch 1, padding, single tokens
-exposing = true                  # and heavy tails, large means, constant and near-zero rows, maximum length
-layers = true                    # name the first norm or block that leaves its bound
+[export.parity]                  # tolerances: docs/verification.md
+backends = ["ort-cpu"]           # or ["present"]: every backend that this machine can run
+samples = 4                      # random inputs, among them batch 1, padding and single tokens
+exposing = true                  # add heavy tails, large means, constant and near-zero rows, maximum length
+layers = true                    # name the first norm or block beyond its tolerance
 # inputs = ["batch.npz"]         # your own inputs instead
-# require_fused = true           # a norm that does not run as a fused kernel fails
-# max_error = 1e-5               # a limit of your own beside the bounds
+# require_fused = true           # fail where a norm does not run as a fused kernel
+# max_error = 1e-5               # a limit in addition to the tolerances
 
-# A budget has one of max_ms, baseline and against. Where the rounds cannot tell, the case says so and does not fail.
+# A budget has one of max_ms, baseline and against. Where the rounds do not decide, the outcome is "cannot tell",
+# which is not a failure.
 [[export.latency]]
 against = "torch"                # or "torch.compile", or the name of another export
 max_ratio = 2.0
@@ -48,7 +49,7 @@ max_rounds = 80
 # [[export.latency]]
 # max_ms = 50.0
 
-# [[export.latency]]             # made by: ibnorm-export bench MODEL.onnx --save-baseline baseline.json
+# [[export.latency]]             # from: ibnorm-export bench MODEL.onnx --save-baseline baseline.json
 # baseline = "baseline.json"
 # max_ratio = 1.05
 
@@ -60,23 +61,23 @@ dtype = "fp16"
 
 
 def _quoted(text: str) -> str:
-    """A basic string of TOML."""
+    """The text as a basic string of TOML."""
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def write_start(checkpoint: Path, path: Path) -> Path:
-    """Write a starting file for `checkpoint`.
+def write_template(checkpoint: Path, path: Path) -> Path:
+    """Write a check.toml for `checkpoint`.
 
     Args:
-        checkpoint: a folder that `ibnorm_export.models.load` reads.
-        path: the file; its folder exists.
+        checkpoint: a folder that `ibnorm_export.load` reads.
+        path: the file to write, in an existing folder.
 
     Raises:
         CheckpointError: the checkpoint cannot be read.
-        ConfigError: the file exists already, or cannot be written.
+        ConfigError: the file already exists, or cannot be written.
     """
     if path.exists():
-        raise ConfigError(f"{path} exists already; name another file, or remove it")
+        raise ConfigError(f"{path} already exists; name another file, or remove it")
     model = load(checkpoint)
     relative = os.path.relpath(checkpoint.resolve(), path.resolve().parent)
     name = re.sub(r"[^A-Za-z0-9._-]", "-", checkpoint.resolve().name).lstrip(".") or "model"

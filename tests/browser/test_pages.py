@@ -16,7 +16,9 @@ from ibnorm_export.analysis.html import write_analysis
 from ibnorm_export.analysis.norms import analyze
 from ibnorm_export.analysis.options import AnalysisOptions
 from ibnorm_export.artifacts.exported_model import ExportedModel
-from ibnorm_export.gate.report import CheckReport, parity_cases, write_all
+from ibnorm_export.gate.parity import parity_cases
+from ibnorm_export.gate.report import CheckReport
+from ibnorm_export.gate.report_files import write_report_files
 from ibnorm_export.op.spec import DOMAIN
 from ibnorm_export.verifier.html import write_report
 from ibnorm_export.verifier.verify import VerifyOptions, verify
@@ -50,7 +52,7 @@ def folder(
     report = verify(ExportedModel(made / "bad.onnx"), models.load(vit_checkpoint), options=VerifyOptions(layers=True))
     write_report(report, made / "parity.html")
     cases = parity_cases("vit", "ort-cpu", report=report, max_error=None, seconds=1.0)
-    write_all(
+    write_report_files(
         CheckReport("check.toml", tuple(cases), parity={"vit": report}, environment={"processor": "x"}, seconds=1.0),
         made,
     )

@@ -28,7 +28,8 @@ from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.errors import IBNormError, ModelFileError, ParityError
 from ibnorm_export.exporter.export import ExportOptions, export
-from ibnorm_export.gate.report import Outcome, parity_cases
+from ibnorm_export.gate.parity import parity_cases
+from ibnorm_export.gate.report import Outcome
 from ibnorm_export.runtimes.runner import Kernels
 from ibnorm_export.verifier import numeric as numeric_check
 from ibnorm_export.verifier.report import Finding, NumericReport, ParityReport, StaticReport

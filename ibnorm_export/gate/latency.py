@@ -1,0 +1,142 @@
+"""Judge a budget on latency: take rounds until they decide, or until no more are allowed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Final
+
+from ibnorm_export.artifacts.exported_model import ExportedModel
+from ibnorm_export.artifacts.loaded_model import LoadedModel
+from ibnorm_export.artifacts.metadata import Task
+from ibnorm_export.artifacts.tensors import default_length
+from ibnorm_export.benchmark.baseline import REFERENCE_LOAD, baseline_of, compare_baselines, read_baseline
+from ibnorm_export.benchmark.bench import bench_forward
+from ibnorm_export.benchmark.options import TORCH_CANDIDATES, BenchOptions, Timing
+from ibnorm_export.benchmark.report import BenchReport
+from ibnorm_export.benchmark.statistics import Decision, LatencyVerdict, judge, paired
+from ibnorm_export.gate.attempt import attempt
+from ibnorm_export.gate.config import ExportCheck, LatencyBudget
+from ibnorm_export.gate.report import Case, Outcome
+from ibnorm_export.progress import Progress, silent
+
+__all__ = ["Prepared", "latency_case"]
+
+_OUTCOMES: Final = {
+    Decision.PASS: Outcome.PASS,
+    Decision.FAIL: Outcome.FAIL,
+    Decision.CANNOT_TELL: Outcome.CANNOT_TELL,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """An export of a check that exists: its entry, its checkpoint and its file."""
+
+    asked: ExportCheck
+    model: LoadedModel
+    exported: ExportedModel
+
+
+def latency_case(
+    prepared: Prepared, budget: LatencyBudget, *, others: Mapping[str, Prepared], progress: Progress = silent
+) -> Case:
+    """Time one pass of an export and judge its budget.
+
+    Args:
+        prepared: the export.
+        budget: one of its budgets.
+        others: exports by name, that the budget may compare with.
+        progress: called as the work goes on.
+    """
+    suite = f"{prepared.asked.name}.{budget.backend}.latency"
+    if budget.max_ms is not None:
+        what = f"at most {budget.max_ms:g} ms"
+    else:
+        what = f"at most {budget.max_ratio:g} times {budget.against or budget.baseline}"
+    if budget.against is not None and budget.against not in (*TORCH_CANDIDATES, *others):
+        return Case(suite, what, outcome=Outcome.SKIPPED, message=f"{budget.against} was not exported")
+    cases: list[Case] = []
+    with attempt(cases, suite, what):
+        start = time.perf_counter()
+        verdict, notes = _judge(budget, _timer(prepared, budget, others=others, progress=progress))
+        cases.append(
+            Case(
+                suite,
+                what,
+                outcome=_OUTCOMES[verdict.decision],
+                message="; ".join((str(verdict), *notes)),
+                seconds=time.perf_counter() - start,
+                figures=verdict.to_dict(),
+            )
+        )
+    return cases[0]
+
+
+def _sizes(prepared: Prepared, budget: LatencyBudget) -> dict[str, int]:
+    """Sizes of the dynamic axes; text generation is timed by one step with a filled cache."""
+    longest = prepared.exported.metadata.max_positions
+    if prepared.asked.task is Task.TEXT_GENERATION:
+        past = budget.sequence or default_length(max(longest - 1, 0))
+        return {"batch": budget.batch, "sequence": 1, "past": past, "total": past + 1}
+    return {"batch": budget.batch, "sequence": budget.sequence or default_length(longest)}
+
+
+def _timer(
+    prepared: Prepared, budget: LatencyBudget, *, others: Mapping[str, Prepared], progress: Progress
+) -> Callable[[int], BenchReport]:
+    """A function that takes so many rounds of the export and of what it is compared with."""
+    against: list[str | ExportedModel] = []
+    if budget.baseline is not None:
+        against = [REFERENCE_LOAD]
+    elif budget.against is not None:
+        other = others.get(budget.against)
+        against = [budget.against if other is None else other.exported]
+    options = BenchOptions(
+        budget.backend,
+        sizes=_sizes(prepared, budget),
+        threads=budget.threads or None,
+        timing=Timing(warmup_ms=200.0),
+    )
+
+    def take(rounds: int) -> BenchReport:
+        return bench_forward(
+            prepared.exported,
+            model=prepared.model,
+            against=against,
+            options=replace(options, rounds=rounds),
+            progress=progress,
+        )
+
+    return take
+
+
+def _judge(budget: LatencyBudget, take: Callable[[int], BenchReport]) -> tuple[LatencyVerdict, tuple[str, ...]]:
+    """The verdict and its notes; takes more rounds while they do not decide and the budget allows more."""
+    report = take(budget.rounds)
+    before = None if budget.baseline is None else read_baseline(budget.baseline)
+    times, other_times = _round_times(report)
+    while True:
+        notes: tuple[str, ...] = ()
+        if budget.max_ms is not None:
+            verdict = judge(paired(times, [budget.max_ms] * len(times)), 1.0, resolution=0.0)
+        elif before is not None:
+            now = replace(baseline_of(report), times_ms=times, reference_ms=other_times)
+            comparison = compare_baselines(before, now, max_ratio=budget.max_ratio)
+            verdict, notes = comparison.verdict, comparison.notes
+        else:
+            verdict = judge(paired(times, other_times), budget.max_ratio)
+        more = min(verdict.rounds_needed or 0, budget.max_rounds) - len(times)
+        if verdict.decision is not Decision.CANNOT_TELL or more < 1:
+            return verdict, notes
+        report = take(more)
+        more_times, more_other_times = _round_times(report)
+        times += more_times
+        other_times += more_other_times
+
+
+def _round_times(report: BenchReport) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Medians of the rounds in ms, of the export and of what it is compared with."""
+    first, *others = report.latencies
+    return first.round_ms, others[0].round_ms if others else ()

@@ -1,0 +1,164 @@
+"""Compare an export with its checkpoint on every backend that a check names, and make cases of the reports."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Final
+
+from ibnorm_export.artifacts.exported_model import ExportedModel
+from ibnorm_export.artifacts.input_files import read_inputs
+from ibnorm_export.artifacts.loaded_model import LoadedModel
+from ibnorm_export.artifacts.tensors import Arrays
+from ibnorm_export.errors import BackendUnavailable
+from ibnorm_export.gate.attempt import attempt
+from ibnorm_export.gate.config import PRESENT, ExportCheck
+from ibnorm_export.gate.report import Case, Outcome
+from ibnorm_export.progress import Progress
+from ibnorm_export.runtimes.runner import Backend
+from ibnorm_export.verifier.report import LayerParity, ParityReport
+from ibnorm_export.verifier.verify import VerifyOptions, verify
+
+__all__ = ["BackendParity", "compare_on_backends", "parity_cases"]
+
+#: What "present" stands for, as far as it can run here. Triton is left out: it needs the address of a server.
+_MAY_BE_PRESENT: Final = tuple(backend for backend in Backend if backend is not Backend.TRITON)
+
+
+@dataclass(frozen=True, slots=True)
+class BackendParity:
+    """What one backend gave: cases, and the report where there is one."""
+
+    backend: str
+    cases: tuple[Case, ...]
+    report: ParityReport | None = None
+
+
+def compare_on_backends(
+    asked: ExportCheck, model: LoadedModel, *, exported: ExportedModel, progress: Progress
+) -> Iterator[BackendParity]:
+    """Compare on every backend in turn; the static verdict is given with the first one that runs.
+
+    Raises:
+        ModelFileError: a file of inputs cannot be read.
+    """
+    inputs = [read_inputs(path, model) for path in asked.parity.inputs] or None
+    static = True
+    for named in asked.parity.backends:
+        for backend in _MAY_BE_PRESENT if named == PRESENT else (named,):
+            cases: list[Case] = []
+            report = None
+            with attempt(cases, f"{asked.name}.{backend}", "parity"):
+                try:
+                    report, compared = _compare(
+                        asked,
+                        model,
+                        exported=exported,
+                        backend=backend,
+                        static=static,
+                        inputs=inputs,
+                        progress=progress,
+                    )
+                    cases += compared
+                    static = False
+                except BackendUnavailable as error:
+                    outcome = Outcome.SKIPPED if named == PRESENT else Outcome.ERROR
+                    cases.append(Case(f"{asked.name}.{backend}", "backend", outcome=outcome, message=str(error)))
+            yield BackendParity(backend, tuple(cases), report)
+
+
+def _compare(
+    asked: ExportCheck,
+    model: LoadedModel,
+    *,
+    exported: ExportedModel,
+    backend: str,
+    static: bool,
+    inputs: list[Arrays] | None,
+    progress: Progress,
+) -> tuple[ParityReport, list[Case]]:
+    parity = asked.parity
+    options = VerifyOptions(
+        backend,
+        parity.samples,
+        seed=parity.seed,
+        static=static,
+        kernels=parity.kernels,
+        require_fused=parity.require_fused,
+        layers=parity.layers,
+        exposing=parity.exposing,
+    )
+    start = time.perf_counter()
+    report = verify(exported, model, options=options, inputs=inputs, progress=progress)
+    seconds = time.perf_counter() - start
+    return report, parity_cases(asked.name, backend, report=report, max_error=parity.max_error, seconds=seconds)
+
+
+def parity_cases(
+    name: str, backend: str, *, report: ParityReport, max_error: float | None, seconds: float
+) -> list[Case]:
+    """Make cases of one comparison.
+
+    Args:
+        name: name of the export.
+        backend: what ran it.
+        report: the result of `verify`.
+        max_error: limit on the relative error of every output, or None.
+        seconds: how long the comparison took.
+    """
+    suite = f"{name}.{backend}"
+    cases = [*_static_cases(f"{name}.static", report), *_numeric_cases(suite, report, max_error=max_error)]
+    return [replace(cases[0], seconds=seconds), *cases[1:]] if cases else []
+
+
+def _static_cases(suite: str, report: ParityReport) -> list[Case]:
+    static = report.static
+    if static is None:
+        return []
+    failed = [Case(suite, f.where, outcome=Outcome.FAIL, message=f.what) for f in static.findings]
+    compared = f"{static.norms} norms and {static.weights} weights compared"
+    return failed or [Case(suite, "norms, functions and weights", outcome=Outcome.PASS, message=compared)]
+
+
+def _numeric_cases(suite: str, report: ParityReport, *, max_error: float | None) -> list[Case]:
+    numeric = report.numeric
+    if numeric is None:
+        return []
+    cases = []
+    for output in numeric.outputs:
+        above = max_error is not None and not output.error <= max_error
+        message = f"relative error {output.error:.3g}, tolerance {output.allowed:.3g}"
+        if above:
+            message += f", max_error {max_error:.3g}"
+        figures = {"error": output.error, "torch": output.torch_error, "tolerance": output.allowed}
+        outcome = Outcome.PASS if output.passed and not above else Outcome.FAIL
+        what = f"output {output.name}, norms {output.norms}"
+        cases.append(Case(suite, what, outcome=outcome, message=message, figures=figures))
+    covered = {"layer"} | {f"output {output.name}" for output in numeric.outputs if not output.passed}
+    cases += [
+        Case(suite, f.where, outcome=Outcome.FAIL, message=f.what) for f in numeric.findings if f.where not in covered
+    ]
+    if not numeric and not any(case.red for case in cases):
+        reason = "nothing was compared" if not numeric.outputs else "; ".join(f.what for f in numeric.findings)
+        cases.append(Case(suite, "outputs", outcome=Outcome.FAIL, message=reason))
+    if numeric.layers is not None:
+        layers = numeric.layers
+        cases += _layer_cases(f"{suite}.layers", layers.layers, first=layers.first, failed=not numeric)
+    return cases
+
+
+def _layer_cases(suite: str, layers: Iterable[LayerParity], *, first: str, failed: bool) -> Iterator[Case]:
+    """One case per norm and block. Where the outputs fail, the first layer beyond its tolerance is the failure, and
+    the layers after it are skipped: their errors follow from it."""
+    source = ""
+    for layer in layers:
+        name = f"{layer.kind} {layer.module}"
+        figures = {corner.norms: corner.error for corner in layer.corners} | {"torch": layer.torch_error}
+        if source:
+            yield Case(suite, name, outcome=Outcome.SKIPPED, message=f"after {source}, which failed", figures=figures)
+        elif failed and not layer.passed:
+            source = name
+            yield Case(suite, name, outcome=Outcome.FAIL, message=first, figures=figures)
+        else:
+            yield Case(suite, name, outcome=Outcome.PASS, figures=figures)
