@@ -10,7 +10,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ibnorm_export.analysis.norms import analyze
     from ibnorm_export.analysis.options import AnalysisOptions
+    from ibnorm_export.analysis.report import AnalysisReport
     from ibnorm_export.api import bench, verify
     from ibnorm_export.artifacts.exported_model import ExportedModel
     from ibnorm_export.artifacts.loaded_model import CustomModel, LoadedModel
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
         SpecError,
     )
     from ibnorm_export.exporter.export import ExportOptions, export
+    from ibnorm_export.gate.report import CheckReport
+    from ibnorm_export.gate.run import check
     from ibnorm_export.graph.quantization import Quantization
     from ibnorm_export.models.loading import load
     from ibnorm_export.op.replace_norms import replace_norms
@@ -51,9 +55,11 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AnalysisOptions",
+    "AnalysisReport",
     "BackendUnavailable",
     "BenchOptions",
     "BenchReport",
+    "CheckReport",
     "CheckpointError",
     "Compression",
     "ConfigError",
@@ -86,8 +92,10 @@ __all__ = [
     "SkipIBNorm",
     "SpecError",
     "VerifyOptions",
+    "analyze",
     "bench",
     "build_engine",
+    "check",
     "export",
     "ibnorm",
     "load",
@@ -102,7 +110,9 @@ __all__ = [
 _HOME = {
     name: f"ibnorm_export.{module}"
     for module, names in {
+        "analysis.norms": ("analyze",),
         "analysis.options": ("AnalysisOptions",),
+        "analysis.report": ("AnalysisReport",),
         "api": ("bench", "verify"),
         "artifacts.exported_model": ("ExportedModel",),
         "artifacts.loaded_model": ("CustomModel", "LoadedModel"),
@@ -122,6 +132,8 @@ _HOME = {
             "SpecError",
         ),
         "exporter.export": ("ExportOptions", "export"),
+        "gate.report": ("CheckReport",),
+        "gate.run": ("check",),
         "graph.quantization": ("Quantization",),
         "models.loading": ("load",),
         "op.replace_norms": ("replace_norms",),

@@ -24,8 +24,10 @@ from tests.test_architecture import MODULES
 ROOT = Path(__file__).resolve().parent.parent
 
 FUNCTIONS = {
+    "analyze",
     "bench",
     "build_engine",
+    "check",
     "export",
     "ibnorm",
     "load",
@@ -37,8 +39,10 @@ FUNCTIONS = {
 }
 TYPES = {
     "AnalysisOptions",
+    "AnalysisReport",
     "BenchOptions",
     "BenchReport",
+    "CheckReport",
     "Compression",
     "Convention",
     "CustomModel",
@@ -81,8 +85,11 @@ SCRIPT = """\
 from pathlib import Path
 
 from ibnorm_export import (
+    AnalysisOptions,
+    AnalysisReport,
     BenchOptions,
     BenchReport,
+    CheckReport,
     Compression,
     DType,
     Engine,
@@ -101,8 +108,10 @@ from ibnorm_export import (
     ServeOptions,
     SkipIBNorm,
     VerifyOptions,
+    analyze,
     bench,
     build_engine,
+    check,
     export,
     ibnorm,
     load,
@@ -142,6 +151,8 @@ passed: bool = all(reports)
 times: BenchReport | GenerationReport = bench(
     "llama.onnx", "checkpoints/llama", against=["torch"], options=BenchOptions(rounds=5)
 )
+figures: AnalysisReport = analyze(model, options=AnalysisOptions((0.5, 8.0)))
+checked: CheckReport = check("check.toml", progress=show)
 engine: Engine = build_engine(full, "llama.plan", options=EngineOptions())
 made: Package = package(full, "repository", options=PackageOptions())
 serve(made.path, options=ServeOptions(http_port=0), ready=lambda server: print(server.http))
