@@ -79,7 +79,7 @@ _PAGE = """<!doctype html>
 <footer>{% for key, value in environment.items() %}{{ key }}: {{ value }}{% if not loop.last %} &middot; {% endif %}
 {% endfor %}</footer>
 <script>
-// A heading sorts its table: numbers as numbers, upwards first, then downwards.
+// A click on a heading sorts its table, ascending first, then descending; numbers sort as numbers.
 for (const th of document.querySelectorAll("th")) {
   const sort = () => {
     const up = th.getAttribute("aria-sort") !== "ascending";
@@ -180,14 +180,14 @@ def curves(
             left.set_yscale("log")
         left.grid(axis="y", color="#e5e7eb")
         if len(lines) > 1:
-            # under the axis' label: no place inside is free of curves for every figure
+            # below the axis label: inside, some curve would always be hidden
             below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.18)}
             left.legend(handles=handles, frameon=False, fontsize=8, ncols=2, **below)
         return _svg(figure)
 
 
 def heat_map(title: str, rows: Sequence[str], *, columns: Sequence[str], values: Sequence[Sequence[float]]) -> Markup:
-    """Positive values by row and column, coloured on a logarithmic scale and written in the cells, as inline SVG."""
+    """Positive values by row and column, with colours on a logarithmic scale, as inline SVG."""
     shown = [[value if 0.0 < value < float("inf") else float("nan") for value in row] for row in values]
     with _new_figure(5.2, 1.0 + 0.26 * len(rows)) as figure:
         axis = figure.subplots()

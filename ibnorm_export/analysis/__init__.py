@@ -1,1 +1,1 @@
-"""What each norm of a model does to its inputs."""
+"""Figures that describe what each norm of a model does to its input."""

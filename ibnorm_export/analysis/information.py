@@ -1,8 +1,8 @@
-"""What compression does to activations: kurtosis, variance, and information by the matrix-based Renyi estimator.
+"""Kurtosis of values, and information between them by the matrix-based Renyi estimator.
 
-For n samples, a Gram matrix K of a Gaussian kernel is normalised to A = K / trace(K); the entropy of
-order alpha is S(A) = log2(sum of eigenvalues^alpha) / (1 - alpha) in bits, the joint entropy that of
-the normalised Hadamard product, and I(A; B) = S(A) + S(B) - S(A, B).
+For n samples, the Gram matrix K of a Gaussian kernel is normalised to A = K / trace(K). The entropy of order alpha is
+S(A) = log2(sum of eigenvalues^alpha) / (1 - alpha) in bits. The joint entropy is that of the normalised Hadamard
+product, and I(A; B) = S(A) + S(B) - S(A, B).
 
 Source: Sanchez Giraldo, Rao and Principe, "Measures of entropy from data using infinitely divisible
 kernels", IEEE Transactions on Information Theory 61(1), 2015.
@@ -31,7 +31,7 @@ __all__ = [
 
 Matrix = NDArray[np.float64]
 
-#: Weight of what is kept of the input in the bottleneck's value.
+#: Weight of I(T; X) in the value of the bottleneck.
 BETA: Final = 0.5
 
 
@@ -39,10 +39,10 @@ def gram(
     samples: NDArray[Any],  # (n, features)
     width: float | None = None,
 ) -> Matrix:  # (n, n), trace 1
-    """Normalised Gram matrix of a Gaussian kernel.
+    """Gram matrix of a Gaussian kernel, normalised to trace 1.
 
     Args:
-        samples: one row a sample; integers of shape (n,) are class labels, equal or not.
+        samples: one sample per row; values of shape (n,) are class labels, whose kernel is 1 where they are equal.
         width: standard deviation of the kernel; None takes the median distance between samples.
     """
     samples = np.asarray(samples)
@@ -57,7 +57,7 @@ def gram(
 
 
 def entropy_bits(normalised: Matrix, alpha: float = ALPHA) -> float:
-    """Renyi entropy of a Gram matrix of trace 1, in bits: 0 for equal samples, log2(n) for n unlike ones."""
+    """Renyi entropy of a Gram matrix of trace 1, in bits: 0 for equal samples, log2(n) for n distinct ones."""
     eigenvalues = np.linalg.eigvalsh(normalised)
     eigenvalues = eigenvalues[eigenvalues > 0.0]
     return float(np.log2((eigenvalues**alpha).sum()) / (1.0 - alpha))
@@ -70,7 +70,7 @@ def _mutual_bits(a: Matrix, b: Matrix, *, alpha: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class InformationBottleneck:
-    """I(T; Y), what the representation says of the target, and I(T; X), what it keeps of the input, in bits."""
+    """I(T; Y) and I(T; X): information that a representation holds about the target and the input, in bits."""
 
     about_target: float
     about_input: float
@@ -88,17 +88,17 @@ def information_bottleneck(
     alpha: float = ALPHA,
     width: float | None = None,
 ) -> InformationBottleneck:
-    """Information of a representation about target and input, one row a sample (a token, an image).
+    """Information that a representation holds about its target and input, with one sample (token, image) per row.
 
     Args:
-        inputs, representation, target: of the same samples.
+        inputs, representation, target: values of the same samples.
         alpha: order of the entropies.
-        width: of the kernels of inputs and representation, as in `gram`.
+        width: width of the kernels of inputs, representation and target, as in `gram`.
     """
     x, t, y = gram(inputs, width), gram(representation, width), gram(target, width)
     return InformationBottleneck(_mutual_bits(t, y, alpha=alpha), _mutual_bits(t, x, alpha=alpha))
 
 
 def excess_kurtosis(values: NDArray[Any]) -> float:
-    """Mean over rows of the excess kurtosis along the last axis; 0 for Gaussian values."""
+    """Mean over rows of the excess kurtosis along the last axis: 0 for Gaussian values."""
     return float(np.mean(scipy_kurtosis(np.asarray(values, dtype=np.float64), axis=-1)))

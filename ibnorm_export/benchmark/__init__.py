@@ -1,1 +1,1 @@
-"""Latency of exported models and of PyTorch, with a verdict on the difference."""
+"""Latency of exported models and of PyTorch, and a verdict on the difference."""

@@ -20,37 +20,37 @@ def test_equal_samples_have_no_entropy() -> None:
     assert entropy_bits(gram(np.ones((20, 3)), width=1.0)) == pytest.approx(0.0, abs=1e-9)
 
 
-def test_samples_far_apart_have_the_entropy_of_labels() -> None:
+def test_distant_samples_have_the_entropy_of_labels() -> None:
     samples = np.eye(16) * 1e6
     assert entropy_bits(gram(samples, width=1.0)) == pytest.approx(4.0, abs=1e-6)
 
 
-def test_a_representation_that_is_the_label_holds_all_of_it() -> None:
+def test_a_representation_that_equals_the_label_holds_all_of_its_information() -> None:
     labels = np.arange(64) % 4
-    apart = np.eye(4)[labels] * 1e3  # one point a class, far apart for a kernel of unit width
+    apart = np.eye(4)[labels] * 1e3  # one point per class, far apart for a kernel of unit width
     measured = information_bottleneck(apart, apart, target=labels)
-    # kernel width is the median distance here, so classes overlap; the bound is the label's entropy
+    # the width is the median distance here, so classes overlap; the upper limit is the label's entropy
     assert measured.about_target <= 2.0 + 1e-9
     exact = entropy_bits(gram(apart, width=1.0)) + entropy_bits(gram(labels)) - entropy_bits(gram(labels))
     assert exact == pytest.approx(2.0, abs=1e-6)
 
 
-def test_independent_labels_share_nothing() -> None:
+def test_independent_labels_share_no_information() -> None:
     a, b = np.arange(64) % 8, np.arange(64) // 8  # every pair occurs once
     joint = gram(a) * gram(b)
     shared = entropy_bits(gram(a)) + entropy_bits(gram(b)) - entropy_bits(joint / np.trace(joint))
     assert shared == pytest.approx(0.0, abs=1e-9)
 
 
-def test_information_grows_with_what_the_representation_tells() -> None:
+def test_a_representation_of_the_label_holds_more_information_than_noise() -> None:
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 4, 128)
     inputs = rng.standard_normal((128, 8))
-    telling = np.eye(4)[labels] + 0.05 * rng.standard_normal((128, 4))
-    silent = rng.standard_normal((128, 4))
+    informative = np.eye(4)[labels] + 0.05 * rng.standard_normal((128, 4))
+    noise = rng.standard_normal((128, 4))
     assert (
-        information_bottleneck(inputs, telling, target=labels).about_target
-        > information_bottleneck(inputs, silent, target=labels).about_target + 0.2
+        information_bottleneck(inputs, informative, target=labels).about_target
+        > information_bottleneck(inputs, noise, target=labels).about_target + 0.2
     )
 
 
