@@ -112,7 +112,7 @@ test: native
 	$(MAKE) --no-print-directory --jobs=2 lint core-tests
 
 core-tests:
-	$(PYTEST) $(addprefix --ignore=tests/,generation verifier/faults models/families browser custom_ops/cuda custom_ops/tensorrt serving)
+	$(PYTEST) --junit-xml=build/test-results/core.xml $(addprefix --ignore=tests/,generation verifier/faults models/families browser custom_ops/cuda custom_ops/tensorrt serving)
 
 # Cached decoding, generation in every form, and quantised weights. Most of the time is export.
 test-generation: native

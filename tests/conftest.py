@@ -1,4 +1,4 @@
-"""Shared small models: made once a session, saved as checkpoints, exported in fp32."""
+"""Small models that tests share: made once in a session, saved as checkpoints, and exported in fp32."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.checkpoints import LLAMA, VIT, save_checkpoint
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
-# A shell that runs the suite in the background has it ignore Ctrl-C, and so would every command that a test interrupts.
+# A shell makes a suite in the background ignore Ctrl-C, and the commands that tests interrupt would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -1,4 +1,4 @@
-"""Who may know whom: the direction of knowledge is a test, not a habit."""
+"""The rules of the architecture that a test can hold: which part may import which, and what no module does."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "ibnorm_export"
 
-#: Every part of the package, lowest first. A part imports parts that stand before it, and none of its own row.
-#: A root module of one name and a package are both a part.
+#: Every part of the package, lowest first. A part imports only parts of the rows before its own. A part is a package or
+#: a module at the root.
 ORDER = (
     ("errors",),
     ("files", "json_text", "progress", "environment", "optional_packages"),
@@ -91,16 +91,16 @@ def test_every_part_has_a_place_in_the_order() -> None:
 def test_imports_point_downwards(module: str) -> None:
     for name in GRAPH[module]:
         if part(name) != part(module):
-            assert RANK[part(name)] < RANK[part(module)], f"{module} imports {name}, which stands above or beside it"
+            assert RANK[part(name)] < RANK[part(module)], f"{module} imports {name}, which is in the same row or above"
 
 
 def test_no_circle() -> None:
-    """A package's `__init__` re-exports its modules: it follows them, and none of them imports it."""
+    """The `__init__` of a package re-exports its modules, so none of them imports it."""
     graphlib.TopologicalSorter(GRAPH).prepare()
 
 
 def test_the_package_graph_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    """`pytest -s -k package_graph` shows it: each part, and the parts that it imports."""
+    """`pytest -s -k package_graph` prints each part with the parts that it imports."""
     parts = {p: {part(n) for m, names in GRAPH.items() if part(m) == p for n in names} - {p} for p in RANK}
     with capsys.disabled():
         for name, below in parts.items():
@@ -110,7 +110,7 @@ def test_the_package_graph_is_printed(capsys: pytest.CaptureFixture[str]) -> Non
     assert parts["cli"] >= {"models", "verifier"}
 
 
-def test_the_definition_knows_only_the_standard_library() -> None:
+def test_the_definition_imports_only_the_standard_library() -> None:
     for module in ("op.spec", "errors"):
         for name in imports(MODULES[module]):
             top = name.split(".")[0]
@@ -134,7 +134,7 @@ def test_importing_the_package_imports_no_framework() -> None:
     assert done.returncode == 0, done.stderr
 
 
-#: What may be imported before it is known what is asked for: by the command line, and to serve texts.
+#: What these modules may import before they know what is asked of them.
 LIGHT = {
     "cli.main": set(),
     "benchmark.baseline": {"onnx"},
@@ -148,7 +148,7 @@ LIGHT = {
 
 @pytest.mark.parametrize("module", LIGHT)
 def test_nothing_slow_is_imported_before_it_is_needed(module: str) -> None:
-    """torch takes seconds; so do SciPy's statistics, and SymPy, which onnx_ir imports."""
+    """torch takes seconds to import. So do SciPy's statistics and SymPy, which onnx_ir imports."""
     slow = {
         "torch",
         "onnx",
@@ -164,6 +164,74 @@ def test_nothing_slow_is_imported_before_it_is_needed(module: str) -> None:
     code = f"import sys, ibnorm_export.{module}; sys.exit(' '.join(sorted({slow} & set(sys.modules))))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert set(done.stderr.split()) <= LIGHT[module], done.stderr
+
+
+#: Modules and packages that touch the environment of the process, and why.
+ENVIRONMENT = {
+    "cli": "its __init__ sets a default for OpenMP before torch is loaded",
+    "serving.triton": "passes it on to the process of the server",
+}
+
+#: Module-level containers that change, and why.
+REGISTRIES = {("models.registry", "_ADAPTERS"): "filled while the user's modules are imported"}
+
+MUTATORS = {"add", "append", "clear", "extend", "insert", "pop", "remove", "setdefault", "update"}
+
+
+def parsed(module: str) -> ast.Module:
+    return ast.parse(MODULES[module].read_text(encoding="utf-8"))
+
+
+def changed_globals(tree: ast.Module) -> Iterator[str]:
+    """Names of a module's top level that code of the module changes."""
+    targets = [
+        target
+        for node in tree.body
+        if isinstance(node, (ast.Assign, ast.AnnAssign))
+        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+    ]
+    names = {target.id for target in targets if isinstance(target, ast.Name)}
+    for node in ast.walk(tree):
+        changed: ast.expr | None = None
+        if isinstance(node, ast.Global):
+            yield from node.names
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in MUTATORS:
+            changed = node.func.value
+        elif isinstance(node, ast.Subscript) and isinstance(node.ctx, (ast.Store, ast.Del)):
+            changed = node.value
+        if isinstance(changed, ast.Name) and changed.id in names:
+            yield changed.id
+
+
+def test_no_module_level_state_changes() -> None:
+    found = {(module, name) for module in MODULES for name in changed_globals(parsed(module))}
+    assert found == REGISTRIES.keys()
+
+
+def test_the_library_reads_no_environment_variable() -> None:
+    for module in MODULES:
+        for node in ast.walk(parsed(module)):
+            if isinstance(node, ast.Attribute) and node.attr in ("environ", "environb", "getenv"):
+                assert module in ENVIRONMENT or module.rpartition(".")[0] in ENVIRONMENT.keys() - {"cli"}, module
+
+
+def test_metadata_of_a_file_is_read_through_its_type() -> None:
+    """The format is `ModelMetadata`; no other module looks up keys."""
+    for module in MODULES:
+        for node in ast.walk(parsed(module)):
+            looked_up = node.value if isinstance(node, ast.Subscript) else None
+            if isinstance(node, ast.Attribute) and node.attr == "get":
+                looked_up = node.value
+            assert not (isinstance(looked_up, ast.Attribute) and looked_up.attr == "metadata"), module
+
+
+@pytest.mark.parametrize("folder", ["tests", "benchmarks"])
+def test_no_import_path_is_changed(folder: str) -> None:
+    """Tests and benchmarks import each other as packages of the repository."""
+    for file in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in MUTATORS:
+                assert ast.unparse(node.func.value) != "sys.path", file
 
 
 def test_no_module_is_called_utils() -> None:

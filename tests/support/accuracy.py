@@ -1,4 +1,4 @@
-"""The accuracy bars of the operator, once for every implementation, and inputs that hide the bugs."""
+"""The accuracy that every implementation of the operator must have, and inputs that bring out bugs."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ibnorm_export.op import reference
 
 Array = NDArray[Any]
 
-#: Widths: one, primes, one less and more than powers of two, the sizes of models, and very long.
+#: Widths: one, odd ones, one below a power of two, the sizes of models, and a very long one.
 WIDTHS = (1, 2, 3, 7, 111, 768, 1023, 4096, 65536)
 
-#: (standard deviation, mean in standard deviations). At 1e-6 a naive ln(1 + r) loses everything; at
-#: a mean of 10 deviations E[x^2] - mean^2 does.
+#: (standard deviation, mean in standard deviations). At 1e-6 a naive ln(1 + r) loses all digits; at a mean of 10
+#: deviations E[x^2] - mean^2 loses them.
 REGIMES = ((1e-6, 0.0), (1.0, 0.0), (1e2, 0.0), (1e-6, 10.0), (1.0, 10.0), (1e2, 10.0))
 
 #: (lambda, epsilon): the ends of the range and the paper's best.
@@ -42,7 +42,7 @@ class Case:
 
 
 def cases(kind: Compression, dtype: Any, widths: tuple[int, ...] = WIDTHS) -> Iterator[Case]:
-    """Every width in every regime; settings take turns."""
+    """Every width in every regime, each with one of the settings in turn."""
     for index, width in enumerate(widths):
         for turn, (deviation, mean) in enumerate(REGIMES):
             lambd, epsilon = SETTINGS[(index + turn) % len(SETTINGS)]
@@ -56,7 +56,7 @@ def cases(kind: Compression, dtype: Any, widths: tuple[int, ...] = WIDTHS) -> It
 
 
 def relative_error(actual: Array, exact: Array) -> float:
-    """Error in the norm of the whole tensor."""
+    """Norm of the error, divided by the norm of the exact tensor."""
     difference = np.linalg.norm(np.asarray(actual, np.float64) - exact)
     size = np.linalg.norm(exact)
     return float(difference / size) if size else float(difference)

@@ -33,7 +33,7 @@ VIT: dict[str, Any] = {
 
 
 def save_checkpoint(folder: Path, config: dict[str, Any], spec: IBNormSpec, seed: int | None = None) -> Path:
-    """Random weights, none of them zero: a zero bias would hide that it was dropped."""
+    """Save a model with random weights, none of them zero: a zero bias would hide that it was dropped."""
     if seed is not None:
         torch.manual_seed(seed)
     model = models.new_model(config, spec)

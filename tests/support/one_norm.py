@@ -1,4 +1,4 @@
-"""A model that is one norm, dynamic in its first two axes."""
+"""A model of one norm whose first two axes are dynamic."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def one_norm(
     scale: NDArray[np.floating],  # (width,)
     bias: NDArray[np.floating],  # (width,)
 ) -> ExportedModel:
-    """Write the op alone, with its function: X (and skip) of (batch, sequence, width) to Y (and sum).
+    """Write a model of one operator and its function: X (and skip) of (batch, sequence, width) to Y (and sum).
 
     Args:
         path: the file to write.
         dtype: a key of `TYPES`.
-        skip: the skip form.
+        skip: whether it is the skip form.
     """
     kind, width = TYPES[dtype], len(scale)
     node = (

@@ -1,7 +1,6 @@
-"""Changing an exported file from outside, as a bug would: what every test that plants a fault shares.
+"""Changes to an exported file that act like a bug of an exporter or a graph pass.
 
-A norm is `IBNorm*(X, scale, bias) -> Y` or `SkipIBNorm*(X, skip, scale, bias) -> (Y, sum)`; a change here means the
-same for both.
+A norm is `IBNorm*(X, scale, bias) -> Y` or `SkipIBNorm*(X, skip, scale, bias) -> (Y, sum)`; each change handles both.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ def initializer(proto: onnx.ModelProto, name: str) -> onnx.TensorProto:
 
 
 def rewrite(proto: onnx.ModelProto, name: str, change: Callable[[Array], Any]) -> None:
-    """Replace the values of an initializer, type and shape as they are."""
+    """Replace the values of an initializer and keep its type and shape."""
     tensor = initializer(proto, name)
     array = onnx.numpy_helper.to_array(tensor)
     tensor.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(change(array.copy())), name))
@@ -66,7 +65,7 @@ def swap_scales(a: onnx.NodeProto, b: onnx.NodeProto) -> None:
 
 
 def drop_norm(proto: onnx.ModelProto, node: onnx.NodeProto) -> None:
-    """What was normalised goes on as it was."""
+    """Remove a norm: what reads its output reads its input."""
     kept = node.input[0]
     if is_skip(node):
         kept = node.output[1]
@@ -79,7 +78,7 @@ def drop_norm(proto: onnx.ModelProto, node: onnx.NodeProto) -> None:
 
 
 def tanh_in_every_body(proto: onnx.ModelProto) -> None:
-    """The functions called L compute T."""
+    """Make every function, whatever its name, compute tanh."""
     for body in proto.functions:
         make = onnx_op.skip_function if body.name.startswith("Skip") else onnx_op.function
         wrong = make(Compression.TANH, next(o.version for o in body.opset_import if o.domain == ""))

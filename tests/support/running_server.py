@@ -1,4 +1,4 @@
-"""`ibnorm-export serve` as a user runs it, for tests and benchmarks: started as a process, stopped by a signal."""
+"""`ibnorm-export serve` as a user runs it: started as a process and stopped by a signal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PATIENCE_S: Final = 120
 
 @dataclass(frozen=True)
 class Running:
-    """A server that `ibnorm-export serve` has started."""
+    """A running `ibnorm-export serve`."""
 
     process: subprocess.Popen[str]
     http: str
@@ -33,7 +33,7 @@ def command(*arguments: object) -> list[str]:
 
 
 def members(group: int) -> list[int]:
-    """Processes of a process group, zombies left out."""
+    """Process ids of a process group, without zombies."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):  # it ended between the listing and the reading
@@ -44,7 +44,7 @@ def members(group: int) -> list[int]:
 
 
 def listening(group: int) -> set[str]:
-    """Addresses that the processes of a group listen on."""
+    """Addresses on which the processes of a group listen."""
     return {
         connection.laddr.ip.removeprefix("::ffff:")  # gRPC writes IPv4 addresses as IPv6 ones
         for pid in members(group)
@@ -69,7 +69,7 @@ def running(path: Path, *arguments: object) -> Iterator[Running]:
     if process.poll() is not None or not text:
         raise RuntimeError(f"serve ended: {text} {process.communicate()[1]}")
     told = json.loads(text)
-    started = psutil.Process(told["pid"]).children(recursive=True)  # of a session of its own, some
+    started = psutil.Process(told["pid"]).children(recursive=True)  # some have their own session
     try:
         yield Running(process, told["http"], told["grpc"], told["pid"])
     finally:

@@ -1,4 +1,4 @@
-"""Requests to a Triton by its own clients, for tests and benchmarks."""
+"""Requests to Triton through its own clients."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tests.support.running_server import Running
 Arrays = dict[str, np.ndarray[Any, Any]]
 
 CLIENTS: Final = (tritonclient.http, tritonclient.grpc)
-#: What each protocol says of a request beyond the queue.
+#: The status with which each protocol refuses a request when the queue is full.
 REFUSED: Final = {tritonclient.http: "503", tritonclient.grpc: "StatusCode.UNAVAILABLE"}
 
 
 def draw(model: ExportedModel, rng: np.random.Generator, batch: int, sequence: int) -> Arrays:
-    """Inputs by name, in the model's own types."""
+    """Random inputs by name, in the types of the model."""
     types = {"fp32": np.float32, "fp16": np.float16}
     made: Arrays = {}
     for tensor in model.inputs:
@@ -34,12 +34,12 @@ def draw(model: ExportedModel, rng: np.random.Generator, batch: int, sequence: i
 
 
 def connect(server: Running, module: ModuleType) -> Any:
-    """A client to be used in a `with` block: one that is left to the garbage collector complains in its thread."""
+    """A client, for a `with` block: one that the garbage collector closes raises an error in its thread."""
     return module.InferenceServerClient(server.http if module is tritonclient.http else server.grpc)
 
 
 def ask(client: Any, module: ModuleType, model: str, arrays: Arrays, **options: Any) -> np.ndarray[Any, Any]:
-    """The logits of one request.
+    """Send one request and return the logits.
 
     Raises:
         InferenceServerException: the server refuses it.

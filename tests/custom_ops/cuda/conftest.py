@@ -1,6 +1,6 @@
 """The kernels, built for the emulator once per checkout and source.
 
-The options need this folder, or a file in it, on the command line.
+The options exist only if this folder, or a file in it, is on the command line.
 """
 
 from __future__ import annotations
@@ -14,19 +14,20 @@ from tests.custom_ops.cuda import cuda_emulator
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--full-cuda-sweep", action="store_true", help="cross every parameter of the emulator's sweep")
+    parser.addoption(
+        "--full-cuda-sweep", action="store_true", help="run the sweep over every combination of parameters"
+    )
     parser.addoption("--all-mutants", action="store_true", help="plant every bug, not only the default ones")
-    parser.addoption("--kernels", type=Path, help="another custom_ops folder, with its objects in `built`")
+    parser.addoption("--kernels", type=Path, help="another custom_ops folder; its objects are in its folder `built`")
 
 
 def _option(config: pytest.Config, name: str) -> object:
-    # Without the folder on the command line the options do not exist.
     return config.getoption(name, default=None)
 
 
 @pytest.fixture(scope="session")
 def emulator(request: pytest.FixtureRequest) -> cuda_emulator.Emulator:
-    """The kernel source as it is in the checkout, compiled by g++."""
+    """The kernels of this checkout, compiled by g++."""
     cxx = cuda_emulator.compiler()
     if cxx is None:
         pytest.skip("no C++ compiler: install g++ 12 or newer")
@@ -38,6 +39,6 @@ def emulator(request: pytest.FixtureRequest) -> cuda_emulator.Emulator:
     other = _option(request.config, "--kernels")
     if isinstance(other, Path) and other != cuda_emulator.ROOT / "custom_ops":
         return cuda_emulator.Emulator(cuda_emulator.build(other / "built", other, extra=cuda_emulator.MUTANT_FLAGS))
-    # The full sweep traps on every kind of undefined behaviour; that compiles twice as long.
+    # The full sweep traps on every kind of undefined behaviour, which doubles the time to compile.
     extra = ("-fsanitize=undefined",) if _option(request.config, "--full-cuda-sweep") else ()
     return cuda_emulator.Emulator(cuda_emulator.build(cuda_emulator.ROOT / ".cache" / "cuda-emulator", extra=extra))

@@ -44,20 +44,20 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
-#: Relative error in the norm of a tensor of at least 4096 elements (float32), by the mean of a row
-#: in standard deviations.
-FLOAT32_BAR = {0.0: 5e-7, 10.0: 1e-5}
-#: Fraction of float16 and bfloat16 elements equal to the rounded float64 result. Not asked of two or
-#: three columns, where all rows give nearly the same few values and one of them near the middle of two
-#: representable numbers is thousands of elements.
-EQUAL_BAR = 0.99
-#: Of a tensor: fewer make no statistic.
+#: Tolerance of the relative error in the norm of a float32 tensor of at least 4096 elements, by the mean of a row in
+#: standard deviations.
+FLOAT32_TOLERANCE = {0.0: 5e-7, 10.0: 1e-5}
+#: Least fraction of float16 and bfloat16 elements that equal the rounded float64 result. It does not apply to fewer
+#: than four columns: there all rows give nearly the same few values, and one of them near the middle of two
+#: representable numbers makes up thousands of elements.
+EQUAL_SHARE = 0.99
+#: Elements of a tensor at least, for the two figures above.
 ELEMENTS = 4096
 
 _TYPES = list(DTYPES)
 _COMPRESSIONS = list(Compression)
 _STATUS = ("ok", "invalid argument", "launch failed", "unsupported")
-#: Explicit instantiations with their own object file, and the dispatcher.
+#: Explicit instantiations, each with its own object file, and the dispatcher.
 _SOURCES = ("float32.cu", "float16.cu", "bfloat16.cu", "run.cu")
 _FLAGS = ("-std=c++17", "-O1", "-fPIC", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror")
 #: A misaligned 16-byte access faults on a GPU; here it traps.
@@ -67,21 +67,21 @@ MUTANT_FLAGS = ("-O0", "-w")
 
 
 class EmulationError(RuntimeError):
-    """A kernel misused a barrier or shuffle, or refused the problem."""
+    """A kernel misused a barrier or shuffle, or refused its arguments."""
 
 
 def compiler() -> str | None:
-    """The C++ compiler, or None. It must know binary16 (GCC 12, Clang 15) for the float16 kernels."""
+    """The C++ compiler, or None. The float16 kernels need _Float16 (GCC 12, Clang 15)."""
     return os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
 
 
 def build(folder: Path, sources: Path = ROOT / "custom_ops", extra: tuple[str, ...] = ()) -> Path:
-    """Compile the kernels of a custom_ops folder for the emulator, unless `folder` holds this very build.
+    """Compile the kernels of a custom_ops folder for the emulator, unless `folder` already holds the same build.
 
     Args:
-        folder: where objects and libraries are kept, named by a digest of their sources.
+        folder: holds objects and libraries, whose names contain a digest of their sources.
         sources: custom_ops, or a copy of it with a planted bug.
-        extra: more compiler flags, e.g. for a sanitizer.
+        extra: further compiler flags, e.g. for a sanitizer.
 
     Returns:
         The shared library.
@@ -191,7 +191,7 @@ class Emulator:
         seed: int = 1,
         injection: int = 0,
     ) -> int:
-        """The kernels' Status for (x, skip, scale, bias, y, sum) given as addresses.
+        """Run the kernels on the addresses of x, skip, scale, bias, y and sum, and return their Status.
 
         Raises:
             EmulationError: a barrier or shuffle was misused.
@@ -214,10 +214,10 @@ class Emulator:
         seed: int = 1,
         injection: int = 1,
     ) -> NDArray[Any]:  # (rows, cols)
-        """y, written to `y` (which may be x or skip) or to a new array.
+        """Normalise `x` into `y`, which may be x or skip, or into a new array, and return it.
 
         Args:
-            total: where the rounded sum goes, if anywhere; may be x or skip.
+            total: receives the rounded sum, if it is given; may be x or skip.
             seed: of the scheduler.
             injection: error of the approximate instructions: 0 none, 1 random within the bounds of
                 the PTX ISA, 2 always the bound.
@@ -247,7 +247,7 @@ class Emulator:
     def guarded(
         self, shape: tuple[int, ...], dtype: DTypeLike, offset: int = 0, at_end: bool = True
     ) -> Iterator[NDArray[Any]]:
-        """An array of NaN between two inaccessible pages.
+        """An array of NaN between two pages that must not be accessed.
 
         Args:
             offset: bytes between the first page's end and the array, unless at_end.
@@ -290,7 +290,7 @@ def outside_one_ulp(
 ) -> tuple[float, float]:
     """(largest error in ulp, fraction equal) against the float64 result rounded to y's type.
 
-    An ulp is taken at max(|y|, 2^-8 (|scale| + |bias|)), as the accuracy bar says.
+    An ulp is taken at max(|y|, 2^-8 (|scale| + |bias|)): below that, cancellation of scale and bias decides.
     """
     rounded = expected.astype(y.dtype).astype(np.float64)
     size = np.abs(scale.astype(np.float64)) + np.abs(bias.astype(np.float64))
@@ -304,13 +304,13 @@ def outside_one_ulp(
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """What a result has against the float64 reference: true when it keeps the bars of the operator's definition.
+    """Accuracy against the float64 reference. True when it is within the tolerances of the operator's definition.
 
     Args:
         error: relative, in the norm of the whole tensor.
         ulp: largest error of a half type; 0 for float32.
         equal: fraction of elements equal to the reference rounded to a half type; 1 for float32.
-        problem: the bar that is missed; empty when none is.
+        problem: the tolerance that is exceeded; empty when none is.
     """
 
     error: float
@@ -329,19 +329,20 @@ def judge(
     bias: NDArray[Any],  # (cols,)
     mean: float,
 ) -> Accuracy:
-    """Hold `y` to the bars.
+    """Compare `y` with the exact result.
 
     Args:
-        mean: of the rows that it was made from, in standard deviations: a key of `FLOAT32_BAR`.
+        mean: of the rows that it was made from, in standard deviations: a key of `FLOAT32_TOLERANCE`.
     """
     if not np.isfinite(y.astype(np.float64)).all():
         return Accuracy(np.inf, problem="not finite")
     error = norm_error(y, expected)
     if y.dtype == np.float32:
-        bar = FLOAT32_BAR[mean]
-        return Accuracy(error, problem="" if error <= bar else f"relative error {error:.2e}, allowed {bar:.0e}")
+        tolerance = FLOAT32_TOLERANCE[mean]
+        problem = "" if error <= tolerance else f"relative error {error:.2e}, tolerance {tolerance:.0e}"
+        return Accuracy(error, problem=problem)
     ulp, equal = outside_one_ulp(y, expected, scale, bias)
-    problem = "" if ulp <= 1.0 else f"{ulp:.2f} ulp, allowed 1"
-    if not problem and equal < EQUAL_BAR and y.size >= ELEMENTS and y.shape[-1] >= 4:
-        problem = f"equal on {equal:.4f}, at least {EQUAL_BAR} wanted"
+    problem = "" if ulp <= 1.0 else f"{ulp:.2f} ulp, tolerance 1"
+    if not problem and equal < EQUAL_SHARE and y.size >= ELEMENTS and y.shape[-1] >= 4:
+        problem = f"{equal:.4f} of the elements are equal, fewer than {EQUAL_SHARE}"
     return Accuracy(error, ulp, equal, problem)

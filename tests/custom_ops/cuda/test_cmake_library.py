@@ -1,4 +1,4 @@
-"""The library that CMake builds with IBNORM_CUDA=ON (`make native-cuda`), on a machine that need not have a GPU."""
+"""The library that CMake builds with IBNORM_CUDA=ON (`make native-cuda`), on a machine with or without a GPU."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ LIBRARY = Path(__file__).resolve().parents[3] / "build" / "native-cuda" / "libib
 pytestmark = pytest.mark.skipif(not LIBRARY.is_file(), reason="not built: run `make native-cuda`, which needs nvcc")
 
 
-def test_it_has_both_providers() -> None:
+def test_has_both_providers() -> None:
     found = native.inspect(LIBRARY)
     assert found, found.problem
     assert set(found.providers) == {"cpu", "cuda"}
 
 
-def test_it_needs_no_cuda_library() -> None:
-    """cudart is static and loads the driver by itself: a machine without a GPU has neither."""
+def test_needs_no_cuda_library() -> None:
+    """cudart is linked statically and loads the driver at run time, which a machine without a GPU does not have."""
     dynamic = subprocess.run(["readelf", "-d", LIBRARY], capture_output=True, text=True, check=True).stdout
     needed = re.findall(r"NEEDED.*\[(.*)\]", dynamic)
     assert needed
     assert [name for name in needed if "cuda" in name or "nv" in name] == []
 
 
-def test_it_exports_its_entry_points_alone() -> None:
+def test_exports_only_its_entry_points() -> None:
     symbols = subprocess.run(["nm", "-D", "--defined-only", LIBRARY], capture_output=True, text=True, check=True).stdout
     assert {line.split()[-1] for line in symbols.splitlines()} == {"RegisterCustomOps", "ibnorm_schema", "ibnorm_build"}
 

@@ -1,6 +1,6 @@
-"""What nvcc makes of the kernels: no spills, nothing but 128-bit accesses in row kernels.
+"""Properties of the kernels that nvcc compiles: no spills, and only 128-bit accesses in row kernels.
 
-The default looks at one architecture; all that the package ships take
+The tests compile for one architecture. For all that the package ships:
 `python -m benchmarks.run cuda_static --record`.
 """
 
@@ -26,7 +26,7 @@ def _need(name: str) -> None:
 
 @pytest.fixture(scope="session")
 def kernels(tmp_path_factory: pytest.TempPathFactory) -> list[cuda_static.Kernel]:
-    """All kernels for one architecture, with SASS where a disassembler is installed."""
+    """All kernels for one architecture, with SASS if a disassembler is installed."""
     _need("nvcc")
     try:
         cuda_static.tool("cuobjdump")
@@ -43,7 +43,7 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> list[cuda_static.Kernel
 
 
 def test_every_variant_is_compiled(kernels: list[cuda_static.Kernel]) -> None:
-    """6 or 7 warp kernels, a block and a stream kernel for each compression, form and pair of types."""
+    """Each compression, form and pair of types has 6 or 7 warp kernels, a block kernel and a stream kernel."""
     expected = {"float32": 3 * 2 * (7 + 2), "float16": 2 * 3 * 2 * (6 + 2), "bfloat16": 2 * 3 * 2 * (6 + 2)}
     for dtype, number in expected.items():
         assert sum(k.dtype == dtype for k in kernels) == number
@@ -54,12 +54,12 @@ def test_no_kernel_spills(kernels: list[cuda_static.Kernel]) -> None:
 
 
 def test_registers_leave_sixteen_warps(kernels: list[cuda_static.Kernel]) -> None:
-    """At most 128 registers: 16 warps of a multiprocessor's 65536."""
+    """With 128 registers per thread, the 65536 of a multiprocessor hold 16 warps."""
     assert max(k.registers for k in kernels) <= 128
 
 
 def test_row_kernels_access_128_bits(kernels: list[cuda_static.Kernel]) -> None:
-    """In SASS, and one load per vector of x, skip, scale and bias, one store per vector of y and sum."""
+    """In SASS each vector of x, skip, scale and bias is one load, and each vector of y and sum one store."""
     if not any(k.instructions for k in kernels):
         _need("cuobjdump")
         _need("nvdisasm")
@@ -74,7 +74,7 @@ def test_row_kernels_access_128_bits(kernels: list[cuda_static.Kernel]) -> None:
 
 
 def test_issue_slots_suffice(kernels: list[cuda_static.Kernel]) -> None:
-    """At the H200's nominal bandwidth no unit is the limit, in a row kernel of 32 elements a thread or more."""
+    """At the H200's nominal bandwidth no execution unit limits a row kernel of at least 32 elements per thread."""
     if not any(k.instructions for k in kernels):
         _need("cuobjdump")
         _need("nvdisasm")
@@ -85,7 +85,7 @@ def test_issue_slots_suffice(kernels: list[cuda_static.Kernel]) -> None:
 
 
 def test_ptx_accesses_are_vectors(tmp_path: Path) -> None:
-    """The same in PTX, which needs no disassembler, for the oldest architecture."""
+    """PTX for the oldest architecture shows the same without a disassembler."""
     _need("nvcc")
     ptx = tmp_path / "float16.ptx"
     cuda_static.compile_ptx("float16", "sm_75", ptx)

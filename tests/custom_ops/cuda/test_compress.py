@@ -1,4 +1,4 @@
-"""g alone: coefficients are those of their derivation, errors are those of the header's comments."""
+"""The compression function g: coefficients match their derivation, errors match the comments of the header."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def _spread(low: float, high: float, count: int = 400_000) -> np.ndarray:
     return np.concatenate([magnitudes, -magnitudes, np.zeros(1, np.float32)])
 
 
-# ulp bounds of compress.h for float32; for half types what leaves 99% of results rounded alike:
-# 2^-17 of the value.
+# The bounds for float32 are those of compress.h, in ulp. Half types need 2^-17 of the value, which leaves 99% of the
+# results with the same rounding.
 @pytest.mark.parametrize("injection", [0, 1, 2])
 def test_float32_logarithm(emulator: Emulator, injection: int) -> None:
     t = _spread(1e-42, 8e37)

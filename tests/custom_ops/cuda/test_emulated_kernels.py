@@ -21,7 +21,7 @@ from ibnorm_export.op.spec import Compression, IBNormSpec
 from tests.custom_ops.cuda.cuda_emulator import (
     DTYPES,
     ELEMENTS,
-    FLOAT32_BAR,
+    FLOAT32_TOLERANCE,
     EmulationError,
     Emulator,
     guarded,
@@ -31,7 +31,7 @@ from tests.custom_ops.cuda.cuda_emulator import (
 )
 
 WIDTHS = (1, 2, 3, 7, 15, 16, 17, 41, 111, 199, 760, 768, 1023, 1024, 1500, 4096, 8191, 16384, 65536)
-#: Beside those, both sides of every change of plan.
+#: In addition, both sides of every width at which the plan changes.
 EDGES = (4, 8, 128, 132, 256, 264, 512, 520, 776, 1032, 1536, 1544, 2048, 2052, 2056, 32768, 32776)
 COMPRESSIONS = tuple(Compression)
 
@@ -61,7 +61,7 @@ def same_bits(a: Array, b: Array) -> bool:
 def test_sweep(
     emulator: Emulator, dtype: str, compression: Compression, cols: int, request: pytest.FixtureRequest
 ) -> None:
-    """Plain and skip form: accurate, the sum exact, both forms equal to the bit, no schedule matters."""
+    """Plain and skip form are accurate and have the same bits, the sum is exact, and the schedule changes nothing."""
     rng = np.random.default_rng(zlib.crc32(f"{dtype} {compression} {cols}".encode()))
     full = request.config.getoption("--full-cuda-sweep", default=False)
     draws = 12 if full else 1 if cols < 16 else 2
@@ -83,14 +83,14 @@ def test_sweep(
         assert same_bits(total, expected)
         assert same_bits(fused, emulator.run(total, scale, bias, spec, seed=draw + 200))
         if draw == 0:
-            assert same_bits(fused, emulator.run(x, scale, bias, spec, skip=skip, seed=draw + 300))  # no sum wanted
+            assert same_bits(fused, emulator.run(x, scale, bias, spec, skip=skip, seed=draw + 300))  # without the sum
 
 
 @pytest.mark.parametrize("cols", [16, 760, 1024, 1500, 4096])
 @pytest.mark.parametrize("compression", COMPRESSIONS, ids=lambda c: c.value)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_worst_errors_of_the_instructions(emulator: Emulator, dtype: str, compression: Compression, cols: int) -> None:
-    """Each approximate instruction at the bound of the PTX ISA, always."""
+    """Each approximate instruction always errs by the bound of the PTX ISA."""
     rng = np.random.default_rng(cols)
     spec = IBNormSpec(compression, 2.0, epsilon=1e-6)
     scale, bias = draw_parameters(rng, cols, dtype)
@@ -99,7 +99,7 @@ def test_worst_errors_of_the_instructions(emulator: Emulator, dtype: str, compre
         y = emulator.run(x, scale, bias, spec, injection=2)
         expected = reference.ibnorm(x, scale, bias=bias, spec=spec)
         if dtype == "float32":
-            assert norm_error(y, expected) <= FLOAT32_BAR[0.0]
+            assert norm_error(y, expected) <= FLOAT32_TOLERANCE[0.0]
         else:
             ulp, _ = outside_one_ulp(y, expected, scale, bias)
             assert ulp <= 1.0
@@ -109,7 +109,7 @@ def test_worst_errors_of_the_instructions(emulator: Emulator, dtype: str, compre
 @pytest.mark.parametrize("cols", [1, 41, 768, 4096])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rows(emulator: Emulator, dtype: str, cols: int, rows: int) -> None:
-    """Any number of rows, the last block partly filled; a row does not depend on its neighbours."""
+    """Any number of rows, with a last block that is partly filled. A row does not depend on its neighbours."""
     if rows * cols > 200_000:
         rows = 33
     rng = np.random.default_rng(rows)
@@ -213,7 +213,7 @@ def test_in_place(emulator: Emulator, dtype: str, compression: Compression, cols
 @pytest.mark.parametrize("compression", COMPRESSIONS, ids=lambda c: c.value)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_equal_values_give_bias(emulator: Emulator, dtype: str, compression: Compression, cols: int) -> None:
-    """To 1e-6 of scale, whatever the value; 0/0 = NaN with epsilon 0."""
+    """Within 1e-6 of scale for any value. With epsilon 0 the result is 0/0, which is NaN."""
     rng = np.random.default_rng(cols)
     scale, bias = draw_parameters(rng, cols, dtype)
     values = [0.0, 1.0, -3.7, 0.1, 1e-6, 1234.567, -6e4]
@@ -269,7 +269,7 @@ def test_nan_and_infinity_poison_their_row(emulator: Emulator, dtype: str, compr
 @pytest.mark.parametrize("compression", COMPRESSIONS, ids=lambda c: c.value)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_subnormal_values(emulator: Emulator, dtype: str, compression: Compression, cols: int) -> None:
-    """They are numbers like others: seen against a small lambda and without epsilon's damping."""
+    """They count like other numbers: a small lambda shows them, and epsilon does not hide them."""
     rng = np.random.default_rng(cols)
     tiny = {"float32": 2.0**-140, "float16": 2.0**-20, "bfloat16": 2.0**-130}[dtype]
     rows = -(-ELEMENTS // cols)
@@ -284,7 +284,7 @@ def test_subnormal_values(emulator: Emulator, dtype: str, compression: Compressi
 @pytest.mark.parametrize("compression", COMPRESSIONS, ids=lambda c: c.value)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_mean_of_ten_deviations(emulator: Emulator, dtype: str, compression: Compression, cols: int) -> None:
-    """Far above lambda, where g turns an error of the mean into one of the few values near it."""
+    """Rows far above lambda, where an error of the mean changes the few values near it most."""
     rng = np.random.default_rng(cols)
     scale, bias = draw_parameters(rng, cols, dtype)
     for std, lambd in ((1.0, 0.5), (100.0, 0.5), (100.0, 4.0)):
@@ -296,7 +296,7 @@ def test_mean_of_ten_deviations(emulator: Emulator, dtype: str, compression: Com
 @pytest.mark.parametrize("cols", [41, 1024, 4096])
 @pytest.mark.parametrize("compression", COMPRESSIONS, ids=lambda c: c.value)
 def test_huge_mean(emulator: Emulator, compression: Compression, cols: int) -> None:
-    """Means of 1e4 standard deviations: the error grows with the mean, as it must, and no faster."""
+    """The mean is 1e4 standard deviations: the error may grow with the mean, and no faster."""
     rng = np.random.default_rng(cols)
     scale, bias = draw_parameters(rng, cols, "float32")
     x = (rng.standard_normal((-(-ELEMENTS // cols), cols)) + 1e4).astype(np.float32)
@@ -365,7 +365,7 @@ _GOOD: dict[str, Any] = {"rows": 2, "cols": 8, "types": (0, 0), "compression": 1
     ],
     ids=str,
 )
-def test_refuses_what_the_definition_excludes(emulator: Emulator, bad: dict[str, Any]) -> None:
+def test_illegal_arguments_are_refused(emulator: Emulator, bad: dict[str, Any]) -> None:
     arrays = [np.ones((2, 8), np.float32) for _ in range(6)]
     pointers: list[int | None] = [a.ctypes.data for a in arrays]
     pointers[1] = pointers[5] = None
@@ -379,7 +379,7 @@ def test_refuses_what_the_definition_excludes(emulator: Emulator, bad: dict[str,
     assert emulator.raw_run(tuple(pointers), **values) == 1  # type: ignore[arg-type]
 
 
-def test_accepts_what_is_legal(emulator: Emulator) -> None:
+def test_legal_arguments_are_accepted(emulator: Emulator) -> None:
     nothing = (None,) * 6
     assert emulator.raw_run(nothing, **{**_GOOD, "rows": 0}) == 0
     assert emulator.raw_run(nothing, **{**_GOOD, "cols": 0}) == 0

@@ -1,4 +1,4 @@
-"""Planted kernel bugs, each with the test that must notice it.
+"""Planted kernel bugs, each with the test that must catch it.
 
 python -m pytest tests/custom_ops/cuda/test_mutants.py --all-mutants
 """
@@ -21,11 +21,11 @@ KERNELS = "kernels/cuda"
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """`old` becomes `new` wherever it stands in one file.
+    """A bug: `new` in place of every `old` in one file.
 
     Args:
-        caught_by: file::test, with parameters where one case is enough.
-        default: part of the default suite; the others run with --all-mutants.
+        caught_by: file::test, with parameters if one case is enough.
+        default: whether the bug is part of the default suite; --all-mutants plants all.
     """
 
     name: str
@@ -213,7 +213,7 @@ MUTANTS = (
 
 
 def run_test(test: str, kernels: Path) -> subprocess.CompletedProcess[str]:
-    """One test of this folder on other sources, in a process of its own: a mutant may crash."""
+    """Run one test of this folder on other sources, in a separate process because a mutant may crash."""
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist"]
     command += [f"--kernels={kernels}", str(Path(__file__).parent / test)]
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
@@ -231,15 +231,15 @@ def test_caught(mutant: Mutant, emulator: Emulator, tmp_path: Path, request: pyt
     shutil.copytree(ROOT / "custom_ops" / "kernels" / "cuda", sources / "kernels" / "cuda")
     file = sources / mutant.file
     text = file.read_text()
-    assert mutant.old in text, "the kernels have changed: plant the bug anew"
+    assert mutant.old in text, "the kernels have changed: adapt this mutant"
     file.write_text(text.replace(mutant.old, mutant.new))
-    build(sources / "built", sources, extra=MUTANT_FLAGS)  # it compiles: what fails is a test
+    build(sources / "built", sources, extra=MUTANT_FLAGS)  # it must compile, so that a test is what fails
     done = run_test(mutant.caught_by, sources)
     assert done.returncode not in (0, 2, 4, 5), f"{mutant.caught_by} passed or did not run:\n{done.stdout[-2000:]}"
 
 
 def test_the_named_tests_pass_on_the_real_kernels(emulator: Emulator, request: pytest.FixtureRequest) -> None:
-    """Otherwise the above would prove nothing."""
+    """If they failed there too, catching a mutant would prove nothing."""
     if not request.config.getoption("--all-mutants", default=False):
         pytest.skip("runs with --all-mutants; the default suite runs these tests anyway")
     for test in sorted({m.caught_by for m in MUTANTS}):

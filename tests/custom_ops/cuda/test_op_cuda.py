@@ -1,4 +1,4 @@
-"""The GPU benchmark, as far as a machine without a GPU can take it."""
+"""The parts of the GPU benchmark that need no GPU."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HAS_GPU = torch.cuda.is_available()
 
 
 @pytest.mark.skipif(HAS_GPU, reason="this machine has a GPU")
-def test_says_what_is_missing() -> None:
+def test_reports_what_is_missing() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.run", "op_cuda", "--json"],
         cwd=ROOT,
@@ -33,7 +33,7 @@ def test_says_what_is_missing() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(HAS_GPU, reason="this machine has a GPU")
 def test_library_loads_and_a_refused_launch_is_a_status(tmp_path: Path) -> None:
-    """Without a device every legal call is `launch failed`, an illegal one `invalid argument`."""
+    """Without a device a legal call fails to launch, and an illegal one is an invalid argument."""
     try:
         cuda_static.tool("nvcc")
     except cuda_static.ToolMissingError as missing:

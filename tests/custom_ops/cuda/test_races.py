@@ -1,4 +1,4 @@
-"""Race freedom proved from PTX, where the verifier is installed; the suite cuda_races has all cases."""
+"""Proofs from PTX that the kernels have no race, if the verifier is installed; benchmarks/ has every case."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_race_free(ptx: Path, case: cuda_races.Case, tmp_path: Path) -> None:
 
 
 def test_a_missing_barrier_is_a_race(ptx: Path, tmp_path: Path) -> None:
-    """The proof means something: without barriers there is none."""
+    """The control: the verifier finds the race in kernels without barriers."""
     broken = tmp_path / "broken.ptx"
     cuda_races.without_barriers(ptx, broken)
     case = next(c for c in cuda_races.CASES if c.method == "block")

@@ -1,4 +1,4 @@
-"""The CPU kernels through their test-only C ABI, and where the built libraries lie."""
+"""The CPU kernels through their test-only C ABI, and the paths of the built libraries."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ HOW_TO_BUILD = "run `make native`"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--ibnorm-kernels", default=None, help="library under test, in place of the one in build/native")
+    parser.addoption("--ibnorm-kernels", default=None, help="library to test instead of the one in build/native")
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """`run` normalises on one instruction set; arrays may be views at any element offset."""
+    """The kernels by instruction set. Arrays may be views at any element offset."""
 
     library: ctypes.CDLL
     sets: tuple[str, ...]
@@ -110,7 +110,7 @@ def kernels(request: pytest.FixtureRequest) -> Iterator[Kernels]:
 
 @pytest.fixture(scope="session")
 def ort_library() -> Path:
-    """The library just built, else the installed one."""
+    """The library in build/native, else the installed one."""
     path = BUILD / "libibnorm_ort.so"
     if path.is_file():
         return path

@@ -4,10 +4,9 @@
 
     python -m tests.custom_ops.ort.mutants [--only NAME] [--record FILE]
 
-For every mutant the kernel sources are copied, one line is changed, the test library is built from
-the copy (AVX-512 where the machine has it, else AVX2, else the plain path, beside unchanged others
-left out for speed), and the tests run against it. Exit status 0 when every mutant is caught and the
-unchanged copy passes.
+For every mutant the script copies the kernel sources, changes one line, builds the test library from the copy, and
+runs the tests against it. To save time the library holds the kernels of one instruction set: AVX-512 where the machine
+has it, else AVX2, else the generic one. The exit status is 0 if every mutant is caught and the unchanged copy passes.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -143,21 +143,24 @@ MUTANTS = [
 
 
 def instruction_set() -> tuple[str, list[str]]:
-    flags = ""
+    """The widest instruction set of this processor that the kernels know, and the compiler's flags for it."""
+    known = {
+        "avx512": ({"avx512f", "avx512bw", "avx512dq", "avx512vl"}, ["-mprefer-vector-width=512"]),
+        "avx2": ({"avx2", "fma", "f16c"}, []),
+    }
     if platform.machine() == "x86_64":
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    if "avx512bw" in flags and "avx512vl" in flags and "avx512dq" in flags:
-        return "avx512", ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
+        features = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+        for name, (needed, options) in known.items():
+            if needed <= features:
+                return name, [*(f"-m{feature}" for feature in sorted(needed)), *options]
     return "generic", []
 
 
 def build(source: Path, target: Path, isa: str, flags: list[str]) -> None:
-    """The test library with one real kernel set; the other names lead to it too."""
+    """Build the test library with the kernels of one instruction set, which serve under every name."""
     dispatch = source / CPU / "only.cc"
     text = (source / CPU / DISPATCH).read_text(encoding="utf-8")
-    if isa != "generic":
-        text = text.replace("RowKernel kernel = generic::run;", f"RowKernel kernel = {isa}::run;")
-        text = text.replace("kernel = avx2::run;", f"kernel = {isa}::run;")
+    text = re.sub(r"\b(generic|avx2|avx512)::run;", f"{isa}::run;", text)
     dispatch.write_text(text, encoding="utf-8")
     common = ["g++", "-std=c++17", "-fPIC", "-ffp-contract=off", "-fvisibility=hidden", "-w", f"-I{source / 'include'}"]
     define = ["-DIBNORM_X86"] if isa != "generic" else []
@@ -185,7 +188,7 @@ def build(source: Path, target: Path, isa: str, flags: list[str]) -> None:
 
 
 def tests_fail(library: Path) -> tuple[bool, str]:
-    """A crash counts as a failure too."""
+    """Whether the tests fail against `library`, and the first that does. A crash is a failure too."""
     command = [
         sys.executable,
         "-m",
@@ -206,8 +209,8 @@ def tests_fail(library: Path) -> tuple[bool, str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Every planted kernel bug must be caught.")
-    parser.add_argument("--record", type=Path, help="write the table here as JSON")
-    parser.add_argument("--only", default="", help="mutants whose name holds this")
+    parser.add_argument("--record", type=Path, help="file for the table, as JSON")
+    parser.add_argument("--only", default="", help="only mutants whose name contains this")
     options = parser.parse_args()
     isa, flags = instruction_set()
     survivors = []

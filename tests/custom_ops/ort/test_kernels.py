@@ -1,4 +1,4 @@
-"""The CPU kernels against the float64 reference, on every instruction set that this machine has."""
+"""The CPU kernels against the float64 reference, with every instruction set of this machine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SMALLEST = {F16: -14, BF16: -126}  # exponent of the smallest normal number
 
 Array = np.ndarray[Any, Any]
 
-#: lambda, epsilon, standard deviation, mean, bar in float32 (design: 5e-7 at mean 0, 1e-5 at 10 deviations)
+#: lambda, epsilon, standard deviation, mean, and the float32 tolerance: 5e-7 at mean 0, 1e-5 at 10 deviations.
 REGIMES = [
     (4.0, 1e-5, 1.0, 0.0, 5e-7),
     (0.5, 1e-6, 100.0, 0.0, 5e-7),
@@ -50,13 +50,13 @@ def ulp_steps(y: Array, exact: Array, scale: Array, bias: Array) -> Array:
     return np.abs(y.astype(float) - exact.astype(y.dtype).astype(float)) / ulp
 
 
-def check(y: Array, exact: Array, scale: Array, bias: Array, bar: float, what: str) -> None:
+def check(y: Array, exact: Array, scale: Array, bias: Array, tolerance: float, what: str) -> None:
     assert y.shape == exact.shape
     if not y.size:
         return
     if y.dtype == F32:
         error = np.linalg.norm(y.astype(float) - exact) / np.linalg.norm(exact)
-        assert error <= bar, f"{what}: relative error {error:.2e}, bar {bar:.0e}"
+        assert error <= tolerance, f"{what}: relative error {error:.2e}, tolerance {tolerance:.0e}"
         return
     steps = ulp_steps(y, exact, scale, bias)
     assert steps.max() <= 1.0, f"{what}: {steps.max():.2f} ulp"
@@ -68,7 +68,7 @@ def check(y: Array, exact: Array, scale: Array, bias: Array, bar: float, what: s
 @pytest.mark.parametrize("kind", list(Compression), ids=str)
 @pytest.mark.parametrize(("dtype", "affine"), PAIRS, ids=PAIR_IDS)
 def test_accuracy(kernels: Any, dtype: np.dtype[Any], affine: np.dtype[Any], kind: Compression) -> None:
-    for number, (lambd, epsilon, std, mean, bar) in enumerate(REGIMES):
+    for number, (lambd, epsilon, std, mean, tolerance) in enumerate(REGIMES):
         spec = IBNormSpec(kind, lambd, epsilon=epsilon)
         for cols in WIDTHS:
             if cols > 8191 and number not in (0, 4):
@@ -77,14 +77,14 @@ def test_accuracy(kernels: Any, dtype: np.dtype[Any], affine: np.dtype[Any], kin
             exact = reference.ibnorm(x, scale, bias=bias, spec=spec)
             for isa in kernels.sets:
                 y = kernels.run(isa, x, scale, bias, spec)
-                check(y, exact, scale, bias, bar, f"{isa} D={cols} {spec} std {std:g} mean {mean:g}")
+                check(y, exact, scale, bias, tolerance, f"{isa} D={cols} {spec} std {std:g} mean {mean:g}")
 
 
 @pytest.mark.parametrize("kind", [Compression.LOGARITHMIC, Compression.TANH], ids=str)
-def test_one_value_far_outside(kernels: Any, kind: Compression) -> None:
-    """Then the mean of c is many times its deviation, and mean(c^2) - mean(c)^2 cancels.
+def test_one_outlier_in_a_row(kernels: Any, kind: Compression) -> None:
+    """The mean of c is many times its deviation, so mean(c^2) - mean(c)^2 cancels.
 
-    The bar is what rounding c to float32 costs by itself: no kernel that keeps c in float32 can do better.
+    The tolerance is the error of rounding c to float32, which no kernel that keeps c in float32 avoids.
     """
     spec = IBNormSpec(kind, 4.0)
     compress = np.tanh if kind is Compression.TANH else lambda t: np.sign(t) * np.log1p(np.abs(t))
@@ -96,7 +96,7 @@ def test_one_value_far_outside(kernels: Any, kind: Compression) -> None:
                 x[:, cols // 3] = far
                 t = (x - x.mean(1, dtype=float, keepdims=True)) / spec.lambd
                 c = compress(t).astype(np.float32).astype(float)
-                assert (np.abs(c.mean(1)) > 5 * c.std(1)).all(), "the row does not put the mean outside"
+                assert (np.abs(c.mean(1)) > 5 * c.std(1)).all(), "the outlier does not move the mean far enough"
                 rounded = reference.ibnorm(c, scale, bias=bias, spec=IBNormSpec(Compression.LINEAR, 1.0))
                 exact = reference.ibnorm(x, scale, bias=bias, spec=spec)
                 least = float(np.linalg.norm(rounded - exact) / np.linalg.norm(exact))
@@ -109,7 +109,7 @@ def test_one_value_far_outside(kernels: Any, kind: Compression) -> None:
 @pytest.mark.parametrize("kind", list(Compression), ids=str)
 @pytest.mark.parametrize("rows", ROWS)
 def test_rows(kernels: Any, rows: int, kind: Compression) -> None:
-    """Any number of rows, in any split, touches exactly its rows."""
+    """A call writes its rows, however many and however they are split, and no others."""
     spec = IBNormSpec(kind)
     for dtype, affine in PAIRS:
         for cols in (1, 17, 111, 768):
@@ -204,7 +204,9 @@ def test_nan_and_infinity_stay_in_their_row(
         x[3, cols // 2] = -np.inf
         for isa in kernels.sets:
             y = kernels.run(isa, x, scale, bias, spec).astype(float)
-            assert np.isnan(y[1:4]).all(), f"{isa} D={cols}: {np.isnan(y[1:4]).mean()} of the poisoned rows is NaN"
+            assert np.isnan(y[1:4]).all(), (
+                f"{isa} D={cols}: {np.isnan(y[1:4]).mean()} of the rows with a NaN or infinity is NaN"
+            )
             healthy = kernels.run(isa, clean, scale, bias, spec).astype(float)
             np.testing.assert_array_equal(y[[0, 4]], healthy[[0, 4]])
 
@@ -234,7 +236,7 @@ def test_denormal_tiny_and_huge(kernels: Any, kind: Compression) -> None:
     rng = np.random.default_rng(5)
     scale, bias = np.ones(199, np.float32), np.full(199, 0.5, np.float32)
     base = rng.standard_normal((31, 199))
-    for size, mean, bar in (
+    for size, mean, tolerance in (
         (1e-40, 0.0, 5e-7),  # subnormal: vanishes beside epsilon
         (1e-30, 0.0, 5e-7),
         (1e30, 0.0, 5e-7),
@@ -246,7 +248,14 @@ def test_denormal_tiny_and_huge(kernels: Any, kind: Compression) -> None:
         x = (base * size + mean).astype(np.float32)
         exact = reference.ibnorm(x, scale, bias=bias, spec=spec)
         for isa in kernels.sets:
-            check(kernels.run(isa, x, scale, bias, spec), exact, scale, bias, bar, f"{isa} size {size:g} mean {mean:g}")
+            check(
+                kernels.run(isa, x, scale, bias, spec),
+                exact,
+                scale,
+                bias,
+                tolerance,
+                f"{isa} size {size:g} mean {mean:g}",
+            )
 
 
 def test_log_of_huge_arguments_is_finite(kernels: Any) -> None:
@@ -271,7 +280,7 @@ def test_outliers_keep_their_accuracy(kernels: Any) -> None:
 
 
 def test_streaming_stores(kernels: Any) -> None:
-    """Outputs above 32 MiB take another store."""
+    """Outputs above 32 MiB use non-temporal stores."""
     spec = IBNormSpec(Compression.LOGARITHMIC)
     for dtype, cols in ((F32, 1024), (F16, 2048), (BF16, 2064), (F32, 1025)):
         rng = np.random.default_rng(2)

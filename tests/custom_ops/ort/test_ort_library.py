@@ -39,7 +39,7 @@ def model(
     x_shape: list[Any] | None = None,
     with_function: bool = False,
 ) -> bytes:
-    """One node; bfloat16 enters and leaves as float32, which NumPy can feed."""
+    """A model of one node. bfloat16 inputs and outputs are float32, which NumPy has."""
     constants = constants or {}
     nodes, inputs, outputs = [], [], []
     info = onnx.helper.make_tensor_value_info
@@ -100,13 +100,13 @@ def test_schema_equals_the_definition(ort_library: Path) -> None:
 
 
 def test_header_equals_the_definition() -> None:
-    """Without a compiler too: the literal in spec.h."""
+    """Needs no compiler: it reads the literal in spec.h."""
     text = HEADER.read_text(encoding="utf-8")
     literal = "".join(re.findall(r'R"\((.*?)\)"', text))
     assert json.loads(literal) == SCHEMA
 
 
-def test_exports_its_entry_points_alone(ort_library: Path) -> None:
+def test_exports_only_its_entry_points(ort_library: Path) -> None:
     tool = subprocess.run(["nm", "-D", "--defined-only", str(ort_library)], capture_output=True, text=True, check=False)
     if tool.returncode:
         pytest.skip("nm is not installed")
@@ -221,7 +221,7 @@ def test_the_kernel_wins_over_the_function_of_the_same_file(ort_library: Path, t
 
 
 def test_threads_and_sessions_agree(ort_library: Path) -> None:
-    """Eight callers on one session; a second session; the split over threads changes no bit."""
+    """Eight callers of one session, and sessions with one and four threads, get the same bits."""
     rng = np.random.default_rng(1)
     x = rng.standard_normal((64, 1023)).astype(np.float32)
     one = np.ones(1023, np.float32)
@@ -245,7 +245,7 @@ def test_threads_and_sessions_agree(ort_library: Path) -> None:
 
 
 def test_graph_inputs_are_not_overwritten(ort_library: Path) -> None:
-    """In place only where the runtime owns the buffer: x feeds both the norm and the residual."""
+    """The kernel works in place only in buffers that the runtime owns; here X feeds the norm and the residual."""
     spec = IBNormSpec(Compression.LOGARITHMIC)
     info = onnx.helper.make_tensor_value_info
     nodes = [
@@ -348,7 +348,7 @@ def test_wrong_shapes(ort_library: Path, shapes: dict[str, tuple[int, ...]], wor
 
 
 def test_an_unknown_shape_stays_unknown(ort_library: Path) -> None:
-    """Not a scalar: the Gather behind would make the file unloadable."""
+    """If the library took it for a scalar, the Gather that follows would make the file unloadable."""
     skip = onnx_op.skip_node(
         "X",
         "skip",
@@ -378,7 +378,7 @@ def test_an_unknown_shape_stays_unknown(ort_library: Path) -> None:
     np.testing.assert_allclose(y, exact[:, 0], rtol=0, atol=2e-6)
 
 
-def test_wrong_constant_is_found_too(ort_library: Path) -> None:
+def test_a_constant_of_the_wrong_shape_is_refused(ort_library: Path) -> None:
     constants = {"scale": np.ones(5, np.float32), "bias": np.ones(4, np.float32)}
     run = session(model(node_for(Compression.LINEAR, False), constants=constants), ort_library)
     with pytest.raises(Exception, match=re.escape("scale has shape [5]; it must be [4]")):
@@ -426,8 +426,7 @@ def test_all_op_types_are_registered(ort_library: Path) -> None:
         session(model(node_for(kind, True)), ort_library)
 
 
-def test_unloading_leaves_the_process_whole(ort_library: Path) -> None:
-    """A process that only registers and exits does so cleanly."""
+def test_registering_and_exiting_is_clean(ort_library: Path) -> None:
     code = (
         "import onnxruntime as ort, sys\n"
         "for _ in range(3):\n"
