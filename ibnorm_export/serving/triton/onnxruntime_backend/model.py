@@ -1,8 +1,8 @@
-"""Triton's "onnxruntime" backend where there is no C++ one: the same model_config, over the onnxruntime package.
+"""Replaces Triton's C++ backend "onnxruntime" if there is none: it runs the same config with the onnxruntime package.
 
-Triton's Python backend loads this file in a process of its own; it is no module of the package and imports nothing of
-it. What it reads of the config is what the C++ backend reads: the file, the op library, the outputs that are asked
-for, thread counts.
+Triton's Python backend loads this file in its own process. The file is not a module of this package and imports nothing
+from it. It reads the same parts of the config as the C++ backend: the model file, the op library, the requested outputs
+and the thread counts.
 
 Source: triton-inference-server/python_backend, README.md, "Python-based backends".
 """
@@ -32,7 +32,7 @@ class TritonPythonModel:
         if "inter_op_thread_count" in parameters:
             options.inter_op_num_threads = int(parameters["inter_op_thread_count"]["string_value"])
         for declared in config.get("model_operations", {}).get("op_library_filename", []):
-            # packaged for the server's own place: here it lies in the model's folder, checked before the server began
+            # the path is for the server; here the library is in the model's folder, and was checked before the start
             options.register_custom_ops_library(str(folder / Path(declared).name))
         file = folder / args["model_version"] / (config.get("default_model_filename") or "model.onnx")
         self._session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
@@ -40,7 +40,7 @@ class TritonPythonModel:
         self._batched = int(config.get("max_batch_size", 0)) > 0
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """One response for each request; requests of equal shapes run as one batch."""
+        """Return one response for each request; requests with equal shapes run as one batch."""
         feeds = [self._feed(request) for request in requests]
         groups: dict[Any, list[int]] = {}
         for index, (feed, request) in enumerate(zip(feeds, requests, strict=True)):
@@ -53,8 +53,8 @@ class TritonPythonModel:
         return responses
 
     def _feed(self, request: Any) -> dict[str, Any]:
-        # through DLPack both ways: the stubs were built for NumPy 1, and with 2 their own conversions, which say
-        # nothing, repeat the first row of an input and send an output empty
+        # DLPack in both directions: the stubs were built for NumPy 1, and with NumPy 2 their own conversions silently
+        # repeat the first row of an input and send empty outputs
         return {name: np.from_dlpack(pb.get_input_tensor_by_name(request, name)) for name in self._inputs}
 
     def _run(self, feeds: list[dict[str, Any]], names: list[str]) -> list[Any]:
@@ -62,7 +62,7 @@ class TritonPythonModel:
         together = feeds[0] if one else {name: np.concatenate([feed[name] for feed in feeds]) for name in self._inputs}
         try:
             outputs = self._session.run(names, together)
-        except Exception as error:  # noqa: BLE001  # whatever the runtime says becomes the answer to these requests
+        except Exception as error:  # noqa: BLE001  # every error of the runtime becomes the answer to these requests
             failed = pb.InferenceResponse(error=pb.TritonError(str(error)))
             return [failed for _ in feeds]
         ends = np.cumsum([len(next(iter(feed.values()))) for feed in feeds])[:-1]
