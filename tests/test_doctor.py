@@ -1,4 +1,4 @@
-"""`doctor`: what is there, what is broken, and what to do about either."""
+"""`doctor`: what works, what is missing or broken, and what to do about it."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def check_of(name: str) -> doctor.Check:
         ("checkpoints of timm", "timm", "vision"),
     ],
 )
-def test_a_package_that_is_not_there(monkeypatch: pytest.MonkeyPatch, name: str, module: str, extra: str) -> None:
-    monkeypatch.setitem(sys.modules, module, None)  # what makes an import fail
+def test_a_missing_package(monkeypatch: pytest.MonkeyPatch, name: str, module: str, extra: str) -> None:
+    monkeypatch.setitem(sys.modules, module, None)  # makes the import fail
     check = check_of(name)
     assert (check.works, check.found) == (False, f"{module} is not installed")
     assert check.remedy == f"pip install 'ibnorm-export[{extra}]'"
 
 
-def test_a_package_that_does_not_load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_broken_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "onnxruntime_genai.py").write_text('raise OSError("libcuda.so:\\n  cannot open")\n')
     monkeypatch.delitem(sys.modules, "onnxruntime_genai", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
@@ -46,14 +46,14 @@ def test_a_package_that_does_not_load(monkeypatch: pytest.MonkeyPatch, tmp_path:
     )
 
 
-def test_without_torch_nothing_works_and_doctor_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_torch_the_diagnosis_is_false(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     diagnosis = doctor.diagnose()
     assert not diagnosis
     assert [check.found for check in diagnosis.checks if check.name == "PyTorch"] == ["torch is not installed"]
 
 
-def test_triton_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_triton_server(monkeypatch: pytest.MonkeyPatch) -> None:
     def none() -> None:
         raise BackendUnavailable("no tritonserver on PATH: get one")
 
@@ -63,7 +63,7 @@ def test_triton_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("version", ["10.14.1", "12.0.0"])
-def test_doctor_speaks_of_tensorrt(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+def test_tensorrt_and_its_plugin(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
     def found(runtime: Runtime) -> Any:
         if runtime is Runtime.TENSORRT:
             return SimpleNamespace(__version__=version)
@@ -77,10 +77,10 @@ def test_doctor_speaks_of_tensorrt(monkeypatch: pytest.MonkeyPatch, version: str
         assert (plugin.works, "it is for 10 and 11" in plugin.found) == (False, True)
     else:
         assert (checks["tensorrt-rtx"].works, checks["tensorrt-rtx"].remedy) == (False, "pip install it")
-        assert plugin.works == native_library_is_there()
+        assert plugin.works == plugin_is_installed()
 
 
-def native_library_is_there() -> bool:
+def plugin_is_installed() -> bool:
     try:
         native.trt_library()
     except BackendUnavailable:

@@ -1,4 +1,4 @@
-"""Fused kernels in whole models: that they ran, that functions are the fallback, and the skip form's graph pass."""
+"""Fused kernels in whole models: evidence that they ran, the fallback to functions, and the skip form."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_the_skip_form_gives_the_same_bits(pair: tuple[Path, ExportedModel], tmp
 
 
 class PlusOne(IBNorm):
-    """Its scale is computed, as Gemma's is."""
+    """A norm whose scale is computed, like Gemma's."""
 
     def forward(self, x: Tensor) -> Tensor:
         assert self.weight is not None
@@ -80,7 +80,7 @@ class PlusOne(IBNorm):
 
 
 class Residual(nn.Module):
-    """Two residual additions with a norm behind each; the scale of the first is computed."""
+    """Two residual additions, each followed by a norm; the scale of the first norm is computed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ def residual() -> CustomModel:
 
 
 def test_a_norm_with_a_computed_scale_keeps_its_addition(tmp_path: Path) -> None:
-    """The skip form would stand in the addition's place, where the scale is not there yet."""
+    """The skip form would take the addition's place, where the scale has not been computed yet."""
     torch.save(residual().module.state_dict(), tmp_path / "w.pt")
     model = models.load(tmp_path / "w.pt", model=f"{__name__}:residual")
     exported = export(model, tmp_path / "m.onnx")
@@ -111,7 +111,7 @@ def test_a_norm_with_a_computed_scale_keeps_its_addition(tmp_path: Path) -> None
 
 
 @needs_library
-def test_every_norm_is_seen_to_run_fused(pair: tuple[Path, ExportedModel]) -> None:
+def test_every_norm_is_reported_as_fused(pair: tuple[Path, ExportedModel]) -> None:
     checkpoint, fused = pair
     report = verify(fused, models.load(checkpoint), options=VerifyOptions(kernels=Kernels.FUSED, require_fused=True))
     assert report, report.findings
@@ -120,7 +120,7 @@ def test_every_norm_is_seen_to_run_fused(pair: tuple[Path, ExportedModel]) -> No
     assert report.numeric.outputs[0].error <= 5e-7
 
 
-def test_a_function_is_seen_and_fails_the_demand(pair: tuple[Path, ExportedModel]) -> None:
+def test_a_function_fails_require_fused(pair: tuple[Path, ExportedModel]) -> None:
     checkpoint, fused = pair
     report = verify(fused, models.load(checkpoint), options=VerifyOptions(kernels=Kernels.FUNCTION, require_fused=True))
     assert not report
@@ -131,23 +131,21 @@ def test_a_function_is_seen_and_fails_the_demand(pair: tuple[Path, ExportedModel
 
 @needs_library
 @pytest.mark.parametrize("dtype", [DType.FP16, DType.BF16])
-def test_half_models_keep_the_kernels_in_their_rounding_copy(
-    llama_checkpoint: Path, tmp_path: Path, dtype: DType
-) -> None:
+def test_models_in_half_precision_run_fused(llama_checkpoint: Path, tmp_path: Path, dtype: DType) -> None:
     exported = export(models.load(llama_checkpoint), tmp_path / "half.onnx", options=ExportOptions(dtype=dtype))
     report = verify(exported, models.load(llama_checkpoint), options=VerifyOptions(require_fused=True))
     assert report, report.findings
 
 
 @needs_library
-def test_a_benchmark_says_what_ran(exported_llama: ExportedModel) -> None:
+def test_a_benchmark_reports_what_ran(exported_llama: ExportedModel) -> None:
     for kernels, fused in ((Kernels.FUSED, True), (Kernels.FUNCTION, False)):
         options = BenchOptions(kernels=kernels, sizes={"sequence": 8}, threads=1)
         report = bench_forward(exported_llama, options=options)
         assert report.all_fused == fused
 
 
-def test_demanding_a_missing_library_is_an_error(
+def test_requiring_a_missing_library_is_an_error(
     exported_llama: ExportedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(native, "_ORT_NAMES", ("no-such-library.so",))
@@ -156,7 +154,7 @@ def test_demanding_a_missing_library_is_an_error(
     assert open_runner("ort-cpu", exported_llama, kernels=Kernels.AUTO).name == "ort-cpu"
 
 
-def test_executions_are_read_from_the_profile_alone(exported_llama: ExportedModel) -> None:
+def test_executions_are_read_from_the_profile(exported_llama: ExportedModel) -> None:
     inputs = {"input_ids": np.ones((1, 3), np.int64), "attention_mask": np.ones((1, 3), np.int64)}
     found = norm_executions(exported_llama, inputs, library=None)
     assert [n.module for n in found] == [n.module for n in exported_llama.norms]

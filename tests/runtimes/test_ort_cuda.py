@@ -1,4 +1,4 @@
-"""Backend ort-cuda: what is said where there is no GPU, what counts as fused, and, on a GPU, parity and timing."""
+"""Backend ort-cuda: its messages without a GPU, what counts as fused, and, on a GPU, parity and timing."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MISSING = missing_for_cuda(
     devices=torch.cuda.device_count(),
 )
 needs_gpu = pytest.mark.skipif(bool(MISSING), reason=MISSING)
-needs_none = pytest.mark.skipif(not MISSING, reason="this machine has a GPU, so the backend works")
+needs_none = pytest.mark.skipif(not MISSING, reason="this machine has a GPU")
 
 
 def graph(*nodes: onnx.NodeProto) -> onnx.GraphProto:
@@ -54,7 +54,7 @@ KEY = ("norm", "IBNormL")
         ([helper.make_node("Add", ["x", "x"], ["a"]), helper.make_node("Relu", ["y"], ["z"])], 0),
     ],
 )
-def test_copies_are_counted_where_they_touch_a_norm(nodes: list[onnx.NodeProto], count: int) -> None:
+def test_copies_next_to_a_norm_are_counted(nodes: list[onnx.NodeProto], count: int) -> None:
     assert copies_beside(graph(*nodes, NORM), frozenset({KEY})).get(KEY, 0) == count
     other = frozenset({("another", "IBNormL")})
     assert not copies_beside(graph(*nodes, NORM), other)
@@ -84,7 +84,7 @@ def test_what_counts_as_fused(execution: NormExecution, words: str) -> None:
 
 
 def test_a_profile_of_a_gpu_session(exported_llama: ExportedModel) -> None:
-    """Synthetic: one norm fused on the GPU, one on the CPU, one beside a copy, the others expanded."""
+    """A synthetic profile: one norm is fused on the GPU, one on the CPU, one next to a copy; others are expanded."""
     first, second, third, *rest = exported_llama.norms
     events = [
         {"cat": "Node", "name": f"{n.name}_kernel_time", "args": {"op_name": n.op_type, "provider": provider}}
@@ -104,14 +104,14 @@ def test_a_profile_of_a_gpu_session(exported_llama: ExportedModel) -> None:
         ([CUDA, CPU], "13.0", 1, ""),
     ],
 )
-def test_what_is_missing_is_named(providers: list[str], torch_cuda: str | None, devices: int, words: str) -> None:
+def test_missing_parts_are_named(providers: list[str], torch_cuda: str | None, devices: int, words: str) -> None:
     said = missing_for_cuda(providers, torch_cuda, devices=devices)
     assert (words in said and "\n" not in said) if words else said == ""
 
 
 @needs_none
 @pytest.mark.parametrize("command", ["verify", "bench"])
-def test_no_gpu_is_exit_3_and_one_line(
+def test_without_a_gpu_the_exit_code_is_3(
     command: str,
     exported_llama: ExportedModel,
     llama_checkpoint: Path,
@@ -127,12 +127,12 @@ def test_no_gpu_is_exit_3_and_one_line(
     assert "ort-cuda needs" in lines[0]
 
 
-def test_a_device_keeps_its_own_time() -> None:
+def test_a_device_measures_its_own_time() -> None:
     class Device:
         name = "device"
 
         def run(self, inputs: object) -> object:
-            raise AssertionError("run copies to the host, which is not part of the time")
+            raise AssertionError("run also copies to the host, which must not be timed")
 
         def timed(self, inputs: object) -> object:
             return lambda: 4.0

@@ -1,4 +1,4 @@
-"""Small models in both types, and a server on each repository: started by the command, stopped by a signal."""
+"""Small models in fp32 and fp16, each with a server that the command starts and a signal stops."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TEMPLATE = (
 
 @pytest.fixture(scope="session")
 def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A GenAI folder of random weights: what it writes is noise, and the same noise everywhere."""
+    """A GenAI folder with random weights. Its text is noise, but the same noise on every machine."""
     place = tmp_path_factory.mktemp("text")
     config = {**LLAMA, "hidden_size": 64, "max_position_embeddings": 512}  # heads of 16, as GenAI's attention wants
     checkpoint = save_checkpoint(place / "checkpoint", config, IBNormSpec("L", 4.0, epsilon=1e-5, bias=False))
@@ -47,7 +47,7 @@ def exported(
     vit_checkpoint: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, ExportedModel]:
-    """By name and type, as "llama-fp16"."""
+    """Exported models by name and type, e.g. "llama-fp16"."""
     folder = tmp_path_factory.mktemp("halves")
     half = ExportOptions(dtype=DType.FP16)
     return {
@@ -62,7 +62,7 @@ def exported(
 def served(
     request: pytest.FixtureRequest, exported: dict[str, ExportedModel], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[ExportedModel, str, Running]]:
-    """A model, its name, and a server that has it in both variants, NAME and NAME-portable, without batching."""
+    """A model, its name, and a server with both variants, NAME and NAME-portable, without batching."""
     model = exported[request.param]
     folder = tmp_path_factory.mktemp("served") / "repository"
     options = PackageOptions(name=request.param, variant=Variant.BOTH, limits=Limits(max_batch=0))

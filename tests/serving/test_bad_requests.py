@@ -1,4 +1,4 @@
-"""What an independent client of Triton gets for each bad request: an answer, in words, and a server that goes on."""
+"""Every bad request to Triton gets an answer that explains it, and the server keeps running."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def server(exported_vit: ExportedModel, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture(autouse=True)
-def goes_on(server: Running) -> Iterator[None]:
-    """After each test, whatever it sent."""
+def still_serves(server: Running) -> Iterator[None]:
+    """Send a good request after each test."""
     yield
     with connect(server, tritonclient.http) as client:
         assert ask(client, tritonclient.http, "vit", {"pixel_values": GOOD}).shape == (1, 10)
@@ -56,9 +56,11 @@ def goes_on(server: Running) -> Iterator[None]:
         ({"model": "../../etc"}, UNKNOWN, "unknown model: '../../etc'|Not Found"),
         ({"version": "7"}, UNKNOWN, "version 7 is not found"),
     ],
-    ids=["dtype", "rank", "shape", "batch", "input", "output", "model", "climbing", "version"],
+    ids=["dtype", "rank", "shape", "batch", "input", "output", "model", "path", "version"],
 )
-def test_refused(server: Running, module: Any, asked: dict[str, Any], statuses: Any, words: str) -> None:
+def test_bad_requests_are_refused(
+    server: Running, module: Any, asked: dict[str, Any], statuses: Any, words: str
+) -> None:
     given = {"array": GOOD, "input": "pixel_values", "output": "logits", "model": "vit", "version": "", **asked}
     with connect(server, module) as client, pytest.raises(InferenceServerException, match=words) as caught:
         ask(
@@ -77,16 +79,16 @@ def post(server: Running, path: str, body: bytes, headers: dict[str, str] | None
     with pytest.raises(urllib.error.HTTPError) as caught, urllib.request.urlopen(request, timeout=PATIENCE_S):
         pytest.fail("it was accepted")
     with caught.value as error:
-        told = json.load(error)
-        assert set(told) == {"error"}
-        return error.code, told["error"]
+        answer = json.load(error)
+        assert set(answer) == {"error"}
+        return error.code, answer["error"]
 
 
 @pytest.mark.parametrize(
     ("body", "headers", "status", "words"),
     [
-        # Triton 2.51 calls what its JSON parser refuses an internal error, 500: `TRITONSERVER_ERROR_INTERNAL` is what
-        # its wrapper of rapidjson gives back for all of it. What it reads and finds wrong is 400.
+        # Triton 2.51 answers JSON that it cannot parse with 500, because its wrapper of rapidjson reports every failure
+        # as `TRITONSERVER_ERROR_INTERNAL`. Wrong values in valid JSON get 400.
         (b"{not json", {}, 500, "failed to parse the request JSON buffer"),
         (b"\xff\xfe", {}, 500, "failed to parse the request JSON buffer"),
         (json.dumps({"inputs": [TENSOR]}).encode()[:-30], {}, 500, "failed to parse the request JSON buffer"),
@@ -101,8 +103,8 @@ def post(server: Running, path: str, body: bytes, headers: dict[str, str] | None
         (json.dumps({"inputs": [{**TENSOR, "datatype": "FP99"}]}).encode(), {}, 400, "invalid datatype"),
     ],
     ids=[
-        "no-json",
-        "no-text",
+        "not-json",
+        "not-text",
         "cut",
         "cut-header",
         "list",
@@ -115,30 +117,30 @@ def post(server: Running, path: str, body: bytes, headers: dict[str, str] | None
         "datatype",
     ],
 )
-def test_bad_bodies(server: Running, body: bytes, headers: dict[str, str], status: int, words: str) -> None:
-    code, said = post(server, "models/vit/infer", body, headers)
-    assert (code, words in said) == (status, True), said
+def test_bad_bodies_are_refused(server: Running, body: bytes, headers: dict[str, str], status: int, words: str) -> None:
+    code, message = post(server, "models/vit/infer", body, headers)
+    assert (code, words in message) == (status, True), message
 
 
 @pytest.mark.parametrize("path", ["../../etc", "..%2f..%2fetc", "%2e%2e", "vit/versions/../../../etc"])
-def test_names_that_climb(server: Running, path: str) -> None:
-    code, said = post(server, f"models/{path}/infer", json.dumps({"inputs": [TENSOR]}).encode())
+def test_paths_in_a_model_name_are_not_followed(server: Running, path: str) -> None:
+    code, message = post(server, f"models/{path}/infer", json.dumps({"inputs": [TENSOR]}).encode())
     assert code == 404
-    assert said == "Not Found" or "is not found" in said
+    assert message == "Not Found" or "is not found" in message
 
 
-def test_huge_body(server: Running) -> None:
-    """Refused for its content. A server with stacks of 8 MiB dies of a tenth of it."""
-    code, said = post(server, "models/vit/infer", b" " * (80 << 20))
-    assert (code, "The document is empty" in said) == (500, True)
+def test_a_huge_body_is_refused(server: Running) -> None:
+    """It is refused for its content. A tenth of its size kills a server with stacks of 8 MiB."""
+    code, message = post(server, "models/vit/infer", b" " * (80 << 20))
+    assert (code, "The document is empty" in message) == (500, True)
 
 
-def test_a_body_that_is_never_sent_whole(server: Running) -> None:
+def test_an_incomplete_body_does_not_block_others(server: Running) -> None:
     place, _, port = server.http.rpartition(":")
     with socket.create_connection((place, int(port))) as stream:
         stream.sendall(b"POST /v2/models/vit/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 999\r\n\r\n{")
         stream.settimeout(0.3)
-        with pytest.raises(TimeoutError):  # it waits for the rest, and serves others meanwhile
+        with pytest.raises(TimeoutError):  # the server waits for the rest
             stream.recv(1)
         with connect(server, tritonclient.http) as client:
             assert ask(client, tritonclient.http, "vit", {"pixel_values": GOOD}).shape == (1, 10)

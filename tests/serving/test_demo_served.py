@@ -1,4 +1,4 @@
-"""The demo's own ViT and LLaMA, trained for seconds, from their checkpoints to endpoints that clients call."""
+"""The demo's ViT and LLaMA, trained for seconds and served from their checkpoints."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PROMPT = "The import statement"
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as `ibnorm-export demo` leaves it: vit and llama."""
+    """A folder with the checkpoints that `ibnorm-export demo` trains: vit and llama."""
     folder = tmp_path_factory.mktemp("demo")
     for name in ("vit", "llama"):
         before, *_, after = train_checkpoint(name, folder / name, max_steps=50)
@@ -42,7 +42,7 @@ def shipped(demo: Path, name: str) -> Path:
 
 
 def through(server: Any, name: str, arrays: dict[str, Any]) -> list[np.ndarray[Any, Any]]:
-    """What both clients get from both variants."""
+    """The answers that both clients get from both variants."""
 
     def one(module: ModuleType, variant: str) -> np.ndarray[Any, Any]:
         with connect(server, module) as client:
@@ -72,7 +72,7 @@ def test_llama_predicts_bytes(demo: Path) -> None:
 
 
 def test_llama_writes(demo: Path) -> None:
-    """The openai client gets the text that PyTorch writes."""
+    """The openai client gets the text that PyTorch generates."""
     sampling = Sampling(32, 0.7, top_p=0.9, seed=1)
     wanted = open_checkpoint(models.load(demo / "llama", task="text-generation")).generate(PROMPT, sampling).text
     export_genai(models.load(demo / "llama", task="text-generation"), demo / "text")

@@ -1,4 +1,4 @@
-"""No native library is loaded before its bytes and its machine are found good."""
+"""A native library is loaded only after its bytes and its machine have been checked."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ibnorm_export.op import native
 
 @pytest.fixture
 def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the library, as pip would have installed it; loading anything is an error."""
+    """A copy of the library, as if pip had installed it; loading a library is an error."""
     copy = tmp_path / "ibnorm_export" / "lib" / "libibnorm_ort.so"
     copy.parent.mkdir(parents=True)
     copy.write_bytes(native.ort_library().read_bytes())
@@ -37,11 +37,11 @@ def forbid_loading(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", load)
 
 
-def test_a_library_as_it_was_installed(library: Path) -> None:
+def test_an_unchanged_library_is_accepted(library: Path) -> None:
     assert native.inspect(library)
 
 
-def test_changed_after_installation(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_library_is_not_loaded(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     library.write_bytes(library.read_bytes() + b"\0")
     forbid_loading(monkeypatch)
     assert "changed after it was installed" in native.inspect(library).problem
@@ -49,7 +49,7 @@ def test_changed_after_installation(library: Path, monkeypatch: pytest.MonkeyPat
         native.trt_library(library)
 
 
-def test_of_another_machine(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_for_another_machine_is_not_loaded(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = bytearray(library.read_bytes())
     content[18:20] = (183).to_bytes(2, "little")
     library.write_bytes(content)

@@ -1,6 +1,6 @@
-"""The stand-in for Triton's ONNX Runtime backend, by itself: which requests run together, and whose rows are whose.
+"""The replacement for Triton's ONNX Runtime backend: which requests run together, and which rows each gets back.
 
-Triton counts a call of `execute` as one run, however many the backend makes of it, so only here can they be counted.
+Triton counts a call of `execute` as one run, however many runs the backend makes, so they can be counted only here.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pytest
 
 @dataclass
 class Session:
-    """Stands in for ONNX Runtime: doubles its one input, and counts."""
+    """Replaces an ONNX Runtime session: doubles its only input, and records its runs."""
 
     runs: list[tuple[int, ...]] = field(default_factory=list)
 
@@ -35,7 +35,7 @@ def request(array: np.ndarray[Any, Any], *names: str) -> Any:
 
 @pytest.fixture
 def backend(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """`TritonPythonModel`, over Triton's module as far as it is used."""
+    """`TritonPythonModel` with a replacement for Triton's Python module."""
 
     def response(outputs: Any = None, error: Any = None) -> Any:
         return SimpleNamespace(outputs=dict(outputs or ()), error=error)
@@ -54,7 +54,7 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def rows(first: float, count: int, columns: int) -> np.ndarray[Any, Any]:
-    """Every row has a number of its own."""
+    """Rows that all differ."""
     return np.repeat(first + np.arange(count, dtype=np.float32)[:, None], columns, axis=1)
 
 
@@ -66,14 +66,14 @@ def test_equal_shapes_run_once_and_each_request_gets_its_own_rows(backend: Any) 
         np.testing.assert_array_equal(answer.outputs["double"], 2 * array)
 
 
-def test_requests_for_other_outputs_run_apart(backend: Any) -> None:
+def test_requests_for_different_outputs_run_separately(backend: Any) -> None:
     told = backend.execute([request(rows(1, 1, 4)), request(rows(2, 1, 4), "minus"), request(rows(3, 1, 4))])
     assert sorted(backend._session.runs) == [(1, 4), (2, 4)]
     np.testing.assert_array_equal(told[1].outputs["minus"], -rows(2, 1, 4))
     np.testing.assert_array_equal(told[2].outputs["double"], 2 * rows(3, 1, 4))
 
 
-def test_without_batching_each_runs_alone(backend: Any) -> None:
+def test_without_batching_every_request_runs_separately(backend: Any) -> None:
     backend._batched = False
     work = [rows(1, 1, 4), rows(10, 1, 4)]
     told = backend.execute([request(array) for array in work])
@@ -82,7 +82,7 @@ def test_without_batching_each_runs_alone(backend: Any) -> None:
         np.testing.assert_array_equal(answer.outputs["double"], 2 * array)
 
 
-def test_an_error_is_told_to_those_who_ran_together_and_to_no_other(backend: Any) -> None:
+def test_an_error_is_the_answer_to_the_requests_of_its_batch_only(backend: Any) -> None:
     told = backend.execute([request(rows(1, 1, 13)), request(rows(2, 1, 4)), request(rows(3, 1, 13))])
     assert [answer.error for answer in told] == ["thirteen columns", None, "thirteen columns"]
     np.testing.assert_array_equal(told[1].outputs["double"], 2 * rows(2, 1, 4))

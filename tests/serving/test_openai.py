@@ -89,7 +89,7 @@ def test_chat(client: openai.OpenAI, noise: Path) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_stop(client: openai.OpenAI, noise: Path, stream: bool) -> None:
-    """The text ends before the first stop text, however it was cut into pieces, and nothing of it is sent."""
+    """The text ends before the first stop text, even if that spans several pieces."""
     whole = open_folder(noise).generate("stop", Sampling(40, 1.0, top_p=1.0, seed=3)).text
     stop = whole[20:23]
     wanted = whole[: whole.index(stop)]
@@ -140,15 +140,17 @@ def test_models_and_health(client: openai.OpenAI, endpoint: str) -> None:
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
-def test_bad_requests(client: openai.OpenAI, change: dict[str, Any], status: int, words: str, stream: bool) -> None:
+def test_bad_requests_are_refused(
+    client: openai.OpenAI, change: dict[str, Any], status: int, words: str, stream: bool
+) -> None:
     given: Any = {"model": "noise", "prompt": "x", "max_tokens": 2, "stream": stream, **change}
     with pytest.raises(openai.APIStatusError, match=words) as caught:
         client.completions.create(**given)
     assert caught.value.status_code == status
 
 
-def test_fields_that_ask_for_nothing(client: openai.OpenAI) -> None:
-    """What clients send unasked, and what leaves the text as it is."""
+def test_fields_that_change_nothing_are_accepted(client: openai.OpenAI) -> None:
+    """Clients send many of these fields by default."""
     given: Any = {"model": "noise", "prompt": "import", "max_tokens": 8, "temperature": 0}
     plain = client.completions.create(**given)
     neutral: dict[str, Any] = {"n": 1, "presence_penalty": 0, "frequency_penalty": 0.0, "logit_bias": {}, "echo": False}
@@ -168,9 +170,9 @@ def test_fields_that_ask_for_nothing(client: openai.OpenAI) -> None:
         (b"\xff\xfe", "the body is not valid JSON: Expecting value, at character 0"),
         (b'{"model": "noise", "prompt": "a\\ud800"}', "character 1 of the prompt is one half of a surrogate pair"),
     ],
-    ids=["no-json", "cut", "empty", "list", "no-prompt", "no-text", "half-a-character"],
+    ids=["not-json", "truncated", "empty", "list", "no-prompt", "not-text", "half-a-character"],
 )
-def test_bad_bodies(endpoint: str, body: bytes, words: str) -> None:
+def test_bad_bodies_are_refused(endpoint: str, body: bytes, words: str) -> None:
     request = urllib.request.Request(
         f"{endpoint}/v1/completions", data=body, headers={"Content-Type": "application/json"}
     )
@@ -184,8 +186,8 @@ def test_bad_bodies(endpoint: str, body: bytes, words: str) -> None:
         assert "\n" not in told["message"]
 
 
-def test_a_body_that_lies_about_its_length(endpoint: str) -> None:
-    """Chunks without a Content-Length beyond the limit: refused too, and the endpoint goes on."""
+def test_a_large_body_without_a_length_is_refused(endpoint: str) -> None:
+    """A chunked body has no Content-Length; the endpoint counts its bytes and keeps running."""
     place, _, port = endpoint.removeprefix("http://").rpartition(":")
     with socket.create_connection((place, int(port)), timeout=PATIENCE_S) as stream:
         stream.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
@@ -195,7 +197,7 @@ def test_a_body_that_lies_about_its_length(endpoint: str) -> None:
         assert answer.status == 200
 
 
-def test_names_that_climb(endpoint: str) -> None:
+def test_paths_in_a_model_name_are_not_followed(endpoint: str) -> None:
     for path in ("models/../../etc/passwd", "models/..%2f..%2fetc", "models/%2e%2e"):
         with pytest.raises(urllib.error.HTTPError) as caught, urllib.request.urlopen(f"{endpoint}/v1/{path}"):
             pytest.fail("it was found")
@@ -204,14 +206,14 @@ def test_names_that_climb(endpoint: str) -> None:
             assert json.load(error)["error"]["type"] == "invalid_request_error"
 
 
-def test_a_chat_that_the_template_refuses(client: openai.OpenAI) -> None:
+def test_messages_that_the_template_rejects(client: openai.OpenAI) -> None:
     messages: Any = [{"role": "user", "content": "boom"}]
     with pytest.raises(openai.BadRequestError, match="no booms"):
         client.chat.completions.create(model="noise", messages=messages, max_tokens=2)
 
 
 def test_a_hundred_streams(client: openai.OpenAI, noise: Path) -> None:
-    """With room for 16: each ends right, or is refused with 429 and Retry-After."""
+    """With room for 16, every stream is either right or refused with 429 and Retry-After."""
     model = open_folder(noise)
     wanted = [model.generate(f"n{i}", Sampling(32, 0.0)).text for i in range(4)]
 
@@ -233,7 +235,7 @@ def test_a_hundred_streams(client: openai.OpenAI, noise: Path) -> None:
     assert one(0) == "right"
 
 
-def test_a_reader_who_leaves_ends_the_text(client: openai.OpenAI, endpoint: str) -> None:
+def test_a_client_that_disconnects_cancels_its_text(client: openai.OpenAI, endpoint: str) -> None:
     parts = client.completions.create(model="noise", prompt="long", max_tokens=500, temperature=1, stream=True)
     next(iter(parts))
     parts.close()
@@ -248,7 +250,7 @@ def test_a_reader_who_leaves_ends_the_text(client: openai.OpenAI, endpoint: str)
 
 def test_sigterm_lets_a_text_finish(noise: Path) -> None:
     whole = open_folder(noise).generate("import", Sampling(500, 0.0))
-    assert len(whole.tokens) == 500  # no end token on the way: it takes a while
+    assert len(whole.tokens) == 500  # no end token stops it early, so it takes a while
     with running(noise, "--finish-seconds", PATIENCE_S) as server:
         assert {c.laddr.ip for c in psutil.Process(server.pid).net_connections("tcp")} == {"127.0.0.1"}
         client = openai.OpenAI(base_url=f"http://{server.http}/v1", api_key="none", max_retries=0)
@@ -274,14 +276,14 @@ def test_port_in_use(noise: Path) -> None:
 
 
 @pytest.mark.parametrize("port", [-1, 65536])
-def test_a_port_that_is_none(noise: Path, port: int) -> None:
+def test_a_port_out_of_range(noise: Path, port: int) -> None:
     done = subprocess.run(command("serve", noise, "--http-port", port), capture_output=True, text=True)
     assert done.returncode == 2
     assert f"http_port is {port}; it must be 0 (any free port) to 65535" in done.stderr
 
 
-def test_it_is_no_triton(endpoint: str, exported_vit: ExportedModel) -> None:
-    """Both have port 8000 unless told otherwise; what is no Triton may answer anything."""
+def test_the_endpoint_is_not_mistaken_for_a_triton_server(endpoint: str, exported_vit: ExportedModel) -> None:
+    """Both listen on port 8000 by default, and a server that is not Triton may answer anything."""
     with pytest.raises(
         BackendUnavailable, match=r"no Triton server answers HTTP .* does not exist; this endpoint serves"
     ):
@@ -289,7 +291,7 @@ def test_it_is_no_triton(endpoint: str, exported_vit: ExportedModel) -> None:
 
 
 def test_paths_that_are_not_served() -> None:
-    """Chat without a template among them: the answer has OpenAI's form, and says what is."""
+    """The answer has OpenAI's form, and names the paths that exist; chat without a template does not."""
     app = create_app(TextQueue(lambda message: None, TextLimits()), "noise", max_positions=64)
     server = TestClient(app)
     for path, why in (("/v1/chat/completions", " (the tokenizer has no chat template)"), ("/v1/embeddings", "")):
@@ -301,7 +303,7 @@ def test_paths_that_are_not_served() -> None:
 
 
 def test_without_uvloop_and_httptools(noise: Path) -> None:
-    """As on Windows: uvicorn falls back on asyncio and h11."""
+    """As on Windows, uvicorn falls back to asyncio and h11."""
     without = "import sys; sys.modules.update(uvloop=None, httptools=None); "
     start = [sys.executable, "-c", f"{without}from ibnorm_export.cli.__main__ import run; run()"]
     process = subprocess.Popen(

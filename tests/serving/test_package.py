@@ -1,4 +1,4 @@
-"""The generated repository: read back with Triton's own message type, and checked against the ONNX file."""
+"""The repository that `package` writes, read with Triton's own message type and compared with the ONNX file."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def read_config(folder: Path) -> model_config_pb2.ModelConfig:
 
 
 def check_against_onnx(folder: Path) -> model_config_pb2.ModelConfig:
-    """Names, types and dims of a config against the file that it serves, read by onnx alone."""
+    """Compare names, types and dims of a config with the file that it serves."""
     config = read_config(folder)
     assert config.name == folder.name
     graph = onnx.load(folder / "1" / config.default_model_filename, load_external_data=False).graph
@@ -50,10 +50,10 @@ def check_against_onnx(folder: Path) -> model_config_pb2.ModelConfig:
 
 
 @pytest.mark.parametrize("form", ["genai", "static"])
-def test_a_folder_that_generates_text_is_one_step(
+def test_a_text_folder_becomes_a_model_of_one_step(
     form: str, llama_checkpoint: Path, noise: Path, tmp_path: Path
 ) -> None:
-    """Its cache in tensors that the client keeps: every axis but rows and lengths has a size."""
+    """The client keeps the cache as tensors: every axis except batch and lengths has a fixed size."""
     if form == "genai":
         exported = ExportedModel(noise)
     else:
@@ -107,7 +107,7 @@ def test_manifest_names_every_file(exported_vit: ExportedModel, tmp_path: Path) 
     assert manifest["libraries"] == {"vit/libibnorm_ort.so": {"machine": "x86_64", "schema": schema}}
 
 
-def test_external_data_and_cache_go_along(llama_checkpoint: Path, tmp_path: Path) -> None:
+def test_external_data_is_copied(llama_checkpoint: Path, tmp_path: Path) -> None:
     exported = export_folder(models.load(llama_checkpoint, task="text-generation"), tmp_path / "llama")
     proto = onnx.load(exported.path)
     onnx.save(proto, exported.path, save_as_external_data=True, size_threshold=0, location="weights.bin")
@@ -119,13 +119,13 @@ def test_external_data_and_cache_go_along(llama_checkpoint: Path, tmp_path: Path
     assert (made.path / "llama" / "1" / "weights.bin").is_file()
 
 
-def test_warm_up_takes_the_inputs_given(exported_vit: ExportedModel, tmp_path: Path) -> None:
+def test_your_own_inputs_for_the_warm_up(exported_vit: ExportedModel, tmp_path: Path) -> None:
     pixels = np.random.default_rng(3).standard_normal((2, 1, 8, 8), dtype=np.float32)
     made = package(exported_vit, tmp_path / "r", options=PackageOptions(warmup={"pixel_values": pixels}))
     assert (made.path / "vit" / "warmup" / "0.bin").read_bytes() == pixels[:1].tobytes()
 
 
-def test_no_batching_where_rows_are_not_the_first_axis(exported_vit: ExportedModel, tmp_path: Path) -> None:
+def test_no_batching_if_the_first_axes_differ(exported_vit: ExportedModel, tmp_path: Path) -> None:
     proto = onnx.load(exported_vit.path)
     proto.graph.output[0].type.tensor_type.shape.dim[0].dim_param = "rows"
     onnx.save(proto, tmp_path / "vit.onnx")
@@ -149,7 +149,7 @@ def test_kserve(exported_vit: ExportedModel, tmp_path: Path) -> None:
     assert "--model-repository=/mnt/models" in (made.path / "README.md").read_text()
 
 
-def test_bf16_is_refused_with_the_remedy(llama_checkpoint: Path, tmp_path: Path) -> None:
+def test_bf16_is_refused_with_a_remedy(llama_checkpoint: Path, tmp_path: Path) -> None:
     model = export(models.load(llama_checkpoint), tmp_path / "llama.onnx", options=ExportOptions(dtype=DType.BF16))
     with pytest.raises(ExportError, match=r"logits is bf16.*--dtype fp16 or fp32"):
         package(model, tmp_path / "r")
@@ -198,7 +198,7 @@ def test_tensorrt(exported_vit: ExportedModel, tmp_path: Path) -> None:
         ({"source_sha256": "0"}, "was built from another file"),
     ],
 )
-def test_plans_that_do_not_fit(
+def test_plans_that_cannot_be_served(
     says: dict[str, object], message: str, exported_vit: ExportedModel, tmp_path: Path
 ) -> None:
     plan = write_plan(tmp_path, exported_vit, **says)
@@ -229,7 +229,7 @@ def test_limits_out_of_range() -> None:
         Limits(max_queue=0)
 
 
-def test_what_stands_in_the_place(exported_vit: ExportedModel, tmp_path: Path) -> None:
+def test_other_files_in_the_folder_are_not_replaced(exported_vit: ExportedModel, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("words")
     with pytest.raises(ExportError, match=r"has no manifest\.json"):
@@ -241,7 +241,7 @@ def test_what_stands_in_the_place(exported_vit: ExportedModel, tmp_path: Path) -
     assert not [f for f in tmp_path.iterdir() if f.name.endswith(".partial")]
 
 
-def test_an_edited_config_is_not_lost(exported_vit: ExportedModel, tmp_path: Path) -> None:
+def test_an_edited_config_is_not_replaced(exported_vit: ExportedModel, tmp_path: Path) -> None:
     made = package(exported_vit, tmp_path / "r", options=PackageOptions(name="a"))
     config = made.path / "a" / "config.pbtxt"
     edited = config.read_text() + "# tuned\n"
@@ -254,7 +254,7 @@ def test_an_edited_config_is_not_lost(exported_vit: ExportedModel, tmp_path: Pat
     assert config.read_text() + "# tuned\n" == edited
 
 
-def test_fused_without_the_library(
+def test_fused_kernels_need_the_library(
     exported_vit: ExportedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gone = native.NativeLibrary(None, problem="not here", remedy="build it")
@@ -265,7 +265,7 @@ def test_fused_without_the_library(
     assert made.manifest["models"] == {"vit": "portable"}
 
 
-def test_fused_for_a_model_without_norms(exported_vit: ExportedModel, vit_checkpoint: Path, tmp_path: Path) -> None:
+def test_fused_kernels_need_norms(exported_vit: ExportedModel, vit_checkpoint: Path, tmp_path: Path) -> None:
     plain = export(models.load(vit_checkpoint), tmp_path / "vit.onnx", options=ExportOptions(inline=True))
     with pytest.raises(IBNormError, match="no IBNorm node"):
         package(plain, tmp_path / "r", options=PackageOptions(variant=Variant.FUSED))

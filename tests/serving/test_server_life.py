@@ -1,4 +1,4 @@
-"""A server's beginning and end: what it is started on, what it refuses to start on, and how it stops."""
+"""How a Triton server starts, why it may not start, and how it stops."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support.running_server import PATIENCE_S, command, listening, members
 from tests.support.triton_clients import ask, connect, draw
 
 
-def test_serves_an_onnx_file_as_it_is(exported_vit: ExportedModel) -> None:
+def test_an_onnx_file_is_served(exported_vit: ExportedModel) -> None:
     with running(exported_vit.path) as server:
         assert listening(server.pid) == {"127.0.0.1"}
         arrays = draw(exported_vit, np.random.default_rng(10), 2, 1)
@@ -34,7 +34,7 @@ def test_serves_an_onnx_file_as_it_is(exported_vit: ExportedModel) -> None:
         assert answer.shape == (2, 10)
 
 
-def test_a_crash_is_told_with_the_servers_last_words(exported_vit: ExportedModel, tmp_path: Path) -> None:
+def test_a_crash_is_reported_with_the_end_of_the_log(exported_vit: ExportedModel, tmp_path: Path) -> None:
     made = package(exported_vit, tmp_path / "r", options=PackageOptions(variant=Variant.PORTABLE))
     with running(made.path) as server:
         os.kill(server.pid, signal.SIGSEGV)
@@ -44,7 +44,7 @@ def test_a_crash_is_told_with_the_servers_last_words(exported_vit: ExportedModel
         assert "its log ends with" in text
 
 
-def test_read_only_repository(exported_vit: ExportedModel, tmp_path: Path) -> None:
+def test_a_read_only_repository_is_served(exported_vit: ExportedModel, tmp_path: Path) -> None:
     made = package(exported_vit, tmp_path / "r", options=PackageOptions(variant=Variant.FUSED))
     before = {f: f.stat().st_mtime_ns for f in made.path.rglob("*")}
     for folder in (made.path, *(f for f in made.path.rglob("*") if f.is_dir())):
@@ -54,20 +54,20 @@ def test_read_only_repository(exported_vit: ExportedModel, tmp_path: Path) -> No
             assert server.ready()
             group = server.pid
         assert not members(group)
-        assert {f: f.stat().st_mtime_ns for f in made.path.rglob("*")} == before  # root may write: it did not
+        assert {f: f.stat().st_mtime_ns for f in made.path.rglob("*")} == before  # root could have written to it
     finally:
         for folder in (made.path, *(f for f in made.path.rglob("*") if f.is_dir())):
             folder.chmod(0o755)
 
 
-def test_changed_after_packaging(exported_vit: ExportedModel, tmp_path: Path) -> None:
+def test_a_changed_repository_is_not_served(exported_vit: ExportedModel, tmp_path: Path) -> None:
     made = package(exported_vit, tmp_path / "r", options=PackageOptions(variant=Variant.FUSED))
     library = made.path / "vit" / "libibnorm_ort.so"
     original = library.read_bytes()
 
     def refused(words: str) -> None:
         with pytest.raises(ModelFileError, match=words), triton_server(made.path, ServeOptions(http_port=0)):
-            pytest.fail("it was served")
+            pytest.fail("it was started")
 
     model = made.path / "vit" / "1" / "model.onnx"
     weights = model.read_bytes()
@@ -113,7 +113,7 @@ def test_port_in_use(exported_vit: ExportedModel, tmp_path: Path) -> None:
     assert f"127.0.0.1:{port}: Address already in use; choose another port with --http-port" in done.stderr
 
 
-def test_no_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_triton_server_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
     monkeypatch.setattr("ibnorm_export.serving.triton.binary._PACKAGE", "no-such-distribution")
     with pytest.raises(BackendUnavailable, match="pip install --no-deps nvidia-pytriton") as caught:
@@ -121,10 +121,10 @@ def test_no_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     assert caught.value.exit_code == 3
 
 
-def test_triton_on_path_comes_first(
+def test_a_triton_server_on_path_is_preferred(
     exported_vit: ExportedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With its own backends: op libraries must be there by absolute path, so configs are rewritten in a copy."""
+    """Its own backends load op libraries by absolute path, so it gets a copy of the configs with new paths."""
     fake = tmp_path / "bin" / "tritonserver"
     fake.parent.mkdir()
     fake.write_text('#!/bin/sh\ncat "${1#*=}"/*/config.pbtxt >&2\nexit 9\n')

@@ -1,4 +1,4 @@
-"""The process that writes texts for the endpoint: its start, its end, and the end of the endpoint without it."""
+"""The process that generates texts: how it starts and ends, and how the endpoint ends without it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def worker_of(server: Running) -> psutil.Process:
 
 
 def begin(server: Running) -> Any:
-    """A stream that has had its first piece, among so many that none is near its end."""
+    """A stream that has received its first piece, and that has far to go because others run beside it."""
     client = openai.OpenAI(base_url=f"http://{server.http}/v1", api_key="none", max_retries=0, timeout=PATIENCE_S)
     asked: Any = {"model": "noise", "prompt": "import", "max_tokens": 500, "temperature": 0, "stream": True}
     streams = [client.completions.create(**asked) for _ in range(8)]
@@ -48,7 +48,7 @@ def gone(process: psutil.Process) -> bool:
 
 
 def ask(server: Running, **change: object) -> socket.socket:
-    """A request that has been read, over a connection of its own; the worker should be suspended."""
+    """Send a request over a new connection, and wait until the endpoint has read it. The worker should be suspended."""
     body = json.dumps({"model": "noise", "prompt": "import", "max_tokens": 5, **change}).encode()
     asked = socket.create_connection(("127.0.0.1", int(server.http.rpartition(":")[2])), timeout=PATIENCE_S)
     head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\nConnection: close\r\n"
@@ -58,18 +58,18 @@ def ask(server: Running, **change: object) -> socket.socket:
 
 
 def until(server: Running, **wanted: int) -> None:
-    """Wait until /health says so."""
+    """Wait until /health reports these values."""
     for _ in range(50 * PATIENCE_S):
         with urllib.request.urlopen(f"http://{server.http}/health", timeout=PATIENCE_S) as answer:
             told = json.load(answer)
         if told.items() >= wanted.items():
             return
         time.sleep(0.02)
-    pytest.fail(f"it says {told}")
+    pytest.fail(f"/health reports {told}")
 
 
 def until_closed(server: Running) -> None:
-    """Wait until the endpoint accepts no connections, as it does from the moment when it begins to stop."""
+    """Wait until the endpoint begins to stop, which closes its port."""
     end = time.monotonic() + PATIENCE_S
     while time.monotonic() < end:
         try:
@@ -86,7 +86,7 @@ def answer_to(asked: socket.socket) -> bytes:
 
 
 def test_the_endpoint_ends_with_its_worker(noise: Path) -> None:
-    """Whoever waits is told so; the command says what happened, and fails."""
+    """Waiting clients get an error, and the command fails with a message that says what happened."""
     with running(noise) as server:
         worker = worker_of(server)
         worker.suspend()
@@ -102,8 +102,8 @@ def test_the_endpoint_ends_with_its_worker(noise: Path) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_who_leaves_before_there_is_anything(noise: Path, stream: bool) -> None:
-    """He is no more waited for; his place is free when the worker has put his text down."""
+def test_a_client_that_disconnects_before_the_first_token(noise: Path, stream: bool) -> None:
+    """Its text no longer waits, and its place is free as soon as the worker has cancelled the text."""
     with running(noise, "--max-waiting", 1) as server:
         worker = worker_of(server)
         worker.suspend()
@@ -114,7 +114,7 @@ def test_who_leaves_before_there_is_anything(noise: Path, stream: bool) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_who_still_waits_when_the_endpoint_stops_is_told(noise: Path, stream: bool) -> None:
+def test_a_client_that_waits_when_the_endpoint_stops_gets_an_error(noise: Path, stream: bool) -> None:
     with running(noise) as server:
         worker = worker_of(server)
         worker.suspend()
@@ -143,7 +143,7 @@ def test_a_worker_that_ends_while_the_endpoint_stops(noise: Path) -> None:
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_before_it_is_ready(noise: Path, signum: signal.Signals) -> None:
-    """No success, and one line; not a word of the worker, whose reader has gone."""
+    """The exit code is 130, and there is one line of output, with nothing from the worker."""
     process = subprocess.Popen(
         command("serve", noise, "--http-port", 0), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -156,7 +156,7 @@ def test_interrupted_before_it_is_ready(noise: Path, signum: signal.Signals) -> 
     assert all(map(gone, started))
 
 
-def test_a_stream_is_told_when_the_worker_ends(noise: Path) -> None:
+def test_a_stream_gets_an_error_when_the_worker_ends(noise: Path) -> None:
     with running(noise) as server:
         stream = begin(server)
         worker_of(server).kill()
@@ -167,7 +167,7 @@ def test_a_stream_is_told_when_the_worker_ends(noise: Path) -> None:
 
 
 def test_a_worker_ends_with_its_endpoint(noise: Path) -> None:
-    """Even where the endpoint is killed, in the middle of a text."""
+    """Even if the endpoint is killed in the middle of a text."""
     with running(noise) as server:
         worker = worker_of(server)
         begin(server)
@@ -176,8 +176,8 @@ def test_a_worker_ends_with_its_endpoint(noise: Path) -> None:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_signals_are_for_the_endpoint(noise: Path, signum: signal.Signals) -> None:
-    """Sent to both, as a terminal's Ctrl-C or a service manager does: the text finishes, then both end."""
+def test_the_worker_ignores_signals(noise: Path, signum: signal.Signals) -> None:
+    """A terminal or a service manager signals both processes: the text finishes, then both end."""
     with running(noise, "--finish-seconds", PATIENCE_S) as server:
         worker = worker_of(server)
         stream = begin(server)
@@ -194,7 +194,7 @@ def test_signals_are_for_the_endpoint(noise: Path, signum: signal.Signals) -> No
 def test_a_worker_that_does_not_end_is_killed(noise: Path, signum: signal.Signals) -> None:
     with running(noise) as server:
         worker = worker_of(server)
-        worker.suspend()  # as if it were in the middle of a long prompt
+        worker.suspend()  # like one in the middle of a long prompt
         server.process.send_signal(signum)
         assert server.process.wait(PATIENCE_S) == 0
         assert gone(worker)
@@ -203,7 +203,7 @@ def test_a_worker_that_does_not_end_is_killed(noise: Path, signum: signal.Signal
 def start(folder: Path) -> None:
     async def enter() -> None:
         async with worker_process(folder):
-            pytest.fail("it has started")
+            pytest.fail("it was started")
 
     asyncio.run(enter())
 
@@ -229,9 +229,7 @@ def no_config(folder: Path) -> None:
         (no_config, "holds list; it must be a JSON object"),
     ],
 )
-def test_what_keeps_it_from_starting_is_said(
-    noise: Path, tmp_path: Path, damage: Callable[[Path], None], words: str
-) -> None:
+def test_a_damaged_folder_is_reported(noise: Path, tmp_path: Path, damage: Callable[[Path], None], words: str) -> None:
     folder = tmp_path / "noise"
     shutil.copytree(noise, folder)
     damage(folder)
@@ -254,13 +252,13 @@ def test_a_worker_that_ends_before_it_is_ready(noise: Path, tmp_path: Path, monk
         start(noise)
 
 
-def test_no_python_to_start_it_with(noise: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_python_is_reported(noise: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_module.sys, "executable", "")
     with pytest.raises(BackendUnavailable, match=r"cannot start a second Python process, ''"):
         start(noise)
 
 
-def test_files_of_the_working_folder_are_no_modules(
+def test_files_in_the_working_folder_do_not_hide_modules(
     noise: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "select.py").write_text("raise SystemExit('taken from the working folder')")

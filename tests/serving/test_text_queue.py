@@ -1,4 +1,4 @@
-"""Who is let in, how pieces reach the reader, and what becomes of errors: nothing runs but a test."""
+"""Which texts are accepted, and how pieces and errors reach the client, without a worker or a server."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ RESULT = TextResult("ab", (1, 2), prompt_tokens=3, stopped="length", first_token
 
 
 class Line:
-    """What `Texts` says to the worker."""
+    """A `TextQueue`, with the messages that it has sent to the worker."""
 
     def __init__(self, limits: TextLimits | None = None) -> None:
-        self.said: list[Any] = []
-        self.texts = TextQueue(self.said.append, limits or TextLimits())
+        self.sent: list[Any] = []
+        self.queue = TextQueue(self.sent.append, limits or TextLimits())
 
     def ask(self, prompt: str = "x") -> AsyncGenerator[str | TextResult, None]:
-        return self.texts.generate(prompt, Sampling())
+        return self.queue.generate(prompt, Sampling())
 
     async def begin(self) -> tuple[int, asyncio.Task[str | TextResult], AsyncGenerator[str | TextResult, None]]:
-        """Number, what comes first, and the rest of a text that is being written."""
+        """Begin a text, and return its number, a task for its first item, and its other items."""
         pieces = self.ask()
         first = asyncio.ensure_future(anext(pieces))
         await asyncio.sleep(0)
-        return self.said[-1]["write"], first, pieces
+        return self.sent[-1]["write"], first, pieces
 
 
 class FastClock(asyncio.SelectorEventLoop):
@@ -61,15 +61,15 @@ def test_a_text_and_its_result() -> None:
         line = Line()
         number, first, pieces = await line.begin()
         sampling = {"max_new_tokens": 128, "temperature": 0.0, "top_p": 1.0, "seed": 0, "stop": ()}
-        assert line.said == [{"write": number, "prompt": "x", "sampling": sampling}]
+        assert line.sent == [{"write": number, "prompt": "x", "sampling": sampling}]
         other, *_ = await line.begin()
-        line.texts.receive({"text": other, "piece": "not his"})
+        line.queue.receive({"text": other, "piece": "for another client"})
         for piece in ("", "a", "b"):
-            line.texts.receive({"text": number, "piece": piece})
-        line.texts.receive({"text": number, "result": {**RESULT.to_dict(), "tokens": [1, 2]}})
+            line.queue.receive({"text": number, "piece": piece})
+        line.queue.receive({"text": number, "result": {**RESULT.to_dict(), "tokens": [1, 2]}})
         assert [await first, *[item async for item in pieces]] == ["a", "b", RESULT]
-        assert line.said[-1]["write"] == other, "it has ended: there is nothing to leave"
-        assert line.texts.running == 1
+        assert line.sent[-1]["write"] == other, "a text that has ended is not cancelled"
+        assert line.queue.running == 1
 
     run(read)
 
@@ -83,19 +83,19 @@ def test_a_text_and_its_result() -> None:
         (BackendUnavailable("no memory"), "x", 500, "internal"),
     ],
 )
-def test_errors_reach_the_reader_and_leave_room(error: IBNormError, prompt: str, status: int, code: str) -> None:
+def test_errors_reach_the_client_and_free_a_place(error: IBNormError, prompt: str, status: int, code: str) -> None:
     async def twice() -> None:
         line = Line(TextLimits(concurrency=1))
         for _ in range(2):
             first = asyncio.ensure_future(anext(line.ask(prompt)))
             await asyncio.sleep(0)
-            line.texts.receive(
-                {"text": line.said[-1]["write"], "error": {"kind": type(error).__name__, "message": str(error)}}
+            line.queue.receive(
+                {"text": line.sent[-1]["write"], "error": {"kind": type(error).__name__, "message": str(error)}}
             )
             with pytest.raises(Refused, match=str(error)) as caught:
                 await first
             assert (caught.value.status, caught.value.code) == (status, code)
-            assert (line.texts.running, line.texts.waiting) == (0, 0)
+            assert (line.queue.running, line.queue.waiting) == (0, 0)
 
     run(twice)
 
@@ -106,62 +106,62 @@ def test_limits_out_of_range() -> None:
             TextLimits(**wrong)  # type: ignore[arg-type]  # of either kind
 
 
-def test_a_reader_who_leaves_ends_the_text() -> None:
-    """Its place is free when the worker has put it down, so what is sent to a busy one has a bound."""
+def test_a_client_that_disconnects_cancels_its_text() -> None:
+    """Its place is free only when the worker confirms, so a busy worker has a bounded number of messages waiting."""
 
     async def leave() -> None:
         line = Line(TextLimits(concurrency=1))
         number, first, pieces = await line.begin()
-        line.texts.receive({"text": number, "piece": "a"})
+        line.queue.receive({"text": number, "piece": "a"})
         assert await first == "a"
         await pieces.aclose()
-        assert line.said[-1] == {"cancel": number}
-        line.texts.receive({"text": number, "piece": "too late"})
+        assert line.sent[-1] == {"cancel": number}
+        line.queue.receive({"text": number, "piece": "too late"})
         with pytest.raises(Refused, match="1 text is being generated"):
-            line.texts.check_room()
-        line.texts.receive({"text": number, "cancelled": True})
+            line.queue.check_room()
+        line.queue.receive({"text": number, "cancelled": True})
 
-        number, first, _ = await line.begin()  # before it has anything
+        number, first, _ = await line.begin()  # before its first piece
         first.cancel()
         with pytest.raises(asyncio.CancelledError):
             await first
-        assert line.said[-1] == {"cancel": number}
-        assert (line.texts.running, line.texts.waiting) == (1, 0)
-        line.texts.receive({"text": number, "result": RESULT.to_dict()})
-        assert line.texts.running == 0
-        line.texts.receive({"text": number, "cancelled": True})  # it had ended when that was said
+        assert line.sent[-1] == {"cancel": number}
+        assert (line.queue.running, line.queue.waiting) == (1, 0)
+        line.queue.receive({"text": number, "result": RESULT.to_dict()})
+        assert line.queue.running == 0
+        line.queue.receive({"text": number, "cancelled": True})  # it had ended before the worker confirmed
 
     run(leave)
 
 
-def test_only_so_many_wait_for_their_first_token() -> None:
-    """One that has its first token makes room for the next, long before its end; so does one that leaves or fails."""
+def test_the_number_of_texts_without_a_token_is_limited() -> None:
+    """A text makes room for the next when it has its first token, is cancelled or fails."""
 
     async def fill() -> None:
         line = Line(TextLimits(concurrency=4, waiting=1))
         for message in ({"piece": ""}, {"error": {"kind": "ModelFileError", "message": "fails"}}, None, {"piece": "a"}):
             number, first, _ = await line.begin()
             with pytest.raises(Refused, match="1 text is waiting for the first token; try again") as caught:
-                line.texts.check_room()
+                line.queue.check_room()
             assert caught.value.status == 429
             with pytest.raises(Refused, match="1 text is waiting"):
                 await anext(line.ask())
-            assert line.texts.waiting == 1
+            assert line.queue.waiting == 1
             if message is None:
                 first.cancel()
                 await asyncio.sleep(0)
                 message = {"cancelled": True}
-            line.texts.receive({"text": number, **message})
+            line.queue.receive({"text": number, **message})
             await asyncio.sleep(0)
             await asyncio.sleep(0)
-            assert line.texts.waiting == 0
-            line.texts.check_room()
-        assert line.texts.running == 2  # those with a piece, be it empty
+            assert line.queue.waiting == 0
+            line.queue.check_room()
+        assert line.queue.running == 2  # those with a piece, which may be empty
 
     run(fill)
 
 
-def test_only_so_many_are_written() -> None:
+def test_the_number_of_texts_is_limited() -> None:
     async def fill() -> None:
         line = Line(TextLimits(concurrency=2))
         begun = [await line.begin() for _ in range(2)]
@@ -173,42 +173,42 @@ def test_only_so_many_are_written() -> None:
         assert 500 <= int(caught.value.headers["Retry-After-Ms"]) <= 1500
         begun[0][1].cancel()
         await asyncio.sleep(0)
-        line.texts.receive({"text": begun[0][0], "cancelled": True})
-        line.texts.check_room()
+        line.queue.receive({"text": begun[0][0], "cancelled": True})
+        line.queue.check_room()
 
     run(fill)
 
 
-def test_the_time_of_a_text_is_bounded() -> None:
-    """Of the whole text, whether or not pieces come."""
+def test_the_time_of_a_text_is_limited() -> None:
+    """The limit is for the whole text, even if pieces keep arriving."""
 
     async def wait() -> None:
         clock = asyncio.get_running_loop()
         assert isinstance(clock, FastClock)
         line = Line(TextLimits(request_s=1000))
         number, first, pieces = await line.begin()
-        line.texts.receive({"text": number, "piece": "a"})
+        line.queue.receive({"text": number, "piece": "a"})
         assert await first == "a"
         clock.advance(900)
-        line.texts.receive({"text": number, "piece": "b"})
+        line.queue.receive({"text": number, "piece": "b"})
         assert await anext(pieces) == "b"
         clock.advance(101)
         with pytest.raises(Refused, match=r"the text took more than 1000 s") as caught:
             await anext(pieces)
         assert caught.value.status == 504
-        assert line.said[-1] == {"cancel": number}
+        assert line.sent[-1] == {"cancel": number}
 
     run(wait)
 
 
-def test_when_the_worker_has_ended_so_have_all_texts() -> None:
+def test_all_texts_end_with_the_worker() -> None:
     async def end() -> None:
         line = Line()
         number, first, pieces = await line.begin()
-        line.texts.receive({"text": number, "piece": "a"})
+        line.queue.receive({"text": number, "piece": "a"})
         assert await first == "a"
         _, second, _ = await line.begin()
-        line.texts.end("it has ended")
+        line.queue.end("it has ended")
         for waiting in (anext(pieces), second):
             with pytest.raises(Refused, match="it has ended") as caught:
                 await waiting
@@ -221,7 +221,7 @@ def test_when_the_worker_has_ended_so_have_all_texts() -> None:
 
 
 def test_a_request_without_room_is_refused_unread() -> None:
-    """Whatever it asks for: a burst must not cost those who are admitted the reading of all others."""
+    """In a burst, reading the refused requests would delay the accepted ones."""
     passed, sent = [], []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -235,7 +235,7 @@ def test_a_request_without_room_is_refused_unread() -> None:
 
     async def ask() -> None:
         line = Line(TextLimits(concurrency=1))
-        door = AdmissionMiddleware(app, line.texts)
+        door = AdmissionMiddleware(app, line.queue)
         await door({"type": "http", "method": "POST"}, receive, send)
         await line.begin()
         await door({"type": "http", "method": "GET"}, receive, send)  # /health and /v1/models have room

@@ -1,4 +1,4 @@
-"""Whose turn it is, and how messages are read: no process and no model, but one that does what it is told."""
+"""The order in which texts compute, and how messages are read, without a process and with a scripted model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RESULT = TextResult("ab", (1, 2), prompt_tokens=3, stopped="length", first_token
 
 
 class Model:
-    """Stands in for a `TextModel`: the prompt says its pieces, "-" none and "!" an error."""
+    """Replaces a `TextModel`: the prompt lists its pieces; "-" is no piece, "!" and "?" are errors."""
 
     def __init__(self) -> None:
         self.computed: list[str] = []
@@ -59,13 +59,13 @@ def test_first_tokens_go_first_and_others_in_order() -> None:
     assert model.computed == [*begun, "new 1", "new 2", "old 2", "old 1", "new 1", "new 2", "old 2"]
 
 
-def test_what_is_said_of_a_text() -> None:
-    """The first token even where it makes no piece; later ones only where they do."""
+def test_the_messages_about_a_text() -> None:
+    """The first token is reported even if it makes no piece; later tokens only if they make one."""
     scheduler = Scheduler(Model())
     begin(scheduler, 7, "x:-a-b")
-    said = [scheduler.take_turn() for _ in range(5)]
+    messages = [scheduler.take_turn() for _ in range(5)]
     assert not scheduler
-    assert said == [
+    assert messages == [
         {"text": 7, "piece": ""},
         {"text": 7, "piece": "a"},
         None,
@@ -88,7 +88,7 @@ def test_sampling_arrives() -> None:
     assert seen == [("x:a", Sampling(5, 0.5, top_p=0.5, seed=3, stop=("x",)))]
 
 
-def test_a_text_that_fails_ends_and_others_go_on() -> None:
+def test_a_text_that_fails_does_not_stop_the_others() -> None:
     scheduler = Scheduler(Model())
     for number, prompt in enumerate(("a:1!2", "b:1!", "c:?", "d:12")):
         begin(scheduler, number, prompt)
@@ -102,8 +102,8 @@ def test_a_text_that_fails_ends_and_others_go_on() -> None:
     assert said[3] == [{"piece": "1"}, {"piece": "2"}, {"result": RESULT.to_dict()}]
 
 
-def test_a_text_that_is_left_computes_no_more() -> None:
-    """Nor does it begin, where its turn has not come; its cache is let go at once."""
+def test_a_cancelled_text_stops_computing() -> None:
+    """A text that has not begun never does; the cache of one that has is freed at once."""
     scheduler = Scheduler(model := Model())
     begin(scheduler, 1, "stays:abc")
     begin(scheduler, 2, "goes:abc")
@@ -119,7 +119,7 @@ def test_a_text_that_is_left_computes_no_more() -> None:
     assert model.computed == ["stays", "goes", "stays", "stays"]
 
 
-def test_messages_come_in_any_pieces() -> None:
+def test_messages_arrive_in_any_pieces() -> None:
     out, into = os.pipe()
     reader = MessageReader(out)
     assert list(reader.read(wait=False)) == []

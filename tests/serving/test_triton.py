@@ -1,7 +1,7 @@
-"""A real tritonserver on the unmodified repository, and clients that know nothing of this package.
+"""A real tritonserver on an unmodified repository, with Triton's own clients.
 
-On a machine without a tritonserver on PATH the ONNX Runtime backend is `onnxruntime_backend/model.py`, over the same
-runtime as in-process: byte parity then shows that the plumbing is right, not that another runtime agrees.
+Without a tritonserver on PATH, `onnxruntime_backend/model.py` runs the model with the same runtime as in-process. Equal
+bytes then show that nothing is lost on the way, not that another runtime agrees.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from ibnorm_export.verifier.verify import VerifyOptions, verify
 from tests.support.running_server import PATIENCE_S, Running, running
 from tests.support.triton_clients import CLIENTS, REFUSED, ask, connect, draw
 
-ALONE = Limits(max_batch=0)  # no batching: then an answer has one right value, to the byte
+ALONE = Limits(max_batch=0)  # without batching, an answer has exactly one right value
 BOTH_CLIENTS = pytest.mark.parametrize("module", CLIENTS, ids=["http", "grpc"])
 
 
 def answers(model: ExportedModel, work: list[dict[str, Any]]) -> list[bytes]:
-    """In-process, with fused kernels."""
+    """Compute the answers in-process, with fused kernels."""
     here = OrtRunner(model.path, library=native.ort_library())
     return [here.run(arrays)["logits"].tobytes() for arrays in work]
 
@@ -62,7 +62,7 @@ def test_same_bytes_as_in_process(served: tuple[ExportedModel, str, Running], va
 
 
 def test_the_fused_kernels_are_used(served: tuple[ExportedModel, str, Running]) -> None:
-    """The variants differ in their last bits, so a backend that left the library out would be seen above."""
+    """The variants differ in their last bits, so the test above would notice a missing library."""
     model, name, server = served
     arrays = draw(model, np.random.default_rng(5), 4, 64)
     with connect(server, tritonclient.http) as client:
@@ -71,8 +71,8 @@ def test_the_fused_kernels_are_used(served: tuple[ExportedModel, str, Running]) 
     assert fused.tobytes() != portable.tobytes()
 
 
-def test_two_hundred_at_once(served: tuple[ExportedModel, str, Running]) -> None:
-    """Mixed batches and lengths over HTTP and gRPC together, each right to the byte."""
+def test_two_hundred_concurrent_requests(served: tuple[ExportedModel, str, Running]) -> None:
+    """Mixed batches and lengths over HTTP and gRPC at once; every answer is byte-identical."""
     model, name, server = served
     rng = np.random.default_rng(6)
     work = [draw(model, rng, int(rng.integers(1, 5)), int(rng.integers(1, 33))) for _ in range(200)]
@@ -86,8 +86,8 @@ def test_two_hundred_at_once(served: tuple[ExportedModel, str, Running]) -> None
         assert list(pool.map(one, range(200))) == answers(model, work)
 
 
-def test_rows_are_batched(exported_llama: ExportedModel, tmp_path: Path) -> None:
-    """Requests of equal shapes are computed together, and each gets its own rows."""
+def test_requests_are_batched(exported_llama: ExportedModel, tmp_path: Path) -> None:
+    """Requests with equal shapes are computed together, and each gets its own rows."""
     options = PackageOptions(name="m", variant=Variant.FUSED, limits=Limits(max_batch=8, queue_delay_us=200_000))
     rng = np.random.default_rng(11)
     work = [draw(exported_llama, rng, 1 + index % 2, 9) for index in range(64)]
@@ -105,15 +105,15 @@ def test_rows_are_batched(exported_llama: ExportedModel, tmp_path: Path) -> None
             statistics = client.get_inference_statistics("m")["model_stats"][0]
             with pytest.raises(InferenceServerException, match="batch-size must be <= 8"):
                 ask(client, tritonclient.http, "m", draw(exported_llama, rng, 9, 4))
-    asked, runs = (int(statistics[key]) for key in ("inference_count", "execution_count"))
-    assert asked >= 96  # rows: 32 requests of one, 32 of two
+    requested, runs = (int(statistics[key]) for key in ("inference_count", "execution_count"))
+    assert requested >= 96  # 32 requests of one row and 32 of two
     assert runs <= 40
-    # another batch is another order of summation: both are within the floor of the one table of tolerances
-    allowed = 2 * BOUNDS[DType.FP32].floor
+    # the size of the batch changes the order of summation: both orders are within the floor of the tolerances
+    tolerance = 2 * BOUNDS[DType.FP32].floor
     for arrays, answer in zip(work, told, strict=True):
         wanted = here.run(arrays)["logits"]
         assert answer.shape == wanted.shape
-        assert np.linalg.norm(answer - wanted) <= allowed * np.linalg.norm(wanted)
+        assert np.linalg.norm(answer - wanted) <= tolerance * np.linalg.norm(wanted)
 
 
 def test_verify_through_the_server(served: tuple[ExportedModel, str, Running], request: pytest.FixtureRequest) -> None:
@@ -139,10 +139,10 @@ def test_verify_through_the_server(served: tuple[ExportedModel, str, Running], r
             verify(model, loaded, options=VerifyOptions("triton", endpoint=Endpoint(url, there)))
 
 
-def test_verify_fails_for_another_model(
+def test_verify_fails_if_the_server_has_another_model(
     served: tuple[ExportedModel, str, Running], request: pytest.FixtureRequest
 ) -> None:
-    """A server that answers with other numbers fails, as it does in-process."""
+    """Wrong numbers from a server fail, as they do in-process."""
     model, name, server = served
     family = name.split("-")[0]
     loaded = models.load(request.getfixturevalue(f"{family}_checkpoint"))
@@ -152,7 +152,7 @@ def test_verify_fails_for_another_model(
     assert "logits" in str(report.findings)
 
 
-def test_overload_is_refused_and_passes(exported_llama: ExportedModel, tmp_path: Path) -> None:
+def test_overload_is_refused_and_recovers_afterwards(exported_llama: ExportedModel, tmp_path: Path) -> None:
     options = PackageOptions(name="m", variant=Variant.FUSED, limits=Limits(max_batch=0, max_queue=16))
     arrays = draw(exported_llama, np.random.default_rng(8), 8, 64)
     wanted = answers(exported_llama, [arrays])[0]
@@ -173,8 +173,8 @@ def test_overload_is_refused_and_passes(exported_llama: ExportedModel, tmp_path:
         assert one(0) == one(1) == "right"
 
 
-def test_sigterm_in_the_middle(exported_llama: ExportedModel, tmp_path: Path) -> None:
-    """Every request is answered right or refused; none hangs; `running` checks that no process is left."""
+def test_sigterm_between_requests(exported_llama: ExportedModel, tmp_path: Path) -> None:
+    """Every request gets the right answer or is refused, and none hangs. `running` checks that no process is left."""
     made = package(
         exported_llama, tmp_path / "r", options=PackageOptions(name="m", variant=Variant.FUSED, limits=ALONE)
     )
@@ -189,10 +189,10 @@ def test_sigterm_in_the_middle(exported_llama: ExportedModel, tmp_path: Path) ->
             except (InferenceServerException, ConnectionRefusedError):
                 return "refused"
             except (ConnectionError, HTTPConnectionClosed):
-                return "hung up on"  # sent as the endpoint closed
+                return "hung up on"  # sent while the endpoint closed
 
         def worker(number: int) -> list[str]:
-            """Asks until it has been refused five times."""
+            """Send requests until five have been refused."""
             module, told = CLIENTS[number % 2], list[str]()
             with connect(server, module) as client:
                 while told.count("refused") < 5:
@@ -209,5 +209,5 @@ def test_sigterm_in_the_middle(exported_llama: ExportedModel, tmp_path: Path) ->
             assert set(words[: refused - hung_up]) == {"right"}
             assert set(words[refused:]) <= {"refused", "hung up on"}
             assert words.count("hung up on") <= 1
-        assert sum(words.count("right") for words in told) >= 464  # those that were done before the signal
+        assert sum(words.count("right") for words in told) >= 464  # those that ended before the signal
         assert server.process.wait(PATIENCE_S) == 0

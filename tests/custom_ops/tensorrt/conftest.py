@@ -1,4 +1,4 @@
-"""The plugin library on the emulated kernels, and the mock of TensorRT, built once per checkout and source."""
+"""The plugin library with emulated kernels, and the mock of TensorRT, built once for each version of the sources."""
 
 from __future__ import annotations
 

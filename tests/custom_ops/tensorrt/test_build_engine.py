@@ -1,4 +1,4 @@
-"""Engines that TensorRT-RTX builds without a GPU, and what the report says of their norms."""
+"""Engines that TensorRT-RTX builds without a GPU, and what their norms become."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def one_norm(path: Path, compression: Compression, dtype: str, skip: bool) -> Ex
 @pytest.mark.parametrize("skip", [False, True], ids=["plain", "skip"])
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("compression", Compression, ids=lambda c: c.value)
-def test_the_op_alone_is_one_kernel(tmp_path: Path, compression: Compression, dtype: str, skip: bool) -> None:
+def test_a_single_norm_is_one_kernel(tmp_path: Path, compression: Compression, dtype: str, skip: bool) -> None:
     engine = build_engine(
         one_norm(tmp_path / "op.onnx", compression, dtype, skip), tmp_path / "op.plan", options=options()
     )
@@ -56,7 +56,7 @@ def test_the_op_alone_is_one_kernel(tmp_path: Path, compression: Compression, dt
 
 @pytest.mark.parametrize("dtype", TYPES)
 def test_the_generated_kernel_keeps_the_accurate_logarithm(tmp_path: Path, dtype: str) -> None:
-    """Max, Log and Div survive in that order, and Log is the float helper that is logf: neither hlog nor __logf."""
+    """Max, Log and Div remain in that order, and Log is logf rather than hlog or __logf."""
     model = one_norm(tmp_path / "op.onnx", Compression.LOGARITHMIC, dtype, skip=False)
     engine = build_engine(model, tmp_path / "op.plan", options=options())
     assert re.search("MaxAddLogMulDiv", engine.norms[0].kernels[0])
@@ -66,7 +66,7 @@ def test_the_generated_kernel_keeps_the_accurate_logarithm(tmp_path: Path, dtype
     bodies = [body.split("\x00")[0] for body in text.split(start)[1:]]
     assert bodies
     for body in bodies:
-        # A plan has the body once for each way to launch it.
+        # A plan contains the body once for each way to launch it.
         body = body.split('extern "C" __global__')[0]
         largest, log = body.find("__myln_max___myln_float"), body.find("__myln_log___myln_float___myln_float")
         assert 0 < largest < log
@@ -83,7 +83,7 @@ def small(family: str, request: pytest.FixtureRequest) -> Any:
 def test_models_build_for_both_targets(
     tmp_path: Path, family: str, dtype: str, fuse_skip: bool, request: pytest.FixtureRequest
 ) -> None:
-    """At most two kernels a norm. A ViT's last takes one: the class token is cut out before it, not after."""
+    """Each norm takes at most two kernels. The last of a ViT takes one: the class token is selected before it."""
     model = small(family, request)
     exported = export(model, tmp_path / "m.onnx", options=ExportOptions(DType(dtype), fuse_skip=fuse_skip))
     engine = build_engine(exported, tmp_path / "m.plan", options=options())
@@ -104,7 +104,7 @@ def test_a_cache_has_a_profile_for_prompts_and_one_for_tokens(
     assert [item.name for item in engine.description.profiles] == ["prefill", "decode"]
     total = {p.name: r.largest for p in engine.description.profiles for r in p.ranges if r.axis == "total"}
     assert total == {"prefill": 64, "decode": 64}  # the model's own positions
-    # Both profiles are in the plan, and the report is of the worse one.
+    # Both profiles are in the plan, and the report describes the one with more kernels.
     graphs = kernels_in_plan(engine.path.read_bytes())
     assert len(graphs) == 2
     assert [len(norm.kernels) for norm in engine.norms] == [1] * 5
@@ -121,7 +121,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
     return build_engine(model, folder / "op.plan", options=options(ranges=ranges, workspace_bytes=1 << 28))
 
 
-def test_is_described_beside_it(engine: Engine) -> None:
+def test_the_description_next_to_the_plan(engine: Engine) -> None:
     read = read_engine(engine.path)
     assert read == engine
     about = json.loads(engine.path.with_name("op.plan.json").read_text())
@@ -145,7 +145,7 @@ def change(plan: Path, **values: Any) -> None:
     beside.write_text(json.dumps({**json.loads(beside.read_text()), **values}))
 
 
-def test_bad_engines_are_explained(engine: Engine, tmp_path: Path) -> None:
+def test_bad_engines_are_rejected(engine: Engine, tmp_path: Path) -> None:
     plan = copy_of(engine, tmp_path)
     change(plan, runtime_version="1.2.3")
     with pytest.raises(EngineError, match=r"was built by tensorrt-rtx 1\.2\.3; 1\.\S+ is installed"):
@@ -167,7 +167,7 @@ def test_bad_engines_are_explained(engine: Engine, tmp_path: Path) -> None:
         read_engine(plan)
 
 
-def test_an_operator_that_is_lacking_is_named(tmp_path: Path) -> None:
+def test_an_unsupported_operator_is_named(tmp_path: Path) -> None:
     info = onnx.helper.make_tensor_value_info
     node = onnx.helper.make_node("Det", ["X"], ["Y"], name="of_three")
     graph = onnx.helper.make_graph(
@@ -182,7 +182,7 @@ def test_an_operator_that_is_lacking_is_named(tmp_path: Path) -> None:
     assert not (tmp_path / "d.plan").exists()
 
 
-def test_an_unknown_target_is_refused(tmp_path: Path) -> None:
+def test_an_unknown_target_is_rejected(tmp_path: Path) -> None:
     model = one_norm(tmp_path / "op.onnx", Compression.LINEAR, "fp32", skip=False)
     with pytest.raises(EngineError, match=r"compute capability is 'sm_90'; it must be one of sm_75"):
         build_engine(

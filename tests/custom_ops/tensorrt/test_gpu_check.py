@@ -1,4 +1,4 @@
-"""The check for GPU machines, as far as one without a GPU can take it: on the emulator, where it measures nothing."""
+"""The check for GPU machines, run on the emulator, where it measures nothing."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_without_a_gpu_nothing_is_run(tmp_path: Path, capfd: pytest.CaptureFixtu
 
 
 def test_every_part_on_the_emulator(tmp_path: Path, trt_headers: Path) -> None:
-    """What can run passes; the rest says why it is not run, and nothing is timed."""
+    """What can run passes, the other parts report why they did not run, and nothing is timed."""
     library = native.availability()
     if not library:
         pytest.skip(str(library))
@@ -101,7 +101,7 @@ def test_a_part_without_figures_does_not_pass(machine: Machine) -> None:
 
 
 def test_nvcc_builds_plugin_and_harness(trt_headers: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """With a stub in the place of the kernels, which take minutes: what nvcc makes of the two loads and answers."""
+    """The kernels are replaced by a stub, because they take minutes to compile: the result loads and answers."""
     try:
         gpu_machine.nvcc(["--version"])
     except gpu_machine.ToolMissingError as missing:

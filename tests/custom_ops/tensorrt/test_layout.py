@@ -1,4 +1,4 @@
-"""What the libraries export and need: those on the emulated kernels, and those that CMake builds with nvcc."""
+"""What the libraries export and need: those with emulated kernels, and those that CMake builds with nvcc."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def symbols(library: Path, which: str) -> set[str]:
 
 
 def foreign(library: Path) -> set[str]:
-    """What it leaves open, the C library apart."""
+    """Undefined symbols of a library, without those of the C library."""
     return {name for name in symbols(library, "--undefined-only") if "@GLIBC" not in name} - WEAK
 
 
@@ -36,7 +36,7 @@ def needed(library: Path) -> set[str]:
     return {name.split(".so")[0] for name in re.findall(r"NEEDED.*\[(.*)\]", done.stdout)}
 
 
-def test_on_the_emulated_kernels(plugin_library: Path) -> None:
+def test_symbols_with_emulated_kernels(plugin_library: Path) -> None:
     assert symbols(plugin_library, "--defined-only") == EXPORTED["libibnorm_trt.so"]
     # The emulated kernels are a library beside it.
     assert all(name.startswith("_ZN6ibnorm4cuda3run") for name in foreign(plugin_library))
@@ -44,8 +44,8 @@ def test_on_the_emulated_kernels(plugin_library: Path) -> None:
 
 
 @pytest.mark.parametrize("name", EXPORTED)
-def test_as_cmake_builds_it(name: str) -> None:
-    """No undefined TensorRT or CUDA symbol: cudart is inside, and finds the driver by itself."""
+def test_symbols_of_a_cmake_build(name: str) -> None:
+    """It has no undefined TensorRT or CUDA symbol: cudart is linked statically, and finds the driver at run time."""
     library = BUILT / name
     if not library.is_file():
         pytest.skip(NOT_BUILT)

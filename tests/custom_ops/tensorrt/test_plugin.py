@@ -1,4 +1,4 @@
-"""Every IPluginV3 call of the plugin library, `enqueue` included, on the emulated kernels; what the library exports."""
+"""Every IPluginV3 call of the plugin library, including `enqueue`, with emulated kernels."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_schema_equals_the_definition(plugin_library: Path) -> None:
 
 
 def test_six_creators_ask_for_the_attributes(harness: Path, plugin_library: Path) -> None:
-    """All but plugin_namespace, which the parser reads for itself."""
+    """All except plugin_namespace, which only the parser reads."""
     described = trt_plugin.describe(harness, plugin_library)
     assert tuple(described) == ALL
     codes = {"float": FIELD_TYPES["float32"], "int": FIELD_TYPES["int32"]}
@@ -92,7 +92,7 @@ GOOD = {"lambd": ("float32", 4.0), "epsilon": ("float32", 1e-5), "axis": ("int32
     ],
     ids=str,
 )
-def test_legal_fields_are_taken(harness: Path, plugin_library: Path, change: dict[str, Any]) -> None:
+def test_legal_fields_are_accepted(harness: Path, plugin_library: Path, change: dict[str, Any]) -> None:
     fields = {name: value for name, value in {**GOOD, **change}.items() if value is not None}
     with opened(harness, plugin_library, "IBNormL", fields) as plugin:
         assert plugin.fields[0] == 4.0
@@ -120,7 +120,7 @@ def test_legal_fields_are_taken(harness: Path, plugin_library: Path, change: dic
     ],
     ids=str,
 )
-def test_bad_fields_are_refused_with_a_line(
+def test_bad_fields_are_rejected_with_a_message(
     harness: Path, plugin_library: Path, capfd: pytest.CaptureFixture[str], change: dict[str, Any], words: str
 ) -> None:
     fields = {name: value for name, value in {**GOOD, **change}.items() if value is not None}
@@ -136,7 +136,7 @@ def test_bad_fields_are_refused_with_a_line(
 
 
 def test_format_combinations(plugin: Plugin) -> None:
-    """Of all types in all places: X in three types, scale and bias in X's or float, the rest as X."""
+    """X may have three types, scale and bias that of X or float, and everything else has that of X."""
     count = plugin.inputs + plugin.outputs
     universe = (*DATA_TYPES.values(), 2, 3)  # and int8, int32
     taken = {types for types in itertools.product(universe, repeat=count) if plugin.supports(list(types))}
@@ -165,7 +165,7 @@ def test_outputs_follow_x(plugin: Plugin) -> None:
 
 
 def run(plugin: Plugin, x: NDArray[Any], scale: NDArray[Any], bias: NDArray[Any]) -> tuple[list[Any], Any]:
-    """Outputs, and what the normalised values should be."""
+    """Run the plugin, and return its outputs with the expected normalised values."""
     outputs = [np.full(x.shape, np.nan, x.dtype) for _ in range(plugin.outputs)]
     skip = [x[::-1].copy()] if plugin.outputs == 2 else []
     assert plugin.run([x, *skip, scale, bias], outputs) == 0
@@ -180,7 +180,7 @@ def run(plugin: Plugin, x: NDArray[Any], scale: NDArray[Any], bias: NDArray[Any]
 def test_enqueue_is_accurate(
     harness: Path, plugin_library: Path, op_type: str, dtype: np.dtype[Any], affine: np.dtype[Any]
 ) -> None:
-    """The bars of op.md; one plugin, shapes that change from call to call."""
+    """One plugin meets the accuracy targets with shapes that change from call to call."""
     spec = IBNormSpec(Compression(op_type[-1]), 2.5, epsilon=1e-6)
     rng = np.random.default_rng(len(op_type))
     with opened(harness, plugin_library, op_type, trt_plugin.fields_of(spec)) as plugin:
@@ -197,7 +197,7 @@ def test_enqueue_is_accurate(
                 assert equal >= 0.99
 
 
-def test_lambda_and_epsilon_arrive(harness: Path, plugin_library: Path) -> None:
+def test_lambda_and_epsilon_are_used(harness: Path, plugin_library: Path) -> None:
     x = np.linspace(-3, 3, 64, dtype=np.float32).reshape(2, 32) ** 3
     ones, zeros = np.ones(32, np.float32), np.zeros(32, np.float32)
     for lambd, epsilon in ((0.5, 0.0), (8.0, 0.0), (0.5, 10.0)):
@@ -207,7 +207,7 @@ def test_lambda_and_epsilon_arrive(harness: Path, plugin_library: Path) -> None:
         assert cuda_emulator.norm_error(outputs[0], reference.ibnorm(x, ones, bias=zeros, spec=spec)) <= 1e-6
 
 
-def test_no_rows_is_no_error(plugin: Plugin) -> None:
+def test_an_input_without_rows_is_accepted(plugin: Plugin) -> None:
     ones = np.ones(8, np.float32)
     run(plugin, np.zeros((0, 8), np.float32), ones, ones)
 
@@ -223,7 +223,7 @@ def test_no_rows_is_no_error(plugin: Plugin) -> None:
     ],
     ids=str,
 )
-def test_wrong_shapes_are_refused_with_a_line(
+def test_wrong_shapes_are_rejected_with_a_message(
     harness: Path,
     plugin_library: Path,
     capfd: pytest.CaptureFixture[str],

@@ -58,7 +58,7 @@ def bindings(request: pytest.FixtureRequest) -> str:
 
 
 def ask(code: str, *arguments: str) -> tuple[Any, str]:
-    """What the script prints as JSON, and its standard error."""
+    """Run the script, and return what it prints as JSON and its standard error."""
     command = [sys.executable, "-c", _PROLOGUE + code, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -95,7 +95,7 @@ def test_creates_plugins_from_fields(bindings: str, plugin_library: Path, change
     ],
     ids=str,
 )
-def test_refuses_bad_fields_with_a_message(
+def test_bad_fields_are_rejected_with_a_message(
     bindings: str, plugin_library: Path, change: dict[str, Any], words: str
 ) -> None:
     fields = {name: value for name, value in {**GOOD, **change}.items() if value is not None}
@@ -107,8 +107,8 @@ def test_refuses_bad_fields_with_a_message(
 # -- the library that registers itself -------------------------------------------------------------
 
 
-def test_registers_itself_where_it_is_opened(trt_headers: Path, plugin_library: Path) -> None:
-    """As `trtexec --staticPlugins` and ONNX Runtime's TensorRT provider open it."""
+def test_the_library_registers_itself_when_opened(trt_headers: Path, plugin_library: Path) -> None:
+    """`trtexec --staticPlugins` and ONNX Runtime's TensorRT provider open a library in this way."""
     name = "tensorrt_lean_bindings"
     if importlib.util.find_spec(name) is None:
         pytest.skip(f"{name} is not installed: pip install 'ibnorm-export[tensorrt-test]'")
@@ -119,10 +119,10 @@ def test_registers_itself_where_it_is_opened(trt_headers: Path, plugin_library: 
 
 
 @pytest.mark.parametrize("version", [120000, 8601])
-def test_refuses_a_major_version_that_it_does_not_know(
+def test_an_unsupported_major_version_is_rejected(
     trt_headers: Path, plugin_library: Path, tmp_path: Path, version: int
 ) -> None:
-    """A stand-in for libnvinfer, which says its version as that does: 10.14.1 is 101401, 8.6.1 was 8601."""
+    """A replacement for libnvinfer reports its version as libnvinfer does: 10.14.1 is 101401, 8.6.1 was 8601."""
     fake, major = tmp_path / "libnvinfer.so.99", {120000: 12, 8601: 8}[version]
     functions = (
         f'extern "C" {{ int getInferLibVersion() {{ return {version}; }} void* getPluginRegistry() {{ return 0; }} }}'
@@ -138,7 +138,7 @@ def test_refuses_a_major_version_that_it_does_not_know(
     assert done.stderr == f"ibnorm: TensorRT major version {major} is not known; 10 and 11 are\n"
 
 
-def test_says_that_no_runtime_is_loaded(trt_headers: Path, plugin_library: Path) -> None:
+def test_a_missing_runtime_is_reported(trt_headers: Path, plugin_library: Path) -> None:
     register = trt_plugin.build_register(trt_headers, plugin_library)
     code = "import ctypes, sys; print(ctypes.CDLL(sys.argv[1]).ibnorm_registered())"
     done = subprocess.run([sys.executable, "-c", code, str(register)], capture_output=True, text=True, check=True)

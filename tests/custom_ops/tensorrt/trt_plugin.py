@@ -1,4 +1,4 @@
-"""Builds the plugin library on the emulated kernels, and plays TensorRT towards it."""
+"""Build the plugin library with emulated kernels, and call it as TensorRT would."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LINEAR = 0
 
 
 def headers() -> Path | None:
-    """TensorRT's headers: an installed SDK first, then what was fetched."""
+    """Find TensorRT's headers: those of an installed SDK, otherwise those in the cache."""
     given = os.environ.get("TENSORRT_INCLUDE_DIR")
     places = [Path(given)] if given else [Path("/usr/include"), Path("/usr/include/x86_64-linux-gnu")]
     places.append(ROOT / ".cache" / "headers" / "tensorrt")
@@ -56,7 +56,7 @@ def _compile(sources: list[Path], include: Path, name: str, link: tuple[str, ...
 
 
 def build_harness(include: Path) -> Path:
-    """The mock of TensorRT; it exports its functions, so visibility is the default one."""
+    """Build the mock of TensorRT, which exports its functions."""
     return _compile([Path(__file__).parent / "harness.cc"], include, "libharness.so", ("-fvisibility=default", "-ldl"))
 
 
@@ -74,7 +74,7 @@ def build_plugin(include: Path, folder: Path = PLUGIN) -> Path:
 
 
 def build_register(include: Path, plugin: Path) -> Path:
-    """The registering library, beside `plugin`."""
+    """Build the registering library next to `plugin`."""
     made = _compile([PLUGIN / "register.cc"], include, "libibnorm_trt_register.so", ("-ldl",))
     target = plugin.parent / made.name
     target.write_bytes(made.read_bytes())
@@ -85,7 +85,7 @@ Fields = Mapping[str, tuple[str, Any]]
 
 
 def fields_of(spec: IBNormSpec) -> dict[str, tuple[str, Any]]:
-    """What TensorRT's parser makes of a node's attributes: FLOAT is kFLOAT32, INT is kINT32."""
+    """Convert a node's attributes as TensorRT's parser does: FLOAT is kFLOAT32, INT is kINT32."""
     return {"lambd": ("float32", spec.lambd), "epsilon": ("float32", spec.epsilon), "axis": ("int32", -1)}
 
 
@@ -97,7 +97,7 @@ def _bytes(kind: str, value: Any) -> tuple[bytes, int]:
 
 
 class Tensor(NamedTuple):
-    """What a plugin is told of one tensor, wherever it lies."""
+    """What a plugin is told about one tensor."""
 
     shape: tuple[int, ...]
     dtype: str  # a key of DATA_TYPES
@@ -105,7 +105,7 @@ class Tensor(NamedTuple):
 
 
 class Refused(Exception):
-    """The plugin, or the harness in its name, said no."""
+    """The plugin, or the harness on its behalf, returned an error."""
 
 
 class Plugin:
@@ -200,7 +200,7 @@ class Plugin:
 
 
 def describe(harness: Path, library: Path) -> dict[str, dict[str, int]]:
-    """Creators of a library, and the fields that each asks the parser for."""
+    """List the creators of a library, and the fields that each requests from the parser."""
     text = ctypes.create_string_buffer(4000)
     count = ctypes.CDLL(str(harness)).harness_describe(str(library).encode(), text, ctypes.c_size_t(len(text)))
     lines = [line.split() for line in text.value.decode().splitlines()]

@@ -1,4 +1,4 @@
-"""Engines that are given: which are refused and in what words, and which profile takes which inputs. No TensorRT."""
+"""Engines on disk: which are rejected with which message, and which profile accepts which inputs, without TensorRT."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def source(tmp_path: Path) -> ExportedModel:
 
 
 def written(source: ExportedModel, runtime: str = "tensorrt-rtx", **changed: Any) -> Path:
-    """A plan and its description beside the model."""
+    """Write a plan and its description next to the model."""
     plan = source.path.with_name("m.plan")
     plan.write_bytes(PLAN)
     ranges = [{"axis": "batch", "smallest": 1, "optimal": 1, "largest": 8, "profile": "default"}]
@@ -88,7 +88,7 @@ def test_a_good_engine_is_read(source: ExportedModel, monkeypatch: pytest.Monkey
         ({}, r"was built for sm_89, sm_120; this machine has sm_90 \(NVIDIA H200\): build it again"),
     ],
 )
-def test_another_gpu_is_named_with_this_one(
+def test_an_engine_for_another_gpu_is_rejected(
     source: ExportedModel, monkeypatch: pytest.MonkeyPatch, changed: dict[str, Any], words: str
 ) -> None:
     installed(monkeypatch)
@@ -130,10 +130,10 @@ def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bench_names_a_bad_engine_without_a_gpu(
+def test_bench_reports_a_bad_engine_without_a_gpu(
     source: ExportedModel, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], case: str
 ) -> None:
-    """Exit 2 in one line, before the missing GPU is spoken of."""
+    """The exit code is 2, with one line that does not mention the missing GPU."""
     make, words = BAD[case]
     plan = make(source)
     assert run(monkeypatch, "bench", str(source.path), "--backend", "tensorrt-rtx", "--engine", str(plan)) == 2
@@ -142,7 +142,7 @@ def test_bench_names_a_bad_engine_without_a_gpu(
     assert "\n" not in said
 
 
-def test_verify_names_a_bad_engine_without_a_gpu(
+def test_verify_reports_a_bad_engine_without_a_gpu(
     exported_llama: ExportedModel,
     llama_checkpoint: Path,
     tmp_path: Path,
@@ -166,7 +166,7 @@ def test_a_good_engine_without_a_gpu_exits_with_3(
     assert "needs an NVIDIA GPU" in capfd.readouterr().err
 
 
-def test_other_backends_take_no_engine(
+def test_other_backends_accept_no_engine(
     source: ExportedModel, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     plan = written(source)
@@ -180,7 +180,7 @@ def test_other_backends_take_no_engine(
 @pytest.mark.parametrize(
     ("version", "known"), [("10.0.1", True), ("11.4.0.106", True), ("9.3.0", False), ("12.0", False)]
 )
-def test_a_major_version_that_the_plugin_does_not_know(version: str, known: bool) -> None:
+def test_major_versions_that_the_plugin_supports(version: str, known: bool) -> None:
     said = native.plugin_problem(version)
     assert (not said) if known else said.startswith(f"the plugin library does not support TensorRT {version}")
     trt = SimpleNamespace(__version__=version)
@@ -190,7 +190,7 @@ def test_a_major_version_that_the_plugin_does_not_know(version: str, known: bool
 
 
 @pytest.mark.parametrize("runtime", Runtime)
-def test_a_folder_of_that_name_is_no_tensorrt(
+def test_a_folder_with_the_name_of_a_module_is_ignored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runtime: Runtime
 ) -> None:
     for name in bindings_module._MODULES[runtime]:
@@ -228,11 +228,11 @@ def shapes(batch: int, sequence: int, past: int) -> dict[str, tuple[int, ...]]:
     ("sizes", "chosen"),
     [((1, 128, 0), 0), ((1, 1, 0), 0), ((2, 1, 5), 1), ((8, 1, 511), 1), ((8, 400, 0), 2), ((1, 130, 0), 0)],
 )
-def test_the_profile_that_fits_and_is_nearest(sizes: tuple[int, int, int], chosen: int) -> None:
+def test_the_nearest_profile_that_accepts_the_inputs(sizes: tuple[int, int, int], chosen: int) -> None:
     assert fitting_profile([PREFILL, DECODE, LONG], AXES, shapes=shapes(*sizes)) == chosen
 
 
-def test_no_profile_is_named_with_what_was_given() -> None:
+def test_inputs_that_no_profile_accepts() -> None:
     words = (
         "no profile of the engine accepts batch 2, sequence 3, past 5, total 8: prefill accepts batch 1 to 8, sequence"
     )

@@ -1,4 +1,4 @@
-"""Engines: what can be said without any TensorRT installed. tests/custom_ops/tensorrt builds real ones."""
+"""Profiles, options and messages of engines, without TensorRT. tests/custom_ops/tensorrt builds real engines."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ def model(path: Path, axes: tuple[str | int, ...] = ("batch", "sequence", 8)) ->
         ("past=0x2x1", "at least 0 and in order"),
     ],
 )
-def test_bad_profiles_are_refused(text: str, words: str) -> None:
+def test_bad_profiles_are_rejected(text: str, words: str) -> None:
     with pytest.raises(EngineError, match=words):
         parse_ranges([text])
 
 
-def test_a_profile_given_twice_is_refused() -> None:
+def test_a_repeated_profile_is_rejected() -> None:
     with pytest.raises(EngineError, match="'batch' is given twice"):
         parse_ranges(["batch=1x1x1", "batch=1x2x3"])
 
@@ -71,7 +71,7 @@ def sizes(made: Profile) -> dict[str, tuple[int, int, int]]:
     return {item.axis: (item.smallest, item.optimal, item.largest) for item in made.ranges}
 
 
-def test_defaults_fill_what_is_not_given(tmp_path: Path) -> None:
+def test_other_axes_get_defaults(tmp_path: Path) -> None:
     [made] = profiles(model(tmp_path / "m.onnx"), parse_ranges(["sequence=2x3x4"]))
     assert made.name == "default"
     assert sizes(made) == {"batch": (1, 1, 8), "sequence": (2, 3, 4)}
@@ -79,7 +79,7 @@ def test_defaults_fill_what_is_not_given(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("known", "largest"), [(None, 2048), (0, 2048), (64, 64), (300, 300), (5000, 2048)])
-def test_defaults_stay_within_the_models_length(tmp_path: Path, known: int | None, largest: int) -> None:
+def test_defaults_do_not_exceed_the_models_length(tmp_path: Path, known: int | None, largest: int) -> None:
     made = with_length(model(tmp_path / "m.onnx"), known)
     assert sizes(profiles(made, ())[0])["sequence"] == (1, min(128, largest), largest)
     cached = with_length(model(tmp_path / "c.onnx", ("past", "sequence", "total")), known)
@@ -96,7 +96,7 @@ def with_length(made: ExportedModel, known: int | None) -> ExportedModel:
     return made
 
 
-def test_a_range_is_for_one_profile_or_for_all(tmp_path: Path) -> None:
+def test_a_range_for_one_profile_or_for_all(tmp_path: Path) -> None:
     cached = model(tmp_path / "c.onnx", ("batch", "past", "sequence", "total"))
     given = parse_ranges(["batch=1x2x3", "decode:batch=4x5x6", "prefill:past=0x0x64", "decode:total=9x9x9"])
     prefill, decode = (sizes(made) for made in profiles(cached, given))
@@ -107,7 +107,7 @@ def test_a_range_is_for_one_profile_or_for_all(tmp_path: Path) -> None:
         profiles(cached, parse_ranges(["decoding:batch=1x1x1"]))
 
 
-def test_axes_must_be_the_models(tmp_path: Path) -> None:
+def test_axes_must_exist_in_the_model(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"no dynamic axis 'seq'; it has batch, sequence"):
         profiles(model(tmp_path / "m.onnx"), parse_ranges(["seq=1x2x3"]))
     with pytest.raises(EngineError, match=r"axis 'past' has no default sizes: add --profile past=MINxOPTxMAX"):
@@ -123,7 +123,7 @@ _LAUNCH = "function={{ name={} fqn=f args={{}} metadata={} swap_ab=false }}\n"
 
 
 def test_layers_are_read_from_a_plan(tmp_path: Path) -> None:
-    """Of two profiles the worse one counts; a launch that appears twice counts twice."""
+    """The profile with more kernels counts; a launch that appears twice counts twice."""
     first, second = "[ONNX Layer: node_of_q | first (IBNormL)]", "[ONNX Layer: node_of_y | second (IBNormL)]"
     one = "header {\n" + _LAUNCH.format("both", first + second)
     two = (
@@ -166,7 +166,7 @@ def test_layers_are_read_from_an_inspection(tmp_path: Path) -> None:
         (Runtime.TENSORRT, {"workspace_bytes": 0}, "at least 1"),
     ],
 )
-def test_options_that_do_not_fit_are_refused(runtime: Runtime, rest: dict[str, Any], words: str) -> None:
+def test_options_that_do_not_fit_together_are_rejected(runtime: Runtime, rest: dict[str, Any], words: str) -> None:
     with pytest.raises(EngineError, match=words):
         EngineOptions(runtime, **rest)
 
@@ -199,7 +199,7 @@ def test_unusable_plugin_libraries_are_explained(tmp_path: Path) -> None:
         native.trt_library(tmp_path / "libibnorm_trt.so")
 
 
-def test_a_library_of_another_schema_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_with_another_schema_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Other:
         getCreators = None  # noqa: N815  # TensorRT's name
 
