@@ -133,7 +133,7 @@ def test_a_foreign_library_is_explained() -> None:
 
     found = native.inspect(Path(_ctypes.__file__))
     assert not found
-    assert "no IBNorm library" in found.problem
+    assert "is not an IBNorm library" in found.problem
 
 
 # -- results -------------------------------------------------------------------------------------
