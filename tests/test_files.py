@@ -157,7 +157,7 @@ def test_a_model_of_somebody_else_is_not_lost(tmp_path: Path, written: dict[Path
         earlier_export(tmp_path / "theirs")
     (tmp_path / "app").mkdir()
     (tmp_path / "app" / "manifest.json").write_text(json.dumps({"name": "of a web application"}))
-    with pytest.raises(ExportError, match="no repository that was packaged"):
+    with pytest.raises(ExportError, match="was not written by `package`"):
         package(ours, tmp_path / "app")
 
 

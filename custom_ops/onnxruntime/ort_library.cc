@@ -1,8 +1,8 @@
-//! The ONNX Runtime custom-op library: six op types, three data types, one kernel call each.
+//! The custom-op library for ONNX Runtime: six op types and three data types.
 //!
-//! Every entry does the same: check what the runtime hands over, describe it as an ibnorm::Problem,
-//! call the kernels, translate the outcome. C API only, at level 18, so one binary serves ONNX
-//! Runtime 1.18 to the newest, whatever header it was built against. Nothing here throws.
+//! An op checks its inputs, describes them as an ibnorm::Problem, calls the kernels and translates their
+//! status. The library only uses the C API at level 18, so one binary works with ONNX Runtime 1.18 and later,
+//! whatever header it was built with. Nothing here throws.
 #include <onnxruntime_c_api.h>
 
 #include <cinttypes>
@@ -28,9 +28,9 @@ using ibnorm::Status;
 constexpr std::uint32_t kApiLevel = 18;
 constexpr std::size_t kMaxRank = 32;
 
-//! Below this many elements waking a second thread costs more than it saves.
+//! Below this number of elements, waking a second thread costs more than it saves.
 constexpr std::int64_t kSerialElements = 16384;
-//! Elements a thread takes at a time: large enough to be free, small enough to even out the threads.
+//! Elements that a thread takes at a time: enough to hide the cost, few enough to balance the threads.
 constexpr std::int64_t kChunkElements = 131072;
 
 enum class Provider { kCpu, kCuda };
@@ -46,8 +46,8 @@ struct TypePair {
   DType data;
   DType affine;
 };
-// A half X goes with scale and bias of its own type or of float. A library that lacks a kernel for
-// the model's types makes the model unloadable, so all are there.
+// A half X goes with scale and bias of its own type or of float. All combinations are here, because ONNX
+// Runtime cannot load a model if the library lacks a kernel for its types.
 constexpr TypePair kTypes[] = {
     {DType::kFloat32, DType::kFloat32},  {DType::kFloat16, DType::kFloat16},
     {DType::kFloat16, DType::kFloat32},  {DType::kBFloat16, DType::kBFloat16},
@@ -89,13 +89,14 @@ struct Node {
   const Op* op;
   float lambd;
   float epsilon;
-  // Lengths of scale and bias where they are constants of the model: checked here, not at every call.
+  // Lengths of scale and bias if they are constants of the model, so that they are checked once; -1
+  // otherwise.
   std::int64_t constant_scale;
   std::int64_t constant_bias;
   char name[160];
 };
 
-//! Owns an OrtStatus-free path: the first failing call returns from the caller.
+//! Returns from the function with the status of a call that fails.
 #define IBNORM_TRY(call)                           \
   do {                                             \
     if (OrtStatus* status = (call)) return status; \
@@ -131,7 +132,7 @@ OrtStatus* read_shape(const OrtApi& api, const OrtValue* value, Shape* shape) {
   OrtTensorTypeAndShapeInfo* info = nullptr;
   IBNORM_TRY(api.GetTensorTypeAndShape(value, &info));
   OrtStatus* status = api.GetDimensionsCount(info, &shape->rank);
-  // Of a higher rank, which is always an error, the first dimensions: the message shows them.
+  // A higher rank is always an error; the message shows the first dimensions.
   if (status == nullptr)
     status = api.GetDimensions(info, shape->dims, shape->rank < kMaxRank ? shape->rank : kMaxRank);
   api.ReleaseTensorTypeAndShapeInfo(info);
@@ -139,7 +140,7 @@ OrtStatus* read_shape(const OrtApi& api, const OrtValue* value, Shape* shape) {
 }
 
 OrtStatus* read_data(const OrtApi& api, const OrtValue* value, void** data) {
-  // the C API has no const form at level 18
+  // The C API has no const form at level 18.
   return api.GetTensorMutableData(const_cast<OrtValue*>(value), data);
 }
 
@@ -181,14 +182,14 @@ std::int64_t constant_length(const OrtApi& api, const OrtKernelInfo* info, std::
     if (status == nullptr && shape.rank == 1) return shape.dims[0];
   }
   if (status != nullptr) api.ReleaseStatus(status);
-  return -1;  // not a constant vector: looked at when the node runs
+  return -1;  // not a constant vector: checked when the node runs
 }
 
 OrtStatus* configure(const Op& op, const OrtApi& api, const OrtKernelInfo* info, Node* node) {
   node->op = &op;
   std::size_t size = sizeof node->name;
   if (OrtStatus* status = api.KernelInfo_GetNodeName(info, node->name, &size)) {
-    api.ReleaseStatus(status);  // longer than the buffer: a node without its name is still a node
+    api.ReleaseStatus(status);  // the name is longer than the buffer; the node works without it
     std::snprintf(node->name, sizeof node->name, "(name too long)");
   }
   const char* type = op.type_name();
@@ -243,7 +244,7 @@ void run_chunk(void* data, std::size_t index) noexcept {
   const Split& split = *static_cast<const Split*>(data);
   const std::int64_t rows = split.problem->rows;
   const auto chunk = static_cast<std::int64_t>(index);
-  // Rows were checked by `compute`; a kernel can only refuse what never reaches this point.
+  // `compute` has checked the problem, so the kernels accept it.
   ibnorm::cpu::run(*split.problem, rows * chunk / split.chunks, rows * (chunk + 1) / split.chunks);
 }
 
@@ -366,16 +367,15 @@ OrtStatus* infer_shape(const OrtCustomOp* custom, OrtShapeInferContext* context)
   const OrtApi& api = *as_op(custom).api;
   OrtTensorTypeAndShapeInfo* info = nullptr;
   IBNORM_TRY(api.ShapeInferContext_GetInputTypeShape(context, 0, &info));
-  // A tensor of no axes stands for a shape that is not known: passed on, it would make a scalar of the
-  // output.
+  // A shape without axes means that the shape is unknown; passed on, it would make the output a scalar.
   std::size_t axes = 0;
   IBNORM_TRY(api.GetDimensionsCount(info, &axes));
   if (axes == 0) return nullptr;
-  // Output 0 alone: ONNX Runtime before 1.21 ends the process when the shape of an unconnected output is set.
+  // Only output 0: ONNX Runtime before 1.21 ends the process if the shape of an unconnected output is set.
   return api.ShapeInferContext_SetOutputTypeShape(context, 0, info);
 }
 
-//! Y may take the place of X.
+//! Y may share the buffer of X.
 std::size_t plain_in_place(int** input, int** output) noexcept {
   static int zero[] = {0};
   *input = zero;
@@ -383,7 +383,7 @@ std::size_t plain_in_place(int** input, int** output) noexcept {
   return 1;
 }
 
-//! Y may take the place of X, sum that of skip.
+//! Y may share the buffer of X, and sum that of skip.
 std::size_t skip_in_place(int** input, int** output) noexcept {
   static int both[] = {0, 1};
   *input = both;
@@ -426,8 +426,8 @@ void describe(Op& op) {
   op.ReleaseMayInplace = [](int*, int*) noexcept {};
 }
 
-//! Everything that sessions keep pointers to, once for each runtime in the process; lives as long as the
-//! process.
+//! Everything that sessions keep pointers to. There is one for each ONNX Runtime in the process, and it lives
+//! as long as the process.
 struct Library {
   Library* next;
   const OrtApi* api;
@@ -463,7 +463,7 @@ IBNORM_EXPORT OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* optio
                                                         const OrtApiBase* base) noexcept {
   const OrtApi* api = base->GetApi(kApiLevel);
   if (api == nullptr) {
-    // Without the API there is no way to make a status; the runtime has said why on its own log.
+    // Without the API no status can be made; the runtime has logged the reason.
     std::fprintf(stderr, "ibnorm: ONNX Runtime %s is too old; 1.18 is the oldest\n",
                  base->GetVersionString());
     return nullptr;
@@ -487,10 +487,10 @@ IBNORM_EXPORT OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* optio
   return api->AddCustomOpDomain(options, library->domain);
 }
 
-//! JSON, equal to ibnorm_export.spec.SCHEMA.
+//! JSON, equal to ibnorm_export.op.spec.SCHEMA.
 IBNORM_EXPORT const char* ibnorm_schema() noexcept { return ibnorm::kSchema; }
 
-//! JSON: what this binary holds, and which CPU kernels this machine runs.
+//! JSON: the execution providers of this binary, and the CPU kernels that this machine runs.
 IBNORM_EXPORT const char* ibnorm_build() noexcept {
   static char text[128] = {};
   static const bool written = [] {

@@ -24,7 +24,7 @@ __attribute__((format(printf, 2, 3))) bool refuse(const char* op_type, const cha
 template <typename T>
 T read(const PluginField& field) {
   T value;
-  std::memcpy(&value, field.data, sizeof value);  // the data of a field need not be aligned
+  std::memcpy(&value, field.data, sizeof value);  // the data of a field may not be aligned
   return value;
 }
 
@@ -58,7 +58,7 @@ bool read_axis(const char* op_type, const PluginField& field, std::int32_t* axis
   return true;
 }
 
-//! Strings carry their NUL where they come from ONNX, and may lack it elsewhere.
+//! Strings from ONNX end with NUL; others may not.
 bool is_empty_text(const PluginField& field) {
   return field.type == PluginFieldType::kCHAR &&
          (field.length == 0 || (field.data != nullptr && *static_cast<const char*>(field.data) == '\0'));

@@ -1,4 +1,4 @@
-//! The attributes of one node, read from the fields that TensorRT's parser hands to a creator.
+//! Reading the attributes of a node from the fields that TensorRT's parser passes to a creator.
 #pragma once
 
 #include <NvInferRuntime.h>
@@ -11,10 +11,12 @@ struct Attributes {
   std::int32_t axis = -1;
 };
 
-//! Reads lambd, epsilon and axis (absent: -1, its one legal value). False, with one line on stderr that
-//! names the field, its value and what is legal, where a field is missing, repeated, unknown or bad.
+//! Reads lambd, epsilon and axis; axis may be absent and must be -1. Returns false if a field is missing,
+//! repeated, unknown or not legal, after one line on stderr that names the field, its value and the legal
+//! values.
 //!
-//! stderr and not TensorRT's logger: the virtual functions of ILogger changed places in TensorRT 11.
+//! It does not use TensorRT's logger, because the order of ILogger's virtual functions changed in
+//! TensorRT 11.
 bool read_attributes(const char* op_type, const nvinfer1::PluginFieldCollection* fields,
                      Attributes* attributes) noexcept;
 

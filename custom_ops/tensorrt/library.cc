@@ -1,8 +1,8 @@
 //! The entry points of libibnorm_trt.so: IPluginV3 creators for the six op types.
 //!
-//! One binary serves TensorRT 10.0 to 11.x and TensorRT-RTX: it links no libnvinfer, and calls no virtual
-//! function of ILogger, ILoggerFinder or IPluginRegistry, whose places changed in 11.0. The plugin and
-//! creator interfaces and all structs have the same layout in every release of that range.
+//! One binary works with TensorRT 10.0 to 11.x and TensorRT-RTX. It does not link libnvinfer, and does not
+//! call virtual functions of ILogger, ILoggerFinder or IPluginRegistry, whose order changed in 11.0. The
+//! plugin and creator interfaces and all structs have the same layout in all these versions.
 #include <new>
 
 #include "ibnorm/spec.h"
@@ -25,7 +25,7 @@ class Creator final : public nvinfer1::IPluginCreatorV3One {
     return new (std::nothrow) Plugin(op_, attributes);
   }
 
-  //! What the parser passes. `plugin_namespace` it reads for itself.
+  //! The fields that the parser passes; it reads `plugin_namespace` itself.
   const nvinfer1::PluginFieldCollection* getFieldNames() noexcept override {
     static const PluginField fields[] = {{"lambd", nullptr, PluginFieldType::kFLOAT32, 1},
                                          {"epsilon", nullptr, PluginFieldType::kFLOAT32, 1},
@@ -46,7 +46,7 @@ class Creator final : public nvinfer1::IPluginCreatorV3One {
 
 #define IBNORM_EXPORT extern "C" __attribute__((visibility("default")))
 
-//! What IPluginRegistry::loadLibrary asks for.
+//! IPluginRegistry::loadLibrary calls this.
 IBNORM_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(std::int32_t& count) {
   using ibnorm::tensorrt::Creator;
   using ibnorm::tensorrt::kOpTypes;
@@ -58,8 +58,8 @@ IBNORM_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(std::int32_t
   return pointers;
 }
 
-//! Required of a loadable library; the logger is not used (see fields.h).
+//! A loadable library must have this; the logger is not used (see fields.h).
 IBNORM_EXPORT void setLoggerFinder(nvinfer1::ILoggerFinder*) {}
 
-//! JSON, equal to ibnorm_export.spec.SCHEMA.
+//! JSON, equal to ibnorm_export.op.spec.SCHEMA.
 IBNORM_EXPORT const char* ibnorm_schema() noexcept { return ibnorm::kSchema; }

@@ -67,7 +67,7 @@ nvinfer1::IPluginCapability* Plugin::getCapabilityInterface(PluginCapabilityType
 
 nvinfer1::IPluginV3* Plugin::clone() noexcept { return new (std::nothrow) Plugin(op_, attributes_); }
 
-//! The plugin keeps nothing of a context, so a context gets a copy.
+//! The plugin has no state of a context, so each context gets a copy.
 nvinfer1::IPluginV3* Plugin::attachToContext(nvinfer1::IPluginResourceContext*) noexcept { return clone(); }
 
 bool Plugin::has_counts(std::int32_t inputs, std::int32_t outputs) const noexcept {
@@ -80,8 +80,8 @@ std::int32_t Plugin::configurePlugin(const DynamicPluginTensorDesc*, std::int32_
   return refuse(op_, "scale and bias (and skip) must all be connected, and every output");
 }
 
-//! X in one of three types, scale and bias in X's type or float, everything else as X; rows lie in memory
-//! one after another. TensorRT asks position by position, with all earlier ones decided.
+//! X has one of three types, scale and bias have the type of X or float, and the others have the type of X.
+//! Rows are contiguous. TensorRT asks for one position after the other, when all earlier ones are decided.
 bool Plugin::supportsFormatCombination(std::int32_t position, const DynamicPluginTensorDesc* tensors,
                                        std::int32_t input_count, std::int32_t output_count) noexcept {
   if (!has_counts(input_count, output_count) || position < 0 || position >= input_count + output_count)

@@ -11,7 +11,7 @@ namespace ibnorm::tensorrt {
 inline constexpr const char* kPluginVersion = "1";
 inline constexpr int kOpTypeCount = 6;
 
-//! What distinguishes the six op types.
+//! The differences between the six op types.
 struct OpType {
   const char* name;
   Compression compression;
@@ -34,7 +34,7 @@ class Plugin final : public nvinfer1::IPluginV3,
                      public nvinfer1::IPluginV3OneBuild,
                      public nvinfer1::IPluginV3OneRuntime {
  public:
-  //! `op` lives as long as the process.
+  //! `op` must live as long as the process.
   Plugin(const OpType& op, const Attributes& attributes) noexcept;
   Plugin(const Plugin&) = delete;  // the serialised fields point into the object
   Plugin& operator=(const Plugin&) = delete;

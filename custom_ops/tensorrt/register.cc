@@ -1,8 +1,9 @@
-//! libibnorm_trt_register.so: registers the plugins of libibnorm_trt.so, which lies beside it, when it is
-//! loaded.
+//! libibnorm_trt_register.so: when it is loaded, it registers the plugins of libibnorm_trt.so in the same
+//! folder.
 //!
-//! For what only opens a library: `trtexec --staticPlugins` and ONNX Runtime's trt_extra_plugin_lib_paths.
-//! Apart from the plugin library because it has to call the registry, whose layout changed in TensorRT 11.
+//! It is for programs that only open a library: `trtexec --staticPlugins` and ONNX Runtime's
+//! trt_extra_plugin_lib_paths. It is a separate library because it must call the registry, whose layout
+//! changed in TensorRT 11.
 #include <dlfcn.h>
 #include <link.h>
 
@@ -14,11 +15,11 @@ namespace {
 
 using GetCreators = void* const* (*)(std::int32_t&);
 
-//! Slot of IPluginRegistry::registerCreator(IPluginCreatorInterface&, const char*) in the registry's table of
-//! virtual functions: read in the headers of 10.0 to 11.1; 11.4 is tested. -1: not known.
+//! Index of IPluginRegistry::registerCreator(IPluginCreatorInterface&, const char*) in the registry's table
+//! of virtual functions, from the headers of 10.0 to 11.1; 11.4 is tested. -1 where it is unknown.
 int register_slot(int major) { return major == 10 ? 12 : major == 11 ? 8 : -1; }
 
-//! TensorRT may have been opened privately: looks through everything that is loaded.
+//! Searches every loaded library, because TensorRT may have been opened privately.
 int find_runtime(dl_phdr_info* info, std::size_t, void* found) {
   const char* slash = info->dlpi_name == nullptr ? nullptr : std::strrchr(info->dlpi_name, '/');
   const char* name = slash == nullptr ? info->dlpi_name : slash + 1;
@@ -29,7 +30,7 @@ int find_runtime(dl_phdr_info* info, std::size_t, void* found) {
   return *static_cast<void**>(found) == nullptr ? 0 : 1;
 }
 
-//! Number of creators registered, or -1 after one line on stderr.
+//! Number of creators that were registered; -1 after an error, which is one line on stderr.
 int register_all() {
   void* runtime = nullptr;
   dl_iterate_phdr(find_runtime, &runtime);
@@ -75,5 +76,5 @@ __attribute__((constructor)) void on_load() { registered = register_all(); }
 
 }  // namespace
 
-//! How many creators were registered when the library was loaded, or -1.
+//! Number of creators that were registered when the library was loaded, or -1.
 extern "C" __attribute__((visibility("default"))) int ibnorm_registered() { return registered; }

@@ -1,4 +1,5 @@
-//! Test-only C ABI: the CPU kernels on a chosen instruction set, and the machine's copy bandwidth.
+//! C interface for tests: the CPU kernels with a chosen instruction set, and the memory bandwidth of the
+//! machine.
 #include "ibnorm/kernels.h"
 
 #include <chrono>
@@ -21,7 +22,7 @@ IBNORM_EXPORT int ibnorm_test_has(int set) {
 
 IBNORM_EXPORT const char* ibnorm_test_instruction_set() { return ibnorm::cpu::instruction_set(); }
 
-//! set: 0 generic, 1 avx2, 2 avx512, -1 the dispatcher's choice.
+//! set: 0 is generic, 1 avx2, 2 avx512, and -1 what the dispatcher chooses.
 IBNORM_EXPORT int ibnorm_test_run(int set, const void* x, const void* skip, const void* scale,
                                   const void* bias, void* y, void* sum, std::int64_t rows, std::int64_t cols,
                                   int type, int affine_type, int compression, float lambd, float epsilon,
@@ -69,8 +70,9 @@ void stream_copy(float* to, const float* from, std::int64_t count) {
 
 }  // namespace
 
-//! Seconds that `threads` threads take to copy `count` floats (a multiple of 16 * threads), by streaming
-//! stores. Both arrays must be 64-byte aligned. The threads start together; their start is not counted.
+//! Seconds that `threads` threads take to copy `count` floats (a multiple of 16 * threads) with streaming
+//! stores. Both arrays must be aligned to 64 bytes. The threads start together, and their start does not
+//! count.
 IBNORM_EXPORT double ibnorm_test_copy(float* to, const float* from, std::int64_t count, int threads) {
   using clock = std::chrono::steady_clock;
   const std::int64_t part = count / threads / 16 * 16;

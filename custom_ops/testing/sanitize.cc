@@ -1,5 +1,6 @@
-//! The kernels under a sanitizer, with nothing else in the process: every type, kind, instruction set and
-//! awkward width on exactly sized heap blocks, eight threads at once on disjoint rows of one problem.
+//! The kernels under a sanitizer, with nothing else in the process: every type, compression and instruction
+//! set, with widths that are hard to vectorise, on heap blocks of exact size. Eight threads work on disjoint
+//! rows of one problem.
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -20,7 +21,7 @@ constexpr int kThreads = 8;
 
 std::size_t size_of(DType type) { return type == DType::kFloat32 ? 4 : 2; }
 
-//! A block of exactly `bytes`, placed `offset` bytes past the allocator's alignment.
+//! A block of exactly `bytes`, `offset` bytes after an address that the allocator returned.
 struct Block {
   std::unique_ptr<unsigned char[]> memory;
   unsigned char* data;
@@ -93,7 +94,7 @@ int main() {
             ++cases;
           }
   }
-  // Streaming stores: wide enough an output, one row block per thread.
+  // Streaming stores: the output is large enough, and each thread has one block of rows.
   failures += check(InstructionSet::kAvx512, DType::kFloat32, DType::kFloat32, Compression::kLogarithmic,
                     true, true, false, 8192, 1024, 0) != 0 &&
               ibnorm::cpu::has(InstructionSet::kAvx512);

@@ -1,7 +1,7 @@
-//! The whole ONNX Runtime library under a sanitizer: eight threads register it and run one kernel at once, as
-//! callers of one session do. ONNX Runtime itself is built without sanitizers, which would see races in its
-//! own thread pool, so a stand-in gives the part of its C API that the library calls; threads of the pool are
-//! threads of the sanitizer.
+//! The whole library for ONNX Runtime under a sanitizer: eight threads register it and run one kernel at the
+//! same time, as callers of one session do. ONNX Runtime itself is built without sanitizers, so they would
+//! report races in its thread pool. A stand-in provides the part of its C API that the library calls, with
+//! threads that the sanitizer knows.
 #include <onnxruntime_c_api.h>
 
 #include <cstdint>
@@ -46,7 +46,7 @@ constexpr int kPool = 2;
 constexpr int kRuns = 20;
 
 OrtApi make_api() {
-  OrtApi api{};  // a function that is missing here is a null pointer: a call of it ends the process
+  OrtApi api{};  // a function that is missing here is a null pointer, and calling it ends the process
   api.CreateStatus = [](OrtErrorCode, const char* text) noexcept { return new OrtStatus{text}; };
   api.ReleaseStatus = [](OrtStatus* status) noexcept { delete status; };
   api.CreateCustomOpDomain = [](const char*, OrtCustomOpDomain** domain) noexcept -> OrtStatus* {
@@ -155,7 +155,7 @@ int failed(OrtStatus* status) {
   return 1;
 }
 
-//! One kernel of `op`, run by every thread on the same inputs: every answer must be the first one, to the
+//! Runs one kernel of `op` in every thread on the same inputs; all results must be equal to the first, to the
 //! bit.
 int run_together(const OrtCustomOp& op) {
   const bool skip = op.GetOutputTypeCount(&op) == 2;

@@ -1,4 +1,4 @@
-"""Derives every polynomial of custom_ops/include/ibnorm/compress.h and prints it with its error.
+"""Derive every polynomial of custom_ops/include/ibnorm/compress.h and print it with its error.
 
 Minimax in the relative error, by Remez exchange in 40-digit arithmetic; the coefficients are then
 rounded to float32, highest degree first, refitting the remaining ones after each rounding, so that
@@ -41,7 +41,7 @@ def _float32(value: mp.mpf) -> mp.mpf:
 
 
 def _extrema(error: Function, low: mp.mpf, high: mp.mpf, count: int) -> list[mp.mpf]:
-    """The largest |error| of each run of equal sign, on a dense Chebyshev grid."""
+    """Return where |error| is largest in each run of equal sign, on a dense Chebyshev grid."""
     size = 240
     grid = [(low + high) / 2 - (high - low) / 2 * mp.cos(mp.pi * i / size) for i in range(size + 1)]
     values = [error(v) for v in grid]
@@ -60,7 +60,7 @@ def _extrema(error: Function, low: mp.mpf, high: mp.mpf, count: int) -> list[mp.
 
 
 def _minimax(goal: Function, weight: Function, low: mp.mpf, high: mp.mpf, terms: int) -> list[mp.mpf]:
-    """k minimising max |weight(v) * (goal(v) - sum k_i v^i)|."""
+    """Return the k that minimises max |weight(v) * (goal(v) - sum k_i v^i)|."""
     count = terms + 1
     nodes = [(low + high) / 2 - (high - low) / 2 * mp.cos(mp.pi * (2 * i + 1) / (2 * count)) for i in range(count)]
     k: list[mp.mpf] = []
@@ -81,10 +81,7 @@ def _minimax(goal: Function, weight: Function, low: mp.mpf, high: mp.mpf, terms:
 
 
 def derive(fit: Fit) -> tuple[list[float], float]:
-    """Float32 coefficients k0, k1, ... and the largest relative error that they leave.
-
-    The error is that of exact arithmetic with the rounded coefficients.
-    """
+    """Return float32 coefficients k0, k1, ... and their largest relative error, in exact arithmetic."""
     with mp.workdps(40):
         # Away from the ends of the interval where factor vanishes, goal is defined by division.
         low = fit.low if fit.factor(fit.low) != 0 else fit.low + (fit.high - fit.low) / 10**6

@@ -1,32 +1,32 @@
 #!/usr/bin/env python3
-"""Where the coefficients of custom_ops/kernels/cpu/compress_simd.h come from.
+"""Compute the coefficients of custom_ops/kernels/cpu/compress_simd.h.
 
     python custom_ops/tools/fit_compressions.py
 
 prints both sets of coefficients and the error of the float32 evaluation, in units in the last
-place of the exact result, over every magnitude that a float32 can have. Needs NumPy alone.
+place of the exact result, over every magnitude that a float32 can have. It only needs NumPy.
 
 log1p(a), a >= 0. With k chosen so that (1 + a) / 2^k lies in [2/3, 4/3),
 
     log1p(a) = k ln 2 + log1p(f),   f = (1 + a) / 2^k - 1 = a 2^-k + (2^-k - 1)
 
-a 2^-k is a scaling by a power of two, hence exact, and 2^-k - 1 is exact for k < 25 (beyond that
-the 1 does not reach the result): f carries one rounding, with or without a fused multiply-add, and
-for small a (k = 0) it *is* a. So no digit of a tiny a is lost in 1 + a, and no correction term is
-needed. On [-1/3, 1/3]: log1p(f) = f + f^2 P(f), P by weighted minimax.
+a 2^-k is exact, because it scales by a power of two, and 2^-k - 1 is exact for k < 25; beyond that
+the 1 does not affect the result. So f has one rounding, with or without a fused multiply-add, and
+for small a (k = 0) it *is* a. A tiny a loses no digit in 1 + a, and no correction term is needed.
+On [-1/3, 1/3]: log1p(f) = f + f^2 P(f), P by weighted minimax.
 
 The argument is clamped to 1.1e38 so that 2^-k stays a normal number.
 
-tanh(z / 2) = e / (e + 2) with e = exp(z) - 1, z clamped to 18.04, beyond which tanh rounds to 1.
-With n = round(z / ln 2) and r = z - n ln 2 (one float's ln 2 is off by 2e-9, which e can bear),
+tanh(z / 2) = e / (e + 2) with e = exp(z) - 1, z clamped to 18.04, above which tanh rounds to 1.
+With n = round(z / ln 2) and r = z - n ln 2 (ln 2 as one float is off by 2e-9, which e tolerates),
 
     e = 2^n p + (2^n - 1),   p = exp(r) - 1 = r + r^2 Q(r)
 
-2^n - 1 is exact for n < 25, and for tiny z (n = 0) e = p = r: nothing is lost there. The quotient
-damps the error of e by 2 / (e + 2), which is why this form is near 1 ulp where a direct rational
-approximation t N(t^2) / M(t^2) was measured at 6 near |t| = 8.
+2^n - 1 is exact for n < 25, and for tiny z (n = 0) e = p = r, so no digit is lost. The quotient
+reduces the error of e by 2 / (e + 2). So this form has an error near 1 ulp, where a direct rational
+approximation t N(t^2) / M(t^2) has 6 ulp near |t| = 8.
 
-Rows in half precision take the shorter polynomials, two coefficients fewer in P and one in Q.
+Rows in half precision use shorter polynomials, two coefficients fewer in P and one in Q.
 
 Fits: Lawson's iteration (reweighted least squares) on a Chebyshev grid.
 """

@@ -1,8 +1,8 @@
-//! g, the odd compression, in float arithmetic on host and device: branch-free, and the same for
-//! every element of a row, so a row of equal values stays a row of equal values.
+//! g, the odd compression, in float arithmetic on host and device. It is free of branches and computes every
+//! element in the same way, so a row of equal values stays a row of equal values.
 //!
-//! Polynomials come from custom_ops/tools/derive_compress.py (Remez, relative error); a test derives
-//! them again. docs/cuda.md has the derivations.
+//! custom_ops/tools/derive_compress.py derives the polynomials (Remez, relative error), and a test repeats
+//! it. docs/cuda.md explains the derivations.
 #pragma once
 
 #include <cmath>
@@ -29,7 +29,7 @@ float exp2(float v);
 float reciprocal(float v);
 float rsqrt(float v);
 #else
-//! |error| <= 2^-22 in (1/2, 2), relative 2^-22 elsewhere. v is never subnormal here.
+//! |error| <= 2^-22 in (1/2, 2), relative error 2^-22 elsewhere. v is never subnormal here.
 IBNORM_HOST_DEVICE float log2(float v) {
 #if defined(__CUDA_ARCH__)
   float r;
@@ -101,8 +101,8 @@ IBNORM_HOST_DEVICE float polynomial(float v, float k0, Rest... rest) {
 
 //! ln(1 + a) for 0 <= a < 2^126, to 1.2 ulp; infinity and NaN do not become finite.
 //!
-//! 1 + a = 2^e (1 + f) with 1 + f in [3/4, 3/2): e comes from the rounded 1 + a, but f from a itself
-//! in one fused step, f = a 2^-e + (2^-e - 1), so nothing of a small a is lost.
+//! 1 + a = 2^e (1 + f) with 1 + f in [3/4, 3/2). e is computed from the rounded 1 + a, but f from a itself in
+//! one fused step, f = a 2^-e + (2^-e - 1), so a small a keeps all its digits.
 IBNORM_HOST_DEVICE float log1p_of_nonnegative(float a) {
   const std::int32_t exponent = (detail::bits_of(1.0F + a) - 0x3f400000) & ~0x7fffff;
   const float scale = detail::float_of(0x3f800000 - exponent);  // 2^-e
@@ -116,7 +116,7 @@ IBNORM_HOST_DEVICE float log1p_of_nonnegative(float a) {
 
 //! tanh(t) to 2 ulp.
 //!
-//! Below 0.55 a polynomial in t^2; above, 1 - 2 / (exp(2 |t|) + 1), where the difference no longer
+//! Below 0.55 it is a polynomial in t^2. Above it is 1 - 2 / (exp(2 |t|) + 1), where the difference no longer
 //! cancels.
 IBNORM_HOST_DEVICE float tanh_accurate(float t) {
   const float square = t * t;
@@ -131,9 +131,10 @@ IBNORM_HOST_DEVICE float tanh_accurate(float t) {
 
 //! g for one data type: `of(t * argument_scale, rest * argument_scale)` is `unit * g(t + rest)`.
 //!
-//! Standardisation cancels `unit` when epsilon is multiplied by its square, so a half type may take
-//! whichever logarithm or exponential the hardware has. `rest` is what rounding took from t where the
-//! mean is large beside lambda, the same for a whole row: below 2^-22 of mean / lambda.
+//! Standardisation cancels `unit` if epsilon is multiplied by its square, so a half type can use the
+//! logarithm or exponential of the hardware. `rest` is the part of t that rounding removed, which matters
+//! where the mean is large compared with lambda. It is the same for a whole row, and below 2^-22 of mean /
+//! lambda.
 template <Compression kCompression, DType kType>
 struct Compressor;
 
@@ -141,7 +142,7 @@ template <DType kType>
 struct Compressor<Compression::kLinear, kType> {
   static constexpr double kArgumentScale = 1.0;
   static constexpr double kUnit = 1.0;
-  //! Without `rest`: what all of a row have, its mean takes out again.
+  //! `rest` is ignored: it is the same for the whole row, so subtracting the mean of c removes it.
   static IBNORM_HOST_DEVICE float of(float t, float /*rest*/) { return t; }
 };
 
@@ -155,8 +156,8 @@ struct Compressor<Compression::kLogarithmic, DType::kFloat32> {
   }
 };
 
-//! float16 and bfloat16: log2(1 + |t|), a polynomial below 1/16 where the instruction's absolute
-//! error would show (without it a row of values near 1e-6 is 1200 ulp wrong).
+//! float16 and bfloat16: log2(1 + |t|). Below 1/16 it is a polynomial, because the absolute error of the
+//! instruction matters there: without it a row of values near 1e-6 would be 1200 ulp wrong.
 template <DType kType>
 struct Compressor<Compression::kLogarithmic, kType> {
   static constexpr double kArgumentScale = 1.0;
@@ -178,18 +179,19 @@ struct Compressor<Compression::kTanh, DType::kFloat32> {
   static IBNORM_HOST_DEVICE float of(float t, float rest) { return tanh_accurate(t + rest); }
 };
 
-//! float16 and bfloat16: z = 2 log2(e) t, tanh(t) = 1 - 2 / (2^z + 1), a polynomial where |t| < 0.1.
+//! float16 and bfloat16: with z = 2 log2(e) t, tanh(t) = 1 - 2 / (2^z + 1); a polynomial where |t| < 0.1.
 //!
-//! Not tanh.approx: its relative error of 2^-11 is 2.5 ulp in float16, and in bfloat16 up to 15 ulp of
-//! the result where a bias cancels most of the normalised value.
+//! tanh.approx is not accurate enough. Its relative error of 2^-11 is 2.5 ulp in float16, and in bfloat16 up
+//! to 15 ulp of the result where a bias cancels most of the normalised value.
 template <DType kType>
 struct Compressor<Compression::kTanh, kType> {
   static constexpr double kArgumentScale = 2.88539008177792681;  // 2 log2(e)
   static constexpr double kUnit = 1.0;
-  //! `rest` costs nothing here: 2^rest and its share of `near`, which a row computes once, join fused steps.
+  //! `rest` costs nothing here: 2^rest and its part of `near` are computed once in a row and join fused
+  //! steps.
   static IBNORM_HOST_DEVICE float of(float z, float rest) {
     constexpr float kSlope = 0.346573025F;  // of the polynomial at 0
-    // A mean of 2^17 lambda and more: what is left is below the spacing of x, and 2^z 2^rest might be 0
+    // From a mean of 2^17 lambda on, `rest` is below the spacing of x, and 2^z 2^rest might be 0 times
     // infinity.
     const float small = fabsf(rest) < 0.0078125F ? rest : 0.0F;
     // kTanhSmall: relative error 1.7e-06

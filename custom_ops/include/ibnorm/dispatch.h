@@ -1,4 +1,4 @@
-//! From run-time identities to compile-time ones, one switch each.
+//! Turning run-time values into template arguments, with one switch for each enumeration.
 #pragma once
 
 #include <type_traits>
@@ -11,8 +11,8 @@ namespace ibnorm {
 template <auto kValue>
 using Constant = std::integral_constant<decltype(kValue), kValue>;
 
-//! Calls visit(Constant<type>); anything unknown goes to otherwise("type", its number), so that an
-//! error can name what was given.
+//! Calls visit(Constant<type>). For an unknown type it calls otherwise("type", its number), so that an error
+//! message can name the value.
 template <typename Visit, typename Otherwise>
 auto dispatch_type(DType type, Visit&& visit, Otherwise&& otherwise) {
   switch (type) {

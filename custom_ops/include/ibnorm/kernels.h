@@ -1,4 +1,5 @@
-//! The kernel sets: raw pointers in, Status out; no exception, no allocation, no framework header.
+//! The kernels. They take raw pointers and return a Status. They throw and allocate nothing, and need no
+//! framework.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +11,7 @@ namespace ibnorm {
 namespace cpu {
 
 //! Normalises rows [row_begin, row_end) of `problem` on the calling thread.
-//! The caller splits rows over the threads of its own runtime.
+//! The caller distributes rows over its threads.
 Status run(const Problem& problem, std::int64_t row_begin, std::int64_t row_end) noexcept;
 
 //! Instruction set that `run` uses on this machine: "avx512", "avx2" or "generic".
@@ -20,8 +21,8 @@ const char* instruction_set() noexcept;
 
 namespace cuda {
 
-//! Enqueues the whole problem on `stream` (a cudaStream_t) and returns without waiting; safe under
-//! graph capture. Pointers are device pointers.
+//! Enqueues the whole problem on `stream` (a cudaStream_t) and returns without waiting. May be captured in a
+//! CUDA graph. Pointers are device pointers.
 Status run(const Problem& problem, void* stream) noexcept;
 
 }  // namespace cuda

@@ -1,4 +1,4 @@
-//! One normalisation, described without any framework: what every kernel takes and returns.
+//! The description of one normalisation, which every kernel takes.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@ namespace ibnorm {
 
 enum class DType : int { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
 
-//! Outcome of a kernel call. Kernels throw nothing and allocate nothing.
+//! Result of a kernel call.
 enum class Status : int {
   kOk = 0,
   kInvalidArgument = 1,  //!< a size, type or attribute outside the definition
@@ -17,10 +17,10 @@ enum class Status : int {
   kUnsupported = 3,      //!< built without this kernel set
 };
 
-//! y = scale * (c - mean(c)) / sqrt(var(c) + epsilon) + bias, c = g((x - mean(x)) / lambd), by rows.
+//! y = scale * (c - mean(c)) / sqrt(var(c) + epsilon) + bias with c = g((x - mean(x)) / lambd), for each row.
 //!
 //! With `skip`, x stands for round_to_type(x + skip), which is also written to `sum`.
-//! All arithmetic is float. Pointers need the alignment of their element type only.
+//! All arithmetic is float. Pointers only need the alignment of their element type.
 //! `y` may be `x` (or `skip`); `sum` may be `x` or `skip`, but not `y`.
 struct Problem {
   const void* x = nullptr;      //!< [rows, cols], type

@@ -1,5 +1,5 @@
-//! The operator's identity: the C++ copy of ibnorm_export/spec.py. A contract test compares
-//! `kSchema` with Python's SCHEMA, so neither can change alone.
+//! The operator's identity, a copy of ibnorm_export/op/spec.py. A test compares `kSchema` with SCHEMA there,
+//! so that both change together.
 #pragma once
 
 namespace ibnorm {

@@ -1,9 +1,9 @@
-//! g of the definition on a pack: linear, sign(t) ln(1 + |t|), tanh(t). Branch-free, odd.
+//! g on a pack: t, sign(t) ln(1 + |t|) or tanh(t). It is odd and free of branches.
 //!
-//! NaN may come out as a number: the caller knows of it from the mean, and then writes NaN.
-//! For rows in half precision (kHalf) shorter polynomials do, good to 2^-19.
-//! Derivation, fits and errors (float32: 1.7 and 2.3 ulp at most, 0.2 to 0.3 rms):
-//! custom_ops/tools/fit_compressions.py.
+//! NaN may become a number here: the caller detects NaN from the mean, and then writes NaN.
+//! Rows in half precision (kHalf) use shorter polynomials, with an error of 2^-19.
+//! custom_ops/tools/fit_compressions.py has the derivation, the fits and the errors (float32: at most 1.7
+//! and 2.3 ulp, 0.2 to 0.3 ulp rms).
 #pragma once
 
 #include "ibnorm/spec.h"
@@ -14,7 +14,7 @@ namespace {
 //! ln(1 + a), 0 <= a <= 1.1e38.
 template <bool kHalf>
 IBNORM_INLINE Pack log1p_positive(const Pack& a) {
-  // 2^-k, for the k that brings 1 + a into [2/3, 4/3); from the place of 1 + a between powers of two.
+  // 2^-k, where k brings 1 + a into [2/3, 4/3); computed from the bits of 1 + a.
   const Pack scale =
       each([](Vec v) IBNORM_FLAT { return (Vec)((0x7F2AAAAB - (Int)(v + 1.0F)) & -0x800000); }, a);
   const Pack f = fma(a, scale, subtract(scale, 1.0F));
@@ -51,14 +51,14 @@ IBNORM_INLINE Pack tanh_half_positive(const Pack& z) {
   const Pack scale = each([](Vec v) IBNORM_FLAT { return power_of_two(v); }, n);
   const Pack e = fma(scale, p, subtract(scale, 1.0F));  // exp(z) - 1
   const Pack d = add(e, 2.0F);
-  // e / d: a rough quotient, then what it leaves of e.
+  // e / d: a rough quotient, corrected by its remainder.
   const Pack reciprocal = each([](Vec v) IBNORM_FLAT { return rough_reciprocal(v); }, d);
   const Pack quotient = multiply(e, reciprocal);
   const Pack rest = each([](Vec q, Vec v, Vec w) IBNORM_FLAT { return fma(-q, v, w); }, quotient, d, e);
   return fma(rest, reciprocal, quotient);
 }
 
-//! What x - mean is multiplied with to give the argument of `compress`.
+//! The factor that turns x - mean into the argument of `compress`.
 template <ibnorm::Compression kCompression>
 IBNORM_INLINE float argument_factor(float lambd) {
   return (kCompression == ibnorm::Compression::kTanh ? 2.0F : 1.0F) / lambd;

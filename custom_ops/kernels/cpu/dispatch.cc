@@ -1,4 +1,4 @@
-//! Checks a problem once and hands it to the widest kernels that the machine has.
+//! Checks a problem and runs it with the widest instructions that the machine supports.
 #include <cstdint>
 
 #include "ibnorm/kernels.h"
@@ -30,7 +30,7 @@ bool legal(const Problem& p, std::int64_t row_begin, std::int64_t row_end) {
   }
   // Written so that NaN fails.
   if (!(p.lambd > 0.0F && p.lambd <= kLargest) || !(p.epsilon >= 0.0F && p.epsilon <= kLargest)) return false;
-  if (row_begin == row_end || p.cols == 0) return true;  // nothing is read: null pointers are fine
+  if (row_begin == row_end || p.cols == 0) return true;  // nothing is read, so pointers may be null
   if (p.x == nullptr || p.y == nullptr || p.scale == nullptr || p.bias == nullptr) return false;
   return p.skip != nullptr || p.sum == nullptr;
 }

@@ -1,21 +1,21 @@
 //! IBNorm by rows on one thread. Compiled once per instruction set (IBNORM_ISA names the namespace).
 //!
-//! A row is read from memory once and then worked on in the L1 cache, in three passes:
+//! A row is read from memory once and then stays in the L1 cache for three passes:
 //!   1. mean of x                      (skip form: add, round, write the sum)
 //!   2. c = g((x - mean) / lambd), with its mean and mean square
 //!   3. y = scale * (c - mean(c)) / sqrt(var(c) + epsilon) + bias
-//! mean(c^2) - mean(c)^2 is the variance to within a bit as long as mean(c)^2 is no larger; g is odd
-//! and x - mean has mean 0, so that nearly always holds. Where it does not (one value far outside),
-//! another pass takes the rest of the mean, and the squares around it.
+//! mean(c^2) - mean(c)^2 is accurate to a bit as long as it is at least mean(c)^2. That is nearly always
+//! true, because g is odd and x - mean has mean 0. Where it is not (one value far outside), another pass
+//! computes the rest of the mean and the squares around it.
 //!
-//! The sum of x adds a few vectors in float and goes on in double. That makes the mean of equal values
-//! exact, so that such a row gives exactly `bias`; and a tanh turns the sign of a value near the mean into
-//! a step, so that at deviations far above lambda a mean good to one float alone would cost 1e-6. Those of
-//! c, whose mean is next to nothing, stay in float for a row of up to kScratch columns.
-//! NaN and infinity show in the mean, which then makes the last factor NaN.
+//! The sum of x adds a few vectors in float and continues in double. This makes the mean of equal values
+//! exact, so that such a row becomes exactly `bias`. It also matters for tanh, which turns the sign of a
+//! value near the mean into a step: at deviations far above lambda a mean with the accuracy of one float
+//! would cost 1e-6. The mean of c is close to 0, so its sums stay in float for rows of up to kScratch
+//! columns. NaN and infinity make the mean NaN or infinite, and then the last factor is set to NaN.
 //!
-//! Three rows are under way at a time: while one is compressed, the next is read and the last is
-//! written. Memory and arithmetic then work at once, where pass after pass has each wait for the other.
+//! Three rows are in progress at a time: while one is compressed, the next is read and the previous one is
+//! written. So memory and arithmetic work at the same time and do not wait for each other.
 #include <cstdint>
 #include <type_traits>
 
@@ -31,14 +31,14 @@ using ibnorm::Compression;
 using ibnorm::DType;
 using ibnorm::Problem;
 
-//! Columns whose float values are kept between the passes (64 KiB of stack); wider rows compute them again.
+//! Most columns whose float values are kept between passes (64 KiB of stack). Wider rows compute them again.
 constexpr std::int64_t kScratch = 8192;
 
-//! An output this large leaves a core's own caches before anyone reads it: written past them, it saves
-//! reading its lines first.
+//! An output of this size, in bytes, leaves the caches of a core before it is read. Streaming stores write it
+//! without reading its cache lines first.
 constexpr std::int64_t kStreamBytes = std::int64_t{1} << 23;
 
-//! Calls body(first column, columns) for each pack of a row: all full ones, then what is left.
+//! Calls body(first column, columns) for each pack of a row: the full ones, then the partial one.
 template <class Body>
 IBNORM_INLINE void for_packs(std::int64_t cols, const Body& body) {
   std::int64_t i = 0;
@@ -53,14 +53,14 @@ IBNORM_INLINE void prefetch(const char* p) {
   for (int byte = 0; byte < kPack * T::kSize; byte += 64) __builtin_prefetch(p + byte);
 }
 
-//! One row under way.
+//! A row in progress.
 struct Row {
   const char* x;  // null: no row
   const char* skip;
   char* y;
   char* sum;
-  char* c;       // float: in y, or the row of every row in turn
-  double total;  // of what is normalised
+  char* c;       // floats: in y, or in a buffer that rows use in turn
+  double total;  // sum of the values that are normalised
   float mean;
   float mean_rest;  // t = (x - mean) * factor - mean_rest
   float c_mean;
@@ -73,7 +73,7 @@ struct Kernel {
   static constexpr bool kHalf = T::kSize == 2;
   using Sum = std::conditional_t<kFits, FloatSum, DoubleSum>;
   static constexpr bool kStaged =
-      kFits && (kSkip || kHalf);  // what is normalised is kept as float, in kept_x
+      kFits && (kSkip || kHalf);  // the values that are normalised are kept as floats in kept_x
 
   const char* scale;
   const char* bias;
@@ -83,16 +83,16 @@ struct Kernel {
   std::int64_t ahead;  // bytes from a load from memory to its prefetch
   float factor;
   double epsilon;
-  char* kept_x;  // of the row that is compressed; each pack then makes room for one of the next row
+  char* kept_x;  // values of the row that is compressed; each pack is then replaced by one of the next row
 
-  //! What is normalised, from the inputs.
+  //! The values that are normalised, from the inputs.
   static IBNORM_INLINE Pack input(const Row& row, std::int64_t i, int n) {
     const Pack x = T::load(row.x + i * T::kSize, n);
     if constexpr (!kSkip) return x;
     return T::round(add(x, T::load(row.skip + i * T::kSize, n)));
   }
 
-  //! The same after pass 1, when `sum` may lie over x or skip.
+  //! The same values after pass 1, when `sum` may have overwritten x or skip.
   IBNORM_INLINE Pack source(const Row& row, std::int64_t i, int n) const {
     if constexpr (kStaged) return Float32::load(kept_x + i * 4);
     if constexpr (kSkip) {
@@ -105,8 +105,7 @@ struct Kernel {
     return compress<kCompression, kHalf>(fma(subtract(x, row.mean), factor, -row.mean_rest));
   }
 
-  //! Whole packs where they are of a half type, whose lanes are in an order of their own; `c` has room for
-  //! them.
+  //! Half types use whole packs, because their lanes have a different order; `c` has room for them.
   static IBNORM_INLINE Pack load_c(const Row& row, std::int64_t i, int n) {
     return Float32::load(row.c + i * 4, kHalf ? kPack : n);
   }
@@ -167,8 +166,8 @@ struct Kernel {
     for_packs(cols, [&](std::int64_t i, int n) IBNORM_FLAT { finish(row, again(row, i, n), i, n); });
   }
 
-  //! Pass 2 of `row`, and meanwhile pass 1 of `next` and pass 3 of `last`, where there are such rows.
-  //! Local copies of them: through a reference each store of a pack would have all read again.
+  //! Pass 2 of a row, together with pass 1 of the next row and pass 3 of the previous one, where these exist.
+  //! It works on local copies: with references, the compiler would reload them after every store of a pack.
   IBNORM_INLINE void compress_row(const Row* last_row, Row* this_row, Row* next_row) const {
     const Row last = *last_row;
     const Row next = *next_row;
@@ -227,12 +226,11 @@ void run_rows(const Problem& p, std::int64_t row_begin, std::int64_t row_end, bo
       p.affine_type == p.type,
       p.cols,
       stream,
-      p.cols * T::kSize / 2,  // measured: less comes too late, more falls out of the L1 cache of 32 KiB again
+      p.cols * T::kSize / 2,  // less is too late, and more is evicted from an L1 cache of 32 KiB
       argument_factor<kCompression>(p.lambd),
       static_cast<double>(p.epsilon),
       reinterpret_cast<char*>(kept_x)};
-  // Rows that stay in cache need no second place there. Otherwise a row under way is written over the last
-  // one.
+  // c is written into y where y stays in the cache. Otherwise rows use the same buffer in turn.
   const bool c_in_y = T::kSize == 4 && !stream;
   const std::int64_t row_bytes = p.cols * T::kSize;
   const auto place = [&](std::int64_t r) {

@@ -1,12 +1,12 @@
-//! Float vectors of the width this translation unit is compiled for, and packs of them.
+//! Vectors of floats in the width that this file is compiled for, and packs of them.
 //!
-//! GCC vector extensions carry the arithmetic; intrinsics appear only where the extensions have no
-//! word for it. Everything is in an unnamed namespace and forced inline: were a helper shared
-//! between the three builds, the linker could hand the AVX-512 body to a machine without it.
+//! The arithmetic uses GCC's vector extensions; intrinsics are only used for what these lack. Everything is
+//! in an unnamed namespace and forced inline. If the three builds shared a function, the linker could keep
+//! the AVX-512 version, and a machine without AVX-512 would run it.
 //!
-//! Formulas are written over a Pack, a few vectors in step: each operation is issued for all of them
-//! before the next one. A core looks only some 100 operations ahead, and a compression is a chain of
-//! 20 that wait for one another: one vector after the other leaves half of its multipliers idle.
+//! Formulas work on a Pack, which is a few vectors: each operation is issued for all of them before the next
+//! one. A core only looks about 100 operations ahead, and a compression is a chain of 20 operations that
+//! depend on each other. One vector after the other would leave half of the multipliers idle.
 #pragma once
 
 #include <cstdint>
@@ -20,7 +20,7 @@
 #endif
 
 #define IBNORM_INLINE inline __attribute__((always_inline))
-#define IBNORM_FLAT __attribute__((always_inline))  // the same for a lambda
+#define IBNORM_FLAT __attribute__((always_inline))  // for a lambda
 
 namespace {
 
@@ -46,7 +46,7 @@ IBNORM_INLINE Vec splat(float value) { return value - Vec{}; }  // + would turn 
 
 // -- one vector ----------------------------------------------------------------------------------
 
-//! a * b + c, in one rounding where the machine has it.
+//! a * b + c, with a single rounding where the machine supports it.
 IBNORM_INLINE Vec fma(Vec a, Vec b, Vec c) {
 #if defined(__AVX512F__)
   return _mm512_fmadd_ps(a, b, c);
@@ -59,7 +59,7 @@ IBNORM_INLINE Vec fma(Vec a, Vec b, Vec c) {
 #endif
 }
 
-//! |a|, or limit where that is less. NaN gives a number: who calls this knows of NaN by other means.
+//! |a|, at most limit. NaN becomes a number; callers detect NaN by other means.
 IBNORM_INLINE Vec magnitude_at_most(Vec a, float limit) {
 #if defined(__AVX512DQ__)
   return _mm512_range_ps(a, splat(limit), 2 /* the lesser magnitude */ | 8 /* sign cleared */);
@@ -73,7 +73,7 @@ IBNORM_INLINE Vec magnitude_at_most(Vec a, float limit) {
 #endif
 }
 
-//! |a| given, with the sign of `sign`.
+//! a, which is not negative, with the sign of `sign`.
 IBNORM_INLINE Vec with_sign(Vec a, Vec sign) {
 #if defined(__AVX512F__)
   return (Vec)_mm512_ternarylogic_epi32((__m512i)a, (__m512i)sign, (__m512i)splat(-0.0F),
@@ -92,7 +92,7 @@ IBNORM_INLINE Vec power_of_two(Vec n) {
 #endif
 }
 
-//! n of a = 2^n, a normal.
+//! The exponent of a normal number a: n, where 2^n <= a < 2^(n + 1).
 IBNORM_INLINE Vec whole_log2(Vec a) {
 #if defined(__AVX512F__)
   return _mm512_getexp_ps(a);
@@ -110,7 +110,7 @@ IBNORM_INLINE Vec rough_reciprocal(Vec a) {
 #endif
 }
 
-//! The first n lanes of a, 0 in the others; any n.
+//! The first n lanes of a, and 0 in the others; n may be any number.
 IBNORM_INLINE Vec keep(Vec a, int n) {
   Int lane;
   for (int i = 0; i < kWidth; ++i) lane[i] = i;
@@ -126,7 +126,7 @@ struct Pack {
 IBNORM_INLINE Vec vector_of(const Pack& p, int u) { return p.v[u]; }
 IBNORM_INLINE Vec vector_of(float value, int) { return splat(value); }
 
-//! f of the vectors of packs that lie in one place; a float stands for itself in every lane.
+//! f applied to corresponding vectors of packs; a float stands for a vector of equal lanes.
 template <class F, class... P>
 IBNORM_INLINE Pack each(F f, const P&... packs) {
   Pack result;
@@ -175,8 +175,8 @@ IBNORM_INLINE Doubles widen_half(Vec a) {
 #endif
 }
 
-//! The vectors of a pack, summed in float. Where all lanes are equal that is exact: only powers of two times
-//! them occur.
+//! The sum of the vectors of a pack, in float. It is exact where all lanes are equal, because each partial
+//! sum is a power of two times a lane.
 IBNORM_INLINE Vec sum_vectors(Pack a) {
 #pragma GCC unroll 4
   for (int half = kVectors / 2; half > 0; half /= 2)
@@ -184,7 +184,7 @@ IBNORM_INLINE Vec sum_vectors(Pack a) {
   return a.v[0];
 }
 
-//! A sum of packs of n columns, kept in double.
+//! A sum of packs of n columns, in double.
 struct DoubleSum {
   Doubles low = {};
   Doubles high = {};
@@ -194,7 +194,7 @@ struct DoubleSum {
     high += widen_half<1>(a);
   }
 
-  //! Where lanes past the row are 0, not all are equal: their vectors are not summed in float.
+  //! A partial pack has lanes that are 0, so its vectors are not summed in float, which would not be exact.
   IBNORM_INLINE void add(const Pack& a, int n) {
     if (n == kPack) return add(sum_vectors(a));
     for (const Vec& v : a.v) add(v);
@@ -210,7 +210,7 @@ struct DoubleSum {
   }
 };
 
-//! The same, kept in float until the end: a third of the work, for rows of some thousand columns.
+//! A sum that is kept in float until the end: a third of the work, for rows of some thousand columns.
 struct FloatSum {
   Vec lanes = {};
 

@@ -1,8 +1,8 @@
-//! The three storage types: how a pack of floats lies in memory. Any alignment, but for `stream`.
+//! The three storage types: how a pack of floats is stored. Only `stream` needs an alignment.
 //!
-//! A partial pack holds `n` < kPack elements; its other lanes are 0 after a load.
-//! `lanes(u, n)` says how many lanes of vector u count; `Ordered` loads a float tensor (the scale and
-//! bias of a half-precision row) in the order in which the type's own packs have their lanes.
+//! A partial pack holds `n` < kPack elements; its other lanes are 0 after a load. `lanes(u, n)` is the number
+//! of lanes of vector u that hold elements. `order` arranges floats (the scale and bias of a half-precision
+//! row) in the order of lanes that the packs of the type have.
 #pragma once
 
 #include "simd.h"
@@ -11,7 +11,7 @@ namespace {
 
 IBNORM_INLINE constexpr int clamp_lanes(int n) { return n < 0 ? 0 : n > kWidth ? kWidth : n; }
 
-//! What the types share: partial packs go through a buffer.
+//! What the types share. Partial packs go through a buffer.
 template <class Type, int kElementSize>
 struct Storage {
   static constexpr int kSize = kElementSize;
@@ -44,7 +44,7 @@ struct Storage {
   }
 
 #if defined(__AVX512BW__)
-  //! Which bytes of the q-th 64 belong to n elements.
+  //! The bytes of the q-th group of 64 that belong to n elements.
   static IBNORM_INLINE __mmask64 bytes(int n, int q) {
     const int count = n * kSize - 64 * q;
     return count <= 0 ? 0 : count >= 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << count) - 1;
@@ -165,9 +165,9 @@ struct Float16 : Storage<Float16, 2> {
   }
 };
 
-//! bfloat16. One vector of memory is the even elements' upper halves and the odd ones': the packs hold
-//! the even elements of a pair of vectors in one and the odd ones in the other, which takes a shift and
-//! a mask where the order of memory would take shuffles.
+//! bfloat16. A vector of memory holds even and odd elements in turn. A pack has the even elements in one
+//! vector and the odd ones in the next, which takes a shift and a mask, where the order of memory would take
+//! shuffles.
 struct BFloat16 : Storage<BFloat16, 2> {
   using Storage::load;
   using Storage::store;
@@ -230,12 +230,11 @@ struct BFloat16 : Storage<BFloat16, 2> {
 #if defined(__clang__)
     return __builtin_shufflevector(a, b, (kFirst + 2 * kLane)...);
 #else
-    return __builtin_shuffle(a, b, Int{(kFirst + 2 * kLane)...});  // GCC before 12 has no other
+    return __builtin_shuffle(a, b, Int{(kFirst + 2 * kLane)...});  // GCC before 12 only has this
 #endif
   }
 
-  //! The nearest bfloat16, ties to even, in the upper 16 bits; what stands in the lower ones is to be
-  //! dropped.
+  //! The nearest bfloat16, ties to even, in the upper 16 bits; the lower bits are undefined.
   static IBNORM_INLINE Bits rounded(Vec v) {
     const Bits all = (Bits)v;
     const Bits nearest = all + 0x7FFFU + ((all >> 16) & 1U);

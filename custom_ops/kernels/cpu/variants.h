@@ -1,4 +1,4 @@
-//! The CPU kernels once per instruction set: row_kernels.cc is compiled three times, dispatch.cc chooses.
+//! The CPU kernels for each instruction set: row_kernels.cc is compiled three times, and dispatch.cc chooses.
 #pragma once
 
 #include <cstdint>
@@ -24,10 +24,10 @@ void run(const Problem& problem, std::int64_t row_begin, std::int64_t row_end) n
 }
 #endif
 
-//! Whether this machine and this build have the set.
+//! Whether this build has kernels for the instruction set and this machine supports it.
 bool has(InstructionSet set) noexcept;
 
-//! As cpu::run, on a given instruction set; kUnsupported where `has` is false.
+//! As cpu::run, with a given instruction set; kUnsupported where `has` is false.
 Status run_on(InstructionSet set, const Problem& problem, std::int64_t row_begin,
               std::int64_t row_end) noexcept;
 

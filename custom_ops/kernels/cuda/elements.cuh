@@ -1,4 +1,4 @@
-//! Between memory and float registers: one element, or 16 bytes of them.
+//! Loads and stores of elements: one, or a vector of 16 bytes.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -102,8 +102,8 @@ __device__ __forceinline__ uint4 pack(const float (&in)[8], T type) {
                pack_pair(in[6], in[7], type)};
 }
 
-//! Elements [index * kElements, ...) of scale or bias, which no kernel writes: 4 floats to a vector, or
-//! 8 half values. A half row with float parameters takes two loads.
+//! Loads elements [index * kElements, ...) of scale or bias, which no kernel writes. A vector is 4 floats or
+//! 8 half values; a half row with float parameters takes two loads.
 template <typename A, int kElements>
 __device__ __forceinline__ void load_parameters(const A* from, int index, float (&out)[kElements]) {
   constexpr int kPerVector = kVectorBytes / static_cast<int>(sizeof(A));

@@ -1,4 +1,4 @@
-//! From a checked problem to one kernel in the stream. Included once per data type, so that the types
+//! Launching the kernel of a checked problem. There is one source file for each data type, so that they
 //! compile in parallel.
 #pragma once
 
@@ -14,7 +14,8 @@ namespace ibnorm::cuda {
 
 using Kernel = void (*)(Arguments);
 
-//! The row kernel of a plan: its vectors are one of WarpVectors::kChoices, or it is the block kernel.
+//! The row kernel of a plan: a warp kernel whose vectors are one of WarpVectors::kChoices, or the block
+//! kernel.
 template <DType kType, DType kAffineType, Compression kCompression, bool kSkip, int kChoice = 0>
 Kernel kernel_of(const Plan& plan) {
   using Choices = WarpVectors<kType>;
@@ -37,7 +38,7 @@ Kernel kernel_of(const Plan& plan) {
   }
 }
 
-//! `bytes` further on, or null for null.
+//! The pointer advanced by `bytes`; null stays null.
 template <typename Pointer>
 Pointer moved(Pointer pointer, std::int64_t bytes) {
   if (pointer == nullptr) return nullptr;
@@ -82,14 +83,14 @@ Status launch(const Problem& problem, cudaStream_t stream) {
     config.blockDim = dim3(static_cast<unsigned>(plan.threads));
     config.stream = stream;
     if (cudaLaunchKernelEx(&config, kernel, arguments) != cudaSuccess) {
-      (void)cudaGetLastError();  // reported here; leave nothing behind for the caller's next check
+      (void)cudaGetLastError();  // reported here, so it must not show in the caller's next check
       return Status::kLaunchFailed;
     }
   }
   return Status::kOk;
 }
 
-//! Every kernel whose x is kType.
+//! Runs a problem whose x has type kType.
 template <DType kType>
 Status run_type(const Problem& problem, cudaStream_t stream) {
   return dispatch_compression(
@@ -107,7 +108,7 @@ Status run_type(const Problem& problem, cudaStream_t stream) {
       [](const char*, int) { return Status::kInvalidArgument; });
 }
 
-// One source file each.
+// Each is in a source file of its type.
 extern template Status run_type<DType::kFloat32>(const Problem&, cudaStream_t);
 extern template Status run_type<DType::kFloat16>(const Problem&, cudaStream_t);
 extern template Status run_type<DType::kBFloat16>(const Problem&, cudaStream_t);

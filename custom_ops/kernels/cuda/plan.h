@@ -1,4 +1,4 @@
-//! Which kernel runs a problem, decided on the host from sizes and addresses alone.
+//! Choosing the kernel for a problem, on the host, from sizes and addresses.
 #pragma once
 
 #include <cstdint>
@@ -24,7 +24,7 @@ struct Plan {
 inline constexpr int kVectorBytes = 16;
 inline constexpr int kWarpSize = 32;
 inline constexpr int kWarpsPerBlock = 4;  //!< rows in a block of the warp kernels
-inline constexpr int kMaxThreads = 1024;  //!< of a stream block
+inline constexpr int kMaxThreads = 1024;  //!< most threads of a stream block
 inline constexpr int kBlockVectors = 8;   //!< vectors per thread of the block kernels
 
 constexpr int size_of(DType type) { return type == DType::kFloat32 ? 4 : 2; }
@@ -45,7 +45,7 @@ struct WarpVectors<DType::kFloat32> {
   static constexpr int kChoices[kCount] = {1, 2, 4, 6, 8, 12, 16};
 };
 
-//! Most threads of a block kernel: what the registers of 8 vectors of floats allow.
+//! Most threads of a block kernel, limited by the registers for 8 vectors of floats.
 template <DType kType>
 inline constexpr int kMaxBlockThreads = kType == DType::kFloat32 ? 1024 : 512;
 
@@ -65,7 +65,7 @@ constexpr Plan plan_of(std::int64_t cols, bool aligned) {
       return Plan{Method::kBlock, kBlockVectors, warps * kWarpSize, 1};
     }
   }
-  // Sixteen elements a thread, or one warp where that is less.
+  // Sixteen elements for each thread, but at least one warp.
   const std::int64_t warps = (cols + 16 * kWarpSize - 1) / (16 * kWarpSize);
   const std::int64_t most = kMaxThreads / kWarpSize;
   return Plan{Method::kStream, 0,
@@ -76,7 +76,7 @@ constexpr Plan plan_of(std::int64_t cols, bool aligned) {
               1};
 }
 
-//! True when every array of the problem starts at a multiple of 16 bytes.
+//! Whether every array of the problem starts at a multiple of 16 bytes.
 inline bool is_aligned(const Problem& problem) {
   const void* const arrays[] = {problem.x, problem.skip, problem.scale, problem.bias, problem.y, problem.sum};
   std::uintptr_t bits = 0;

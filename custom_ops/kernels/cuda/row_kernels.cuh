@@ -1,4 +1,4 @@
-//! The kernels. y = scale * (c - mean(c)) / sqrt(var(c) + epsilon) + bias, c = g((x - mean(x)) / lambd).
+//! The CUDA kernels: y = scale * (c - mean(c)) / sqrt(var(c) + epsilon) + bias, c = g((x - mean(x)) / lambd).
 #pragma once
 
 #include <cuda_runtime.h>
@@ -12,7 +12,7 @@
 
 namespace ibnorm::cuda {
 
-//! What every kernel takes; pointers are those of `Problem`, moved to the first row of the launch.
+//! Arguments of every kernel. Pointers are those of `Problem`, advanced to the first row of the launch.
 struct Arguments {
   const void* x;      //!< [rows, cols]
   const void* skip;   //!< [rows, cols], only in skip kernels
@@ -30,10 +30,10 @@ struct Arguments {
 
 //! 1 / sqrt(variance + epsilon), to one ulp; 0 / 0 = NaN for a row of equal values with epsilon 0.
 //!
-//! In such a row rounding can leave every c at the same value beside 0, so the centred values are the
-//! rounding of the mean, below 2^-20 of it, and the result is `bias` exactly. In any other row some
-//! element differs from the rest by an ulp of x at least and the mean of c is a few of those at most
-//! (c of a centred row has both signs), so the deviation is above mean / (8 sqrt(cols)).
+//! In a row of equal values rounding can give every c the same small value instead of 0. The centred values
+//! are then the rounding error of the mean, below 2^-20 of it, and the result must be `bias` exactly. In any
+//! other row some element differs from the others by at least an ulp of x, and the mean of c is at most a few
+//! of those, because c of a centred row has both signs. So the deviation is above mean / (8 sqrt(cols)).
 __device__ __forceinline__ float inverse_deviation(float variance, float mean, float epsilon) {
   const float v = variance + epsilon;
   const float first = approx::rsqrt(v);
@@ -43,10 +43,10 @@ __device__ __forceinline__ float inverse_deviation(float variance, float mean, f
   return constant ? of_constant : refined;
 }
 
-//! The mean of x in the unit of the compressor's argument, negated, in two parts.
+//! The negated mean of x in the unit of the compressor's argument, in two parts.
 struct Offset {
   float rounded;
-  float rest;  //!< of the division and of the product with the factor
+  float rest;  //!< what the division and the product with the factor rounded away
 };
 
 __device__ __forceinline__ Offset offset_of(Parts sum, const Arguments& arguments) {
@@ -58,7 +58,7 @@ __device__ __forceinline__ Offset offset_of(Parts sum, const Arguments& argument
   return {rounded, fmaf(-mean, factor, -rounded) - mean_rest * factor};
 }
 
-//! Sum by pairs: more additions in flight and less rounding than one chain.
+//! A sum by pairs: more independent additions and less rounding than a chain.
 template <int kElements>
 __device__ __forceinline__ float sum_of(const float* values) {
   if constexpr (kElements == 1) {
@@ -68,10 +68,10 @@ __device__ __forceinline__ float sum_of(const float* values) {
   }
 }
 
-//! One row in registers: a warp of its own, or (kBlock) a whole block.
+//! Normalises a row in registers, with a warp or (kBlock) a whole block for each row.
 //!
-//! A warp holds consecutive vectors of the row, its lane l the vectors l, l + 32, ... of those. The plan
-//! sees to it that only the last kGuarded of a lane's kVectors can lie beyond the warp's part.
+//! A warp holds consecutive vectors of the row; its lane l holds vectors l, l + 32, ... of these. The plan
+//! ensures that only the last kGuarded of a lane's kVectors can lie beyond the warp's part.
 template <DType kType, DType kAffineType, Compression kCompression, bool kSkip, int kVectors, int kGuarded,
           bool kBlock>
 __global__ void __launch_bounds__(kBlock ? kMaxBlockThreads<kType> : kWarpSize * kWarpsPerBlock)
@@ -87,14 +87,14 @@ __global__ void __launch_bounds__(kBlock ? kMaxBlockThreads<kType> : kWarpSize *
   const std::int64_t row = kBlock ? block : block * kWarpsPerBlock + warp;
   if (!kBlock && row >= arguments.rows) return;  // the whole warp
   const int row_vectors = static_cast<int>(arguments.cols) / kElements;
-  // This warp's part of the row, and what of it lies inside.
+  // The part of the row that this warp holds.
   const int begin = kBlock ? warp * arguments.warp_vectors : 0;
   const int vectors = kBlock ? min(arguments.warp_vectors, row_vectors - begin) : row_vectors;
   const int index = begin + lane;
   const std::int64_t first = row * row_vectors + index;
   const auto inside = [&](int v) { return v < kVectors - kGuarded || lane + v * kWarpSize < vectors; };
 
-  // All loads before the first use and before the first store, which may alias them.
+  // All loads come before the first use, and before the first store, which may alias them.
   uint4 raw[kVectors];
   const uint4* const x = static_cast<const uint4*>(arguments.x) + first;
 #pragma unroll
@@ -112,7 +112,7 @@ __global__ void __launch_bounds__(kBlock ? kMaxBlockThreads<kType> : kWarpSize *
       unpack(raw_skip[v], right, T{});
 #pragma unroll
       for (int e = 0; e < kElements; ++e) left[e] += right[e];
-      raw[v] = pack(left, T{});  // what follows sees the rounded sum
+      raw[v] = pack(left, T{});  // the rest uses the rounded sum
     }
     if (arguments.sum != nullptr) {
       uint4* const sum = static_cast<uint4*>(arguments.sum) + first;
@@ -188,7 +188,7 @@ __global__ void __launch_bounds__(kBlock ? kMaxBlockThreads<kType> : kWarpSize *
   }
 }
 
-//! One row by one block, an element at a time, read again from cache in each pass.
+//! Normalises a row with a block, one element at a time, and reads it again from the cache in each pass.
 //!
 //! Each element is read and written by one thread only, so y and sum may alias the inputs.
 template <DType kType, DType kAffineType, Compression kCompression, bool kSkip>
@@ -220,7 +220,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1) stream_kernel(const Arguments 
   }
   const float factor = arguments.argument_factor;
   const Offset offset = offset_of(block_sum_in_parts(total, partial[0]), arguments);
-  // `sum` may be x or skip: once it is written, the row is read from there.
+  // `sum` may be x or skip, so the row is read from `sum` once it is written.
   const auto compressed = [&](std::int64_t i) {
     return Compress::of(fmaf(stored ? to_float(sum[i]) : rounded(i), factor, offset.rounded), offset.rest);
   };

@@ -1,4 +1,4 @@
-//! The CUDA kernel set's entry point: checks, then one dispatch.
+//! The entry point of the CUDA kernels: checks a problem and dispatches it by type.
 #include <cmath>
 #include <limits>
 
