@@ -9,7 +9,6 @@ import typer
 
 from ibnorm_export.cli import options
 from ibnorm_export.cli.console import out, print_json, print_report, show_progress
-from ibnorm_export.cli.verify import print_report as print_parity
 from ibnorm_export.errors import ExitCode
 
 
@@ -48,7 +47,7 @@ def demo_command(
             out.print(f"{model.name}: {model.norm}", style="bold", markup=False)
             out.print(f"trained to {model.goal}: {'reached' if model.reached else 'NOT reached'}", markup=False)
             for parity in model.parity:
-                print_parity(parity)
+                print_report(parity)
             out.print(str(model.latency), markup=False)
         print_report(result.text)
         out.print(f"report: {report}", style="bold", markup=False)

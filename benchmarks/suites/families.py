@@ -100,8 +100,8 @@ def verified(name: str, norms: NormConfig, *, dtype: DType, samples: int) -> dic
             "layers": 0 if layers is None else len(layers.layers),
             "samples": samples,
             "errors": errors,
-            "torch_error": outputs[0].torch_error,
-            "allowed": outputs[0].allowed,
+            "baseline_error": outputs[0].baseline_error,
+            "tolerance": outputs[0].tolerance,
             "size_mb": exported.size_bytes / 1e6,
             "export_s": middle - start,
             "verify_s": done - middle,
@@ -132,7 +132,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         errors = " | ".join(f"{r['errors'][n]:.2e}" if n in r["errors"] else "" for n in ("fused", "as functions"))
         lines.append(
             f"| {r['model']} | {r['parameters'] / 1e6:.0f}M | {r['norm']} | {r['grouping']} | {r['nodes']}, "
-            f"{r['fused']} | {r['layers']} | {errors} | {r['torch_error']:.2e} | {r['verdict']} |"
+            f"{r['fused']} | {r['layers']} | {errors} | {r['baseline_error']:.2e} | {r['verdict']} |"
         )
     return "\n".join(lines)
 

@@ -47,7 +47,7 @@ class ParityCheck:
         samples: number of random samples.
         seed: seed for the random samples.
         layers: measure every norm and block, and name the first one beyond its tolerance.
-        exposing: add stress inputs (heavy tails, large means, constant rows, ...).
+        stress: add stress inputs (heavy tails, large means, constant rows, ...).
         inputs: your own .npz files, instead of random samples.
         kernels, require_fused: as in `verify`.
         max_error: a limit on the relative error of every output, in addition to the tolerances of
@@ -59,7 +59,7 @@ class ParityCheck:
     _: KW_ONLY
     seed: int = 0
     layers: bool = True
-    exposing: bool = True
+    stress: bool = True
     inputs: tuple[Path, ...] = ()
     kernels: Kernels = Kernels.AUTO
     require_fused: bool = False

@@ -87,7 +87,7 @@ def _compare(
         kernels=parity.kernels,
         require_fused=parity.require_fused,
         layers=parity.layers,
-        exposing=parity.exposing,
+        stress=parity.stress,
     )
     start = time.perf_counter()
     report = verify(exported, model, options=options, inputs=inputs, progress=progress)
@@ -128,10 +128,10 @@ def _numeric_cases(suite: str, report: ParityReport, *, max_error: float | None)
     cases = []
     for output in numeric.outputs:
         above = max_error is not None and not output.error <= max_error
-        message = f"relative error {output.error:.3g}, tolerance {output.allowed:.3g}"
+        message = f"relative error {output.error:.3g}, tolerance {output.tolerance:.3g}"
         if above:
             message += f", max_error {max_error:.3g}"
-        figures = {"error": output.error, "torch": output.torch_error, "tolerance": output.allowed}
+        figures = {"error": output.error, "baseline": output.baseline_error, "tolerance": output.tolerance}
         outcome = Outcome.PASS if output.passed and not above else Outcome.FAIL
         what = f"output {output.name}, norms {output.norms}"
         cases.append(Case(suite, what, outcome=outcome, message=message, figures=figures))
@@ -144,7 +144,7 @@ def _numeric_cases(suite: str, report: ParityReport, *, max_error: float | None)
         cases.append(Case(suite, "outputs", outcome=Outcome.FAIL, message=reason))
     if numeric.layers is not None:
         layers = numeric.layers
-        cases += _layer_cases(f"{suite}.layers", layers.layers, first=layers.first, failed=not numeric)
+        cases += _layer_cases(f"{suite}.layers", layers.layers, first=layers.first_failure, failed=not numeric)
     return cases
 
 
@@ -154,7 +154,7 @@ def _layer_cases(suite: str, layers: Iterable[LayerParity], *, first: str, faile
     source = ""
     for layer in layers:
         name = f"{layer.kind} {layer.module}"
-        figures = {corner.norms: corner.error for corner in layer.corners} | {"torch": layer.torch_error}
+        figures = {variant.norms: variant.error for variant in layer.variants} | {"baseline": layer.baseline_error}
         if source:
             yield Case(suite, name, outcome=Outcome.SKIPPED, message=f"after {source}, which failed", figures=figures)
         elif failed and not layer.passed:

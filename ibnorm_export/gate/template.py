@@ -31,7 +31,7 @@ dtype = "fp32"                   # fp32, fp16 or bf16
 [export.parity]                  # tolerances: docs/verification.md
 backends = ["ort-cpu"]           # or ["present"]: every backend that this machine can run
 samples = 4                      # random inputs, among them batch 1, padding and single tokens
-exposing = true                  # add heavy tails, large means, constant and near-zero rows, maximum length
+stress = true                    # add heavy tails, large means, constant and near-zero rows, maximum length
 layers = true                    # name the first norm or block beyond its tolerance
 # inputs = ["batch.npz"]         # your own inputs instead
 # require_fused = true           # fail where a norm does not run as a fused kernel

@@ -1,128 +1,137 @@
-"""Which link adds the error: four corners of every comparison, and ONNX Runtime's optimisation levels.
+"""Which step adds the error: the dtype, the exporter, ONNX Runtime's optimiser, or the fused kernels.
 
-float64 PyTorch --dtype--> PyTorch in the file's type --exporter--> functions, unoptimised
---optimiser--> functions, optimised --kernel--> fused kernels. A link is to blame when the corner in
-front of it keeps the bound and the corner behind it does not.
+PyTorch in float64 --dtype--> PyTorch in the file's dtype --exporter--> functions, not optimised
+--optimiser--> functions, optimised --kernel--> fused kernels. A step is responsible when the variant before it keeps
+its tolerance and the variant after it does not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 
-from ibnorm_export.verifier.report import Blame, Level, Link, OutputParity
+from ibnorm_export.verifier.comparison import FUNCTIONS, FUSED
+from ibnorm_export.verifier.report import ErrorAttribution, ErrorSource, OptimiserLevel, OutputParity
 
-__all__ = ["FUNCTIONS", "FUSED", "split"]
-
-#: Names of the runtime's two corners, as in `OutputParity.norms`.
-FUSED: Final = "fused"
-FUNCTIONS: Final = "as functions"
+__all__ = ["attribute", "needs_levels"]
 
 
 @dataclass(frozen=True, slots=True)
-class _Corners:
-    """One output in the corners that ran."""
+class _Variants:
+    """One output, for each way of running the norms that was compared; at least one is present."""
 
-    own: float
     functions: OutputParity | None
     fused: OutputParity | None
 
     @property
+    def present(self) -> tuple[OutputParity, ...]:
+        return tuple(variant for variant in (self.functions, self.fused) if variant is not None)
+
+    @property
+    def base(self) -> OutputParity:
+        """The functions, where they were compared."""
+        return self.present[0]
+
+    @property
     def failed(self) -> bool:
-        return any(corner is not None and not corner.passed for corner in (self.functions, self.fused))
+        return not all(variant.passed for variant in self.present)
 
     @property
     def excess(self) -> float:
-        """The largest error over what is allowed; infinite where one is not a number."""
-        found = [c.error / c.allowed if c.allowed else c.error for c in (self.functions, self.fused) if c is not None]
-        return float(np.nan_to_num(max(found, default=0.0), nan=np.inf))
+        return max(variant.excess for variant in self.present)
 
 
-def _worst(outputs: Sequence[OutputParity]) -> tuple[str, _Corners] | None:
-    """The output that failed by the most, or, where none did, the one nearest to its bound."""
-    corners: dict[str, _Corners] = {}
-    for output in outputs:
-        if output.norms not in (FUSED, FUNCTIONS):
-            continue
-        both = {o.norms: o for o in outputs if o.name == output.name}
-        corners[output.name] = _Corners(output.torch_error, both.get(FUNCTIONS), both.get(FUSED))
-    if not corners:
+def needs_levels(outputs: Sequence[OutputParity]) -> bool:
+    """Whether an output exceeds its tolerance without fused kernels, so that the optimiser may be responsible."""
+    functions = [output for output in outputs if output.norms == FUNCTIONS]
+    return not all(output.passed for output in functions or outputs)
+
+
+def attribute(
+    outputs: Sequence[OutputParity], dtype: str, *, levels: Sequence[OptimiserLevel] = ()
+) -> ErrorAttribution | None:
+    """Attribute the error of the worst output to the steps that lead to it.
+
+    Args:
+        outputs: parities of variants "fused" and "as functions".
+        dtype: short name of the file's dtype.
+        levels: of ONNX Runtime's optimiser, lowest first, with functions; empty where they were not measured.
+
+    Returns:
+        The attribution, or None where nothing was compared.
+    """
+    name, variants = _worst_output(outputs)
+    if variants is None:
         return None
-    return max(corners.items(), key=lambda item: (item[1].failed, item[1].excess))
+    dtype_source = ErrorSource(
+        "dtype",
+        variants.base.baseline_error,
+        not np.isfinite(variants.base.baseline_error),
+        f"PyTorch in {dtype} against PyTorch in float64",
+    )
+    optimiser = _judge_optimiser(levels)
+    exporter = ErrorSource(
+        "exporter",
+        levels[0].error if levels else variants.base.error,
+        not (variants.base.passed or dtype_source.responsible or optimiser.responsible),
+        f"the file with norms {variants.base.norms}{', not optimised' if levels else ''}",
+    )
+    kernel = _judge_kernel(variants, dtype_fails=dtype_source.responsible)
+    sources = (dtype_source, exporter, optimiser, kernel)
+    return ErrorAttribution(
+        name, dtype, sources=sources, levels=tuple(levels), summary=_summarise(name, dtype, variants, sources=sources)
+    )
 
 
-def _optimiser(levels: Sequence[Level]) -> Link:
+def _worst_output(outputs: Sequence[OutputParity]) -> tuple[str, _Variants | None]:
+    """The output that failed by the most, or, where none did, the one nearest to its tolerance."""
+    variants: dict[str, _Variants] = {}
+    for output in outputs:
+        if output.norms in (FUSED, FUNCTIONS):
+            by_norms = {other.norms: other for other in outputs if other.name == output.name}
+            variants[output.name] = _Variants(by_norms.get(FUNCTIONS), by_norms.get(FUSED))
+    if not variants:
+        return "", None
+    return max(variants.items(), key=lambda item: (item[1].failed, item[1].excess))
+
+
+def _judge_optimiser(levels: Sequence[OptimiserLevel]) -> ErrorSource:
     if not levels:
-        return Link("optimiser", None, False, "levels are compared when the functions leave the bound")
+        return ErrorSource("optimiser", None, False, "levels are measured where the functions exceed their tolerance")
     first, last = levels[0], levels[-1]
     if last.passed:
-        return Link("optimiser", last.error, False, "the drawn samples keep the bound at every level")
+        return ErrorSource("optimiser", last.error, False, "the samples keep their tolerance at every level")
     if not first.passed:
-        return Link("optimiser", last.error, False, f"the error is there without it too (level {first.name})")
-    guilty = next(level for level in levels if not level.passed)
-    return Link(
+        return ErrorSource("optimiser", last.error, False, f"the error is there without it (level {first.name})")
+    failed = next(level for level in levels if not level.passed)
+    return ErrorSource(
         "optimiser",
         last.error,
         True,
-        f"level {first.name} has {first.error:.2e}, level {guilty.name} {guilty.error:.2e}: allowed is "
-        f"{guilty.allowed:.2e}",
+        f"level {first.name} has error {first.error:.2e}, level {failed.name} {failed.error:.2e}; the tolerance is "
+        f"{failed.tolerance:.2e}",
     )
 
 
-def split(outputs: Sequence[OutputParity], dtype: str, *, levels: Sequence[Level] = ()) -> Blame | None:
-    """Blame for the worst output, in words.
+def _judge_kernel(variants: _Variants, *, dtype_fails: bool) -> ErrorSource:
+    functions, fused = variants.functions, variants.fused
+    if fused is None or functions is None:
+        return ErrorSource("kernel", None, False, "only one way of running the norms was compared")
+    explanation = "the file with fused kernels"
+    if not fused.passed and not functions.passed:
+        explanation += "; the functions exceed their tolerance too"
+    return ErrorSource("kernel", fused.error, functions.passed and not fused.passed and not dtype_fails, explanation)
 
-    Args:
-        outputs: judged, norms "fused" and "as functions".
-        dtype: short name of the file's type.
-        levels: of ONNX Runtime's optimiser, lowest first, functions alone; empty where not compared.
 
-    Returns:
-        The split, or None where nothing was judged.
-    """
-    found = _worst(outputs)
-    if found is None:
-        return None
-    name, corners = found
-    functions, fused = corners.functions, corners.fused
-    own_fails = not np.isfinite(corners.own)
-    links = [Link("dtype", corners.own, own_fails, f"PyTorch in {dtype} against PyTorch in float64")]
-    optimiser = _optimiser(levels)
-    bare = functions if functions is not None else fused
-    assert bare is not None
-    by_functions = not bare.passed and not own_fails
-    exporter_error = levels[0].error if levels else bare.error
-    ran = FUNCTIONS if functions is not None else FUSED
-    links.append(
-        Link(
-            "exporter",
-            exporter_error,
-            by_functions and not optimiser.guilty,
-            f"the file with norms {ran}{', not optimised' if levels else ''}",
-        )
+def _summarise(name: str, dtype: str, variants: _Variants, *, sources: Sequence[ErrorSource]) -> str:
+    errors = " and ".join(
+        f"{variant.error:.2e} {'with fused kernels' if variant.norms == FUSED else variant.norms}"
+        for variant in variants.present
     )
-    links.append(optimiser)
-    if fused is not None and functions is not None:
-        guilty = not fused.passed and functions.passed and not own_fails
-        says = "the file with fused kernels"
-        if not fused.passed and not functions.passed:
-            says += ": the functions leave the bound too"
-        links.append(Link("kernel", fused.error, guilty, says))
-    else:
-        links.append(Link("kernel", None, False, "one way of running the norms was compared, so nothing is beside it"))
-    return Blame(
-        name, dtype, links=tuple(links), levels=tuple(levels), words=_words(name, dtype, corners=corners, links=links)
-    )
-
-
-def _words(name: str, dtype: str, *, corners: _Corners, links: Sequence[Link]) -> str:
-    guilty = [link for link in links if link.guilty]
-    costs = f"{name}: {dtype} itself costs {corners.own:.2e}"
-    ran = [(FUNCTIONS, corners.functions), ("with fused kernels", corners.fused)]
-    told = ", ".join(f"{c.error:.2e} {how}" for how, c in ran if c is not None)
-    if not guilty:
-        return f"{costs}, the file has {told}: no link adds error beyond its bound"
-    return f"{costs}, the file has {told}. The {guilty[0].name} is to blame: {guilty[0].says}"
+    measured = f"{name}: PyTorch in {dtype} has an error of {variants.base.baseline_error:.2e}, the file {errors}"
+    responsible = next((source for source in sources if source.responsible), None)
+    if responsible is None:
+        return f"{measured}; no step exceeds its tolerance"
+    return f"{measured}. The {responsible.name} is responsible: {responsible.explanation}"

@@ -1,4 +1,4 @@
-"""Watches one float64 run of a checkpoint: what plays a part in its output, and what is not float64 in it."""
+"""Which weights and norms take part in a checkpoint's output, and which operators leave float64."""
 
 from __future__ import annotations
 
@@ -16,25 +16,27 @@ from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.tensors import Arrays
 from ibnorm_export.op.torch_op import IBNorm
 
-__all__ = ["Reach", "reach"]
+__all__ = ["Coverage", "measure_coverage"]
 
 
 @dataclass(frozen=True, slots=True)
-class Reach:
-    """What one run touched.
+class Coverage:
+    """What one run in float64 used.
 
     Args:
-        weights: names of the state dict that play a part in the output.
+        weights: names of the state dict that take part in the output.
         norms: module paths of the IBNorm modules that ran.
-        narrow: operators that gave floating values of another type than float64.
+        narrow_operators: operators that returned floating values of another dtype than float64.
     """
 
     weights: frozenset[str]
     norms: frozenset[str]
-    narrow: frozenset[str]
+    narrow_operators: frozenset[str]
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    """Records the tensors that operators take, and the operators whose results are not float64."""
+
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self.identities: set[int] = set()
@@ -51,28 +53,29 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         return result
 
 
-def reach(
-    model: LoadedModel,
-    module: nn.Module,  # a float64 copy of model.module
-    *,
-    inputs: Arrays,
-) -> Reach:
-    """Run `module` once and say what it touched."""
+def measure_coverage(model: LoadedModel, truth: nn.Module, *, inputs: Arrays) -> Coverage:
+    """Run the checkpoint once in float64 and record what it uses.
+
+    Args:
+        model: the checkpoint.
+        truth: a float64 copy of its module.
+        inputs: by name.
+    """
     norms: set[str] = set()
 
-    def note(path: str) -> Callable[..., None]:
+    def record(path: str) -> Callable[..., None]:
         return lambda *_: norms.add(path)
 
-    hooks = [m.register_forward_hook(note(path)) for path, m in module.named_modules() if isinstance(m, IBNorm)]
+    hooks = [m.register_forward_hook(record(path)) for path, m in truth.named_modules() if isinstance(m, IBNorm)]
     tensors = [torch.from_numpy(inputs[spec.name]) for spec in model.inputs]
     tensors = [t.double() if t.is_floating_point() else t for t in tensors]
     watch = _Watch()
     try:
         with torch.no_grad(), watch:
-            model.entry(module)(*tensors)
+            model.entry(truth)(*tensors)
     finally:
         for hook in hooks:
             hook.remove()
-    state = module.state_dict(keep_vars=True)
+    state = truth.state_dict(keep_vars=True)
     used = {name for name, tensor in state.items() if storage_identity(tensor) in watch.identities}
-    return Reach(frozenset(used), frozenset(norms), frozenset(watch.narrow))
+    return Coverage(frozenset(used), frozenset(norms), frozenset(watch.narrow))

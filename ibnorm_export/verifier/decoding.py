@@ -1,174 +1,214 @@
-"""The numeric verdict on decoding: a prompt and many cached steps, against float64 PyTorch without a cache."""
+"""Decoding: a prompt and many cached steps, against float64 PyTorch without a cache."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.kv_cache import positions
 from ibnorm_export.artifacts.loaded_model import LoadedModel
-from ibnorm_export.artifacts.metadata import CacheKind, Target
+from ibnorm_export.artifacts.metadata import CacheKind, Target, Task
 from ibnorm_export.artifacts.tensors import Arrays, DType
 from ibnorm_export.errors import ModelFileError
 from ibnorm_export.generation.decoder import Decoder
 from ibnorm_export.generation.sessions import SessionSource, open_sessions
 from ibnorm_export.progress import Progress
 from ibnorm_export.runtimes.runner import Kernels, Runner
+from ibnorm_export.runtimes.torch import TorchRunner
+from ibnorm_export.verifier.comparison import FUNCTIONS, FUSED, Comparison
 from ibnorm_export.verifier.error_accumulator import ErrorSums
-from ibnorm_export.verifier.report import Finding, OutputParity
+from ibnorm_export.verifier.outputs import describe_error
+from ibnorm_export.verifier.report import Finding, OutputParity, StepReport
 from ibnorm_export.verifier.tolerances import BOUNDS
 
-__all__ = ["PROMPT", "STEPS", "check_decoding"]
+__all__ = ["PROMPT", "STEPS", "decode"]
 
-#: Tokens of the longest prompt of the batch, and cached steps of one token behind it.
+#: Tokens of the longest prompt of the batch, and cached steps of one token after it.
 PROMPT: Final = 20
 STEPS: Final = 32
 _BATCH: Final = 3
 
-
-def _inputs(model: LoadedModel, tokens: Arrays) -> Arrays:
-    """A whole sequence and no past."""
-    mask = tokens["attention_mask"]
-    arrays: Arrays = {**tokens, "position_ids": positions(mask)}
-    for spec in model.inputs:
-        if spec.floating:
-            heads, head = spec.shape[1], spec.shape[3]
-            arrays[spec.name] = np.zeros((len(mask), int(heads), 0, int(head)), dtype=np.float32)
-    return arrays
-
-
 _Logits = list[NDArray[np.float32]]
 
 
+@dataclass(frozen=True, slots=True)
+class _Script:
+    """The tokens that everyone is given: what follows is given, not chosen.
+
+    So one flipped token does not hide the rest; how often the greedy choice agrees is counted as top-1.
+
+    Args:
+        tokens: (batch, total).
+        mask: (batch, total), 0 is padding.
+        prompt: tokens of the first call; each later call has one.
+    """
+
+    tokens: NDArray[np.int64]
+    mask: NDArray[np.int64]
+    prompt: int
+
+    @property
+    def total(self) -> int:
+        return int(self.tokens.shape[1])
+
+    def feed(self, decoder: Decoder, stop: int, *, progress: Progress | None = None) -> _Logits:
+        """Logits of every call until `decoder` holds `stop` tokens."""
+        logits = []
+        if decoder.length == 0:
+            logits.append(decoder.feed(self.tokens[:, : self.prompt], self.mask[:, : self.prompt]))
+        for step in range(decoder.length, stop):
+            if progress is not None:
+                progress("decoding", step - self.prompt + 1, stop - self.prompt)
+            logits.append(decoder.feed(self.tokens[:, step : step + 1]))
+        return logits
+
+
+def decode(comparison: Comparison) -> StepReport:
+    """Decode a batch of rows of unequal length, one padded on the left and one on the right.
+
+    Returns:
+        A parity for the prompt and for the steps after it, with each way of running the norms, and what else is
+        wrong; nothing for a model without a cache.
+    """
+    model = comparison.reference.model
+    if model.task is not Task.TEXT_GENERATION:
+        return StepReport()
+    genai = comparison.file.metadata.target is Target.ORT_GENAI
+    script = _write_script(model, padded=not genai)
+    truth = _without_cache(comparison, script)
+    baseline = script.feed(
+        _start(TorchRunner(model, comparison.reference.baseline), comparison, whole=True), script.total
+    )
+    steps = [
+        _compare_variant(comparison, script, runner=runner, norms=norms, baseline=baseline, truth=truth)
+        for norms, runner in comparison.variants.items()
+    ]
+    # onnxruntime-genai and a cache in place have no form that rounds after every node, so only fp32 is compared.
+    if comparison.reference.dtype is DType.FP32 and (genai or comparison.file.metadata.cache is CacheKind.STATIC):
+        steps.append(_compare_session(comparison, script, genai=genai, baseline=baseline, truth=truth))
+    return StepReport(
+        tuple(output for step in steps for output in step.outputs),
+        tuple(finding for step in steps for finding in step.findings),
+    )
+
+
+def _write_script(model: LoadedModel, *, padded: bool) -> _Script:
+    total = min(PROMPT + STEPS, model.max_positions)
+    prompt = max(1, total - STEPS)
+    tokens = np.random.default_rng(0).integers(0, model.vocabulary, (_BATCH, total), dtype=np.int64)
+    mask = np.ones_like(tokens)
+    if padded:
+        mask[1, : min(5, prompt - 1)] = 0
+        mask[2, max(1, prompt - 10) : prompt] = 0
+    return _Script(tokens, mask, prompt)
+
+
+def _without_cache(comparison: Comparison, script: _Script) -> NDArray[np.float32]:
+    """Logits of the whole sequence in one float64 pass."""
+    arrays: Arrays = {
+        "input_ids": script.tokens,
+        "attention_mask": script.mask,
+        "position_ids": positions(script.mask),
+    }
+    for spec in comparison.reference.model.inputs:
+        if spec.floating:
+            heads, head = spec.shape[1], spec.shape[3]
+            arrays[spec.name] = np.zeros((_BATCH, int(heads), 0, int(head)), dtype=np.float32)
+    logits: NDArray[np.float32] = TorchRunner(comparison.reference.model, comparison.reference.truth).run(arrays)[
+        "logits"
+    ]
+    return logits
+
+
+def _start(runner: Runner, comparison: Comparison, *, whole: bool = False) -> Decoder:
+    """A decoder with an empty cache; `whole` gives it all inputs of the checkpoint, not only those of the file."""
+    decoder = Decoder(runner, comparison.reference.model.inputs if whole else comparison.taken)
+    decoder.start(_BATCH)
+    return decoder
+
+
+def _compare_variant(
+    comparison: Comparison,
+    script: _Script,
+    *,
+    runner: Runner,
+    norms: str,
+    baseline: _Logits,
+    truth: NDArray[np.float32],
+) -> StepReport:
+    """One way of running the norms: with the cache kept, and with the cache saved and loaded halfway."""
+    try:
+        actual = script.feed(_start(runner, comparison), script.total, progress=comparison.progress)
+        half = script.prompt + (script.total - script.prompt) // 2
+        first, second = _start(runner, comparison), Decoder(runner, comparison.taken)
+        begun = script.feed(first, half)
+        findings = _check_resume(first, second, begun, whole=actual, go_on=lambda d: script.feed(d, script.total))
+    except ModelFileError as error:
+        return StepReport(findings=(Finding("decoding", str(error)),))
+    outputs = []
+    for name, sums in _sum_errors(script, actual, baseline=baseline, truth=truth).items():
+        if not sums:  # a model of one position has a prompt and no step after it
+            continue
+        output = sums.judge(f"{name} ({len(sums.samples)} calls)", norms, bound=BOUNDS[comparison.reference.dtype])
+        outputs.append(output)
+        findings += _failures(name, output, dtype=comparison.reference.dtype)
+    return StepReport(tuple(outputs), tuple(findings))
+
+
+def _failures(name: str, output: OutputParity, *, dtype: DType) -> list[Finding]:
+    return [] if output.passed else [Finding(name, describe_error(output, dtype))]
+
+
+def _sum_errors(
+    script: _Script, actual: _Logits, *, baseline: _Logits, truth: NDArray[np.float32]
+) -> dict[str, ErrorSums]:
+    """Errors of the prompt and of the steps after it, without padded positions."""
+    sums = {"prompt": ErrorSums(), "decoding": ErrorSums()}
+    start = 0
+    for a, b in zip(actual, baseline, strict=True):
+        here = slice(start, start + a.shape[1])
+        rows = script.mask[:, here] != 0
+        sums["prompt" if start == 0 else "decoding"].add(a[rows], b[rows], truth=truth[:, here][rows])
+        start += a.shape[1]
+    return sums
+
+
 def _check_resume(
-    first: Decoder, second: Decoder, *, begun: _Logits, straight: _Logits, go_on: Callable[[Decoder], _Logits]
+    first: Decoder, second: Decoder, begun: _Logits, *, whole: _Logits, go_on: Callable[[Decoder], _Logits]
 ) -> list[Finding]:
-    """Half of the steps, the cache saved and loaded, the other half: the same bits as all steps at once."""
+    """Half of the steps, then the rest from a saved cache, must give the same bits as all steps at once."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "cache.npz"
         first.save(file)
         second.load(file)
     resumed = begun + go_on(second)
-    for step, (a, b) in enumerate(zip(resumed, straight, strict=True)):
+    for call, (a, b) in enumerate(zip(resumed, whole, strict=True)):
         if not np.array_equal(a, b, equal_nan=True):
-            return [Finding("resume", f"call {step} differs from decoding without a break; it must be the same bits")]
+            return [Finding("resume", f"call {call} differs from decoding without a break; it must give the same bits")]
     return []
 
 
-def check_decoding(
-    model: LoadedModel,
-    exact: Runner,
-    *,
-    own: Runner,
-    runners: Mapping[str, Runner],
-    file: ExportedModel,
-    progress: Progress,
-) -> tuple[tuple[OutputParity, ...], list[Finding]]:
-    """Rows of unequal length, one padded on the left and one on the right, the same tokens for everyone.
-
-    Teacher-forced: what follows is given, not chosen, so one flipped token does not hide the rest; how often
-    the greedy choice agrees is counted as top-1.
-
-    Args:
-        model: of task "text-generation".
-        exact: float64 PyTorch; it is run without a cache.
-        own: PyTorch in the file's type, through its cache.
-        runners: of the file, by how its norms run; through the cache.
-        file: what they run.
-
-    Returns:
-        A parity for the prompt and for the steps of each runner, and what else is wrong.
-    """
-    total = min(PROMPT + STEPS, model.max_positions)
-    prompt = max(1, total - STEPS)
-    dtype = DType(file.dtype)
-    genai = file.metadata.target is Target.ORT_GENAI  # whose attention knows no padding
-    taken = [spec for spec in model.inputs if spec.name in {tensor.name for tensor in file.inputs}]
-    rng = np.random.default_rng(0)
-    tokens = rng.integers(0, model.vocabulary, (_BATCH, total), dtype=np.int64)
-    mask = np.ones_like(tokens)
-    if not genai:
-        mask[1, : min(5, prompt - 1)] = 0
-        mask[2, max(1, prompt - 10) : prompt] = 0
-    valid = mask != 0
-    truth = exact.run(_inputs(model, {"input_ids": tokens, "attention_mask": mask}))["logits"]
-
-    def decode(decoder: Decoder, stop: int, label: str = "") -> _Logits:
-        logits = [decoder.feed(tokens[:, :prompt], mask[:, :prompt])] if decoder.length == 0 else []
-        for step in range(decoder.length, stop):
-            if label:
-                progress(label, step - prompt + 1, stop - prompt)
-            logits.append(decoder.feed(tokens[:, step : step + 1]))
-        return logits
-
-    def started(runner: Runner) -> Decoder:
-        decoder = Decoder(runner, model.inputs if runner is own else taken)
-        decoder.start(_BATCH)
-        return decoder
-
-    reference = decode(started(own), total)
-    outputs: list[OutputParity] = []
-    findings: list[Finding] = []
-    for norms, runner in runners.items():
-        try:
-            actual = decode(started(runner), total, "decoding")
-            half = prompt + (total - prompt) // 2
-            first, second = started(runner), Decoder(runner, taken)
-            begun = decode(first, half)
-            findings += _check_resume(first, second, begun=begun, straight=actual, go_on=lambda d: decode(d, total))
-        except ModelFileError as error:
-            findings.append(Finding("decoding", str(error)))
-            continue
-        parts = {"prompt": ErrorSums(), "decoding": ErrorSums()}
-        at = 0
-        for a, o in zip(actual, reference, strict=True):
-            here = slice(at, at + a.shape[1])
-            rows = valid[:, here]
-            parts["prompt" if at == 0 else "decoding"].add(a[rows], o[rows], truth=truth[:, here][rows])
-            at += a.shape[1]
-        for name, sums in parts.items():
-            if not sums.per_sample:  # a model of one position has a prompt and no step behind it
-                continue
-            judged = sums.judge(f"{name} ({len(sums.per_sample)} calls)", norms, bound=BOUNDS[dtype])
-            outputs.append(judged)
-            if not judged.passed:
-                findings.append(
-                    Finding(
-                        name,
-                        f"relative error {judged.error:.3g} against float64 without a cache; PyTorch in {dtype.value} "
-                        f"with one has {judged.torch_error:.3g}, allowed is {judged.allowed:.3g}; norms ran {norms}",
-                    )
-                )
-    if dtype is DType.FP32 and (genai or file.metadata.cache is CacheKind.STATIC):  # a rounding copy has no such form
-        label = f"{'onnxruntime-genai' if genai else 'cache in place'} ({len(reference)} calls)"
-        norms = "of the folder" if genai else "fused" if "fused" in runners else "as functions"
-        source = open_sessions(
-            file.path.parent if genai else file.path, Kernels.FUSED if norms == "fused" else Kernels.FUNCTION
-        )
-        judged = _check_session(source, tokens[0], prompt=prompt, reference=reference, truth=truth[0]).judge(
-            label, norms, bound=BOUNDS[dtype]
-        )
-        outputs.append(judged)
-        if not judged.passed:
-            what = f"relative error {judged.error:.3g} against float64; allowed is {judged.allowed:.3g}"
-            findings.append(Finding(label.partition(" (")[0], what))
-    return tuple(outputs), findings
-
-
-def _check_session(
-    source: SessionSource, tokens: NDArray[np.int64], *, prompt: int, reference: _Logits, truth: NDArray[np.float64]
-) -> ErrorSums:
-    """What generates text, with a buffer of keys and values that is input and output at once: one row, given tokens."""
+def _compare_session(
+    comparison: Comparison, script: _Script, *, genai: bool, baseline: _Logits, truth: NDArray[np.float32]
+) -> StepReport:
+    """What generates text, with one buffer of keys and values that is both input and output: the first row."""
+    name = "onnxruntime-genai" if genai else "cache in place"
+    norms = "of the folder" if genai else FUSED if FUSED in comparison.variants else FUNCTIONS
+    source: SessionSource = open_sessions(
+        comparison.file.path.parent if genai else comparison.file.path,
+        Kernels.FUSED if norms == FUSED else Kernels.FUNCTION,
+    )
     sums = ErrorSums()
-    session = source.start(1, len(tokens) + 1)
-    for index in range(len(reference)):
-        end = prompt + index
-        logits = session.feed(tokens[None, 0 if index == 0 else end - 1 : end])
-        sums.add(logits, reference[index][:1, -1], truth=truth[None, end - 1])
-    return sums
+    session = source.start(1, script.total + 1)
+    for call, expected in enumerate(baseline):
+        end = script.prompt + call
+        logits = session.feed(script.tokens[:1, 0 if call == 0 else end - 1 : end])
+        sums.add(logits, expected[:1, -1], truth=truth[:1, end - 1])
+    output = sums.judge(f"{name} ({len(baseline)} calls)", norms, bound=BOUNDS[comparison.reference.dtype])
+    return StepReport((output,), tuple(_failures(name, output, dtype=comparison.reference.dtype)))

@@ -1,7 +1,7 @@
-"""Taps: the output of every norm and block, from a copy of the file and from the PyTorch model alike.
+"""The output of every norm and block, from a copy of the file and from the PyTorch model alike.
 
-The copy has more graph outputs and nothing else that is new, so fused nodes stay whole; on the
-PyTorch side forward hooks keep what the same modules return.
+The copy has more graph outputs and is otherwise the same, so fused nodes stay whole. On the PyTorch side, forward
+hooks record what the same modules return.
 """
 
 from __future__ import annotations
@@ -26,19 +26,24 @@ from ibnorm_export.op.replace_norms import is_norm
 from ibnorm_export.op.spec import DOMAIN
 from ibnorm_export.op.torch_op import IBNorm, SkipIBNorm
 
-__all__ = ["Tap", "blocks", "recorded", "tap", "tapped_copy"]
+__all__ = ["LayerOutput", "add_layer_outputs", "blocks", "copy_with_layer_outputs", "record_layer_outputs"]
 
-#: Before the name of a tapped value's own graph output.
-_PREFIX: Final = "tap:"
+#: Begins the names of the added graph outputs.
+_PREFIX: Final = "layer:"
 
 _FLOATING: Final = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 @dataclass(frozen=True, slots=True)
-class Tap:
-    """One place: its module path in PyTorch, "norm" or "block", the ONNX node that gives it and the output's name.
+class LayerOutput:
+    """The output of one norm or block.
 
-    `rows` are what the file computes of it, where that is not all.
+    Args:
+        module: its path in PyTorch.
+        kind: "norm" or "block".
+        node: the ONNX node that computes it.
+        output: name of the graph output that was added for it.
+        rows: the rows of PyTorch's value that the file computes; None for all.
     """
 
     module: str
@@ -48,13 +53,13 @@ class Tap:
     output: str
     rows: Rows | None = None
 
-    def of(self, value: NDArray[Any]) -> NDArray[Any]:
-        """What the file has of PyTorch's `value` of this module."""
+    def select(self, value: NDArray[Any]) -> NDArray[Any]:
+        """The part of PyTorch's `value` of this module that the file computes."""
         return value if self.rows is None else self.rows.of(value)
 
 
 def _lists(model: nn.Module) -> list[str]:
-    """Paths of the lists of blocks: of ModuleLists, or where there is none of Sequentials of modules with norms."""
+    """Paths of the lists of blocks: ModuleLists, or, where there are none, Sequentials of modules that hold norms."""
     lists = [path for path, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module) > 0]
     if lists:
         return lists
@@ -68,14 +73,14 @@ def _lists(model: nn.Module) -> list[str]:
 
 
 def blocks(model: nn.Module) -> tuple[str, ...]:
-    """Paths of the repeated blocks: children of a list of them that is not inside another block."""
+    """Paths of the repeated blocks: the children of every list of blocks that is not inside another block."""
     lists = _lists(model)
     outer = [path for path in lists if not any(path.startswith(f"{other}.") for other in lists if other != path)]
     return tuple(f"{path}.{name}" for path in outer for name, _ in model.get_submodule(path).named_children())
 
 
-def _is_node(norm: nn.Module) -> bool:
-    """Whether the output of this norm is that of its ONNX node: not where axes are moved or flattened around it."""
+def _has_output_of_node(norm: nn.Module) -> bool:
+    """Whether the norm's output is that of its ONNX node: not where axes are moved or flattened around the node."""
     return type(norm) in (IBNorm, SkipIBNorm)
 
 
@@ -87,8 +92,11 @@ def _within(path: str, block: str) -> bool:
     return path == block or path.startswith(f"{block}.")
 
 
-def _leaving(graph: ir.Graph, block: str) -> ir.Value | None:
-    """The last floating value that a block gives to the rest; a residual sum that a SkipIBNorm took over is its own."""
+def _block_output(graph: ir.Graph, block: str) -> ir.Value | None:
+    """The last floating value that nodes outside the block use.
+
+    Where a SkipIBNorm outside computes the block's residual sum, that sum is the output.
+    """
     last = None
     for node in graph:
         if not _within(_module(node), block):
@@ -103,22 +111,36 @@ def _leaving(graph: ir.Graph, block: str) -> ir.Value | None:
     return last
 
 
-def tap(model: ir.Model, module: nn.Module) -> tuple[Tap, ...]:
-    """Add graph outputs to `model` for its norms and blocks; what was added, in the order of the graph."""
-    graph = model.graph
-    places: dict[str, tuple[ir.Value, str]] = {}
-    for node in graph:
-        if node.domain == DOMAIN and node.name:
-            places[node.name] = (node.outputs[0], "norm")
-    others = [(path, "norm") for path, norm in module.named_modules() if is_norm(norm) and not _is_node(norm)]
+def _find_places(graph: ir.Graph, module: nn.Module) -> list[tuple[str, str, ir.Value]]:
+    """Path, kind and value of every norm and block that the graph computes, in the order of the graph."""
+    places = {node.name: ("norm", node.outputs[0]) for node in graph if node.domain == DOMAIN and node.name}
+    others = [
+        (path, "norm") for path, norm in module.named_modules() if is_norm(norm) and not _has_output_of_node(norm)
+    ]
     for path, kind in (*others, *((path, "block") for path in blocks(module))):
-        value = _leaving(graph, path)
+        value = _block_output(graph, path)
         if value is not None and (path not in places or kind == "norm"):
-            places[path] = (value, kind)
-    # a SkipIBNorm gives a block's sum and then the norm of it
+            places[path] = (kind, value)
+    # A SkipIBNorm returns the norm first, but a reader expects the block's sum before the norm of it.
     order = {id(v): (index, -output) for index, node in enumerate(graph) for output, v in enumerate(node.outputs)}
-    taps = []
-    for path, (value, kind) in sorted(places.items(), key=lambda item: order[id(item[1][0])]):
+    return sorted(
+        ((path, kind, value) for path, (kind, value) in places.items()), key=lambda place: order[id(place[2])]
+    )
+
+
+def add_layer_outputs(model: ir.Model, module: nn.Module) -> tuple[LayerOutput, ...]:
+    """Add graph outputs to `model` for its norms and blocks.
+
+    Args:
+        model: the file's graph; it is changed.
+        module: the checkpoint, which has the same paths.
+
+    Returns:
+        What was added, in the order of the graph.
+    """
+    graph = model.graph
+    added = []
+    for path, kind, value in _find_places(graph, module):
         source = value.producer()
         assert source is not None
         copy = ir.node("Identity", [value], name=f"{_PREFIX}{path}")
@@ -126,31 +148,36 @@ def tap(model: ir.Model, module: nn.Module) -> tuple[Tap, ...]:
         copy.outputs[0].type, copy.outputs[0].shape = value.type, value.shape
         graph.insert_after(source, copy)
         graph.outputs.append(copy.outputs[0])
-        taps.append(
-            Tap(path, kind, node=source.name or source.op_type, output=f"{_PREFIX}{path}", rows=selected_rows(source))
+        added.append(
+            LayerOutput(path, kind, node=source.name or source.op_type, output=f"{_PREFIX}{path}", rows=selected_rows(source))
         )
-    return tuple(taps)
+    return tuple(added)
 
 
-def tapped_copy(exported: ExportedModel, module: nn.Module, *, folder: Path) -> tuple[ExportedModel, tuple[Tap, ...]]:
-    """The file with taps, written to `folder`.
+def copy_with_layer_outputs(
+    exported: ExportedModel, module: nn.Module, *, folder: Path
+) -> tuple[ExportedModel, tuple[LayerOutput, ...]]:
+    """Write a copy of the file with layer outputs to `folder`.
 
     Raises:
-        ModelFileError: there is nothing to tap: no norm node, and no node that says its block.
+        ModelFileError: the file has no norm node and no node that names its module.
     """
     copy = ir.load(exported.path)
-    taps = tap(copy, module)
-    if not taps:
-        raise ModelFileError(f"{exported.path} has no norm node and no node that says its module: nothing to tap")
-    ir.save(copy, folder / "tapped.onnx", external_data="tapped.onnx.data")
-    return ExportedModel(folder / "tapped.onnx"), taps
+    outputs = add_layer_outputs(copy, module)
+    if not outputs:
+        raise ModelFileError(
+            f"{exported.path} has no norm node and no node that names its module, so no layer can be compared"
+        )
+    ir.save(copy, folder / "layers.onnx", external_data="layers.onnx.data")
+    return ExportedModel(folder / "layers.onnx"), outputs
 
 
 @contextmanager
-def recorded(module: nn.Module) -> Iterator[Arrays]:
-    """What the norms and blocks of `module` returned in the last pass, by path; a norm's second call is PATH#2.
+def record_layer_outputs(module: nn.Module) -> Iterator[Arrays]:
+    """Record what the norms and blocks of `module` return in the passes within this block.
 
-    Clear the mapping before another pass.
+    Yields:
+        Values by path; those of a norm's second call are under PATH#2. Clear the mapping before another pass.
     """
     values: Arrays = {}
 

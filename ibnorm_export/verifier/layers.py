@@ -1,132 +1,155 @@
-"""The error behind every norm and block, in all four corners: where a file leaves the checkpoint."""
+"""The error after every norm and block: where a file departs from its checkpoint."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 
-from ibnorm_export.artifacts.exported_model import ExportedModel
-from ibnorm_export.artifacts.loaded_model import LoadedModel, torch_dtype
-from ibnorm_export.artifacts.tensors import Arrays, DType
+from ibnorm_export.artifacts.tensors import Arrays
 from ibnorm_export.errors import ModelFileError
-from ibnorm_export.progress import Progress
-from ibnorm_export.runtimes.runner import Runner
 from ibnorm_export.runtimes.torch import TorchRunner
+from ibnorm_export.verifier.comparison import Comparison, with_rounding
 from ibnorm_export.verifier.error_accumulator import ErrorSums
-from ibnorm_export.verifier.layer_outputs import recorded, tapped_copy
+from ibnorm_export.verifier.layer_outputs import LayerOutput, copy_with_layer_outputs, record_layer_outputs
+from ibnorm_export.verifier.reference import Reference
 from ibnorm_export.verifier.report import LayerParity, LayersReport
 from ibnorm_export.verifier.tolerances import BOUNDS
 
-__all__ = ["check_layers"]
+__all__ = ["compare_layers"]
 
 
-def _defined(array: NDArray[Any], masks: Sequence[NDArray[np.bool_]]) -> NDArray[Any]:
-    """Without the padded positions, where the array has an axis for them."""
+@dataclass(frozen=True, slots=True)
+class _Recordings:
+    """What PyTorch's norms and blocks returned, in files: every feature map of a model is too much for memory."""
+
+    folder: Path
+
+    def _file(self, role: str, index: int) -> Path:
+        return self.folder / f"{role}.{index}.npz"
+
+    def record(self, reference: Reference) -> None:
+        """Run truth and baseline on every input."""
+        for index, inputs in enumerate(reference.inputs):
+            reference.progress("running PyTorch layer by layer", index, len(reference.inputs))
+            for role, module in (("truth", reference.truth), ("baseline", reference.baseline)):
+                with record_layer_outputs(module) as values:
+                    TorchRunner(reference.model, module).run(inputs)
+                np.savez(self._file(role, index), **values)  # type: ignore[arg-type]  # any name may be an array's
+
+    def read(self, index: int, layer: LayerOutput) -> tuple[NDArray[Any], NDArray[Any]] | None:
+        """Truth and baseline of one layer on one input; None where the layer did not run."""
+        with np.load(self._file("truth", index)) as truth, np.load(self._file("baseline", index)) as baseline:
+            if layer.module not in truth:
+                return None
+            return layer.select(truth[layer.module]), layer.select(baseline[layer.module])
+
+
+@dataclass(slots=True)
+class _Sums:
+    """Running sums by layer and variant, and notes about what could not be compared."""
+
+    masks: Sequence[NDArray[np.bool_]] = ()
+    errors: dict[tuple[str, str], ErrorSums] = field(default_factory=dict)
+    notes: dict[str, None] = field(default_factory=dict)
+
+    def add(
+        self,
+        layer: LayerOutput,
+        norms: str,
+        *,
+        actual: NDArray[Any],
+        recorded: tuple[NDArray[Any], NDArray[Any]] | None,
+    ) -> None:
+        """Add one layer of one sample, without padded positions."""
+        name = f"{layer.kind} {layer.module}"
+        if recorded is None:
+            self.notes[f"{name} did not run in PyTorch"] = None
+            return
+        truth, baseline = recorded
+        if actual.shape != truth.shape:
+            self.notes[f"{name}: the file has shape {actual.shape}, PyTorch {truth.shape}"] = None
+            return
+        a, b, t = (_without_padding(values, self.masks) for values in (actual, baseline, truth))
+        self.errors.setdefault((layer.module, norms), ErrorSums()).add(a, b, truth=t)
+
+
+def compare_layers(comparison: Comparison) -> LayersReport:
+    """Run a copy of the file with layer outputs, and PyTorch, on every sample.
+
+    Args:
+        comparison: of the file as it is; samples have a past where the model has a cache, so prefill and cached steps
+            are both compared.
+    """
+    reference = comparison.reference
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        try:
+            copy, layers = copy_with_layer_outputs(comparison.file, reference.model.module, folder=folder)
+        except ModelFileError as error:
+            return LayersReport((), "", (str(error),))
+        comparison = with_rounding(replace(comparison, file=copy), folder)
+        recordings = _Recordings(folder)
+        recordings.record(reference)
+        sums = _Sums()
+        for norms, index, actual in _runs(comparison):
+            sums.masks = list(reference.model.valid(reference.inputs[index]).values())
+            for layer in layers:
+                sums.add(layer, norms, actual=actual[layer.output], recorded=recordings.read(index, layer))
+    parities = tuple(_judge(layers, sums.errors, reference=reference))
+    return LayersReport(parities, _describe_first_failure(parities), tuple(sums.notes))
+
+
+def _runs(comparison: Comparison) -> Iterator[tuple[str, int, Arrays]]:
+    """How the norms ran, index of the sample, and what the file computes; one session after the other."""
+    inputs = comparison.reference.inputs
+    for norms, runner in comparison.variants.items():
+        for index, sample in enumerate(inputs):
+            comparison.progress(f"comparing layers, norms {norms}", index, len(inputs))
+            yield norms, index, runner.run(comparison.feed(sample))
+    comparison.variants.close()
+    comparison.progress("comparing layers", len(inputs), len(inputs))
+
+
+def _without_padding(array: NDArray[Any], masks: Sequence[NDArray[np.bool_]]) -> NDArray[Any]:
+    """`array` without the padded positions, where it has an axis for them."""
     fitting = next((mask for mask in masks if array.shape[: mask.ndim] == mask.shape), None)
     return array if fitting is None else array[fitting]
 
 
-def _say(layers: Sequence[LayerParity]) -> str:
-    """The first layer that leaves its bound, and the last before it that keeps it; empty where none leaves."""
+def _judge(
+    layers: Sequence[LayerOutput], errors: Mapping[tuple[str, str], ErrorSums], *, reference: Reference
+) -> Iterator[LayerParity]:
+    bound = BOUNDS[reference.dtype]
+    for layer in layers:
+        variants = tuple(
+            sums.judge(module, norms, bound=bound) for (module, norms), sums in errors.items() if module == layer.module
+        )
+        if variants:
+            yield LayerParity(
+                layer.module,
+                layer.kind,
+                node=layer.node,
+                baseline_error=variants[0].baseline_error,
+                variants=variants,
+            )
+
+
+def _describe_first_failure(layers: Sequence[LayerParity]) -> str:
+    """The first layer that exceeds its tolerance, and the last before it that does not; empty where none does."""
     before = "the inputs"
     for layer in layers:
-        failed = next((corner for corner in layer.corners if not corner.passed), None)
+        failed = next((variant for variant in layer.variants if not variant.passed), None)
         if failed is not None:
             return (
-                f"{layer.kind} {layer.module} (node {layer.node}) is the first that leaves its bound, behind {before}: "
-                f"relative error {failed.error:.3g} with norms {failed.norms}; PyTorch has {failed.torch_error:.3g}, "
-                f"allowed is {failed.allowed:.3g}"
+                f"{layer.kind} {layer.module} (node {layer.node}) is the first to exceed its tolerance, after "
+                f"{before}: relative error {failed.error:.3g} with norms {failed.norms}; PyTorch has "
+                f"{failed.baseline_error:.3g}, the tolerance is {failed.tolerance:.3g}"
             )
         before = f"{layer.kind} {layer.module}"
     return ""
-
-
-def check_layers(
-    exported: ExportedModel,
-    model: LoadedModel,
-    *,
-    truth: nn.Module,
-    samples: Sequence[Arrays],
-    prepare: Callable[[ExportedModel, Path], ExportedModel],
-    runners: Callable[[ExportedModel], Mapping[str, Runner]],
-    progress: Progress,
-) -> LayersReport:
-    """Run a tapped copy and the two PyTorch corners on every sample.
-
-    Args:
-        exported: the file.
-        model: the checkpoint.
-        truth: it in float64.
-        samples: inputs, with a past where the model has a cache: prefill and cached steps alike.
-        prepare: what makes the file comparable in its type, given a folder to write to.
-        runners: the runtime's corners, by how the norms run.
-        progress: called as the work goes on.
-    """
-    dtype = DType(exported.dtype)
-    own_module = model.in_dtype(torch_dtype(dtype))
-    sums: dict[tuple[str, str], ErrorSums] = {}
-    notes: dict[str, None] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            tapped, taps = tapped_copy(exported, model.module, folder=Path(folder))
-        except ModelFileError as error:
-            return LayersReport((), "", (str(error),))
-        file = prepare(tapped, Path(folder))
-        for index, inputs in enumerate(samples):
-            progress("running PyTorch layer by layer", index, len(samples))
-            for corner, module in (("true", truth), ("own", own_module)):
-                values = _record(model, module, inputs=inputs)  # every feature map of a model, so not kept in memory
-                np.savez(_kept(folder, corner, index=index), **values)  # type: ignore[arg-type]  # any name is an array's
-        names = [tensor.name for tensor in file.inputs]
-        corners = runners(file)
-        for norms, runner in corners.items():  # one session after the other
-            for index, inputs in enumerate(samples):
-                progress(f"comparing layers, norms {norms}", index, len(samples))
-                actual = runner.run({name: inputs[name] for name in names})
-                masks = list(model.valid(inputs).values())
-                with (
-                    np.load(_kept(folder, "true", index=index)) as true,
-                    np.load(_kept(folder, "own", index=index)) as own,
-                ):
-                    for place in taps:
-                        if place.module not in true:
-                            notes[f"{place.kind} {place.module} did not run in PyTorch"] = None
-                            continue
-                        a, o, t = actual[place.output], place.of(own[place.module]), place.of(true[place.module])
-                        if a.shape != t.shape:
-                            shapes = f"the file has shape {a.shape}, PyTorch {t.shape}"
-                            notes[f"{place.kind} {place.module}: {shapes}"] = None
-                            continue
-                        a, o, t = (_defined(v, masks) for v in (a, o, t))
-                        sums.setdefault((place.module, norms), ErrorSums()).add(a, o, truth=t)
-    progress("comparing layers", len(samples), len(samples))
-    layers = []
-    for place in taps:
-        judged = tuple(
-            sums[place.module, norms].judge(place.module, norms, bound=BOUNDS[dtype])
-            for norms in corners
-            if (place.module, norms) in sums
-        )
-        if judged:
-            layers.append(
-                LayerParity(
-                    place.module, place.kind, node=place.node, torch_error=judged[0].torch_error, corners=judged
-                )
-            )
-    return LayersReport(tuple(layers), _say(layers), tuple(notes))
-
-
-def _record(model: LoadedModel, module: nn.Module, *, inputs: Arrays) -> Arrays:
-    with recorded(module) as values:
-        TorchRunner(model, module).run(inputs)
-    return values
-
-
-def _kept(folder: str, corner: str, *, index: int) -> Path:
-    return Path(folder) / f"{corner}.{index}.npz"

@@ -1,38 +1,108 @@
-"""A quantised file as arithmetic that can be judged: its own matrices in PyTorch, and its graph without rounded
-activations.
+"""A quantised file: its predictions beside the checkpoint's, its numbers beside those of its own matrices.
 
 A quantised file computes another model than the checkpoint, so its numbers are not the checkpoint's. But they are
-those of the checkpoint with the file's matrices in it, to the bound of fp32, where the kernel leaves activations as
-they are: that holds everything that is no matrix to account (masks, caches, batches, norms).
+those of the checkpoint with the file's matrices in it, within the bound of fp32, where the kernel does not round
+activations. That checks everything that is not a matrix: masks, caches, batches, norms.
 """
 
 from __future__ import annotations
 
 import copy
 import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import onnx_ir as ir
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.metadata import Target
 from ibnorm_export.artifacts.onnx_file import MODEL_FILE
+from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.graph.quantization import dequantize
+from ibnorm_export.verifier.comparison import Comparison
+from ibnorm_export.verifier.layers import compare_layers
+from ibnorm_export.verifier.norms import find_unfused, observe_norms
+from ibnorm_export.verifier.numeric import check_numbers, with_layers
+from ibnorm_export.verifier.quality import check_quality, sample_text
+from ibnorm_export.verifier.reference import Reference
+from ibnorm_export.verifier.report import Finding, NumericReport
 
-__all__ = ["exact_file", "with_matrices_of"]
+__all__ = ["check_quantized"]
 
-#: Of MatMulNBits: activations stay float32. Source: ONNX Runtime, "Contrib operators", MatMulNBits.
+#: Accuracy level of MatMulNBits that leaves activations in float32.
+#: Source: ONNX Runtime, "Contrib operators", MatMulNBits.
 _FLOAT32: Final = 1
 
 
-def exact_file(exported: ExportedModel, folder: Path) -> ExportedModel:
-    """A copy in `folder` whose products take activations in float32, where the file may round them to int8."""
+def check_quantized(comparison: Comparison, *, tokens: NDArray[np.int64] | None) -> NumericReport:
+    """Compare the predictions of a quantised file, and, on the CPU, its numbers.
+
+    Args:
+        comparison: of the file as it is.
+        tokens: a text (n,) to predict; None samples one from the model.
+    """
+    stored = comparison.file.metadata.quantization
+    assert stored is not None
+    kind = f"int{stored.bits}"
+    notes = []
+    if tokens is None:
+        tokens = sample_text(comparison.reference.model)
+        notes.append("predictions are of text that PyTorch samples from the model; use --text to give your own")
+    quality = check_quality(comparison, tokens, kind=kind)
+    comparison.variants.close()
+    norms = observe_norms(comparison)
+    numbers = _check_own_numbers(comparison)
+    if comparison.options.backend != "ort-cpu":
+        notes.append(
+            f"backend {comparison.options.backend} compares only predictions; ort-cpu compares the numbers of a "
+            "quantised file too"
+        )
+    findings = (
+        *(Finding("quality", str(q)) for q in quality if not q.passed),
+        *numbers.findings,
+        *find_unfused(comparison, norms),
+    )
+    return replace(numbers, dtype=kind, findings=findings, notes=(*notes, *numbers.notes), norms=norms, quality=quality)
+
+
+def _check_own_numbers(comparison: Comparison) -> NumericReport:
+    """The numbers of a copy that rounds no activations, beside PyTorch with the file's own matrices."""
+    predictions = "predictions of the file as it is, beside PyTorch in fp32"
+    given = comparison.reference
+    if comparison.options.backend != "ort-cpu":
+        return NumericReport(
+            comparison.options.backend,
+            given.dtype.value,
+            method=predictions,
+            samples=len(given.inputs),
+            outputs=(),
+            findings=(),
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        model = _with_matrices_of(comparison.file, given.model)
+        exact = replace(
+            comparison,
+            file=_copy_without_rounding(comparison.file, Path(folder)),
+            reference=Reference(model, DType.FP32, given.inputs, given.progress),
+        )
+        report = check_numbers(exact)
+        exact.variants.close()
+        if comparison.options.layers:
+            report = with_layers(report, compare_layers(exact))
+    method = f"{predictions}; numbers of a copy that rounds no activations, beside PyTorch with the file's own matrices"
+    return replace(report, method=method)
+
+
+def _copy_without_rounding(exported: ExportedModel, folder: Path) -> ExportedModel:
+    """A copy in `folder` whose products take activations in float32; the file may round them to int8."""
     model = ir.load(exported.path)
     for node in model.graph.all_nodes():
         if node.op_type == "MatMulNBits":
@@ -46,7 +116,7 @@ def exact_file(exported: ExportedModel, folder: Path) -> ExportedModel:
 
 
 def _matrices(exported: ExportedModel, model: LoadedModel) -> Iterator[tuple[str, Tensor]]:
-    """Names of `model`'s weights that the file has quantised, and what it has for them, shaped as PyTorch's."""
+    """Names of `model`'s weights that the file has quantised, and the file's values in PyTorch's shape."""
     state = model.module.state_dict(keep_vars=True)
     for name in state:
         for stored, transposed in ((name, False), (f"{name}.T", True)):
@@ -62,13 +132,13 @@ def _matrices(exported: ExportedModel, model: LoadedModel) -> Iterator[tuple[str
                 yield from zip(names, torch.split(whole, sizes), strict=True)
 
 
-def with_matrices_of(exported: ExportedModel, model: LoadedModel) -> LoadedModel:
-    """`model` with the matrices of a quantised file in the place of its own; `model` itself stays as it is.
+def _with_matrices_of(exported: ExportedModel, model: LoadedModel) -> LoadedModel:
+    """A copy of `model` with the matrices of a quantised file in place of its own.
 
-    A matrix that is the embedding too stays in the embedding as it was: the file has it there unquantised.
+    A matrix that is also the embedding stays unquantised in the embedding, as in the file.
     """
     shared = {id(tensor): tensor for tensor in (*model.module.parameters(), *model.module.buffers())}
-    module = copy.deepcopy(model.module, shared)  # what is not replaced is there once
+    module = copy.deepcopy(model.module, shared)  # weights that are not replaced are shared, not copied
     same: dict[int, list[str]] = {}
     for name, parameter in module.state_dict(keep_vars=True).items():
         same.setdefault(id(parameter), []).append(name)

@@ -1,32 +1,39 @@
-"""What a comparison found: reports that are true or false, explain themselves and serialise."""
+"""What a comparison found: reports that are true or false, print themselves and serialise."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass
 from typing import Any
 
 from ibnorm_export.errors import ParityError
 from ibnorm_export.runtimes.norm_executions import NormExecution
+from ibnorm_export.text_report import Report, text_table
 from ibnorm_export.verifier.tolerances import QualityBound
 
 __all__ = [
-    "Blame",
+    "ErrorAttribution",
+    "ErrorSource",
     "Finding",
     "LayerParity",
     "LayersReport",
-    "Level",
-    "Link",
     "NumericReport",
+    "OptimiserLevel",
     "OutputParity",
     "ParityReport",
     "Quality",
     "StaticReport",
+    "StepReport",
 ]
+
+
+def _verdict(passed: bool) -> str:
+    return "pass" if passed else "FAIL"
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is wrong, where, and in words."""
+    """One thing that is wrong: where, and what."""
 
     where: str
     what: str
@@ -36,8 +43,11 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class StaticReport:
-    """What reading the file showed; true when nothing is wrong and something was read. A baseline has no IBNorm."""
+class StaticReport(Report):
+    """What reading the file showed; true when nothing is wrong and weights were compared.
+
+    The number of norms may be 0: a baseline has no IBNorm.
+    """
 
     norms: int
     weights: int
@@ -47,38 +57,65 @@ class StaticReport:
     def __bool__(self) -> bool:
         return not self.findings and self.weights > 0
 
+    def __str__(self) -> str:
+        return f"static: {self.norms} norms and {self.weights} weights compared, {len(self.findings)} findings"
+
 
 @dataclass(frozen=True, slots=True)
 class OutputParity:
-    """One output over all samples, norms fused or as functions. Errors are norm-wise relative to the float64 truth."""
+    """One output over all samples. Errors are norm-wise relative to the float64 truth.
+
+    Args:
+        name: the output, or a step of decoding.
+        norms: how the norms ran, e.g. "fused" or "as functions".
+        max_abs: largest absolute difference from the truth.
+        error: of the file, over all samples.
+        baseline_error: of PyTorch in the same dtype, over all samples.
+        worst_sample, worst_sample_error: the sample with the largest error of the file, and that error.
+        tolerance: largest error over all samples that passes.
+        ratio: `error` over `baseline_error`.
+        cosine: of the angle between the file's values and the truth.
+        top1_agreement: share of rows with the same largest value; None where rows have one value.
+        elements: values that were compared.
+        passed: whether the error keeps the tolerance, over all samples and in each.
+    """
 
     name: str
     norms: str
     _: KW_ONLY
     max_abs: float
     error: float
-    torch_error: float
+    baseline_error: float
     worst_sample: int
     worst_sample_error: float
-    allowed: float
+    tolerance: float
     ratio: float
     cosine: float
     top1_agreement: float | None
     elements: int
     passed: bool
 
+    @property
+    def excess(self) -> float:
+        """The error over its tolerance; infinite where the error is not a number."""
+        excess = self.error / self.tolerance if self.tolerance else self.error
+        return float("inf") if excess != excess else excess
+
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """A language model's predictions on one text beside those of PyTorch in fp32.
+    """A language model's predictions on one text, beside those of PyTorch in fp32.
 
     Args:
-        norms: how they ran.
+        norms: how the norms ran.
         kind: "fp32", "fp16", "bf16", "int8" or "int4".
-        positions: predictions that were compared, the tokens before each given.
+        positions: predictions that were compared; the tokens before each are given.
         agreement: share of them with the same likeliest token.
         divergence: mean KL divergence from PyTorch's distribution, in nats.
-        before, after: perplexity of PyTorch and of the file.
+        baseline_perplexity: of PyTorch in fp32.
+        perplexity: of the file.
+        bound: what the predictions must keep.
+        passed: whether they do.
     """
 
     norms: str
@@ -87,8 +124,8 @@ class Quality:
     positions: int
     agreement: float
     divergence: float
-    before: float
-    after: float
+    baseline_perplexity: float
+    perplexity: float
     bound: QualityBound
     passed: bool
 
@@ -96,88 +133,150 @@ class Quality:
         return (
             f"{self.positions} predictions, norms {self.norms}: agreement {self.agreement:.2%} (at least "
             f"{self.bound.agreement:.1%}), KL divergence {self.divergence:.2e} (at most {self.bound.divergence:.0e}), "
-            f"perplexity {self.before:.4f} -> {self.after:.4f} (ratio at most {self.bound.perplexity:g})"
+            f"perplexity {self.baseline_perplexity:.4f} -> {self.perplexity:.4f} (ratio at most "
+            f"{self.bound.perplexity:g})"
         )
 
 
 @dataclass(frozen=True, slots=True)
-class Level:
+class StepReport:
+    """What one step of the numeric verdict found: outputs that were compared, and what is wrong."""
+
+    outputs: tuple[OutputParity, ...] = ()
+    findings: tuple[Finding, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class OptimiserLevel:
     """The worst output at one of ONNX Runtime's optimisation levels, norms as functions."""
 
     name: str
     error: float
-    allowed: float
+    tolerance: float
     passed: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Link:
-    """One link between two corners: the error behind it (None where it did not run), and whether it is to blame."""
+class ErrorSource:
+    """One step between the truth and the file's output.
+
+    Args:
+        name: "dtype", "exporter", "optimiser" or "kernel".
+        error: after this step; None where it was not measured.
+        responsible: whether this step takes the error above its tolerance.
+        explanation: what ran, or why nothing did.
+    """
 
     name: str
     error: float | None
-    guilty: bool
-    says: str
+    responsible: bool
+    explanation: str
 
 
 @dataclass(frozen=True, slots=True)
-class Blame:
-    """Which link adds the error of the worst output: dtype, exporter, optimiser or kernel; `words` for a person."""
+class ErrorAttribution:
+    """Where the error of the worst output comes from; `summary` is for a person."""
 
     output: str
     dtype: str
     _: KW_ONLY
-    links: tuple[Link, ...]
-    levels: tuple[Level, ...]
-    words: str
+    sources: tuple[ErrorSource, ...]
+    levels: tuple[OptimiserLevel, ...]
+    summary: str
 
     @property
-    def guilty(self) -> str:
-        """Name of the first link to blame; empty where every one keeps its bound."""
-        return next((link.name for link in self.links if link.guilty), "")
+    def source(self) -> str:
+        """Name of the first source that is responsible; empty where none is."""
+        return next((source.name for source in self.sources if source.responsible), "")
 
 
 @dataclass(frozen=True, slots=True)
 class LayerParity:
-    """A norm's or block's output in all corners.
+    """The output of a norm or block.
 
     Args:
         module: its path in PyTorch.
         kind: "norm" or "block".
-        node: the ONNX node that gives it.
-        torch_error: of PyTorch in the file's type, norm-wise relative to float64.
-        corners: the runtime's, by how the norms ran.
+        node: the ONNX node that computes it.
+        baseline_error: of PyTorch in the file's dtype, norm-wise relative to the truth.
+        variants: the file's, one for each way of running the norms.
     """
 
     module: str
     kind: str
     _: KW_ONLY
     node: str
-    torch_error: float
-    corners: tuple[OutputParity, ...]
+    baseline_error: float
+    variants: tuple[OutputParity, ...]
 
     @property
     def passed(self) -> bool:
-        return all(corner.passed for corner in self.corners)
+        """Whether every variant passes."""
+        return all(variant.passed for variant in self.variants)
 
 
 @dataclass(frozen=True, slots=True)
-class LayersReport:
-    """Every norm and block in the order of the graph; `first` says which one leaves its bound first, or nothing."""
+class LayersReport(Report):
+    """Every norm and block in the order of the graph; true when there are some and all pass.
+
+    `first_failure` describes the first that exceeds its tolerance; it is empty where none does.
+    """
 
     layers: tuple[LayerParity, ...]
-    first: str
+    first_failure: str
     notes: tuple[str, ...] = ()
 
+    def __bool__(self) -> bool:
+        return bool(self.layers) and self.first_failed_layer is None
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        if self.layers:
+            variants = [variant.norms for variant in self.layers[0].variants]
+            columns = ("module", "", "baseline error", *variants, "tolerance", "")
+            rows = [
+                (
+                    layer.module,
+                    layer.kind,
+                    f"{layer.baseline_error:.2e}",
+                    *(f"{variant.error:.2e}" for variant in layer.variants),
+                    f"{layer.variants[0].tolerance:.2e}",
+                    _verdict(layer.passed),
+                )
+                for layer in self.layers
+            ]
+            yield text_table("layers: relative error against float64", columns, rows=rows)
+            yield f"layers: {self.first_failure or 'all keep their tolerance'}"
+        else:
+            yield "layers: none compared"
+        for note in self.notes:
+            yield f"note: {note}"
+
     @property
-    def first_layer(self) -> LayerParity | None:
-        """The first one that leaves its bound."""
+    def first_failed_layer(self) -> LayerParity | None:
+        """The first layer that exceeds its tolerance."""
         return next((layer for layer in self.layers if not layer.passed), None)
 
 
 @dataclass(frozen=True, slots=True)
-class NumericReport:
-    """What running the file showed; true when every output and quality passed and there was one."""
+class NumericReport(Report):
+    """What running the file showed; true when there are outputs or predictions, all pass, and nothing is wrong.
+
+    Args:
+        backend: what ran the file.
+        dtype: of the file; "int8" or "int4" where it is quantised.
+        method: what was run, in words.
+        samples: how many inputs were compared.
+        outputs: each output, for each way of running the norms.
+        findings: what is wrong.
+        notes: what a reader should know.
+        norms: which implementation ran for each norm.
+        quality: predictions of a language model.
+        attribution: where the error comes from; None where nothing was compared.
+        layers: the error after every norm and block; None where it was not asked for.
+    """
 
     backend: str
     dtype: str
@@ -189,17 +288,91 @@ class NumericReport:
     notes: tuple[str, ...] = ()
     norms: tuple[NormExecution, ...] = ()
     quality: tuple[Quality, ...] = ()
-    blame: Blame | None = None
+    attribution: ErrorAttribution | None = None
     layers: LayersReport | None = None
 
     def __bool__(self) -> bool:
-        judged = [part.passed for part in self.outputs] + [part.passed for part in self.quality]
-        return bool(judged) and all(judged) and not self.findings
+        compared = [part.passed for part in self.outputs] + [part.passed for part in self.quality]
+        return bool(compared) and all(compared) and not self.findings
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        if self.outputs:
+            yield from _output_lines(f"{self.backend}, {self.dtype}, {_count(self.samples, 'sample')}", self.outputs)
+            yield f"numeric: ran {self.method}"
+            yield from _norm_lines(self.norms)
+        for quality in self.quality:
+            yield f"{quality.kind}: {quality}: {_verdict(quality.passed)}"
+        if self.attribution is not None:
+            yield f"error attribution: {self.attribution.summary}"
+        if self.layers is not None:
+            yield str(self.layers)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _output_lines(title: str, outputs: Sequence[OutputParity]) -> Iterator[str]:
+    """A table of the outputs; those of a cache, two for each layer, are summed up in one line while they pass."""
+    summed_up = [output for output in outputs if output.name.startswith("present.") and output.passed]
+    columns = (
+        "output",
+        "norms",
+        "max abs",
+        "rel. error",
+        "baseline error",
+        "ratio",
+        "tolerance",
+        "cosine",
+        "top-1",
+        "",
+    )
+    rows = [
+        (
+            output.name,
+            output.norms,
+            f"{output.max_abs:.2e}",
+            f"{output.error:.2e}",
+            f"{output.baseline_error:.2e}",
+            f"{output.ratio:.2f}",
+            f"{output.tolerance:.2e}",
+            f"{output.cosine:.9f}",
+            "" if output.top1_agreement is None else f"{output.top1_agreement:.2%}",
+            _verdict(output.passed),
+        )
+        for output in outputs
+        if output not in summed_up
+    ]
+    yield text_table(title, columns, rows=rows)
+    if summed_up:
+        nearest = max(output.excess for output in summed_up)
+        yield f"cache: {len(summed_up)} outputs pass; the largest error is {nearest:.2f} of its tolerance"
+
+
+def _norm_lines(norms: Sequence[NormExecution]) -> Iterator[str]:
+    """How the norms ran, in one line."""
+    if not norms:
+        return
+    fused = sum(norm.implementation == "fused" for norm in norms)
+    copies = sum(norm.copies for norm in norms)
+    beside = f", with {copies} memory copies between host and device beside them" if copies else ""
+    yield f"norms: {fused} of {len(norms)} ran as fused kernels{beside}"
 
 
 @dataclass(frozen=True, slots=True)
-class ParityReport:
-    """Both verdicts; true only when each that was asked for is."""
+class ParityReport(Report):
+    """Both verdicts; true only when each that was asked for is.
+
+    Args:
+        model: path of the file.
+        checkpoint: where the checkpoint came from.
+        static: the static verdict; None where it was not asked for.
+        numeric: the numeric verdict.
+        notes: what a reader should know.
+    """
 
     model: str
     checkpoint: str
@@ -212,10 +385,22 @@ class ParityReport:
         asked = [part for part in (self.static, self.numeric) if part is not None]
         return bool(asked) and all(asked)
 
+    def __str__(self) -> str:
+        lines = [f"{self.model} against {self.checkpoint}"]
+        lines += [str(part) for part in (self.numeric, self.static) if part is not None and str(part)]
+        lines += [f"note: {note}" for note in self.all_notes]
+        lines += [f"FAIL {finding}" for finding in self.findings]
+        return "\n".join([*lines, f"verdict: {'pass' if self else 'fail'}"])
+
     @property
     def findings(self) -> tuple[Finding, ...]:
         """All findings, static first."""
         return tuple(f for part in (self.static, self.numeric) if part is not None for f in part.findings)
+
+    @property
+    def all_notes(self) -> tuple[str, ...]:
+        """The report's notes, then those of both verdicts."""
+        return (*self.notes, *(n for part in (self.static, self.numeric) if part is not None for n in part.notes))
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON, with `verdict` "pass" or "fail" for the whole and for each part."""

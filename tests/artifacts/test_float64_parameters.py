@@ -19,11 +19,12 @@ from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.module_copy import copy_module
 from ibnorm_export.exporter.export import export
 from ibnorm_export.op.spec import DOMAIN
-from ibnorm_export.runtimes import norm_executions, registry
 from ibnorm_export.runtimes import ort as ort_runner
+from ibnorm_export.runtimes import registry
 from ibnorm_export.runtimes import runner as base
 from ibnorm_export.runtimes.runner import Kernels
-from ibnorm_export.verifier import numeric as numeric_check
+from ibnorm_export.verifier import comparison as comparison_module
+from ibnorm_export.verifier import norms as norms_module
 from ibnorm_export.verifier.verify import VerifyOptions, verify
 
 
@@ -131,7 +132,7 @@ def test_whatever_a_model_does_with_its_parameters(name: str, mode: Callable[[],
 
 @pytest.fixture
 def most_open(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
-    """How many sessions of ONNX Runtime were open at once, of a file that has a fused and a function corner."""
+    """The most sessions of ONNX Runtime that were open at once, of a file that runs fused and with functions."""
     counts = {"open": 0, "most": 0, "all": 0}
 
     class Counted(ort_runner.OrtRunner):
@@ -151,11 +152,11 @@ def most_open(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
         return None if kernels is Kernels.FUNCTION else Path("kernels.so")
 
     monkeypatch.setattr(ort_runner, "OrtRunner", Counted)
-    monkeypatch.setattr(numeric_check, "open_runner", opened)
-    monkeypatch.setattr(numeric_check, "fused_library", library)
-    executions = norm_executions.norm_executions
+    monkeypatch.setattr(comparison_module, "open_runner", opened)
+    monkeypatch.setattr(comparison_module, "fused_library", library)
+    executions = norms_module.norm_executions
     monkeypatch.setattr(
-        norm_executions,
+        norms_module,
         "norm_executions",
         lambda file, inputs, **more: executions(file, inputs, library=None),
     )

@@ -108,7 +108,7 @@ def test_any_exception_becomes_a_red_case_and_the_rest_goes_on(
 
     text = "\n".join(
         f'[[export]]\nname = "{name}"\ncheckpoint = "{checkpoint}"\nfile = "{exported_vit.path}"\n'
-        f"parity = {{layers = false, exposing = false, samples = 1}}\n[[export.latency]]\nmax_ms = 1000"
+        f"parity = {{layers = false, stress = false, samples = 1}}\n[[export.latency]]\nmax_ms = 1000"
         for name, checkpoint in (("bad", "bad"), ("good", vit_checkpoint))
     )
     load = gate.load
@@ -142,7 +142,7 @@ def test_an_exception_on_one_backend_does_not_stop_the_others(
 
     text = (
         f'[[export]]\nname = "m"\ncheckpoint = "{vit_checkpoint}"\nfile = "{exported_vit.path}"\n'
-        'parity = {backends = ["reference", "ort-cpu"], layers = false, exposing = false, samples = 1}\n'
+        'parity = {backends = ["reference", "ort-cpu"], layers = false, stress = false, samples = 1}\n'
     )
     first = parity.verify
     monkeypatch.setattr(parity, "verify", verify_or_fail)

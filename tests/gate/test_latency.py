@@ -69,7 +69,7 @@ def test_the_default_sequence_is_no_longer_than_the_positions(
     path = tmp_path / "check.toml"
     path.write_text(
         f'[[export]]\nname = "m"\ncheckpoint = "{llama_checkpoint}"\nfile = "{exported_llama.path}"\n'
-        "parity = {layers = false, exposing = false, samples = 1}\n"
+        "parity = {layers = false, stress = false, samples = 1}\n"
         "[[export.latency]]\nmax_ms = 60000\nrounds = 2\n"
         "[[export.latency]]\nmax_ms = 60001\nrounds = 2\nsequence = 65\n",
         encoding="utf-8",

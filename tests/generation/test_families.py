@@ -82,7 +82,7 @@ def test_gpt2_in_blocks(gpt2: Path, tmp_path: Path) -> None:
     assert report.numeric is not None
     (quality,) = report.numeric.quality  # agreement is a bar for trained models: this one has many near ties
     assert quality.divergence < quality.bound.divergence
-    assert quality.after / quality.before < quality.bound.perplexity
+    assert quality.perplexity / quality.baseline_perplexity < quality.bound.perplexity
 
 
 def test_gpt2_is_not_for_genai(gpt2: Path, tmp_path: Path) -> None:

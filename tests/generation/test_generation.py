@@ -27,9 +27,10 @@ from ibnorm_export.generation.text_model import open_folder
 from ibnorm_export.runtimes.registry import open_runner
 from ibnorm_export.runtimes.runner import Kernels
 from ibnorm_export.runtimes.torch import TorchRunner
-from ibnorm_export.verifier.decoding import STEPS
+from ibnorm_export.verifier.decoding import STEPS, decode
 from ibnorm_export.verifier.verify import VerifyOptions, verify
 from tests.support.checkpoints import save_checkpoint
+from tests.support.comparisons import compare_runners
 
 TASK = "text-generation"
 FUNCTION = VerifyOptions(kernels=Kernels.FUNCTION)
@@ -212,18 +213,12 @@ class _Forgetful:
 
 
 def test_resume_must_give_the_same_bits(exported: ExportedModel, language_checkpoint: Path) -> None:
-    from ibnorm_export.progress import silent
-    from ibnorm_export.verifier.decoding import check_decoding
-
     model = load(language_checkpoint)
-    exact, own = TorchRunner(model, model.in_float64()), TorchRunner(model)
-    _, sound = check_decoding(model, exact, own=own, runners={"torch": own}, file=exported, progress=silent)
-    assert sound == []
-    outputs, findings = check_decoding(
-        model, exact, own=own, runners={"odd": _Forgetful(own)}, file=exported, progress=silent
-    )
-    assert all(o.passed for o in outputs), "the change is too small for the error bound"
-    assert [f.where for f in findings] == ["resume"]
+    torch_runner = TorchRunner(model)
+    assert decode(compare_runners(exported, model, runners={"torch": torch_runner})).findings == ()
+    decoded = decode(compare_runners(exported, model, runners={"odd": _Forgetful(torch_runner)}))
+    assert all(o.passed for o in decoded.outputs), "the change is too small for the error bound"
+    assert [f.where for f in decoded.findings] == ["resume"]
 
 
 # ---- the decoder ----

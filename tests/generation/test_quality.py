@@ -48,4 +48,4 @@ def test_predictions_of_a_trained_model(trained: tuple[Path, str], tmp_path: Pat
     (quality,) = report.numeric.quality
     assert (quality.kind, quality.positions) == (kind, POSITIONS)
     assert quality.agreement >= agreement
-    assert quality.after / quality.before <= perplexity
+    assert quality.perplexity / quality.baseline_perplexity <= perplexity

@@ -30,6 +30,7 @@ from ibnorm_export.runtimes.torch import TorchRunner
 from ibnorm_export.verifier.quality import POSITIONS, check_quality
 from ibnorm_export.verifier.verify import VerifyOptions, verify
 from tests.support.checkpoints import LLAMA, save_checkpoint
+from tests.support.comparisons import compare_runners
 
 FUNCTION = VerifyOptions(kernels=Kernels.FUNCTION)
 
@@ -210,7 +211,7 @@ def test_a_file_is_not_judged_by_what_it_says_of_itself(
     (tmp_path / "other").mkdir()
     report = verify(planted(portable, tmp_path / "other", other), model)
     assert report.static is not None
-    assert "has 4 bits a value; the metadata of the file speaks of 8" in {f.what for f in report.static.findings}
+    assert "has 4 bits a value; the metadata of the file declares 8" in {f.what for f in report.static.findings}
 
     def vast(proto: onnx.ModelProto) -> None:
         entry = next(entry for entry in proto.metadata_props if entry.key == "ibnorm.quantization")
@@ -219,7 +220,7 @@ def test_a_file_is_not_judged_by_what_it_says_of_itself(
     (tmp_path / "vast").mkdir()
     report = verify(planted(portable, tmp_path / "vast", vast), model)
     assert report.static is not None
-    assert any("is in blocks of 0" in finding.what for finding in report.static.findings)
+    assert any("has blocks of 0 values" in finding.what for finding in report.static.findings)
 
 
 def test_fused_norms_are_demanded_of_quantised_files_too(portable: ExportedModel, quantised_checkpoint: Path) -> None:
@@ -245,24 +246,21 @@ def test_a_matrix_that_is_not_whole_is_named(
 
 def test_quality_counts_what_it_says(exported: ExportedModel, quantised_checkpoint: Path) -> None:
     """Against another's numbers: PyTorch beside itself is perfect, beside scaled logits agrees and yet diverges."""
-    from ibnorm_export.progress import silent
-
     model = load(quantised_checkpoint)
-    own = TorchRunner(model)
+    baseline = TorchRunner(model)
 
     class Cold:
         name = "cold"
 
         def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-            outputs = own.run(inputs)
+            outputs = baseline.run(inputs)
             return {**outputs, "logits": outputs["logits"] * np.float32(0.5)}
 
     tokens = np.random.default_rng(0).integers(0, 256, 1 + 2 * 64)
-    same, cold = check_quality(
-        model, own, runners={"a": own, "b": Cold()}, inputs=model.inputs, kind="int8", tokens=tokens, progress=silent
-    )
+    comparison = compare_runners(exported, model, runners={"same": baseline, "cold": Cold()})
+    same, cold = check_quality(comparison, tokens, kind="int8")
     assert (same.positions, same.agreement, same.divergence, same.passed) == (128, 1.0, 0.0, True)
-    assert same.before == same.after
+    assert same.baseline_perplexity == same.perplexity
     assert (cold.agreement, cold.passed) == (1.0, False)
     assert cold.divergence > 0.01
     assert POSITIONS == 512

@@ -18,7 +18,7 @@ from ibnorm_export import IBNormSpec, models
 from ibnorm_export.errors import CheckpointError
 from ibnorm_export.models import LoadedModel
 from ibnorm_export.op import reference
-from ibnorm_export.verifier.coverage import reach
+from ibnorm_export.verifier.coverage import measure_coverage
 from tests.support.checkpoints import LLAMA
 
 
@@ -289,14 +289,14 @@ def test_the_truth_is_float64_throughout(checkpoint: Path, index: int) -> None:
     else:
         expected = vit_forward(model, inputs["pixel_values"].astype(np.float64))
     assert np.linalg.norm(got - expected) <= 1e-12 * np.linalg.norm(expected)
-    assert reach(model, truth, inputs=inputs).narrow == frozenset()
+    assert measure_coverage(model, truth, inputs=inputs).narrow_operators == frozenset()
 
 
-def test_reach_tells_what_is_not_float64(llama_checkpoint: Path) -> None:
+def test_coverage_names_operators_that_are_not_float64(llama_checkpoint: Path) -> None:
     model = models.load(llama_checkpoint)
     inputs = model.sample(np.random.default_rng(0), 0)
     half_hearted = model.in_dtype(torch.float64)  # rotary tables stay in float32
-    found = reach(model, half_hearted, inputs=inputs)
-    assert found.narrow
+    found = measure_coverage(model, half_hearted, inputs=inputs)
+    assert found.narrow_operators
     assert found.norms == set(model.norms)
     assert found.weights == set(model.module.state_dict())

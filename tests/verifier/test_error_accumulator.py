@@ -13,19 +13,19 @@ RNG = np.random.default_rng(7)
 
 
 def judged(*samples: tuple[int, float, float]) -> OutputParity:
-    """Each sample: elements, and the relative errors of the runtime and of PyTorch."""
+    """Each sample: number of values, and the relative errors of the file and of PyTorch."""
     sums = ErrorSums()
-    for size, error, own in samples:
+    for size, error, baseline in samples:
         truth = RNG.standard_normal((1, size))
         noise = RNG.standard_normal((1, size))
         noise *= np.linalg.norm(truth) / np.linalg.norm(noise)
-        sums.add(truth + error * noise, truth - own * noise, truth=truth)
+        sums.add(truth + error * noise, truth - baseline * noise, truth=truth)
     return sums.judge("logits", "fused", bound=BOUNDS[DType.FP16])
 
 
-def test_a_short_wrong_sample_does_not_hide_behind_a_long_right_one() -> None:
+def test_a_short_wrong_sample_fails_beside_a_long_right_one() -> None:
     found = judged((100_000, 5e-4, 5e-4), (10, 2e-3, 5e-4))
-    assert found.error <= found.allowed
+    assert found.error <= found.tolerance
     assert found.worst_sample == 1
     assert not found.passed
 
@@ -35,8 +35,8 @@ def test_a_short_sample_may_be_as_unlucky_as_pytorch_was_on_another() -> None:
     assert not judged((100_000, 5e-4, 5e-4), (100, 1.9e-3, 4e-4), (100, 4e-4, 9e-4)).passed
 
 
-def test_ten_values_may_be_further_off_by_luck_than_a_hundred() -> None:
-    """exp(4 / sqrt(10)) is 3.54, exp(4 / sqrt(100)) is 1.49: below the bound's own factor of 2."""
+def test_ten_values_may_be_further_off_by_chance_than_a_hundred() -> None:
+    """exp(4 / sqrt(10)) is 3.54, exp(4 / sqrt(100)) is 1.49: below the factor of the bound, 2."""
     assert judged((100_000, 5e-4, 5e-4), (10, 3.4e-3, 1e-3)).passed
     assert not judged((100_000, 5e-4, 5e-4), (10, 3.7e-3, 1e-3)).passed
     assert not judged((100_000, 5e-4, 5e-4), (100, 2.1e-3, 1e-3)).passed
@@ -47,7 +47,7 @@ def test_the_error_over_all_samples_has_its_own_bound() -> None:
     assert not judged((1000, 1.1e-3, 5e-4), (10, 4e-4, 1e-3)).passed
 
 
-def test_zeros_point_nowhere() -> None:
+def test_the_cosine_of_zeros_is_defined() -> None:
     for actual, truth, cosine in ((0.0, 1.0, 0.0), (1.0, 0.0, 0.0), (0.0, 0.0, 1.0), (2.0, 1.0, 1.0)):
         sums = ErrorSums()
         sums.add(np.full((1, 4), actual), np.full((1, 4), truth), truth=np.full((1, 4), truth))

@@ -146,7 +146,7 @@ def test_a_fault_in_a_resnet_is_named(norms: NormConfig, change: Any, named: str
     assert any(named in finding.where for finding in report.findings), report.findings
     assert report.numeric is not None
     assert report.numeric.layers is not None
-    first = report.numeric.layers.first_layer
+    first = report.numeric.layers.first_failed_layer
     assert first is not None
     assert first.module == "resnet.embedder.embedder.normalization"
 

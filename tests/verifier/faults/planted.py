@@ -299,7 +299,7 @@ class Outcome:
     name: str
     static: str
     numeric: str
-    link: str
+    source: str
     failed: bool
     named: bool
     numeric_only: bool
@@ -324,9 +324,9 @@ def judge(fault: Fault, base: Base, folder: Path) -> Outcome:
     assert report.numeric is not None
     static = _named(report.static.findings, fault.static)
     numeric = _named(report.numeric.findings, re.escape(fault.place))
-    link = report.numeric.blame.guilty if report.numeric.blame is not None else ""
+    source = report.numeric.attribution.source if report.numeric.attribution is not None else ""
     named = bool(static or not fault.static) and bool(numeric or not fault.place) and bool(static or numeric)
-    return Outcome(fault.name, static, numeric, link, not report, named, not report.numeric)
+    return Outcome(fault.name, static, numeric, source, not report, named, not report.numeric)
 
 
 # ---- right files ----

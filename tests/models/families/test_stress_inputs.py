@@ -1,4 +1,4 @@
-"""Inputs that expose find what ordinary ones leave hidden."""
+"""Stress inputs expose faults that ordinary inputs hide."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RESNET = {
 }
 
 
-def test_a_naive_logarithm_shows_on_near_zero_images_alone(tmp_path: Path) -> None:
+def test_only_near_zero_images_expose_a_naive_logarithm(tmp_path: Path) -> None:
     models.save(models.new_model(RESNET, IBNormSpec("L")), tmp_path / "resnet")  # type: ignore[arg-type]
     model = models.load(tmp_path / "resnet")
     right = export(model, tmp_path / "m.onnx")
@@ -33,7 +33,7 @@ def test_a_naive_logarithm_shows_on_near_zero_images_alone(tmp_path: Path) -> No
     onnx.save(proto, tmp_path / "bad.onnx")
     bad = ExportedModel(tmp_path / "bad.onnx")
     assert verify(bad, model, options=VerifyOptions(static=False)), "ordinary images hide it"
-    report = verify(bad, model, options=VerifyOptions(static=False, exposing=True))
+    report = verify(bad, model, options=VerifyOptions(static=False, stress=True))
     assert not report
     assert any("near-zero rows" in note for note in report.notes)
-    assert verify(right, model, options=VerifyOptions(exposing=True))
+    assert verify(right, model, options=VerifyOptions(stress=True))

@@ -1,0 +1,48 @@
+"""How a file is verified."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+
+from ibnorm_export.errors import ModelFileError
+from ibnorm_export.runtimes.runner import Endpoint, Kernels
+
+__all__ = ["VerifyOptions"]
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyOptions:
+    """How to verify.
+
+    Args:
+        backend: what runs the file, a key of `ibnorm_export.runtimes.registry.BACKENDS`.
+        samples: how many inputs to draw; they walk through the shapes that matter.
+        seed: seed for the random inputs.
+        static: whether to give the static verdict too.
+        kernels: how the norms run where the backend has a choice.
+        require_fused: whether a norm that does not run as a fused kernel is a finding.
+        layers: whether to measure the error after every norm and block, too.
+        endpoint: the model on a running server, for backend "triton".
+        engine: an engine built from the file, for TensorRT; None builds one.
+        stress: whether to add inputs that expose wrong arithmetic; see `draw_stress_inputs`.
+
+    Raises:
+        ModelFileError: `samples` is below 1.
+    """
+
+    backend: str = "ort-cpu"
+    samples: int = 4
+    _: KW_ONLY
+    seed: int = 0
+    static: bool = True
+    kernels: Kernels = Kernels.AUTO
+    require_fused: bool = False
+    layers: bool = False
+    endpoint: Endpoint | None = None
+    stress: bool = False
+    engine: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise ModelFileError(f"samples is {self.samples}; it must be at least 1")

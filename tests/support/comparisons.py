@@ -1,0 +1,30 @@
+"""A comparison whose runners the test chooses, e.g. one that computes something wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+from ibnorm_export.artifacts.exported_model import ExportedModel
+from ibnorm_export.artifacts.loaded_model import LoadedModel
+from ibnorm_export.artifacts.tensors import Arrays, DType
+from ibnorm_export.progress import silent
+from ibnorm_export.runtimes.lazy_runners import LazyRunners
+from ibnorm_export.runtimes.runner import Kernels, Runner
+from ibnorm_export.verifier.comparison import Comparison
+from ibnorm_export.verifier.options import VerifyOptions
+from ibnorm_export.verifier.reference import Reference
+
+
+def compare_runners(
+    file: ExportedModel, model: LoadedModel, *, runners: Mapping[str, Runner], inputs: Sequence[Arrays] = ()
+) -> Comparison:
+    """Compare `runners`, in place of those that run the file, with PyTorch."""
+
+    class Given(Comparison):
+        @cached_property
+        def variants(self) -> LazyRunners:
+            return LazyRunners({norms: lambda runner=runner: runner for norms, runner in runners.items()})
+
+    reference = Reference(model, DType(file.dtype), tuple(inputs), silent)
+    return Given(file, reference, VerifyOptions(kernels=Kernels.FUNCTION), silent)
