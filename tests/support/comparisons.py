@@ -7,7 +7,7 @@ from functools import cached_property
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel
-from ibnorm_export.artifacts.tensors import Arrays, DType
+from ibnorm_export.artifacts.tensors import Arrays, DType, InputSpec
 from ibnorm_export.progress import silent
 from ibnorm_export.runtimes.lazy_runners import LazyRunners
 from ibnorm_export.runtimes.runner import Kernels, Runner
@@ -19,9 +19,13 @@ from ibnorm_export.verifier.reference import Reference
 def compare_runners(
     file: ExportedModel, model: LoadedModel, *, runners: Mapping[str, Runner], inputs: Sequence[Arrays] = ()
 ) -> Comparison:
-    """Compare `runners`, in place of those that run the file, with PyTorch."""
+    """Compare `runners`, in place of those that run the file, with PyTorch; they take all inputs of the checkpoint."""
 
     class Given(Comparison):
+        @cached_property
+        def taken(self) -> tuple[InputSpec, ...]:
+            return model.inputs
+
         @cached_property
         def variants(self) -> LazyRunners:
             return LazyRunners({norms: lambda runner=runner: runner for norms, runner in runners.items()})
