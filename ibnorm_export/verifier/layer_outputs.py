@@ -149,7 +149,9 @@ def add_layer_outputs(model: ir.Model, module: nn.Module) -> tuple[LayerOutput, 
         graph.insert_after(source, copy)
         graph.outputs.append(copy.outputs[0])
         added.append(
-            LayerOutput(path, kind, node=source.name or source.op_type, output=f"{_PREFIX}{path}", rows=selected_rows(source))
+            LayerOutput(
+                path, kind, node=source.name or source.op_type, output=f"{_PREFIX}{path}", rows=selected_rows(source)
+            )
         )
     return tuple(added)
 

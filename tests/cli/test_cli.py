@@ -297,7 +297,7 @@ def test_a_text_that_is_none_is_bad_input(cli: Any, exported: Path, llama_checkp
     for words in (("verify", exported, llama_checkpoint), ("analyze", llama_checkpoint)):
         result = cli(*words, "--text", text)
         assert result.code == 2
-        assert "no text in UTF-8" in result.err
+        assert "not a text in UTF-8" in result.err
 
 
 def test_options_that_a_text_folder_has_not_are_refused(cli: Any, tmp_path: Path) -> None:
