@@ -1,4 +1,4 @@
-"""A folder appears whole or not at all, and takes the place of nothing but what an earlier run wrote."""
+"""Folders are written as a whole or not at all, and only replace what an earlier run wrote."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def fill(target: Path) -> None:
         (beside / "new").write_bytes(b"new")
 
 
-def test_it_takes_the_place_of_the_old_one(target: Path) -> None:
+def test_a_new_folder_replaces_the_old_one(target: Path) -> None:
     fill(target)
     assert contents(target) == {"new": b"new"}
     assert [path.name for path in target.parent.iterdir()] == ["target"]
@@ -50,10 +50,10 @@ def test_it_takes_the_place_of_the_old_one(target: Path) -> None:
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
 @pytest.mark.parametrize("failing", [{1}, {2}, {2, 3}])
-def test_wherever_it_stops_the_old_one_is_there(
+def test_the_old_folder_survives_a_failure_at_any_point(
     target: Path, monkeypatch: pytest.MonkeyPatch, failing: set[int], error: type[BaseException]
 ) -> None:
-    """Before the first renaming, between the two, or while the old one is put back: that is lost to nobody."""
+    """Before the first rename, between the two, or while the old folder is restored."""
     rename, calls = Path.rename, 0
 
     def stopped(self: Path, to: Path) -> Path:
@@ -78,7 +78,7 @@ def test_wherever_it_stops_the_old_one_is_there(
 def written(
     tmp_path_factory: pytest.TempPathFactory, vit_checkpoint: Path, llama_checkpoint: Path
 ) -> dict[Path, Callable[[], object]]:
-    """Folders of every kind, each with what writes it."""
+    """Folders of every kind, each with the function that writes it."""
     place = tmp_path_factory.mktemp("written")
     vit = export(models.load(vit_checkpoint), place / "vit.onnx")
     llama = models.load(llama_checkpoint, task="text-generation")
@@ -93,8 +93,8 @@ def written(
 
 
 @pytest.mark.parametrize("name", ["thesis.tex", "src/app.js", "link"])
-def test_what_no_run_wrote_is_not_lost(written: dict[Path, Callable[[], object]], name: str) -> None:
-    """A file called model.onnx or manifest.json makes no folder one of ours to empty."""
+def test_files_that_no_run_wrote_are_kept(written: dict[Path, Callable[[], object]], name: str) -> None:
+    """A file named model.onnx or manifest.json does not make a folder one that may be replaced."""
     for folder, write in written.items():
         before = contents(folder)
         mine = folder / name
@@ -120,7 +120,7 @@ def test_an_earlier_run_is_replaced(written: dict[Path, Callable[[], object]]) -
         assert contents(folder)[changed] != b"{}"
 
 
-def test_the_checkpoint_itself_is_not_lost(tmp_path: Path, llama_checkpoint: Path) -> None:
+def test_a_checkpoint_is_not_replaced_by_its_export(tmp_path: Path, llama_checkpoint: Path) -> None:
     folder = tmp_path / "llama"
     shutil.copytree(llama_checkpoint, folder)
     export(models.load(folder), folder / "model.onnx")
@@ -130,7 +130,7 @@ def test_the_checkpoint_itself_is_not_lost(tmp_path: Path, llama_checkpoint: Pat
     assert contents(folder) == before
 
 
-def test_an_export_replaces_no_file_of_its_checkpoint(tmp_path: Path, llama_checkpoint: Path) -> None:
+def test_an_export_does_not_replace_files_of_its_checkpoint(tmp_path: Path, llama_checkpoint: Path) -> None:
     folder = tmp_path / "llama"
     shutil.copytree(llama_checkpoint, folder)
     before = contents(folder)
@@ -140,14 +140,14 @@ def test_an_export_replaces_no_file_of_its_checkpoint(tmp_path: Path, llama_chec
     assert contents(folder) == before
 
 
-def test_no_device_is_replaced(tmp_path: Path, vit_checkpoint: Path) -> None:
+def test_a_device_is_not_replaced(tmp_path: Path, vit_checkpoint: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ExportError, match="is not a regular file"):
         export(models.load(vit_checkpoint), tmp_path / "pipe")
     assert (tmp_path / "pipe").is_fifo()
 
 
-def test_a_model_of_somebody_else_is_not_lost(tmp_path: Path, written: dict[Path, Callable[[], object]]) -> None:
+def test_a_model_of_another_tool_is_not_replaced(tmp_path: Path, written: dict[Path, Callable[[], object]]) -> None:
     ours = ExportedModel(next(iter(written)).parent / "vit.onnx")
     proto = onnx.load(ours.path)
     del proto.metadata_props[:]

@@ -1,4 +1,4 @@
-"""The truth without a doubled copy of the weights, and runtimes that are open one after the other."""
+"""The float64 reference without a float64 copy of the weights, and sessions that are not open at the same time."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from ibnorm_export.verifier.verify import VerifyOptions, verify
 
 
 def doubled(module: nn.Module) -> nn.Module:
-    """The plain way: a copy, all of it in float64."""
+    """An ordinary copy in float64."""
     return copy_module(module, torch.float64)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("index", range(4))
-def test_the_truth_is_that_of_a_doubled_copy_to_the_bit(checkpoint: Path, index: int, dtype: torch.dtype) -> None:
+def test_results_equal_those_of_a_float64_copy_to_the_bit(checkpoint: Path, index: int, dtype: torch.dtype) -> None:
     model = models.load(checkpoint).converted(dtype)
     plain = doubled(model.module)
     assert model.exact is not None
@@ -72,7 +72,7 @@ class Convolutional(nn.Sequential):
 
 
 class Unruly(nn.Module):
-    """Tied, kept in a list, read by another module, sliced, and without a module of their own."""
+    """Parameters that are tied, in a list, read by another module, sliced, and directly in the model."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class Unruly(nn.Module):
 
 
 class Writing(nn.Module):
-    """Changes its parameters as it runs, in the ways there are."""
+    """A module that changes its parameters while it runs, in every way that PyTorch has."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ ZOO: dict[str, Callable[[], nn.Module]] = {
 
 @pytest.mark.parametrize("name", list(ZOO))
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_whatever_a_model_does_with_its_parameters(name: str, mode: Callable[[], Any]) -> None:
+def test_models_that_use_their_parameters_in_unusual_ways(name: str, mode: Callable[[], Any]) -> None:
     torch.manual_seed(0)
     module = ZOO[name]().eval().requires_grad_(False)
     before = copy.deepcopy(module.state_dict())
@@ -170,7 +170,7 @@ def most_open(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
 
 
 def wrong(exported: ExportedModel) -> None:
-    """One lambda a hundredth off, so that the levels of the optimiser are compared too."""
+    """Change a lambda by one percent, so that the levels of the optimiser are compared too."""
     node = next(n for n in exported.proto.graph.node if n.domain == DOMAIN)
     next(a for a in node.attribute if a.name == "lambd").f *= 1.01
     exported.path.write_bytes(exported.proto.SerializeToString())

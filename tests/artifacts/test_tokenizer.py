@@ -1,4 +1,4 @@
-"""Text that comes piece by piece is the text that comes at once, whatever a tokenizer does at the joints."""
+"""Decoding tokens one by one gives the same text as decoding them together, for every kind of tokenizer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TEXT = "The naïve café costs 10 €, 日本語 and 👩‍👩‍👧 cost mor
 
 
 def byte_pairs() -> Tokenizer:
-    """As GPT-2's: bytes and merges of bytes, some of which end in the middle of a character."""
+    """A tokenizer like that of GPT-2: bytes and merges of bytes, some of which end within a character."""
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     made.decoder = decoders.ByteLevel()
@@ -32,7 +32,7 @@ def byte_pairs() -> Tokenizer:
 
 
 def words(decoder: decoders.Decoder | None, spaced: str) -> Tokenizer:
-    """Words in the spelling of one kind of tokenizer, and a token for every byte."""
+    """A tokenizer with words as one kind of tokenizer writes them, and a token for every byte."""
     vocabulary = [spaced.format(word) for word in ("the", "é", "日本", "", "don", "'t", ".")]
     vocabulary += ["a", "##b", "s</w>", "▁", "\u200b"]
     vocabulary += [f"<0x{byte:02X}>" for byte in range(256)]
@@ -43,7 +43,7 @@ def words(decoder: decoders.Decoder | None, spaced: str) -> Tokenizer:
 
 
 def sentence_pieces() -> Tokenizer:
-    """As LLaMA 2's: the space in front of a text is cut off, characters beyond the vocabulary are bytes."""
+    """A tokenizer like that of LLaMA 2: it drops the first space and writes unknown characters as bytes."""
     steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     return words(decoders.Sequence(steps), "▁{}")
 
@@ -68,7 +68,7 @@ def tokens(request: pytest.FixtureRequest, tmp_path: Path) -> FolderTokenizer:
 
 
 def pieces(tokens: FolderTokenizer, ids: list[int]) -> list[str]:
-    """What is taken behind each token, and at the end."""
+    """The pieces of text after each token, and the rest at the end."""
     stream, taken = tokens.stream(), []
     for token in ids:
         stream.extend([token])
@@ -76,8 +76,8 @@ def pieces(tokens: FolderTokenizer, ids: list[int]) -> list[str]:
     return [*taken, stream.rest()]
 
 
-def now_and_then(tokens: FolderTokenizer, ids: list[int], rng: random.Random) -> str:
-    """All that is taken, some of it of many tokens."""
+def taken_at_random(tokens: FolderTokenizer, ids: list[int], rng: random.Random) -> str:
+    """The whole text, taken after random numbers of tokens."""
     stream, text = tokens.stream(), ""
     often = rng.choice([0.02, 0.1, 0.5])
     for token in ids:
@@ -88,7 +88,7 @@ def now_and_then(tokens: FolderTokenizer, ids: list[int], rng: random.Random) ->
 
 
 def test_random_tokens(tokens: FolderTokenizer) -> None:
-    """Most are noise: broken characters, spaces in any number, tokens that are left out and that nobody knows."""
+    """Most texts are noise: broken characters, many spaces, special tokens and unknown tokens."""
     rng = random.Random(1)
     known = max(tokens._tokenizer.get_vocab().values()) + 1
     few = [known - 3, known - 1, known + 5, *rng.sample(range(known - 3), 12)]
@@ -96,11 +96,11 @@ def test_random_tokens(tokens: FolderTokenizer) -> None:
         pool = range(known + 2) if case % 2 else few
         ids = [rng.choice(pool) for _ in range(rng.randrange(80))]
         assert "".join(pieces(tokens, ids)) == tokens.decode(ids), ids
-        assert now_and_then(tokens, ids, rng) == tokens.decode(ids), ids
+        assert taken_at_random(tokens, ids, rng) == tokens.decode(ids), ids
 
 
 def test_words_with_bytes_between(tokens: FolderTokenizer) -> None:
-    """Runs of bytes that are whole characters, and runs that are not, between words."""
+    """Between words there are runs of bytes that are whole characters, and runs that are not."""
     rng = random.Random(2)
     bytes_of = {byte: tokens._tokenizer.token_to_id(f"<0x{byte:02X}>") for byte in range(256)}
     for _ in range(600):
@@ -113,7 +113,7 @@ def test_words_with_bytes_between(tokens: FolderTokenizer) -> None:
                 ids += [bytes_of[byte] for byte in run[: rng.choice([len(run), rng.randrange(len(run) + 1)])]]
             ids += ids[:1] * (rng.random() < 0.3)
         assert "".join(pieces(tokens, ids)) == tokens.decode(ids), ids
-        assert now_and_then(tokens, ids, rng) == tokens.decode(ids), ids
+        assert taken_at_random(tokens, ids, rng) == tokens.decode(ids), ids
 
 
 def of_bytes(tmp_path: Path) -> FolderTokenizer:
@@ -121,7 +121,7 @@ def of_bytes(tmp_path: Path) -> FolderTokenizer:
     return FolderTokenizer(tmp_path)
 
 
-def test_whole_characters_only_and_at_once(tmp_path: Path) -> None:
+def test_a_character_is_returned_whole_and_at_once(tmp_path: Path) -> None:
     tokens = of_bytes(tmp_path)
     assert pieces(tokens, list("a€👩b".encode())) == ["a", "", "", "€", "", "", "", "👩", "b", ""]
     assert pieces(tokens, [0x61, 0xE2, 0x82]) == ["a", "", "", "\ufffd"]
@@ -129,7 +129,7 @@ def test_whole_characters_only_and_at_once(tmp_path: Path) -> None:
 
 
 def test_bytes_wait_for_the_end_of_their_run(tmp_path: Path) -> None:
-    """One wrong byte makes U+FFFD of the whole run, so that none of it is certain before."""
+    """One wrong byte turns the whole run into U+FFFD, so no part of it is certain before its end."""
     made = sentence_pieces()
     made.save(str(tmp_path / "tokenizer.json"))
     tokens = FolderTokenizer(tmp_path)
@@ -138,8 +138,8 @@ def test_bytes_wait_for_the_end_of_their_run(tmp_path: Path) -> None:
     assert pieces(tokens, [word, a, first, word]) == ["the", "", "", "\ufffd\ufffd the", ""]
 
 
-def test_tokens_without_a_text_are_no_context(tmp_path: Path) -> None:
-    """Behind nothing but them a word would lose its space, and a run of bytes its wrong byte."""
+def test_tokens_without_text_are_not_used_as_context(tmp_path: Path) -> None:
+    """After only such tokens, a word would lose its space, and a run of bytes its wrong byte."""
     made = sentence_pieces()
     made.decoder = decoders.Sequence([decoders.Replace("\u200b", ""), made.decoder])
     made.save(str(tmp_path / "tokenizer.json"))
@@ -150,7 +150,7 @@ def test_tokens_without_a_text_are_no_context(tmp_path: Path) -> None:
 
 
 def test_the_cost_of_a_token_does_not_grow(tmp_path: Path) -> None:
-    """Counted, not timed: how many tokens are decoded for the last of 2000."""
+    """Count how many tokens are decoded for the last of 2000."""
     tokens = of_bytes(tmp_path)
     seen: list[int] = []
     stream = tokens.stream()
@@ -168,7 +168,7 @@ def test_the_cost_of_a_token_does_not_grow(tmp_path: Path) -> None:
 
 
 class Clock:
-    """Stands in for the module `time` of `text`."""
+    """Replaces the module `time` in `text_model`."""
 
     now = 5.0
 
@@ -177,7 +177,7 @@ class Clock:
 
 
 class Fixed:
-    """A session that says one text; a token takes `tick_s` of `clock`."""
+    """A session that generates a fixed text; a token takes `tick_s` of `clock`."""
 
     def __init__(self, text: bytes, clock: Clock | None = None, tick_s: float = 0.0) -> None:
         self._left = iter(text)
@@ -222,7 +222,7 @@ def test_pieces_end_where_the_text_does(tmp_path: Path, stop: str, cut: int) -> 
 def test_pieces_keep_their_pace(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tick_s: float, written: list[str]
 ) -> None:
-    """Slow tokens come alone, quick ones together, the first at once; there is a step for every one of them."""
+    """Slow tokens are written one by one, quick ones together, and the first at once; each has a step."""
     clock = Clock()
     monkeypatch.setattr(text, "time", clock)
     said = "ab€cd".encode()
@@ -237,10 +237,10 @@ def test_pieces_keep_their_pace(
 
 
 @pytest.mark.parametrize(("tick_s", "turns"), [(0.004, [1] * 8), (0.001, [1, 2, 2, 2, 1]), (1e-5, [1, 7])])
-def test_a_step_is_as_many_tokens_as_its_time_holds(
+def test_a_step_has_as_many_tokens_as_fit_into_its_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tick_s: float, turns: list[int]
 ) -> None:
-    """One at least, and the first alone: no text waits for the second of another."""
+    """A step has at least one token, and the first step only one, so that other texts do not wait."""
     clock = Clock()
     monkeypatch.setattr(text, "time", clock)
     session = Fixed(b"abcdefgh", clock, tick_s)
@@ -257,7 +257,7 @@ def test_a_step_is_as_many_tokens_as_its_time_holds(
 
 @pytest.mark.parametrize(("turn_s", "written"), [(0.0, ["a", "", "", "b"]), (1e9, ["a", "b"])])
 def test_a_stop_is_found_between_pieces(tmp_path: Path, turn_s: float, written: list[str]) -> None:
-    """At once, not when the next piece is due or the turn is over."""
+    """The text ends at once, not when the next piece is due or the step is over."""
     source = SessionSource("fixed", lambda rows, length: Fixed(b"abcdefgh"))
     model = TextModel(source, of_bytes(tmp_path), max_positions=100, ends=frozenset())
     *pieces, result = model.steps("p", Sampling(8, stop=("cd",)), pace_s=1e9, turn_s=turn_s)
@@ -267,8 +267,8 @@ def test_a_stop_is_found_between_pieces(tmp_path: Path, turn_s: float, written: 
     assert pieces == written
 
 
-def test_what_a_long_stop_text_costs() -> None:
-    """As much as what waits is long: a hundred looks at one of a million characters take no time."""
+def test_a_long_stop_text_is_found_quickly() -> None:
+    """The cost depends on the text that waits: a hundred searches for a million characters take no time."""
     stop = "ab" * 500_000
     for _ in range(100):
         assert Sampling(stop=(stop,)).sure("xaba") == "x"

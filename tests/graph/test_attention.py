@@ -1,4 +1,4 @@
-"""Attention without the exporter's detours: fewer nodes, the same numbers, and no more than that is touched."""
+"""Passes over attention: fewer nodes, the same results, and other graphs stay as they are."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _constant(name: str, *values: int) -> onnx.TensorProto:
 
 
 def _keys(others: tuple[int, int] = (0, -2)) -> ir.Model:
-    """The exporter's way to swap the last two axes of K (2, 3, 5, 4)."""
+    """The nodes with which the exporter swaps the last two axes of K (2, 3, 5, 4)."""
     large = 2**63 - 1
     nodes = [
         helper.make_node("Shape", ["K"], ["shape"]),
@@ -64,7 +64,7 @@ def test_keys_are_transposed_directly(start: int) -> None:
 
 
 def test_another_reshape_is_left_alone() -> None:
-    """One batch axis of two: not the transposition that it looks like."""
+    """With one batch axis instead of two it is not this transposition."""
     made = _keys((1, -2))
     before = [node.op_type for node in made.graph]
     transpose_keys_directly(made.graph)
@@ -72,7 +72,7 @@ def test_another_reshape_is_left_alone() -> None:
 
 
 def _attention(heads: int, kv_heads: int, past: bool = False, rotary: bool = False) -> ir.Model:
-    """Attention over heads that are split before and joined behind; (2, 5, heads * 4) in and out."""
+    """Attention with heads that are split before it and joined after it; (2, 5, heads * 4) -> the same."""
     info = helper.make_tensor_value_info
     nodes, weights = [], [_constant("joined", 0, 0, heads * 4)]
     inputs = [info("q", TensorProto.FLOAT, [2, 5, heads * 4])]
@@ -127,7 +127,7 @@ def _feeds(made: ir.Model) -> dict[str, NDArray[np.float32]]:
 
 @pytest.mark.parametrize("rotary", [False, True])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(3, 3), (4, 2)])
-def test_heads_are_split_in_the_attention(heads: int, kv_heads: int, rotary: bool) -> None:
+def test_attention_takes_joined_heads(heads: int, kv_heads: int, rotary: bool) -> None:
     made = _attention(heads, kv_heads, rotary=rotary)
     feeds = _feeds(made)
     (before,) = _run(made, feeds)
@@ -139,7 +139,7 @@ def test_heads_are_split_in_the_attention(heads: int, kv_heads: int, rotary: boo
 
 @pytest.mark.parametrize("rotary", [False, True])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(3, 3), (4, 2)])
-def test_a_cache_grows_in_the_attention_and_back(heads: int, kv_heads: int, rotary: bool) -> None:
+def test_a_cache_grows_in_attention_and_by_concat_again(heads: int, kv_heads: int, rotary: bool) -> None:
     made = _attention(heads, kv_heads, past=True, rotary=rotary)
     feeds = _feeds(made)
     before = _run(made, feeds)
@@ -167,8 +167,8 @@ def test_a_cache_that_another_node_reads_stays_in_the_graph() -> None:
     assert [len(node.outputs) for node in made.graph if node.op_type == "Attention"] == [1]
 
 
-def test_a_mask_of_the_operator_itself_keeps_the_cache_outside() -> None:
-    """With a past it begins behind the past: another mask than without."""
+def test_a_causal_attention_does_not_take_the_cache() -> None:
+    """Its mask would start after the past, which is another mask."""
     made = _attention(4, 2, past=True)
     attention = next(node for node in made.graph if node.op_type == "Attention")
     attention.attributes["is_causal"] = ir.AttrInt64("is_causal", 1)
@@ -191,7 +191,7 @@ def _looked_up(
     queries: int = 1,
     batch_dims: int = 0,
 ) -> ir.Model:
-    """mask[row, column] -> Y (batch, 1, queries, columns), as transformers asks for it: by pairs of indices."""
+    """mask[row, column] -> Y (batch, 1, queries, columns), by pairs of indices, as transformers does."""
     info = helper.make_tensor_value_info
     weights = [_constant("last", -1), _constant("behind", 1, 2, 3), _constant("before", 0, 1, 2)]
     weights += [numpy_helper.from_array(np.array(n), f"n{i}") for i, n in enumerate((start, step, 0, 1))]
@@ -228,7 +228,7 @@ def _looked_up(
 @pytest.mark.parametrize(
     ("mask", "columns"), [(("batch", "total"), "sequence + past"), (("batch", "sequence"), "sequence")]
 )
-def test_a_mask_is_not_looked_up_pair_by_pair(mask: tuple[str, str], columns: str) -> None:
+def test_a_whole_mask_is_used_directly(mask: tuple[str, str], columns: str) -> None:
     made = _looked_up(mask, columns=columns)
     array = np.random.default_rng(0).integers(0, 2, (3, 7))
     feeds = {"attention_mask": array, "rows": np.array(3), "columns": np.array(7)}
@@ -262,21 +262,21 @@ def test_a_mask_is_not_looked_up_pair_by_pair(mask: tuple[str, str], columns: st
         {"mask": (None, None), "name": "table", "columns": None},  # sizes that nobody knows are not the same
     ],
 )
-def test_what_is_not_the_whole_mask_is_looked_up(other: dict[str, Any]) -> None:
+def test_a_part_of_a_mask_is_still_looked_up(other: dict[str, Any]) -> None:
     made = _looked_up(**other)
     before = _types(made)
     use_mask_directly(made.graph)
     assert _types(made) == before
 
 
-def test_a_language_model_looks_nothing_up(llama_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_language_model_has_no_lookup_of_masks(llama_checkpoint: Path, tmp_path: Path) -> None:
     for task in (None, "text-generation"):
         model = models.load(llama_checkpoint) if task is None else models.load(llama_checkpoint, task=task)
         made = export(model, tmp_path / f"{task}.onnx", options=ExportOptions(opset=23))
         assert "GatherND" not in {node.op_type for node in made.proto.graph.node}
 
 
-def test_a_vit_has_no_detours(exported_vit: ExportedModel, vit_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_vit_keeps_heads_joined(exported_vit: ExportedModel, vit_checkpoint: Path, tmp_path: Path) -> None:
     types = [node.op_type for node in exported_vit.proto.graph.node]
     assert types.count("Slice") == 0
     assert types.count("Shape") == 1, "of the batch"

@@ -1,4 +1,4 @@
-"""Positions chosen before a norm: the same numbers, and only where they are the same."""
+"""Selecting rows early: the same results, and only where the results are the same."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ibnorm_export.op import onnx_functions as onnx_op
 
 
 def _then_gather(axis: int, also_whole: bool = False) -> ir.Model:
-    """IBNormL over (2, 5, 8), then a Gather; `also_whole` gives the norm's own output too."""
+    """IBNormL over (2, 5, 8), then a Gather; `also_whole` makes the norm an output too."""
     norm = onnx_op.node("X", "scale", bias="bias", y="whole", spec=IBNormSpec("L"), name="norm")
     gather = helper.make_node("Gather", ["whole", "index"], ["Y"], axis=axis)
     kept = [n for i, n in enumerate([2, 5, 8]) if i != axis % 3]
@@ -47,8 +47,8 @@ def _then_gather(axis: int, also_whole: bool = False) -> ir.Model:
         (1, True, "IBNormL"),
     ],
 )
-def test_positions_are_chosen_before_a_norm(axis: int, also_whole: bool, first: str) -> None:
-    """Where that is the same: not over the normalised axis, and not where the whole norm is wanted too."""
+def test_rows_are_selected_before_a_norm(axis: int, also_whole: bool, first: str) -> None:
+    """Not along the normalised axis, and not where the whole norm is used too."""
     x = np.random.default_rng(0).standard_normal((2, 5, 8), dtype=np.float32)
     made = _then_gather(axis, also_whole)
     before = ReferenceEvaluator(ir.serde.serialize_model(made)).run(None, {"X": x})
@@ -62,7 +62,7 @@ def test_positions_are_chosen_before_a_norm(axis: int, also_whole: bool, first: 
 
 
 def _block(index: list[int] | int, **extra: str) -> ir.Model:
-    """x + MatMul(Gelu(x + row)), all of it (2, 5, 8) but the row, then a Gather over axis 1."""
+    """x + MatMul(Gelu(x + row)) over (2, 5, 8), then a Gather over axis 1."""
     info = helper.make_tensor_value_info
     nodes = [
         helper.make_node("Add", ["X", "row"], ["shifted"]),
@@ -109,7 +109,7 @@ def _largest_difference(block: ir.Model, x: NDArray[np.float32]) -> NDArray[np.f
         (2, "whole", ["Add", "Gelu", "MatMul", "Add", "Gather"]),
     ],
 )
-def test_positions_are_chosen_as_early_as_they_can_be(index: list[int] | int, also: str, types: list[str]) -> None:
+def test_rows_are_selected_as_early_as_possible(index: list[int] | int, also: str, types: list[str]) -> None:
     x = np.random.default_rng(0).standard_normal((2, 5, 8), dtype=np.float32)
     made = _block(index, **({"also": also} if also else {}))
     before = ReferenceEvaluator(ir.serde.serialize_model(made)).run(None, {"X": x})
@@ -124,8 +124,8 @@ def test_positions_are_chosen_as_early_as_they_can_be(index: list[int] | int, al
         assert (np.abs(new - old) <= bound).all()
 
 
-def test_what_broadcasts_along_the_axis_stays_whole() -> None:
-    """(5, 8) added to (2, 5, 8) has another row for every position: the selection may not pass it by."""
+def test_a_value_that_broadcasts_along_the_axis_stays_whole() -> None:
+    """(5, 8) added to (2, 5, 8) has a different row for every position, so the Gather must stay after it."""
     made = _block(0)
     row = made.graph.initializers["row"]
     row.const_value = ir.tensor(np.arange(40, dtype=np.float32).reshape(5, 8), name="row")
@@ -137,8 +137,8 @@ def test_what_broadcasts_along_the_axis_stays_whole() -> None:
     assert (np.abs(after - before) <= _largest_difference(made, x)[:, 0]).all()
 
 
-def test_a_vit_ends_with_the_class_token_alone(exported_vit: ExportedModel) -> None:
-    """From its last attention on, and every node says so, for who compares it with all rows."""
+def test_a_vit_only_computes_the_class_token_at_its_end(exported_vit: ExportedModel) -> None:
+    """From its last attention on; every node records the rows that it computes."""
     graph = ir.load(exported_vit.path).graph
     chosen = [node.op_type for node in graph if selected_rows(node) is not None]
     assert chosen == ["MatMul", "Add", "SkipIBNormT", "MatMul", "Add", "Gelu", "MatMul", "Add", "Add", "IBNormT"]
@@ -148,6 +148,6 @@ def test_a_vit_ends_with_the_class_token_alone(exported_vit: ExportedModel) -> N
     np.testing.assert_array_equal(rows.of(np.arange(12).reshape(2, 3, 2)), [[0, 1], [6, 7]])
 
 
-def test_the_file_says_how_long_a_sequence_may_be(exported_llama: ExportedModel, exported_vit: ExportedModel) -> None:
+def test_a_file_records_its_longest_sequence(exported_llama: ExportedModel, exported_vit: ExportedModel) -> None:
     assert exported_llama.metadata.max_positions == 64
     assert exported_vit.metadata.max_positions == 0

@@ -1,4 +1,4 @@
-"""Norms over channels, over several axes and with running statistics, and where they stand."""
+"""Norms over channels, over several axes and with running statistics, and which norms they replace."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def random_affine(norm: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_over_channels_every_position_is_normalised(kind: str) -> None:
+def test_a_channel_norm_normalises_every_position(kind: str) -> None:
     spec = IBNormSpec(kind, 2.0)  # type: ignore[arg-type]
     norm = ChannelIBNorm(6, spec, dtype=torch.float64)
     random_affine(norm)
@@ -55,7 +55,7 @@ def test_over_channels_every_position_is_normalised(kind: str) -> None:
 
 
 @pytest.mark.parametrize("axis", [1, 2, -2])
-def test_over_axes_what_lies_behind_is_normalised_together(axis: int) -> None:
+def test_an_axes_norm_normalises_all_axes_from_the_given_one(axis: int) -> None:
     spec = IBNormSpec("L", 2.0, grouping="axes", axis=axis)  # type: ignore[arg-type]
     norm = AxesIBNorm(6, spec, channel_axis=1, dtype=torch.float64)
     random_affine(norm)
@@ -68,7 +68,7 @@ def test_over_axes_what_lies_behind_is_normalised_together(axis: int) -> None:
     np.testing.assert_allclose(norm(x).detach().numpy(), normed * weight + bias, rtol=0, atol=1e-12)
 
 
-def test_axes_need_a_batch_axis_and_their_own_grouping() -> None:
+def test_an_axes_norm_needs_grouping_axes_and_a_batch_axis() -> None:
     for spec in (IBNormSpec("L", grouping="axes", axis=0), IBNormSpec("L")):  # type: ignore[arg-type]
         with pytest.raises(SpecError, match="axes"):
             AxesIBNorm(6, spec, channel_axis=1)
@@ -85,8 +85,8 @@ def batch_norm(kind: str) -> BatchIBNorm:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_running_statistics_are_applied_element_by_element(kind: str) -> None:
-    """The definition, in NumPy, one channel after the other."""
+def test_inference_with_running_statistics_is_elementwise(kind: str) -> None:
+    """Compared with the definition in NumPy, channel by channel."""
     norm, x = batch_norm(kind), images(mean=4.0)
     g = {"S": lambda t: t, "L": lambda t: np.sign(t) * np.log1p(np.abs(t)), "T": np.tanh}[kind]
     assert norm.weight is not None
@@ -103,7 +103,7 @@ def test_running_statistics_are_applied_element_by_element(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_inference_repeats_the_batch_that_the_statistics_are_of(kind: str) -> None:
+def test_inference_equals_training_on_the_batch_of_the_statistics(kind: str) -> None:
     norm, x = batch_norm(kind), images(mean=4.0)
     norm.momentum = 1.0
     trained = norm.train()(x)
@@ -111,7 +111,7 @@ def test_inference_repeats_the_batch_that_the_statistics_are_of(kind: str) -> No
     assert abs(float(trained.detach().numpy()[:, 0].mean()) - float(norm.bias.detach()[0])) < 1e-12  # type: ignore[index]
 
 
-def test_training_moves_the_statistics_by_a_tenth_and_gives_gradients() -> None:
+def test_training_updates_statistics_by_a_tenth_and_has_gradients() -> None:
     norm, x = batch_norm("L"), images(mean=4.0)
     before = norm.running_mean.clone()
     norm.train()(x).square().sum().backward()
@@ -121,7 +121,7 @@ def test_training_moves_the_statistics_by_a_tenth_and_gives_gradients() -> None:
     assert bool((norm.weight.grad != 0).all())
 
 
-def test_the_exported_logarithm_keeps_small_values(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_exported_logarithm_is_accurate_for_small_values(monkeypatch: pytest.MonkeyPatch) -> None:
     norm = BatchIBNorm(6, IBNormSpec("L", 4.0, epsilon=0.0, grouping="batch"), channel_axis=1).eval()  # type: ignore[arg-type]
     x = (torch.randn((4, 6, 50), generator=GENERATOR) * 1e-5).contiguous()
     norm.compressed_var.fill_(1e-12)
@@ -131,7 +131,7 @@ def test_the_exported_logarithm_keeps_small_values(monkeypatch: pytest.MonkeyPat
     assert float(error) < 1e-6
 
 
-def test_features_at_the_end_have_running_statistics_too() -> None:
+def test_running_statistics_of_features_on_the_last_axis() -> None:
     x = torch.randn((4, 7, 6), generator=GENERATOR)
     spec = IBNormSpec("T", grouping="batch")  # type: ignore[arg-type]
     last, first = BatchIBNorm(6, spec, channel_axis=-1), BatchIBNorm(6, spec, channel_axis=1)
@@ -169,7 +169,7 @@ class Convolutional(nn.Module):
         ),
     ],
 )
-def test_each_place_gets_the_norm_that_its_features_ask_for(
+def test_a_new_norm_has_its_features_on_the_axis_of_the_old_one(
     config: NormConfig, first: type[nn.Module], deep: type[nn.Module], head: type[nn.Module]
 ) -> None:
     model = Convolutional()
@@ -195,7 +195,7 @@ def test_without_affine_there_are_no_parameters() -> None:
 
 
 def test_a_buffer_that_is_a_view_is_cast_whole() -> None:
-    """As weights read from a file are; torch.export refuses a half whose base is a float."""
+    """Weights that are read from a file are views; torch.export rejects a half tensor whose base is float."""
     norm = nn.BatchNorm2d(4)
     norm.running_mean = torch.zeros(8)[:4]
     cast_buffers(norm, torch.float16)

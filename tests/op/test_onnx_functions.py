@@ -77,7 +77,7 @@ WRONG_LOGARITHMS: dict[str, tuple[str, list[bool]]] = {
 
 
 def bare(spec: IBNormSpec, dtype: Any = np.float32, *, opset: int = 23, skip: bool = False) -> onnx.ModelProto:
-    """One node of `dtype` with its function; float32 in and out, as NumPy cannot hand bfloat16 to ONNX Runtime."""
+    """A node of `dtype` with its function. Inputs and outputs are float32, because NumPy lacks bfloat16."""
     elem, single = TYPES[np.dtype(dtype)], onnx.TensorProto.FLOAT
     names = ["X", "skip", "scale", "bias"] if skip else ["X", "scale", "bias"]
     outputs = ["Y", "sum"] if skip else ["Y"]
@@ -106,7 +106,7 @@ def bare(spec: IBNormSpec, dtype: Any = np.float32, *, opset: int = 23, skip: bo
 
 
 def run(model: onnx.ModelProto, backend: str, **arrays: Array) -> list[Array]:
-    """Outputs in the order of the graph, at the optimisation level that is served."""
+    """Run a model at the default optimisation level; outputs are in the order of the graph."""
     feeds = {name: np.asarray(array, np.float32) for name, array in arrays.items()}
     if backend == "ort":
         return list(OrtRunner(model.SerializeToString(), threads=1).run(feeds).values())
@@ -114,8 +114,8 @@ def run(model: onnx.ModelProto, backend: str, **arrays: Array) -> list[Array]:
         return list(onnx.reference.ReferenceEvaluator(model).run(None, feeds))
 
 
-def bar(case: Case) -> float:
-    """The accuracy bar of the design for the function."""
+def tolerance(case: Case) -> float:
+    """The largest relative error that the function may have."""
     if case.x.shape[-1] <= 1024:
         return 1e-5 if case.mean else 5e-7
     return 3e-5 if case.mean else 2e-5
@@ -132,14 +132,14 @@ def test_float32_accuracy(kind: Compression, backend: str) -> None:
     for case in cases(kind, np.float32):
         (y,) = run(bare(case.spec), backend, X=case.x, scale=case.scale, bias=case.bias)
         assert y.dtype == np.float32
-        assert relative_error(y, case.exact) <= bar(case), str(case)
+        assert relative_error(y, case.exact) <= tolerance(case), str(case)
 
 
 @EVERY
 @BACKENDS
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16], ids=["fp16", "bf16"])
 def test_half_accuracy(kind: Compression, dtype: Any, backend: str) -> None:
-    """A bf16 graph loads on a CPU at all because the body computes in float32."""
+    """A bfloat16 graph loads on a CPU because the body computes in float32."""
     for case in cases(kind, dtype, (1, 7, 111, 1023, 4096)):
         (y,) = run(bare(case.spec, dtype), backend, X=case.x, scale=case.scale, bias=case.bias)
         assert_half_exact(y, case)
@@ -159,7 +159,7 @@ def test_the_skip_form_normalises_the_rounded_sum(kind: Compression, dtype: Any,
         np.testing.assert_array_equal(got, total.astype(np.float32))
         summed = Case(total, case.scale, case.bias, case.spec, exact, case.mean)
         if dtype is np.float32:
-            assert relative_error(y, exact) <= bar(summed), str(case)
+            assert relative_error(y, exact) <= tolerance(summed), str(case)
         else:
             assert_half_exact(y, summed)
 
@@ -168,7 +168,7 @@ def test_the_skip_form_normalises_the_rounded_sum(kind: Compression, dtype: Any,
 @BOTH
 @BACKENDS
 @pytest.mark.parametrize("opset", [18, 20, 23])
-def test_every_opset_means_the_same(kind: Compression, skip: bool, backend: str, opset: int) -> None:
+def test_all_opsets_compute_the_same(kind: Compression, skip: bool, backend: str, opset: int) -> None:
     rng = np.random.default_rng(opset)
     x, other = rng.standard_normal((2, 8, 520)).astype(np.float32)
     scale, bias = affine(520)
@@ -179,7 +179,7 @@ def test_every_opset_means_the_same(kind: Compression, skip: bool, backend: str,
 
 
 def small_error(backend: str, deviation: float) -> float:
-    """Of L at small activations; epsilon 0, so that the compressed values alone decide."""
+    """Error of L for small activations; with epsilon 0 it only depends on the compressed values."""
     x = (np.random.default_rng(3).standard_normal((8, 512)) * deviation).astype(np.float32)
     spec = IBNormSpec(Compression.LOGARITHMIC, 4.0, epsilon=0.0)
     (y,) = run(bare(spec), backend, X=x, scale=np.ones(512), bias=np.zeros(512))
@@ -187,7 +187,7 @@ def small_error(backend: str, deviation: float) -> float:
 
 
 def constant_rows(backend: str, kind: Compression) -> float:
-    """Largest distance from the bias, in units of the scale, over rows of equal values."""
+    """Largest difference from the bias in rows of equal values, in units of the scale."""
     x = np.tile(np.float32([[0.0], [10.1], [-1e-6], [1e6]]), 768)
     scale, bias = affine(768)
     (y,) = run(bare(IBNormSpec(kind, 4.0, epsilon=1e-12)), backend, X=x, scale=scale, bias=bias)
@@ -255,7 +255,7 @@ def test_nan_and_infinity_stay_in_their_row(kind: Compression, skip: bool, backe
 @EVERY
 @BOTH
 @BACKENDS
-def test_no_rows_give_no_rows(kind: Compression, skip: bool, backend: str) -> None:
+def test_an_input_without_rows(kind: Compression, skip: bool, backend: str) -> None:
     empty = np.empty((0, 16))
     extra = {"skip": empty} if skip else {}
     outputs = run(bare(IBNormSpec(kind), skip=skip), backend, X=empty, scale=np.ones(16), bias=np.zeros(16), **extra)
@@ -263,8 +263,8 @@ def test_no_rows_give_no_rows(kind: Compression, skip: bool, backend: str) -> No
 
 
 @EVERY
-def test_leading_axes_are_free(kind: Compression) -> None:
-    """The function is declared for no rank: a graph may normalise a vector or five axes."""
+def test_any_number_of_leading_axes(kind: Compression) -> None:
+    """The function does not fix the rank: a graph may normalise a vector or a tensor of five axes."""
     scale, bias = affine(6)
     spec = IBNormSpec(kind)
     for shape in ((6,), (2, 3, 6), (2, 1, 2, 3, 6)):
@@ -278,7 +278,7 @@ def test_leading_axes_are_free(kind: Compression) -> None:
 
 
 def optimised(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
-    """What ONNX Runtime makes of it: functions inlined, no-op Casts and constants folded, nothing fused."""
+    """The model after ONNX Runtime inlined functions and folded Casts and constants, without fusions."""
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.optimized_model_filepath = str(folder / "optimised.onnx")
@@ -288,7 +288,7 @@ def optimised(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
 
 @EVERY
 def test_nodes_after_inlining(kind: Compression, tmp_path: Path) -> None:
-    """Counted twice: in the inlined text without what vanishes in float32, and in what ONNX Runtime runs."""
+    """Nodes of the inlined function, without those that vanish in float32, and nodes that ONNX Runtime runs."""
     model = bare(IBNormSpec(kind))
     inlined = onnx.inliner.inline_local_functions(model)
     assert not inlined.functions
@@ -313,7 +313,7 @@ def test_the_checker_accepts_every_body(kind: Compression, skip: bool, opset: in
 
 @EVERY
 @BOTH
-def test_a_node_spells_everything_out(kind: Compression, skip: bool) -> None:
+def test_a_node_has_all_inputs_and_attributes(kind: Compression, skip: bool) -> None:
     spec = IBNormSpec(kind, 0.1, epsilon=3e-7)
     (node,) = bare(spec, skip=skip).graph.node
     assert (node.domain, node.op_type) == (DOMAIN, ("Skip" if skip else "") + f"IBNorm{kind.value}")
@@ -328,8 +328,8 @@ def test_a_node_spells_everything_out(kind: Compression, skip: bool) -> None:
     assert {a.name: a.type for a in node.attribute} == {k: kinds[v] for k, v in SCHEMA["attributes"].items()}
 
 
-def test_six_functions_that_declare_no_default() -> None:
-    """onnx.reference does not apply a function's defaults, and overloads are miscompiled by TensorRT."""
+def test_six_functions_without_attribute_defaults() -> None:
+    """onnx.reference ignores defaults of a function, and TensorRT miscompiles overloads."""
     bodies = onnx_op.functions(23)
     assert list(bodies) == SCHEMA["ops"]
     for op_type, body in bodies.items():
@@ -340,7 +340,7 @@ def test_six_functions_that_declare_no_default() -> None:
 
 
 @pytest.mark.parametrize("opset", [0, 17, 27, -1])
-def test_an_opset_outside_the_range_is_named(opset: int) -> None:
+def test_an_opset_outside_the_range_is_an_error(opset: int) -> None:
     for make in (onnx_op.function, onnx_op.skip_function):
         with pytest.raises(SpecError, match=rf"opset is {opset};.* 18 to 26"):
             make(Compression.LINEAR, opset)

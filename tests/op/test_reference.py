@@ -1,4 +1,4 @@
-"""The float64 reference against values worked out by hand, and the properties that define the operator."""
+"""The float64 reference: values that were calculated by hand, and properties that define the operator."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ibnorm_export.op.reference import ibnorm, skip_ibnorm
 EVERY = pytest.mark.parametrize("kind", list(Compression))
 
 
-def test_by_hand() -> None:
+def test_values_calculated_by_hand() -> None:
     # x = [0, 0, 3]: mu 1, d = [-1, -1, 2]; with lambda 1 and g = ln(1 + r): c = [-ln 2, -ln 2, ln 3]
     a, b = np.log(2.0), np.log(3.0)
     mean = (b - 2 * a) / 3
@@ -46,7 +46,7 @@ def test_odd_and_shift_invariant(kind: Compression) -> None:
 
 
 @EVERY
-def test_rows_do_not_meet(kind: Compression) -> None:
+def test_rows_are_independent(kind: Compression) -> None:
     x = np.random.default_rng(2).standard_normal((4, 8))
     spec = IBNormSpec(kind)
     clean = ibnorm(x, None, bias=None, spec=spec)
@@ -59,7 +59,7 @@ def test_rows_do_not_meet(kind: Compression) -> None:
 
 
 @EVERY
-def test_edges(kind: Compression) -> None:
+def test_edge_cases(kind: Compression) -> None:
     spec, scale, bias = IBNormSpec(kind), np.full(3, 2.0), np.arange(3.0)
     assert ibnorm(np.empty((0, 3)), scale, bias=bias, spec=spec).shape == (0, 3)
     np.testing.assert_allclose(

@@ -22,7 +22,7 @@ F = {
 
 
 def paper(x: np.ndarray, kind: str, lam: float, epsilon: float, convention: str) -> np.ndarray:
-    """s(x) = mu + sign(x - mu) f(|x - mu|), standardised: the paper's own order of things."""
+    """s(x) = mu + sign(x - mu) f(|x - mu|), standardised, as the paper writes it."""
     mu = x.mean(-1, keepdims=True)
     s = mu + np.sign(x - mu) * F[convention](G[kind], np.abs(x - mu), lam)
     return (s - s.mean(-1, keepdims=True)) / np.sqrt(s.var(-1, keepdims=True) + epsilon)
@@ -36,7 +36,7 @@ def paper(x: np.ndarray, kind: str, lam: float, epsilon: float, convention: str)
     epsilon=st.sampled_from([0.0, 1e-6, 1e-3, 0.1]),
     seed=st.integers(0, 99),
 )
-def test_every_convention_is_the_papers_formula(
+def test_every_convention_matches_the_formula_of_the_paper(
     kind: str, convention: str, lam: float, epsilon: float, seed: int
 ) -> None:
     x = np.random.default_rng(seed).standard_normal((3, 17)) * 2.0
@@ -77,7 +77,7 @@ SECTION = {"compression": "L", "lambda": 4.0, "epsilon": 1e-5, "convention": "di
 
 
 @pytest.mark.parametrize("missing", list(SECTION))
-def test_a_missing_key_is_named(missing: str) -> None:
+def test_an_error_names_the_missing_key(missing: str) -> None:
     with pytest.raises(SpecError, match=f"ibnorm.{missing} is missing"):
         NormConfig.from_config({k: v for k, v in SECTION.items() if k != missing})
 
@@ -101,7 +101,7 @@ def test_illegal_sections(change: dict[str, object], said: str) -> None:
         NormConfig.from_config([])
 
 
-def test_layer_rules_inherit_and_the_last_wins() -> None:
+def test_layer_rules_inherit_and_the_last_match_applies() -> None:
     config = NormConfig.from_config(
         {
             **SECTION,
@@ -126,7 +126,7 @@ def test_a_section_reads_back() -> None:
     assert NormConfig.from_config(config.to_config()) == config
 
 
-def test_attributes_are_all_spelled_out_in_float32() -> None:
+def test_a_node_has_all_attributes_in_float32() -> None:
     attributes = IBNormSpec("L", 0.1, epsilon=1e-5).attributes()
     assert set(attributes) == set(SCHEMA["attributes"])
     assert attributes["lambd"] == float(np.float32(0.1))

@@ -39,7 +39,7 @@ def test_half_accuracy(kind: Compression, dtype: type) -> None:
 
 
 @EVERY
-def test_edges(kind: Compression) -> None:
+def test_edge_cases(kind: Compression) -> None:
     spec = IBNormSpec(kind, epsilon=1e-12)
     assert ibnorm(torch.empty(0, 5), None, bias=None, spec=spec).shape == (0, 5)
     y = ibnorm(torch.full((3, 768), 10.1), torch.ones(768), bias=torch.full((768,), 0.5), spec=spec)
@@ -97,7 +97,7 @@ def test_registration(kind: Compression) -> None:
 
 
 @EVERY
-def test_compile_in_full(kind: Compression) -> None:
+def test_torch_compile_has_no_graph_break(kind: Compression) -> None:
     spec = IBNormSpec(kind)
     x, skip, weight, bias = (t.detach().float() for t in inputs(4, 33))
     compiled = torch.compile(
@@ -129,7 +129,7 @@ def test_autocast_changes_neither_arithmetic_nor_type(kind: Compression) -> None
 
 @EVERY
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_the_skip_form_is_the_plain_pair_to_the_bit(kind: Compression, dtype: torch.dtype) -> None:
+def test_the_skip_form_equals_addition_and_norm_to_the_bit(kind: Compression, dtype: torch.dtype) -> None:
     x, skip, weight, bias = (t.detach().to(dtype) for t in inputs(9, 130))
     spec = IBNormSpec(kind)
     y, total = skip_ibnorm(x, skip, weight=weight, bias=bias, spec=spec)
@@ -175,7 +175,7 @@ class Block(nn.Module):
         return y
 
 
-def test_replacement_carries_the_affine_over_and_keeps_sharing() -> None:
+def test_a_replacement_copies_scale_and_bias_and_stays_shared() -> None:
     model = Block()
     nn.init.uniform_(model.first.weight)
     weight, bias = model.first.weight.detach().clone(), model.first.bias.detach().clone()
@@ -188,7 +188,7 @@ def test_replacement_carries_the_affine_over_and_keeps_sharing() -> None:
     assert isinstance(model.inner[1], IBNorm)
 
 
-def test_rules_decide_by_path() -> None:
+def test_rules_apply_by_path() -> None:
     section = {"compression": "L", "lambda": 4, "epsilon": 1e-5, "convention": "divide"}
     model = Block()
     replace_norms(model, NormConfig.from_config({**section, "layers": [{"match": "inner.*", "norm": "rmsnorm"}]}))
@@ -198,7 +198,7 @@ def test_rules_decide_by_path() -> None:
         replace_norms(Block(), NormConfig.from_config({**section, "layers": [{"match": "nowhere", "lambda": 2}]}))
 
 
-def test_what_cannot_be_replaced_is_named() -> None:
+def test_a_norm_that_cannot_be_replaced_is_an_error() -> None:
     with pytest.raises(SpecError, match="no LayerNorm"):
         replace_norms(nn.Linear(2, 2), IBNormSpec("L"))
     activated = nn.BatchNorm2d(3)

@@ -1,4 +1,4 @@
-"""A norm over more values than ONNX Runtime adds up well: its function sums in blocks, and no other passes for it."""
+"""Norms over so many values that their function must sum in blocks, and the check of such functions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ WIDE = 802_816
 @pytest.mark.parametrize("kind", list(Compression))
 @pytest.mark.parametrize("skip", [False, True], ids=["plain", "skip"])
 @pytest.mark.parametrize("mean", [0.0, 10.0])
-def test_sums_in_blocks_keep_what_one_sum_loses(kind: Compression, skip: bool, mean: float, tmp_path: Path) -> None:
+def test_sums_in_blocks_are_accurate(kind: Compression, skip: bool, mean: float, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     x, other = rng.standard_normal((2, 1, 3, WIDE)).astype(np.float32)
     x += np.float32(mean)
@@ -65,7 +65,7 @@ def test_a_block_divides_every_width(widths: tuple[int, ...], block: int) -> Non
 
 
 @pytest.mark.parametrize("kind", list(Compression))
-def test_no_rows_and_any_rank(kind: Compression) -> None:
+def test_inputs_without_rows_and_of_any_rank(kind: Compression) -> None:
     body = onnx_op.function(kind, 20, widths={65_536 + 64, 64})
     node = onnx_op.node("X", "scale", bias="bias", y="Y", spec=IBNormSpec(kind))
     info = onnx.helper.make_tensor_value_info
@@ -98,7 +98,7 @@ RESNET = {
 
 @pytest.fixture(scope="module")
 def resnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Norms over 100,352 values and, of the same op type, 25,088 and 12,544."""
+    """A checkpoint whose norms have one op type and widths of 100,352, 25,088 and 12,544 values."""
     config = {"compression": "T", "lambda": 4.0, "epsilon": 1e-5, "convention": "divide", "grouping": "axes", "axis": 1}
     folder = tmp_path_factory.mktemp("resnet")
     models.save(models.new_model(RESNET, NormConfig.from_config(config)), folder)
@@ -145,7 +145,7 @@ def _wrong_axis(body: onnx.FunctionProto) -> onnx.FunctionProto:
 
 
 @pytest.mark.parametrize("change", [_narrow, _other_block, _no_centring, _wrong_axis])
-def test_another_body_is_refused(
+def test_a_changed_body_is_rejected(
     resnet: Path, exported: ExportedModel, tmp_path: Path, change: Callable[[onnx.FunctionProto], onnx.FunctionProto]
 ) -> None:
     proto = onnx.load(exported.path)
@@ -159,7 +159,7 @@ def test_another_body_is_refused(
     assert [f.where for f in report.static.findings] == ["function IBNormT"]
 
 
-def test_the_blocks_are_refused_in_a_narrow_file(
+def test_blocks_are_rejected_in_a_file_with_narrow_norms(
     vit_checkpoint: Path, exported_vit: ExportedModel, tmp_path: Path
 ) -> None:
     proto = onnx.load(exported_vit.path)
