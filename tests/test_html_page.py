@@ -1,4 +1,4 @@
-"""The HTML page: self-contained, escaped, the same bytes for the same data, whole or absent."""
+"""The HTML page: self-contained, escaped, deterministic, and written whole or not at all."""
 
 from __future__ import annotations
 
@@ -42,19 +42,19 @@ def page(path: Path, title: str = "A page") -> str:
     return path.read_text(encoding="utf-8")
 
 
-def test_the_page_asks_the_network_for_nothing(tmp_path: Path) -> None:
+def test_the_page_loads_nothing(tmp_path: Path) -> None:
     text = page(tmp_path / "r.html")
     assert text.count("<svg") == 2
-    assert text.count("<script") == 1, "the page's own, which sorts"
+    assert text.count("<script") == 1, "only the script that sorts"
     assert "&lt;script&gt;" in text
     loads = re.findall(r'(?:src|href)="(?!#)([^"]*)"', text)
-    assert loads == [], "anything but references within the page would be a request"
+    assert loads == [], "a reference to anything outside the page would be a request"
 
 
 def test_the_same_data_gives_the_same_bytes(tmp_path: Path) -> None:
     assert page(tmp_path / "a.html") == page(tmp_path / "b.html")
 
 
-def test_a_page_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+def test_a_missing_folder_is_reported(tmp_path: Path) -> None:
     with pytest.raises(IBNormError, match="does not exist"):
         page(tmp_path / "missing" / "r.html")

@@ -1,4 +1,4 @@
-"""The HTML reports in a real browser: drawn, sortable, offline, readable on a phone."""
+"""The HTML reports in a real browser: plots are drawn, tables sort, nothing is loaded, a phone can show them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def browser() -> Iterator[Any]:
 def folder(
     vit_checkpoint: Path, llama_checkpoint: Path, exported_vit: ExportedModel, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """A parity page with a fault, a gate's page of it, and a page of an analysis."""
+    """A report of `verify` on a faulty file, a report of `check` on it, and a report of `analyze`."""
     made = tmp_path_factory.mktemp("pages")
     proto = onnx.load(exported_vit.path)
     node = next(n for n in proto.graph.node if n.domain == DOMAIN)
@@ -67,15 +67,15 @@ PAGES = {"parity.html": 3, "report.html": 3, "analysis.html": 8}
 
 @pytest.mark.parametrize("name", PAGES)
 @pytest.mark.parametrize("size", [PHONE, {"width": 1280, "height": 900}], ids=["phone", "desk"])
-def test_a_page_is_drawn_and_asks_for_nothing(browser: Any, folder: Path, name: str, size: dict[str, int]) -> None:
+def test_a_page_is_drawn_and_loads_nothing(browser: Any, folder: Path, name: str, size: dict[str, int]) -> None:
     page = browser.new_page(viewport=size)
-    asked: list[str] = []
+    requests: list[str] = []
     problems: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
+    page.on("request", lambda request: requests.append(request.url))
     page.on("console", lambda message: problems.append(message.text))
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.goto((folder / name).as_uri())
-    assert asked == [(folder / name).as_uri()]
+    assert requests == [(folder / name).as_uri()]
     assert problems == []
     boxes = [plot.bounding_box() for plot in page.locator("figure > svg").all()]
     assert len(boxes) == PAGES[name]
@@ -102,7 +102,7 @@ def column(page: Any, table: int, index: int) -> list[str]:
     return cells
 
 
-def test_a_heading_sorts_its_table_both_ways(browser: Any, folder: Path) -> None:
+def test_a_heading_sorts_its_table_in_both_directions(browser: Any, folder: Path) -> None:
     page = browser.new_page(viewport=PHONE)
     page.goto((folder / "analysis.html").as_uri())
     table = next(
