@@ -13,7 +13,7 @@ __all__ = ["attempt"]
 
 
 @contextmanager
-def attempt(cases: list[Case], suite: str, name: str) -> Iterator[None]:
+def attempt(cases: list[Case], *, suite: str, name: str) -> Iterator[None]:
     """Turn an exception of the block into a red case and go on after it."""
     start = time.perf_counter()
     try:

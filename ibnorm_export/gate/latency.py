@@ -58,7 +58,7 @@ def latency_case(
     if budget.against is not None and budget.against not in (*TORCH_CANDIDATES, *others):
         return Case(suite, what, outcome=Outcome.SKIPPED, message=f"{budget.against} was not exported")
     cases: list[Case] = []
-    with attempt(cases, suite, what):
+    with attempt(cases, suite=suite, name=what):
         start = time.perf_counter()
         verdict, notes = _judge(budget, _timer(prepared, budget, others=others, progress=progress))
         cases.append(

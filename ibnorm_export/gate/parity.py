@@ -49,7 +49,7 @@ def compare_on_backends(
         for backend in _MAY_BE_PRESENT if named == PRESENT else (named,):
             cases: list[Case] = []
             report = None
-            with attempt(cases, f"{asked.name}.{backend}", "parity"):
+            with attempt(cases, suite=f"{asked.name}.{backend}", name="parity"):
                 try:
                     report, compared = _compare(
                         asked,

@@ -50,7 +50,7 @@ def check(path_or_config: CheckConfig | str | Path, *, progress: Progress = sile
     parity: dict[str, ParityReport] = {}
     prepared: dict[str, Prepared] = {}
     for asked in config.export:
-        with attempt(cases, asked.name, "export and parity"):
+        with attempt(cases, suite=asked.name, name="export and parity"):
             ready = _prepare(asked, config.results, cases=cases, progress=progress)
             for compared in compare_on_backends(asked, ready.model, exported=ready.exported, progress=progress):
                 cases += compared.cases
