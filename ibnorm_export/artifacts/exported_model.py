@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ibnorm_export.artifacts.metadata import METADATA_FORMAT, ModelMetadata
 from ibnorm_export.artifacts.onnx_file import external_files, read_model, read_tensor, resolve
+from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.errors import ModelFileError
 from ibnorm_export.op.spec import DOMAIN, OP_TYPES, SKIP_OP_TYPES
 
@@ -145,14 +146,14 @@ class ExportedModel:
         return next((o.version for o in self.proto.opset_import if o.domain in ("", "ai.onnx")), 0)
 
     @property
-    def dtype(self) -> str:
-        """The type that the model computes in, "fp32", "fp16" or "bf16": that of most weights."""
+    def dtype(self) -> DType:
+        """The type that the model computes in, which is that of most weights."""
         counts: Counter[str] = Counter()
         for tensor in self.proto.graph.initializer:
             name = dtype_name(tensor.data_type)
-            if name in ("fp32", "fp16", "bf16"):
+            if name in tuple(DType):
                 counts[name] += int(np.prod(tensor.dims))
-        return counts.most_common(1)[0][0] if counts else "fp32"
+        return DType(counts.most_common(1)[0][0]) if counts else DType.FP32
 
     @cached_property
     def inputs(self) -> tuple[Tensor, ...]:

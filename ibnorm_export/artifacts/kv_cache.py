@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
-from ibnorm_export.artifacts.tensors import Arrays, InputSpec
+from ibnorm_export.artifacts.tensors import Arrays, DType, InputSpec
 
 __all__ = ["CAPACITY", "input_specs", "positions", "without_padding"]
 
@@ -47,5 +47,4 @@ def without_padding(inputs: Arrays) -> Arrays:
 
 def input_specs(exported: ExportedModel) -> tuple[InputSpec, ...]:
     """Return the inputs of an exported file as specifications."""
-    floating = ("fp32", "fp16", "bf16")
-    return tuple(InputSpec(t.name, t.shape, t.dtype in floating) for t in exported.inputs)
+    return tuple(InputSpec(t.name, t.shape, t.dtype in tuple(DType)) for t in exported.inputs)

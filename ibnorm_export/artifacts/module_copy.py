@@ -1,4 +1,4 @@
-"""Copies of a module that leave it as it is: what is exported, compared and timed is never the caller's own object."""
+"""Copying a module, so that export, verification and benchmarks never change the caller's object."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ __all__ = ["cast_buffers", "copy_module", "deep_copy"]
 def copy_module(module: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     """Copy a module in evaluation mode, with little memory.
 
-    Parameters that have the type already share their values with those of `module`; others are converted, so that
-    there is never a whole second copy in the stored type. The parameters themselves are new objects: moving the copy
-    to another device or type does not touch `module`. Buffers are copied.
+    Parameters that already have the dtype share their values with those of `module`; others are converted. The
+    parameters are new objects, so moving the copy to another device or dtype does not change `module`. Buffers are
+    copied.
 
     Args:
-        module: stays as it is, its training mode included.
-        dtype: of floating-point parameters and saved buffers; None keeps their types.
+        module: the module; it stays as it is, including its training mode.
+        dtype: dtype of floating-point parameters and saved buffers; None keeps their dtypes.
 
     Raises:
-        CheckpointError: the module holds something that Python cannot copy.
+        CheckpointError: the module holds an object that Python cannot copy.
     """
     shared: dict[int, object] = {}
     for parameter in module.parameters():
         wanted = parameter.dtype if dtype is None or not parameter.is_floating_point() else dtype
-        # a tied parameter is one object, so it stays one in the copy
+        # A tied parameter is one object, and stays one in the copy.
         shared[id(parameter)] = nn.Parameter(parameter.detach().to(wanted), requires_grad=False)
     copied = deep_copy(module, shared).eval()
     if dtype is not None:
@@ -38,14 +38,14 @@ def copy_module(module: nn.Module, dtype: torch.dtype | None = None) -> nn.Modul
 
 
 def deep_copy(module: nn.Module, shared: dict[int, object]) -> nn.Module:
-    """`copy.deepcopy` with an error that says what to do.
+    """Copy a module with `copy.deepcopy`.
 
     Args:
-        module: to copy.
-        shared: by `id` of an object in `module`, what stands for it in the copy.
+        module: the module.
+        shared: objects that replace those of `module` in the copy, by the `id` of the replaced object.
 
     Raises:
-        CheckpointError: the module holds something that Python cannot copy.
+        CheckpointError: the module holds an object that Python cannot copy.
     """
     try:
         return copy.deepcopy(module, shared)
@@ -53,23 +53,23 @@ def deep_copy(module: nn.Module, shared: dict[int, object]) -> nn.Module:
         TypeError,
         RuntimeError,
         copy.Error,
-    ) as error:  # a lock or an open file; a tensor that is computed from others
+    ) as error:  # a lock, an open file, or a tensor that is computed from others
         raise CheckpointError(
-            f"{type(module).__name__} cannot be copied, and only a copy is exported and compared: {error}. Create such "
-            "objects when they are first used, or define __deepcopy__"
+            f"{type(module).__name__} cannot be copied, but only copies are exported and compared: {error}. Create "
+            "such objects when they are first used, or define __deepcopy__"
         ) from error
 
 
 def cast_buffers(module: nn.Module, dtype: torch.dtype) -> None:
     """Convert the saved floating-point buffers of `module` to `dtype`, in place.
 
-    Buffers that a checkpoint does not save (rotary frequencies) keep their type: `module.half()` would round them,
-    and no framework serves a model so.
+    Buffers that a checkpoint does not save (rotary frequencies) keep their dtype. `module.half()` would round them,
+    which no framework does when it serves a model.
     """
     saved = set(module.state_dict(keep_vars=True))
     done: dict[int, Tensor] = {}
     for name, buffer in list(module.named_buffers(remove_duplicate=False)):
         if name in saved and buffer.is_floating_point():
-            # a new tensor: one that was read from a file may be a view, whose base keeps its type
+            # A new tensor replaces the buffer, which may be a view of a file's tensor; the base keeps its dtype.
             path, _, own = name.rpartition(".")
             module.get_submodule(path).register_buffer(own, done.setdefault(id(buffer), buffer.to(dtype)))

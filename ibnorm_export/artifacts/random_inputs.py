@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
-from ibnorm_export.artifacts.tensors import Arrays
+from ibnorm_export.artifacts.tensors import Arrays, DType
 from ibnorm_export.errors import ModelFileError
 
 __all__ = ["draw_inputs"]
@@ -45,7 +45,7 @@ def draw_inputs(model: ExportedModel, sizes: Mapping[str, int], *, seed: int = 0
             arrays[tensor.name] = np.ones(shape, dtype=np.int64)
         elif tensor.dtype == "int64":
             arrays[tensor.name] = rng.integers(0, 2, shape, dtype=np.int64)
-        elif tensor.dtype in ("fp32", "fp16", "bf16"):
+        elif tensor.dtype in tuple(DType):
             arrays[tensor.name] = rng.standard_normal(shape, dtype=np.float32)
         else:
             raise ModelFileError(

@@ -84,7 +84,7 @@ class _JoinedHeads(NamedTuple):
     rotary: ir.Node | None
 
     def rotated(self, graph: ir.Graph) -> ir.Value:
-        """Return `source`, after a rotary embedding of its own where `rotary` is given."""
+        """Return `source`, followed by a new rotary embedding if `rotary` is given."""
         if self.rotary is None:
             return self.source
         attributes = {**self.rotary.attributes, "num_heads": ir.AttrInt64("num_heads", self.heads)}

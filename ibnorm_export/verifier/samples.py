@@ -13,7 +13,7 @@ from ibnorm_export.artifacts.kv_cache import without_padding
 from ibnorm_export.artifacts.loaded_model import LoadedModel, torch_dtype
 from ibnorm_export.artifacts.metadata import Target
 from ibnorm_export.artifacts.stress_inputs import draw_stress_inputs
-from ibnorm_export.artifacts.tensors import Arrays, DType
+from ibnorm_export.artifacts.tensors import Arrays
 from ibnorm_export.errors import ModelFileError
 from ibnorm_export.verifier.options import VerifyOptions
 
@@ -83,5 +83,5 @@ def prepare_samples(
     if genai:
         notes.append("rows of a batch have equal lengths: GroupQueryAttention counts positions without padding")
         samples = [without_padding(sample) for sample in samples]
-    dtype = torch_dtype(DType(exported.dtype))
+    dtype = torch_dtype(exported.dtype)
     return tuple(round_inputs(sample, dtype) for sample in samples), tuple(notes)

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel, torch_dtype
-from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.errors import ModelFileError
 from ibnorm_export.graph.quantization import BLOCK_SIZES, dequantize, step_sizes, stored_bits
 
@@ -78,7 +77,7 @@ class StoredWeights:
 
     def of(self, model: LoadedModel) -> Iterator[StoredWeight]:
         """Every weight of the checkpoint that the file has."""
-        dtype = torch_dtype(DType(self._file.dtype))
+        dtype = torch_dtype(self._file.dtype)
         state = model.module.state_dict(keep_vars=True)
         for name, tensor in {**dict(model.module.named_buffers()), **state}.items():
             # A buffer that no checkpoint saves keeps its own dtype in the file.

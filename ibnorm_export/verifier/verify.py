@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.metadata import Task
-from ibnorm_export.artifacts.tensors import Arrays, DType
+from ibnorm_export.artifacts.tensors import Arrays
 from ibnorm_export.artifacts.tokenizer import FolderTokenizer
 from ibnorm_export.errors import ModelFileError
 from ibnorm_export.progress import Progress, silent
@@ -64,7 +64,7 @@ def verify(
     match_notes = require_match(exported, model)
     samples, sample_notes = prepare_samples(exported, model, options=options, given=inputs)
     tokens = None if text is None else _encode(text, model)
-    reference = Reference(model, DType(exported.dtype), samples, progress)
+    reference = Reference(model, exported.dtype, samples, progress)
     with refusals(0, samples[0]):
         coverage = measure_coverage(model, reference.truth, inputs=samples[0])
     comparison = Comparison(exported, reference, options, progress)
