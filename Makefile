@@ -179,8 +179,14 @@ qemu-tests-%:
 	  $(BIN)/python -m pytest -q -p no:cacheprovider -p no:xdist -k "$(QEMU_SKIPS)" \
 	  --junit-xml=build/test-results/qemu-$*.xml $(QEMU_TESTS)
 
-# The packages of all optional suites.
-extras: $(addprefix $(VENV)/.extra-,browser-test cuda-test serve-test tensorrt-test) $(VENV)/.triton build/vision/.ready
+# The packages of all optional suites, in one call of pip.
+OPTIONAL := browser-test cuda-test serve-test tensorrt-test
+comma := ,
+space := $(subst ,, )
+extras: $(VENV)/.extras $(VENV)/.triton build/vision/.ready
+$(VENV)/.extras: $(VENV)/.ready
+	$(call install,$(EDITABLE) '.[$(subst $(space),$(comma),$(OPTIONAL))]')
+	touch $@ $(addprefix $(VENV)/.extra-,$(OPTIONAL))
 
 # mypy checks a copy that is laid out as the installed package is.
 lint: setup
