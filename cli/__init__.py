@@ -1,8 +1,8 @@
-"""The command line. Importing it settles one thing that must be settled before torch is loaded.
+"""The command line. Importing it sets one environment variable that must be set before torch is loaded.
 
-GNU OpenMP lets idle threads spin for milliseconds. On a machine that does anything else besides, the spinning threads
-take the cores from the working ones: training the demo's ViT on two busy cores fell from 12 steps a second to 0.5.
-A short spin costs nothing measurable on an idle machine. A value that the user has set stays.
+The idle threads of GNU OpenMP spin for milliseconds before they sleep. On a busy machine they take the cores from the
+threads that have work, and a training that needs a second can need twenty. A short spin costs nothing measurable on an
+idle machine. A value that the user has set stays.
 """
 
 import os

@@ -1,8 +1,8 @@
-"""The process of `ibnorm-export`: an interrupt ends it in order, wherever it falls.
+"""The process of `ibnorm-export`: an interrupt ends it in an orderly way at any moment.
 
-SIGTERM is a KeyboardInterrupt, as Ctrl-C is; from the first moment, for the commands take a second to load. Python
-drops what is raised in a callback of its own (a finaliser, a weak reference's, a hook around a fork): an interrupt that
-falls into one is raised again, a moment later.
+SIGTERM raises KeyboardInterrupt, as Ctrl-C does, from the start of the process: a command may take seconds to load.
+Python discards what is raised in its own callbacks (finalizers, weak references, hooks around a fork). An interrupt
+that is raised in one of them is raised again a moment later.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["run"]
 
-#: Seconds until a dropped interrupt is raised again; the callback that it fell into has ended by then, or it is again.
+#: Seconds until a discarded interrupt is raised again. If the callback is still running then, this repeats.
 _AGAIN_S: Final = 0.01
 
 
@@ -31,47 +31,48 @@ def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _not_dropped(unraisable: UnraisableHookArgs) -> None:
+def _raise_again(unraisable: UnraisableHookArgs) -> None:
     if issubclass(unraisable.exc_type, KeyboardInterrupt):
         signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
     else:
         sys.__unraisablehook__(unraisable)
 
 
-def _interrupted() -> None:
-    """Say so with nothing that is still to be imported: the interrupt may have cut an import short."""
+def _report_interrupt() -> None:
+    """Report the interrupt without importing anything: it may have ended an import half-way."""
     line = "interrupted; nothing was left half-written"
     error = {"error": {"kind": "interrupted", "message": line}, "exit_code": ExitCode.INTERRUPTED}
-    with contextlib.suppress(OSError):  # Ctrl-C ends the reader of a pipe too
+    with contextlib.suppress(OSError):  # Ctrl-C also ends the program that reads a pipe
         if "--json" in sys.argv:
             print(json.dumps(error, indent=2), flush=True)
     with contextlib.suppress(OSError):
         print(f"ibnorm-export: {line}", file=sys.stderr)
 
 
-def _ending(code: int) -> None:
-    """What is left is Python's own end: a second Ctrl-C cuts it short and changes no exit code."""
+def _prepare_to_exit(code: int) -> None:
+    """Flush the streams, and let a second Ctrl-C end Python's shutdown at once with the same exit code."""
 
-    def cut_short(signum: int, frame: FrameType | None) -> NoReturn:
+    def exit_now(signum: int, frame: FrameType | None) -> NoReturn:
         os._exit(code)
 
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
-        signal.signal(signum, cut_short)
+        signal.signal(signum, exit_now)
     for stream in (sys.__stdout__, sys.__stderr__):
-        assert stream is not None  # `run` has seen to it
+        assert stream is not None  # `run` replaces missing streams
         try:
             stream.flush()
         except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # or Python tries again, and exits with 120
+            # otherwise Python flushes the stream again and exits with 120
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def run() -> NoReturn:
     """Entry point of the console script and of `python -m ibnorm_export.cli`."""
     for signum in (signal.SIGTERM, signal.SIGALRM):
         signal.signal(signum, _interrupt)
-    sys.unraisablehook = _not_dropped
-    for name in ("stdin", "stdout", "stderr"):  # in the order of their numbers, none of which a file may get
-        if getattr(sys, name) is None:  # `>&-`
+    sys.unraisablehook = _raise_again
+    for name in ("stdin", "stdout", "stderr"):  # in the order of their file descriptors
+        if getattr(sys, name) is None:  # closed by the shell: `>&-`
             stream = Path(os.devnull).open("r" if name == "stdin" else "w")  # noqa: SIM115  # until the process ends
             setattr(sys, name, stream)
             setattr(sys, f"__{name}__", stream)
@@ -82,8 +83,8 @@ def run() -> NoReturn:
     except KeyboardInterrupt:
         code = ExitCode.INTERRUPTED
     if code == ExitCode.INTERRUPTED:
-        _interrupted()
-    _ending(code)
+        _report_interrupt()
+    _prepare_to_exit(code)
     sys.exit(code)
 
 

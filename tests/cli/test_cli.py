@@ -125,7 +125,7 @@ def test_verify_layers_and_the_page(cli: Any, exported: Path, llama_checkpoint: 
     assert "Error by depth" in (tmp_path / "r.html").read_text(encoding="utf-8")
 
 
-def test_a_baseline_is_kept_and_compared(cli: Any, exported: Path, tmp_path: Path) -> None:
+def test_a_baseline_is_saved_and_compared(cli: Any, exported: Path, tmp_path: Path) -> None:
     kept = tmp_path / "a.json"
     result = cli("bench", exported, "--seq", 4, "--rounds", 12, "--save-baseline", kept)
     assert result.code == 0, result.err
@@ -141,7 +141,7 @@ def test_a_baseline_is_kept_and_compared(cli: Any, exported: Path, tmp_path: Pat
     assert cli("compare", slow, kept).code == 0
 
 
-def test_a_failed_gate_is_exit_1_with_the_finding(
+def test_a_failed_verdict_is_exit_1_and_prints_the_finding(
     cli: Any, exported: Path, llama_checkpoint: Path, tmp_path: Path
 ) -> None:
     proto = onnx.load(exported)
@@ -251,8 +251,8 @@ def test_a_damaged_file_is_bad_input(
     assert len(result.err.strip().splitlines()) == 1
 
 
-def test_a_config_is_no_model_file(cli: Any, llama_checkpoint: Path) -> None:
-    """onnx.load would read it as a model in JSON, for the suffix that it has."""
+def test_a_config_is_not_a_model_file(cli: Any, llama_checkpoint: Path) -> None:
+    """onnx.load would read it as a model in JSON because of its suffix."""
     result = cli("verify", llama_checkpoint / "config.json", llama_checkpoint)
     assert result.code == 2
     assert "config.json is truncated or is not an ONNX file" in result.err
@@ -291,7 +291,9 @@ def test_bad_usage_is_one_line_and_exit_2(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_text_that_is_none_is_bad_input(cli: Any, exported: Path, llama_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_not_utf8_is_not_a_text(
+    cli: Any, exported: Path, llama_checkpoint: Path, tmp_path: Path
+) -> None:
     text = tmp_path / "latin.txt"
     text.write_bytes("na\u00efve".encode("latin-1"))
     for words in (("verify", exported, llama_checkpoint), ("analyze", llama_checkpoint)):
@@ -300,7 +302,7 @@ def test_a_text_that_is_none_is_bad_input(cli: Any, exported: Path, llama_checkp
         assert "not a text in UTF-8" in result.err
 
 
-def test_options_that_a_text_folder_has_not_are_refused(cli: Any, tmp_path: Path) -> None:
+def test_options_that_do_not_apply_to_a_text_folder_are_refused(cli: Any, tmp_path: Path) -> None:
     (tmp_path / "genai_config.json").touch()
     for words in (("--require-fused",), ("--save-baseline", tmp_path / "b.json"), ("--model", "a:b")):
         result = cli("bench", tmp_path, *words)
@@ -308,7 +310,7 @@ def test_options_that_a_text_folder_has_not_are_refused(cli: Any, tmp_path: Path
         assert "generates text" in " ".join(result.err.split())
 
 
-def test_a_file_is_no_folder_to_generate_with(cli: Any, exported: Path) -> None:
+def test_generate_refuses_a_single_file(cli: Any, exported: Path) -> None:
     result = cli("generate", exported, "--prompt", "a")
     assert result.code == 2
     assert "--task text-generation" in result.err
@@ -329,7 +331,7 @@ def test_unknown_backend_and_candidate(cli: Any, exported: Path, llama_checkpoin
     assert "--checkpoint" in cli("bench", exported, "--against", "torch").err
 
 
-def test_no_sequence_beyond_the_positions_is_timed(cli: Any, exported: Path) -> None:
+def test_a_sequence_longer_than_the_positions_is_refused(cli: Any, exported: Path) -> None:
     longest = ExportedModel(exported).metadata.max_positions
     result = cli("bench", exported, "--seq", longest + 1, "--rounds", 1)
     assert result.code == 2
@@ -354,7 +356,7 @@ def test_a_missing_runtime_is_exit_3(cli: Any, exported: Path, llama_checkpoint:
     assert "pip install 'ibnorm-export[cpu]'" in result.err
 
 
-def test_an_unforeseen_error_is_exit_70(cli: Any, exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unexpected_error_is_exit_70(cli: Any, exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ibnorm_export import inspection
 
     def broken(path: Path) -> dict[str, Any]:
@@ -384,8 +386,10 @@ def test_an_interrupted_export_leaves_nothing(signum: int, llama_checkpoint: Pat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_report_takes_no_other_files_place(cli: Any, exported: Path, llama_checkpoint: Path, tmp_path: Path) -> None:
-    """Said before the work whose result would go there."""
+def test_a_report_does_not_replace_a_file_of_another_kind(
+    cli: Any, exported: Path, llama_checkpoint: Path, tmp_path: Path
+) -> None:
+    """This is checked before the work whose result would be written."""
     config = tmp_path / "config.json"
     config.write_text("{}")
     for words, said in (
@@ -402,7 +406,7 @@ def test_a_report_takes_no_other_files_place(cli: Any, exported: Path, llama_che
     assert config.read_text() == "{}"
 
 
-def test_a_table_breaks_no_number_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_table_keeps_numbers_whole_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console, "out", Console(width=40, soft_wrap=True, file=io.StringIO()))
     rows = console.table("a title of several words", "module", "PyTorch's own", "allowed", "says")
     rows.add_row("model.layers.0.post_attention_layernorm", "1.23456e-07", "2.34567e-06", "as functions")

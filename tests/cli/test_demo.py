@@ -45,7 +45,7 @@ def test_parity_passes_in_fp32_and_fp16(short: DemoResult) -> None:
         assert fp32.outputs[0].error <= 2e-6, "the function path at model level"
 
 
-def test_the_verdict_follows_what_was_reached(short: DemoResult) -> None:
+def test_the_verdict_follows_the_goals(short: DemoResult) -> None:
     llama, vit = short.models
     assert llama.reached == (llama.evaluations[-1].loss <= 3.6)
     assert vit.reached == (vit.evaluations[-1].accuracy >= 0.9)
@@ -76,7 +76,7 @@ def test_training_ends_at_the_limit() -> None:
     assert [e.step for e in evaluations] == [0, 25, 30]
 
 
-def test_training_leaves_the_number_of_threads() -> None:
+def test_training_restores_the_number_of_threads() -> None:
     before = torch.get_num_threads()
     train_vit(Goal(Metric.ACCURACY, 0.0), 0.0, max_steps=1)
     assert torch.get_num_threads() == before
@@ -113,7 +113,7 @@ def test_every_form_writes_the_same_text(short: DemoResult) -> None:
     assert not replace(short.text, writings=(*short.text.writings, other))
 
 
-def test_training_is_watched(short: DemoResult) -> None:
+def test_training_is_evaluated(short: DemoResult) -> None:
     for model in short.models:
         assert [e.step for e in model.evaluations] == [0, 25, 40]
         assert model.evaluations[-1].loss < model.evaluations[0].loss
@@ -127,11 +127,11 @@ def test_the_report_shows_both_models(short: DemoResult, tmp_path: Path) -> None
     assert text.count("<svg") == 10
     assert "Byte-level LLaMA" in text
     assert "handwritten digits" in text
-    assert "The LLaMA writes" in text
+    assert "Text that the LLaMA generates" in text
     assert text.count(short.text.prompt) >= 4
 
 
-def test_a_text_of_ones_own(tmp_path: Path) -> None:
+def test_a_text_that_is_too_short(tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("too short")
     with pytest.raises(CheckpointError, match="at least 20000"):
         run_demo(tmp_path / "out", text=tmp_path / "short.txt")

@@ -1,4 +1,4 @@
-"""The command as a process: interrupts, wherever they fall, and streams that nobody reads or that cannot be written."""
+"""The command as a process: interrupts at any moment, closed pipes, and streams that cannot be written."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ INTERRUPTED = "ibnorm-export: interrupted; nothing was left half-written\n"
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A file that is quickly read and said much of: more than a stream's buffer holds."""
+    """A file that is read quickly and whose description is longer than the buffer of a stream."""
     path = tmp_path_factory.mktemp("model") / "model.onnx"
     value = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
     outputs = [helper.make_tensor_value_info(f"y{i}", onnx.TensorProto.FLOAT, [1]) for i in range(1000)]
@@ -34,7 +34,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """The command after `code`, which plants what is to happen in it."""
+    """Run the command after `code`, which makes something happen in it."""
     start = "import atexit, json, os, signal, sys, time, weakref\nfrom ibnorm_export.cli.__main__ import run\n"
     return subprocess.run(
         [sys.executable, "-c", f"{start}{code}\nrun()", *arguments],
@@ -48,7 +48,7 @@ def run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("signum", SIGNALS)
 @pytest.mark.parametrize("callback", ["weakref.ref(last, kill)", "weakref.finalize(last, kill)"])
 def test_an_interrupt_in_a_callback_is_not_dropped(signum: signal.Signals, callback: str) -> None:
-    """Python prints and forgets what a callback raises."""
+    """Python prints and discards what a callback raises."""
     done = run(
         "from ibnorm_export.cli import main as commands\n"
         "class Last: pass\n"
@@ -65,7 +65,7 @@ def test_an_interrupt_in_a_callback_is_not_dropped(signum: signal.Signals, callb
     assert (done.returncode, done.stderr) == (130, INTERRUPTED)
 
 
-def test_what_else_a_callback_raises_is_said_as_ever() -> None:
+def test_other_exceptions_of_a_callback_are_printed_as_usual() -> None:
     done = run(
         "from ibnorm_export.cli import main as commands\n"
         "class Last:\n"
@@ -79,7 +79,7 @@ def test_what_else_a_callback_raises_is_said_as_ever() -> None:
 @pytest.mark.parametrize("arguments", [[], ["--json"]])
 @pytest.mark.parametrize("signum", SIGNALS)
 @pytest.mark.parametrize("module", ["typer", "rich.console", "ibnorm_export.cli.inspect"])
-def test_interrupted_while_it_loads(module: str, signum: signal.Signals, arguments: list[str]) -> None:
+def test_an_interrupt_while_the_command_loads(module: str, signum: signal.Signals, arguments: list[str]) -> None:
     done = run(
         "class Import:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
@@ -104,8 +104,8 @@ def test_a_command_that_is_ending_keeps_its_exit_code(code: int, signum: signal.
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("arguments", ["--version", "inspect --help", "inspect MODEL", "inspect MODEL --json"])
-def test_who_reads_no_more(arguments: str, unbuffered: str, model: str) -> None:
-    """Silent, as any program in a pipe; not 1, which is a gate's."""
+def test_a_closed_pipe_on_stdout(arguments: str, unbuffered: str, model: str) -> None:
+    """The command ends silently, as any program in a pipe, and not with 1, which stands for a failed check."""
     reading, writing = os.pipe()
     os.close(reading)
     try:
@@ -124,8 +124,8 @@ def test_who_reads_no_more(arguments: str, unbuffered: str, model: str) -> None:
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize(("arguments", "code"), [("inspect MODEL --json", 0), ("inspect nowhere --json", 2)])
-def test_errors_that_nobody_reads(arguments: str, code: int, unbuffered: str, model: str) -> None:
-    """The other stream gets all of it, and the exit code is what it would be."""
+def test_a_closed_pipe_on_stderr(arguments: str, code: int, unbuffered: str, model: str) -> None:
+    """stdout gets everything, and the exit code does not change."""
     reading, writing = os.pipe()
     os.close(reading)
     try:
@@ -145,8 +145,8 @@ def test_errors_that_nobody_reads(arguments: str, code: int, unbuffered: str, mo
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("arguments", ["", "--json"])
-def test_an_interrupt_that_ends_the_readers_too(arguments: str, unbuffered: str) -> None:
-    """As Ctrl-C does with `2>&1 | tee`."""
+def test_an_interrupt_that_also_ends_the_reader(arguments: str, unbuffered: str) -> None:
+    """Ctrl-C does this with `2>&1 | tee`."""
     code = (
         "import os, signal; from ibnorm_export.cli import main as m; from ibnorm_export.cli.__main__ import run\n"
         "m.main = lambda: os.kill(os.getpid(), signal.SIGINT)\n"
@@ -168,7 +168,7 @@ def test_an_interrupt_that_ends_the_readers_too(arguments: str, unbuffered: str)
 
 
 def test_a_model_that_ends_the_program(tmp_path: Path) -> None:
-    """Its own words, and no code that stands for something else."""
+    """Its message is printed, and the exit code does not stand for something else."""
     (tmp_path / "leaves.py").write_text("import sys\ndef build(): sys.exit('set MYDATA first')\n")
     (tmp_path / "weights.pt").touch()
     words = ["export", str(tmp_path / "weights.pt"), "-o", str(tmp_path / "m.onnx"), "--model", "leaves:build"]
@@ -177,7 +177,7 @@ def test_a_model_that_ends_the_program(tmp_path: Path) -> None:
     assert done.stderr == "ibnorm-export: the model's own code ended the program: set MYDATA first\n"
 
 
-def test_an_end_that_hangs_can_be_cut_short() -> None:
+def test_a_shutdown_that_hangs_can_be_interrupted() -> None:
     """The signal arrives when the interpreter has left the main thread and waits for another one."""
     code = (
         "import threading\n"
@@ -212,7 +212,7 @@ def test_output_on_a_full_disk(arguments: str, unbuffered: str, model: str) -> N
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
-def test_without_a_stream(closed: str, model: str) -> None:
+def test_a_stream_that_the_shell_closed(closed: str, model: str) -> None:
     for path, code in ((model, 0), (f"{model}.missing.onnx", 2)):
         done = subprocess.run(
             ["bash", "-c", f'"$0" -m ibnorm_export.cli inspect "$1" --json {closed}', sys.executable, path],
@@ -249,8 +249,8 @@ def test_without_a_stream(closed: str, model: str) -> None:
         "demo --text nowhere",
     ],
 )
-def test_a_missing_path_is_said_at_once(arguments: str, model: str) -> None:
-    """Before torch is loaded, which takes many times as long as all else."""
+def test_a_missing_path_is_reported_at_once(arguments: str, model: str) -> None:
+    """The error comes before torch is imported, which takes much longer than everything else."""
     words = arguments.replace("MODEL", model).split()
     done = run("sys.modules.update(torch=None, transformers=None, onnxruntime=None)", *words)
     assert done.returncode == 2
@@ -290,7 +290,7 @@ def test_nothing_about_loading_is_written_into_a_file(model: str) -> None:
 
 @pytest.mark.parametrize("arguments", ["--help", "--version"])
 def test_the_group_imports_no_command(arguments: str) -> None:
-    """What `--help` and `--version` of the group take is typer and rich: 0.1 s of processor time."""
+    """`--help` and `--version` of the group need only typer and rich: 0.1 s of processor time."""
     code = (
         "import atexit, os, sys\n"
         "from ibnorm_export.cli.main import COMMANDS, main\n"
@@ -302,8 +302,8 @@ def test_the_group_imports_no_command(arguments: str) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_help_says_every_default() -> None:
-    """rich takes [default: ...] within a text for a style of its own."""
+def test_help_shows_every_default() -> None:
+    """rich reads [default: ...] within a text as a style."""
     for command, said in (("bench", "128, or the model's positions where fewer"), ("analyze", "median distance")):
         done = subprocess.run(
             [*START, command, "--help"],
