@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ibnorm_export.cli import options
-from ibnorm_export.cli.console import print_json, print_report, show_progress
+from ibnorm_export.cli.console import finish, show_progress
 from ibnorm_export.runtimes.runner import Backend, Kernels
 
 
@@ -114,9 +114,4 @@ def bench_command(
         )
     if save_baseline is not None and isinstance(report, BenchReport):
         write_baseline(baseline_of(report), save_baseline)
-    if as_json:
-        print_json(report.to_dict())
-    else:
-        print_report(report)
-    if not report:
-        raise typer.Exit(1)
+    finish(report, as_json=as_json)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ibnorm_export.cli import options
-from ibnorm_export.cli.console import out, print_json
+from ibnorm_export.cli.console import print_json, print_report
 from ibnorm_export.runtimes.tensorrt.options import EngineOptions, NormRoute, Runtime
 
 
@@ -64,4 +64,4 @@ def build_engine_command(
     if as_json:
         print_json(engine.to_dict())
     else:
-        out.print(str(engine), markup=False)
+        print_report(engine)

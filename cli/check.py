@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ibnorm_export.cli import options
-from ibnorm_export.cli.console import out, print_json, print_next, print_report, show_progress
+from ibnorm_export.cli.console import finish, out, print_json, print_next, show_progress
 
 
 def check_command(
@@ -43,9 +43,4 @@ def check_command(
 
     with show_progress() as progress:
         report = check(config, progress=progress)
-    if as_json:
-        print_json(report.to_dict())
-    else:
-        print_report(report)
-    if not report:
-        raise typer.Exit(1)
+    finish(report, as_json=as_json)

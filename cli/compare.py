@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ibnorm_export.cli import options
-from ibnorm_export.cli.console import print_json, print_report
+from ibnorm_export.cli.console import finish
 
 
 def compare_command(
@@ -34,9 +34,4 @@ def compare_command(
         from ibnorm_export.benchmark.html import write_comparison
 
         write_comparison(comparison, html)
-    if as_json:
-        print_json(comparison.to_dict())
-    else:
-        print_report(comparison)
-    if not comparison:
-        raise typer.Exit(1)
+    finish(comparison, as_json=as_json)

@@ -5,29 +5,26 @@ from __future__ import annotations
 import contextlib
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
+import typer
 from rich.console import Console
 
+from ibnorm_export.errors import ExitCode
 from ibnorm_export.json_text import json_text
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from ibnorm_export.progress import Progress
-    from ibnorm_export.runtimes.norm_executions import NormExecution
 
 __all__ = [
     "err",
+    "finish",
     "out",
     "print_json",
     "print_next",
-    "print_norms",
     "print_report",
-    "print_table",
     "show_progress",
-    "table",
 ]
 
 #: Clears the line of a terminal that the cursor is in.
@@ -82,9 +79,6 @@ class _OutputConsole(_Console):
 # without a terminal, lines are not folded at the 80 columns that rich assumes
 out = _OutputConsole(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 
-#: Longest word, in characters, that a table does not fold: the name of a module fits, a path may not.
-_LONGEST_WORD: Final = 48
-
 
 def print_json(value: Any) -> None:
     """Print one JSON object on stdout; NaN and infinity, which JSON lacks, become strings."""
@@ -103,40 +97,34 @@ def print_report(report: object) -> None:
         out.print(line, style=_style(line), markup=False)
 
 
+class _Verdict(Protocol):
+    """A report that is true when it passes."""
+
+    def __bool__(self) -> bool: ...
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+def finish(report: _Verdict, *, as_json: bool, failure: ExitCode = ExitCode.CHECK_FAILED) -> None:
+    """Print a report as text or JSON, and end the command with `failure` when the report is false.
+
+    Raises:
+        typer.Exit: the report is false.
+    """
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        print_report(report)
+    if not report:
+        raise typer.Exit(failure)
+
+
 def _style(line: str) -> str:
     if line.startswith("verdict:"):
         return "bold green" if line == "verdict: pass" else "bold red"
     if line.startswith("FAIL"):
         return "red"
     return "yellow" if line.startswith(("note:", "warning:")) else ""
-
-
-def table(title: str, *columns: str) -> Table:
-    """Make a table whose first column is text and whose other columns are numbers."""
-    from rich.table import Table
-
-    made = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    for index, column in enumerate(columns):
-        made.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
-    return made
-
-
-def print_table(rows: Table) -> None:
-    """Print a table as wide as the terminal, or wider where a number or a name would be broken."""
-    for column in rows.columns:
-        words = " ".join(map(str, (column.header, *column.cells))).split()
-        column.min_width = min(max(map(len, words), default=0), _LONGEST_WORD)
-    out.print(rows)
-
-
-def print_norms(norms: Sequence[NormExecution]) -> None:
-    """Print in one line how the norms ran."""
-    if not norms:
-        return
-    fused = [norm for norm in norms if norm.implementation == "fused"]
-    copies = sum(norm.copies for norm in norms)
-    beside = f", {copies} memory copies beside them" if copies else ""
-    out.print(f"norms: {len(fused)} of {len(norms)} ran as fused kernels{beside}", style="dim", markup=False)
 
 
 @contextlib.contextmanager

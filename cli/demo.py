@@ -43,14 +43,7 @@ def demo_command(
     if as_json:
         print_json({**result.to_dict(), "report": str(report)})
     else:
-        for model in result.models:
-            out.print(f"{model.name}: {model.norm}", style="bold", markup=False)
-            out.print(f"trained to {model.goal}: {'reached' if model.reached else 'NOT reached'}", markup=False)
-            for parity in model.parity:
-                print_report(parity)
-            out.print(str(model.latency), markup=False)
-        print_report(result.text)
+        print_report(result)
         out.print(f"report: {report}", style="bold", markup=False)
-        out.print(f"verdict: {'pass' if result else 'fail'}", style="bold", markup=False)
     if not result:
         raise typer.Exit(ExitCode.CHECK_FAILED)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import typer
-
 from ibnorm_export.cli import options
-from ibnorm_export.cli.console import out, print_json
+from ibnorm_export.cli.console import finish
+from ibnorm_export.errors import ExitCode
 
 
 def doctor_command(as_json: options.AsJson = False) -> None:
@@ -16,9 +15,4 @@ def doctor_command(as_json: options.AsJson = False) -> None:
     from ibnorm_export.doctor import diagnose
 
     diagnosis = diagnose()
-    if as_json:
-        print_json(diagnosis.to_dict())
-    else:
-        out.print(str(diagnosis), markup=False)
-    if not diagnosis:
-        raise typer.Exit(3)
+    finish(diagnosis, as_json=as_json, failure=ExitCode.UNAVAILABLE)

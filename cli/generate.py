@@ -53,6 +53,7 @@ def generate_command(
     unwritten = [prompt]  # written with the first piece, when the prompt is known to be valid
 
     def write(piece: str) -> None:
+        err.clear_loading()
         sys.stdout.write("".join([*unwritten, piece]))
         sys.stdout.flush()
         unwritten.clear()

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ibnorm_export.cli import options
-from ibnorm_export.cli.console import out, print_json
+from ibnorm_export.cli.console import print_json, print_report
 
 
 def inspect_command(
@@ -29,4 +29,4 @@ def inspect_command(
     if as_json:
         print_json(found.to_dict())
     else:
-        out.print(str(found), markup=False)
+        print_report(found)

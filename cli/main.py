@@ -50,7 +50,8 @@ _CONTEXT: Final = {"help_option_names": ["-h", "--help"]}
 def _load_command(name: str) -> Any:
     """Import the module of a command and build the command."""
     module = name.replace("-", "_")
-    err.show_loading(f"loading {name}")
+    if not {"-h", "--help"} & set(sys.argv):  # typer prints the help itself, and quickly
+        err.show_loading(f"loading {name}")
     function: Callable[..., None] = getattr(importlib.import_module(f"ibnorm_export.cli.{module}"), f"{module}_command")
     single = typer.Typer(add_completion=False, context_settings=_CONTEXT, pretty_exceptions_enable=False)
     single.command(name)(function)

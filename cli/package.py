@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ibnorm_export.cli import options
-from ibnorm_export.cli.console import out, print_json, print_next
+from ibnorm_export.cli.console import print_json, print_next, print_report
 from ibnorm_export.serving.triton.config import Limits
 from ibnorm_export.serving.triton.options import Format, PackageOptions, TritonBackend, Variant
 
@@ -81,5 +81,5 @@ def package_command(
     if as_json:
         print_json(made.to_dict())
     else:
-        out.print(str(made), markup=False)
+        print_report(made)
         print_next("serve", made.path)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ibnorm_export.cli import options
-from ibnorm_export.cli.console import print_json, print_report, show_progress
+from ibnorm_export.cli.console import finish, show_progress
 from ibnorm_export.runtimes.runner import Backend, Endpoint, Kernels
 
 
@@ -84,9 +84,4 @@ def verify_command(
         if html is not None:
             progress("writing the report", 0, 0)
             write_report(report, html)
-    if as_json:
-        print_json(report.to_dict())
-    else:
-        print_report(report)
-    if not report:
-        raise typer.Exit(1)
+    finish(report, as_json=as_json)
