@@ -74,7 +74,7 @@ def test_tensorrt_and_its_plugin(monkeypatch: pytest.MonkeyPatch, version: str) 
     assert (checks["tensorrt"].works, checks["tensorrt"].found) == (True, version)
     plugin = checks["TensorRT plugin library"]
     if version.startswith("12"):
-        assert (plugin.works, "it is for 10 and 11" in plugin.found) == (False, True)
+        assert (plugin.works, "it supports versions 10 and 11" in plugin.found) == (False, True)
     else:
         assert (checks["tensorrt-rtx"].works, checks["tensorrt-rtx"].remedy) == (False, "pip install it")
         assert plugin.works == plugin_is_installed()

@@ -185,7 +185,7 @@ def test_major_versions_that_the_plugin_supports(version: str, known: bool) -> N
     assert (not said) if known else said.startswith(f"the plugin library does not support TensorRT {version}")
     trt = SimpleNamespace(__version__=version)
     if not known:
-        with pytest.raises(EngineError, match="it is for 10 and 11"):
+        with pytest.raises(EngineError, match="it supports versions 10 and 11"):
             build._load_plugin(trt, None, embed=False)
 
 

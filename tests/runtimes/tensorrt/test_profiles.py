@@ -206,5 +206,5 @@ def test_a_library_with_another_schema_is_rejected(tmp_path: Path, monkeypatch: 
     (tmp_path / "libibnorm_trt.so").write_bytes(b"")
     monkeypatch.setattr("ctypes.CDLL", lambda path: Other())
     monkeypatch.setattr(native, "_text", lambda library, function: '{"version": 2}')
-    with pytest.raises(BackendUnavailable, match=r'implements \{"version": 2\}, this package'):
+    with pytest.raises(BackendUnavailable, match=r'implements \{"version": 2\}, but this package'):
         native.trt_library(tmp_path / "libibnorm_trt.so")
