@@ -124,7 +124,7 @@ def _style(line: str) -> str:
         return "bold green" if line == "verdict: pass" else "bold red"
     if line.startswith("FAIL"):
         return "red"
-    return "yellow" if line.startswith(("note:", "warning:")) else ""
+    return "yellow" if line.startswith(("note:", "warning:", "missing ")) else ""
 
 
 @contextlib.contextmanager

@@ -179,12 +179,14 @@ def _compilers() -> list[Check]:
     remedy = "" if compiler else "install g++ or clang++ with your system's package manager"
     return [
         Check("torch.compile (bench --against torch.compile)", compiler is not None, found, remedy),
-        _tool("cmake", "CMake (make native)", "pip install cmake"),
-        _tool("nvcc", "CUDA compiler (make native-cuda)", "install the CUDA toolkit; only needed for GPU kernels"),
+        _tool("cmake", "CMake (make native)", remedy="pip install cmake"),
+        _tool(
+            "nvcc", "CUDA compiler (make native-cuda)", remedy="install the CUDA toolkit; only needed for GPU kernels"
+        ),
     ]
 
 
-def _tool(command: str, name: str, remedy: str) -> Check:
+def _tool(command: str, name: str, *, remedy: str) -> Check:
     path = shutil.which(command)
     return Check(name, path is not None, path or f"no {command} on PATH", "" if path else remedy)
 

@@ -81,17 +81,20 @@ class NormExecution:
         if self.expected and self.provider != self.expected:
             return f"ran on {self.provider}, not on {self.expected}"
         if self.copies:
-            copies = "1 memory copy" if self.copies == 1 else f"{self.copies} memory copies"
-            return f"ran fused, but with {copies} between host and device at its inputs or outputs"
+            return f"ran fused, but with {_memory_copies(self.copies)} between host and device at its inputs or outputs"
         return ""
 
 
 def norms_summary(norms: Sequence[NormExecution]) -> str:
-    """One line that reports how the norms ran."""
-    fused = sum(norm.implementation == "fused" for norm in norms)
+    """Summarise in one line how the norms ran."""
+    fused = sum(norm.implementation == NormImplementation.FUSED for norm in norms)
     copies = sum(norm.copies for norm in norms)
-    beside = f", with {copies} memory copies beside them" if copies else ""
-    return f"norms: {fused} of {len(norms)} ran as fused kernels{beside}"
+    suffix = f", with {_memory_copies(copies)} next to them" if copies else ""
+    return f"norms: {fused} of {len(norms)} ran as fused kernels{suffix}"
+
+
+def _memory_copies(count: int) -> str:
+    return "1 memory copy" if count == 1 else f"{count} memory copies"
 
 
 def norm_executions(

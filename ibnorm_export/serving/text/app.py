@@ -37,10 +37,10 @@ def create_app(queue: TextQueue, name: str, *, max_positions: int, template: Cha
     app = FastAPI(title=name, docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(BodySizeMiddleware, limit=queue.limits.request_bytes)
     _add_errors(app)
-    _add_models(app, queue, name)
-    _add_completions(app, queue, name)
+    _add_models(app, queue, name=name)
+    _add_completions(app, queue, name=name)
     if template is not None:
-        _add_chat(app, queue, name, max_positions=max_positions, template=template)
+        _add_chat(app, queue, name=name, max_positions=max_positions, template=template)
     return app
 
 
@@ -79,7 +79,7 @@ def _add_errors(app: FastAPI) -> None:
         return error_response(Refused(error.status_code, reason, code="invalid"))
 
 
-def _add_models(app: FastAPI, queue: TextQueue, name: str) -> None:
+def _add_models(app: FastAPI, queue: TextQueue, *, name: str) -> None:
     model = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "ibnorm-export"}
 
     @app.get("/health")
@@ -97,19 +97,20 @@ def _add_models(app: FastAPI, queue: TextQueue, name: str) -> None:
         return model
 
 
-def _add_completions(app: FastAPI, queue: TextQueue, name: str) -> None:
+def _add_completions(app: FastAPI, queue: TextQueue, *, name: str) -> None:
     @app.post("/v1/completions")
     async def complete(request: Request, body: Completion) -> Any:
         prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
         if len(prompts) != 1:
             raise Refused(400, "this endpoint takes one prompt in each request", code="invalid")
-        asked = TextRequest(body, prompts[0], body.max_tokens or DEFAULT_MAX_TOKENS, COMPLETION)
-        return await respond(request, queue, asked=asked, model=name)
+        text = TextRequest(body, prompts[0], max_tokens=body.max_tokens or DEFAULT_MAX_TOKENS, shape=COMPLETION)
+        return await respond(request, queue, text=text, model=name)
 
 
-def _add_chat(app: FastAPI, queue: TextQueue, name: str, *, max_positions: int, template: ChatTemplate) -> None:
+def _add_chat(app: FastAPI, queue: TextQueue, *, name: str, max_positions: int, template: ChatTemplate) -> None:
     @app.post(_CHAT_PATH)
     async def chat(request: Request, body: Chat) -> Any:
         prompt = template.render([message.model_dump() for message in body.messages])
         most = body.max_completion_tokens or body.max_tokens or max_positions
-        return await respond(request, queue, asked=TextRequest(body, prompt, most, CHAT), model=name)
+        text = TextRequest(body, prompt, max_tokens=most, shape=CHAT)
+        return await respond(request, queue, text=text, model=name)

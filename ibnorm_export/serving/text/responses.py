@@ -7,7 +7,7 @@ import json
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Final, TypeVar
 
 from fastapi import Request
@@ -43,6 +43,7 @@ class TextRequest:
 
     body: Body
     prompt: str
+    _: KW_ONLY
     max_tokens: int
     shape: Shape
 
@@ -64,17 +65,17 @@ def check_model(wanted: str, name: str) -> None:
         raise Refused(404, f"the model {wanted!r} does not exist; this endpoint has {name!r}", code="model_not_found")
 
 
-async def respond(request: Request, queue: TextQueue, *, asked: TextRequest, model: str) -> Any:
+async def respond(request: Request, queue: TextQueue, *, text: TextRequest, model: str) -> Any:
     """Generate a text, and return it whole or as a stream, as the request says.
 
     Raises:
         Refused: the request asks for something that is not available, or the text cannot be generated.
     """
-    body, shape = asked.body, asked.shape
+    body, shape = text.body, text.shape
     _check(body, model)
     seed = uuid.uuid4().int % 2**32 if body.seed is None else body.seed
-    sampling = Sampling(asked.max_tokens, body.temperature, top_p=body.top_p, seed=seed, stop=body.stops)
-    pieces = queue.generate(asked.prompt, sampling)
+    sampling = Sampling(text.max_tokens, body.temperature, top_p=body.top_p, seed=seed, stop=body.stops)
+    pieces = queue.generate(text.prompt, sampling)
     head = {"id": f"{shape.prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
     if body.stream:
         first = await _until_disconnected(request, anext(pieces))  # an error here still gets its own status

@@ -89,7 +89,7 @@ async def _serve(
         queue = TextQueue(worker.send, options.text)
         app = create_app(queue, name, max_positions=worker.max_positions, template=template)
         server.config.app, server.end_texts = AdmissionMiddleware(app, queue), queue.end
-        listening = asyncio.ensure_future(_pass_messages(worker, queue, server))
+        listening = asyncio.ensure_future(_pass_messages(worker, queue, server=server))
         stream.listen(2048)
         host, port = stream.getsockname()[:2]
         report = ReadyServer(f"{host}:{port}", os.getpid(), models=(name,), paths=tuple(served_paths(app)))
@@ -102,7 +102,7 @@ async def _serve(
             listening.cancel()
 
 
-async def _pass_messages(worker: WorkerProcess, queue: TextQueue, server: _Server) -> str:
+async def _pass_messages(worker: WorkerProcess, queue: TextQueue, *, server: _Server) -> str:
     """Pass the worker's messages on until it ends, then stop the server and return the reason."""
     reason = "a message from the process that generates texts cannot be read"
     try:
