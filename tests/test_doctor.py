@@ -26,6 +26,8 @@ def check_of(name: str) -> doctor.Check:
         ("text endpoint", "uvicorn", "serve"),
         ("Triton's clients", "tritonclient.http", "serve"),
         ("checkpoints of timm", "timm", "vision"),
+        ("plots", "matplotlib", "plots"),
+        ("demo", "sklearn", "demo"),
     ],
 )
 def test_a_missing_package(monkeypatch: pytest.MonkeyPatch, name: str, module: str, extra: str) -> None:
