@@ -50,8 +50,6 @@ _CONTEXT: Final = {"help_option_names": ["-h", "--help"]}
 def _load_command(name: str) -> Any:
     """Import the module of a command and build the command."""
     module = name.replace("-", "_")
-    if not {"-h", "--help"} & set(sys.argv):  # typer prints the help itself, and quickly
-        err.show_loading(f"loading {name}")
     function: Callable[..., None] = getattr(importlib.import_module(f"ibnorm_export.cli.{module}"), f"{module}_command")
     single = typer.Typer(add_completion=False, context_settings=_CONTEXT, pretty_exceptions_enable=False)
     single.command(name)(function)
@@ -114,6 +112,13 @@ def _fail(message: str, code: ExitCode = ExitCode.BAD_INPUT, *, kind: str) -> Ex
     return code
 
 
+def _show_loading() -> None:
+    """Show which command is loading, before typer reads the options: it imports pydantic for that."""
+    name = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
+    if name in COMMANDS and not {"-h", "--help"} & set(sys.argv):  # typer prints the help itself, and quickly
+        err.show_loading(f"loading {name}")
+
+
 def main() -> int:
     """Run the command that `sys.argv` names.
 
@@ -123,6 +128,7 @@ def main() -> int:
     Raises:
         KeyboardInterrupt: the command was interrupted.
     """
+    _show_loading()
     try:
         code = _run()
     finally:
