@@ -137,14 +137,14 @@ def measure_generation(
         IBNormError: there is no candidate, or one cannot run a prompt.
     """
     options = BenchOptions() if options is None else options
-    asked = options.generation
+    wanted = options.generation
     if not candidates:
         raise IBNormError("nothing to measure: there is no candidate")
     sources = {name: opener.open() for name, opener in candidates.items()}
     rng = np.random.default_rng(options.seed)
     timings: list[GenerationTiming] = []
     ratios: list[GenerationRatio] = []
-    cases = [(prompt, batch) for batch in asked.batches for prompt in asked.prompts]
+    cases = [(prompt, batch) for batch in wanted.batches for prompt in wanted.prompts]
     for index, (prompt, batch) in enumerate(cases):
         progress(f"prompt {prompt}, batch {batch}", index, len(cases))
         tokens = rng.integers(0, vocabulary, (batch, prompt), dtype=np.int64)
@@ -152,20 +152,20 @@ def measure_generation(
             stage: dict(
                 zip(
                     sources,
-                    time_stage([*sources.values()], stage, tokens=tokens, rounds=options.rounds, steps=asked.steps),
+                    time_stage([*sources.values()], stage, tokens=tokens, rounds=options.rounds, steps=wanted.steps),
                     strict=True,
                 )
             )
             for stage in STAGES
         }
         for name, opener in candidates.items():
-            peak = peak_memory_mb(opener, prompt, batch=batch, steps=asked.steps)
+            peak = peak_memory_mb(opener, prompt, batch=batch, steps=wanted.steps)
             timings.append(_timing(name, tokens, times=times, peak_memory_mb=peak))
         ratios += _ratios(tokens, times)
     progress("measured", len(cases), len(cases))
     return GenerationReport(
         model,
-        asked,
+        wanted,
         threads=options.thread_count,
         rounds=options.rounds,
         timings=tuple(timings),

@@ -34,7 +34,7 @@ _OUTCOMES: Final = {
 class Prepared:
     """An export of a check that exists: its entry, its checkpoint and its file."""
 
-    asked: ExportCheck
+    entry: ExportCheck
     model: LoadedModel
     exported: ExportedModel
 
@@ -50,7 +50,7 @@ def latency_case(
         others: exports by name, that the budget may compare with.
         progress: called as the work goes on.
     """
-    suite = f"{prepared.asked.name}.{budget.backend}.latency"
+    suite = f"{prepared.entry.name}.{budget.backend}.latency"
     if budget.max_ms is not None:
         what = f"at most {budget.max_ms:g} ms"
     else:
@@ -77,7 +77,7 @@ def latency_case(
 def _sizes(prepared: Prepared, budget: LatencyBudget) -> dict[str, int]:
     """Sizes of the dynamic axes; text generation is timed by one step with a filled cache."""
     longest = prepared.exported.metadata.max_positions
-    if prepared.asked.task is Task.TEXT_GENERATION:
+    if prepared.entry.task is Task.TEXT_GENERATION:
         past = budget.sequence or default_length(max(longest - 1, 0))
         return {"batch": budget.batch, "sequence": 1, "past": past, "total": past + 1}
     return {"batch": budget.batch, "sequence": budget.sequence or default_length(longest)}

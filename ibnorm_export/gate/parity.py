@@ -36,23 +36,23 @@ class BackendParity:
 
 
 def compare_on_backends(
-    asked: ExportCheck, model: LoadedModel, *, exported: ExportedModel, progress: Progress
+    entry: ExportCheck, model: LoadedModel, *, exported: ExportedModel, progress: Progress
 ) -> Iterator[BackendParity]:
     """Compare on every backend in turn; the static verdict is given with the first one that runs.
 
     Raises:
         ModelFileError: a file of inputs cannot be read.
     """
-    inputs = [read_inputs(path, model) for path in asked.parity.inputs] or None
+    inputs = [read_inputs(path, model) for path in entry.parity.inputs] or None
     static = True
-    for named in asked.parity.backends:
-        for backend in _MAY_BE_PRESENT if named == PRESENT else (named,):
+    for name in entry.parity.backends:
+        for backend in _MAY_BE_PRESENT if name == PRESENT else (name,):
             cases: list[Case] = []
             report = None
-            with attempt(cases, suite=f"{asked.name}.{backend}", name="parity"):
+            with attempt(cases, suite=f"{entry.name}.{backend}", name="parity"):
                 try:
                     report, compared = _compare(
-                        asked,
+                        entry,
                         model,
                         exported=exported,
                         backend=backend,
@@ -63,13 +63,13 @@ def compare_on_backends(
                     cases += compared
                     static = False
                 except BackendUnavailable as error:
-                    outcome = Outcome.SKIPPED if named == PRESENT else Outcome.ERROR
-                    cases.append(Case(f"{asked.name}.{backend}", "backend", outcome=outcome, message=str(error)))
+                    outcome = Outcome.SKIPPED if name == PRESENT else Outcome.ERROR
+                    cases.append(Case(f"{entry.name}.{backend}", "backend", outcome=outcome, message=str(error)))
             yield BackendParity(backend, tuple(cases), report)
 
 
 def _compare(
-    asked: ExportCheck,
+    entry: ExportCheck,
     model: LoadedModel,
     *,
     exported: ExportedModel,
@@ -78,7 +78,7 @@ def _compare(
     inputs: list[Arrays] | None,
     progress: Progress,
 ) -> tuple[ParityReport, list[Case]]:
-    parity = asked.parity
+    parity = entry.parity
     options = VerifyOptions(
         backend,
         parity.samples,
@@ -92,7 +92,7 @@ def _compare(
     start = time.perf_counter()
     report = verify(exported, model, options=options, inputs=inputs, progress=progress)
     seconds = time.perf_counter() - start
-    return report, parity_cases(asked.name, backend, report=report, max_error=parity.max_error, seconds=seconds)
+    return report, parity_cases(entry.name, backend, report=report, max_error=parity.max_error, seconds=seconds)
 
 
 def parity_cases(

@@ -49,16 +49,16 @@ def check(path_or_config: CheckConfig | str | Path, *, progress: Progress = sile
     cases: list[Case] = []
     parity: dict[str, ParityReport] = {}
     prepared: dict[str, Prepared] = {}
-    for asked in config.export:
-        with attempt(cases, suite=asked.name, name="export and parity"):
-            ready = _prepare(asked, config.results, cases=cases, progress=progress)
-            for compared in compare_on_backends(asked, ready.model, exported=ready.exported, progress=progress):
+    for entry in config.export:
+        with attempt(cases, suite=entry.name, name="export and parity"):
+            ready = _prepare(entry, config.results, cases=cases, progress=progress)
+            for compared in compare_on_backends(entry, ready.model, exported=ready.exported, progress=progress):
                 cases += compared.cases
                 if compared.report is not None:
-                    parity[f"{asked.name}, {compared.backend}"] = compared.report
-            prepared[asked.name] = ready
+                    parity[f"{entry.name}, {compared.backend}"] = compared.report
+            prepared[entry.name] = ready
     for ready in prepared.values():
-        for budget in ready.asked.latency:
+        for budget in ready.entry.latency:
             cases.append(latency_case(ready, budget, others=prepared, progress=progress))
     report = CheckReport(
         "check.toml" if isinstance(path_or_config, CheckConfig) else str(path_or_config),
@@ -70,18 +70,18 @@ def check(path_or_config: CheckConfig | str | Path, *, progress: Progress = sile
     return write_report_files(report, config.results)
 
 
-def _prepare(asked: ExportCheck, folder: Path, *, cases: list[Case], progress: Progress) -> Prepared:
+def _prepare(entry: ExportCheck, folder: Path, *, cases: list[Case], progress: Progress) -> Prepared:
     """Load the checkpoint, and export it unless the check names a file."""
     start = time.perf_counter()
-    model = load(asked.checkpoint, asked.model, task=asked.task)
-    options = ExportOptions(asked.dtype, asked.opset, inline=asked.inline, fuse_skip=asked.fuse_skip)
-    if asked.file is not None:
-        exported = ExportedModel(asked.file)
-    elif asked.task is Task.TEXT_GENERATION:
-        exported = export_folder(model, folder / asked.name, options=options, progress=progress)
+    model = load(entry.checkpoint, entry.model, task=entry.task)
+    options = ExportOptions(entry.dtype, entry.opset, inline=entry.inline, fuse_skip=entry.fuse_skip)
+    if entry.file is not None:
+        exported = ExportedModel(entry.file)
+    elif entry.task is Task.TEXT_GENERATION:
+        exported = export_folder(model, folder / entry.name, options=options, progress=progress)
     else:
-        exported = export(model, folder / f"{asked.name}.onnx", options=options, progress=progress)
+        exported = export(model, folder / f"{entry.name}.onnx", options=options, progress=progress)
     message = f"{exported.size_bytes / 1e6:.1f} MB, {exported.dtype}, {len(exported.norms)} norm nodes"
     seconds = time.perf_counter() - start
-    cases.append(Case(asked.name, "export", outcome=Outcome.PASS, message=message, seconds=seconds))
-    return Prepared(asked, model, exported)
+    cases.append(Case(entry.name, "export", outcome=Outcome.PASS, message=message, seconds=seconds))
+    return Prepared(entry, model, exported)

@@ -51,8 +51,8 @@ checkpoint = "/c"
 
 
 def test_the_defaults_are_those_of_export() -> None:
-    options, asked = ExportOptions(), ExportCheck("m", Path("c"))
-    assert (asked.dtype, asked.opset, asked.inline, asked.fuse_skip) == (
+    options, entry = ExportOptions(), ExportCheck("m", Path("c"))
+    assert (entry.dtype, entry.opset, entry.inline, entry.fuse_skip) == (
         options.dtype,
         options.opset,
         options.inline,
