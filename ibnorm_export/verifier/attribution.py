@@ -1,4 +1,4 @@
-"""Which step adds the error: the dtype, the exporter, ONNX Runtime's optimiser, or the fused kernels.
+"""Find the step that adds the error: the dtype, the exporter, ONNX Runtime's optimiser, or the fused kernels.
 
 PyTorch in float64 --dtype--> PyTorch in the file's dtype --exporter--> functions, not optimised
 --optimiser--> functions, optimised --kernel--> fused kernels. A step is responsible when the variant before it keeps
@@ -20,7 +20,7 @@ __all__ = ["attribute", "needs_levels"]
 
 @dataclass(frozen=True, slots=True)
 class _Variants:
-    """One output, for each way of running the norms that was compared; at least one is present."""
+    """One output with each way of running the norms; at least one was compared."""
 
     functions: OutputParity | None
     fused: OutputParity | None
@@ -55,9 +55,9 @@ def attribute(
     """Attribute the error of the worst output to the steps that lead to it.
 
     Args:
-        outputs: parities of variants "fused" and "as functions".
+        outputs: parities with norms "fused" and "as functions".
         dtype: short name of the file's dtype.
-        levels: of ONNX Runtime's optimiser, lowest first, with functions; empty where they were not measured.
+        levels: errors at the levels of ONNX Runtime's optimiser, lowest first; empty where they were not measured.
 
     Returns:
         The attribution, or None where nothing was compared.

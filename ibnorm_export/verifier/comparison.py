@@ -1,4 +1,4 @@
-"""A file beside its checkpoint: what every step of the numeric verdict takes."""
+"""A file and its checkpoint: what every step of the numeric verdict takes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Comparison:
     """A file, and what PyTorch computes from its checkpoint.
 
     Args:
-        file: what is run.
+        file: the file that is run.
         reference: what it is compared with.
         options: how to verify.
         progress: called as the work goes on.
@@ -46,7 +46,7 @@ class Comparison:
 
     @property
     def rounds(self) -> bool:
-        """Whether the backend rounds after every node, as the file's dtype demands.
+        """Whether the backend rounds after every node, as the file's dtype requires.
 
         On a CPU, ONNX Runtime computes fp16 graphs in float32 without that rounding, and bf16 graphs not at all.
         """
@@ -59,7 +59,7 @@ class Comparison:
         return tuple(spec for spec in self.reference.model.inputs if spec.name in names)
 
     def feed(self, inputs: Arrays) -> Arrays:
-        """Those of `inputs` that the file takes."""
+        """The part of `inputs` that the file takes."""
         return {spec.name: inputs[spec.name] for spec in self.taken}
 
     @cached_property
@@ -81,11 +81,11 @@ class Comparison:
 
 
 def with_rounding(comparison: Comparison, folder: Path) -> Comparison:
-    """The comparison of a copy that rounds after every node, where the backend does not.
+    """Return the comparison of a copy that rounds after every node, where the backend does not round.
 
     Args:
-        comparison: of the file as it is.
-        folder: that gets the copy.
+        comparison: the file as it is, and its reference.
+        folder: where the copy is written.
     """
     if comparison.rounds:
         return comparison

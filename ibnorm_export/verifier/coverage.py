@@ -59,7 +59,7 @@ def measure_coverage(model: LoadedModel, truth: nn.Module, *, inputs: Arrays) ->
     Args:
         model: the checkpoint.
         truth: a float64 copy of its module.
-        inputs: by name.
+        inputs: arrays by name.
     """
     norms: set[str] = set()
 

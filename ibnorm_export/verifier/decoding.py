@@ -39,14 +39,14 @@ _Logits = list[NDArray[np.float32]]
 
 @dataclass(frozen=True, slots=True)
 class _Script:
-    """The tokens that everyone is given: what follows is given, not chosen.
+    """The tokens that every runner is fed. They are given in advance, not chosen by the model.
 
-    So one flipped token does not hide the rest; how often the greedy choice agrees is counted as top-1.
+    So one different choice does not change what follows; top-1 counts how often the greedy choice agrees.
 
     Args:
-        tokens: (batch, total).
-        mask: (batch, total), 0 is padding.
-        prompt: tokens of the first call; each later call has one.
+        tokens: ids (batch, total).
+        mask: 0 at padded positions (batch, total).
+        prompt: number of tokens in the first call; each later call has one.
     """
 
     tokens: NDArray[np.int64]
@@ -58,7 +58,7 @@ class _Script:
         return int(self.tokens.shape[1])
 
     def feed(self, decoder: Decoder, stop: int, *, progress: Progress | None = None) -> _Logits:
-        """Logits of every call until `decoder` holds `stop` tokens."""
+        """Feed `decoder` until it holds `stop` tokens; return the logits of every call."""
         logits = []
         if decoder.length == 0:
             logits.append(decoder.feed(self.tokens[:, : self.prompt], self.mask[:, : self.prompt]))
@@ -70,11 +70,11 @@ class _Script:
 
 
 def decode(comparison: Comparison) -> StepReport:
-    """Decode a batch of rows of unequal length, one padded on the left and one on the right.
+    """Decode three rows of unequal length: one without padding, one padded on the left and one on the right.
 
     Returns:
-        A parity for the prompt and for the steps after it, with each way of running the norms, and what else is
-        wrong; nothing for a model without a cache.
+        A parity for the prompt and one for the steps after it, with each way of running the norms, and findings. It is
+        empty for a model without a cache.
     """
     model = comparison.reference.model
     if model.task is not Task.TEXT_GENERATION:
@@ -142,7 +142,7 @@ def _compare_variant(
     baseline: _Logits,
     truth: NDArray[np.float32],
 ) -> StepReport:
-    """One way of running the norms: with the cache kept, and with the cache saved and loaded halfway."""
+    """Decode with one way of running the norms, and once more with the cache saved and loaded halfway."""
     try:
         actual = script.feed(_start(runner, comparison), script.total, progress=comparison.progress)
         half = script.prompt + (script.total - script.prompt) // 2
@@ -197,7 +197,7 @@ def _check_resume(
 def _compare_session(
     comparison: Comparison, script: _Script, *, genai: bool, baseline: _Logits, truth: NDArray[np.float32]
 ) -> StepReport:
-    """What generates text, with one buffer of keys and values that is both input and output: the first row."""
+    """Compare the first row in the session that generates text, whose cache is one buffer for input and output."""
     name = "onnxruntime-genai" if genai else "cache in place"
     norms = "of the folder" if genai else FUSED if FUSED in comparison.variants else FUNCTIONS
     source: SessionSource = open_sessions(

@@ -69,7 +69,7 @@ class ErrorSums:
             self._rows += int(np.prod(t.shape[:-1]))
 
     def judge(self, name: str, norms: str, *, bound: Bound) -> OutputParity:
-        """The verdict: the error over all samples keeps the bound, and so does that of each sample.
+        """Give the verdict: the error over all samples must keep the bound, and so must that of each sample.
 
         A short sample must not hide behind long ones, so each is held to PyTorch's worst sample. It is not compared
         with PyTorch on the same sample: an error of ten values is a matter of chance, and would fail one correct

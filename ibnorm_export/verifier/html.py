@@ -132,9 +132,9 @@ def write_report(report: ParityReport, path: str | Path, *, about: Mapping[str, 
     """Write the page.
 
     Args:
-        report: from `verify`.
+        report: a report of `verify`.
         path: the .html file.
-        about: the environment in the footer; None for this machine's.
+        about: the environment in the footer; None takes this machine's.
 
     Raises:
         IBNormError: the file cannot be written.

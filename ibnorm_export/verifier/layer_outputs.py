@@ -1,4 +1,4 @@
-"""The output of every norm and block, from a copy of the file and from the PyTorch model alike.
+"""The output of every norm and block, from a copy of the file and from the PyTorch model.
 
 The copy has more graph outputs and is otherwise the same, so fused nodes stay whole. On the PyTorch side, forward
 hooks record what the same modules return.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,13 @@ from ibnorm_export.verifier.tolerances import BOUNDS
 
 __all__ = ["compare_layers"]
 
+#: Truth and baseline of one layer.
+_Recorded = tuple[NDArray[Any], NDArray[Any]]
+
 
 @dataclass(frozen=True, slots=True)
 class _Recordings:
-    """What PyTorch's norms and blocks returned, in files: every feature map of a model is too much for memory."""
+    """What PyTorch's norms and blocks return, kept in files: all feature maps of a model would not fit into memory."""
 
     folder: Path
 
@@ -42,19 +46,23 @@ class _Recordings:
                     TorchRunner(reference.model, module).run(inputs)
                 np.savez(self._file(role, index), **values)  # type: ignore[arg-type]  # any name may be an array's
 
-    def read(self, index: int, layer: LayerOutput) -> tuple[NDArray[Any], NDArray[Any]] | None:
-        """Truth and baseline of one layer on one input; None where the layer did not run."""
+    @contextlib.contextmanager
+    def read(self, index: int) -> Iterator[Callable[[LayerOutput], _Recorded | None]]:
+        """Open the recordings of one input: layer -> truth and baseline, or None where the layer did not run."""
         with np.load(self._file("truth", index)) as truth, np.load(self._file("baseline", index)) as baseline:
-            if layer.module not in truth:
-                return None
-            return layer.select(truth[layer.module]), layer.select(baseline[layer.module])
+
+            def look_up(layer: LayerOutput) -> _Recorded | None:
+                if layer.module not in truth:
+                    return None
+                return layer.select(truth[layer.module]), layer.select(baseline[layer.module])
+
+            yield look_up
 
 
 @dataclass(slots=True)
 class _Sums:
     """Running sums by layer and variant, and notes about what could not be compared."""
 
-    masks: Sequence[NDArray[np.bool_]] = ()
     errors: dict[tuple[str, str], ErrorSums] = field(default_factory=dict)
     notes: dict[str, None] = field(default_factory=dict)
 
@@ -64,9 +72,10 @@ class _Sums:
         norms: str,
         *,
         actual: NDArray[Any],
-        recorded: tuple[NDArray[Any], NDArray[Any]] | None,
+        recorded: _Recorded | None,
+        masks: Sequence[NDArray[np.bool_]],
     ) -> None:
-        """Add one layer of one sample, without padded positions."""
+        """Add one layer of one sample, without the positions that `masks` exclude."""
         name = f"{layer.kind} {layer.module}"
         if recorded is None:
             self.notes[f"{name} did not run in PyTorch"] = None
@@ -75,7 +84,7 @@ class _Sums:
         if actual.shape != truth.shape:
             self.notes[f"{name}: the file has shape {actual.shape}, PyTorch {truth.shape}"] = None
             return
-        a, b, t = (_without_padding(values, self.masks) for values in (actual, baseline, truth))
+        a, b, t = (_without_padding(values, masks) for values in (actual, baseline, truth))
         self.errors.setdefault((layer.module, norms), ErrorSums()).add(a, b, truth=t)
 
 
@@ -83,8 +92,8 @@ def compare_layers(comparison: Comparison) -> LayersReport:
     """Run a copy of the file with layer outputs, and PyTorch, on every sample.
 
     Args:
-        comparison: of the file as it is; samples have a past where the model has a cache, so prefill and cached steps
-            are both compared.
+        comparison: the file as it is, and its reference. Where the model has a cache, some samples have a past, so
+            both prefill and cached steps are compared.
     """
     reference = comparison.reference
     with tempfile.TemporaryDirectory() as name:
@@ -98,9 +107,10 @@ def compare_layers(comparison: Comparison) -> LayersReport:
         recordings.record(reference)
         sums = _Sums()
         for norms, index, actual in _runs(comparison):
-            sums.masks = list(reference.model.valid(reference.inputs[index]).values())
-            for layer in layers:
-                sums.add(layer, norms, actual=actual[layer.output], recorded=recordings.read(index, layer))
+            masks = list(reference.model.valid(reference.inputs[index]).values())
+            with recordings.read(index) as recorded:
+                for layer in layers:
+                    sums.add(layer, norms, actual=actual[layer.output], recorded=recorded(layer), masks=masks)
     parities = tuple(_judge(layers, sums.errors, reference=reference))
     return LayersReport(parities, _describe_first_failure(parities), tuple(sums.notes))
 

@@ -1,4 +1,4 @@
-"""The numeric verdict: what the file computes, against PyTorch in float64, measured by PyTorch's error in its dtype."""
+"""The numeric verdict: what the file computes, against PyTorch in float64, and the baseline error as the measure."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def check_numeric(comparison: Comparison, *, tokens: NDArray[np.int64] | None) -
     """Compare the numbers of a file, and, where there is a text, its predictions.
 
     Args:
-        comparison: of the file as it is.
+        comparison: the file as it is, and its reference.
         tokens: a text (n,) for a language model to predict, or None.
     """
     with tempfile.TemporaryDirectory() as folder:
@@ -46,7 +46,7 @@ def check_numeric(comparison: Comparison, *, tokens: NDArray[np.int64] | None) -
 
 
 def check_numbers(comparison: Comparison) -> NumericReport:
-    """Compare every output, decode with a cache, and attribute the error that there is."""
+    """Compare every output, decode with a cache, and attribute the error."""
     dtype = comparison.reference.dtype
     compared = compare(comparison)
     decoded = decode(comparison)

@@ -17,10 +17,10 @@ __all__ = ["measure_levels"]
 
 
 def measure_levels(comparison: Comparison) -> tuple[OptimiserLevel, ...]:
-    """Run the file at every level, norms as functions unless fused kernels were demanded.
+    """Run the file at every level, norms as functions unless fused kernels are required.
 
     Returns:
-        The levels, lowest first; empty for another backend than ONNX Runtime on the CPU.
+        The levels, lowest first; empty for backends other than ONNX Runtime on the CPU.
     """
     options = comparison.options
     if options.backend != "ort-cpu":

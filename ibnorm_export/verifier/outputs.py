@@ -37,11 +37,11 @@ def compare_runner(comparison: Comparison, runner: Runner, *, norms: str) -> Ste
 
     Args:
         comparison: what is compared.
-        runner: of the file.
-        norms: how its norms run; the name of this variant in the report.
+        runner: a runner of the file.
+        norms: how its norms run, as named in the report.
 
     Returns:
-        A parity for each output, and what kept samples from being compared.
+        A parity for each output, and findings for samples that cannot be compared.
     """
     names = comparison.reference.model.outputs
     sums = {name: ErrorSums() for name in names}

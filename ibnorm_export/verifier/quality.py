@@ -63,12 +63,12 @@ def check_quality(comparison: Comparison, tokens: NDArray[np.int64], *, kind: st
     """Compare the file's predictions with those of PyTorch in fp32; the tokens before each are given.
 
     Args:
-        comparison: of a model of task "text-generation".
+        comparison: a file of task "text-generation", and its reference.
         tokens: a text (n,).
-        kind: of the file, a key of `QUALITY_BOUNDS`.
+        kind: dtype of the weights, a key of `QUALITY_BOUNDS`.
 
     Returns:
-        One for each way of running the norms.
+        One quality for each way of running the norms.
 
     Raises:
         ModelFileError: the text has fewer than two tokens.

@@ -1,8 +1,8 @@
 """A quantised file: its predictions beside the checkpoint's, its numbers beside those of its own matrices.
 
-A quantised file computes another model than the checkpoint, so its numbers are not the checkpoint's. But they are
-those of the checkpoint with the file's matrices in it, within the bound of fp32, where the kernel does not round
-activations. That checks everything that is not a matrix: masks, caches, batches, norms.
+A quantised file computes another model than the checkpoint, so its numbers are not the checkpoint's. But where
+the kernel does not round activations, they are those of the checkpoint with the file's matrices, within the bound of
+fp32. Comparing them checks everything that is not a matrix: masks, caches, batches, norms.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def check_quantized(comparison: Comparison, *, tokens: NDArray[np.int64] | None)
     """Compare the predictions of a quantised file, and, on the CPU, its numbers.
 
     Args:
-        comparison: of the file as it is.
+        comparison: the file as it is, and its reference.
         tokens: a text (n,) to predict; None samples one from the model.
     """
     stored = comparison.file.metadata.quantization
@@ -74,7 +74,7 @@ def check_quantized(comparison: Comparison, *, tokens: NDArray[np.int64] | None)
 
 
 def _check_own_numbers(comparison: Comparison) -> NumericReport:
-    """The numbers of a copy that rounds no activations, beside PyTorch with the file's own matrices."""
+    """Compare a copy that does not round activations with PyTorch that has the file's own matrices."""
     predictions = "predictions of the file as it is, beside PyTorch in fp32"
     given = comparison.reference
     if comparison.options.backend != "ort-cpu":

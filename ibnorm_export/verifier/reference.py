@@ -25,7 +25,7 @@ class Sample:
     """One input, and what PyTorch computes from it.
 
     Args:
-        inputs: by name.
+        inputs: arrays by name.
         valid: for some outputs, which leading positions have a defined value (padding has none).
         baseline: outputs of PyTorch in the file's dtype.
         truth: outputs of PyTorch in float64.
@@ -47,8 +47,8 @@ class Reference:
 
     Args:
         model: the checkpoint.
-        dtype: of the baseline.
-        inputs: of every sample.
+        dtype: dtype of the baseline.
+        inputs: one entry for each sample.
         progress: called as the work goes on.
     """
 

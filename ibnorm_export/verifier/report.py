@@ -69,12 +69,12 @@ class OutputParity:
         name: the output, or a step of decoding.
         norms: how the norms ran, e.g. "fused" or "as functions".
         max_abs: largest absolute difference from the truth.
-        error: of the file, over all samples.
-        baseline_error: of PyTorch in the same dtype, over all samples.
+        error: error of the file over all samples.
+        baseline_error: error of PyTorch in the same dtype over all samples.
         worst_sample, worst_sample_error: the sample with the largest error of the file, and that error.
-        tolerance: largest error over all samples that passes.
+        tolerance: the largest error over all samples that passes.
         ratio: `error` over `baseline_error`.
-        cosine: of the angle between the file's values and the truth.
+        cosine: cosine of the angle between the file's values and the truth.
         top1_agreement: share of rows with the same largest value; None where rows have one value.
         elements: values that were compared.
         passed: whether the error keeps the tolerance, over all samples and in each.
@@ -112,8 +112,8 @@ class Quality:
         positions: predictions that were compared; the tokens before each are given.
         agreement: share of them with the same likeliest token.
         divergence: mean KL divergence from PyTorch's distribution, in nats.
-        baseline_perplexity: of PyTorch in fp32.
-        perplexity: of the file.
+        baseline_perplexity: perplexity of PyTorch in fp32.
+        perplexity: perplexity of the file.
         bound: what the predictions must keep.
         passed: whether they do.
     """
@@ -162,8 +162,8 @@ class ErrorSource:
 
     Args:
         name: "dtype", "exporter", "optimiser" or "kernel".
-        error: after this step; None where it was not measured.
-        responsible: whether this step takes the error above its tolerance.
+        error: error after this step; None where it was not measured.
+        responsible: whether this step raises the error above its tolerance.
         explanation: what ran, or why nothing did.
     """
 
@@ -192,14 +192,14 @@ class ErrorAttribution:
 
 @dataclass(frozen=True, slots=True)
 class LayerParity:
-    """The output of a norm or block.
+    """The output of a norm or block. Errors are norm-wise relative to the truth.
 
     Args:
         module: its path in PyTorch.
         kind: "norm" or "block".
         node: the ONNX node that computes it.
-        baseline_error: of PyTorch in the file's dtype, norm-wise relative to the truth.
-        variants: the file's, one for each way of running the norms.
+        baseline_error: error of PyTorch in the file's dtype.
+        variants: parities of the file, one for each way of running the norms.
     """
 
     module: str
@@ -266,7 +266,7 @@ class NumericReport(Report):
 
     Args:
         backend: what ran the file.
-        dtype: of the file; "int8" or "int4" where it is quantised.
+        dtype: dtype of the file; "int8" or "int4" where it is quantised.
         method: what was run, in words.
         samples: how many inputs were compared.
         outputs: each output, for each way of running the norms.

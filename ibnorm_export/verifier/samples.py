@@ -39,7 +39,7 @@ def refusals(index: int, inputs: Arrays) -> Iterator[None]:
 
 
 def round_inputs(inputs: Arrays, dtype: torch.dtype) -> Arrays:
-    """Floating inputs as the model sees them, in float32, so that no one is charged with rounding them."""
+    """Floating inputs as the model sees them, in float32, so that rounding them counts for neither side."""
     return {
         name: torch.from_numpy(a).to(dtype).float().numpy() if np.issubdtype(a.dtype, np.floating) else a
         for name, a in inputs.items()

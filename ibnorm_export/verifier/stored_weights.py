@@ -26,7 +26,7 @@ class StoredWeight:
     Args:
         name: its name in the file.
         tensors: one, or several that were joined along the first axis.
-        dtype: that the file must have it in.
+        dtype: the dtype that the file must have it in.
         transposed: whether the file has it transposed.
         quantized: whether the file has it in blocks of few bits.
     """
@@ -50,8 +50,8 @@ class QuantizedValues:
     """A quantised weight.
 
     Args:
-        values: after dequantisation.
-        steps: for each value, how far apart the numbers are that it may be rounded to.
+        values: the weight after dequantisation.
+        steps: for each value, the distance between the numbers that it may be rounded to.
     """
 
     values: NDArray[np.float32]
@@ -100,7 +100,7 @@ class StoredWeights:
         """The value of a weight that is not quantised.
 
         Raises:
-            ModelFileError: its bytes do not make the tensor that it claims to be.
+            ModelFileError: its bytes do not have the declared shape and type.
         """
         return self._file.array(name)
 

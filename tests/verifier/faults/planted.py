@@ -1,4 +1,4 @@
-"""Faults planted in right files, and right files of many kinds: what verification is measured on."""
+"""Faults planted in correct files, and correct files of many kinds: what verification is measured on."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from tests.support.planting import (
 
 @dataclass(frozen=True)
 class Base:
-    """A right file and its checkpoint."""
+    """A correct file and its checkpoint."""
 
     checkpoint: Path
     file: Path
@@ -46,7 +46,7 @@ class Base:
 
 
 def bases(folder: Path) -> dict[str, Base]:
-    """The four right files that faults are planted in."""
+    """The four correct files that faults are planted in."""
     llama = save_checkpoint(folder / "llama", LLAMA, IBNormSpec("L", 4.0, epsilon=1e-5, bias=False))
     vit = save_checkpoint(folder / "vit", VIT, IBNormSpec("T", 3.0, epsilon=1e-5))
     made = {}
@@ -66,7 +66,7 @@ def bases(folder: Path) -> dict[str, Base]:
 
 
 def at(proto: onnx.ModelProto, module: str, op_type: str = "") -> list[onnx.NodeProto]:
-    """Nodes of one module, of one op type where it is given."""
+    """Nodes of one module, optionally only those of one op type."""
     return [
         node
         for node in proto.graph.node
@@ -85,10 +85,12 @@ def tanh_at_one_norm(proto: onnx.ModelProto) -> None:
 
 
 def skip_residual(proto: onnx.ModelProto) -> None:
-    """What comes out of the first attention goes on alone."""
+    """The output of the first attention is not added to its input."""
     node = norm_of(proto, "model.layers.0.post_attention_layernorm")
     if is_skip(node):
-        insert(proto, node, onnx.helper.make_node("Identity", [node.input[1]], [node.output[1]], name="alone"))
+        insert(
+            proto, node, onnx.helper.make_node("Identity", [node.input[1]], [node.output[1]], name="without residual")
+        )
         node.op_type = node.op_type.removeprefix("Skip")
         del node.input[0], node.output[1]
     else:
@@ -98,7 +100,7 @@ def skip_residual(proto: onnx.ModelProto) -> None:
 
 
 def overflow(proto: onnx.ModelProto) -> None:
-    """Times 3e4 twice and divided again behind one projection: nothing in float32, infinity in float16."""
+    """Multiply by 3e4 twice after one projection and divide again: no effect in float32, infinity in float16."""
     (node,) = at(proto, "model.layers.0.mlp.down_proj", "MatMul")
     output, names = node.output[0], ["projected", "louder", "loud", "quieter"]
     node.output[0] = names[0]
@@ -115,12 +117,12 @@ def overflow(proto: onnx.ModelProto) -> None:
 
 
 def wrong_mask(proto: onnx.ModelProto) -> None:
-    """Tokens see what follows, not what went before."""
+    """Tokens attend to the following ones, not to the previous ones."""
     next(n for n in proto.graph.node if n.op_type == "LessOrEqual").op_type = "GreaterOrEqual"
 
 
 def next_position(proto: onnx.ModelProto) -> None:
-    """Queries of the first layer are turned to the position behind their own."""
+    """Queries of the first layer are rotated to the position after their own."""
     query = at(proto, "model.layers.0.self_attn", "RotaryEmbedding")[0]
     cos, sin = (next(n for n in proto.graph.node if n.output[0] == name) for name in query.input[1:3])
     angle = cos.input[0]
@@ -209,8 +211,15 @@ def attention_scale(proto: onnx.ModelProto) -> None:
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault: the file it is planted in, what the static verdict says of it ("" where it cannot see it), and the
-    place that the numeric verdict names ("" where running the file does not show it)."""
+    """One fault.
+
+    Args:
+        name: what is wrong.
+        base: the file that it is planted in.
+        change: how it is planted.
+        static: pattern of the finding of the static verdict; empty where reading the file does not show the fault.
+        place: beginning of the finding of the numeric verdict; empty where running the file does not show the fault.
+    """
 
     name: str
     base: str
@@ -294,7 +303,7 @@ FAULTS = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """What verification said of one fault: whether each verdict failed, and whether it named the right thing."""
+    """What verification reports about one fault: the findings, the error source, and whether they name the fault."""
 
     name: str
     static: str
@@ -310,7 +319,7 @@ def _named(findings: tuple[Finding, ...], pattern: str) -> str:
 
 
 def judge(fault: Fault, base: Base, folder: Path) -> Outcome:
-    """Plant a fault in a copy of the file, verify it by both verdicts and by the numeric one alone."""
+    """Plant a fault in a copy of the file and verify it."""
     proto = onnx.load(base.file)
     before = proto.SerializeToString()
     fault.change(proto)
@@ -329,12 +338,12 @@ def judge(fault: Fault, base: Base, folder: Path) -> Outcome:
     return Outcome(fault.name, static, numeric, source, not report, named, not report.numeric)
 
 
-# ---- right files ----
+# ---- correct files ----
 
 
 @dataclass(frozen=True)
 class Correct:
-    """One right export: everything that can differ between two, by number."""
+    """One correct export: everything that may differ between two of them."""
 
     index: int
     family: str
@@ -347,7 +356,7 @@ class Correct:
 
 
 def correct(index: int) -> Correct:
-    """The configuration of that number: all combinations of family, type and kind come round in 18."""
+    """The configuration of that number; 18 consecutive ones cover all combinations of family, dtype and kind."""
     return Correct(
         index,
         ("llama", "vit")[index % 2],
@@ -361,7 +370,7 @@ def correct(index: int) -> Correct:
 
 
 def false_alarm(case: Correct, folder: Path) -> tuple[str, ...]:
-    """What verification holds against a right export: nothing, or it is a false alarm."""
+    """Findings of verification in a correct export; any is a false alarm."""
     config = {**(LLAMA if case.family == "llama" else VIT), "num_hidden_layers": 1}
     spec = IBNormSpec(case.compression, case.lambd, epsilon=1e-5, scale=case.scale, bias=case.bias)  # type: ignore[arg-type]
     checkpoint = save_checkpoint(folder / str(case.index), config, spec, seed=case.index)

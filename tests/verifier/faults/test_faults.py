@@ -1,4 +1,4 @@
-"""Every planted fault fails, named; no right export does. The suite planted_faults writes the whole tables."""
+"""Every planted fault fails and is named; no correct export fails. The suite planted_faults writes the whole tables."""
 
 from __future__ import annotations
 
@@ -28,5 +28,5 @@ def test_a_planted_fault_fails_and_is_named(fault: Fault, files: dict[str, Base]
 
 
 @pytest.mark.parametrize("index", range(0, 18, 2))
-def test_a_right_export_passes(index: int, tmp_path: Path) -> None:
+def test_a_correct_export_passes(index: int, tmp_path: Path) -> None:
     assert false_alarm(correct(index), tmp_path) == ()
