@@ -9,6 +9,7 @@ import typer
 
 from ibnorm_export.cli import options
 from ibnorm_export.cli.console import out, print_json, print_report, show_progress
+from ibnorm_export.cli.demo_app import MAX_STEPS
 from ibnorm_export.errors import ExitCode
 
 
@@ -16,8 +17,10 @@ def demo_command(
     folder: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for all results.")] = Path("demo"),
     max_steps: Annotated[
         int,
-        typer.Option("--max-steps", min=1, help="Training steps for each model at most; it stops when good enough."),
-    ] = 2000,
+        typer.Option(
+            "--max-steps", min=1, help="Most training steps for each model. Training ends when a model is good enough."
+        ),
+    ] = MAX_STEPS,
     text: Annotated[
         Path | None,
         typer.Option(
@@ -25,7 +28,7 @@ def demo_command(
             metavar="FILE",
             exists=True,
             show_default="CPython's documentation",
-            help="Training text.",
+            help="Text to train the LLaMA on.",
         ),
     ] = None,
     as_json: options.AsJson = False,

@@ -15,9 +15,10 @@ from ibnorm_export.artifacts.tensors import Arrays, DType
 from ibnorm_export.benchmark.bench import bench_forward
 from ibnorm_export.benchmark.options import BenchOptions, Timing
 from ibnorm_export.benchmark.report import BenchReport
+from ibnorm_export.cli.demo_app import MAX_STEPS
 from ibnorm_export.cli.demo_app.tasks import Plan, plan, read_training_text, training_split
 from ibnorm_export.cli.demo_app.text import DemoText, write_text
-from ibnorm_export.cli.demo_app.train import MAX_STEPS, Evaluation, train_checkpoint
+from ibnorm_export.cli.demo_app.train import Evaluation, train_checkpoint
 from ibnorm_export.errors import CheckpointError
 from ibnorm_export.exporter.export import ExportOptions, export
 from ibnorm_export.html_page import demand_plots

@@ -16,15 +16,13 @@ from torch import Tensor, nn
 
 from ibnorm_export.analysis.information import excess_kurtosis, information_bottleneck
 from ibnorm_export.artifacts.tokenizer import write_byte_tokenizer
+from ibnorm_export.cli.demo_app import MAX_STEPS
 from ibnorm_export.cli.demo_app.tasks import Goal, Task, plan
 from ibnorm_export.models.loading import new_model, save
 from ibnorm_export.op.torch_op import IBNorm
 from ibnorm_export.progress import Progress, silent
 
-__all__ = ["MAX_STEPS", "Evaluation", "train", "train_checkpoint"]
-
-#: Training ends here, whether or not the goal is reached: several times the steps that the demo's own data need.
-MAX_STEPS: Final = 2000
+__all__ = ["Evaluation", "train", "train_checkpoint"]
 
 #: Steps from one evaluation on held-out data to the next.
 EVALUATE_EVERY: Final = 25
