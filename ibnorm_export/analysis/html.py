@@ -145,7 +145,7 @@ def write_analysis(report: AnalysisReport, path: str | Path, *, about: Mapping[s
     sections = [_side_by_side(groups)] if len(groups) > 1 else []
     sections += [_by_depth(name, rows, report=report) for name, rows in groups.items()]
     method = (
-        f"Matrix-based Renyi entropies of order {report.alpha:g}, Gaussian kernel of width {report.width}, Gram "
+        f"Matrix-based Renyi entropies of order {report.alpha:g}, Gaussian kernels (width: {report.width}), Gram "
         f"matrices of trace 1 over {report.samples} samples. X is what reaches the first norm, T is the output of a "
         f"norm, and Y is {report.target}."
     )

@@ -103,7 +103,7 @@ class AnalysisReport(Report):
         ]
         table = text_table(f"{self.source}: {self.samples} samples, Y is {self.target}", _COLUMNS, rows=rows)
         how = (
-            f"information in bits: Renyi entropies of order {self.alpha:g}, Gaussian kernels of width {self.width}; "
+            f"information in bits: Renyi entropies of order {self.alpha:g}, Gaussian kernels (width: {self.width}); "
             f"value = I(T; Y) - {self.beta:g} I(T; X)"
         )
         return "\n".join((table, how, *(f"note: {note}" for note in self.notes)))
