@@ -74,7 +74,7 @@ def test_a_wrong_kernel_fails(machine: Machine) -> None:
 
     part = gpu_check.check_kernels(dataclasses.replace(machine, kernels=Wrong()), WIDTH)
     assert part.verdict == "fail"
-    assert any("ulp, allowed 1" in failure for failure in part.failures)
+    assert any("ulp, tolerance 1" in failure for failure in part.failures)
     assert any("not the plain form of the sum" in failure for failure in part.failures)
 
 
