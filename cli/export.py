@@ -2,48 +2,17 @@
 
 from __future__ import annotations
 
-import enum
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from ibnorm_export.artifacts.metadata import CacheKind, Target, Task
-from ibnorm_export.artifacts.tensors import DType
+from ibnorm_export.artifacts.tensors import WeightType
 from ibnorm_export.cli import options
 from ibnorm_export.cli.console import out, print_json, print_next, show_progress
 from ibnorm_export.runtimes.runner import Kernels
-
-if TYPE_CHECKING:
-    from ibnorm_export.graph.quantization import Quantization
-
-
-class Stored(enum.StrEnum):
-    """What weights are stored as."""
-
-    FP32 = "fp32"
-    FP16 = "fp16"
-    BF16 = "bf16"
-    INT8 = "int8"
-    INT4 = "int4"
-
-
-_BITS = {Stored.INT8: 8, Stored.INT4: 4}
-
-
-def _computed(stored: Stored) -> DType:
-    return DType.FP32 if stored in _BITS else DType(stored.value)
-
-
-def _quantization(stored: Stored, block_size: int, *, head: Stored) -> Quantization | None:
-    from ibnorm_export.graph.quantization import Quantization
-
-    if stored not in _BITS:
-        return None
-    if head not in (*_BITS, Stored.FP32):
-        raise typer.BadParameter(f"{head.value} is not one of int8, int4, fp32", param_hint="--head-dtype")
-    return Quantization(_BITS[stored], block_size, _BITS.get(head))
 
 
 def export_command(
@@ -67,16 +36,16 @@ def export_command(
         ),
     ] = Kernels.AUTO,
     dtype: Annotated[
-        Stored,
+        WeightType,
         typer.Option("--dtype", help="Of weights and activations; int8 and int4 are of a language model's weights."),
-    ] = Stored.FP32,
+    ] = WeightType.FP32,
     block_size: Annotated[
         int, typer.Option("--block-size", help="Weights that share a scale, for int8 and int4.")
     ] = 32,
     head_dtype: Annotated[
-        Stored,
+        WeightType,
         typer.Option("--head-dtype", help="Of the matrix before the logits, for int8 and int4: int8, int4, fp32."),
-    ] = Stored.INT8,
+    ] = WeightType.INT8,
     opset: Annotated[
         int | None,
         typer.Option(
@@ -104,28 +73,21 @@ def export_command(
     Example: ibnorm-export export checkpoints/llama -o llama.onnx
     """
     from ibnorm_export import models
-    from ibnorm_export.exporter.export import ExportOptions, export
-    from ibnorm_export.exporter.genai import export_genai
-    from ibnorm_export.exporter.text_folder import export_folder
+    from ibnorm_export.exporter.export import ExportOptions, export, task_of
 
-    if target is Target.ORT_GENAI:
-        task = Task.TEXT_GENERATION
+    how = ExportOptions.with_weights(
+        dtype,
+        block_size=block_size,
+        head=head_dtype,
+        opset=opset,
+        inline=inline,
+        fuse_skip=fuse_skip,
+        cache=cache,
+    )
     with show_progress() as progress:
         progress("reading the checkpoint", 0, 4)
-        loaded = models.load(checkpoint, model, task=task)
-        write = export_folder if task is Task.TEXT_GENERATION else export
-        wanted = ExportOptions(
-            _computed(dtype),
-            opset,
-            inline=inline,
-            fuse_skip=fuse_skip,
-            quantization=_quantization(dtype, block_size, head=head_dtype),
-            cache=cache,
-        )
-        if target is Target.ORT_GENAI:
-            exported = export_genai(loaded, output, options=wanted, kernels=kernels, progress=progress)
-        else:
-            exported = write(loaded, output, options=wanted, progress=progress)
+        loaded = models.load(checkpoint, model, task=task_of(target, task))
+        exported = export(loaded, output, options=how, target=target, kernels=kernels, progress=progress)
     if as_json:
         print_json(
             {

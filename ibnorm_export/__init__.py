@@ -31,7 +31,8 @@ if TYPE_CHECKING:
         PromptError,
         SpecError,
     )
-    from ibnorm_export.exporter.export import ExportOptions, export
+    from ibnorm_export.exporter.export import export
+    from ibnorm_export.exporter.options import ExportOptions
     from ibnorm_export.gate.report import CheckReport
     from ibnorm_export.gate.run import check
     from ibnorm_export.graph.quantization import Quantization
@@ -131,7 +132,8 @@ _HOME = {
             "PromptError",
             "SpecError",
         ),
-        "exporter.export": ("ExportOptions", "export"),
+        "exporter.export": ("export",),
+        "exporter.options": ("ExportOptions",),
         "gate.report": ("CheckReport",),
         "gate.run": ("check",),
         "graph.quantization": ("Quantization",),

@@ -135,7 +135,7 @@ def test_an_export_does_not_replace_files_of_its_checkpoint(tmp_path: Path, llam
     shutil.copytree(llama_checkpoint, folder)
     before = contents(folder)
     for name in before:
-        with pytest.raises(ExportError, match=r"is part of the checkpoint .*name another file"):
+        with pytest.raises(ExportError, match=r"belongs to the checkpoint .*choose another file"):
             export(models.load(folder), folder / name)
     assert contents(folder) == before
 

@@ -40,6 +40,7 @@ class AnalysisOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "dtypes", tuple(DType.of(dtype) for dtype in self.dtypes))
         for lambd in self.lambdas:
             if not 0.0 < lambd < math.inf:
                 raise IBNormError(f"lambdas holds {lambd}; each must be finite and above 0")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import enum
+import re
 from dataclasses import dataclass
 from typing import Any, Final
 
 from numpy.typing import NDArray
 
-__all__ = ["DEFAULT_LENGTH", "Arrays", "DType", "InputSpec", "default_length"]
+from ibnorm_export.errors import IBNormError
+
+__all__ = ["DEFAULT_LENGTH", "Arrays", "DType", "InputSpec", "WeightType", "default_length"]
 
 #: Tokens of a sequence where the user gives no length.
 DEFAULT_LENGTH: Final = 128
@@ -32,6 +35,59 @@ class DType(enum.StrEnum):
     FP32 = "fp32"
     FP16 = "fp16"
     BF16 = "bf16"
+
+    @classmethod
+    def of(cls, value: object, *, error: type[IBNormError] = IBNormError) -> DType:
+        """Read an element type in whatever way it is written.
+
+        Args:
+            value: a `DType`, a name ("fp16", "float16", "half"), or a type of PyTorch or NumPy (`torch.float16`).
+            error: class of the error that is raised.
+
+        Raises:
+            IBNormError: the value is none of these.
+        """
+        # Types are compared by their names, so that neither PyTorch nor NumPy must be imported.
+        match = _WRITTEN_DTYPE.fullmatch(str(value).strip().lower())
+        name = match["name"] if match else ""
+        if name in _DTYPE_NAMES:
+            return _DTYPE_NAMES[name]
+        hint = ""
+        if name in ("int8", "int4"):
+            hint = f". {name} is a type of stored weights: use ExportOptions.with_weights({name!r})"
+        raise error(f"dtype is {str(value)[:200]!r}; it must be one of {', '.join(cls)}{hint}")
+
+
+#: How an element type may be written: its name, after "torch." or as a class of NumPy's.
+_WRITTEN_DTYPE: Final = re.compile(r"(torch\.|<class '(numpy|ml_dtypes)\.)?(?P<name>\w+)('>)?")
+
+_DTYPE_NAMES: Final = {
+    **dict.fromkeys(("fp32", "float32", "float"), DType.FP32),
+    **dict.fromkeys(("fp16", "float16", "half"), DType.FP16),
+    **dict.fromkeys(("bf16", "bfloat16"), DType.BF16),
+}
+
+
+class WeightType(enum.StrEnum):
+    """What the weights of an exported file are stored as."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+    INT8 = "int8"
+    """Blocks of 8-bit integers that share a scale."""
+    INT4 = "int4"
+    """Blocks of 4-bit integers that share a scale."""
+
+    @property
+    def bits(self) -> int | None:
+        """Bits of a quantised weight; None where weights are floating-point numbers."""
+        return {WeightType.INT8: 8, WeightType.INT4: 4}.get(self)
+
+    @property
+    def dtype(self) -> DType:
+        """The type that a model with such weights computes in."""
+        return DType.FP32 if self.bits else DType(self.value)
 
 
 @dataclass(frozen=True, slots=True)

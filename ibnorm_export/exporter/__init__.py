@@ -1,1 +1,1 @@
-"""From a loaded model to files that a runtime serves."""
+"""Turn a loaded model into the files that a runtime serves."""

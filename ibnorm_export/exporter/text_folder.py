@@ -1,4 +1,4 @@
-"""LoadedModel -> a folder that a language model is served from: model.onnx, config and tokenizer."""
+"""LoadedModel -> a folder to serve a language model from: model.onnx, configuration and tokenizer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from ibnorm_export.artifacts.metadata import Task
 from ibnorm_export.artifacts.onnx_file import MODEL_FILE
 from ibnorm_export.artifacts.tokenizer import TOKENIZER_FILES, FolderTokenizer
 from ibnorm_export.errors import ExportError
-from ibnorm_export.exporter.export import ExportOptions, export
+from ibnorm_export.exporter.options import ExportOptions
+from ibnorm_export.exporter.single_file import export_file
 from ibnorm_export.files import new_folder
 from ibnorm_export.progress import Progress, silent
 
@@ -23,7 +24,7 @@ _CONFIG_FILES: Final = ("config.json", "generation_config.json")
 
 
 def copy_companions(model: LoadedModel, folder: Path) -> None:
-    """Copy the checkpoint's configuration and, where it has one, its tokenizer into `folder`.
+    """Copy the checkpoint's configuration to `folder`, and its tokenizer where it has one.
 
     Raises:
         ModelFileError: the tokenizer is damaged or does not fit the model's embedding.
@@ -37,16 +38,16 @@ def copy_companions(model: LoadedModel, folder: Path) -> None:
 
 
 def earlier_export(folder: Path) -> set[str]:
-    """The files in `folder` that an export of a language model has written, or would write.
+    """Names of the files that an export of a language model writes, or has written, to `folder`.
 
     Raises:
-        ExportError: its model.onnx is missing, or is not of this package.
+        ExportError: the folder has no model.onnx, or this package did not write it.
     """
     file = folder / MODEL_FILE
     if not file.is_file():
-        raise ExportError(f"{folder} is not empty and holds no {MODEL_FILE}; choose another folder")
+        raise ExportError(f"{folder} is not empty and has no {MODEL_FILE}: choose another folder")
     if not ExportedModel(file).metadata.source_sha256:
-        raise ExportError(f"{file} was not written by ibnorm-export; choose another folder, or move it away")
+        raise ExportError(f"{file} was not written by ibnorm-export: choose another folder, or move the file away")
     manifest = read_manifest(folder)["files"] if (folder / MANIFEST_FILE).is_file() else ()
     return {MODEL_FILE, f"{MODEL_FILE}.data", MANIFEST_FILE, *_CONFIG_FILES, *TOKENIZER_FILES, *manifest}
 
@@ -58,19 +59,28 @@ def export_folder(
     options: ExportOptions | None = None,
     progress: Progress = silent,
 ) -> ExportedModel:
-    """Write `model`, loaded for the task "text-generation", as a folder that any ONNX runtime can decode with.
+    """Write a language model as a folder with which any ONNX runtime can generate text.
 
-    model.onnx takes input_ids, attention_mask, position_ids and past_key_values.N.key and .value, and gives
-    logits and present.N.key and .value; beside it lie the checkpoint's configuration and tokenizer. The folder
-    appears whole or not at all.
+    model.onnx takes input_ids, attention_mask, position_ids, past_key_values.N.key and past_key_values.N.value. It
+    returns logits, present.N.key and present.N.value. The folder also contains the checkpoint's configuration and
+    tokenizer. It appears whole or not at all.
+
+    Args:
+        model: loaded for the task "text-generation"; it stays as it is.
+        folder: the folder to write; an earlier export in it is replaced.
+        options: how to export; None is `ExportOptions()`.
+        progress: called at the start of each stage.
 
     Raises:
-        ExportError: as `export`; or the model was loaded for another task, or the folder holds something else.
+        ExportError: as for `export_file`; or the model was loaded for another task, or the folder contains other files.
         ModelFileError: the tokenizer is damaged or does not fit the model.
     """
     if model.task is not Task.TEXT_GENERATION:
-        raise ExportError(f"{model.source} was loaded for the task {model.task}; load it for text-generation")
-    with new_folder(Path(folder), earlier_export) as beside:
-        copy_companions(model, beside)
-        export(model, beside / MODEL_FILE, options=options, progress=progress)
+        raise ExportError(
+            f"{model.source} was loaded for the task {model.task}: load it with task='text-generation', or run "
+            "ibnorm-export export with --task text-generation"
+        )
+    with new_folder(Path(folder), earlier_export) as new:
+        copy_companions(model, new)
+        export_file(model, new / MODEL_FILE, options=options, progress=progress)
     return ExportedModel(Path(folder) / MODEL_FILE)

@@ -18,6 +18,7 @@ from onnx.reference import ReferenceEvaluator
 from ibnorm_export import models
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.exporter.export import ExportOptions, export
+from ibnorm_export.exporter.single_file import export_file
 from ibnorm_export.graph.attention import keep_heads_joined, transpose_keys_directly
 from ibnorm_export.graph.attention_cache import grow_cache_by_concat, grow_cache_in_attention
 from ibnorm_export.graph.attention_mask import use_mask_directly
@@ -272,7 +273,7 @@ def test_a_part_of_a_mask_is_still_looked_up(other: dict[str, Any]) -> None:
 def test_a_language_model_has_no_lookup_of_masks(llama_checkpoint: Path, tmp_path: Path) -> None:
     for task in (None, "text-generation"):
         model = models.load(llama_checkpoint) if task is None else models.load(llama_checkpoint, task=task)
-        made = export(model, tmp_path / f"{task}.onnx", options=ExportOptions(opset=23))
+        made = export_file(model, tmp_path / f"{task}.onnx", options=ExportOptions(opset=23))
         assert "GatherND" not in {node.op_type for node in made.proto.graph.node}
 
 

@@ -407,8 +407,8 @@ def test_what_the_model_takes_and_gives_is_as_declared(
 @pytest.mark.parametrize(
     ("outputs", "said"),
     [
-        (("first.weight",), "gives ['first.weight_1'] where ['first.weight'] was declared"),
-        (("a", "b"), "returns are 1, the names of its outputs 2 (a, b)"),
+        (("first.weight",), "would be called ['first.weight_1'], but it declares ['first.weight']"),
+        (("a", "b"), "returns 1 tensor but declares 2 output names (a, b)"),
     ],
 )
 def test_a_graph_of_other_outputs_than_declared_is_not_written(

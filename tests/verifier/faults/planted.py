@@ -17,6 +17,7 @@ from ibnorm_export import IBNormSpec, models
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.exporter.export import ExportOptions, export
+from ibnorm_export.exporter.single_file import export_file
 from ibnorm_export.graph.attention_cache import grow_cache_by_concat
 from ibnorm_export.op import onnx_functions as onnx_op
 from ibnorm_export.op.spec import DOMAIN
@@ -57,7 +58,7 @@ def bases(folder: Path) -> dict[str, Base]:
         ("vit", vit, "forward", DType.FP32),
     ):
         file = folder / f"{name}.onnx"
-        export(models.load(checkpoint, None, task=task), file, options=ExportOptions(dtype=dtype))
+        export_file(models.load(checkpoint, None, task=task), file, options=ExportOptions(dtype=dtype))
         made[name] = Base(checkpoint, file, task)
     return made
 

@@ -1,0 +1,187 @@
+"""The model builder of onnxruntime-genai, made to write IBNorm nodes.
+
+The builder has a method that writes the node of a norm. Here that method is overridden: one IBNorm node takes the place
+of a SimplifiedLayerNormalization. The method is not a public interface, so the version is pinned and checked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import io
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from ibnorm_export.artifacts.loaded_model import LoadedModel
+from ibnorm_export.artifacts.tensors import DType
+from ibnorm_export.errors import BackendUnavailable, ExportError
+from ibnorm_export.graph.quantization import preserved_logging
+from ibnorm_export.op.spec import DOMAIN
+from ibnorm_export.op.torch_op import IBNorm
+
+__all__ = ["BUILDER_VERSION", "build_genai", "import_builder", "write_genai_config"]
+
+#: The only version whose method for norms is known.
+BUILDER_VERSION: Final = "0.18.0"
+
+_IR_DTYPES: Final = {
+    DType.FP32: ir.DataType.FLOAT,
+    DType.FP16: ir.DataType.FLOAT16,
+    DType.BF16: ir.DataType.BFLOAT16,
+}
+
+#: The base class of `_IBNormNodes` is only known at run time: it is the builder's.
+_UnknownBase: Any = object
+
+
+def import_builder() -> type[Any]:
+    """Import the builder's class for LLaMA.
+
+    Raises:
+        BackendUnavailable: onnxruntime-genai is missing or has another version.
+    """
+    try:
+        version = importlib.metadata.version("onnxruntime-genai")
+    except importlib.metadata.PackageNotFoundError as error:
+        raise BackendUnavailable(
+            "--target ort-genai needs the package onnxruntime-genai, which is not installed: "
+            "pip install 'ibnorm-export[genai]'"
+        ) from error
+    if version != BUILDER_VERSION:
+        raise BackendUnavailable(
+            f"--target ort-genai needs onnxruntime-genai {BUILDER_VERSION}, and {version} is installed, whose "
+            f"builder may differ: pip install onnxruntime-genai=={BUILDER_VERSION}"
+        )
+    try:
+        with preserved_logging(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from onnxruntime_genai.models.builders.llama import LlamaModel
+    except ImportError as error:
+        raise BackendUnavailable(f"the model builder of onnxruntime-genai cannot be imported: {error}") from error
+    builder: type[Any] = LlamaModel
+    return builder
+
+
+@dataclass(frozen=True, slots=True)
+class _Affine:
+    """What the builder's code reads from a norm: a weight and a bias, neither of which may be missing."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+class _IBNormNodes(_UnknownBase):  # type: ignore[misc]  # see `_UnknownBase`
+    """The part of the builder that differs: it reads weights from memory and writes IBNorm nodes.
+
+    Attributes:
+        loaded: the model.
+        paths: module path of each norm, by `id`.
+        library: file name of the library of fused kernels, for genai_config.json; None leaves it out.
+    """
+
+    loaded: nn.Module
+    paths: Mapping[int, str]
+    library: str | None
+    _norm: IBNorm | None = None
+    _constants: Mapping[str, str] = {}
+
+    def load_weights(self, input_path: str) -> nn.Module:
+        return self.loaded
+
+    def make_layernorm(self, layer_id: int, layernorm: Any, skip: bool, simple: bool, location: str) -> None:
+        if not isinstance(layernorm, IBNorm):
+            raise ExportError(
+                f"the norm {location} of layer {layer_id} is {type(layernorm).__name__}; --target ort-genai only takes "
+                "models whose norms are all IBNorm. Export with --target portable"
+            )
+        dtype = next(p.dtype for p in self.loaded.parameters() if p.is_floating_point())
+        ones, zeros = torch.ones(layernorm.features, dtype=dtype), torch.zeros(layernorm.features, dtype=dtype)
+        self._norm = layernorm
+        self._constants = {}
+        for role, parameter, values in (("ones", layernorm.weight, ones), ("zeros", layernorm.bias, zeros)):
+            if parameter is None:  # all norms share one constant, which is called as in a portable file
+                self._constants[role] = f"ibnorm.{role}.{layernorm.features}"
+                if self._constants[role] not in self.model.graph.initializers:
+                    self.make_initializer(values, self._constants[role], to=self.io_dtype)
+        affine = _Affine(
+            ones if layernorm.weight is None else layernorm.weight,
+            zeros if layernorm.bias is None else layernorm.bias,
+        )
+        super().make_layernorm(layer_id, affine, skip, False, location)
+
+    def make_layernorm_op(
+        self, name: str, op_type: str, inputs: list[str], outputs: list[str], skip: bool, *args: Any, **kwargs: Any
+    ) -> None:
+        norm = self._norm
+        assert norm is not None
+        spec = norm.spec
+        *data, weight, bias = inputs
+        node_outputs = [outputs[0]]
+        if skip:  # nothing uses the sum of the last norm, but a function must return all its outputs
+            node_outputs.append(outputs[3] if len(outputs) == 4 else f"{name}/sum")
+        self.make_node(
+            spec.compression.skip_op_type if skip else spec.op_type,
+            inputs=[*data, self._constants.get("ones", weight), self._constants.get("zeros", bias)],
+            outputs=node_outputs,
+            name=self.paths[id(norm)],
+            domain=DOMAIN,
+            **spec.attributes(),
+        )
+        if skip and len(outputs) != 4:
+            self.make_value(node_outputs[1], self.io_dtype, shape=self.make_hidden_state_shape())
+
+    def update_genai_config(self, genai_config: dict[str, Any]) -> None:
+        super().update_genai_config(genai_config)
+        if self.library is not None:
+            genai_config["model"]["decoder"]["session_options"]["custom_ops_library"] = self.library
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the builder, which prints to stdout: that stream belongs to the command."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def build_genai(base: type[Any], model: LoadedModel, *, dtype: DType, library: str | None, cache: str) -> Any:
+    """Run the builder on a model in memory.
+
+    Args:
+        base: what `import_builder` returned.
+        model: a LLaMA with parameters in `dtype`; the builder changes its configuration, so give it a copy.
+        dtype: type of weights and activations.
+        library: file name of the library of fused kernels, for genai_config.json; None leaves it out.
+        cache: a folder for the builder's temporary files.
+
+    Returns:
+        The builder, its graph complete in `.model`.
+
+    Raises:
+        ExportError: a norm of the model is not an IBNorm.
+    """
+    paths = {id(module): path for path, module in model.module.named_modules() if isinstance(module, IBNorm)}
+    builder_class = type("Builder", (_IBNormNodes, base), {"loaded": model.module, "paths": paths, "library": library})
+    config: Any = model.module.config
+    config._name_or_path = model.source
+    config.architectures = ["LlamaForCausalLM"]
+    # For the CPU, the builder writes halves without GroupQueryAttention: slowly, and with wrong shapes in the file.
+    provider = "cpu" if dtype is DType.FP32 else "cuda"
+    with _quiet():
+        extra = {"hf_token": False, "hf_remote": False}
+        builder = builder_class(config, _IR_DTYPES[dtype], _IR_DTYPES[dtype], provider, cache, extra)
+        builder.make_model(model.source)
+    return builder
+
+
+def write_genai_config(builder: Any, model: LoadedModel, folder: Path) -> None:
+    """Write genai_config.json to `folder`."""
+    with _quiet():
+        builder.make_genai_config(model.module.config, {}, str(folder))

@@ -1,0 +1,236 @@
+"""LoadedModel -> one ONNX file: one node per norm, and its meaning in the file as a function.
+
+`trace` records the model, and small passes over the graph do the rest. Weights keep the names of the state dict (a
+transposed weight is called NAME.T). Norms without a scale or bias are connected to ones and zeros. Nodes record the
+module that they came from. Nothing in the file depends on when or where it was made.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from pathlib import Path
+from typing import Final
+
+import onnx
+import onnx.checker
+import onnx.shape_inference
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+
+from ibnorm_export.artifacts.exported_model import ExportedModel
+from ibnorm_export.artifacts.loaded_model import LoadedModel, torch_dtype
+from ibnorm_export.artifacts.metadata import CacheKind, ModelMetadata, Task
+from ibnorm_export.artifacts.tensors import DType
+from ibnorm_export.errors import ExportError
+from ibnorm_export.exporter.options import ExportOptions
+from ibnorm_export.exporter.trace import ENTRY_PREFIX, trace
+from ibnorm_export.files import new_file
+from ibnorm_export.graph.attention import keep_heads_joined, transpose_keys_directly
+from ibnorm_export.graph.attention_cache import grow_cache_in_attention
+from ibnorm_export.graph.attention_mask import use_mask_directly
+from ibnorm_export.graph.cleanup import (
+    attach_functions,
+    connect_affine,
+    name_nodes,
+    restore_weight_names,
+    simplify,
+    transpose_weights,
+)
+from ibnorm_export.graph.early_gather import gather_early
+from ibnorm_export.graph.quantization import quantize
+from ibnorm_export.graph.skip_fusion import fuse_skip
+from ibnorm_export.graph.static_cache import STATIC_OPSET, keep_cache_in_place
+from ibnorm_export.op.onnx_functions import OPSETS
+from ibnorm_export.progress import Progress, silent
+
+__all__ = ["build", "check_quantization", "describe", "export_file", "quantized", "sign"]
+
+#: Protocol Buffers end at 2 GiB. Above this many bytes, weights go into a second file.
+EXTERNAL_ABOVE_BYTES: Final = 2_000_000_000
+
+#: The first opset whose Conv, Reshape and others take bfloat16.
+_FIRST_BF16_OPSET: Final = 22
+
+#: The packages whose versions a file records.
+_RECORDED_PACKAGES: Final = ("ibnorm-export", "torch", "onnx", "onnxscript", "onnx-ir", "transformers")
+
+
+def describe(model: LoadedModel, options: ExportOptions, *, opset: int) -> ModelMetadata:
+    """What an exported file records about itself."""
+    return ModelMetadata(
+        family=model.family,
+        task=model.task,
+        max_positions=model.max_positions,
+        dtype=options.dtype,
+        opset=opset,
+        inlined=options.inline,
+        fuse_skip=options.fuse_skip,
+        cache=options.cache if model.task is Task.TEXT_GENERATION else None,
+        quantization=None if options.quantization is None else options.quantization.entry(),
+        config=model.section,
+        norms={path: spec.to_config() for path, spec in model.norms.items()},
+        source_sha256=model.source_sha256,
+        versions={name: importlib.metadata.version(name) for name in _RECORDED_PACKAGES},
+    )
+
+
+def check_quantization(model: LoadedModel, options: ExportOptions) -> None:
+    """Raise ExportError where quantised weights are asked of a model that is not loaded for text generation."""
+    if options.quantization is not None and model.task is not Task.TEXT_GENERATION:
+        raise ExportError(
+            f"only language models can have quantised weights, and {model.source} was loaded for the task "
+            f"{model.task}: export it with --task text-generation"
+        )
+
+
+def _choose_opset(model: LoadedModel, options: ExportOptions) -> int:
+    static = options.cache is CacheKind.STATIC
+    if static and model.task is not Task.TEXT_GENERATION:
+        raise ExportError(
+            f"only language models have a cache, and {model.source} was loaded for the task {model.task}: export it "
+            "with --task text-generation, or leave out --cache"
+        )
+    lowest_default = max(_FIRST_BF16_OPSET if options.dtype is DType.BF16 else 0, STATIC_OPSET if static else 0)
+    default = max(model.opset, lowest_default)
+    opset = default if options.opset is None else options.opset
+    lowest = STATIC_OPSET if static else OPSETS.start
+    if not lowest <= opset < OPSETS.stop:
+        kind = " for a static cache" if static else ""
+        raise ExportError(
+            f"opset is {opset}; it must be {lowest} to {OPSETS.stop - 1}{kind} "
+            f"(default for {model.family} in {options.dtype}: {default})"
+        )
+    return opset
+
+
+def build(model: LoadedModel, options: ExportOptions, *, progress: Progress = silent) -> ir.Model:
+    """Make the ONNX model in memory, weights not yet quantised; see `export_file`."""
+    opset = _choose_opset(model, options)
+    check_quantization(model, options)
+    model = model.converted(torch_dtype(options.dtype))
+    progress("tracing", 0, 4)
+    built = trace(model, opset)
+    progress("simplifying", 1, 4)
+    _simplify(built, model, options=options)
+    _check_names(built.graph, model)
+    attach_functions(built, opset)
+    if options.inline:
+        passes.InlinePass()(built)
+        passes.ShapeInferencePass()(built)
+        passes.RemoveUnusedOpsetsPass()(built)
+    built.graph.name = model.family
+    built.graph.metadata_props.clear()
+    sign(built, describe(model, options, opset=opset))
+    return built
+
+
+def _simplify(built: ir.Model, model: LoadedModel, *, options: ExportOptions) -> None:
+    """Run the passes that turn PyTorch's graph into one for inference; the order matters."""
+    graph = built.graph
+    restore_weight_names(graph, ENTRY_PREFIX)
+    transpose_weights(graph)
+    connect_affine(graph)
+    kept = {name for key in model.module.state_dict() for name in (key, f"{key}.T")}
+    simplify(built, kept)
+    transpose_keys_directly(graph)
+    use_mask_directly(graph)
+    if options.cache is CacheKind.STATIC:
+        keep_cache_in_place(graph)
+    else:
+        grow_cache_in_attention(graph)
+    keep_heads_joined(graph)
+    passes.RemoveUnusedNodesPass()(built)
+    name_nodes(graph, ENTRY_PREFIX)
+    gather_early(graph)
+    if options.fuse_skip:
+        fuse_skip(graph)
+
+
+def sign(built: ir.Model, metadata: ModelMetadata) -> None:
+    """Replace what other tools have recorded in the model by this package's name and `metadata`."""
+    built.producer_name = "ibnorm-export"
+    built.producer_version = importlib.metadata.version("ibnorm-export")
+    built.doc_string = None
+    built.metadata_props.clear()
+    built.metadata_props.update(metadata.to_props())
+
+
+def quantized(built: ir.Model, options: ExportOptions) -> ir.Model:
+    """The model with its weights stored as `options` asks; `built` itself is used up where they are quantised."""
+    if options.quantization is None:
+        return built
+    return ir.serde.deserialize_model(quantize(ir.serde.serialize_model(built), options.quantization))
+
+
+def _check_names(graph: ir.Graph, model: LoadedModel) -> None:
+    """Raise ExportError where the inputs or outputs are not called as `model` declares: a pass has renamed one."""
+    ends = (
+        ("inputs", [v.name for v in graph.inputs], [s.name for s in model.inputs]),
+        ("outputs", [v.name for v in graph.outputs], list(model.outputs)),
+    )
+    for what, found, declared in ends:
+        if found != declared:
+            raise ExportError(
+                f"the {what} of {model.source} would be called {found}, but it declares {declared}: choose names that "
+                "no weight and no other input or output has"
+            )
+
+
+def _check_place(path: Path, source: Path) -> None:
+    """Raise ExportError where `path` is the checkpoint or a file in it; an earlier export there may be replaced."""
+    inside = path.exists() and path.parent.exists() and source.is_dir() and path.parent.samefile(source)
+    if (inside and path.suffix != ".onnx") or (path.is_file() and source.is_file() and path.samefile(source)):
+        raise ExportError(f"{path} belongs to the checkpoint {source} and would be replaced: choose another file")
+
+
+def _save(built: ir.Model, file: Path) -> None:
+    size = sum(v.const_value.nbytes for v in built.graph.initializers.values() if v.const_value is not None)
+    if size > EXTERNAL_ABOVE_BYTES:
+        ir.save(built, file, external_data=f"{file.name}.data")
+    else:
+        ir.save(built, file)
+
+
+def _check_file(file: Path, dtype: DType, *, opset: int) -> None:
+    try:
+        onnx.checker.check_model(str(file), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"opset {opset} in {dtype} does not make a valid model: {error}") from error
+
+
+def export_file(
+    model: LoadedModel,
+    path: str | Path,
+    *,
+    options: ExportOptions | None = None,
+    progress: Progress = silent,
+) -> ExportedModel:
+    """Write `model` as one ONNX file that any ONNX runtime can run.
+
+    Each IBNorm becomes one node of domain `ai.ibnorm`, and the file holds the function of every op type that it uses.
+    Weights above 2 GB go into a second file, PATH.data. The same model gives the same bytes. The file appears whole or
+    not at all.
+
+    Args:
+        model: from `ibnorm_export.load`; it stays as it is.
+        path: the .onnx file to write; an existing one is replaced.
+        options: how to export; None is `ExportOptions()`.
+        progress: called at the start of each stage.
+
+    Raises:
+        ExportError: torch.export cannot trace the model, an option does not suit it, or the file cannot be written.
+    """
+    options = ExportOptions() if options is None else options
+    path = Path(path)
+    _check_place(path, Path(model.source))
+    with new_file(path) as folder:
+        built = build(model, options, progress=progress)
+        progress("writing", 2, 4)
+        built = quantized(built, options)
+        _save(built, folder / path.name)
+        progress("checking", 3, 4)
+        opset = built.opset_imports[""]
+        del built  # the checker reads the file: there is no need for two copies
+        _check_file(folder / path.name, options.dtype, opset=opset)
+    progress("written", 4, 4)
+    return ExportedModel(path)

@@ -1,0 +1,68 @@
+"""Files that are not what `export` writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+
+from ibnorm_export.artifacts.exported_model import ExportedModel
+from ibnorm_export.artifacts.metadata import ModelMetadata
+from ibnorm_export.errors import ModelFileError
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"", "truncated or is not an ONNX file"),
+        (b"\x00" * 100, "not an ONNX file"),
+        (b"PK\x03\x04 a zip, perhaps", "not an ONNX file"),
+        (b"{}", "not an ONNX file"),
+        (b"Das ist kein Modell.\n" * 50, "not an ONNX file"),
+    ],
+)
+def test_not_onnx(tmp_path: Path, text: bytes, said: str) -> None:
+    (tmp_path / "m.onnx").write_bytes(text)
+    with pytest.raises(ModelFileError, match=said):
+        ExportedModel(tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.7, 0.999])
+def test_truncated(exported_vit: ExportedModel, tmp_path: Path, share: float) -> None:
+    whole = exported_vit.path.read_bytes()
+    (tmp_path / "m.onnx").write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(ModelFileError, match="truncated or is not an ONNX file"):
+        ExportedModel(tmp_path / "m.onnx")
+
+
+def test_places_without_a_file(tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match="does not exist"):
+        ExportedModel(tmp_path / "m.onnx")
+    with pytest.raises(ModelFileError, match="is a folder"):
+        ExportedModel(tmp_path)
+
+
+def test_a_file_of_another_tool(tmp_path: Path) -> None:
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Relu", ["x"], ["y"])], "g", [value("x", 1, ["n"])], [value("y", 1, ["n"])]
+    )
+    onnx.save(onnx.helper.make_model(graph), tmp_path / "m.onnx")
+    found = ExportedModel(tmp_path / "m.onnx")
+    assert (found.metadata, found.norms, found.dtype) == (ModelMetadata.empty(), (), "fp32")
+    with pytest.raises(ModelFileError, match="carries no ibnorm metadata"):
+        found.require_metadata()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"), [("ibnorm.format", '"99"', "'99'"), ("ibnorm.format", "{", "not valid JSON")]
+)
+def test_metadata_of_another_format(
+    exported_vit: ExportedModel, tmp_path: Path, key: str, value: str, said: str
+) -> None:
+    proto = onnx.load(exported_vit.path)
+    next(p for p in proto.metadata_props if p.key == key).value = value
+    onnx.save(proto, tmp_path / "m.onnx")
+    with pytest.raises(ModelFileError, match=said):
+        ExportedModel(tmp_path / "m.onnx").require_metadata()

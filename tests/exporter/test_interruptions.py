@@ -1,0 +1,143 @@
+"""A place that cannot be written, and an export that ends early: no half-written file is left."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from ibnorm_export import models
+from ibnorm_export.artifacts.loaded_model import LoadedModel
+from ibnorm_export.errors import ExportError
+from ibnorm_export.exporter.export import export
+from ibnorm_export.verifier.verify import verify
+from tests.support.held_process import held_process
+
+
+def test_a_missing_folder_and_a_folder_as_target(prebuilt: LoadedModel, tmp_path: Path) -> None:
+    model = prebuilt
+    with pytest.raises(ExportError, match="nowhere does not exist"):
+        export(model, tmp_path / "nowhere" / "m.onnx")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ExportError, match="is a folder"):
+        export(model, tmp_path / "folder")
+    (tmp_path / "file").touch()
+    with pytest.raises(ExportError, match="file"):
+        export(model, tmp_path / "file" / "m.onnx")
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
+
+
+def test_a_place_without_permission(prebuilt: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if os.geteuid() == 0:  # root may write anywhere, so say what the system would
+
+        def forbidden(*_: object, **__: object) -> str:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+        monkeypatch.setattr("ibnorm_export.files.tempfile.mkdtemp", forbidden)
+    tmp_path.chmod(0o555)
+    try:
+        with pytest.raises(ExportError, match=r"m\.onnx: Permission denied"):
+            export(prebuilt, tmp_path / "m.onnx")
+    finally:
+        tmp_path.chmod(0o755)
+    assert os.listdir(tmp_path) == []
+
+
+def full_disk(model: Any, path: Any, **_: object) -> None:
+    Path(path).write_bytes(b"half of it")
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def interrupted(model: Any, path: Any, **_: object) -> None:
+    Path(path).write_bytes(b"half of it")
+    raise KeyboardInterrupt
+
+
+def broken(model: Any, path: Any, **_: object) -> None:
+    Path(path).write_bytes(b"half of it")
+    raise ZeroDivisionError("planted")
+
+
+@pytest.mark.parametrize(
+    ("save", "raised", "said"),
+    [
+        (full_disk, ExportError, "No space left on device"),
+        (interrupted, KeyboardInterrupt, None),
+        (broken, ZeroDivisionError, "planted"),
+    ],
+)
+@pytest.mark.parametrize("old", [b"an older model", None], ids=["over an old file", "new"])
+def test_a_failed_write_leaves_what_was_there(
+    prebuilt: LoadedModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    save: Any,
+    raised: type[BaseException],
+    said: str | None,
+    old: bytes | None,
+) -> None:
+    target = tmp_path / "m.onnx"
+    if old is not None:
+        target.write_bytes(old)
+    monkeypatch.setattr("ibnorm_export.exporter.single_file.ir.save", save)
+    with pytest.raises(raised, match=said):
+        export(prebuilt, target)
+    assert os.listdir(tmp_path) == ([] if old is None else ["m.onnx"])
+    assert old is None or target.read_bytes() == old
+
+
+@pytest.mark.parametrize("stage", ["tracing", "simplifying", "writing", "checking"])
+def test_ctrl_c_at_any_stage_leaves_nothing(
+    request: pytest.FixtureRequest, vit_checkpoint: Path, tmp_path: Path, stage: str
+) -> None:
+    if stage in ("writing", "checking"):
+        request.getfixturevalue("prebuilt")
+
+    def progress(what: str, done: int, total: int) -> None:
+        assert 0 <= done <= total
+        if what == stage:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export(models.load(vit_checkpoint), tmp_path / "m.onnx", progress=progress)
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_invalid_result_is_not_kept(prebuilt: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise onnx.checker.ValidationError("planted")
+
+    monkeypatch.setattr(onnx.checker, "check_model", refuse)
+    with pytest.raises(ExportError, match="does not make a valid model: planted"):
+        export(prebuilt, tmp_path / "m.onnx")
+    assert os.listdir(tmp_path) == []
+
+
+def test_kill_9_leaves_no_file_under_the_target_name(vit_checkpoint: Path, tmp_path: Path) -> None:
+    """The process is killed after it has written half of the bytes."""
+    target = tmp_path / "m.onnx"
+    code = (
+        "import pathlib\n"
+        "import onnx_ir\n"
+        "from ibnorm_export import models\n"
+        "from ibnorm_export.exporter.export import export\n"
+        "save = onnx_ir.save\n"
+        "def save_half(model, path, **options):\n"
+        "    save(model, path, **options)\n"
+        "    path = pathlib.Path(path)\n"
+        "    path.write_bytes(path.read_bytes()[:1000])\n"
+        "    hold()\n"
+        "onnx_ir.save = save_half\n"
+        f"export(models.load({str(vit_checkpoint)!r}), {str(target)!r})\n"
+    )
+    with held_process(code) as process:
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert not target.exists()
+    model = models.load(vit_checkpoint)
+    assert verify(export(model, target), model), "what the killed process left does not disturb the next export"
