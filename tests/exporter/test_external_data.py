@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,7 +29,7 @@ def external(
 
 def test_external_data_is_one_file_beside(external: tuple[ExportedModel, LoadedModel]) -> None:
     exported, model = external
-    assert sorted(os.listdir(exported.path.parent)) == ["m.onnx", "m.onnx.data"]
+    assert sorted(p.name for p in exported.path.parent.iterdir()) == ["m.onnx", "m.onnx.data"]
     weights = sum(t.nbytes for t in model.module.state_dict().values())
     assert exported.size_bytes == sum(p.stat().st_size for p in exported.path.parent.iterdir()) > weights
     assert exported.path.stat().st_size < weights
@@ -68,7 +67,7 @@ def test_an_export_over_an_external_one_leaves_no_mixture(
         patch.setattr(Path, "replace", stops_at_the_model)
         with pytest.raises(KeyboardInterrupt):
             export(model, exported.path)
-    assert os.listdir(exported.path.parent) == ["m.onnx.data"]
+    assert [p.name for p in exported.path.parent.iterdir()] == ["m.onnx.data"]
     assert verify(export(model, exported.path), model)
     monkeypatch.setattr(single_file, "EXTERNAL_ABOVE_BYTES", 10**9)
     assert verify(export(model, exported.path), model), "small again"

@@ -29,7 +29,7 @@ def test_a_missing_folder_and_a_folder_as_target(prebuilt: LoadedModel, tmp_path
     (tmp_path / "file").touch()
     with pytest.raises(ExportError, match="file"):
         export(model, tmp_path / "file" / "m.onnx")
-    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]
 
 
 def test_a_place_without_permission(prebuilt: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,7 +45,7 @@ def test_a_place_without_permission(prebuilt: LoadedModel, tmp_path: Path, monke
             export(prebuilt, tmp_path / "m.onnx")
     finally:
         tmp_path.chmod(0o755)
-    assert os.listdir(tmp_path) == []
+    assert [p.name for p in tmp_path.iterdir()] == []
 
 
 def full_disk(model: Any, path: Any, **_: object) -> None:
@@ -87,7 +87,7 @@ def test_a_failed_write_leaves_what_was_there(
     monkeypatch.setattr("ibnorm_export.exporter.single_file.ir.save", save)
     with pytest.raises(raised, match=said):
         export(prebuilt, target)
-    assert os.listdir(tmp_path) == ([] if old is None else ["m.onnx"])
+    assert [p.name for p in tmp_path.iterdir()] == ([] if old is None else ["m.onnx"])
     assert old is None or target.read_bytes() == old
 
 
@@ -105,7 +105,7 @@ def test_ctrl_c_at_any_stage_leaves_nothing(
 
     with pytest.raises(KeyboardInterrupt):
         export(models.load(vit_checkpoint), tmp_path / "m.onnx", progress=progress)
-    assert os.listdir(tmp_path) == []
+    assert [p.name for p in tmp_path.iterdir()] == []
 
 
 def test_an_invalid_result_is_not_kept(prebuilt: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,7 +115,7 @@ def test_an_invalid_result_is_not_kept(prebuilt: LoadedModel, tmp_path: Path, mo
     monkeypatch.setattr(onnx.checker, "check_model", refuse)
     with pytest.raises(ExportError, match="does not make a valid model: planted"):
         export(prebuilt, tmp_path / "m.onnx")
-    assert os.listdir(tmp_path) == []
+    assert [p.name for p in tmp_path.iterdir()] == []
 
 
 def test_kill_9_leaves_no_file_under_the_target_name(vit_checkpoint: Path, tmp_path: Path) -> None:

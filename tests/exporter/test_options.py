@@ -34,11 +34,11 @@ def test_a_dtype_is_read_in_every_usual_spelling(dtype: DType, spellings: tuple[
 
 @pytest.mark.parametrize("dtype", ["fp64", "double", torch.float64, np.float64, float, 16, None, "", "x" * 1000])
 def test_any_other_dtype_is_one_clear_error(dtype: Any) -> None:
-    with pytest.raises(ExportError, match="it must be one of fp32, fp16, bf16$") as found:
+    with pytest.raises(ExportError, match=r"it must be one of fp32, fp16, bf16$") as found:
         ExportOptions(dtype)
     assert found.value.exit_code == 2
     assert len(str(found.value)) < 300
-    with pytest.raises(IBNormError, match="it must be one of fp32, fp16, bf16$"):
+    with pytest.raises(IBNormError, match=r"it must be one of fp32, fp16, bf16$"):
         AnalysisOptions(dtypes=(dtype,))
 
 
