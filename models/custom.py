@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from ibnorm_export.artifacts.loaded_model import CustomModel, LoadedModel
 from ibnorm_export.artifacts.tensors import Arrays, InputSpec
 from ibnorm_export.errors import CheckpointError
+from ibnorm_export.models.containers import hash_files, read_state_dict, weight_files
 from ibnorm_export.models.registry import adapt
-from ibnorm_export.models.weights import fill, hash_files, nonfinite, read_state_dict, weight_files
+from ibnorm_export.models.weights import fill, nonfinite
 
 __all__ = ["load_custom"]
 

@@ -18,7 +18,7 @@ from ibnorm_export.analysis.information import excess_kurtosis, information_bott
 from ibnorm_export.artifacts.tokenizer import write_byte_tokenizer
 from ibnorm_export.cli.demo_app import MAX_STEPS
 from ibnorm_export.cli.demo_app.tasks import Goal, Task, plan
-from ibnorm_export.models.loading import new_model, save
+from ibnorm_export.models.new_models import new_model, save
 from ibnorm_export.op.torch_op import IBNorm
 from ibnorm_export.progress import Progress, silent
 

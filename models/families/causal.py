@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from ibnorm_export.artifacts.kv_cache import positions
 from ibnorm_export.artifacts.loaded_model import LoadedModel
@@ -95,6 +94,8 @@ class CausalFamily(Family):
 
     def _call_with_cache(self, module: nn.Module, *tensors: Tensor) -> tuple[Tensor, ...]:
         input_ids, attention_mask, position_ids, *past = tensors
+        from transformers.cache_utils import DynamicCache
+
         cache = DynamicCache(ddp_cache_data=list(zip(past[::2], past[1::2], strict=True)))
         result = module(
             input_ids=input_ids,

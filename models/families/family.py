@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from ibnorm_export.artifacts.tensors import Arrays, InputSpec
+
+if TYPE_CHECKING:  # importing transformers takes seconds, so a family imports its own model when it is needed
+    from transformers import PreTrainedModel
 
 __all__ = ["Family"]
 
@@ -21,7 +23,6 @@ class Family(abc.ABC):
 
     Attributes:
         name: `model_type` of config.json.
-        architecture: class of transformers.
         opset: default for export.
         outputs: names of the exported outputs.
         attention: implementation of transformers; "eager" for an architecture that has none.
@@ -29,11 +30,15 @@ class Family(abc.ABC):
     """
 
     name: ClassVar[str]
-    architecture: ClassVar[type[PreTrainedModel]]
     opset: ClassVar[int]
     outputs: ClassVar[tuple[str, ...]] = ("logits",)
     attention: ClassVar[str] = "sdpa"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]
+
+    @property
+    @abc.abstractmethod
+    def architecture(self) -> type[PreTrainedModel]:
+        """The class of transformers, imported when it is first asked for."""
 
     def check(self, config: Mapping[str, Any]) -> None:
         """Raise CheckpointError for settings of config.json that this version cannot carry."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
-from transformers import GPT2LMHeadModel
 
 from ibnorm_export.errors import CheckpointError
 from ibnorm_export.models.families.causal import CausalFamily
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 __all__ = ["GPT2"]
 
@@ -29,16 +31,22 @@ class GPT2(CausalFamily):
     """`GPT2LMHeadModel`; inputs and outputs as `CausalFamily` says."""
 
     name = "gpt2"
-    architecture = GPT2LMHeadModel
     opset = 23  # see Llama
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "124m": _preset(768, 12, layers=12),
         "355m": _preset(1024, 16, layers=24),
     }
 
+    @property
+    def architecture(self) -> type[PreTrainedModel]:
+        from transformers.models.gpt2.modeling_gpt2 import GPT2LMHeadModel
+
+        found: type[PreTrainedModel] = GPT2LMHeadModel
+        return found
+
     def check(self, config: Mapping[str, Any]) -> None:
         if config.get("add_cross_attention"):
-            raise CheckpointError("config.json asks for cross-attention; this version exports decoders alone")
+            raise CheckpointError("config.json asks for cross-attention; this version only exports decoders")
 
     def make_exact(self, module: nn.Module) -> None:
         """Nothing in this architecture forces a type."""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import torch
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from ibnorm_export.errors import CheckpointError
 from ibnorm_export.models.families.causal import CausalFamily
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 __all__ = ["Llama"]
 
@@ -60,7 +62,6 @@ class Llama(CausalFamily):
     """`LlamaForCausalLM`; inputs and outputs as `CausalFamily` says."""
 
     name = "llama"
-    architecture = LlamaForCausalLM
     # Attention and RotaryEmbedding are standard operators from opset 23; at 18 and 20 the exported
     # attention differs from torch on rows that are masked throughout.
     opset = 23
@@ -71,7 +72,16 @@ class Llama(CausalFamily):
         "1b": _preset(2048, 5461, heads=32, layers=24),
     }
 
+    @property
+    def architecture(self) -> type[PreTrainedModel]:
+        from transformers.models.llama.modeling_llama import LlamaForCausalLM
+
+        found: type[PreTrainedModel] = LlamaForCausalLM
+        return found
+
     def check(self, config: Mapping[str, Any]) -> None:
+        from transformers.models.llama.configuration_llama import LlamaConfig
+
         kind = LlamaConfig(**config).rope_parameters.get("rope_type", "default")
         if kind not in _ROTARY:
             raise CheckpointError(
@@ -80,5 +90,5 @@ class Llama(CausalFamily):
             )
 
     def make_exact(self, module: nn.Module) -> None:
-        assert isinstance(module, LlamaForCausalLM)
-        module.model.rotary_emb = _ExactRotary(module.model.rotary_emb)
+        decoder: Any = module.model
+        decoder.rotary_emb = _ExactRotary(decoder.rotary_emb)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from torch import Tensor, nn
-from transformers import ResNetForImageClassification
 
 from ibnorm_export.artifacts.tensors import Arrays, InputSpec
 from ibnorm_export.models.families.family import Family
 from ibnorm_export.models.families.images import images
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 __all__ = ["ResNet"]
 
@@ -33,7 +35,6 @@ class ResNet(Family):
     """`ResNetForImageClassification`: pixel_values -> logits. `image_size` of config.json, 224 unless given."""
 
     name = "resnet"
-    architecture = ResNetForImageClassification
     attention = "eager"
     opset = 20
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -41,14 +42,21 @@ class ResNet(Family):
         "50": _preset("bottleneck", (3, 4, 6, 3), hidden_sizes=(256, 512, 1024, 2048)),
     }
 
+    @property
+    def architecture(self) -> type[PreTrainedModel]:
+        from transformers.models.resnet.modeling_resnet import ResNetForImageClassification
+
+        found: type[PreTrainedModel] = ResNetForImageClassification
+        return found
+
     def make_exact(self, module: nn.Module) -> None:
         """Nothing in this architecture forces a type."""
 
     def inputs(self, module: nn.Module) -> tuple[InputSpec, ...]:
-        assert isinstance(module, ResNetForImageClassification)
-        size = getattr(module.config, "image_size", 224)
+        config: Any = module.config
+        size = getattr(config, "image_size", 224)
         height, width = (size, size) if isinstance(size, int) else size
-        return (InputSpec("pixel_values", ("batch", module.config.num_channels, height, width), floating=True),)
+        return (InputSpec("pixel_values", ("batch", config.num_channels, height, width), floating=True),)
 
     def call(self, module: nn.Module, *tensors: Tensor) -> tuple[Tensor, ...]:
         return (module(pixel_values=tensors[0]).logits,)

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import numpy as np
 from torch import Tensor, nn
-from transformers import AttentionInterface, ViTForImageClassification
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from ibnorm_export.artifacts.tensors import Arrays, InputSpec
 from ibnorm_export.errors import CheckpointError
 from ibnorm_export.models.families.family import Family
 from ibnorm_export.models.families.images import images
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 __all__ = ["ViT"]
 
-# Every patch sees every other. Under torch.export transformers builds an all-true mask for that all the same, which
-# costs each layer four passes over its attention scores; an attention that it knows no masks for is left alone.
+# Every patch sees every other. Under torch.export, transformers still builds a mask of ones for that, which costs each
+# layer four passes over its attention scores. It builds none for an attention of an unknown name.
 _UNMASKED: Final = "sdpa_unmasked"
-AttentionInterface.register(_UNMASKED, sdpa_attention_forward)
 
 
 def _preset(hidden: int, intermediate: int, *, heads: int) -> dict[str, Any]:
@@ -41,13 +41,19 @@ class ViT(Family):
     """`ViTForImageClassification`: pixel_values -> logits."""
 
     name = "vit"
-    architecture = ViTForImageClassification
     # The first with Gelu, for older runtimes; 23 is faster on a CPU (benchmarks/results/model_cpu.json).
     opset = 20
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "s16": _preset(384, 1536, heads=6),
         "b16": _preset(768, 3072, heads=12),
     }
+
+    @property
+    def architecture(self) -> type[PreTrainedModel]:
+        from transformers.models.vit.modeling_vit import ViTForImageClassification
+
+        found: type[PreTrainedModel] = ViTForImageClassification
+        return found
 
     def check(self, config: Mapping[str, Any]) -> None:
         size = config.get("image_size", 224)
@@ -58,17 +64,21 @@ class ViT(Family):
             )
 
     def prepare(self, module: nn.Module) -> None:
-        assert isinstance(module, ViTForImageClassification)
-        module.config._attn_implementation = _UNMASKED
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+        from transformers.modeling_utils import AttentionInterface
+
+        AttentionInterface.register(_UNMASKED, sdpa_attention_forward)
+        config: Any = module.config
+        config._attn_implementation = _UNMASKED
 
     def make_exact(self, module: nn.Module) -> None:
         """Nothing in this architecture forces a type."""
 
     def inputs(self, module: nn.Module) -> tuple[InputSpec, ...]:
-        assert isinstance(module, ViTForImageClassification)
-        size = module.config.image_size
+        config: Any = module.config
+        size = config.image_size
         height, width = (size, size) if isinstance(size, int) else size
-        return (InputSpec("pixel_values", ("batch", module.config.num_channels, height, width), floating=True),)
+        return (InputSpec("pixel_values", ("batch", config.num_channels, height, width), floating=True),)
 
     def call(self, module: nn.Module, *tensors: Tensor) -> tuple[Tensor, ...]:
         return (module(pixel_values=tensors[0]).logits,)

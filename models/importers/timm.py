@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.tensors import Arrays, InputSpec
 from ibnorm_export.errors import CheckpointError, SpecError
+from ibnorm_export.models.containers import hash_files, read_state_dict, weight_files
 from ibnorm_export.models.families.images import images
-from ibnorm_export.models.weights import fill, hash_files, nonfinite, read_state_dict, weight_files
+from ibnorm_export.models.weights import fill, nonfinite
 from ibnorm_export.op.replace_norms import replace_norms
 from ibnorm_export.op.spec import NormConfig
 

@@ -15,7 +15,7 @@ from ibnorm_export.cli.demo_app.report import write_report
 from ibnorm_export.cli.demo_app.tasks import Goal, Metric, plan
 from ibnorm_export.cli.demo_app.train import Evaluation, train
 from ibnorm_export.errors import CheckpointError
-from ibnorm_export.models.loading import new_model
+from ibnorm_export.models.new_models import new_model
 
 
 @pytest.fixture(scope="module")

@@ -278,7 +278,7 @@ def test_a_saved_cache_must_fit(exported: ExportedModel, tmp_path: Path) -> None
 
 
 def test_what_is_no_language_model_says_so(vit_checkpoint: Path, llama_checkpoint: Path) -> None:
-    with pytest.raises(CheckpointError, match="no causal language model"):
+    with pytest.raises(CheckpointError, match="not a causal language model"):
         load(vit_checkpoint)
     with pytest.raises(CheckpointError, match="'speech'; it must be one of forward, text-generation"):
         models.load(llama_checkpoint, task="speech")

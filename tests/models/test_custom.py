@@ -270,7 +270,7 @@ def test_a_truncated_state_dict(user: User, file: str, cut: int) -> None:
 def test_a_file_that_holds_something_else(user: User) -> None:
     for content in ([1, 2], {"a": 1}, torch.ones(2), {"state_dict": [1]}):
         torch.save(content, user.folder / "w.pt")
-        with pytest.raises(CheckpointError, match="does not hold a state dict"):
+        with pytest.raises(CheckpointError, match="does not contain a state dict"):
             models.load(user.folder / "w.pt", model="mymodel:build")
     (user.folder / "w.npz").touch()
     with pytest.raises(CheckpointError, match=r"\.safetensors or \.pt"):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -156,7 +158,7 @@ def test_shards(llama_checkpoint: Path, copy: Path) -> None:
     whole, sharded = models.load(llama_checkpoint).module.state_dict(), models.load(copy).module.state_dict()
     assert all(torch.equal(whole[n], sharded[n]) for n in whole)
     (copy / "b.safetensors").unlink()
-    refused(copy, "names b.safetensors, which is not there")
+    refused(copy, "names b.safetensors, which is missing")
     index.write_text(json.dumps({"weight_map": {"x": "../../etc/passwd"}}))
     refused(copy, "points outside its folder")
     index.write_text("[]")
@@ -300,3 +302,18 @@ def test_coverage_names_operators_that_are_not_float64(llama_checkpoint: Path) -
     assert found.narrow_operators
     assert found.norms == set(model.norms)
     assert found.weights == set(model.module.state_dict())
+
+
+def test_transformers_is_only_imported_where_it_is_needed(llama_checkpoint: Path) -> None:
+    """It takes seconds: no model of the user's own code needs it, and no family needs the model of another."""
+    code = (
+        "import sys\n"
+        "from ibnorm_export import models\n"
+        "assert 'transformers' not in sys.modules\n"
+        f"models.load({str(llama_checkpoint)!r})\n"
+        "others = {'vit', 'gpt2', 'resnet'} & {name.split('.')[2] for name in sys.modules if name.startswith("
+        "'transformers.models.') and '.modeling_' in name}\n"
+        "assert not others, others\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

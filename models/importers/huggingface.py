@@ -1,0 +1,170 @@
+"""Checkpoints of transformers: folders whose config.json names one of the families of this package."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+
+from ibnorm_export.artifacts.loaded_model import LoadedModel
+from ibnorm_export.artifacts.metadata import Task
+from ibnorm_export.errors import CheckpointError, SpecError
+from ibnorm_export.models.containers import hash_files, weight_files
+from ibnorm_export.models.families.causal import CausalFamily
+from ibnorm_export.models.families.family import Family
+from ibnorm_export.models.registry import FAMILIES
+from ibnorm_export.models.weights import nonfinite, raise_mismatch
+from ibnorm_export.op.replace_norms import replace_norms
+from ibnorm_export.op.spec import NormConfig
+
+if TYPE_CHECKING:  # importing transformers takes seconds, so it is left to the family that needs it
+    from transformers import PreTrainedModel
+
+__all__ = ["load_huggingface", "quiet_transformers", "with_norms"]
+
+#: What transformers raises for settings from which it cannot build a model; its message names the setting.
+_UNBUILDABLE = (
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    RuntimeError,
+    AttributeError,
+    ZeroDivisionError,
+    StrictDataclassError,
+)
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silence transformers' progress bars and its report of keys, which this package words itself."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    bars = logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def with_norms(architecture: type[PreTrainedModel], norms: NormConfig) -> type[PreTrainedModel]:
+    """A subclass of a stock architecture that replaces its norms at the end of construction."""
+
+    def __init__(self: PreTrainedModel, config: Any) -> None:  # noqa: N807 - it becomes the class's __init__
+        architecture.__init__(self, config)
+        replace_norms(self, norms)
+
+    return type(architecture.__name__, (architecture,), {"__init__": __init__, "__module__": architecture.__module__})
+
+
+def _find_family(folder: Path, config: Mapping[str, Any], *, task: Task) -> Family:
+    """The family that config.json names.
+
+    Raises:
+        CheckpointError: it is unknown, cannot do the task, or the weights are quantised.
+    """
+    kind = config.get("model_type")
+    family = FAMILIES.get(str(kind))
+    if family is None:
+        raise CheckpointError(
+            f"{folder / 'config.json'}: model_type is {kind!r}; it must be one of {', '.join(FAMILIES)}. "
+            "For a model of your own code use --model package.module:factory"
+        )
+    if task is Task.TEXT_GENERATION and not isinstance(family, CausalFamily):
+        raise CheckpointError(
+            f"{folder} is a {kind} model, not a causal language model; --task text-generation, --target ort-genai, "
+            "int8, int4 and `generate` need one"
+        )
+    if config.get("quantization_config"):
+        raise CheckpointError(
+            f"{folder / 'config.json'} has a quantization_config, and export and verify need floating-point weights. "
+            "Save the model before quantization, or the result of transformers' model.dequantize(); "
+            "export --dtype int8 or int4 quantizes it"
+        )
+    return family
+
+
+def _build(
+    folder: Path, config: Mapping[str, Any], *, family: Family, norms: NormConfig
+) -> tuple[PreTrainedModel, Mapping[str, Any]]:
+    """The model with its weights, and transformers' report of the keys."""
+    try:
+        family.check(config)
+        with quiet_transformers():
+            model, keys = with_norms(family.architecture, norms).from_pretrained(
+                folder,
+                attn_implementation=family.attention,
+                dtype="auto",
+                ignore_mismatched_sizes=True,  # the caller reports them by name
+                local_files_only=True,
+                output_loading_info=True,
+                use_safetensors=True,
+            )
+    except SafetensorError as error:
+        raise CheckpointError(f"{folder}: a weight file is truncated or is not safetensors: {error}") from error
+    except SpecError as error:
+        raise CheckpointError(f"{folder}: {error}") from error
+    except _UNBUILDABLE as error:
+        raise CheckpointError(f"{folder}: transformers cannot build a {family.name} from it: {error}") from error
+    return model, keys
+
+
+def load_huggingface(folder: Path, config: Mapping[str, Any], *, norms: NormConfig, task: Task) -> LoadedModel:
+    """Read a folder of transformers.
+
+    Args:
+        folder: contains config.json and safetensors files.
+        config: its config.json.
+        norms: its `ibnorm` section.
+        task: what the model is loaded for.
+
+    Raises:
+        CheckpointError: the family, the settings or the weights do not make a model that can do the task.
+    """
+    family = _find_family(folder, config, task=task)
+    files = weight_files(folder)
+    model, keys = _build(folder, config, family=family, norms=norms)
+    raise_mismatch(
+        folder,
+        list(keys["missing_keys"]),
+        extra=list(keys["unexpected_keys"]),
+        shapes=[f"{key}: file {tuple(there)}, model {tuple(here)}" for key, there, here in keys["mismatched_keys"]],
+    )
+    source_sha256 = hash_files([folder / "config.json", *files])
+    loaded = _family_model(family, model, source=str(folder), source_sha256=source_sha256, norms=norms)
+    if task is Task.TEXT_GENERATION and isinstance(family, CausalFamily):
+        return family.with_cache(loaded)
+    return loaded
+
+
+def _family_model(
+    family: Family, model: PreTrainedModel, *, source: str, source_sha256: str, norms: NormConfig
+) -> LoadedModel:
+    """Describe a model of a known family."""
+    model.eval().requires_grad_(False)
+    family.prepare(model)
+    return LoadedModel(
+        module=model,
+        family=family.name,
+        inputs=family.inputs(model),
+        outputs=family.outputs,
+        call=family.call,
+        sample=lambda rng, index: family.sample(model, rng, index=index),
+        valid=family.valid,
+        exact=family.make_exact,
+        opset=family.opset,
+        source=source,
+        source_sha256=source_sha256,
+        section=norms.to_config(),
+        warnings=nonfinite(model),
+        max_positions=int(getattr(model.config, "max_position_embeddings", 0)),
+    )
