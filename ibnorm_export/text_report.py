@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 
-__all__ = ["Report", "text_table"]
+__all__ = ["Report", "counted", "text_table"]
 
 
 class Report:
@@ -23,6 +23,11 @@ class Report:
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(str(self))}</pre>"
+
+
+def counted(number: int, noun: str) -> str:
+    """The number and the noun, e.g. "1 sample" or "2 samples"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def text_table(title: str, columns: Sequence[str], *, rows: Sequence[Sequence[str]]) -> str:

@@ -1,4 +1,4 @@
-"""Checkpoints of the user's own code: a factory that makes the model, and a state dict."""
+"""Checkpoints of the user's own code: a factory makes the model, and a state dict has the weights."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from ibnorm_export.errors import CheckpointError
 from ibnorm_export.models.containers import hash_files, read_state_dict, weight_files
 from ibnorm_export.models.registry import adapt
 from ibnorm_export.models.weights import fill, nonfinite
+from ibnorm_export.text_report import counted
 
 __all__ = ["load_custom"]
 
@@ -26,7 +27,7 @@ def _import_factory(reference: str) -> Any:
     if not module_name or not attribute:
         raise CheckpointError(f"--model is {reference!r}; it must be package.module:factory")
     if "" not in sys.path:
-        sys.path.insert(0, "")  # the user's own code lies in the working directory, as for `python -m`
+        sys.path.insert(0, "")  # the user's code is usually in the working directory, as for `python -m`
     try:
         factory = getattr(importlib.import_module(module_name), attribute)
     except ModuleNotFoundError as error:
@@ -41,6 +42,7 @@ def _import_factory(reference: str) -> Any:
 
 
 def _make(reference: str) -> CustomModel:
+    """Call the factory and check what it returns."""
     factory = _import_factory(reference)
     try:
         made = factory()
@@ -48,19 +50,20 @@ def _make(reference: str) -> CustomModel:
         raise CheckpointError(f"--model {reference} raised {type(error).__name__}: {error}") from error
     if not isinstance(made, CustomModel):
         raise CheckpointError(
-            f"--model {reference} returned {type(made).__name__}; it must return ibnorm_export.models.CustomModel, "
-            "which says what the inputs and outputs are"
+            f"--model {reference} returned {type(made).__name__}; it must return an ibnorm_export.CustomModel, which "
+            "declares the inputs and outputs"
         )
     names = [*(spec.name for spec in made.inputs), *made.outputs, *made.module.state_dict()]
     if not made.inputs or not made.outputs or len(set(names)) < len(names):
         raise CheckpointError(
             f"--model {reference}: inputs are {[spec.name for spec in made.inputs]}, outputs {list(made.outputs)}; "
-            "there must be one of each at least, and no name twice, nor that of a weight"
+            "there must be at least one of each, and every name must be unique, also among the weights"
         )
     return made
 
 
 def _draw(inputs: tuple[InputSpec, ...], rng: np.random.Generator, *, index: int) -> Arrays:
+    """Random inputs for a model without a `sample` of its own."""
     sizes: dict[str, int] = {}
     arrays: Arrays = {}
     for spec in inputs:
@@ -72,8 +75,8 @@ def _draw(inputs: tuple[InputSpec, ...], rng: np.random.Generator, *, index: int
     return arrays
 
 
-def _sampled(reference: str, made: CustomModel, *, rng: np.random.Generator, index: int) -> Arrays:
-    """What the user's own `sample` gives, by the names of the inputs and in their order."""
+def _sample(reference: str, made: CustomModel, *, rng: np.random.Generator, index: int) -> Arrays:
+    """The inputs that the user's `sample` returns, checked, by name and in order."""
     if made.sample is None:
         return _draw(made.inputs, rng, index=index)
     wanted = [spec.name for spec in made.inputs]
@@ -85,12 +88,14 @@ def _sampled(reference: str, made: CustomModel, *, rng: np.random.Generator, ind
         got = type(arrays).__name__
         if isinstance(arrays, Mapping):
             got = str({name: type(array).__name__ for name, array in arrays.items()})
-        raise CheckpointError(f"--model {reference}: sample gave {got}; it must give NumPy arrays by name: {wanted}")
+        raise CheckpointError(
+            f"--model {reference}: sample returned {got}; it must return a dict of NumPy arrays with the keys {wanted}"
+        )
     return {name: arrays[name] for name in wanted}
 
 
 def _returned(reference: str, result: object, *, outputs: tuple[str, ...]) -> tuple[Tensor, ...]:
-    """What the user's own forward returned, as many tensors as there are outputs."""
+    """The tensors that the user's forward returned, checked: one for each output."""
     tensors = (result,) if isinstance(result, Tensor) else result
     if not isinstance(tensors, (tuple, list)) or not all(isinstance(tensor, Tensor) for tensor in tensors):
         raise CheckpointError(
@@ -99,15 +104,23 @@ def _returned(reference: str, result: object, *, outputs: tuple[str, ...]) -> tu
         )
     if len(tensors) != len(outputs):
         raise CheckpointError(
-            f"--model {reference}: the tensors that forward returns are {len(tensors)}, the names in "
-            f"CustomModel.outputs {len(outputs)} ({', '.join(outputs)}); give each tensor one name"
+            f"--model {reference}: forward returns {counted(len(tensors), 'tensor')} but CustomModel.outputs has "
+            f"{counted(len(outputs), 'name')} ({', '.join(outputs)}); give each tensor one name"
         )
-    # a parameter itself is copied: it may be of the kind that takes no memory (`widened`), which is no array
+    # A parameter that is returned as it is must be copied: in a float64 reference it has no values in memory.
     return tuple(tensor.clone() if isinstance(tensor, nn.Parameter) else tensor for tensor in tensors)
 
 
 def load_custom(path: Path, reference: str) -> LoadedModel:
-    """The model of a factory `reference`, with the weights at `path`; see `ibnorm_export.models.load`."""
+    """Read a checkpoint of the user's own code; see `ibnorm_export.load`.
+
+    Args:
+        path: a file or a folder of weights.
+        reference: "package.module:factory".
+
+    Raises:
+        CheckpointError: the factory, what it returns, or the weights do not make a model.
+    """
     made = _make(reference)
     files = [path]
     if path.is_dir():
@@ -130,7 +143,7 @@ def load_custom(path: Path, reference: str) -> LoadedModel:
         inputs=made.inputs,
         outputs=outputs,
         call=call,
-        sample=lambda rng, index: _sampled(reference, made, rng=rng, index=index),
+        sample=lambda rng, index: _sample(reference, made, rng=rng, index=index),
         exact=made.exact,
         opset=made.opset,
         source=str(path),

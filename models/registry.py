@@ -1,4 +1,4 @@
-"""The families this package knows, and the users' own norm classes."""
+"""The known families of models, and the users' own norm classes."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ __all__ = ["FAMILIES", "adapt", "preset", "register_adapter"]
 
 FAMILIES: Final[dict[str, Family]] = {family.name: family for family in (Llama(), GPT2(), ViT(), ResNet())}
 
-# Filled by register_adapter as the user's modules are imported, like every registry of classes.
+# `register_adapter` fills it while the user's modules are imported, as in every registry of classes.
 _ADAPTERS: Final[dict[type[nn.Module], Callable[[nn.Module], IBNormSpec]]] = {}
 
 
 def register_adapter(norm: type[nn.Module], convert: Callable[[nn.Module], IBNormSpec]) -> None:
-    """Say what a norm class of your own computes, so that models with it can be exported.
+    """Declare what a norm class of your own computes, so that models with it can be exported.
 
     Args:
         norm: the class. Its parameters are called `weight` and `bias`; both are optional.
-        convert: (instance) -> its spec. State your reading of lambda there, with
-            `IBNormSpec.from_convention`; `scale` and `bias` are taken from the instance.
+        convert: (instance) -> its spec. It states your convention for lambda, with `IBNormSpec.from_convention`. Its
+            `scale` and `bias` are ignored: the instance has them or not.
 
     Example:
         register_adapter(MyNorm, lambda m: IBNormSpec.from_convention("L", m.lam, epsilon=m.eps, convention="divide"))
@@ -39,13 +39,13 @@ def register_adapter(norm: type[nn.Module], convert: Callable[[nn.Module], IBNor
 
 
 def adapt(module: nn.Module) -> None:
-    """Replace every instance of a registered class in `module`, in place, keeping its parameters."""
+    """Replace every instance of a registered class in `module`, in place; parameters are kept."""
     for path, norm in list(module.named_modules(remove_duplicate=False)):
         convert = _ADAPTERS.get(type(norm))
         if convert is None:
             continue
         if not path:
-            raise CheckpointError("the model itself is a norm; put it inside a module")
+            raise CheckpointError("the model itself is a norm: put it inside a module")
         weight, bias = (getattr(norm, name, None) for name in ("weight", "bias"))
         parameter = weight if weight is not None else bias
         size = getattr(norm, "normalized_shape", None) if parameter is None else parameter.shape
@@ -70,10 +70,10 @@ def adapt(module: nn.Module) -> None:
 
 
 def preset(name: str) -> tuple[Family, dict[str, object]]:
-    """Family and config.json of a size of the paper, e.g. "llama-60m" or "vit-s16".
+    """The family and the config.json of a size from the paper, e.g. "llama-60m" or "vit-s16".
 
     Raises:
-        CheckpointError: there is none of that name.
+        CheckpointError: there is no preset of that name.
     """
     known = {
         f"{family.name}-{size}": (family, config)
@@ -81,6 +81,6 @@ def preset(name: str) -> tuple[Family, dict[str, object]]:
         for size, config in family.presets.items()
     }
     if name not in known:
-        raise CheckpointError(f"there is no preset {name!r}; there are {', '.join(known)}")
+        raise CheckpointError(f"there is no preset {name!r}; the presets are {', '.join(known)}")
     family, config = known[name]
     return family, dict(config)

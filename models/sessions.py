@@ -1,4 +1,4 @@
-"""A checkpoint in the middle of texts."""
+"""Generate text with a checkpoint, for the benchmark."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ __all__ = ["checkpoint_sessions"]
 
 
 def checkpoint_sessions(checkpoint: str, threads: int) -> SessionSource:
-    """PyTorch on a checkpoint, as the benchmark opens it; `threads` holds for the whole process."""
+    """Open a checkpoint in PyTorch; `threads` is set for the whole process, which should be the benchmark's own."""
     torch.set_num_threads(threads)
     return torch_sessions(load(checkpoint, task=Task.TEXT_GENERATION))

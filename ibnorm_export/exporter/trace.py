@@ -17,6 +17,7 @@ import ibnorm_export.op.torch_op  # noqa: F401 - registers the operators that ar
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.errors import CheckpointError, ExportError
 from ibnorm_export.op.spec import DOMAIN, OP_VERSION, Compression
+from ibnorm_export.text_report import counted
 
 __all__ = ["ENTRY_PREFIX", "trace"]
 
@@ -139,8 +140,8 @@ def _name_outputs(graph: ir.Graph, model: LoadedModel) -> None:
     """Name the outputs as declared; one that is also an input, a weight or another output becomes a copy of it."""
     if len(graph.outputs) != len(model.outputs):
         raise ExportError(
-            f"{model.source} returns {_counted(len(graph.outputs), 'tensor')} but declares "
-            f"{_counted(len(model.outputs), 'output name')} ({', '.join(model.outputs)}); give each tensor one name"
+            f"{model.source} returns {counted(len(graph.outputs), 'tensor')} but declares "
+            f"{counted(len(model.outputs), 'output name')} ({', '.join(model.outputs)}); give each tensor one name"
         )
     seen: set[ir.Value] = set()
     for position, (value, name) in enumerate(zip(list(graph.outputs), model.outputs, strict=True)):
@@ -153,7 +154,3 @@ def _name_outputs(graph: ir.Graph, model: LoadedModel) -> None:
             graph.outputs[position] = output
         seen.add(output)
         output.name = name
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

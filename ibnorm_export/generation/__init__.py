@@ -1,1 +1,1 @@
-"""Text generation: one loop for PyTorch, ONNX Runtime and onnxruntime-genai."""
+"""Generate text: one loop for PyTorch, ONNX Runtime and onnxruntime-genai."""

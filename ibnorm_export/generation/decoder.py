@@ -1,9 +1,10 @@
-"""Decoding with a cache: it goes in as past_key_values.* and comes out as present.*."""
+"""Decode with a cache that is passed in as past_key_values.* and returned as present.*."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,19 +17,16 @@ from ibnorm_export.runtimes.runner import Runner
 
 __all__ = ["Decoder"]
 
-
-_PAST = "past_key_values."
-
-
-_PRESENT = "present."
+_PAST: Final = "past_key_values."
+_PRESENT: Final = "present."
 
 
 class Decoder:
-    """Feeds tokens to a runner and keeps the cache between calls.
+    """Feed tokens to a runner, and keep the cache between calls.
 
     Args:
-        runner: of a model of task "text-generation".
-        inputs: of that model.
+        runner: runs a model that was exported or loaded for the task "text-generation".
+        inputs: the inputs of that model.
 
     Raises:
         ModelFileError: the model has no cache.
@@ -45,7 +43,7 @@ class Decoder:
 
     @property
     def length(self) -> int:
-        """Tokens in the cache, padding included."""
+        """Number of tokens in the cache, padding included."""
         return self._mask.shape[1]
 
     def start(self, batch: int) -> None:
@@ -57,10 +55,18 @@ class Decoder:
 
     def feed(
         self,
-        tokens: NDArray[np.int64],  # (batch, sequence)
-        mask: NDArray[np.int64] | None = None,  # (batch, sequence), 0 is padding on the left; None is all ones
-    ) -> NDArray[np.float32]:  # (batch, sequence, vocabulary)
-        """Logits behind each token; the cache grows by them."""
+        tokens: NDArray[np.int64],
+        mask: NDArray[np.int64] | None = None,
+    ) -> NDArray[np.float32]:
+        """Run the model on more tokens, which are added to the cache.
+
+        Args:
+            tokens: (batch, sequence).
+            mask: (batch, sequence), with 0 for padding on the left; None is all ones.
+
+        Returns:
+            Logits after each token (batch, sequence, vocabulary).
+        """
         self._mask = np.concatenate([self._mask, np.ones_like(tokens) if mask is None else mask], axis=1)
         inputs: Arrays = {"input_ids": tokens, "attention_mask": self._mask, **self._cache}
         if self._positions:
@@ -72,17 +78,17 @@ class Decoder:
         return logits
 
     def rewind(self, length: int) -> None:
-        """Forget all but the first `length` tokens, padding included."""
+        """Forget all tokens after the first `length`, padding included."""
         self._mask = self._mask[:, :length]
         self._cache = {name: np.ascontiguousarray(array[:, :, :length]) for name, array in self._cache.items()}
 
     def save(self, path: str | Path) -> None:
-        """Write the cache to an .npz file; `load` goes on from it to the bit."""
+        """Write the cache to an .npz file. After `load`, results are the same to the bit."""
         with Path(path).open("wb") as stream:
             np.savez(stream, attention_mask=self._mask, **self._cache)  # type: ignore[arg-type]  # arrays by name
 
     def load(self, path: str | Path) -> None:
-        """Go on from a cache that `save` wrote.
+        """Continue from a cache that `save` wrote.
 
         Raises:
             ModelFileError: the file is missing or damaged, or its tensors do not fit the model.
@@ -91,7 +97,7 @@ class Decoder:
         mask = found.pop("attention_mask", None)
         names = [spec.name for spec in self._past]
         if mask is None or mask.ndim != 2 or sorted(found) != sorted(names):
-            raise ModelFileError(f"{path} is not a cache of this model: it must hold attention_mask and {names}")
+            raise ModelFileError(f"{path} is not a cache of this model: it must contain attention_mask and {names}")
         batch, total = mask.shape
         for spec in self._past:
             wanted = (batch, spec.shape[1], total, spec.shape[3])

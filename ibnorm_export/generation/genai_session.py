@@ -1,4 +1,4 @@
-"""onnxruntime-genai: the one module that imports it to run models."""
+"""Run models with onnxruntime-genai; no other module imports it for that."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["GenaiModel", "GenaiSession"]
 
 
 def _check_library(folder: Path) -> None:
-    """The op library that genai_config.json names lies in the folder and can be used here."""
+    """Raise ModelFileError unless the op library that genai_config.json names is in the folder and usable here."""
     file = folder / "genai_config.json"
     try:
         config: Any = json.loads(file.read_text(encoding="utf-8"))
@@ -34,8 +34,8 @@ def _check_library(folder: Path) -> None:
     library = folder / name
     if not library.is_file():
         raise ModelFileError(
-            f"{folder} has no {name}, the op library that its genai_config.json names; export again, or take "
-            "custom_ops_library out of genai_config.json to run the norms as functions"
+            f"{folder} has no {name}, the op library that its genai_config.json names; export again, or remove "
+            "custom_ops_library from genai_config.json to run the norms as functions"
         )
     check_library(folder, name, manifest=read_manifest(folder))
     found = native.inspect(library)
@@ -44,22 +44,22 @@ def _check_library(folder: Path) -> None:
 
 
 class GenaiSession:
-    """Rows of equal length, their keys and values in the buffer that GenAI shares between past and present."""
+    """Texts of equal length. GenAI keeps their keys and values in one buffer for past and present."""
 
     def __init__(self, generator: og.Generator) -> None:
         self._generator = generator
-        self._chosen: NDArray[np.integer] | None = None  # and not computed with yet
+        self._chosen: NDArray[np.integer] | None = None  # by `step`, and not yet passed through the model
 
     def feed(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Logits (batch, vocabulary) behind the last of `tokens` (batch, n).
+        """Logits (batch, vocabulary) after the last of `tokens` (batch, n); see `Session`.
 
-        Of several rows, the prompt alone can be given: behind it GenAI chooses itself, see `step`.
+        Where there are several texts, only the prompt can be given. After it, GenAI chooses the tokens: see `step`.
 
         Raises:
-            ModelFileError: the runtime fails; its own words follow.
+            ModelFileError: the runtime fails; the message ends with the runtime's own.
         """
         try:
-            if self._chosen is not None:  # GenAI would leave it out of its cache
+            if self._chosen is not None:  # GenAI would leave this token out of its cache
                 self._generator.rewind_to(self._generator.token_count() - 1)
                 tokens, self._chosen = np.concatenate([self._chosen[:, None], tokens], axis=1), None
             self._generator.append_tokens(tokens.astype(np.int32))
@@ -69,12 +69,12 @@ class GenaiSession:
         return logits
 
     def step(self) -> NDArray[np.integer]:
-        """The likeliest token of every row (batch,), which is now the last of the text; see `Session`.
+        """Append the likeliest token to every text, and return the tokens (batch,); see `Session`.
 
-        GenAI chooses it: for a small model, its logits as an array cost a quarter of a token.
+        GenAI chooses the token. For a small model, copying the logits to an array takes a quarter of a token's time.
 
         Raises:
-            ModelFileError: the runtime fails; its own words follow.
+            ModelFileError: the runtime fails; the message ends with the runtime's own.
         """
         try:
             self._generator.generate_next_token()
@@ -85,7 +85,7 @@ class GenaiSession:
         return chosen
 
     def rewind(self, length: int) -> None:
-        """Forget all but the first `length` tokens; of several rows, GenAI forgets all or none."""
+        """Forget all tokens after the first `length`. With several texts, GenAI forgets all tokens or none."""
         self._chosen = None
         self._generator.rewind_to(length)
 
@@ -95,7 +95,7 @@ class GenaiModel:
 
     Args:
         folder: written by `export --target ort-genai`.
-        threads: of the runtime; None is its default.
+        threads: number of the runtime's threads; None is its default.
 
     Raises:
         ModelFileError: the folder is incomplete or damaged, or its op library cannot be used here.
@@ -113,13 +113,14 @@ class GenaiModel:
             raise ModelFileError(f"{folder}: onnxruntime-genai cannot load it: {_first_line(error)}") from error
 
     def start(self, batch: int, length: int) -> GenaiSession:
-        """`batch` rows of at most `length` tokens, prompt included.
+        """Begin `batch` texts of at most `length` tokens, prompt included.
 
         Raises:
             ModelFileError: the runtime refuses what the folder's genai_config.json asks for.
         """
         params = og.GeneratorParams(self._model)
-        # an end token of one row would end it while the others go on; and the folder's own search may not be greedy
+        # min_length: the end token of one text would end it while the others continue. The rest: the folder's own
+        # settings may not be greedy.
         params.set_search_options(
             max_length=length,
             min_length=0 if batch == 1 else length,

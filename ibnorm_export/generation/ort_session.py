@@ -1,4 +1,4 @@
-"""Decoding in ONNX Runtime on its own values: no copy of the cache beyond what the graph asks for."""
+"""Decode in ONNX Runtime with its own values, so that the cache is not copied more than the graph requires."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _TYPES: Final = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
 class OrtTextSession:
-    """Rows of equal length.
+    """Texts of equal length.
 
-    A dynamic cache: each `present` is given as the next `past`. One kept in place (its length is an axis
-    called "capacity"): a buffer that is bound as input and output at once.
+    With a dynamic cache, each `present` becomes the next `past`. With a static cache (its length is an axis called
+    "capacity"), one buffer is bound as input and output.
     """
 
     def __init__(self, session: ort.InferenceSession, batch: int, *, length: int) -> None:
@@ -37,7 +37,9 @@ class OrtTextSession:
         self._ones = np.ones((batch, length), dtype=np.int64)
         self._places = np.tile(np.arange(length, dtype=np.int64), (batch, 1))
         self._last = np.zeros((batch, 1), dtype=np.float32)
-        self._chosen: NDArray[np.int64] | None = None  # and not fed: nobody waits for what comes behind the last
+        self._chosen: NDArray[np.int64] | None = (
+            None  # by `step`, and not yet passed through the model: the last token never has to be
+        )
         size = length if self._in_place else 0
         self._past = {
             i.name: ort.OrtValue.ortvalue_from_numpy(
@@ -48,24 +50,24 @@ class OrtTextSession:
         self._presents = [f"present.{name.removeprefix(_PAST)}" for name in self._past]
         self._binding = session.io_binding()
         if self._in_place:
-            self._binding.bind_output("logits")  # the first, and stays the first
+            self._binding.bind_output("logits")  # bound first, so that it is the first of the outputs
             for present, (name, value) in zip(self._presents, self._past.items(), strict=True):
                 self._binding.bind_ortvalue_input(name, value)
                 self._binding.bind_ortvalue_output(present, value)
 
     def feed(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Logits (batch, vocabulary) behind the last of `tokens` (batch, n).
+        """Logits (batch, vocabulary) after the last of `tokens` (batch, n); see `Session`.
 
         Raises:
-            ModelFileError: there is no room for them, or the runtime fails; its own words follow.
+            ModelFileError: the texts would become too long, or the runtime fails; the message ends with its own.
         """
         if self._chosen is not None:
             tokens, self._chosen = np.concatenate([self._chosen, tokens], axis=1), None
         total = self._length + tokens.shape[1]
         if tokens.shape[0] != self._batch or total > self._room:
             raise ModelFileError(
-                f"tokens have shape {tokens.shape} behind {self._length}; the text was begun for {self._batch} rows of "
-                f"at most {self._room} tokens"
+                f"tokens have shape {tokens.shape} after {self._length} tokens; the session was started for "
+                f"{self._batch} texts of at most {self._room} tokens"
             )
         inputs = {"input_ids": tokens, "attention_mask": self._ones[:, :total]}
         if self._positions:
@@ -76,15 +78,15 @@ class OrtTextSession:
         }
         try:
             logits = self._run_in_place(given) if self._in_place else self._run(given)
-        except (*OrtError, RuntimeError) as error:  # with bound values, ONNX Runtime raises the plain one
+        except (*OrtError, RuntimeError) as error:  # with bound values, ONNX Runtime raises RuntimeError
             raise ModelFileError(f"ONNX Runtime cannot run the model: {str(error).splitlines()[0]}") from error
         self._length = total
         last: NDArray[Any] = logits.numpy()[:, -1]
-        self._last = last.astype(np.float32)  # a copy, which keeps no prompt's logits
+        self._last = last.astype(np.float32)  # a copy, so that the logits of the whole prompt are freed
         return self._last
 
     def _run(self, given: dict[str, ort.OrtValue]) -> ort.OrtValue:
-        # binding 16 pasts and 16 presents anew costs 0.2 ms a step, handing them over does not
+        # Binding 16 pasts and 16 presents again would cost 0.2 ms a step; passing them as arguments does not.
         logits, *made = self._session.run_with_ort_values(["logits", *self._presents], {**given, **self._past})
         self._past = dict(zip(self._past, made, strict=True))
         return logits
@@ -97,14 +99,14 @@ class OrtTextSession:
         return ort.OrtValue(self._binding.get_outputs_as_ortvaluevector()[0])
 
     def step(self) -> NDArray[np.integer]:
-        """The likeliest token of every row (batch,), which is now the last of the text."""
+        """Append the likeliest token to every text, and return the tokens (batch,); see `Session`."""
         if self._chosen is not None:
             self.feed(self._chosen[:, :0])
         self._chosen = self._last.argmax(axis=-1, keepdims=True)
         return self._chosen[:, 0]
 
     def rewind(self, length: int) -> None:
-        """Forget all but the first `length` tokens; then feed."""
+        """Forget all tokens after the first `length`; `feed` must follow."""
         self._chosen = None
         self._length = min(length, self._length)
         if not self._in_place:
@@ -115,7 +117,7 @@ class OrtTextSession:
 
 
 class OrtText(OrtRunner):
-    """A model of task "text-generation" on the CPU; arguments as of `OrtRunner`.
+    """A language model on the CPU. The arguments are those of `OrtRunner`.
 
     Raises:
         ModelFileError: the runtime cannot load it, or it has no cache.
@@ -127,5 +129,5 @@ class OrtText(OrtRunner):
             raise ModelFileError(f"{source} has no cache; export it with --task text-generation")
 
     def start(self, batch: int, length: int) -> OrtTextSession:
-        """`batch` rows of at most `length` tokens."""
+        """Begin `batch` texts of at most `length` tokens."""
         return OrtTextSession(self._session, batch, length=length)

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ibnorm_export.errors import IBNormError
-
-if TYPE_CHECKING:  # torch takes seconds to import; who generates with a runtime has no need of it
-    pass
 
 __all__ = ["Sampling"]
 
@@ -21,11 +17,11 @@ class Sampling:
     """How the next token is chosen.
 
     Args:
-        max_new_tokens: at most.
-        temperature: of the softmax; 0 takes the likeliest token (greedy).
-        top_p: sample from the likeliest tokens whose probabilities reach this sum.
-        seed: of the choice.
-        stop: texts that end the text and are no part of it.
+        max_new_tokens: the most tokens to generate.
+        temperature: temperature of the softmax; 0 takes the likeliest token (greedy).
+        top_p: sample only from the likeliest tokens whose probabilities add up to this.
+        seed: seed of the random numbers.
+        stop: strings that end the text; they are not part of it.
 
     Raises:
         IBNormError: a value is outside its range.
@@ -47,12 +43,12 @@ class Sampling:
             raise IBNormError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
 
     def found(self, text: str) -> int:
-        """Where the first of `stop` begins in `text`, or -1."""
+        """Where the first of the `stop` strings begins in `text`; -1 if there is none."""
         places = [place for stop in self.stop if (place := text.find(stop)) >= 0]
         return min(places, default=-1)
 
     def sure(self, text: str) -> str:
-        """`text` without an end that may turn out to be the beginning of one of `stop`."""
+        """The part of `text` that can be written now: its end may be the beginning of a `stop` string."""
         kept = len(text)
         for stop in self.stop:
             for length in range(min(len(stop) - 1, len(text)), 0, -1):
@@ -62,12 +58,12 @@ class Sampling:
         return text[:kept]
 
     def choose(self, logits: NDArray[np.float32], rng: np.random.Generator) -> int:
-        """The next token, given the logits (vocabulary,)."""
+        """Choose the next token by the logits (vocabulary,)."""
         if self.temperature == 0.0:
             return int(logits.argmax())
         below = logits.astype(np.float64) - logits.max()
         order = np.argsort(-below, kind="stable")
-        with np.errstate(over="ignore"):  # a temperature near 0 takes all but the likeliest to minus infinity
+        with np.errstate(over="ignore"):  # a temperature near 0 sends all but the likeliest to minus infinity
             weights = np.exp(below[order] / self.temperature)
         weights /= weights.sum()
         kept = int(np.searchsorted(np.cumsum(weights), self.top_p)) + 1

@@ -1,4 +1,4 @@
-"""A language model in the middle of texts: one protocol for PyTorch, ONNX Runtime and onnxruntime-genai."""
+"""The `Session` protocol for generating texts step by step, and how to open one for each runtime."""
 
 from __future__ import annotations
 
@@ -17,35 +17,36 @@ from ibnorm_export.generation.decoder import Decoder
 from ibnorm_export.runtimes.registry import fused_library
 from ibnorm_export.runtimes.runner import Kernels
 
-if TYPE_CHECKING:  # torch takes seconds to import; who generates with a runtime has no need of it
+if TYPE_CHECKING:  # importing torch takes seconds, and only PyTorch sessions need it
     from ibnorm_export.artifacts.loaded_model import LoadedModel
 
 __all__ = ["Session", "SessionSource", "open_sessions", "torch_sessions"]
 
 
 class Session(Protocol):
-    """Rows of equal length, their keys and values in a cache."""
+    """One or more texts of equal length that are being written; their keys and values are in a cache."""
 
     def feed(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Logits (batch, vocabulary) behind the last of `tokens` (batch, n); the cache grows by them."""
+        """Append `tokens` (batch, n) to the texts, and return the logits after the last of them (batch, vocabulary)."""
 
     def step(self) -> NDArray[np.integer]:
-        """The likeliest token of every row (batch,), which is now the last of the text.
+        """Append the likeliest token to every text, and return the tokens (batch,).
 
-        onnxruntime-genai knows the tokens that end a text: it writes padding behind one, and none in several rows.
+        onnxruntime-genai knows the tokens that end a text. After one it writes padding; with several texts it never
+        chooses one.
         """
 
     def rewind(self, length: int) -> None:
-        """Forget all but the first `length` tokens of every row; then feed."""
+        """Forget all tokens of every text after the first `length`; `feed` must follow."""
 
 
 @dataclass(frozen=True, slots=True)
 class SessionSource:
-    """What texts are begun with.
+    """A model that can start sessions.
 
     Args:
-        name: of what runs it: "torch", "ort-cpu" or "ort-genai".
-        start: (rows, most tokens of a row) -> a session without tokens.
+        name: the runtime: "torch", "ort-cpu" or "ort-genai".
+        start: (number of texts, most tokens of a text) -> a session without tokens.
     """
 
     name: str
@@ -56,7 +57,9 @@ class _DecoderSession:
     def __init__(self, decoder: Decoder, batch: int) -> None:
         self._decoder = decoder
         self._last = np.zeros((batch, 1), dtype=np.float32)
-        self._chosen: NDArray[np.int64] | None = None  # and not fed: nobody waits for what comes behind the last
+        self._chosen: NDArray[np.int64] | None = (
+            None  # by `step`, and not yet passed through the model: the last token never has to be
+        )
         decoder.start(batch)
 
     def feed(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -77,7 +80,7 @@ class _DecoderSession:
 
 
 def torch_sessions(model: LoadedModel) -> SessionSource:
-    """PyTorch itself, through its cache.
+    """Run a checkpoint in PyTorch, with its cache.
 
     Args:
         model: loaded for the task "text-generation".
@@ -89,12 +92,12 @@ def torch_sessions(model: LoadedModel) -> SessionSource:
 
 
 def open_sessions(folder: str | Path, kernels: Kernels = Kernels.AUTO, *, threads: int | None = None) -> SessionSource:
-    """A folder of `export --task text-generation`: onnxruntime-genai where it was made for that, else ONNX Runtime.
+    """Open an exported language model: with onnxruntime-genai if it was exported for that, else with ONNX Runtime.
 
     Args:
-        folder: the folder; of ONNX Runtime, the file in it will do.
-        kernels: how the norms run in ONNX Runtime; a GenAI folder says that itself.
-        threads: of the runtime; None is its default.
+        folder: a folder of `export --task text-generation`; for ONNX Runtime, its model.onnx will do.
+        kernels: how the norms run in ONNX Runtime; a folder for onnxruntime-genai fixes that itself.
+        threads: number of the runtime's threads; None is its default.
 
     Raises:
         ModelFileError: the folder or its op library is incomplete or damaged, or its model has no cache.
@@ -112,8 +115,8 @@ def open_sessions(folder: str | Path, kernels: Kernels = Kernels.AUTO, *, thread
     exported = ExportedModel(folder)
     if exported.metadata.target is Target.ORT_GENAI:
         raise ModelFileError(
-            f"{exported.path} runs as a folder for onnxruntime-genai, and {exported.path.parent} has no "
-            "genai_config.json: name the whole folder, or export again"
+            f"{exported.path} only runs in a folder for onnxruntime-genai, and {exported.path.parent} has no "
+            "genai_config.json: give the whole folder, or export again"
         )
     if exported.dtype == "bf16":
         raise BackendUnavailable(

@@ -1,4 +1,4 @@
-"""Text from a language model: one loop for PyTorch, ONNX Runtime and onnxruntime-genai, so the same seed tells."""
+"""Generate text with a language model: one loop for every runtime, so that the same seed makes the same choices."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ibnorm_export.generation.sampling import Sampling
 from ibnorm_export.generation.sessions import SessionSource, open_sessions, torch_sessions
 from ibnorm_export.runtimes.runner import Kernels
 
-if TYPE_CHECKING:  # torch takes seconds to import; who generates with a runtime has no need of it
+if TYPE_CHECKING:  # importing torch takes seconds, and only PyTorch sessions need it
     from ibnorm_export.artifacts.loaded_model import LoadedModel
 
 __all__ = ["TextModel", "TextResult", "open_checkpoint", "open_folder"]
@@ -26,16 +26,16 @@ __all__ = ["TextModel", "TextResult", "open_checkpoint", "open_folder"]
 
 @dataclass(frozen=True, slots=True)
 class TextResult:
-    """A text that was generated.
+    """A generated text.
 
     Args:
-        text: behind the prompt.
-        tokens: of the text.
-        prompt_tokens: how many the prompt has.
-        stopped: "end" (an end token), "stop" (a text of `Sampling.stop`),
-            "length" (max_new_tokens) or "positions" (the model has no more).
-        first_token_ms: from the start to the first token.
-        tokens_per_s: of the tokens behind the first.
+        text: the text after the prompt.
+        tokens: the tokens of the text.
+        prompt_tokens: number of tokens of the prompt.
+        stopped: why the text ends: "end" (an end token), "stop" (a string of `Sampling.stop`), "length"
+            (max_new_tokens) or "positions" (the model has no more).
+        first_token_ms: milliseconds from the start to the first token.
+        tokens_per_s: tokens per second after the first.
     """
 
     text: str
@@ -59,10 +59,10 @@ class TextModel:
     """A language model with its tokenizer.
 
     Args:
-        source: what runs it.
+        source: starts its sessions.
         tokens: its tokenizer.
-        max_positions: the most tokens of prompt and text together.
-        ends: tokens that end a text.
+        max_positions: the most tokens that prompt and text have together.
+        ends: the tokens that end a text.
     """
 
     def __init__(
@@ -77,12 +77,12 @@ class TextModel:
     def generate(
         self, prompt: str, sampling: Sampling | None = None, *, write: Callable[[str], None] = _ignore
     ) -> TextResult:
-        """Go on from `prompt`.
+        """Continue `prompt`.
 
         Args:
-            prompt: at least one token.
+            prompt: a text of at least one token.
             sampling: how tokens are chosen; None is greedy.
-            write: gets the text piece by piece, whole characters only.
+            write: called with each piece of the text, whole characters only.
 
         Raises:
             PromptError: the prompt is empty or too long.
@@ -93,25 +93,29 @@ class TextModel:
                 return item
             if item:
                 write(item)
-        raise AssertionError  # a result comes last
+        raise AssertionError  # `steps` ends with a result
 
     def steps(
         self, prompt: str, sampling: Sampling, *, pace_s: float = 0.0, turn_s: float = 0.0
     ) -> Iterator[str | TextResult]:
-        """`generate` bit by bit, for whoever writes several texts at once.
+        """As `generate`, in steps, for a caller that generates several texts at the same time.
 
         Args:
-            prompt: at least one token.
+            prompt: a text of at least one token.
             sampling: how tokens are chosen.
-            pace_s: seconds between two pieces at least; what comes sooner is written together, at less cost.
-            turn_s: seconds that tokens are computed for in one step; there is one at least, and the first is alone.
-                Whatever else is done behind each token costs a small model percents: its weights fill the caches.
+            pace_s: the least number of seconds between two pieces. Tokens that arrive sooner are decoded together,
+                which costs less.
+            turn_s: seconds of computing per step. A step has at least one token, and the first step has exactly one.
+                Longer steps are faster: other work after each token evicts the weights of a small model from the
+                processor's caches.
 
         Returns:
-            For every step the piece of text that is due, "" where none is; at the end the rest, then the result.
+            For every step, the piece of text that is due, "" if none is. At the end the rest of the text, then the
+            result.
 
         Raises:
-            As `generate`.
+            PromptError: the prompt is empty or too long.
+            ModelFileError: the runtime fails.
         """
         ids = self._tokens.encode(prompt)
         if len(ids) >= self.max_positions:
@@ -122,11 +126,11 @@ class TextModel:
         room = min(sampling.max_new_tokens, self.max_positions - len(ids))
         chosen: list[int] = []
         stream = self._tokens.stream()
-        text, tail = "", ""  # what is written, and what waits
+        text, tail = "", ""  # what was written, and what may still become a stop string
         begin = first = time.perf_counter()
         stopped = "length" if room == sampling.max_new_tokens else "positions"
         written = turn_end = -math.inf
-        known = 0  # of `chosen`, to `stream`
+        known = 0  # how many of `chosen` the stream has
         for token in self._choose(ids, room, sampling=sampling):
             now = time.perf_counter()
             if not chosen:
@@ -184,13 +188,13 @@ class TextModel:
 
 
 def open_checkpoint(model: LoadedModel) -> TextModel:
-    """PyTorch itself, through its cache.
+    """Generate with a checkpoint in PyTorch.
 
     Args:
         model: loaded for the task "text-generation".
 
     Raises:
-        ModelFileError: there is no tokenizer, or it does not fit.
+        ModelFileError: the checkpoint has no tokenizer, or one that does not fit the model.
     """
     folder = Path(model.source)
     tokens = FolderTokenizer(folder, model.vocabulary)
@@ -198,12 +202,12 @@ def open_checkpoint(model: LoadedModel) -> TextModel:
 
 
 def open_folder(folder: str | Path, kernels: Kernels = Kernels.AUTO, *, threads: int | None = None) -> TextModel:
-    """A folder of `export --task text-generation`: onnxruntime-genai where it was made for that, else ONNX Runtime.
+    """Open an exported language model with its tokenizer; see `open_sessions`.
 
     Args:
-        folder: the folder.
-        kernels: how the norms run in ONNX Runtime; a GenAI folder says that itself.
-        threads: of the runtime; None is its default.
+        folder: a folder of `export --task text-generation`.
+        kernels: how the norms run in ONNX Runtime; a folder for onnxruntime-genai fixes that itself.
+        threads: number of the runtime's threads; None is its default.
 
     Raises:
         ModelFileError: the folder, its tokenizer or its op library is incomplete or damaged.
@@ -213,7 +217,10 @@ def open_folder(folder: str | Path, kernels: Kernels = Kernels.AUTO, *, threads:
     config = read_json(folder / "config.json")
     sizes = (config.get("vocab_size"), config.get("max_position_embeddings", config.get("n_positions")))
     if not all(isinstance(size, int) and size > 0 for size in sizes):
-        raise ModelFileError(f"{folder / 'config.json'}: vocab_size and the number of positions are {sizes}")
+        raise ModelFileError(
+            f"{folder / 'config.json'}: vocab_size and the number of positions are {sizes}; both must be positive "
+            "integers"
+        )
     vocabulary, max_positions = (int(str(size)) for size in sizes)
     tokens = FolderTokenizer(folder, vocabulary)
     return TextModel(

@@ -1,4 +1,4 @@
-"""What causal language models have in common: a cache of keys and values, flat in inputs and outputs."""
+"""What causal language models share: a cache of keys and values, whose tensors are inputs and outputs."""
 
 from __future__ import annotations
 
@@ -22,11 +22,9 @@ __all__ = ["CausalFamily"]
 class CausalFamily(Family):
     """A language model of transformers: (input_ids, attention_mask) -> logits.
 
-    With a cache, in the names of optimum and onnxruntime-genai:
-
-    input_ids, position_ids (batch, sequence), attention_mask (batch, total = past + sequence) and
-    past_key_values.N.key and .value (batch, heads, past, head) -> logits, present.N.key and .value
-    (batch, heads, total, head).
+    With a cache, the names are those of optimum and onnxruntime-genai. Inputs: input_ids and position_ids
+    (batch, sequence), attention_mask (batch, total = past + sequence), past_key_values.N.key and .value
+    (batch, heads, past, head). Outputs: logits, present.N.key and .value (batch, heads, total, head).
     """
 
     def inputs(self, module: nn.Module) -> tuple[InputSpec, ...]:
@@ -37,7 +35,7 @@ class CausalFamily(Family):
 
     def call(self, module: nn.Module, *tensors: Tensor) -> tuple[Tensor, ...]:
         input_ids, attention_mask = tensors
-        # The stock model's own positions, with the batch axis that RotaryEmbedding of opset 23 asks for.
+        # The positions of the stock model, with the batch axis that RotaryEmbedding of opset 23 requires.
         positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand(input_ids.shape)
         return (
             module(input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, use_cache=False).logits,
@@ -62,7 +60,7 @@ class CausalFamily(Family):
         return {"logits": arrays["attention_mask"] != 0}
 
     def cache_size(self, module: nn.Module) -> tuple[int, int, int]:
-        """(layers, heads of keys and values, size of a head)."""
+        """The number of layers, of heads of keys and values, and the size of a head."""
         config: Any = module.config
         heads = int(config.num_attention_heads)
         head = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
@@ -108,7 +106,7 @@ class CausalFamily(Family):
         return result.logits, *present
 
     def _sample_with_cache(self, module: nn.Module, rng: np.random.Generator, *, index: int) -> Arrays:
-        # a first prompt; one token of rows of unequal length; a single token and no past; more prompt behind a past
+        # a first prompt; one token for rows of unequal length; one token without a past; more prompt after a past
         config: Any = module.config
         batch, past, sequence = ((1, 0, 33), (3, 19, 1), (1, 0, 1), (2, 9, 5))[index % 4]
         longest = int(config.max_position_embeddings)

@@ -1,4 +1,4 @@
-"""What the loader must know about an architecture; one subclass per family, one file each."""
+"""The interface of a family of models: what the loader must know about an architecture."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ __all__ = ["Family"]
 
 
 class Family(abc.ABC):
-    """A stock architecture of transformers whose norms are replaced.
+    """A stock architecture of transformers whose norms are replaced; each family is one subclass in its own file.
 
     Attributes:
         name: `model_type` of config.json.
-        opset: default for export.
+        opset: default opset of an export.
         outputs: names of the exported outputs.
-        attention: implementation of transformers; "eager" for an architecture that has none.
-        presets: sizes of the paper, as settings of config.json.
+        attention: transformers' name of the attention implementation; "eager" for an architecture without attention.
+        presets: sizes from the paper, as settings of config.json.
     """
 
     name: ClassVar[str]
@@ -41,14 +41,14 @@ class Family(abc.ABC):
         """The class of transformers, imported when it is first asked for."""
 
     def check(self, config: Mapping[str, Any]) -> None:
-        """Raise CheckpointError for settings of config.json that this version cannot carry."""
+        """Raise CheckpointError for settings of config.json that this version cannot export."""
 
     def prepare(self, module: nn.Module) -> None:
-        """Set a loaded `module` up for inference where the stock settings do needless work."""
+        """Change stock settings of a loaded `module` that would cause needless work in inference."""
 
     @abc.abstractmethod
     def make_exact(self, module: nn.Module) -> None:
-        """Make a float64 `module` compute in float64 where the architecture forces float32."""
+        """Make a float64 `module` compute in float64 wherever the architecture forces float32."""
 
     @abc.abstractmethod
     def inputs(self, module: nn.Module) -> tuple[InputSpec, ...]:
@@ -60,8 +60,8 @@ class Family(abc.ABC):
 
     @abc.abstractmethod
     def sample(self, module: nn.Module, rng: np.random.Generator, *, index: int) -> Arrays:
-        """Inputs shaped as in use; the index walks through the shapes that matter."""
+        """Random inputs of realistic shapes; successive values of `index` give all shapes that matter."""
 
     def valid(self, arrays: Arrays) -> dict[str, NDArray[np.bool_]]:
-        """Which leading positions of an output have a defined value; none named means all."""
+        """By output name, which leading positions have a defined value: all of them where an output is not named."""
         return {}

@@ -28,7 +28,7 @@ def _preset(hidden: int, heads: int, *, layers: int) -> dict[str, Any]:
 
 
 class GPT2(CausalFamily):
-    """`GPT2LMHeadModel`; inputs and outputs as `CausalFamily` says."""
+    """`GPT2LMHeadModel`, with the inputs and outputs of `CausalFamily`."""
 
     name = "gpt2"
     opset = 23  # see Llama
@@ -46,7 +46,7 @@ class GPT2(CausalFamily):
 
     def check(self, config: Mapping[str, Any]) -> None:
         if config.get("add_cross_attention"):
-            raise CheckpointError("config.json asks for cross-attention; this version only exports decoders")
+            raise CheckpointError("config.json has add_cross_attention; this version only exports decoders")
 
     def make_exact(self, module: nn.Module) -> None:
         """Nothing in this architecture forces a type."""

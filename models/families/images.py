@@ -1,4 +1,4 @@
-"""Drawn images, for the families that take them."""
+"""Random images, for the families that take images."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ __all__ = ["images"]
 
 
 def images(spec: InputSpec, rng: np.random.Generator, *, index: int) -> NDArray[np.float32]:
-    """Images (batch, channels, height, width) after the usual normalisation: zero mean, unit variance, a flat region.
+    """Draw images (batch, channels, height, width) of zero mean and unit variance, with a flat region.
 
     Args:
-        spec: of the input; its first axis is the batch.
-        rng: to draw with.
-        index: walks through batch sizes, 1 among them.
+        spec: the input; its first axis is the batch.
+        rng: generator to draw with.
+        index: successive values give different batch sizes, 1 among them.
     """
     batch = (2, 1, 5, 3)[index % 4]
     shape = (batch, *(n for n in spec.shape[1:] if isinstance(n, int)))

@@ -1,4 +1,4 @@
-"""LLaMA of transformers, as a map from tokens to logits."""
+"""LLaMA of transformers: tokens to logits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["Llama"]
 
 
-#: Kinds of rotary embedding whose frequencies are constants of the model.
+#: Kinds of rotary embedding whose frequencies do not depend on the input.
 _ROTARY: Final = ("default", "linear", "llama3", "yarn")
 
 
@@ -37,7 +37,7 @@ def _preset(hidden: int, intermediate: int, *, heads: int, layers: int) -> dict[
 
 
 class _ExactRotary(nn.Module):
-    """Rotary tables computed in float64; the frequencies from the config, scaled ones as transformers has them."""
+    """Rotary tables in float64. Frequencies are computed from the config, or taken from transformers if scaled."""
 
     def __init__(self, rotary: LlamaRotaryEmbedding) -> None:
         super().__init__()
@@ -59,11 +59,11 @@ class _ExactRotary(nn.Module):
 
 
 class Llama(CausalFamily):
-    """`LlamaForCausalLM`; inputs and outputs as `CausalFamily` says."""
+    """`LlamaForCausalLM`, with the inputs and outputs of `CausalFamily`."""
 
     name = "llama"
-    # Attention and RotaryEmbedding are standard operators from opset 23; at 18 and 20 the exported
-    # attention differs from torch on rows that are masked throughout.
+    # From opset 23, Attention and RotaryEmbedding are standard operators. At 18 and 20, the exported attention differs
+    # from PyTorch on rows that are completely masked.
     opset = 23
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "60m": _preset(512, 1376, heads=8, layers=8),
@@ -85,8 +85,8 @@ class Llama(CausalFamily):
         kind = LlamaConfig(**config).rope_parameters.get("rope_type", "default")
         if kind not in _ROTARY:
             raise CheckpointError(
-                f"config.json asks for rotary scaling {kind!r}, whose frequencies change with the length of the text; "
-                f"this version exports {', '.join(_ROTARY)}"
+                f"rotary scaling in config.json is {kind!r}, whose frequencies change with the length of the text; "
+                f"it must be one of {', '.join(_ROTARY)}"
             )
 
     def make_exact(self, module: nn.Module) -> None:

@@ -32,7 +32,7 @@ def _preset(layer_type: str, depths: Sequence[int], *, hidden_sizes: Sequence[in
 
 
 class ResNet(Family):
-    """`ResNetForImageClassification`: pixel_values -> logits. `image_size` of config.json, 224 unless given."""
+    """`ResNetForImageClassification`: pixel_values -> logits. `image_size` of config.json is 224 by default."""
 
     name = "resnet"
     attention = "eager"

@@ -1,1 +1,1 @@
-"""Readers of checkpoint formats other than a Hugging Face folder."""
+"""Readers of checkpoint folders: those of transformers and those of timm."""

@@ -1,6 +1,6 @@
-"""timm's own checkpoint folders: config.json that names an architecture, and weights.
+"""Checkpoint folders of timm: weights, and a config.json that names an architecture.
 
-The `ibnorm` section goes in by timm's own writer:
+timm's own writer adds the `ibnorm` section:
 `timm.models.save_for_hf(model, folder, model_config={"ibnorm": {...}}, safe_serialization=True)`.
 """
 
@@ -26,10 +26,10 @@ from ibnorm_export.op.spec import NormConfig
 
 __all__ = ["load_timm"]
 
-#: Arguments of timm's maker itself, not of an architecture: one of them loads a pickle from wherever it names.
-_OF_THE_MAKER: Final = frozenset(name for name in inspect.signature(timm.create_model).parameters if name != "kwargs")
+#: Arguments of timm.create_model itself, not of an architecture. One of them loads a pickle from any place.
+_NOT_OF_A_MODEL: Final = frozenset(name for name in inspect.signature(timm.create_model).parameters if name != "kwargs")
 
-#: What timm raises for arguments that do not make a model.
+#: What timm raises for arguments from which it cannot build a model.
 _UNBUILDABLE: Final = (
     TypeError,
     ValueError,
@@ -54,15 +54,15 @@ def _build(folder: Path, config: Mapping[str, Any]) -> nn.Module:
         arguments.setdefault("num_classes", config["num_classes"])
     if not isinstance(architecture, str) or not timm.is_model(architecture):
         raise CheckpointError(f"{folder / 'config.json'}: timm {timm.__version__} has no architecture {architecture!r}")
-    if foreign := sorted(_OF_THE_MAKER & arguments.keys()):
+    if foreign := sorted(_NOT_OF_A_MODEL & arguments.keys()):
         raise CheckpointError(
-            f"{folder / 'config.json'}: model_args has {', '.join(foreign)}, which is no argument of a model; remove it"
+            f"{folder / 'config.json'}: model_args has {', '.join(foreign)}, not an argument of a model: remove it"
         )
     try:
         model: nn.Module = timm.create_model(architecture, pretrained=False, **arguments)
     except _UNBUILDABLE as error:
-        said = f"{type(error).__name__}: {error}"  # a KeyError's own words are the key alone
-        raise CheckpointError(f"{folder}: timm cannot build {architecture} from model_args: {said}") from error
+        cause = f"{type(error).__name__}: {error}"  # the message of a KeyError is only the key
+        raise CheckpointError(f"{folder}: timm cannot build {architecture} from model_args: {cause}") from error
     return model
 
 
@@ -76,25 +76,25 @@ def _input(folder: Path, config: Mapping[str, Any]) -> InputSpec:
 
 
 def load_timm(folder: Path, config: Mapping[str, Any], *, norms: NormConfig) -> LoadedModel:
-    """An image classifier of timm: pixel_values (batch, channels, height, width) -> logits (batch, classes).
+    """Read an image classifier of timm: pixel_values (batch, channels, height, width) -> logits (batch, classes).
 
     Args:
-        folder: of timm's `save_for_hf`; weights as model.safetensors, or weights-only as pytorch_model.bin.
+        folder: written by timm's `save_for_hf`, with model.safetensors or a weights-only pytorch_model.bin.
         config: its config.json.
-        norms: of its `ibnorm` section.
+        norms: its `ibnorm` section.
 
     Raises:
         CheckpointError: architecture, arguments, norms or weights do not fit.
     """
-    taken = _input(folder, config)
+    image = _input(folder, config)
     module = _build(folder, config)
     try:
         replace_norms(module, norms)
     except SpecError as error:
         raise CheckpointError(f"{folder}: {error}") from error
     pickled = folder / "pytorch_model.bin"
-    alone = pickled.is_file() and not (folder / "model.safetensors").is_file()
-    files = [pickled] if alone else weight_files(folder)
+    only_pickled = pickled.is_file() and not (folder / "model.safetensors").is_file()
+    files = [pickled] if only_pickled else weight_files(folder)
     state: dict[str, Tensor] = {}
     for file in files:
         if file.suffix != ".json":
@@ -106,12 +106,12 @@ def load_timm(folder: Path, config: Mapping[str, Any], *, norms: NormConfig) -> 
         return (model(tensors[0]),)
 
     def sample(rng: np.random.Generator, index: int) -> Arrays:
-        return {taken.name: images(taken, rng, index=index)}
+        return {image.name: images(image, rng, index=index)}
 
     return LoadedModel(
         module=module,
         family="timm",
-        inputs=(taken,),
+        inputs=(image,),
         outputs=("logits",),
         call=call,
         sample=sample,

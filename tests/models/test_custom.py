@@ -383,8 +383,8 @@ def test_an_output_may_be_an_input_a_weight_or_another_output(
 @pytest.mark.parametrize(
     ("factory", "said"),
     [
-        ("too_few", "forward returns are 1, the names in CustomModel.outputs 2 (a, b)"),
-        ("too_many", "forward returns are 2, the names in CustomModel.outputs 1 (a)"),
+        ("too_few", "forward returns 1 tensor but CustomModel.outputs has 2 names (a, b)"),
+        ("too_many", "forward returns 2 tensors but CustomModel.outputs has 1 name (a)"),
         ("by_name", "forward returned dict"),
         ("holey", "a tuple of tensors"),
         ("nothing", "outputs []; there must be one"),
@@ -424,9 +424,12 @@ def test_a_graph_of_other_outputs_than_declared_is_not_written(
     ("factory", "said"),
     [
         ("fine_but_sample_fails", "sample raised ZeroDivisionError: my own mistake"),
-        ("fine_but_sample_lacks_one", "sample gave {'z': 'ndarray'}; it must give NumPy arrays by name: ['x']"),
-        ("fine_but_sample_is_a_list", "sample gave {'x': 'list'}"),
-        ("fine_but_sample_is_bare", "sample gave ndarray"),
+        (
+            "fine_but_sample_lacks_one",
+            "sample returned {'z': 'ndarray'}; it must return a dict of NumPy arrays with the keys ['x']",
+        ),
+        ("fine_but_sample_is_a_list", "sample returned {'x': 'list'}"),
+        ("fine_but_sample_is_bare", "sample returned ndarray"),
     ],
 )
 def test_a_bad_sample_is_one_clear_line(ends: Callable[[str], LoadedModel], factory: str, said: str) -> None:
