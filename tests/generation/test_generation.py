@@ -277,7 +277,7 @@ def test_a_saved_cache_must_fit(exported: ExportedModel, tmp_path: Path) -> None
 # ---- what cannot generate ----
 
 
-def test_what_is_no_language_model_says_so(vit_checkpoint: Path, llama_checkpoint: Path) -> None:
+def test_a_model_that_is_not_a_language_model_is_refused(vit_checkpoint: Path, llama_checkpoint: Path) -> None:
     with pytest.raises(CheckpointError, match="not a causal language model"):
         load(vit_checkpoint)
     with pytest.raises(CheckpointError, match="'speech'; it must be one of forward, text-generation"):

@@ -186,7 +186,7 @@ def test_a_matrix_of_zeros_whose_scales_are_vast_is_found(
     assert [finding.where for finding in report.static.findings] == [f"weight {name}"]
 
 
-def test_a_file_is_not_judged_by_what_it_says_of_itself(
+def test_a_file_is_not_judged_by_its_own_metadata(
     portable: ExportedModel, quantised_checkpoint: Path, tmp_path: Path
 ) -> None:
     """Metadata of int4 gives no licence to a file without such matrices, nor to one of other bits."""
@@ -244,7 +244,7 @@ def test_a_matrix_that_is_not_whole_is_named(
     assert f"weight {name}" in {finding.where for finding in report.findings}
 
 
-def test_quality_counts_what_it_says(exported: ExportedModel, quantised_checkpoint: Path) -> None:
+def test_quality_is_measured_as_documented(exported: ExportedModel, quantised_checkpoint: Path) -> None:
     """Against another's numbers: PyTorch beside itself is perfect, beside scaled logits agrees and yet diverges."""
     model = load(quantised_checkpoint)
     baseline = TorchRunner(model)

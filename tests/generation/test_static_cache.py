@@ -122,7 +122,7 @@ def test_one_buffer_is_input_and_output(exported: ExportedModel) -> None:
     assert np.abs(steps[3] - steps[2]).max() > 1e-3
 
 
-def test_what_lies_behind_the_tokens_counts_for_nothing(exported: ExportedModel) -> None:
+def test_values_after_the_last_token_are_ignored(exported: ExportedModel) -> None:
     """The same bits whatever a longer text left in the buffer."""
     tokens = np.arange(20)[None] * 3 + 50
     fresh, used = started(exported), started(exported)

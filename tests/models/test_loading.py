@@ -1,4 +1,4 @@
-"""Checkpoints: what is read, what is refused and how it is said, and the float64 truth."""
+"""Checkpoints: what is read, what is refused and with which message, and the float64 reference."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_config_that_is_not_an_object(copy: Path, text: str) -> None:
     refused(copy, "JSON")
 
 
-def test_config_without_a_section_says_how_to_add_one(copy: Path) -> None:
+def test_the_message_about_a_missing_section_shows_one(copy: Path) -> None:
     change_config(copy, lambda c: c.pop("ibnorm"))
     refused(copy, "has no ibnorm section", '"convention": "divide"')
 
