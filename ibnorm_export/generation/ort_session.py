@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ibnorm_export.artifacts.kv_cache import CAPACITY
 from ibnorm_export.errors import ModelFileError
 from ibnorm_export.runtimes.ort import OrtError, OrtRunner
+from ibnorm_export.text_report import counted
 
 __all__ = ["OrtText", "OrtTextSession"]
 
@@ -67,7 +68,7 @@ class OrtTextSession:
         if tokens.shape[0] != self._batch or total > self._room:
             raise ModelFileError(
                 f"tokens have shape {tokens.shape} after {self._length} tokens; the session was started for "
-                f"{self._batch} texts of at most {self._room} tokens"
+                f"{counted(self._batch, 'text')} of at most {self._room} tokens"
             )
         inputs = {"input_ids": tokens, "attention_mask": self._ones[:, :total]}
         if self._positions:

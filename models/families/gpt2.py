@@ -46,7 +46,9 @@ class GPT2(CausalFamily):
 
     def check(self, config: Mapping[str, Any]) -> None:
         if config.get("add_cross_attention"):
-            raise CheckpointError("config.json has add_cross_attention; this version only exports decoders")
+            raise CheckpointError(
+                "config.json asks for cross-attention (add_cross_attention); this version only exports decoders"
+            )
 
     def make_exact(self, module: nn.Module) -> None:
         """Nothing in this architecture forces a type."""

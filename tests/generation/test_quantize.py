@@ -283,11 +283,11 @@ def test_what_has_no_meaning_is_refused(quantised_checkpoint: Path, tmp_path: Pa
         Quantization(4, 48)
     with pytest.raises(ExportError, match="must be 4 or 8"):
         Quantization(3)
-    with pytest.raises(ExportError, match="this is forward in fp32"):
+    with pytest.raises(ExportError, match="was loaded for the task forward"):
         export(
             models.load(quantised_checkpoint), tmp_path / "a.onnx", options=ExportOptions(quantization=Quantization(4))
         )
-    with pytest.raises(ExportError, match="this is text-generation in fp16"):
+    with pytest.raises(ExportError, match="with quantised weights must compute in fp32"):
         export_genai(
             load(quantised_checkpoint), tmp_path / "a", options=ExportOptions(DType.FP16, quantization=Quantization(4))
         )

@@ -387,9 +387,12 @@ def test_an_output_may_be_an_input_a_weight_or_another_output(
         ("too_many", "forward returns 2 tensors but CustomModel.outputs has 1 name (a)"),
         ("by_name", "forward returned dict"),
         ("holey", "a tuple of tensors"),
-        ("nothing", "outputs []; there must be one"),
-        ("like_an_input", "inputs are ['x'], outputs ['x']; there must be one of each at least, and no name twice"),
-        ("like_a_weight", "nor that of a weight"),
+        ("nothing", "outputs []; there must be at least one of each"),
+        (
+            "like_an_input",
+            "inputs are ['x'], outputs ['x']; there must be at least one of each, and every name must be unique",
+        ),
+        ("like_a_weight", "also among the weights"),
         ("without_parameters", "no floating-point parameter"),
     ],
 )
