@@ -214,7 +214,7 @@ def plan(name: str, text: Path | None = None) -> Plan:
             text_task(read_training_text(text)),
             _LLAMA,
             spec=IBNormSpec(Compression.LOGARITHMIC, bias=False),
-            goal=Goal(Metric.BITS_PER_BYTE, 3.6),
+            goal=Goal(Metric.BITS_PER_BYTE, 3.2),
             sizes={"batch": 1, "sequence": 128},
         )
     return Plan(

@@ -47,7 +47,7 @@ def test_parity_passes_in_fp32_and_fp16(short: DemoResult) -> None:
 
 def test_the_verdict_follows_the_goals(short: DemoResult) -> None:
     llama, vit = short.models
-    assert llama.reached == (llama.evaluations[-1].loss <= 3.6)
+    assert llama.reached == (llama.evaluations[-1].loss <= 3.2)
     assert vit.reached == (vit.evaluations[-1].accuracy >= 0.9)
     assert not short, "30 steps are too few for the ViT"
     assert bool(short) == (llama.reached and vit.reached and bool(short.text))
