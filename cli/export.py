@@ -18,57 +18,73 @@ from ibnorm_export.runtimes.runner import Kernels
 def export_command(
     checkpoint: options.Checkpoint,
     output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="PATH", help="The file to write; for text-generation, the folder.")
+        Path,
+        typer.Option(
+            "-o", "--output", metavar="PATH", help="File to write; a folder for text-generation and ort-genai."
+        ),
     ],
     task: Annotated[
-        Task, typer.Option("--task", help="What to export: forward (no cache) or text-generation.")
+        Task, typer.Option("--task", help="One pass without a cache (forward), or text generation with one.")
     ] = Task.FORWARD,
     target: Annotated[
         Target,
-        typer.Option("--target", help="portable (any ONNX runtime), or ort-genai: a folder for onnxruntime-genai."),
+        typer.Option("--target", help="One file for any ONNX runtime (portable), or a folder for onnxruntime-genai."),
     ] = Target.PORTABLE,
     kernels: Annotated[
         Kernels,
         typer.Option(
             "--kernels",
-            help="For ort-genai: the op library beside the model where installed (auto), "
-            "always (fused), or not (function).",
+            help="For ort-genai, put the fused kernels beside the model: if installed (auto), always (fused), or never "
+            "(function).",
         ),
     ] = Kernels.AUTO,
     dtype: Annotated[
         WeightType,
-        typer.Option("--dtype", help="Of weights and activations; int8 and int4 are of a language model's weights."),
+        typer.Option(
+            "--dtype", help="Type of weights and activations. int8 and int4 are for the weights of language models."
+        ),
     ] = WeightType.FP32,
     block_size: Annotated[
-        int, typer.Option("--block-size", help="Weights that share a scale, for int8 and int4.")
+        int, typer.Option("--block-size", help="Number of weights that share a scale, for int8 and int4.")
     ] = 32,
     head_dtype: Annotated[
         WeightType,
-        typer.Option("--head-dtype", help="Of the matrix before the logits, for int8 and int4: int8, int4, fp32."),
+        typer.Option(
+            "--head-dtype", help="Type of the matrix before the logits, for int8 and int4: int8, int4 or fp32."
+        ),
     ] = WeightType.INT8,
     opset: Annotated[
         int | None,
         typer.Option(
             "--opset",
-            show_default="LLaMA, GPT-2 23, others 20; bf16 at least 22, --cache static 24",
-            help="18 to 26.",
+            show_default="23 for LLaMA and GPT-2, else 20; bf16 needs 22, --cache static 24",
+            help="ONNX opset, 18 to 26.",
         ),
     ] = None,
     cache: Annotated[
         CacheKind,
-        typer.Option("--cache", help="Of a portable language model: dynamic, or static (kept in place, opset 24)."),
+        typer.Option(
+            "--cache", help="Cache of a portable language model: it grows (dynamic), or stays in place (static)."
+        ),
     ] = CacheKind.DYNAMIC,
     inline: Annotated[
-        bool, typer.Option("--inline", help="Expand the norms, for runtimes without local functions (OpenVINO).")
+        bool,
+        typer.Option(
+            "--inline", help="Expand the norms into standard operators, for runtimes without local functions."
+        ),
     ] = False,
     fuse_skip: Annotated[
-        bool, typer.Option("--fuse-skip/--no-fuse-skip", help="One SkipIBNorm for a residual Add and its norm.")
+        bool,
+        typer.Option(
+            "--fuse-skip/--no-fuse-skip", help="Fuse a residual addition and the norm after it into one node."
+        ),
     ] = True,
     model: options.Factory = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Write a trained checkpoint as ONNX, one node per norm and its meaning beside it: one file, or for text
-    generation a folder with the tokenizer.
+    """Write a trained checkpoint as ONNX: one node for each norm, with its definition in the same file.
+
+    Text generation gives a folder with the tokenizer.
 
     Example: ibnorm-export export checkpoints/llama -o llama.onnx
     """
