@@ -224,7 +224,7 @@ def test_rows_of_unequal_length_are_refused(exported: ExportedModel, genai_check
     model = load(genai_checkpoint)
     inputs = model.sample(np.random.default_rng(0), 1)
     assert (inputs["attention_mask"] == 0).any()
-    with pytest.raises(ModelFileError, match="rows of the inputs are of unequal length"):
+    with pytest.raises(ModelFileError, match="rows of the inputs have unequal lengths"):
         verify(exported, model, options=FUNCTION, inputs=[inputs])
 
 
