@@ -1,6 +1,6 @@
 """Export, verify, benchmark and serve models that normalise with IBNorm (arXiv 2510.25262).
 
-Everything that a user needs is a name of this package: `from ibnorm_export import load, export, verify`. Importing the
+All public names can be imported from this package: `from ibnorm_export import load, export, verify`. Importing the
 package imports neither torch nor a runtime; each name is loaded when it is first used.
 """
 

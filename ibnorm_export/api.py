@@ -44,7 +44,7 @@ def verify(
         options: the backend, the number of samples and what else is compared; see `VerifyOptions`.
         inputs: your own inputs, arrays by input name, instead of random samples.
         text: a text whose tokens a language model predicts; needs the checkpoint's tokenizer.
-        progress: called as the work goes on.
+        progress: called as the work progresses.
 
     Returns:
         A report that is true when the file passes; `print(report)` shows it.
@@ -77,7 +77,7 @@ def bench(
         against: what to compare with. For a file: "torch", "torch.compile" or other exports. For a folder that
             generates text: "torch" or other such folders.
         options: the backend, sizes, threads and rounds; see `BenchOptions`.
-        progress: called as the work goes on.
+        progress: called as the work progresses.
 
     Returns:
         The times and, for each candidate of `against`, the ratio of times; `print(report)` shows them.

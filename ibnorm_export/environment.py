@@ -41,7 +41,7 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     except OSError:
-        pass  # not Linux: the general name has to do
+        pass  # not Linux: use the generic name
     return platform.processor() or platform.machine()
 
 

@@ -32,7 +32,7 @@ class ExitCode(enum.IntEnum):
     UNAVAILABLE = 3  # a runtime, library or device is missing on this machine
     INTERNAL_ERROR = 70  # a defect of this program; --debug shows the traceback
     INTERRUPTED = 130  # Ctrl-C or SIGTERM; nothing is left half-written
-    BROKEN_PIPE = 141  # the reader of stdout has gone
+    BROKEN_PIPE = 141  # whatever reads stdout has closed it
 
 
 class IBNormError(Exception):
@@ -54,7 +54,7 @@ class ConfigError(IBNormError):
 
 
 class ModelFileError(IBNormError):
-    """An ONNX file or a file that belongs to it cannot be read, or is not to be trusted."""
+    """An ONNX file or a file that belongs to it cannot be read or trusted."""
 
 
 class PromptError(ModelFileError):
@@ -76,6 +76,6 @@ class BackendUnavailable(IBNormError):
 
 
 class ParityError(IBNormError):
-    """A comparison failed that the caller requires to pass."""
+    """A comparison that the caller requires to pass has failed."""
 
     exit_code: ClassVar[ExitCode] = ExitCode.CHECK_FAILED

@@ -17,19 +17,19 @@ __all__ = ["machine_of", "new_file", "new_folder", "sha256_of"]
 
 @contextlib.contextmanager
 def new_file(target: Path, error: type[Exception] = ExportError) -> Iterator[Path]:
-    """Give a temporary folder beside `target`, and move its files into place at the end of the block.
+    """Give a temporary folder next to `target`, and move its files into place at the end of the block.
 
-    The block writes a file named `target.name`, and may write companions, which belong beside it. After an exception or
-    an interrupt the temporary folder is removed and the old target stays. The old target is removed before companions
-    are moved, and the new one is moved last, so a file under the target's name never stands beside companions of
-    another version.
+    The block writes a file named `target.name`, and may write companions, which belong next to it. After an exception
+    or an interrupt the temporary folder is removed and the old target stays. The old target is removed before
+    companions are moved, and the new one is moved last, so the target never appears next to companions of another
+    version.
 
     Args:
         target: the file to write.
         error: class of the exception to raise.
 
     Raises:
-        error: the target cannot be written: the folder does not exist, or permission or space is lacking.
+        error: the target cannot be written: the folder does not exist, or there is no permission or space.
     """
     try:
         if target.is_dir():
@@ -61,7 +61,7 @@ def new_folder(
 ) -> Iterator[Path]:
     """Give an empty temporary folder, which takes the place of `target` at the end of the block.
 
-    Files of an earlier run are replaced. A target that holds other files is left as it is. After an exception or an
+    Files of an earlier run are replaced. A target that contains other files is not changed. After an exception or an
     interrupt the old target stays.
 
     Args:
@@ -70,7 +70,7 @@ def new_folder(
         error: class of the exception to raise.
 
     Raises:
-        error: the target is a file, holds a file that no earlier run wrote, or cannot be written.
+        error: the target is a file, contains a file that no earlier run wrote, or cannot be written.
     """
     if target.is_file():
         raise error(f"{target} is a file; name the folder to write")
@@ -81,8 +81,8 @@ def new_folder(
         if foreign := sorted(there - set(earlier(target))):
             more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
             raise error(
-                f"{target} holds {foreign[0]}{more}, which this command did not write and would delete. Choose another "
-                "folder, or move the file away"
+                f"{target} contains {foreign[0]}{more}, which this command did not write and would delete. Choose "
+                "another folder, or move the file away"
             )
     if not target.parent.is_dir():
         raise error(f"cannot write {target}: the folder {target.parent} does not exist")
@@ -105,7 +105,7 @@ def new_folder(
     except OSError as cause:
         raise error(f"cannot write {target}: {cause.strerror or cause}") from cause
     finally:
-        if target.exists() or not old.exists():  # else the temporary folder holds the only copy
+        if target.exists() or not old.exists():  # otherwise the temporary folder has the only copy
             shutil.rmtree(beside, ignore_errors=True)
 
 

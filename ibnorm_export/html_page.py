@@ -1,4 +1,4 @@
-"""One self-contained HTML page with plots: it loads nothing, its script only sorts, equal data gives equal bytes."""
+"""A self-contained HTML page with plots: it loads nothing, its only script sorts, and equal data gives equal bytes."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ _PLOTS: Final = {"extra": "plots", "purpose": "an HTML report"}
 
 
 def demand_plots() -> None:
-    """Raise early what the plots would raise later.
+    """Check before long work that plots can be drawn.
 
     Raises:
         BackendUnavailable: matplotlib is not installed.

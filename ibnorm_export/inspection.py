@@ -64,7 +64,7 @@ class FileInspection(_Inspection):
         format: the tool that wrote it.
         size_bytes: size with its external data.
         opset: version of the default domain.
-        dtype: type in which the weights are computed.
+        dtype: type in which the model computes.
         inputs, outputs: name, type and shape of each.
         initializers: number of weights of each type.
         functions: domain and name of each local function.
@@ -100,7 +100,7 @@ class CheckpointInspection(_Inspection):
         tensors: number of parameter tensors of each type.
         inputs: name and shape of each input.
         outputs: name of each output.
-        default_opset: opset of an export that names none.
+        default_opset: opset of an export without an explicit opset.
         source_sha256: sha256 of the weights.
         warnings: what an export would warn about.
         norms: the norms.

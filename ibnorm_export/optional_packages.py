@@ -33,7 +33,7 @@ def import_package(name: str, *, extra: str, purpose: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != name.partition(".")[0]:
-            raise  # the package is there, and misses a package of its own
+            raise  # the package is installed, but one of its dependencies is not
         raise _error(name, extra=extra, purpose=purpose) from error
 
 

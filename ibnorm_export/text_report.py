@@ -18,7 +18,7 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """Whether the report holds no failure."""
+        """Whether the report contains no failure."""
         return bool(self)
 
     def _repr_html_(self) -> str:
@@ -35,7 +35,7 @@ def text_table(title: str, columns: Sequence[str], *, rows: Sequence[Sequence[st
 
     Args:
         title: the line above the table; none where it is empty.
-        columns: the head of each column.
+        columns: the heading of each column.
         rows: cells, as many in each row as there are columns.
 
     Returns:

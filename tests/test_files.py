@@ -103,7 +103,7 @@ def test_files_that_no_run_wrote_are_kept(written: dict[Path, Callable[[], objec
             mine.symlink_to("nowhere")
         else:
             mine.write_text("mine")
-        with pytest.raises(IBNormError, match=f"holds {name}, which this command did not write"):
+        with pytest.raises(IBNormError, match=f"contains {name}, which this command did not write"):
             write()
         assert mine.is_symlink() or mine.read_text() == "mine"
         mine.unlink()
@@ -125,7 +125,7 @@ def test_a_checkpoint_is_not_replaced_by_its_export(tmp_path: Path, llama_checkp
     shutil.copytree(llama_checkpoint, folder)
     export(models.load(folder), folder / "model.onnx")
     before = contents(folder)
-    with pytest.raises(ExportError, match=r"holds model\.safetensors, which this command did not write"):
+    with pytest.raises(ExportError, match=r"contains model\.safetensors, which this command did not write"):
         export_folder(models.load(folder, task="text-generation"), folder)
     assert contents(folder) == before
 

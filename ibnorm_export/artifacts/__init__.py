@@ -1,1 +1,1 @@
-"""Data that packages exchange: tensors, loaded models, exported files and the files beside them."""
+"""Data that packages exchange: tensors, loaded models, exported files and the files next to them."""

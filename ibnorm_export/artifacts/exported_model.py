@@ -43,9 +43,9 @@ class Tensor:
     """An input or output.
 
     Args:
-        name: as in the graph.
+        name: its name in the graph.
         dtype: short name of the element type.
-        shape: an integer is fixed, a string names a dynamic axis; "?" has no name.
+        shape: an integer for a fixed axis, a name for a dynamic axis; "?" for a dynamic axis without a name.
     """
 
     name: str
@@ -58,7 +58,7 @@ class NormNode:
     """One IBNorm or SkipIBNorm node.
 
     Args:
-        name: of the node.
+        name: name of the node.
         module: path of the norm in the PyTorch model.
         op_type: e.g. "IBNormT" or "SkipIBNormT".
         attributes: values by name.
@@ -95,7 +95,7 @@ class ExportedModel:
     """An ONNX file on disk; nothing is run.
 
     Args:
-        path: the .onnx file, or a folder with model.onnx; external data lies beside the file.
+        path: the .onnx file, or a folder with model.onnx; external data is in the same folder.
 
     Raises:
         ModelFileError: the file is missing, unreadable, truncated or not ONNX, a tensor has an unknown element type,
@@ -106,7 +106,7 @@ class ExportedModel:
         self.path = resolve(path)
         self.proto = read_model(self.path)
         self.external_files = external_files(self.proto, self.path)
-        """Files of external data, beside the file or in folders there."""
+        """Files of external data, in the same folder or below it."""
 
     @cached_property
     def size_bytes(self) -> int:
@@ -115,7 +115,7 @@ class ExportedModel:
 
     @cached_property
     def metadata(self) -> ModelMetadata:
-        """What the export recorded about the model; empty for a file of another tool.
+        """What the export recorded about the model; empty for a file from another tool.
 
         Raises:
             ModelFileError: an entry is damaged.
@@ -130,7 +130,7 @@ class ExportedModel:
         """
         if self.metadata.is_empty:
             raise ModelFileError(
-                f"{self.path} carries no ibnorm metadata: it was not written by `ibnorm-export export`, or a tool "
+                f"{self.path} has no ibnorm metadata: it was not written by `ibnorm-export export`, or a tool "
                 "stripped it. Export the checkpoint again"
             )
         if self.metadata.format != METADATA_FORMAT:
@@ -186,6 +186,6 @@ class ExportedModel:
         """Return the value of an initializer; external data is mapped into memory, not read.
 
         Raises:
-            ModelFileError: its bytes do not make the tensor that it claims to be.
+            ModelFileError: its bytes do not fit its declared type and shape.
         """
         return read_tensor(self.weights[name], self.path)

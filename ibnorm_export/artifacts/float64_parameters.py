@@ -1,8 +1,8 @@
 """Float64 parameters without a copy in memory, for the reference model of a comparison.
 
 A `Widened` tensor has dtype float64 but holds the parameter in the dtype in which it is stored. Each operator receives
-float64 values that exist only while it runs. They are the values that a float64 copy would have, so results are the
-same to the bit.
+float64 values that exist only while it runs. They are the values that a float64 copy would have, so results are
+bit-identical.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Widened(Tensor):
 
     cell: list[Tensor]
 
-    # Operators arrive in `__torch_dispatch__` only, so that PyTorch's fast paths accept modules with such parameters.
+    # Only `__torch_dispatch__` intercepts operators, so that PyTorch's fast paths accept modules with such parameters.
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # torch's own idiom
 
     @staticmethod
@@ -70,7 +70,7 @@ class Widened(Tensor):
 
 
 def storage_identity(tensor: Tensor) -> int:
-    """A number that is equal for two living tensors exactly when they share their storage."""
+    """A number that is equal for two live tensors exactly when they share their storage."""
     return id(tensor.cell) if isinstance(tensor, Widened) else tensor.untyped_storage().data_ptr()
 
 

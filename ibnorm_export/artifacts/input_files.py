@@ -1,4 +1,4 @@
-"""Inputs that the user gives: arrays in .npz files, and text."""
+"""Inputs from the user: arrays in .npz files, and text."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def read_inputs(path: str | Path, model: LoadedModel) -> Arrays:
 
 
 def read_text(path: str | Path) -> str:
-    """Read a text in UTF-8.
+    """Read a UTF-8 text file.
 
     Raises:
         ModelFileError: the file is missing, unreadable or not UTF-8.
@@ -29,11 +29,11 @@ def read_text(path: str | Path) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ModelFileError(f"{path} is not a text in UTF-8: {error}") from error
+        raise ModelFileError(f"{path} is not UTF-8 text: {error}") from error
 
 
 def read_arrays(path: str | Path, inputs: Sequence[InputSpec]) -> Arrays:
-    """Read arrays from an .npz file and check them against the inputs that they are for.
+    """Read arrays from an .npz file and check them against the inputs of a model.
 
     Args:
         path: the .npz file, with one array for each input.
@@ -49,7 +49,7 @@ def read_arrays(path: str | Path, inputs: Sequence[InputSpec]) -> Arrays:
     arrays = read_npz(path, "an .npz file of plain arrays")
     wanted = [spec.name for spec in inputs]
     if sorted(arrays) != sorted(wanted):
-        raise ModelFileError(f"{path} holds the arrays {sorted(arrays)}; the model takes {wanted}")
+        raise ModelFileError(f"{path} contains the arrays {sorted(arrays)}; the model takes {wanted}")
     sizes: dict[str, int] = {}
     for spec in inputs:
         array = arrays[spec.name]
@@ -63,7 +63,7 @@ def read_arrays(path: str | Path, inputs: Sequence[InputSpec]) -> Arrays:
         )
         if array.ndim != len(spec.shape) or empty:
             raise ModelFileError(
-                f"{path}: {spec.name} has shape {array.shape}; it must be {spec.shape}, without an empty axis"
+                f"{path}: {spec.name} has shape {array.shape}; it must be {spec.shape}, with no axis of size 0"
             )
         for have, want in zip(array.shape, spec.shape, strict=True):
             expected = want if isinstance(want, int) else sizes.setdefault(want, have)

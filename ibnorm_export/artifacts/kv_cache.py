@@ -32,7 +32,7 @@ def positions(mask: NDArray[np.int64]) -> NDArray[np.int64]:
 def without_padding(inputs: Arrays) -> Arrays:
     """Return the same tokens and cache without padding, as the kernel of GroupQueryAttention requires.
 
-    Only the first row is kept where several tokens follow a past: the kernel takes a single row then.
+    If several tokens follow a past, only the first row is kept: the kernel supports only one row in that case.
     """
     tokens, total = inputs["input_ids"].shape[1], inputs["attention_mask"].shape[1]
     if tokens > 1 and total > tokens:

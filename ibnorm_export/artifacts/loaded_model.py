@@ -36,7 +36,7 @@ class CustomModel:
         module: the model with its norms in place. The weights of the checkpoint are loaded into it.
         inputs: the inputs of `module.forward`, in order.
         outputs: names of the tensors that `module.forward` returns: one tensor or a tuple.
-        sample: (generator, index) -> arrays by input name. None draws normal values and small integers.
+        sample: (generator, index) -> arrays by input name. If None, inputs are normal values and small integers.
         exact: makes a float64 copy of `module` compute in float64 throughout. It is only needed where the model's code
             casts to another type.
         opset: default opset for export.
@@ -122,7 +122,7 @@ class LoadedModel:
         norms = {path: m.spec for path, m in modules if isinstance(m, (IBNorm, BatchIBNorm))}
         if not norms and self.section is None:  # a section may replace every norm with another kind, as a baseline
             raise CheckpointError(
-                f"{self.source}: the model has no IBNorm module. If it has a norm class of your own, register a "
+                f"{self.source}: the model has no IBNorm module. If it uses your own norm class, register a "
                 "conversion: ibnorm_export.models.register_adapter(YourClass, convert)"
             )
         if not any(p.is_floating_point() for p in self.module.parameters()):
@@ -145,7 +145,7 @@ class LoadedModel:
         return copy_module(self.module, dtype)
 
     def converted(self, dtype: torch.dtype) -> LoadedModel:
-        """Return the same model with `in_dtype(dtype)` as its module; this one stays as it is."""
+        """Return the same model with `in_dtype(dtype)` as its module; this one does not change."""
         return replace(self, module=self.in_dtype(dtype))
 
     def in_float64(self) -> nn.Module:
@@ -160,7 +160,7 @@ class LoadedModel:
         return module
 
     def example(self) -> tuple[Tensor, ...]:
-        """Return small inputs to trace with. Sizes of dynamic axes are above 1, and differ where they may."""
+        """Return small inputs to trace with. Sizes of dynamic axes are above 1 and, where possible, all different."""
         sizes = dict(self.trace_sizes)
         tensors = []
         for spec in self.inputs:

@@ -70,7 +70,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def check_files(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Check that every file of the manifest is there, unchanged unless users may edit it.
+    """Check that every file of the manifest exists and, unless users may edit it, is unchanged.
 
     Users may tune config.pbtxt, and documents have no effect; a changed model or warm-up input is an error.
 
@@ -87,8 +87,8 @@ def check_files(folder: Path, manifest: Mapping[str, Any]) -> None:
             raise ModelFileError(f"{file} is missing but listed in {MANIFEST_FILE}; package the model again")
         if file.suffix not in _EDITABLE and sha256_of(file) != entry["sha256"]:
             raise ModelFileError(
-                f"{file} was changed after packaging: its sha256 is not the one in {MANIFEST_FILE}; package the model "
-                "again, or restore the file"
+                f"{file} was changed after packaging: its SHA-256 differs from the one in {MANIFEST_FILE}; package the "
+                "model again, or restore the file"
             )
     for name in manifest["libraries"]:
         check_library(folder, name, manifest=manifest)
@@ -126,8 +126,8 @@ def check_library(folder: Path, name: str, *, manifest: Mapping[str, Any]) -> Pa
     entry = manifest["libraries"][name]
     if sha256_of(file) != manifest["files"][name]["sha256"]:
         raise ModelFileError(
-            f"{file} was changed after packaging: its sha256 is not the one in {MANIFEST_FILE}; it is not loaded. "
-            "Write the folder again, or restore the library"
+            f"{file} was changed after packaging: its SHA-256 differs from the one in {MANIFEST_FILE}; it is not "
+            "loaded. Write the folder again, or restore the library"
         )
     here = platform.machine()
     if machine_of(file) != entry["machine"] or entry["machine"] != here:
@@ -137,7 +137,7 @@ def check_library(folder: Path, name: str, *, manifest: Mapping[str, Any]) -> Pa
         )
     if entry["schema"] != SCHEMA:
         raise ModelFileError(
-            f"{file} implements {json.dumps(entry['schema'])}, but this package {json.dumps(SCHEMA)}; write the folder "
-            "again with this version of ibnorm-export"
+            f"{file} implements {json.dumps(entry['schema'])}, but this package implements {json.dumps(SCHEMA)}; "
+            "write the folder again with this version of ibnorm-export"
         )
     return file

@@ -1,4 +1,4 @@
-"""What an exported file records about itself: `ModelMetadata` is the format, with its words and its checks."""
+"""What an exported file records about itself: `ModelMetadata` defines the format and checks every entry."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["METADATA_FORMAT", "CacheKind", "ModelMetadata", "QuantizationEntry",
 #: The format that this version writes and reads.
 METADATA_FORMAT: Final = "1"
 
-#: What the keys of this package begin with, among the metadata of an ONNX file.
+#: Prefix of this package's keys in the metadata of an ONNX file.
 _PREFIX: Final = "ibnorm."
 
 
@@ -53,10 +53,10 @@ class QuantizationEntry:
     """How the matrices of a file are stored.
 
     Args:
-        bits: of each value, 4 or 8.
-        block_size: values that share a scale and a zero point.
-        head_bits: bits of the matrix that gives the logits; None where it is not quantised.
-        method: the algorithm, in words.
+        bits: bits of each value, 4 or 8.
+        block_size: number of values that share a scale and a zero point.
+        head_bits: bits of the matrix that produces the logits; None where it is not quantised.
+        method: description of the algorithm.
         norms: dtype of the norms' parameters.
     """
 
@@ -74,10 +74,10 @@ class QuantizationEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelMetadata:
-    """The metadata of an exported file. Each field is one key of the file, hence their number.
+    """The metadata of an exported file. It has many fields because each is one key of the file.
 
-    A file that lacks a key has its default here. `ModelMetadata.empty()` stands for a file that has no metadata, one of
-    another tool: it has no entries, is portable and has the task `FORWARD`.
+    A key that the file lacks has the default of its field. `ModelMetadata.empty()` describes a file without metadata,
+    such as one from another tool: it has no entries, is portable and has the task `FORWARD`.
 
     Args:
         format: version of this format.
@@ -125,7 +125,7 @@ class ModelMetadata:
 
     @property
     def is_empty(self) -> bool:
-        """Whether the file has no metadata, or none that names its format."""
+        """Whether the file has no metadata, or its metadata states no format."""
         return not self.format
 
     def to_dict(self) -> dict[str, Any]:
@@ -149,13 +149,13 @@ class ModelMetadata:
 
         Args:
             props: the file's metadata, of any tool.
-            file: where it was read, for messages.
+            file: the file that it was read from, for messages.
 
         Returns:
-            The metadata, in whatever format; empty where no key is of this package.
+            The metadata, of any format version; empty if the file has no key of this package.
 
         Raises:
-            ModelFileError: an entry is not JSON, or not of the kind that `export` writes.
+            ModelFileError: an entry is not JSON, or not what `export` writes.
         """
         entries: dict[str, Any] = {}
         for key, text in props.items():
@@ -179,7 +179,7 @@ class ModelMetadata:
 
 
 class _Unexpected(ValueError):
-    """An entry is of the wrong kind; the text is what it must be."""
+    """An entry has the wrong type or value; the message states what it must be."""
 
 
 def _shortened(value: Any) -> str:
@@ -208,8 +208,8 @@ def _optional(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 def _read_quantization(value: Any) -> QuantizationEntry:
     if not isinstance(value, dict) or value.get("bits") not in (4, 8):
-        _fail("an object, its bits 4 or 8")
-    # Other values are judged where they are compared with the matrices: none of them equals a legal size.
+        _fail("an object whose bits are 4 or 8")
+    # Other values are checked when they are compared with the matrices; 0 and None match no matrix.
     block_size, head_bits = value.get("block_size"), value.get("head_bits")
     return QuantizationEntry(
         int(value["bits"]),

@@ -1,4 +1,4 @@
-"""Copying a module, so that export, verification and benchmarks never change the caller's object."""
+"""Copy a module, so that export, verification and benchmarks never change the caller's object."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def copy_module(module: nn.Module, dtype: torch.dtype | None = None) -> nn.Modul
     copied.
 
     Args:
-        module: the module; it stays as it is, including its training mode.
+        module: the module; it does not change, nor does its training mode.
         dtype: dtype of floating-point parameters and saved buffers; None keeps their dtypes.
 
     Raises:
@@ -55,7 +55,7 @@ def deep_copy(module: nn.Module, shared: dict[int, object]) -> nn.Module:
         copy.Error,
     ) as error:  # a lock, an open file, or a tensor that is computed from others
         raise CheckpointError(
-            f"{type(module).__name__} cannot be copied, but only copies are exported and compared: {error}. Create "
+            f"{type(module).__name__} cannot be copied, which export and verify require: {error}. Create "
             "such objects when they are first used, or define __deepcopy__"
         ) from error
 

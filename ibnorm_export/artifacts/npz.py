@@ -1,4 +1,4 @@
-"""Reading NumPy files from an untrusted source: .npz with arrays by name, .npy with one array, never pickles."""
+"""Read NumPy files from an untrusted source: .npz with arrays by name, .npy with one array, never pickles."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def _load(path: str | Path, what: str) -> Arrays | NDArray[Any]:
             return arrays
     except FileNotFoundError as error:
         raise ModelFileError(f"{path} does not exist") from error
-    # Broad on purpose: NumPy, zipfile, zlib, lzma and the header parser raise a dozen types on bytes that NumPy did not
-    # write (RuntimeError if they are encrypted), and the block only reads.
+    # Deliberately broad: on malformed files, NumPy, zipfile, zlib, lzma and the header parser raise a dozen types of
+    # exception (RuntimeError for an encrypted file), and the block only reads.
     except Exception as error:
         raise ModelFileError(f"{path} is not {what}: {error or type(error).__name__}") from error
 
@@ -45,19 +45,19 @@ def read_npz(path: str | Path, what: str) -> Arrays:
         Arrays by name.
 
     Raises:
-        ModelFileError: the file is missing, damaged or encrypted, or does not hold arrays by name.
+        ModelFileError: the file is missing, damaged or encrypted, or does not contain arrays by name.
     """
     found = _load(path, what)
     if not isinstance(found, dict):
         raise ModelFileError(
-            f"{path} is not {what}: it holds one array; save each input under its name with numpy.savez"
+            f"{path} is not {what}: it contains one array; save each input under its name with numpy.savez"
         )
     return found
 
 
 def read_npy(path: str | Path, what: str) -> NDArray[Any]:
-    """Read a .npy file, which holds one array; arguments and errors are those of `read_npz`."""
+    """Read a .npy file, which contains one array; arguments and errors are those of `read_npz`."""
     found = _load(path, what)
     if isinstance(found, dict):
-        raise ModelFileError(f"{path} is not {what}: it holds several arrays")
+        raise ModelFileError(f"{path} is not {what}: it contains several arrays")
     return found

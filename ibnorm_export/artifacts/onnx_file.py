@@ -1,7 +1,7 @@
-"""Reading ONNX files that may be damaged or hostile.
+"""Read ONNX files that may be damaged or hostile.
 
-Nothing here runs a model. External data must lie in the file's folder and be as long as the file claims before any of
-it is used.
+Nothing here runs a model. External data must be in the file's folder and be as long as the file claims before any
+of it is used.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def read_model(path: Path) -> onnx.ModelProto:
             "MODEL.onnx"
         )
     try:
-        # Without a format onnx goes by the suffix, and reads model.json as a model in JSON.
+        # Without an explicit format, onnx infers it from the suffix and reads model.json as JSON.
         model = onnx.load(path, format="protobuf", load_external_data=False)
     except google.protobuf.message.DecodeError as error:
         raise ModelFileError(f"{path} is truncated or is not an ONNX file: {error}") from error
@@ -94,22 +94,22 @@ def _external_file(tensor: onnx.TensorProto, path: Path) -> tuple[str, Path]:
     location = entry.get("location", "")
     try:
         file = (folder / location).resolve()
-    except ValueError as error:  # the name has a NUL
+    except ValueError as error:  # the name contains NUL
         raise ModelFileError(
-            f"{path}: external data of {tensor.name!r} lies in {location!r}, which is not the name of a file"
+            f"{path}: external data of {tensor.name!r} is in {location!r}, which is not a valid file name"
         ) from error
     if not location or Path(location).is_absolute() or not file.is_relative_to(folder):
         raise ModelFileError(f"{path}: external data of {tensor.name!r} points outside the file's folder: {location!r}")
     if not file.is_file():
-        raise ModelFileError(f"{path}: its external data {location} is missing; the file belongs beside the model")
+        raise ModelFileError(f"{path}: its external data {location} is missing; put it next to the model")
     try:
         offset, length = int(entry.get("offset", 0)), int(entry.get("length", 0))
     except ValueError as error:
-        raise ModelFileError(f"{path}: external data of {tensor.name!r} has no valid place") from error
+        raise ModelFileError(f"{path}: external data of {tensor.name!r} has no valid offset and length") from error
     if offset < 0 or length < 0 or offset + length > file.stat().st_size:
         raise ModelFileError(
-            f"{path}: its external data {location} is truncated: {tensor.name!r} ends at byte {offset + length}, the "
-            f"file has {file.stat().st_size}"
+            f"{path}: its external data {location} is truncated: {tensor.name!r} ends at byte {offset + length}, but "
+            f"the file has {file.stat().st_size} bytes"
         )
     return location, file
 
@@ -122,7 +122,7 @@ def read_tensor(tensor: onnx.TensorProto, path: Path) -> NDArray[Any]:
         path: the file that it was read from.
 
     Raises:
-        ModelFileError: its bytes do not make the tensor that it claims to be.
+        ModelFileError: its bytes do not fit its declared type and shape.
     """
     try:
         if tensor.data_location != onnx.TensorProto.EXTERNAL:

@@ -13,7 +13,7 @@ from ibnorm_export.errors import IBNormError
 
 __all__ = ["DEFAULT_LENGTH", "Arrays", "DType", "InputSpec", "WeightType", "default_length"]
 
-#: Tokens of a sequence where the user gives no length.
+#: Default length of a sequence, in tokens.
 DEFAULT_LENGTH: Final = 128
 
 #: Tensors by name.
@@ -21,7 +21,7 @@ Arrays = dict[str, NDArray[Any]]
 
 
 def default_length(max_positions: int) -> int:
-    """Tokens of a sequence where the user gives no length.
+    """Return the default length of a sequence, in tokens.
 
     Args:
         max_positions: the longest sequence that the model takes, in tokens; 0 where that is unknown.
@@ -38,7 +38,7 @@ class DType(enum.StrEnum):
 
     @classmethod
     def of(cls, value: object, *, error: type[IBNormError] = IBNormError) -> DType:
-        """Read an element type in whatever way it is written.
+        """Read an element type in any common spelling.
 
         Args:
             value: a `DType`, a name ("fp16", "float16", "half"), or a type of PyTorch or NumPy (`torch.float16`).
@@ -58,7 +58,7 @@ class DType(enum.StrEnum):
         raise error(f"dtype is {str(value)[:200]!r}; it must be one of {', '.join(cls)}{hint}")
 
 
-#: How an element type may be written: its name, after "torch." or as a class of NumPy's.
+#: Spellings of an element type: its name, with the prefix "torch.", or as NumPy prints its class.
 _WRITTEN_DTYPE: Final = re.compile(r"(torch\.|<class '(numpy|ml_dtypes)\.)?(?P<name>\w+)('>)?")
 
 _DTYPE_NAMES: Final = {

@@ -28,8 +28,8 @@ TOKENIZER_FILES: Final = (
     "chat_template.jinja",
 )
 
-#: Number of earlier tokens that new tokens are decoded with. Without any, a word would lose the space in front of it; a
-#: few are enough to hold the bytes of a character that was cut.
+#: Number of earlier tokens to decode together with new ones. Without them, a word would lose its leading space; a few
+#: are enough to contain all bytes of a character that is split between tokens.
 _CONTEXT: Final = 8
 #: A token of one byte, as tokenizers with byte fallback write it.
 _FALLBACK: Final = re.compile("<0x[0-9A-Fa-f]{2}>")
@@ -39,7 +39,7 @@ def read_json(path: Path) -> dict[str, object]:
     """Read a JSON object from a file.
 
     Raises:
-        ModelFileError: the file is missing, is not valid JSON, or holds another kind of value.
+        ModelFileError: the file is missing, is not valid JSON, or contains another kind of value.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -48,7 +48,7 @@ def read_json(path: Path) -> dict[str, object]:
     except (ValueError, OSError) as error:
         raise ModelFileError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(found, dict):
-        raise ModelFileError(f"{path} holds {type(found).__name__}; it must be a JSON object")
+        raise ModelFileError(f"{path} contains {type(found).__name__}; it must be a JSON object")
     return found
 
 
@@ -80,12 +80,12 @@ class TextStream:
     """The text of tokens that arrive one by one.
 
     The pieces together are what `FolderTokenizer.decode` returns for all tokens, but only new tokens are decoded. A
-    piece is returned when no later token can change it. A final U+FFFD waits, because it may stand for the first bytes
-    of a character. Tokens of byte fallback wait for the end of their run, because one wrong byte changes the whole run.
+    piece is returned when no later token can change it. A final U+FFFD is held back, because it may be the start of a
+    character. So are byte-fallback tokens until their run ends, because one wrong byte changes the whole run.
 
     Args:
         decode: returns the text of token ids.
-        visible: ids of the tokens that `decode` does not leave out.
+        visible: ids of the tokens that `decode` does not skip.
         fallback: ids of the tokens of one byte each, which `decode` joins.
     """
 
@@ -122,7 +122,7 @@ class TextStream:
         return piece
 
     def rest(self) -> str:
-        """Return the text that still waits, after the last token."""
+        """Return the text that is still held back; call it after the last token."""
         return self._decode(self._last)[self._sent :]
 
 
@@ -162,16 +162,16 @@ class FolderTokenizer:
         )
 
     def encode(self, text: str) -> NDArray[np.int64]:
-        """Return the token ids (n,) of `text`, with the tokens that the tokenizer puts around it.
+        """Return the token ids (n,) of `text`, with the special tokens that the tokenizer adds.
 
         Raises:
-            PromptError: the text is empty, or has one half of a surrogate pair.
+            PromptError: the text is empty, or contains an unpaired surrogate.
         """
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise PromptError(
-                f"character {error.start} of the prompt is one half of a surrogate pair, which is not a character"
+                f"character {error.start} of the prompt is an unpaired surrogate, which is not valid text"
             ) from error
         ids = np.array(self._tokenizer.encode(text).ids, dtype=np.int64)
         if not ids.size:
@@ -179,7 +179,7 @@ class FolderTokenizer:
         return ids
 
     def decode(self, ids: NDArray[np.int64] | list[int]) -> str:
-        """Return the text of token ids; bytes that are not a whole character become U+FFFD."""
+        """Return the text of token ids; incomplete characters become U+FFFD."""
         text: str = self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
         return text
 

@@ -1,4 +1,4 @@
-"""Finding and checking the compiled libraries.
+"""Find and check the compiled libraries.
 
 A missing library is not an error, because the package also works with ONNX functions. A library that cannot be used
 here (built for another machine or another version of the operator) is reported with the reason and never registered.
@@ -81,7 +81,7 @@ def inspect(path: Path) -> NativeLibrary:
     """
     if not path.is_file():
         return NativeLibrary(None, problem=f"{path} does not exist", remedy=_BUILD)
-    if problem := _unfit(path):
+    if problem := _load_problem(path):
         return NativeLibrary(path, problem=problem, remedy=_BUILD)
     try:
         library = ctypes.CDLL(str(path))
@@ -101,20 +101,20 @@ def inspect(path: Path) -> NativeLibrary:
         return NativeLibrary(
             path,
             schema=schema,
-            problem=f"{path} implements {json.dumps(schema)}, but this package {json.dumps(SCHEMA)}",
+            problem=f"{path} implements {json.dumps(schema)}, but this package implements {json.dumps(SCHEMA)}",
             remedy=_BUILD,
         )
     return NativeLibrary(path, schema, providers=tuple(build["providers"]), instruction_set=build["instruction_set"])
 
 
-def _unfit(file: Path) -> str:
-    """Why a library must not be loaded here, by its header and by pip's record of the installation; empty if it may."""
+def _load_problem(file: Path) -> str:
+    """Return why a library must not be loaded: it is for another machine, or was changed; empty if it may be loaded."""
     machine, here = machine_of(file), platform.machine()
     if machine is not None and machine != here:
         return f"{file} is built for {machine}, but this machine is {here}"
     recorded = _recorded_sha256(file)
     if recorded is not None and recorded != sha256_of(file):
-        return f"{file} was changed after it was installed: its sha256 is not the one that pip recorded"
+        return f"{file} was changed after it was installed: its SHA-256 differs from the one that pip recorded"
     return ""
 
 
@@ -181,7 +181,7 @@ def trt_library(path: Path | None = None) -> Path:
     file = Path(str(place))
     if not file.is_file():
         raise BackendUnavailable(f"the TensorRT plugin library {file.name} is not installed; {_BUILD_TRT}")
-    if problem := _unfit(file):
+    if problem := _load_problem(file):
         raise BackendUnavailable(f"{problem}; {_BUILD_TRT}")
     try:
         library = ctypes.CDLL(str(file))
@@ -193,6 +193,6 @@ def trt_library(path: Path | None = None) -> Path:
         ) from error
     if schema != SCHEMA:
         raise BackendUnavailable(
-            f"{file} implements {json.dumps(schema)}, but this package {json.dumps(SCHEMA)}; {_BUILD_TRT}"
+            f"{file} implements {json.dumps(schema)}, but this package implements {json.dumps(SCHEMA)}; {_BUILD_TRT}"
         )
     return file

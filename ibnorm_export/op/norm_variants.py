@@ -61,7 +61,7 @@ def _per_channel(parameter: Tensor, x: Tensor, *, channel_axis: int) -> Tensor:
 
 
 class AxesIBNorm(IBNorm):
-    """IBNorm over the axes [axis, rank) together, as in ONNX LayerNormalization; scale and bias are per channel.
+    """IBNorm jointly over the axes [axis, rank), as in ONNX LayerNormalization; scale and bias are per channel.
 
     Args:
         features: size of the channel axis.
@@ -105,7 +105,7 @@ class AxesIBNorm(IBNorm):
 
 
 def _compress(t: Tensor, compression: Compression) -> Tensor:
-    """g(t). In an export the logarithm has the form of the ONNX function, which is accurate for small t."""
+    """g(t). For export, the logarithm is written as in the ONNX function, which is accurate for small t."""
     if compression is Compression.TANH:
         return torch.tanh(t)
     if torch.compiler.is_exporting():
@@ -166,11 +166,11 @@ class BatchIBNorm(nn.Module):
         return (y if self.channel_axis == 1 else y.movedim(1, -1)).to(x.dtype).contiguous()
 
     def _normalise(self, x: Tensor) -> Tensor:
-        def wide(parameter: Tensor | None) -> Tensor | None:
+        def converted(parameter: Tensor | None) -> Tensor | None:
             return None if parameter is None else parameter.to(x.dtype)
 
         spec, linear = self.spec, self.spec.compression is Compression.LINEAR
-        weight, bias = wide(self.weight), wide(self.bias)
+        weight, bias = converted(self.weight), converted(self.bias)
         mean, c_mean, c_var = (b.to(x.dtype) for b in (self.running_mean, self.compressed_mean, self.compressed_var))
         if linear and not self.training:
             squared = spec.lambd**2

@@ -1,4 +1,4 @@
-"""The operator as one ONNX node, and its meaning as a function of standard operators.
+"""The operator as one ONNX node, and its definition as a function of standard operators.
 
 A model has a function for each op type that it uses. A runtime that supports model-local functions runs the file as it
 is; a runtime with a kernel of the same name runs the kernel instead.
@@ -6,10 +6,10 @@ is; a runtime with a kernel of the same name runs the kernel instead.
 Why the function bodies have this form:
   * They begin with Cast and end with CastLike. Otherwise half-precision bodies lack CPU kernels (`Tanh` has none in
     bfloat16) and lose accuracy in TensorRT.
-  * They centre first, with S too, and end with `LayerNormalization`, for which every runtime has a fused kernel. The
-    kernel may compute E[x^2] - mean^2, which costs 2e-6 at a mean of 100 standard deviations.
+  * They centre first, even for S, and end with `LayerNormalization`, for which every runtime has a fused kernel. The
+    kernel may compute E[x^2] - mean^2, whose error is 2e-6 at a mean of 100 standard deviations.
   * Norms wider than `NARROW` values compute means of blocks, and then the mean of those. ONNX Runtime adds one value
-    after the other, in LayerNormalization and ReduceMean alike, which costs 6e-6 over 802,816 values; blocks cost 1e-7.
+    after another, in both LayerNormalization and ReduceMean: the error is 6e-6 over 802,816 values, and 1e-7 in blocks.
   * L divides by the rounded argument of its logarithm (`q - 1`), which cancels the rounding of 1 + r. The relative
     error stays below 2e-7 from 1e-6 to 1e30, where Log(1 + r) loses all digits.
   * All inputs are connected and all attributes are on the node, as TensorRT's parser and onnx's reference evaluator
@@ -32,7 +32,7 @@ from ibnorm_export.op.spec import DOMAIN, OP_VERSION, Compression, IBNormSpec
 __all__ = ["NARROW", "OPSETS", "function", "functions", "node", "opset_imports", "skip_function", "skip_node"]
 
 #: Opsets of the default domain in which the function bodies are valid. 18 is the first with axes as an input of
-#: reductions; the last is what ONNX Runtime 1.31 and onnx 1.23 support.
+#: reductions; the last is the newest that ONNX Runtime 1.31 and onnx 1.23 support.
 OPSETS: Final = range(18, 27)
 
 #: The widest norm whose function ends with LayerNormalization, in values.
@@ -146,7 +146,7 @@ def function(compression: Compression, opset: int, *, widths: Collection[int] = 
     Args:
         compression: g.
         opset: version of the default domain; it must be that of the model.
-        widths: width of every norm of this op type in the model, which share the function. Without any, norms are at
+        widths: width of every norm of this op type in the model, which share the function. If empty, norms are at
             most `NARROW` values wide.
 
     Raises:

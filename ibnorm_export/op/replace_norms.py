@@ -1,4 +1,4 @@
-"""Replacing the norms of a model by IBNorm."""
+"""Replace the norms of a model with IBNorm."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ __all__ = ["is_norm", "replace_norms"]
 _BatchNorm: Final = nn.modules.batchnorm._BatchNorm
 
 #: Tensors that a new norm copies from the old one, where both have them.
-_TAKEN: Final = ("weight", "bias", "running_mean", "running_var")
+_COPIED_TENSORS: Final = ("weight", "bias", "running_mean", "running_var")
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether a module normalises features: one of this package or of PyTorch, or a class with such a name."""
+    """Whether a module is a norm: from this package, from PyTorch, or a class named *RMSNorm or *LayerNorm."""
     if isinstance(module, (IBNorm, BatchIBNorm, nn.LayerNorm, nn.RMSNorm, _BatchNorm, nn.GroupNorm)):
         return True
     return type(module).__name__.endswith(("RMSNorm", "LayerNorm"))
@@ -53,7 +53,8 @@ def _features(module: nn.Module, path: str) -> int:
         shape = tuple(weight.shape)
     if shape is None or len(tuple(shape)) != 1:
         raise SpecError(
-            f"{path} ({type(module).__name__}) normalises axes of shape {shape}; only a norm over one axis is replaced"
+            f"{path} ({type(module).__name__}) normalises axes of shape {shape}; only a norm over one axis can be "
+            "replaced"
         )
     return int(shape[0])
 
@@ -129,7 +130,7 @@ def replace_norms(model: nn.Module, config: NormConfig | IBNormSpec) -> dict[str
             kind, spec = config.at(path)
             new = _build(kind, spec, old=module, path=path)
             with torch.no_grad():
-                for name in _TAKEN:
+                for name in _COPIED_TENSORS:
                     old, own = getattr(module, name, None), getattr(new, name, None)
                     if isinstance(old, Tensor) and isinstance(own, Tensor) and not own.is_meta:
                         own.copy_(old)

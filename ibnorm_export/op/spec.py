@@ -7,7 +7,7 @@ with g(t) = t (S), sign(t) ln(1 + |t|) (L) or tanh(t) (T). The PyTorch module, t
 the kernels and the plugins take their names and parameters from here. Compiled libraries report `SCHEMA`, which is
 compared with the one here.
 
-Source: arXiv 2510.25262, section 4.2. The paper does not fix where lambda stands, so every checkpoint names a
+Source: arXiv 2510.25262, section 4.2. The paper does not specify where lambda appears, so every checkpoint states a
 `Convention`. `IBNormSpec.from_convention` resolves it to the canonical pair (lambda, epsilon); no other module depends
 on it.
 """
@@ -78,7 +78,7 @@ SCHEMA: Final[dict[str, Any]] = {
 
 
 class Convention(enum.StrEnum):
-    """Where lambda stands in a checkpoint's compression f(r), r = |x - mu|."""
+    """Where lambda appears in a checkpoint's compression f(r), r = |x - mu|."""
 
     DIVIDE = "divide"  # g(r / lambda)
     UNIT_SLOPE = "unit_slope"  # lambda * g(r / lambda)
@@ -169,15 +169,15 @@ class IBNormSpec:
         smallest = 2.0**-126
         if not (smallest <= _as_float32(self.lambd) < math.inf):
             raise SpecError(
-                f"lambda is {self.lambd!r}; it must be finite and above 0 (and at least {smallest:.3g}, "
-                "the smallest normal float32)"
+                f"lambda is {self.lambd!r}; it must be finite and at least {smallest:.3g}, the smallest "
+                "normal float32 above 0"
             )
         if not (self.epsilon >= 0.0 and _as_float32(self.epsilon) < math.inf):
             raise SpecError(f"epsilon is {self.epsilon!r}; it must be finite and not negative")
         if isinstance(self.axis, bool) or not isinstance(self.axis, int):
             raise SpecError(f"axis is {self.axis!r}; it must be an integer")
         if self.grouping is Grouping.LAST and self.axis != -1:
-            raise SpecError(f"axis is {self.axis}; with grouping 'last' it must be -1 (or the grouping 'axes')")
+            raise SpecError(f"axis is {self.axis}; it must be -1 with grouping 'last'; use 'axes' for other axes")
 
     @classmethod
     def from_convention(
@@ -192,11 +192,11 @@ class IBNormSpec:
             compression: g.
             lambd: lambda as the checkpoint defines it.
             epsilon: epsilon as the checkpoint defines it.
-            convention: where lambda stands in f.
+            convention: where lambda appears in f.
             **rest: other arguments of the constructor.
 
         Raises:
-            SpecError: as the constructor, and for an unknown convention.
+            SpecError: as for the constructor, or the convention is unknown.
         """
         kind = _legal(Convention, convention, name="convention")
         lambd, epsilon = _number(lambd, "lambda"), _number(epsilon, "epsilon")
@@ -253,8 +253,8 @@ class LayerRule:
     """An exception for some module paths.
 
     Args:
-        match: glob that the module path must match.
-        norm: which norm stands there.
+        match: glob pattern for the module path.
+        norm: which norm such a module becomes.
         spec: its parameters.
     """
 
@@ -308,7 +308,7 @@ class NormConfig:
         for key in ("compression", "lambda", "epsilon", "convention"):
             if key not in written:
                 hint = (
-                    " (the paper does not fix where lambda stands, so the checkpoint must name it: 'divide', "
+                    " (the paper does not specify where lambda appears, so the checkpoint must state it: 'divide', "
                     "'unit_slope', 'multiply' or 'outer')"
                     if key == "convention"
                     else ""

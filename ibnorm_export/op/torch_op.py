@@ -39,7 +39,7 @@ def _slope(t: Tensor, c: Tensor, *, compression: Compression) -> Tensor:
             return 1.0 - c * c
 
 
-def _arithmetic(x: Tensor) -> torch.dtype:
+def _compute_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
@@ -47,7 +47,7 @@ def _standardise(
     x: Tensor, lambd: float, *, epsilon: float, compression: Compression
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """x (..., n) -> (t, c, normalised c, reciprocal standard deviation of c)."""
-    x = x.to(_arithmetic(x))
+    x = x.to(_compute_dtype(x))
     t = (x - x.mean(-1, keepdim=True)) / lambd
     c = _compress(t, compression)
     centred = c - c.mean(-1, keepdim=True)
@@ -69,7 +69,7 @@ def _forward(
 def _backward(
     grad: Tensor, x: Tensor, *, weight: Tensor | None, lambd: float, epsilon: float, compression: Compression
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x (..., n), weight (n,) and bias (n,), in the dtype of the arithmetic."""
+    """Gradients of x (..., n), weight (n,) and bias (n,), in the dtype of the computation."""
     t, c, y, rstd = _standardise(x, lambd, epsilon=epsilon, compression=compression)
     grad = grad.to(y.dtype)
     rows = tuple(range(grad.dim() - 1))

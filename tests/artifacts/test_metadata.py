@@ -84,7 +84,7 @@ def test_unknown_keys_are_kept() -> None:
         ("norms", [], "must be an object"),
         ("config", "vit", "must be an object"),
         ("packed", {"qkv": "q"}, "must be an object of lists of names"),
-        ("quantization", {"bits": 3}, "must be an object, its bits 4 or 8"),
+        ("quantization", {"bits": 3}, "must be an object whose bits are 4 or 8"),
         ("family", ["x" * 1000], r"x\.\.\.; it must be a string"),
     ],
 )

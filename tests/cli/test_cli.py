@@ -229,14 +229,14 @@ def _lambda_in_words(proto: onnx.ModelProto) -> None:
     [
         (_type_of_an_input, "'input_ids' has element type 99"),
         (_type_of_a_weight, "has element type 99"),
-        (_place_of_a_weight, "which is not the name of a file"),
+        (_place_of_a_weight, "which is not a valid file name"),
         (_lambda_in_words, "lambd of the norm model.layers.0.input_layernorm is '4.0'; it must be a number"),
         (_metadata("config", "[" * 100_000), "'ibnorm.config' is not valid JSON"),
         (_metadata("packed", "[1, 2]"), "metadata 'packed' is [1, 2]"),
         (_metadata("packed", '{"patch": 5}'), "metadata 'packed' is {'patch': 5}"),
         (_metadata("packed", '{"patch": [5]}'), "it must be an object of lists of names"),
         (_metadata("quantization", '"int8"'), "metadata 'quantization' is 'int8'"),
-        (_metadata("quantization", '{"bits": 3}'), "its bits 4 or 8"),
+        (_metadata("quantization", '{"bits": 3}'), "whose bits are 4 or 8"),
     ],
 )
 def test_a_damaged_file_is_bad_input(
@@ -299,7 +299,7 @@ def test_a_file_that_is_not_utf8_is_not_a_text(
     for words in (("verify", exported, llama_checkpoint), ("analyze", llama_checkpoint)):
         result = cli(*words, "--text", text)
         assert result.code == 2
-        assert "not a text in UTF-8" in result.err
+        assert "not UTF-8 text" in result.err
 
 
 def test_options_that_do_not_apply_to_a_text_folder_are_refused(cli: Any, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def test_a_file_of_another_tool(tmp_path: Path) -> None:
     onnx.save(onnx.helper.make_model(graph), tmp_path / "m.onnx")
     found = ExportedModel(tmp_path / "m.onnx")
     assert (found.metadata, found.norms, found.dtype) == (ModelMetadata.empty(), (), "fp32")
-    with pytest.raises(ModelFileError, match="carries no ibnorm metadata"):
+    with pytest.raises(ModelFileError, match="has no ibnorm metadata"):
         found.require_metadata()
 
 

@@ -92,9 +92,9 @@ def set_entry(key: str, value: str) -> Callable[[onnx.TensorProto], None]:
         (set_entry("location", "elsewhere.data"), "elsewhere.data is missing"),
         (set_entry("location", "."), "is missing"),
         (set_entry("offset", "999999999"), "truncated"),
-        (set_entry("offset", "-4"), "truncated|no valid place"),
+        (set_entry("offset", "-4"), "truncated|no valid offset and length"),
         (set_entry("length", "999999999"), "truncated"),
-        (set_entry("offset", "nought"), "no valid place"),
+        (set_entry("offset", "nought"), "no valid offset and length"),
     ],
 )
 def test_hostile_external_data(

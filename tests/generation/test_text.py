@@ -198,7 +198,7 @@ def test_a_folder_must_be_whole(forms: dict[str, Path], tmp_path: Path) -> None:
         open_folder(folder)
     shutil.copy(forms["portable"] / "tokenizer.json", folder)
     (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 200}))
-    with pytest.raises(ModelFileError, match="token 255, the model's embedding only 200"):
+    with pytest.raises(ModelFileError, match="token 255, but the model's embedding has only 200"):
         open_folder(folder)
     (folder / "config.json").unlink()
     with pytest.raises(ModelFileError, match="does not exist"):

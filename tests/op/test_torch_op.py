@@ -205,7 +205,7 @@ def test_a_norm_that_cannot_be_replaced_is_an_error() -> None:
     activated.act = nn.ReLU()
     with pytest.raises(SpecError, match="activation"):
         replace_norms(nn.Sequential(activated), IBNormSpec("L"))
-    with pytest.raises(SpecError, match="only a norm over one axis is replaced"):
+    with pytest.raises(SpecError, match="only a norm over one axis can be replaced"):
         replace_norms(nn.Sequential(nn.LayerNorm((2, 3))), IBNormSpec("L"))
 
 

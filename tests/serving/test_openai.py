@@ -169,7 +169,7 @@ def test_fields_that_change_nothing_are_accepted(client: openai.OpenAI) -> None:
         (b"[]", "the body: Input should be a valid dictionary"),
         (b'{"model": "noise"}', "prompt: Field required"),
         (b"\xff\xfe", "the body is not valid JSON: Expecting value, at character 0"),
-        (b'{"model": "noise", "prompt": "a\\ud800"}', "character 1 of the prompt is one half of a surrogate pair"),
+        (b'{"model": "noise", "prompt": "a\\ud800"}', "character 1 of the prompt is an unpaired surrogate"),
     ],
     ids=["not-json", "truncated", "empty", "list", "no-prompt", "not-text", "half-a-character"],
 )

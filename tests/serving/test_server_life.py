@@ -72,7 +72,7 @@ def test_a_changed_repository_is_not_served(exported_vit: ExportedModel, tmp_pat
     model = made.path / "vit" / "1" / "model.onnx"
     weights = model.read_bytes()
     model.write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
-    refused(r"model\.onnx was changed after packaging: its sha256")
+    refused(r"model\.onnx was changed after packaging: its SHA-256")
     model.unlink()
     refused(r"model\.onnx is missing")
     model.write_bytes(weights)

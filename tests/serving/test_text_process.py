@@ -226,7 +226,7 @@ def no_config(folder: Path) -> None:
     [
         (without_tokenizer, "has no tokenizer.json"),
         (changed_library, "libibnorm_ort.so was changed after packaging"),
-        (no_config, "holds list; it must be a JSON object"),
+        (no_config, "contains list; it must be a JSON object"),
     ],
 )
 def test_a_damaged_folder_is_reported(noise: Path, tmp_path: Path, damage: Callable[[Path], None], words: str) -> None:

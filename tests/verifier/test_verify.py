@@ -123,7 +123,7 @@ def test_a_file_of_another_model_is_refused(
     def strip(proto: onnx.ModelProto) -> None:
         del proto.metadata_props[:]
 
-    with pytest.raises(ModelFileError, match="carries no ibnorm metadata"):
+    with pytest.raises(ModelFileError, match="has no ibnorm metadata"):
         verify(plant(exported_llama, tmp_path, strip), llama)
 
     def rename(proto: onnx.ModelProto) -> None:
