@@ -164,7 +164,7 @@ test-serving: native $(VENV)/.extra-serve-test $(VENV)/.triton
 QEMU_TESTS := $(addprefix tests/op/test_,spec.py reference.py torch_op.py norm_variants.py onnx_functions.py) \
   tests/graph tests/custom_ops/ort \
   'tests/exporter/test_export.py::test_every_opset_verifies[llama-23]' \
-  'tests/exporter/test_export.py::test_every_opset_verifies[vit-20]'
+  'tests/exporter/test_export.py::test_every_opset_verifies[vit-20]' tests/verifier/test_overflow.py
 QEMU_SKIPS := not compile and not autocast and not test_gradients and not language_model
 test-qemu: native
 	if command -v qemu-x86_64 > /dev/null; then \

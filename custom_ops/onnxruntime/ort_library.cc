@@ -165,11 +165,11 @@ OrtStatus* wrong_length(const OrtApi& api, const Node& node, const char* which, 
 OrtStatus* missing(const OrtApi& api, const Node& node, OrtStatus* cause, const char* attribute,
                    const char* type) {
   api.ReleaseStatus(cause);
-  return fail(
-      api, node.name, node.op->type_name(),
-      "attribute '%s' is missing or is no %s; every node must spell out lambd (float), epsilon (float) and "
-      "axis (int)",
-      attribute, type);
+  return fail(api, node.name, node.op->type_name(),
+              "attribute '%s' is missing or not of type %s; every node must spell out lambd (float), epsilon "
+              "(float) and "
+              "axis (int)",
+              attribute, type);
 }
 
 std::int64_t constant_length(const OrtApi& api, const OrtKernelInfo* info, std::size_t index) {
@@ -210,7 +210,8 @@ OrtStatus* configure(const Op& op, const OrtApi& api, const OrtKernelInfo* info,
   if (!(node->epsilon >= 0.0F && node->epsilon <= kLargest))
     return fail(api, node->name, type, "epsilon is %g; it must be finite and not negative", node->epsilon);
   if (axis != -1)
-    return fail(api, node->name, type, "axis is %" PRId64 "; version 1 of the operator takes -1 alone", axis);
+    return fail(api, node->name, type, "axis is %" PRId64 "; version 1 of the operator accepts only -1",
+                axis);
 
   node->constant_scale = constant_length(api, info, op.scale_index());
   node->constant_bias = constant_length(api, info, op.scale_index() + 1);

@@ -53,7 +53,7 @@ bool read_axis(const char* op_type, const PluginField& field, std::int32_t* axis
                   static_cast<int>(PluginFieldType::kINT64));
   }
   if (value != -1)
-    return refuse(op_type, "axis is %" PRId64 "; version 1 of the operator takes -1 alone", value);
+    return refuse(op_type, "axis is %" PRId64 "; version 1 of the operator accepts only -1", value);
   *axis = -1;
   return true;
 }

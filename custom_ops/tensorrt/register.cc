@@ -58,7 +58,7 @@ int register_all() {
   const auto creators =
       library == nullptr ? nullptr : reinterpret_cast<GetCreators>(dlsym(library, "getCreators"));
   if (creators == nullptr) {
-    std::fprintf(stderr, "ibnorm: %s is no IBNorm plugin library: %s\n", path, dlerror());
+    std::fprintf(stderr, "ibnorm: %s is not an IBNorm plugin library: %s\n", path, dlerror());
     return -1;
   }
   void* const target = registry();

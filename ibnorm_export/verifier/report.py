@@ -7,7 +7,7 @@ from dataclasses import KW_ONLY, asdict, dataclass
 from typing import Any
 
 from ibnorm_export.errors import ParityError
-from ibnorm_export.runtimes.norm_executions import NormExecution
+from ibnorm_export.runtimes.norm_executions import NormExecution, norms_summary
 from ibnorm_export.text_report import Report, text_table
 from ibnorm_export.verifier.tolerances import QualityBound
 
@@ -302,7 +302,8 @@ class NumericReport(Report):
         if self.outputs:
             yield from _output_lines(f"{self.backend}, {self.dtype}, {_count(self.samples, 'sample')}", self.outputs)
             yield f"numeric: ran {self.method}"
-            yield from _norm_lines(self.norms)
+            if self.norms:
+                yield norms_summary(self.norms)
         for quality in self.quality:
             yield f"{quality.kind}: {quality}: {_verdict(quality.passed)}"
         if self.attribution is not None:
@@ -350,16 +351,6 @@ def _output_lines(title: str, outputs: Sequence[OutputParity]) -> Iterator[str]:
     if summed_up:
         nearest = max(output.excess for output in summed_up)
         yield f"cache: {len(summed_up)} outputs pass; the largest error is {nearest:.2f} of its tolerance"
-
-
-def _norm_lines(norms: Sequence[NormExecution]) -> Iterator[str]:
-    """How the norms ran, in one line."""
-    if not norms:
-        return
-    fused = sum(norm.implementation == "fused" for norm in norms)
-    copies = sum(norm.copies for norm in norms)
-    beside = f", with {copies} memory copies between host and device beside them" if copies else ""
-    yield f"norms: {fused} of {len(norms)} ran as fused kernels{beside}"
 
 
 @dataclass(frozen=True, slots=True)

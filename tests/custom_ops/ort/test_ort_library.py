@@ -298,14 +298,14 @@ def with_attribute(name: str, value: object) -> onnx.NodeProto:
         ("epsilon", -1e-5, "epsilon is -1e-05; it must be finite and not negative"),
         ("epsilon", float("nan"), "epsilon is nan"),
         ("epsilon", float("inf"), "epsilon is inf"),
-        ("axis", 0, "axis is 0; version 1 of the operator takes -1 alone"),
+        ("axis", 0, "axis is 0; version 1 of the operator accepts only -1"),
         ("axis", 2, "axis is 2"),
         ("lambd", None, "attribute 'lambd' is missing"),
         ("epsilon", None, "attribute 'epsilon' is missing"),
         ("axis", None, "attribute 'axis' is missing"),
-        ("lambd", 4, "attribute 'lambd' is missing or is no float"),
-        ("lambd", "four", "attribute 'lambd' is missing or is no float"),
-        ("axis", -1.0, "attribute 'axis' is missing or is no int"),
+        ("lambd", 4, "attribute 'lambd' is missing or not of type float"),
+        ("lambd", "four", "attribute 'lambd' is missing or not of type float"),
+        ("axis", -1.0, "attribute 'axis' is missing or not of type int"),
     ],
 )
 def test_illegal_attributes(ort_library: Path, name: str, value: object, words: str) -> None:

@@ -113,7 +113,7 @@ def test_legal_fields_are_accepted(harness: Path, plugin_library: Path, change: 
         ({"lambd": ("float32", [1.0, 2.0])}, "field 'lambd' has length 2"),
         ({"epsilon": ("float32", -1e-6)}, "epsilon is -1e-06; it must be finite and not negative"),
         ({"epsilon": ("float32", math.nan)}, "epsilon is nan"),
-        ({"axis": ("int32", 1)}, "axis is 1; version 1 of the operator takes -1 alone"),
+        ({"axis": ("int32", 1)}, "axis is 1; version 1 of the operator accepts only -1"),
         ({"axis": ("float32", -1.0)}, "field 'axis' has type 1"),
         ({"lambda": ("float32", 4.0)}, "there is no field 'lambda'; there are lambd, epsilon and axis"),
         ({"plugin_namespace": ("char", b"mine\0")}, "'plugin_namespace' must be the empty string"),
