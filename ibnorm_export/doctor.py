@@ -96,7 +96,7 @@ _OPTIONAL: Final = (
     _Optional("text endpoint (serve GENAI_DIR)", "serve", {"fastapi": "fastapi", "uvicorn": "uvicorn"}),
     _Optional("Triton's clients (verify --backend triton)", "serve", {"tritonclient.http": "tritonclient"}),
     _Optional("checkpoints of timm", "vision", {"timm": "timm"}),
-    _Optional("plots in HTML reports (--html)", "plots", {"matplotlib": "matplotlib"}),
+    _Optional("plots in HTML reports (--report)", "plots", {"matplotlib": "matplotlib"}),
     _Optional("demo", "demo", {"sklearn": "scikit-learn"}),
 )
 

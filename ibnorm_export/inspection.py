@@ -144,7 +144,7 @@ def inspect_file(path: str | Path) -> FileInspection:
     types = Counter(dtype_name(tensor.data_type) for tensor in model.weights.values())
     return FileInspection(
         str(model.path),
-        "ONNX, written by ibnorm-export" if model.metadata else "ONNX, written by another tool",
+        f"ONNX, written by {'another tool' if model.metadata.is_empty else 'ibnorm-export'}",
         size_bytes=model.size_bytes,
         opset=model.opset,
         dtype=model.dtype,

@@ -155,14 +155,16 @@ def _value(kind: Any, value: object, *, where: str, folder: Path) -> Any:
 def _table(kind: type[_T], value: object, *, where: str, folder: Path) -> _T:
     if not isinstance(value, Mapping):
         raise ConfigError(f"{where} is {value!r}; it must be a table")
-    hints = typing.get_type_hints(kind)
-    unknown = sorted(set(value) - set(hints))
+    keys = dataclasses.fields(kind)  # type: ignore[arg-type]  # every kind that is read here is a dataclass
+    legal = [found.name for found in keys]
+    unknown = sorted(set(value) - set(legal))
     if unknown:
-        raise ConfigError(f"{where} has unknown keys {unknown}; legal keys are {list(hints)}")
-    for found in dataclasses.fields(kind):  # type: ignore[arg-type]  # every kind that is read here is a dataclass
+        raise ConfigError(f"{where} has unknown keys {unknown}; legal keys are {legal}")
+    for found in keys:
         required = found.default is dataclasses.MISSING and found.default_factory is dataclasses.MISSING
         if required and found.name not in value:
             raise ConfigError(f"{where}.{found.name} is missing")
+    hints = typing.get_type_hints(kind)
     return kind(**{key: _value(hints[key], v, where=f"{where}.{key}", folder=folder) for key, v in value.items()})
 
 

@@ -68,6 +68,7 @@ def test_the_defaults_are_those_of_export() -> None:
         ("[[export", "not a TOML file"),
         (START + "tolerance = 1", "unknown keys ['tolerance']"),
         (START + "[export.parity]\nsample = 3", "unknown keys ['sample']"),
+        (START + "_ = 1", "unknown keys ['_']; legal keys are ['name', 'checkpoint', 'model',"),
         (START + "[export.parity]\nsamples = true", "samples is True; it must be int"),
         (START + "[export.parity]\nsamples = 0", "samples is 0"),
         (START + "[export.parity]\nseed = -1", "parity.seed is -1"),
