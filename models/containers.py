@@ -1,4 +1,4 @@
-"""The files of a checkpoint: configuration and weights, read as data that nobody has to trust."""
+"""The files of a checkpoint: configuration and weights, read as untrusted data."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["hash_files", "read_config", "read_state_dict", "weight_files"]
 
 
 def hash_files(files: list[Path]) -> str:
-    """One SHA-256 over the names and contents of files, in hexadecimal."""
+    """Return one SHA-256 of the names and contents of files, in hexadecimal."""
     lines = (f"{file.name}\0{sha256_of(file)}\n" for file in sorted(files))
     return sha256_of("".join(lines).encode())
 
@@ -84,12 +84,12 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         except SafetensorError as error:
             raise CheckpointError(f"{path} is truncated or is not safetensors: {error}") from error
     if path.suffix not in (".pt", ".pth", ".bin"):
-        raise CheckpointError(f"{path}: a state dict is a .safetensors or .pt file")
+        raise CheckpointError(f"{path} is not a state dict; it must be a .safetensors or .pt file")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path} is not a weights-only pickle, and unpickling anything else runs code that the file contains. "
+            f"{path} is not a weights-only pickle, and loading any other pickle runs code that the file contains. "
             "Save only `model.state_dict()`, preferably as safetensors"
         ) from error
     except (RuntimeError, EOFError, ValueError, OSError) as error:

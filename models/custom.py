@@ -1,4 +1,4 @@
-"""Checkpoints of the user's own code: a factory makes the model, and a state dict has the weights."""
+"""Checkpoints of models that the user's own code defines: a factory builds the model, a state dict has the weights."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _import_factory(reference: str) -> Any:
         factory = getattr(importlib.import_module(module_name), attribute)
     except ModuleNotFoundError as error:
         raise CheckpointError(
-            f"--model {reference}: no module named {error.name!r}; run from the folder that holds it, or install it"
+            f"--model {reference}: no module named {error.name!r}; run from the folder that contains it, or install it"
         ) from error
     except Exception as error:  # importing runs the user's own code, which may raise anything
         raise CheckpointError(f"--model {reference}: {type(error).__name__}: {error}") from error
@@ -57,13 +57,13 @@ def _make(reference: str) -> CustomModel:
     if not made.inputs or not made.outputs or len(set(names)) < len(names):
         raise CheckpointError(
             f"--model {reference}: inputs are {[spec.name for spec in made.inputs]}, outputs {list(made.outputs)}; "
-            "there must be at least one of each, and every name must be unique, also among the weights"
+            "there must be at least one of each, and every name must be unique and no weight's name"
         )
     return made
 
 
 def _draw(inputs: tuple[InputSpec, ...], rng: np.random.Generator, *, index: int) -> Arrays:
-    """Random inputs for a model without a `sample` of its own."""
+    """Random inputs for a model whose factory gives no `sample`."""
     sizes: dict[str, int] = {}
     arrays: Arrays = {}
     for spec in inputs:
@@ -119,7 +119,7 @@ def load_custom(path: Path, reference: str) -> LoadedModel:
         reference: "package.module:factory".
 
     Raises:
-        CheckpointError: the factory, what it returns, or the weights do not make a model.
+        CheckpointError: the factory fails, or its model or the weights are not valid.
     """
     made = _make(reference)
     files = [path]

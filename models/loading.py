@@ -24,8 +24,8 @@ def _load_folder(folder: Path, task: Task) -> LoadedModel:
     config = read_config(folder)
     if "ibnorm" not in config:
         raise CheckpointError(
-            f"{folder / 'config.json'} has no ibnorm section, so this is not an IBNorm model or it does not say which; "
-            f"add a section that states how the model was trained, for example {_EXAMPLE_SECTION}"
+            f"{folder / 'config.json'} has no ibnorm section, so its norms are not known; add a section that states "
+            f"how the model was trained, for example {_EXAMPLE_SECTION}"
         )
     try:
         norms = NormConfig.from_config(config["ibnorm"])
@@ -43,11 +43,11 @@ def _load_timm(folder: Path, config: Mapping[str, Any], *, norms: NormConfig) ->
         from ibnorm_export.models.importers.timm import load_timm
     except ModuleNotFoundError as error:
         raise BackendUnavailable(
-            f"{folder} is a timm folder, and {error.name} is not installed: pip install 'ibnorm-export[vision]'"
+            f"{folder} is a timm folder, but {error.name} is not installed: pip install 'ibnorm-export[vision]'"
         ) from error
     except RuntimeError as error:  # torchvision was built for another torch
         raise BackendUnavailable(
-            f"{folder} is a timm folder, and timm cannot be imported: {error}. Install the torchvision that "
+            f"{folder} is a timm folder, but timm cannot be imported: {error}. Install the torchvision that "
             f"matches torch {torch.__version__}"
         ) from error
     return load_timm(folder, config, norms=norms)
@@ -64,7 +64,7 @@ def load(checkpoint: str | Path, model: str | None = None, *, task: Task | str =
 
     Raises:
         CheckpointError: the path, config, code or weights do not make an IBNorm model, or it cannot do
-            the task; the message names what.
+            the task; the message states the reason.
     """
     path = Path(checkpoint)
     if task not in tuple(Task):
@@ -84,6 +84,6 @@ def load(checkpoint: str | Path, model: str | None = None, *, task: Task | str =
     except PermissionError as error:
         raise CheckpointError(f"{error.filename or path} cannot be read: permission denied") from error
     raise CheckpointError(
-        f"{path} is a file, and weights do not tell what the model is. Give a Hugging Face folder, or add "
+        f"{path} is a file of weights, which do not define the architecture. Give a Hugging Face folder, or add "
         "--model package.module:factory"
     )

@@ -63,7 +63,7 @@ def new_model(size: str | Mapping[str, Any], norms: NormConfig | IBNormSpec, *, 
     Args:
         size: a preset of the paper ("llama-60m", "vit-s16", ...) or the settings of a config.json.
         norms: what replaces the stock norms.
-        seed: seed of PyTorch's generator, whose state stays as it is.
+        seed: seed of PyTorch's generator, whose state is restored.
 
     Raises:
         CheckpointError: there is no such preset or family.
@@ -91,7 +91,7 @@ def new_model(size: str | Mapping[str, Any], norms: NormConfig | IBNormSpec, *, 
 
 
 def _earlier(folder: Path) -> set[str]:
-    """Names of the files of the checkpoint in `folder`, those of its tokenizer included."""
+    """Names of the files of the checkpoint in `folder`, including its tokenizer."""
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} exists and is not a checkpoint: choose another folder")
     weights = {path.name for path in folder.glob("model*.safetensors")}

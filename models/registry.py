@@ -30,7 +30,7 @@ def register_adapter(norm: type[nn.Module], convert: Callable[[nn.Module], IBNor
     Args:
         norm: the class. Its parameters are called `weight` and `bias`; both are optional.
         convert: (instance) -> its spec. It states your convention for lambda, with `IBNormSpec.from_convention`. Its
-            `scale` and `bias` are ignored: the instance has them or not.
+            `scale` and `bias` are ignored: they are read from the instance.
 
     Example:
         register_adapter(MyNorm, lambda m: IBNormSpec.from_convention("L", m.lam, epsilon=m.eps, convention="divide"))
@@ -51,7 +51,7 @@ def adapt(module: nn.Module) -> None:
         size = getattr(norm, "normalized_shape", None) if parameter is None else parameter.shape
         if size is None:
             raise CheckpointError(
-                f"{path} ({type(norm).__name__}) has neither weight, bias nor normalized_shape: its size is unknown"
+                f"{path} ({type(norm).__name__}) has no weight, bias or normalized_shape, so its size is unknown"
             )
         features = int(size if isinstance(size, int) else size[-1])
         given = convert(norm)

@@ -31,13 +31,13 @@ def raise_mismatch(source: Path, missing: list[str], *, extra: list[str], shapes
 
 
 def nonfinite(module: nn.Module) -> tuple[str, ...]:
-    """A warning if a parameter contains NaN or infinity; nothing otherwise."""
+    """Return a warning if a parameter contains NaN or infinity."""
     bad = [name for name, p in module.named_parameters() if not bool(torch.isfinite(p).all())]
     return (f"NaN or infinity in weights: {_some(bad)}",) if bad else ()
 
 
 def fill(module: nn.Module, state: dict[str, Tensor], *, source: Path) -> None:
-    """Load `state` into `module`. Of tied weights, one name is enough.
+    """Load `state` into `module`. For tied weights, one name is enough.
 
     Raises:
         CheckpointError: a name or shape does not fit; the message names it.

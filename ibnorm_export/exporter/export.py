@@ -1,4 +1,4 @@
-"""`export`: the one call that writes a model for any target."""
+"""`export`, which writes a model for any target."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def _member(kind: type[_Choice], value: str, *, name: str) -> _Choice:
 
 
 def task_of(target: Target | str, task: Task | str | None = None) -> Task:
-    """The task that a checkpoint must be loaded for to be exported.
+    """Return the task for which a checkpoint must be loaded to be exported.
 
     Args:
         target: what the export is laid out for.
-        task: the task that is asked for; None or "forward" leaves it to a target that has only one.
+        task: the requested task; None and "forward" stand for the only task of a target that has one.
 
     Raises:
         ExportError: there is no such target or task.
@@ -44,13 +44,13 @@ def task_of(target: Target | str, task: Task | str | None = None) -> Task:
 
 
 def _check_task(model: LoadedModel, target: Target, *, task: Task | str | None) -> None:
-    """Raise ExportError where `model` was loaded for another task than the export needs."""
+    """Raise ExportError if the export needs another task than the one that `model` was loaded for."""
     if task is None and target is Target.PORTABLE:
         return
     needed = task_of(target, task)
     if model.task is not needed:
         raise ExportError(
-            f"{model.source} was loaded for the task {model.task}, and this export needs {needed}: load it with "
+            f"{model.source} was loaded for the task {model.task}, but this export needs {needed}: load it with "
             f"load({model.source!r}, task={needed.value!r}), or run ibnorm-export export with --task {needed}"
         )
 
@@ -65,14 +65,14 @@ def export(
     kernels: Kernels = Kernels.AUTO,
     progress: Progress = silent,
 ) -> ExportedModel:
-    """Write `model` as ONNX. The same model gives the same bytes; what is written appears whole or not at all.
+    """Write `model` as ONNX. The same model gives the same bytes; the output appears whole or not at all.
 
     A model that was loaded for "forward" becomes one file (`export_file`). One that was loaded for "text-generation"
     becomes a folder with its tokenizer: for any ONNX runtime (`export_folder`) or for onnxruntime-genai
     (`export_genai`).
 
     Args:
-        model: from `ibnorm_export.load`; it stays as it is.
+        model: from `ibnorm_export.load`; it is not changed.
         path: the .onnx file or the folder to write; an earlier export is replaced.
         options: how to export; None is `ExportOptions()`.
         target: "portable", or "ort-genai" for onnxruntime-genai.
@@ -85,7 +85,7 @@ def export(
 
     Raises:
         ExportError: the model was loaded for another task, torch.export cannot trace it, an option does not suit it,
-            or the place cannot be written.
+            or the output cannot be written.
         BackendUnavailable: a package or library that the target needs is missing.
         ModelFileError: the tokenizer is damaged or does not fit the model.
     """

@@ -33,12 +33,12 @@ from ibnorm_export.runtimes.runner import Kernels
 
 __all__ = ["export_genai"]
 
-#: With rotary positions, GroupQueryAttention of ONNX Runtime 1.31 takes heads whose size is a multiple of this.
+#: With rotary positions, GroupQueryAttention of ONNX Runtime 1.31 requires head sizes that are multiples of this.
 _HEAD_MULTIPLE: Final = 16
 
 _FAMILIES: Final = ("llama",)
 
-#: What the builder calls the axis of the values of a head.
+#: The builder's name for the axis of the values of a head.
 _HEAD_AXIS: Final = "kv_cache_dim"
 
 #: The kinds of rotary embedding for which the builder's results were compared with those of transformers.
@@ -54,7 +54,7 @@ def _check_model(model: LoadedModel) -> None:
     """Raise ExportError for a model that the builder cannot write."""
     if model.task is not Task.TEXT_GENERATION or model.family not in _FAMILIES:
         raise ExportError(
-            f"--target ort-genai takes models of the family {', '.join(_FAMILIES)} that were loaded for the task "
+            f"--target ort-genai takes only models of the family {', '.join(_FAMILIES)}, loaded for the task "
             f"text-generation; {model.source} is of the family {model.family}, loaded for {model.task}. Export with "
             "--target portable"
         )
@@ -68,7 +68,7 @@ def _check_model(model: LoadedModel) -> None:
     size = _head_size(model)
     if size % _HEAD_MULTIPLE:
         raise ExportError(
-            f"a head has {size} values; with rotary positions, ONNX Runtime's GroupQueryAttention takes multiples of "
+            f"a head has {size} values; with rotary positions, ONNX Runtime's GroupQueryAttention needs multiples of "
             f"{_HEAD_MULTIPLE}. Export with --target portable"
         )
 
@@ -77,14 +77,14 @@ def _check_options(model: LoadedModel, options: ExportOptions) -> None:
     """Raise ExportError for options that the builder does not take."""
     if options.opset is not None or options.inline or options.cache is not CacheKind.DYNAMIC:
         raise ExportError(
-            "--target ort-genai does not take --opset, --inline or --cache: the builder of onnxruntime-genai decides "
+            "--target ort-genai does not take --opset, --inline or --cache: the builder of onnxruntime-genai chooses "
             "them (it always keeps the cache in place)"
         )
     check_quantization(model, options)
 
 
 def _fused_library(kernels: Kernels) -> Path | None:
-    """The library to put into the folder; see `export_genai`."""
+    """Return the library to put into the folder; see `export_genai`."""
     if kernels is Kernels.FUNCTION:
         return None
     if kernels is Kernels.FUSED:
@@ -94,13 +94,13 @@ def _fused_library(kernels: Kernels) -> Path | None:
 
 
 def _checkpoint_name(name: str, layers: int) -> str:
-    """The name in the state dict of what the builder calls `name`, with .T where it is transposed."""
+    """Return the state dict's name for the builder's `name`, with .T if it is transposed."""
     name = name.replace(".attn.", ".self_attn.").replace(f"model.layers.{layers}.final_norm_layernorm", "model.norm")
     return name.replace(".MatMul.weight", ".weight.T").replace(".Add.bias", ".bias")
 
 
 def _rename_weights(graph: ir.Graph, model: LoadedModel) -> None:
-    """Call weights as the checkpoint does."""
+    """Give weights their names in the checkpoint."""
     layers = len({name.split(".")[2] for name in model.module.state_dict() if name.startswith("model.layers.")})
     for value in list(graph.initializers.values()):
         assert value.name is not None
@@ -124,7 +124,7 @@ def _packed(graph: ir.Graph) -> dict[str, tuple[str, ...]]:
 
 
 def _fix_head_size(graph: ir.Graph, size: int) -> None:
-    """State the size of a head, which the builder leaves open for quantised caches."""
+    """Set the size of a head, which the builder leaves dynamic for quantised caches."""
     for value in (*graph.inputs, *graph.outputs):
         if value.shape is not None:
             dims = [dim if isinstance(dim, int) else dim.value for dim in value.shape]
@@ -132,7 +132,7 @@ def _fix_head_size(graph: ir.Graph, size: int) -> None:
 
 
 def _complete(built: ir.Model, model: LoadedModel, *, options: ExportOptions) -> None:
-    """Add what a portable file has too: functions, the checkpoint's names and the metadata."""
+    """Add what portable files also have: functions, the checkpoint's names and the metadata."""
     opset = built.opset_imports[""]
     graph = built.graph
     built.opset_imports[DOMAIN] = OP_VERSION
@@ -160,21 +160,21 @@ def export_genai(
 ) -> ExportedModel:
     """Write a language model as a folder that onnxruntime-genai runs.
 
-    genai_config.json asks for the CPU where the model is in fp32, and for CUDA where it is in fp16 or bf16. The folder
+    genai_config.json selects the CPU for a model in fp32, and CUDA for one in fp16 or bf16. The folder
     appears whole or not at all.
 
     Args:
-        model: a LLaMA that was loaded for the task "text-generation"; it stays as it is.
+        model: a LLaMA that was loaded for the task "text-generation"; it is not changed.
         folder: the folder to write. It gets model.onnx and its data, genai_config.json, the tokenizer, the library of
             fused kernels, and a manifest of all of them. An earlier export in it is replaced.
-        options: dtype and quantization; the builder decides the rest. None is `ExportOptions()`.
+        options: dtype and quantization; the builder chooses the rest. None is `ExportOptions()`.
         kernels: FUSED puts the library of fused kernels into the folder, FUNCTION leaves it out, and AUTO puts it there
             if it is installed.
         progress: called at the start of each stage.
 
     Raises:
         ExportError: the builder cannot write the model, an option does not suit it, or the folder contains other files.
-        BackendUnavailable: onnxruntime-genai is missing or has another version, or FUSED is asked for and the library
+        BackendUnavailable: onnxruntime-genai is missing or has another version, or FUSED is requested and the library
             is not installed.
         ModelFileError: the tokenizer is damaged or does not fit the model.
     """

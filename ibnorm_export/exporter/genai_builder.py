@@ -1,7 +1,7 @@
-"""The model builder of onnxruntime-genai, made to write IBNorm nodes.
+"""The model builder of onnxruntime-genai, extended to write IBNorm nodes.
 
-The builder has a method that writes the node of a norm. Here that method is overridden: one IBNorm node takes the place
-of a SimplifiedLayerNormalization. The method is not a public interface, so the version is pinned and checked.
+The builder has a method that writes the node of a norm. Here that method is overridden: one IBNorm node replaces a
+SimplifiedLayerNormalization. The method is not a public interface, so the version is pinned and checked.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def import_builder() -> type[Any]:
         ) from error
     if version != BUILDER_VERSION:
         raise BackendUnavailable(
-            f"--target ort-genai needs onnxruntime-genai {BUILDER_VERSION}, and {version} is installed, whose "
+            f"--target ort-genai needs onnxruntime-genai {BUILDER_VERSION}, but {version} is installed and its "
             f"builder may differ: pip install onnxruntime-genai=={BUILDER_VERSION}"
         )
     try:
@@ -106,7 +106,7 @@ class _IBNormNodes(_UnknownBase):  # type: ignore[misc]  # see `_UnknownBase`
         self._norm = layernorm
         self._constants = {}
         for role, parameter, values in (("ones", layernorm.weight, ones), ("zeros", layernorm.bias, zeros)):
-            if parameter is None:  # all norms share one constant, which is called as in a portable file
+            if parameter is None:  # all norms share one constant, named as in a portable file
                 self._constants[role] = f"ibnorm.{role}.{layernorm.features}"
                 if self._constants[role] not in self.model.graph.initializers:
                     self.make_initializer(values, self._constants[role], to=self.io_dtype)
@@ -145,7 +145,7 @@ class _IBNormNodes(_UnknownBase):  # type: ignore[misc]  # see `_UnknownBase`
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the builder, which prints to stdout: that stream belongs to the command."""
+    """Silence the builder, which prints to stdout, where only the command's own output belongs."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         yield
@@ -172,7 +172,8 @@ def build_genai(base: type[Any], model: LoadedModel, *, dtype: DType, library: s
     config: Any = model.module.config
     config._name_or_path = model.source
     config.architectures = ["LlamaForCausalLM"]
-    # For the CPU, the builder writes halves without GroupQueryAttention: slowly, and with wrong shapes in the file.
+    # For the CPU, the builder writes half-precision models without GroupQueryAttention: they are slow, and the shapes
+    # in the file are wrong.
     provider = "cpu" if dtype is DType.FP32 else "cuda"
     with _quiet():
         extra = {"hf_token": False, "hf_remote": False}

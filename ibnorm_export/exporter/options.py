@@ -1,4 +1,4 @@
-"""How a model is exported, checked when it is stated."""
+"""How a model is exported. Options are checked when they are created."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class ExportOptions:
         opset: version of ONNX's default domain; None is the default of the model's family.
         inline: expand the norms into standard operators, for runtimes without local functions (OpenVINO). The fused
             kernels cannot run such a file.
-        fuse_skip: fuse a residual addition and the norm that follows it into one SkipIBNorm node: the results are the
-            same to the bit, and the values are read once less.
+        fuse_skip: fuse a residual addition and the norm that follows it into one SkipIBNorm node: the results are
+            bit-identical, and the values are read one time fewer.
         quantization: how the weights of a language model are quantised; None stores them in the dtype.
         cache: "dynamic" (a language model returns a longer tensor at every step) or "static" (it writes to a buffer in
             place; needs opset 24).
 
     Raises:
-        ExportError: a value is outside its legal set.
+        ExportError: a value is not legal.
     """
 
     dtype: DType = DType.FP32
@@ -67,16 +67,16 @@ class ExportOptions:
         head: WeightType | str = WeightType.INT8,
         **others: Any,
     ) -> ExportOptions:
-        """Options for weights that are stored in `weights`, quantised or not.
+        """Return options for a type of stored weights, quantised or not.
 
         Args:
             weights: "fp32", "fp16", "bf16", "int8" or "int4".
-            block_size: quantised weights that share a scale.
-            head: "int8", "int4" or "fp32": the matrix that gives the logits, where the others are quantised.
+            block_size: number of quantised weights that share a scale.
+            head: "int8", "int4" or "fp32": type of the matrix that produces the logits, if the others are quantised.
             others: `opset`, `inline`, `fuse_skip` and `cache`, as in `ExportOptions`.
 
         Raises:
-            ExportError: a value is outside its legal set.
+            ExportError: a value is not legal.
         """
         if weights not in tuple(WeightType):
             raise ExportError(f"weights is {weights!r}; it must be one of {', '.join(WeightType)}")

@@ -1,8 +1,8 @@
-"""LoadedModel -> one ONNX file: one node per norm, and its meaning in the file as a function.
+"""LoadedModel -> one ONNX file: one node per norm, which the file also defines as a function.
 
 `trace` records the model, and small passes over the graph do the rest. Weights keep the names of the state dict (a
 transposed weight is called NAME.T). Norms without a scale or bias are connected to ones and zeros. Nodes record the
-module that they came from. Nothing in the file depends on when or where it was made.
+module that they came from. Nothing in the file depends on when or where it was written.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from ibnorm_export.progress import Progress, silent
 
 __all__ = ["build", "check_quantization", "describe", "export_file", "quantized", "sign"]
 
-#: Protocol Buffers end at 2 GiB. Above this many bytes, weights go into a second file.
+#: A Protocol Buffers message is at most 2 GiB. Above this many bytes, weights go into a second file.
 EXTERNAL_ABOVE_BYTES: Final = 2_000_000_000
 
 #: The first opset whose Conv, Reshape and others take bfloat16.
@@ -75,10 +75,10 @@ def describe(model: LoadedModel, options: ExportOptions, *, opset: int) -> Model
 
 
 def check_quantization(model: LoadedModel, options: ExportOptions) -> None:
-    """Raise ExportError where quantised weights are asked of a model that is not loaded for text generation."""
+    """Raise ExportError if quantised weights are requested for a model that was not loaded for text generation."""
     if options.quantization is not None and model.task is not Task.TEXT_GENERATION:
         raise ExportError(
-            f"only language models can have quantised weights, and {model.source} was loaded for the task "
+            f"only language models can have quantised weights, but {model.source} was loaded for the task "
             f"{model.task}: export it with --task text-generation"
         )
 
@@ -87,7 +87,7 @@ def _choose_opset(model: LoadedModel, options: ExportOptions) -> int:
     static = options.cache is CacheKind.STATIC
     if static and model.task is not Task.TEXT_GENERATION:
         raise ExportError(
-            f"only language models have a cache, and {model.source} was loaded for the task {model.task}: export it "
+            f"only language models have a cache, but {model.source} was loaded for the task {model.task}: export it "
             "with --task text-generation, or leave out --cache"
         )
     lowest_default = max(_FIRST_BF16_OPSET if options.dtype is DType.BF16 else 0, STATIC_OPSET if static else 0)
@@ -104,7 +104,7 @@ def _choose_opset(model: LoadedModel, options: ExportOptions) -> int:
 
 
 def build(model: LoadedModel, options: ExportOptions, *, progress: Progress = silent) -> ir.Model:
-    """Make the ONNX model in memory, weights not yet quantised; see `export_file`."""
+    """Build the ONNX model in memory; its weights are not quantised yet. See `export_file`."""
     opset = _choose_opset(model, options)
     check_quantization(model, options)
     model = model.converted(torch_dtype(options.dtype))
@@ -147,7 +147,7 @@ def _simplify(built: ir.Model, model: LoadedModel, *, options: ExportOptions) ->
 
 
 def sign(built: ir.Model, metadata: ModelMetadata) -> None:
-    """Replace what other tools have recorded in the model by this package's name and `metadata`."""
+    """Replace the metadata of other tools in the model with this package's name and `metadata`."""
     built.producer_name = "ibnorm-export"
     built.producer_version = importlib.metadata.version("ibnorm-export")
     built.doc_string = None
@@ -156,14 +156,14 @@ def sign(built: ir.Model, metadata: ModelMetadata) -> None:
 
 
 def quantized(built: ir.Model, options: ExportOptions) -> ir.Model:
-    """The model with its weights stored as `options` asks; `built` itself is used up where they are quantised."""
+    """Return the model with its weights stored as in `options`; do not use `built` afterwards."""
     if options.quantization is None:
         return built
     return ir.serde.deserialize_model(quantize(ir.serde.serialize_model(built), options.quantization))
 
 
 def _check_names(graph: ir.Graph, model: LoadedModel) -> None:
-    """Raise ExportError where the inputs or outputs are not called as `model` declares: a pass has renamed one."""
+    """Raise ExportError if the inputs or outputs do not have their declared names, because a pass has renamed one."""
     ends = (
         ("inputs", [v.name for v in graph.inputs], [s.name for s in model.inputs]),
         ("outputs", [v.name for v in graph.outputs], list(model.outputs)),
@@ -172,12 +172,12 @@ def _check_names(graph: ir.Graph, model: LoadedModel) -> None:
         if found != declared:
             raise ExportError(
                 f"the {what} of {model.source} would be called {found}, but it declares {declared}: choose names that "
-                "no weight and no other input or output has"
+                "differ from each other and from those of all weights"
             )
 
 
 def _check_place(path: Path, source: Path) -> None:
-    """Raise ExportError where `path` is the checkpoint or a file in it; an earlier export there may be replaced."""
+    """Raise ExportError if `path` is the checkpoint or a file in it; an earlier export there may be replaced."""
     inside = path.exists() and path.parent.exists() and source.is_dir() and path.parent.samefile(source)
     if (inside and path.suffix != ".onnx") or (path.is_file() and source.is_file() and path.samefile(source)):
         raise ExportError(f"{path} belongs to the checkpoint {source} and would be replaced: choose another file")
@@ -212,7 +212,7 @@ def export_file(
     not at all.
 
     Args:
-        model: from `ibnorm_export.load`; it stays as it is.
+        model: from `ibnorm_export.load`; it is not changed.
         path: the .onnx file to write; an existing one is replaced.
         options: how to export; None is `ExportOptions()`.
         progress: called at the start of each stage.
@@ -230,7 +230,7 @@ def export_file(
         _save(built, folder / path.name)
         progress("checking", 3, 4)
         opset = built.opset_imports[""]
-        del built  # the checker reads the file: there is no need for two copies
+        del built  # the checker reads the file, so this copy is not needed
         _check_file(folder / path.name, options.dtype, opset=opset)
     progress("written", 4, 4)
     return ExportedModel(path)

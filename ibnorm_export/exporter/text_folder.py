@@ -24,7 +24,7 @@ _CONFIG_FILES: Final = ("config.json", "generation_config.json")
 
 
 def copy_companions(model: LoadedModel, folder: Path) -> None:
-    """Copy the checkpoint's configuration to `folder`, and its tokenizer where it has one.
+    """Copy the checkpoint's configuration to `folder`, and its tokenizer if it has one.
 
     Raises:
         ModelFileError: the tokenizer is damaged or does not fit the model's embedding.
@@ -66,7 +66,7 @@ def export_folder(
     tokenizer. It appears whole or not at all.
 
     Args:
-        model: loaded for the task "text-generation"; it stays as it is.
+        model: loaded for the task "text-generation"; it is not changed.
         folder: the folder to write; an earlier export in it is replaced.
         options: how to export; None is `ExportOptions()`.
         progress: called at the start of each stage.

@@ -21,7 +21,7 @@ from ibnorm_export.text_report import counted
 
 __all__ = ["ENTRY_PREFIX", "trace"]
 
-#: What every name in the traced graph begins with: the attribute of `LoadedModel.entry()` that holds the model.
+#: Prefix of every name in the traced graph: the attribute of `LoadedModel.entry()` that holds the model.
 ENTRY_PREFIX: Final = "checkpoint."
 
 
@@ -57,7 +57,7 @@ def _translation(op_type: str) -> Callable[..., Any]:
 
 
 def _skip_translation(op_type: str) -> Callable[..., Any]:
-    """As `_translation`, for a norm that adds a residual first."""
+    """Like `_translation`, for a norm that adds a residual first."""
     op = _onnx_operator(op_type, inputs=("X", "skip", "scale", "bias"))
 
     def translate(x: Any, skip: Any, weight: Any, bias: Any, lambd: float, epsilon: float) -> Any:
@@ -77,7 +77,7 @@ def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
 
 @contextlib.contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Silence the exporter's notes about optional packages and about its own deprecations."""
+    """Silence the exporter's messages about optional packages and its own deprecations."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -99,14 +99,14 @@ def trace(model: LoadedModel, opset: int) -> ir.Model:
     """Record `model` as an ONNX graph whose norms are nodes of this package's domain.
 
     Args:
-        model: its module is traced as it is, in the type of its parameters.
+        model: its module is traced in the type of its parameters.
         opset: version of ONNX's default domain.
 
     Returns:
         The graph, its inputs and outputs named as `model` declares; all other names are PyTorch's.
 
     Raises:
-        ExportError: torch.export cannot trace the model, or it returns another number of tensors than it declares.
+        ExportError: torch.export cannot trace the model, or it does not return the declared number of tensors.
     """
     dynamic_axes = tuple({i: n for i, n in enumerate(s.shape) if isinstance(n, str)} for s in model.inputs)
     try:
@@ -124,7 +124,7 @@ def trace(model: LoadedModel, opset: int) -> ir.Model:
             )
     except (torch.onnx.errors.OnnxExporterError, torch._dynamo.exc.TorchDynamoException) as error:
         cause = _root_cause(error)
-        if isinstance(cause, CheckpointError):  # raised by `model.call`, which words it better
+        if isinstance(cause, CheckpointError):  # raised by `model.call`, with a clearer message
             raise cause from error
         first_line = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
         raise ExportError(

@@ -83,7 +83,7 @@ class Decoder:
         self._cache = {name: np.ascontiguousarray(array[:, :, :length]) for name, array in self._cache.items()}
 
     def save(self, path: str | Path) -> None:
-        """Write the cache to an .npz file. After `load`, results are the same to the bit."""
+        """Write the cache to an .npz file. After `load`, results are bit-identical."""
         with Path(path).open("wb") as stream:
             np.savez(stream, attention_mask=self._mask, **self._cache)  # type: ignore[arg-type]  # arrays by name
 

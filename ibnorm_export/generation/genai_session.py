@@ -1,4 +1,4 @@
-"""Run models with onnxruntime-genai; no other module imports it for that."""
+"""Run models with onnxruntime-genai; no other module imports it to run models."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ class GenaiSession:
 
     def __init__(self, generator: og.Generator) -> None:
         self._generator = generator
-        self._chosen: NDArray[np.integer] | None = None  # by `step`, and not yet passed through the model
+        self._chosen: NDArray[np.integer] | None = None  # tokens from `step` that the model has not processed yet
 
     def feed(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
         """Logits (batch, vocabulary) after the last of `tokens` (batch, n); see `Session`.
 
-        Where there are several texts, only the prompt can be given. After it, GenAI chooses the tokens: see `step`.
+        With several texts, only the prompt can be given; GenAI chooses all later tokens, see `step`.
 
         Raises:
             ModelFileError: the runtime fails; the message ends with the runtime's own.
@@ -116,11 +116,11 @@ class GenaiModel:
         """Begin `batch` texts of at most `length` tokens, prompt included.
 
         Raises:
-            ModelFileError: the runtime refuses what the folder's genai_config.json asks for.
+            ModelFileError: the runtime rejects the folder's genai_config.json.
         """
         params = og.GeneratorParams(self._model)
-        # min_length: the end token of one text would end it while the others continue. The rest: the folder's own
-        # settings may not be greedy.
+        # min_length keeps a text from ending while the others continue. The other options make the search greedy, which
+        # the folder's own settings may not be.
         params.set_search_options(
             max_length=length,
             min_length=0 if batch == 1 else length,

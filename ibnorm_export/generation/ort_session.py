@@ -39,7 +39,7 @@ class OrtTextSession:
         self._places = np.tile(np.arange(length, dtype=np.int64), (batch, 1))
         self._last = np.zeros((batch, 1), dtype=np.float32)
         self._chosen: NDArray[np.int64] | None = (
-            None  # by `step`, and not yet passed through the model: the last token never has to be
+            None  # tokens from `step` that the model has not processed; for the last ones it never has to
         )
         size = length if self._in_place else 0
         self._past = {
@@ -60,7 +60,7 @@ class OrtTextSession:
         """Logits (batch, vocabulary) after the last of `tokens` (batch, n); see `Session`.
 
         Raises:
-            ModelFileError: the texts would become too long, or the runtime fails; the message ends with its own.
+            ModelFileError: the texts would become too long, or the runtime fails; the message ends with its reason.
         """
         if self._chosen is not None:
             tokens, self._chosen = np.concatenate([self._chosen, tokens], axis=1), None

@@ -17,7 +17,7 @@ class Sampling:
     """How the next token is chosen.
 
     Args:
-        max_new_tokens: the most tokens to generate.
+        max_new_tokens: the maximum number of tokens to generate.
         temperature: temperature of the softmax; 0 takes the likeliest token (greedy).
         top_p: sample only from the likeliest tokens whose probabilities add up to this.
         seed: seed of the random numbers.
@@ -42,13 +42,13 @@ class Sampling:
         if not 0.0 < self.top_p <= 1.0:
             raise IBNormError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
 
-    def found(self, text: str) -> int:
-        """Where the first of the `stop` strings begins in `text`; -1 if there is none."""
+    def find_stop(self, text: str) -> int:
+        """Return where the first of the `stop` strings begins in `text`; -1 if there is none."""
         places = [place for stop in self.stop if (place := text.find(stop)) >= 0]
         return min(places, default=-1)
 
-    def sure(self, text: str) -> str:
-        """The part of `text` that can be written now: its end may be the beginning of a `stop` string."""
+    def without_stop_prefix(self, text: str) -> str:
+        """Return `text` without an end that may be the beginning of a `stop` string."""
         kept = len(text)
         for stop in self.stop:
             for length in range(min(len(stop) - 1, len(text)), 0, -1):
@@ -58,7 +58,7 @@ class Sampling:
         return text[:kept]
 
     def choose(self, logits: NDArray[np.float32], rng: np.random.Generator) -> int:
-        """Choose the next token by the logits (vocabulary,)."""
+        """Choose the next token from the logits (vocabulary,)."""
         if self.temperature == 0.0:
             return int(logits.argmax())
         below = logits.astype(np.float64) - logits.max()

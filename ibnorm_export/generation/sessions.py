@@ -46,7 +46,7 @@ class SessionSource:
 
     Args:
         name: the runtime: "torch", "ort-cpu" or "ort-genai".
-        start: (number of texts, most tokens of a text) -> a session without tokens.
+        start: (number of texts, maximum tokens of a text) -> a session without tokens.
     """
 
     name: str
@@ -58,7 +58,7 @@ class _DecoderSession:
         self._decoder = decoder
         self._last = np.zeros((batch, 1), dtype=np.float32)
         self._chosen: NDArray[np.int64] | None = (
-            None  # by `step`, and not yet passed through the model: the last token never has to be
+            None  # tokens from `step` that the model has not processed; for the last ones it never has to
         )
         decoder.start(batch)
 
@@ -95,8 +95,8 @@ def open_sessions(folder: str | Path, kernels: Kernels = Kernels.AUTO, *, thread
     """Open an exported language model: with onnxruntime-genai if it was exported for that, else with ONNX Runtime.
 
     Args:
-        folder: a folder of `export --task text-generation`; for ONNX Runtime, its model.onnx will do.
-        kernels: how the norms run in ONNX Runtime; a folder for onnxruntime-genai fixes that itself.
+        folder: a folder of `export --task text-generation`, or its model.onnx for ONNX Runtime.
+        kernels: how the norms run in ONNX Runtime; a folder for onnxruntime-genai determines that itself.
         threads: number of the runtime's threads; None is its default.
 
     Raises:

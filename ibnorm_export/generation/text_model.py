@@ -61,7 +61,7 @@ class TextModel:
     Args:
         source: starts its sessions.
         tokens: its tokenizer.
-        max_positions: the most tokens that prompt and text have together.
+        max_positions: the maximum number of tokens of the prompt and the text together.
         ends: the tokens that end a text.
     """
 
@@ -98,19 +98,19 @@ class TextModel:
     def steps(
         self, prompt: str, sampling: Sampling, *, pace_s: float = 0.0, turn_s: float = 0.0
     ) -> Iterator[str | TextResult]:
-        """As `generate`, in steps, for a caller that generates several texts at the same time.
+        """Like `generate`, but in steps, for a caller that generates several texts at the same time.
 
         Args:
             prompt: a text of at least one token.
             sampling: how tokens are chosen.
-            pace_s: the least number of seconds between two pieces. Tokens that arrive sooner are decoded together,
+            pace_s: the minimum number of seconds between two pieces. Tokens that arrive sooner are decoded together,
                 which costs less.
             turn_s: seconds of computing per step. A step has at least one token, and the first step has exactly one.
                 Longer steps are faster: other work after each token evicts the weights of a small model from the
                 processor's caches.
 
         Returns:
-            For every step, the piece of text that is due, "" if none is. At the end the rest of the text, then the
+            For every step, the piece of text that is due, or "" if none is. At the end the rest of the text, then the
             result.
 
         Raises:
@@ -130,7 +130,7 @@ class TextModel:
         begin = first = time.perf_counter()
         stopped = "length" if room == sampling.max_new_tokens else "positions"
         written = turn_end = -math.inf
-        known = 0  # how many of `chosen` the stream has
+        known = 0  # how many of `chosen` the stream has received
         for token in self._choose(ids, room, sampling=sampling):
             now = time.perf_counter()
             if not chosen:
@@ -146,20 +146,20 @@ class TextModel:
                 stream.extend(chosen[known:])
                 known = len(chosen)
                 tail += stream.take()
-                if sampling.found(tail) >= 0:
+                if sampling.find_stop(tail) >= 0:
                     stopped = "stop"
                     break
-            sure = sampling.sure(tail) if due else ""
-            if sure:
-                text, tail, written = text + sure, tail[len(sure) :], now
-            if sure or now >= turn_end:
-                yield sure
+            piece = sampling.without_stop_prefix(tail) if due else ""
+            if piece:
+                text, tail, written = text + piece, tail[len(piece) :], now
+            if piece or now >= turn_end:
+                yield piece
                 turn_end = time.perf_counter() + turn_s
         done = time.perf_counter()
         if stopped != "stop":
             stream.extend(chosen[known:])
             tail += stream.rest()
-        if (place := sampling.found(tail)) >= 0:
+        if (place := sampling.find_stop(tail)) >= 0:
             stopped, tail = "stop", tail[:place]
         text += tail
         yield tail
@@ -206,7 +206,7 @@ def open_folder(folder: str | Path, kernels: Kernels = Kernels.AUTO, *, threads:
 
     Args:
         folder: a folder of `export --task text-generation`.
-        kernels: how the norms run in ONNX Runtime; a folder for onnxruntime-genai fixes that itself.
+        kernels: how the norms run in ONNX Runtime; a folder for onnxruntime-genai determines that itself.
         threads: number of the runtime's threads; None is its default.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Attention without the detours of the exporter around its heads.
+"""Remove the detours that the exporter takes around the heads of Attention.
 
 Below opset 23 the exporter transposes the keys through a Reshape whose shape eight nodes compute at run time. From 23
 on it splits and joins the heads around the operators RotaryEmbedding and Attention, although both take (batch,
@@ -98,7 +98,7 @@ class _JoinedHeads(NamedTuple):
 
 
 def _joined_heads(value: ir.Value | None) -> _JoinedHeads | None:
-    """What `value` (batch, heads, sequence, features) was split from."""
+    """Find what `value` (batch, heads, sequence, features) was split from."""
     rotary = producer_of_type(value, "RotaryEmbedding")
     split = producer_of_type(value if rotary is None else rotary.inputs[0], "Transpose")
     splits = split is not None and permutation(split) == SPLIT_HEADS

@@ -1,6 +1,6 @@
-"""Attention that takes the cache of keys and values and returns it, and the way back.
+"""Let Attention take and return the cache of keys and values, and undo that where a runtime cannot read it.
 
-The exporter grows a cache by Concat and copies the keys and values of grouped heads. Attention does both itself: it
+The exporter grows a cache by Concat and copies the keys and values of grouped heads. Attention can do both itself: it
 takes the past and returns the present, and reads a shared head again instead of a copy. TensorRT's parser only takes
 an Attention with one output, so `grow_cache_by_concat` undoes it.
 
@@ -40,7 +40,7 @@ def _cache_growth(value: ir.Value | None) -> ir.Node | None:
 
 
 def _is_causal(node: ir.Node) -> bool:
-    """Whether an Attention makes its own causal mask: it starts at the first key, or after the past if there is one."""
+    """Whether an Attention computes a causal mask, which starts at the first key, or after the past if there is one."""
     attribute = node.attributes.get("is_causal")
     return attribute is not None and attribute.as_int() != 0
 

@@ -21,8 +21,8 @@ class _Counter(NamedTuple):
     """Indices 0, 1, ... along one axis.
 
     Args:
-        limit: how many there are, as a value of the graph.
-        size: how many there are, as a size in a shape.
+        limit: their number, as a value of the graph.
+        size: their number, as a size in a shape.
     """
 
     limit: ir.Value
@@ -30,7 +30,7 @@ class _Counter(NamedTuple):
 
 
 def _counter(index: ir.Value | None, axis: int, *, rank: int) -> _Counter | None:
-    """The counter that `index` (..., 1) is, if it counts from 0 along `axis` and is constant along the others."""
+    """Read `index` (..., 1) as a counter, if it counts from 0 along `axis` and is constant along the others."""
     part = producer_of_type(index, "Unsqueeze")
     spread = None if part is None or constant_integer(part.inputs[1]) not in (-1, rank) else part.inputs[0]
     while (node := producer_of_type(spread, "Expand")) is not None:
@@ -53,7 +53,7 @@ def _counter(index: ir.Value | None, axis: int, *, rank: int) -> _Counter | None
 
 
 def _equal(a: ir.SymbolicDim | int, b: ir.SymbolicDim | int) -> bool:
-    """Whether two sizes are known to be the same; a size without a name equals none."""
+    """Whether two sizes are known to be equal; an unnamed size equals no other."""
     return a == b and not (isinstance(b, ir.SymbolicDim) and b.value is None)
 
 

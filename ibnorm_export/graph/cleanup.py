@@ -1,7 +1,7 @@
 """Passes that turn the graph of torch.export into one that only holds what the model computes.
 
 Weights have the names of the state dict; a transposed one is called NAME.T. A norm without scale or bias uses ones or
-zeros. Nodes record the module that they came from. No traces of the exporter remain.
+zeros. Nodes record the module that they came from. The exporter's own metadata is removed.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def _share_constants(graph: ir.Graph) -> None:
 
 @contextlib.contextmanager
 def _weights_unknown(graph: ir.Graph, weights: set[str]) -> Iterator[None]:
-    """Turn weights into inputs for a while, so that no pass folds, merges or drops one because of its value."""
+    """Turn weights into inputs temporarily, so that no pass folds, merges or drops one because of its value."""
     hidden = [(value, value.const_value) for name, value in graph.initializers.items() if name in weights]
     inputs = len(graph.inputs)
     for value, _ in hidden:
@@ -157,7 +157,7 @@ def _weights_unknown(graph: ir.Graph, weights: set[str]) -> Iterator[None]:
 def _fuse_standard(model: ir.Model) -> None:
     """Fuse nodes into RotaryEmbedding and the other operators of opset 23.
 
-    onnxscript 0.7 only does so at opset 23, so a later opset is lowered meanwhile.
+    onnxscript 0.7 only does so at opset 23, so a later opset is lowered temporarily.
     """
     opset = model.opset_imports[""]
     model.opset_imports[""] = min(opset, 23)
@@ -191,7 +191,7 @@ def simplify(model: ir.Model, weights: set[str]) -> None:
 
 
 def name_nodes(graph: ir.Graph, entry: str) -> None:
-    """Record in every node the module that it came from, and name norms after theirs; remove the exporter's notes.
+    """Record in every node the module that it came from, and name norms after theirs; remove the exporter's metadata.
 
     Args:
         graph: the graph; nodes have the exporter's metadata "pkg.torch.onnx.name_scopes".

@@ -92,7 +92,7 @@ def _read_through_casts(graph: ir.Graph, first: ir.Node) -> None:
 
 
 def _round_output(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
-    """Compute an output in float32, round it to its half type, and give users the rounded value in float32."""
+    """Compute an output in float32, round it to its half type, and give the nodes that use it the rounded value."""
     half = value.dtype
     assert half is not None
     users = tuple(value.uses())

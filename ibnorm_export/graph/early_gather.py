@@ -1,6 +1,6 @@
-"""Selecting rows early, so that rows that are not needed are never computed.
+"""Select rows early, so that rows that are not needed are never computed.
 
-A vision transformer classifies by one token. The nodes after its last attention compute each row on its own, so they
+A vision transformer classifies by one token. The nodes after its last attention compute each row independently, so they
 only need the selected row. With 197 tokens this saves 196 of 197 rows in the last block's MLP and the last norm, 6% of
 the arithmetic of ViT-S/16. It also saves a kernel in TensorRT-RTX 1.7.1, which splits a norm that a selection follows.
 """
@@ -63,7 +63,7 @@ def _selection(node: ir.Node) -> Rows | None:
 
 
 def _whole_inputs(node: ir.Node, axis: int) -> list[int] | None:
-    """Positions of the inputs whose rows along `axis` become the same rows of the output; None if rows mix."""
+    """Positions of the inputs whose rows along `axis` become the same rows of the output; None if rows interact."""
     whole, x = node.outputs[0].shape, node.inputs[0]
     if whole is None or x is None or x.shape is None or len(node.outputs) != 1:
         return None

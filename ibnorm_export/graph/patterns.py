@@ -1,4 +1,4 @@
-"""Matching and replacing nodes of a graph: what the passes of this package share."""
+"""Match and replace nodes of a graph; the passes of this package share these functions."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def replace_node(graph: ir.Graph, old: ir.Node, *, new: ir.Node, shape: ir.Shape
 
 
 def take_place(new: ir.Value, *, old: ir.Value) -> None:
-    """Let `new` have the name, type and shape of `old`, its users, and its place among the graph's outputs."""
+    """Replace `old` with `new`: its name, type and shape, its uses, and its place among the graph's outputs."""
     new.name, new.type, new.shape = old.name, old.type, old.shape
     old.name = None
     old.replace_all_uses_with(new, replace_graph_outputs=True)

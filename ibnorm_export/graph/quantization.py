@@ -32,10 +32,10 @@ class Quantization:
     Args:
         bits: bits of each weight, 4 or 8.
         block_size: number of weights that share a scale and a zero point.
-        head_bits: bits of each weight of the matrix that returns the logits, 4 or 8; None does not quantise it.
+        head_bits: bits of each weight of the matrix that produces the logits, 4 or 8; None does not quantise it.
 
     Raises:
-        ExportError: a value is not one of those.
+        ExportError: a value is not legal.
     """
 
     bits: int
@@ -56,7 +56,7 @@ class Quantization:
 
 @contextlib.contextmanager
 def preserved_logging() -> Iterator[None]:
-    """Restore the program's logging after the block, and silence it meanwhile.
+    """Silence the program's logging within the block, and restore it afterwards.
 
     The quantizer sets up logging for the whole program and then reports every node.
     """

@@ -1,6 +1,6 @@
 """Fusion of a residual addition and the norm that follows it into SkipIBNorm.
 
-The results are the same to the bit, with one pass less over the rows.
+The results are bit-identical, and the rows are read one time fewer.
 """
 
 from __future__ import annotations

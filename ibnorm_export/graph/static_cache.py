@@ -110,7 +110,7 @@ def keep_cache_in_place(graph: ir.Graph) -> None:
     a boolean mask. After: inputs and outputs have the same names; the cache has the dynamic axis `capacity`.
 
     Raises:
-        ExportError: the cache or the attention has another form.
+        ExportError: the cache or the attention has an unsupported form.
     """
     lengths = _Lengths(graph)
     caches = [value for value in graph.inputs if (value.name or "").startswith(_PAST)]

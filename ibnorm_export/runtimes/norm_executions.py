@@ -19,13 +19,13 @@ from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.tensors import Arrays
 from ibnorm_export.runtimes.runner import Backend, NormImplementation
 
-__all__ = ["COPY_OPS", "NormExecution", "copies_beside", "norm_executions", "norms_summary"]
+__all__ = ["COPY_OPS", "NormExecution", "copies_next_to", "norm_executions", "norms_summary"]
 
 #: Op types of the nodes with which ONNX Runtime copies tensors between host and device.
 COPY_OPS = frozenset({"MemcpyFromHost", "MemcpyToHost"})
 
 
-def copies_beside(graph: onnx.GraphProto, nodes: frozenset[tuple[str, str]]) -> Mapping[tuple[str, str], int]:
+def copies_next_to(graph: onnx.GraphProto, nodes: frozenset[tuple[str, str]]) -> Mapping[tuple[str, str], int]:
     """Count the copies that touch each of `nodes` directly, at an input or an output.
 
     Args:
@@ -33,7 +33,7 @@ def copies_beside(graph: onnx.GraphProto, nodes: frozenset[tuple[str, str]]) -> 
         nodes: (name, op type) of the nodes to look at; a node that is not in the graph has no copies.
 
     Returns:
-        The number of copy nodes by (name, op type). A copy counts once for a node, however many edges join the two.
+        The number of copy nodes by (name, op type). A copy counts once for a node, even if several edges join the two.
     """
     producers = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
     consumers: dict[str, set[int]] = {}
@@ -140,7 +140,7 @@ def _on_cuda(model: ExportedModel, inputs: Arrays, *, library: Path | None, fold
     optimised = folder / "optimised.onnx"
     runner = OrtCudaRunner(model.path, library=library, profile=folder / "norms", optimised=optimised)
     nodes = frozenset((norm.name, norm.op_type) for norm in model.norms)
-    copies = copies_beside(onnx.load(optimised, load_external_data=False).graph, nodes)
+    copies = copies_next_to(onnx.load(optimised, load_external_data=False).graph, nodes)
     runner.run(inputs)
     return _executions(model, runner.end_profile(), expected=CUDA_PROVIDER, copies=copies)
 

@@ -41,7 +41,7 @@ _ONNX_TYPES: Final[dict[torch.dtype, int]] = {
 
 
 def missing_for_cuda(providers: Sequence[str], torch_cuda: str | None, *, devices: int) -> str:
-    """Return, in one line, what backend ort-cuda needs and does not find, and how to get it; empty if nothing.
+    """Return, in one line, what is missing for backend ort-cuda, and how to install it; empty if nothing is.
 
     Args:
         providers: execution providers of the installed ONNX Runtime.
@@ -134,7 +134,7 @@ class OrtCudaRunner:
         }
 
     def timed(self, inputs: Arrays) -> Callable[[], float]:
-        """See `DeviceRunner`. The host's clock measures from one idle device to the next."""
+        """See `DeviceRunner`. The host's clock measures the pass; the device is idle before and after it."""
         bound = self._place(inputs)
 
         def once() -> float:

@@ -1,4 +1,4 @@
-"""The table of backends, and the way from a backend's name to a runner."""
+"""The table of backends, and how to open a runner by a backend's name."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class RunnerRequest:
         threads: number of threads; None is the runtime's default.
         library: fused kernels to register; None runs the norms as functions.
         endpoint: the running server, for Triton.
-        engine: an engine built from `model` before, for TensorRT; None builds one.
+        engine: an existing engine of `model`, for TensorRT; None builds one.
     """
 
     model: ExportedModel
@@ -45,7 +45,7 @@ class BackendInfo:
         extra: extra of this package that installs it, as in `pip install 'ibnorm-export[EXTRA]'`.
         opener: opens a runner; imports the runtime only when it is called.
         runs_fused_kernels: whether it can use the fused kernels for ONNX Runtime.
-        takes_engine: whether it can run an engine that was built before.
+        takes_engine: whether it can run an existing engine.
         needs_endpoint: whether it needs the address of a running server.
     """
 
@@ -181,7 +181,7 @@ def open_runner(
         threads: number of threads of the runtime; None is its default.
         kernels: how the norms should run.
         endpoint: the running server, for backend "triton".
-        engine: an engine built from `model` before, for TensorRT; None builds one.
+        engine: an existing engine of `model`, for TensorRT; None builds one.
 
     Raises:
         IBNormError: there is no such backend, it needs an endpoint, or it does not take an engine.

@@ -1,4 +1,4 @@
-"""What every runner offers, and the terms in which a caller asks for one."""
+"""The interface of every runner, and the types with which a caller chooses one."""
 
 from __future__ import annotations
 

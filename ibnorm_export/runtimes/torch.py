@@ -25,7 +25,7 @@ class TorchRunner:
         compiled: use torch.compile without dynamic shapes, so that each shape is compiled once.
     """
 
-    thread_pool = "torch"  # one for the process: a benchmark need not wait between two such runners
+    thread_pool = "torch"  # shared by the process, so a benchmark need not wait between such runners
 
     def __init__(self, model: LoadedModel, module: nn.Module | None = None, *, compiled: bool = False) -> None:
         self.name = "torch.compile" if compiled else "torch"

@@ -38,7 +38,7 @@ class Family(abc.ABC):
     @property
     @abc.abstractmethod
     def architecture(self) -> type[PreTrainedModel]:
-        """The class of transformers, imported when it is first asked for."""
+        """The class of transformers, imported when it is first used."""
 
     def check(self, config: Mapping[str, Any]) -> None:
         """Raise CheckpointError for settings of config.json that this version cannot export."""
@@ -63,5 +63,5 @@ class Family(abc.ABC):
         """Random inputs of realistic shapes; successive values of `index` give all shapes that matter."""
 
     def valid(self, arrays: Arrays) -> dict[str, NDArray[np.bool_]]:
-        """By output name, which leading positions have a defined value: all of them where an output is not named."""
+        """By output name, which leading positions have a defined value; outputs without a mask are valid everywhere."""
         return {}

@@ -47,8 +47,8 @@ class GPT2(CausalFamily):
     def check(self, config: Mapping[str, Any]) -> None:
         if config.get("add_cross_attention"):
             raise CheckpointError(
-                "config.json asks for cross-attention (add_cross_attention); this version only exports decoders"
+                "config.json enables cross-attention (add_cross_attention); this version only exports decoders"
             )
 
     def make_exact(self, module: nn.Module) -> None:
-        """Nothing in this architecture forces a type."""
+        """Do nothing: the architecture forces no type."""

@@ -50,7 +50,7 @@ class ResNet(Family):
         return found
 
     def make_exact(self, module: nn.Module) -> None:
-        """Nothing in this architecture forces a type."""
+        """Do nothing: the architecture forces no type."""
 
     def inputs(self, module: nn.Module) -> tuple[InputSpec, ...]:
         config: Any = module.config

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ViT"]
 
-# Every patch sees every other. Under torch.export, transformers still builds a mask of ones for that, which costs each
-# layer four passes over its attention scores. It builds none for an attention of an unknown name.
+# Every patch attends to every other. Under torch.export, transformers still builds a mask of ones for that, which costs
+# each layer four passes over its attention scores. It builds none for an attention whose name it does not know.
 _UNMASKED: Final = "sdpa_unmasked"
 
 
@@ -72,7 +72,7 @@ class ViT(Family):
         config._attn_implementation = _UNMASKED
 
     def make_exact(self, module: nn.Module) -> None:
-        """Nothing in this architecture forces a type."""
+        """Do nothing: the architecture forces no type."""
 
     def inputs(self, module: nn.Module) -> tuple[InputSpec, ...]:
         config: Any = module.config

@@ -41,7 +41,7 @@ _UNBUILDABLE = (
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Silence transformers' progress bars and its report of keys, which this package words itself."""
+    """Silence transformers' progress bars and its report of keys, which this package reports itself."""
     from transformers.utils import logging
 
     level = logging.get_verbosity()
@@ -77,7 +77,7 @@ def _find_family(folder: Path, config: Mapping[str, Any], *, task: Task) -> Fami
     if family is None:
         raise CheckpointError(
             f"{folder / 'config.json'}: model_type is {kind!r}; it must be one of {', '.join(FAMILIES)}. "
-            "For a model of your own code use --model package.module:factory"
+            "For a model that your own code defines, use --model package.module:factory"
         )
     if task is Task.TEXT_GENERATION and not isinstance(family, CausalFamily):
         raise CheckpointError(
@@ -86,7 +86,7 @@ def _find_family(folder: Path, config: Mapping[str, Any], *, task: Task) -> Fami
         )
     if config.get("quantization_config"):
         raise CheckpointError(
-            f"{folder / 'config.json'} has a quantization_config, and export and verify need floating-point weights. "
+            f"{folder / 'config.json'} has a quantization_config, but export and verify need floating-point weights. "
             "Save the model before quantization, or the result of transformers' model.dequantize(); "
             "export --dtype int8 or int4 quantizes it"
         )

@@ -26,8 +26,10 @@ from ibnorm_export.op.spec import NormConfig
 
 __all__ = ["load_timm"]
 
-#: Arguments of timm.create_model itself, not of an architecture. One of them loads a pickle from any place.
-_NOT_OF_A_MODEL: Final = frozenset(name for name in inspect.signature(timm.create_model).parameters if name != "kwargs")
+#: Arguments of timm.create_model itself, not of an architecture. One of them loads a pickle from any path.
+_CREATE_MODEL_ARGUMENTS: Final = frozenset(
+    name for name in inspect.signature(timm.create_model).parameters if name != "kwargs"
+)
 
 #: What timm raises for arguments from which it cannot build a model.
 _UNBUILDABLE: Final = (
@@ -54,9 +56,9 @@ def _build(folder: Path, config: Mapping[str, Any]) -> nn.Module:
         arguments.setdefault("num_classes", config["num_classes"])
     if not isinstance(architecture, str) or not timm.is_model(architecture):
         raise CheckpointError(f"{folder / 'config.json'}: timm {timm.__version__} has no architecture {architecture!r}")
-    if foreign := sorted(_NOT_OF_A_MODEL & arguments.keys()):
+    if foreign := sorted(_CREATE_MODEL_ARGUMENTS & arguments.keys()):
         raise CheckpointError(
-            f"{folder / 'config.json'}: model_args has {', '.join(foreign)}, not an argument of a model: remove it"
+            f"{folder / 'config.json'}: model_args has {', '.join(foreign)}, which no model accepts: remove it"
         )
     try:
         model: nn.Module = timm.create_model(architecture, pretrained=False, **arguments)

@@ -33,7 +33,7 @@ def ids(*shape: int) -> np.ndarray[Any, Any]:
         ({"input_ids": ids(1, 3), "attention_mask": ids(1, 4)}, "attention_mask has shape"),
         ({"input_ids": ids(2, 3), "attention_mask": ids(1, 3)}, "attention_mask has shape"),
         ({"input_ids": ids(3), "attention_mask": ids(3)}, "input_ids has shape"),
-        ({"input_ids": ids(1, 0), "attention_mask": ids(1, 0)}, "empty"),
+        ({"input_ids": ids(1, 0), "attention_mask": ids(1, 0)}, "no axis of size 0"),
         ({"input_ids": ids(1, 3) * 0.5, "attention_mask": ids(1, 3)}, "input_ids has dtype float64"),
         ({"input_ids": np.array([["a"]]), "attention_mask": ids(1, 1)}, "input_ids has dtype <U1"),
         ({"input_ids": np.array([[None]]), "attention_mask": ids(1, 1)}, "plain arrays"),

@@ -1,4 +1,4 @@
-"""Options are converted and checked when they are stated, before any work."""
+"""Options are converted and checked when they are created, before any work."""
 
 from __future__ import annotations
 
@@ -127,5 +127,5 @@ def test_a_language_model_becomes_a_folder(llama_checkpoint: Path, tmp_path: Pat
     assert exported.path == tmp_path / "out" / "model.onnx"
     assert (tmp_path / "out" / "config.json").is_file()
     assert exported.metadata.task is Task.TEXT_GENERATION
-    with pytest.raises(ExportError, match="was loaded for the task text-generation, and this export needs forward"):
+    with pytest.raises(ExportError, match="was loaded for the task text-generation, but this export needs forward"):
         export(model, tmp_path / "m.onnx", task="forward")

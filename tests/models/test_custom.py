@@ -392,7 +392,7 @@ def test_an_output_may_be_an_input_a_weight_or_another_output(
             "like_an_input",
             "inputs are ['x'], outputs ['x']; there must be at least one of each, and every name must be unique",
         ),
-        ("like_a_weight", "also among the weights"),
+        ("like_a_weight", "unique and no weight's name"),
         ("without_parameters", "no floating-point parameter"),
     ],
 )

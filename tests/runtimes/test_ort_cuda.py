@@ -19,7 +19,7 @@ from ibnorm_export.benchmark.measure import measure
 from ibnorm_export.benchmark.options import BenchOptions, Timing
 from ibnorm_export.cli import main
 from ibnorm_export.exporter.export import ExportOptions, export
-from ibnorm_export.runtimes.norm_executions import NormExecution, _executions, copies_beside
+from ibnorm_export.runtimes.norm_executions import NormExecution, _executions, copies_next_to
 from ibnorm_export.runtimes.ort_cuda import missing_for_cuda, ort
 from ibnorm_export.runtimes.runner import NormImplementation
 from ibnorm_export.verifier.verify import VerifyOptions, verify
@@ -55,15 +55,15 @@ KEY = ("norm", "IBNormL")
     ],
 )
 def test_copies_next_to_a_norm_are_counted(nodes: list[onnx.NodeProto], count: int) -> None:
-    assert copies_beside(graph(*nodes, NORM), frozenset({KEY})).get(KEY, 0) == count
+    assert copies_next_to(graph(*nodes, NORM), frozenset({KEY})).get(KEY, 0) == count
     other = frozenset({("another", "IBNormL")})
-    assert not copies_beside(graph(*nodes, NORM), other)
+    assert not copies_next_to(graph(*nodes, NORM), other)
 
 
-def test_a_copy_counts_once_however_many_edges_join_it() -> None:
+def test_a_copy_counts_once_if_several_edges_join_it() -> None:
     copy = helper.make_node("MemcpyFromHost", ["p"], ["s"])
     norm = helper.make_node("IBNormL", ["a", "s", "s"], ["y"], name="norm", domain="ai.ibnorm")
-    assert copies_beside(graph(copy, norm), frozenset({KEY}))[KEY] == 1
+    assert copies_next_to(graph(copy, norm), frozenset({KEY}))[KEY] == 1
 
 
 @pytest.mark.parametrize(

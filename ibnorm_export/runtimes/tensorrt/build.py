@@ -118,7 +118,7 @@ def _parse(trt: Any, network: Any, *, model: ExportedModel, runtime: Runtime) ->
         error = parser.get_error(index)
         if error.code() == trt.ErrorCode.UNSUPPORTED_NODE:
             raise EngineError(
-                f"{model.path}: {runtime} {trt.__version__} lacks the operator {error.node_operator()} "
+                f"{model.path}: {runtime} {trt.__version__} does not support the operator {error.node_operator()} "
                 f"(node {error.node_name()!r}): {error.desc()}"
             )
     reason = parser.get_error(0).desc() if parser.num_errors else last_error(trt)

@@ -1,4 +1,4 @@
-"""The description of an engine: the JSON file next to a plan, which says what the plan was built from and for."""
+"""The description of an engine: the JSON file next to a plan, which records what the plan was built from and for."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class EngineDescription:
         compute_capabilities: GPUs for which the plan was built, e.g. "sm_89"; empty is the runtime's default.
         profiles: optimisation profiles, in the engine's order.
         norm: how the norms run.
-        why: why they run so.
+        why: the reason for this choice.
         norms: what each norm became.
         build_s: seconds that the build took.
         size_bytes: size of the plan.
@@ -134,4 +134,4 @@ def check_plan(plan: Path, description: EngineDescription, *, source: Path | Non
     if sha256_of(plan) != description.sha256:
         raise EngineError(f"{plan} is not the engine that {description_path(plan).name} describes; build it again")
     if source is not None and sha256_of(source) != description.source_sha256:
-        raise EngineError(f"{plan} was built from another file ({description.source}) than {source}; build it again")
+        raise EngineError(f"{plan} was built from {description.source}, which differs from {source}; build it again")

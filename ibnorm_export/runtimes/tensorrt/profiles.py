@@ -194,10 +194,10 @@ def fitting_profile(
         return 0
     best = min(range(len(candidates)), key=lambda index: distance(candidates[index]))
     if math.isinf(distance(candidates[best])):
-        asked = ", ".join(f"{axis} {size}" for axis, size in sizes.items())
+        requested = ", ".join(f"{axis} {size}" for axis, size in sizes.items())
         accepted = "; ".join(
             f"{item.name} accepts " + ", ".join(f"{one.axis} {one.smallest} to {one.largest}" for one in item.ranges)
             for item in candidates
         )
-        raise EngineError(f"no profile of the engine accepts {asked}: {accepted}; build it with another --profile")
+        raise EngineError(f"no profile of the engine accepts {requested}: {accepted}; build it with another --profile")
     return best

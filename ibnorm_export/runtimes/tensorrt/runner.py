@@ -42,7 +42,7 @@ class TrtRunner:
     Args:
         backend: "tensorrt" or "tensorrt-rtx".
         model: the model to run.
-        engine: an engine built from `model` before; None builds one with the default options.
+        engine: an existing engine of `model`; None builds one with the default options.
 
     Raises:
         BackendUnavailable: the runtime is not installed, or there is no GPU.

@@ -104,7 +104,7 @@ def test_no_pickle_is_loaded_that_the_config_names(tmp_path: Path) -> None:
             "cannot build vit_tiny_patch16_224 from model_args: ZeroDivisionError",
         ),
         ("model_args", {**VIT, "norm_layer": "zz"}, "KeyError: 'zz'"),
-        ("model_args", {**VIT, "pretrained": True}, "model_args has pretrained, not an argument of a model"),
+        ("model_args", {**VIT, "pretrained": True}, "model_args has pretrained, which no model accepts"),
         ("pretrained_cfg", {}, "input_size is None"),
         ("pretrained_cfg", "small", "pretrained_cfg is 'small'; it must be a JSON object"),
     ],

@@ -107,7 +107,7 @@ def truncated(source: ExportedModel) -> Path:
 
 def changed_source(source: ExportedModel) -> Path:
     plan = written(source)
-    source.path.write_bytes(source.path.read_bytes() + b"\x1a\x00")  # an empty doc_string more
+    source.path.write_bytes(source.path.read_bytes() + b"\x1a\x00")  # adds an empty doc_string
     return plan
 
 
@@ -115,7 +115,7 @@ BAD = {
     "truncated": (truncated, "is truncated: it has 16 bytes, not 19; build it again"),
     "version": (lambda s: written(s, runtime_version="1.6.0"), "was built by tensorrt-rtx 1.6.0; 1.7.1 is installed"),
     "runtime": (lambda s: written(s, "tensorrt"), "is an engine for tensorrt, not for tensorrt-rtx"),
-    "file": (changed_source, "was built from another file"),
+    "file": (changed_source, "was built from .*, which differs from"),
     "profiles": (lambda s: written(s, profiles=[{"name": "x"}]), "is damaged"),
     "missing": (lambda s: s.path.with_name("none.plan"), "none.plan' does not exist"),
 }
