@@ -45,21 +45,21 @@ def _make(reference: str) -> CustomModel:
     """Call the factory and check what it returns."""
     factory = _import_factory(reference)
     try:
-        made = factory()
+        custom = factory()
     except Exception as error:  # the user's own code may raise anything
         raise CheckpointError(f"--model {reference} raised {type(error).__name__}: {error}") from error
-    if not isinstance(made, CustomModel):
+    if not isinstance(custom, CustomModel):
         raise CheckpointError(
-            f"--model {reference} returned {type(made).__name__}; it must return an ibnorm_export.CustomModel, which "
+            f"--model {reference} returned {type(custom).__name__}; it must return an ibnorm_export.CustomModel, which "
             "declares the inputs and outputs"
         )
-    names = [*(spec.name for spec in made.inputs), *made.outputs, *made.module.state_dict()]
-    if not made.inputs or not made.outputs or len(set(names)) < len(names):
+    names = [*(spec.name for spec in custom.inputs), *custom.outputs, *custom.module.state_dict()]
+    if not custom.inputs or not custom.outputs or len(set(names)) < len(names):
         raise CheckpointError(
-            f"--model {reference}: inputs are {[spec.name for spec in made.inputs]}, outputs {list(made.outputs)}; "
+            f"--model {reference}: inputs are {[spec.name for spec in custom.inputs]}, outputs {list(custom.outputs)}; "
             "there must be at least one of each, and every name must be unique and no weight's name"
         )
-    return made
+    return custom
 
 
 def _draw(inputs: tuple[InputSpec, ...], rng: np.random.Generator, *, index: int) -> Arrays:
@@ -75,13 +75,13 @@ def _draw(inputs: tuple[InputSpec, ...], rng: np.random.Generator, *, index: int
     return arrays
 
 
-def _sample(reference: str, made: CustomModel, *, rng: np.random.Generator, index: int) -> Arrays:
+def _sample(reference: str, custom: CustomModel, *, rng: np.random.Generator, index: int) -> Arrays:
     """The inputs that the user's `sample` returns, checked, by name and in order."""
-    if made.sample is None:
-        return _draw(made.inputs, rng, index=index)
-    wanted = [spec.name for spec in made.inputs]
+    if custom.sample is None:
+        return _draw(custom.inputs, rng, index=index)
+    wanted = [spec.name for spec in custom.inputs]
     try:
-        arrays: object = made.sample(rng, index)
+        arrays: object = custom.sample(rng, index)
     except Exception as error:  # the user's own code may raise anything
         raise CheckpointError(f"--model {reference}: sample raised {type(error).__name__}: {error}") from error
     if not isinstance(arrays, Mapping) or not all(isinstance(arrays.get(name), np.ndarray) for name in wanted):
@@ -121,18 +121,18 @@ def load_custom(path: Path, reference: str) -> LoadedModel:
     Raises:
         CheckpointError: the factory fails, or its model or the weights are not valid.
     """
-    made = _make(reference)
+    custom = _make(reference)
     files = [path]
     if path.is_dir():
         files = [file for file in weight_files(path) if file.suffix == ".safetensors"]
     state: dict[str, Tensor] = {}
     for file in files:
         state |= read_state_dict(file)
-    module = made.module
+    module = custom.module
     fill(module, state, source=path)
     adapt(module)
     module.eval().requires_grad_(False)
-    outputs = made.outputs
+    outputs = custom.outputs
 
     def call(module: nn.Module, *tensors: Tensor) -> tuple[Tensor, ...]:
         return _returned(reference, module(*tensors), outputs=outputs)
@@ -140,12 +140,12 @@ def load_custom(path: Path, reference: str) -> LoadedModel:
     return LoadedModel(
         module=module,
         family="custom",
-        inputs=made.inputs,
+        inputs=custom.inputs,
         outputs=outputs,
         call=call,
-        sample=lambda rng, index: _sample(reference, made, rng=rng, index=index),
-        exact=made.exact,
-        opset=made.opset,
+        sample=lambda rng, index: _sample(reference, custom, rng=rng, index=index),
+        exact=custom.exact,
+        opset=custom.opset,
         source=str(path),
         source_sha256=hash_files(files),
         warnings=nonfinite(module),

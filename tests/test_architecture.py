@@ -134,7 +134,7 @@ def test_importing_the_package_imports_no_framework() -> None:
     assert done.returncode == 0, done.stderr
 
 
-#: What these modules may import before they know what is asked of them.
+#: Slow packages that the import of these modules may load.
 LIGHT = {
     "cli.main": set(),
     "benchmark.baseline": {"onnx"},

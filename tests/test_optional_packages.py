@@ -32,7 +32,7 @@ def command(*words: object) -> tuple[int, list[str]]:
     return done.returncode, done.stderr.strip().splitlines()
 
 
-def test_verify_works_and_only_the_report_asks_for_matplotlib(
+def test_verify_works_and_only_the_report_needs_matplotlib(
     exported_vit: ExportedModel, vit_checkpoint: Path, tmp_path: Path
 ) -> None:
     words = ("verify", exported_vit.path, vit_checkpoint, "--samples", 1)
@@ -53,7 +53,7 @@ def test_bench_works(exported_vit: ExportedModel) -> None:
     assert code == 0, lines
 
 
-def test_the_demo_asks_for_both_before_it_trains(tmp_path: Path) -> None:
+def test_the_demo_demands_both_before_it_trains(tmp_path: Path) -> None:
     code, lines = command("demo", "--out", tmp_path / "demo")
     assert code == 3
     assert "pip install 'ibnorm-export[" in lines[-1]

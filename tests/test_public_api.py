@@ -1,4 +1,4 @@
-"""The public API: what `ibnorm_export` exports, how light and how typed it is, and how its functions are called."""
+"""The public API: what `ibnorm_export` exports, what it imports, its types, and how its functions are called."""
 
 from __future__ import annotations
 
@@ -154,8 +154,8 @@ times: BenchReport | GenerationReport = bench(
 figures: AnalysisReport = analyze(model, options=AnalysisOptions((0.5, 8.0)))
 checked: CheckReport = check("check.toml", progress=show)
 engine: Engine = build_engine(full, "llama.plan", options=EngineOptions())
-made: Package = package(full, "repository", options=PackageOptions())
-serve(made.path, options=ServeOptions(http_port=0), ready=lambda server: print(server.http))
+packaged: Package = package(full, "repository", options=PackageOptions())
+serve(packaged.path, options=ServeOptions(http_port=0), ready=lambda server: print(server.http))
 try:
     load("nowhere")
 except IBNormError as error:
@@ -163,7 +163,7 @@ except IBNormError as error:
 """
 
 
-def test_the_names_are_these() -> None:
+def test_the_public_names() -> None:
     assert set(ibnorm_export.__all__) == FUNCTIONS | TYPES | ERRORS
     assert list(ibnorm_export.__all__) == sorted(ibnorm_export.__all__)
 

@@ -35,11 +35,11 @@ class Widened(Tensor):
     @staticmethod
     def __new__(cls, cell: list[Tensor]) -> Widened:
         (stored,) = cell
-        made: Widened = Tensor._make_wrapper_subclass(
+        tensor: Widened = Tensor._make_wrapper_subclass(
             cls, stored.shape, stored.stride(), dtype=torch.float64, device=stored.device
         )
-        made.cell = cell
-        return made
+        tensor.cell = cell
+        return tensor
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]  # the base class declares the disabled form

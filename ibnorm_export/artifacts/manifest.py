@@ -65,8 +65,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise ModelFileError(f"{file} is damaged ({error!r}); write the folder again with ibnorm-export") from error
     if found.get("format") != _FORMAT or not sums or not machines.keys() <= sums.keys():
         raise ModelFileError(f"{file} is not in format {_FORMAT!r}; write the folder again with ibnorm-export")
-    made: dict[str, Any] = found
-    return made
+    manifest: dict[str, Any] = found
+    return manifest
 
 
 def check_files(folder: Path, manifest: Mapping[str, Any]) -> None:

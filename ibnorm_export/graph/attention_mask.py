@@ -100,8 +100,8 @@ def use_mask_directly(graph: ir.Graph) -> None:
         rows = constant(graph, f"{name}/rows", array=np.array([0] + [1] * (rank - 2)))  # 0 keeps the mask's own size
         last = ir.node("Unsqueeze", [columns.limit, constant(graph, f"{name}/axis", array=np.array([0]))])
         sizes = ir.node("Concat", [rows, last.outputs[0]], attributes={"axis": 0})
-        for made, length in ((last, 1), (sizes, rank)):
-            made.outputs[0].dtype, made.outputs[0].shape = ir.DataType.INT64, ir.Shape([length])
+        for added, length in ((last, 1), (sizes, rank)):
+            added.outputs[0].dtype, added.outputs[0].shape = ir.DataType.INT64, ir.Shape([length])
         graph.insert_before(node, [last, sizes])
         reshape = ir.node("Reshape", [node.inputs[0], sizes.outputs[0]], metadata_props=dict(node.metadata_props))
         replace_node(graph, node, new=reshape, shape=shape)

@@ -84,8 +84,8 @@ def _pass(model: onnx.ModelProto, bits: int, *, block_size: int, exclude: set[st
         op_types_to_quantize=("MatMul",),
     )
     worker.process()
-    made: onnx.ModelProto = worker.model.model
-    return made
+    quantized: onnx.ModelProto = worker.model.model
+    return quantized
 
 
 def _split_gemm(graph: onnx.GraphProto) -> None:
@@ -101,8 +101,8 @@ def _split_gemm(graph: onnx.GraphProto) -> None:
         name = node.name or node.output[0]
         product = onnx.helper.make_node("MatMul", [a, b], [f"{node.output[0]}/product"], name=f"{name}/product")
         total = onnx.helper.make_node("Add", [product.output[0], bias], list(node.output), name=name)
-        for made in (product, total):
-            made.metadata_props.extend(node.metadata_props)
+        for replacement in (product, total):
+            replacement.metadata_props.extend(node.metadata_props)
         nodes += [product, total]
     del graph.node[:]
     graph.node.extend(nodes)

@@ -176,9 +176,9 @@ def functions(opset: int, norms: Collection[tuple[str, int]] = ()) -> dict[str, 
 
 
 def _make_node(op_type: str, inputs: list[str], *, outputs: list[str], spec: IBNormSpec, name: str) -> onnx.NodeProto:
-    made = onnx.helper.make_node(op_type, inputs, outputs, name=name, domain=DOMAIN)
-    made.attribute.extend(onnx.helper.make_attribute(key, value) for key, value in spec.attributes().items())
-    return made
+    proto = onnx.helper.make_node(op_type, inputs, outputs, name=name, domain=DOMAIN)
+    proto.attribute.extend(onnx.helper.make_attribute(key, value) for key, value in spec.attributes().items())
+    return proto
 
 
 def node(

@@ -45,14 +45,14 @@ def quiet_transformers() -> Iterator[None]:
     from transformers.utils import logging
 
     level = logging.get_verbosity()
-    bars = logging.is_progress_bar_enabled()
+    bars_enabled = logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(level)
-        if bars:
+        if bars_enabled:
             logging.enable_progress_bar()
 
 

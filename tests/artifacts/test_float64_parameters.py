@@ -35,7 +35,7 @@ def doubled(module: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("index", range(4))
-def test_results_equal_those_of_a_float64_copy_to_the_bit(checkpoint: Path, index: int, dtype: torch.dtype) -> None:
+def test_results_are_bit_identical_to_those_of_a_float64_copy(checkpoint: Path, index: int, dtype: torch.dtype) -> None:
     model = models.load(checkpoint).converted(dtype)
     plain = doubled(model.module)
     assert model.exact is not None
@@ -89,7 +89,7 @@ class Unruly(nn.Module):
 
 
 class Writing(nn.Module):
-    """A module that changes its parameters while it runs, in every way that PyTorch has."""
+    """A module that changes its parameters while it runs, in every way that PyTorch offers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -125,14 +125,14 @@ def test_models_that_use_their_parameters_in_unusual_ways(name: str, mode: Calla
             owner, _, own = path.rpartition(".")
             wide.get_submodule(owner).register_buffer(own, buffer.double())
     with mode():
-        for _ in range(2):  # what a pass has written is there in the next
+        for _ in range(2):  # the second pass reads what the first one has written
             assert torch.equal(wide(x), plain(x))
     assert all(torch.equal(before[key], value) for key, value in module.state_dict().items())
 
 
 @pytest.fixture
 def most_open(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
-    """The most sessions of ONNX Runtime that were open at once, of a file that runs fused and with functions."""
+    """The largest number of ONNX Runtime sessions that were open at once, fused and with functions."""
     counts = {"open": 0, "most": 0, "all": 0}
 
     class Counted(ort_runner.OrtRunner):
@@ -163,7 +163,7 @@ def most_open(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
 
     def most() -> int:
         assert counts["all"] > 1
-        assert counts["open"] == 0, "one is still open"
+        assert counts["open"] == 0, "a session is still open"
         return counts["most"]
 
     return most
@@ -177,7 +177,7 @@ def wrong(exported: ExportedModel) -> None:
 
 
 @pytest.mark.parametrize("right", [True, False])
-def test_sessions_are_open_one_after_the_other(
+def test_only_one_session_is_open_at_a_time(
     llama_checkpoint: Path, tmp_path: Path, most_open: Callable[[], int], right: bool
 ) -> None:
     def load() -> LoadedModel:

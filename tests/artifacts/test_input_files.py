@@ -26,7 +26,7 @@ def ids(*shape: int) -> np.ndarray[Any, Any]:
 
 
 @pytest.mark.parametrize(
-    ("arrays", "said"),
+    ("arrays", "expected"),
     [
         ({"input_ids": ids(1, 3)}, "attention_mask"),
         ({"input_ids": ids(1, 3), "attention_mask": ids(1, 3), "x": ids(1)}, "'x'"),
@@ -40,10 +40,10 @@ def ids(*shape: int) -> np.ndarray[Any, Any]:
     ],
 )
 def test_arrays_that_do_not_fit_the_model(
-    llama: LoadedModel, tmp_path: Path, arrays: dict[str, Any], said: str
+    llama: LoadedModel, tmp_path: Path, arrays: dict[str, Any], expected: str
 ) -> None:
     np.savez(tmp_path / "in.npz", **arrays)
-    with pytest.raises(IBNormError, match=said):
+    with pytest.raises(IBNormError, match=expected):
         read_inputs(tmp_path / "in.npz", llama)
 
 
@@ -75,7 +75,7 @@ def test_a_truncated_npz(llama: LoadedModel, tmp_path: Path, cut: int) -> None:
 
 
 def encrypted(content: bytes) -> bytes:
-    """The archive with the flag for encryption, in both headers of its one member."""
+    """The archive with the encryption flag in both headers of its only member."""
     central = content.find(b"PK\x01\x02")
     changed = bytearray(content)
     changed[6] |= 1
@@ -89,14 +89,14 @@ def with_an_unknown_method(content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"), [(encrypted, "encrypted"), (with_an_unknown_method, "compression method is not supported")]
+    ("change", "expected"), [(encrypted, "encrypted"), (with_an_unknown_method, "compression method is not supported")]
 )
 def test_archives_that_cannot_be_read(
-    llama: LoadedModel, tmp_path: Path, change: Callable[[bytes], bytes], said: str
+    llama: LoadedModel, tmp_path: Path, change: Callable[[bytes], bytes], expected: str
 ) -> None:
     np.savez(tmp_path / "in.npz", input_ids=ids(1, 3))
     (tmp_path / "in.npz").write_bytes(change((tmp_path / "in.npz").read_bytes()))
-    with pytest.raises(ModelFileError, match=rf"in\.npz is not an \.npz file of plain arrays: .*{said}"):
+    with pytest.raises(ModelFileError, match=rf"in\.npz is not an \.npz file of plain arrays: .*{expected}"):
         read_inputs(tmp_path / "in.npz", llama)
 
 

@@ -56,7 +56,7 @@ def test_a_portable_file_records_neither_target_nor_packed_matrices() -> None:
     assert FORWARD.to_props().keys() == GENAI.to_props().keys() - {"ibnorm.target", "ibnorm.packed"}
 
 
-def test_a_file_of_another_tool_has_empty_metadata() -> None:
+def test_a_file_from_another_tool_has_empty_metadata() -> None:
     found = ModelMetadata.from_props({"author": "someone"}, FILE)
     assert found.is_empty
     assert found == ModelMetadata.empty()

@@ -23,23 +23,23 @@ TEXT = "The naïve café costs 10 €, 日本語 and 👩‍👩‍👧 cost mor
 
 def byte_pairs() -> Tokenizer:
     """A tokenizer like that of GPT-2: bytes and merges of bytes, some of which end within a character."""
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    made.decoder = decoders.ByteLevel()
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    made.train_from_iterator([TEXT] * 4, trainers.BpeTrainer(vocab_size=330, initial_alphabet=alphabet))
-    return made
+    tokenizer.train_from_iterator([TEXT] * 4, trainers.BpeTrainer(vocab_size=330, initial_alphabet=alphabet))
+    return tokenizer
 
 
 def words(decoder: decoders.Decoder | None, spaced: str) -> Tokenizer:
-    """A tokenizer with words as one kind of tokenizer writes them, and a token for every byte."""
+    """A word-level tokenizer that marks spaces in the given way, with a token for every byte."""
     vocabulary = [spaced.format(word) for word in ("the", "é", "日本", "", "don", "'t", ".")]
     vocabulary += ["a", "##b", "s</w>", "▁", "\u200b"]
     vocabulary += [f"<0x{byte:02X}>" for byte in range(256)]
-    made = Tokenizer(models.WordLevel({word: number for number, word in enumerate(vocabulary)}, unk_token="a"))
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(vocabulary)}, unk_token="a"))
     if decoder is not None:
-        made.decoder = decoder
-    return made
+        tokenizer.decoder = decoder
+    return tokenizer
 
 
 def sentence_pieces() -> Tokenizer:
@@ -60,10 +60,10 @@ TOKENIZERS: dict[str, Callable[[], Tokenizer]] = {
 
 @pytest.fixture(params=TOKENIZERS)
 def tokens(request: pytest.FixtureRequest, tmp_path: Path) -> FolderTokenizer:
-    made = TOKENIZERS[request.param]()
-    made.add_special_tokens(["<s>", "</s>"])
-    made.add_tokens(["<added>"])
-    made.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = TOKENIZERS[request.param]()
+    tokenizer.add_special_tokens(["<s>", "</s>"])
+    tokenizer.add_tokens(["<added>"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
     return FolderTokenizer(tmp_path)
 
 
@@ -125,26 +125,26 @@ def test_a_character_is_returned_whole_and_at_once(tmp_path: Path) -> None:
     tokens = of_bytes(tmp_path)
     assert pieces(tokens, list("a€👩b".encode())) == ["a", "", "", "€", "", "", "", "👩", "b", ""]
     assert pieces(tokens, [0x61, 0xE2, 0x82]) == ["a", "", "", "\ufffd"]
-    assert pieces(tokens, [0xFF] * 60) == ["", *["\ufffd"] * 60]  # a model that is stuck is heard
+    assert pieces(tokens, [0xFF] * 60) == ["", *["\ufffd"] * 60]  # not held back forever
 
 
 def test_bytes_wait_for_the_end_of_their_run(tmp_path: Path) -> None:
     """One wrong byte turns the whole run into U+FFFD, so no part of it is certain before its end."""
-    made = sentence_pieces()
-    made.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = sentence_pieces()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
     tokens = FolderTokenizer(tmp_path)
-    word, a, first = (made.token_to_id(name) for name in ("▁the", "<0x41>", "<0xE2>"))
+    word, a, first = (tokenizer.token_to_id(name) for name in ("▁the", "<0x41>", "<0xE2>"))
     assert pieces(tokens, [word, a, a, word]) == ["the", "", "", "AA the", ""]
     assert pieces(tokens, [word, a, first, word]) == ["the", "", "", "\ufffd\ufffd the", ""]
 
 
 def test_tokens_without_text_are_not_used_as_context(tmp_path: Path) -> None:
     """After only such tokens, a word would lose its space, and a run of bytes its wrong byte."""
-    made = sentence_pieces()
-    made.decoder = decoders.Sequence([decoders.Replace("\u200b", ""), made.decoder])
-    made.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = sentence_pieces()
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("\u200b", ""), tokenizer.decoder])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
     tokens = FolderTokenizer(tmp_path)
-    word, nothing, wrong, a = (made.token_to_id(name) for name in ("▁the", "\u200b", "<0xFF>", "<0x41>"))
+    word, nothing, wrong, a = (tokenizer.token_to_id(name) for name in ("▁the", "\u200b", "<0xFF>", "<0x41>"))
     for ids in ([word, *[nothing] * 20, word], [word] * 7 + [wrong] + [a] * 7 + [nothing, word]):
         assert "".join(pieces(tokens, ids)) == tokens.decode(ids)
 
@@ -154,14 +154,14 @@ def test_the_cost_of_a_token_does_not_grow(tmp_path: Path) -> None:
     tokens = of_bytes(tmp_path)
     seen: list[int] = []
     stream = tokens.stream()
-    stream._decode = lambda ids: (seen.append(len(ids)), tokens.decode(ids))[1]  # type: ignore[func-returns-value]  # append, in a lambda that counts
-    for said in ((TEXT * 40).encode(), b"\xff" * 2000, b"\x80" * 2000):
-        for token in said[:2000]:
+    stream._decode = lambda ids: (seen.append(len(ids)), tokens.decode(ids))[1]  # type: ignore[func-returns-value]  # append
+    for text_bytes in ((TEXT * 40).encode(), b"\xff" * 2000, b"\x80" * 2000):
+        for token in text_bytes[:2000]:
             stream.extend([token])
             stream.take()
     assert max(seen) <= 16
     seen.clear()
-    for token in ((TEXT * 40).encode())[:2000]:  # none is taken before the end
+    for token in ((TEXT * 40).encode())[:2000]:  # no text is taken before the end
         stream.extend([token])
     stream.take()
     assert len(seen) == 2
@@ -199,17 +199,17 @@ class Fixed:
 @pytest.mark.parametrize("stop", ["€", "a€", "\ufffd", "a", "b€c", "not there", "日本", "c\ufffd"])
 @pytest.mark.parametrize("cut", [0, 1, 2])
 def test_pieces_end_where_the_text_does(tmp_path: Path, stop: str, cut: int) -> None:
-    said = "xa b€ b€c 日本".encode()
-    said = said[: len(said) - cut]
+    text_bytes = "xa b€ b€c 日本".encode()
+    text_bytes = text_bytes[: len(text_bytes) - cut]
     model = TextModel(
-        SessionSource("fixed", lambda rows, length: Fixed(said)),
+        SessionSource("fixed", lambda rows, length: Fixed(text_bytes)),
         of_bytes(tmp_path),
         max_positions=100,
         ends=frozenset(),
     )
     written: list[str] = []
-    result = model.generate("p", Sampling(len(said), stop=(stop,)), write=written.append)
-    whole = said.decode(errors="replace")
+    result = model.generate("p", Sampling(len(text_bytes), stop=(stop,)), write=written.append)
+    whole = text_bytes.decode(errors="replace")
     place = whole.find(stop)
     assert result.text == "".join(written) == (whole if place < 0 else whole[:place])
     assert result.stopped == ("length" if place < 0 else "stop")
@@ -225,14 +225,14 @@ def test_pieces_keep_their_pace(
     """Slow tokens are written one by one, quick ones together, and the first at once; each has a step."""
     clock = Clock()
     monkeypatch.setattr(text, "time", clock)
-    said = "ab€cd".encode()
-    source = SessionSource("fixed", lambda rows, length: Fixed(said, clock, tick_s))
+    text_bytes = "ab€cd".encode()
+    source = SessionSource("fixed", lambda rows, length: Fixed(text_bytes, clock, tick_s))
     model = TextModel(source, of_bytes(tmp_path), max_positions=100, ends=frozenset())
-    *got, result = model.steps("p", Sampling(len(said)), pace_s=0.05)
+    *got, result = model.steps("p", Sampling(len(text_bytes)), pace_s=0.05)
     assert [piece for piece in got if piece] == written
     assert isinstance(result, TextResult)
     assert result.text == "ab€cd"
-    assert len(got) == len(said) + 1
+    assert len(got) == len(text_bytes) + 1
     assert got[0] == "a"  # not when the second is computed
 
 
@@ -268,7 +268,7 @@ def test_a_stop_is_found_between_pieces(tmp_path: Path, turn_s: float, written: 
 
 
 def test_a_long_stop_text_is_found_quickly() -> None:
-    """The cost depends on the text that waits: a hundred searches for a million characters take no time."""
+    """The cost depends on the text that is held back, not on the length of the stop string."""
     stop = "ab" * 500_000
     for _ in range(100):
         assert Sampling(stop=(stop,)).without_stop_prefix("xaba") == "x"

@@ -28,6 +28,6 @@ def built(vit_checkpoint: Path) -> ir.Model:
 
 @pytest.fixture
 def prebuilt(built: ir.Model, vit_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> LoadedModel:
-    """A checkpoint whose export has only the writing left to do."""
+    """A checkpoint whose export only has to write the file."""
     monkeypatch.setattr(single_file, "build", lambda *_, **__: built)
     return models.load(vit_checkpoint)

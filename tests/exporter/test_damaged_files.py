@@ -1,4 +1,4 @@
-"""Files that are not what `export` writes."""
+"""Files that `export` did not write, or that were damaged."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ibnorm_export.errors import ModelFileError
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         (b"", "truncated or is not an ONNX file"),
         (b"\x00" * 100, "not an ONNX file"),
@@ -22,9 +22,9 @@ from ibnorm_export.errors import ModelFileError
         (b"Das ist kein Modell.\n" * 50, "not an ONNX file"),
     ],
 )
-def test_not_onnx(tmp_path: Path, text: bytes, said: str) -> None:
+def test_not_onnx(tmp_path: Path, text: bytes, expected: str) -> None:
     (tmp_path / "m.onnx").write_bytes(text)
-    with pytest.raises(ModelFileError, match=said):
+    with pytest.raises(ModelFileError, match=expected):
         ExportedModel(tmp_path / "m.onnx")
 
 
@@ -36,14 +36,14 @@ def test_truncated(exported_vit: ExportedModel, tmp_path: Path, share: float) ->
         ExportedModel(tmp_path / "m.onnx")
 
 
-def test_places_without_a_file(tmp_path: Path) -> None:
+def test_paths_without_a_model(tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match="does not exist"):
         ExportedModel(tmp_path / "m.onnx")
     with pytest.raises(ModelFileError, match="is a folder"):
         ExportedModel(tmp_path)
 
 
-def test_a_file_of_another_tool(tmp_path: Path) -> None:
+def test_a_file_from_another_tool(tmp_path: Path) -> None:
     value = onnx.helper.make_tensor_value_info
     graph = onnx.helper.make_graph(
         [onnx.helper.make_node("Relu", ["x"], ["y"])], "g", [value("x", 1, ["n"])], [value("y", 1, ["n"])]
@@ -56,13 +56,13 @@ def test_a_file_of_another_tool(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "said"), [("ibnorm.format", '"99"', "'99'"), ("ibnorm.format", "{", "not valid JSON")]
+    ("key", "value", "expected"), [("ibnorm.format", '"99"', "'99'"), ("ibnorm.format", "{", "not valid JSON")]
 )
 def test_metadata_of_another_format(
-    exported_vit: ExportedModel, tmp_path: Path, key: str, value: str, said: str
+    exported_vit: ExportedModel, tmp_path: Path, key: str, value: str, expected: str
 ) -> None:
     proto = onnx.load(exported_vit.path)
     next(p for p in proto.metadata_props if p.key == key).value = value
     onnx.save(proto, tmp_path / "m.onnx")
-    with pytest.raises(ModelFileError, match=said):
+    with pytest.raises(ModelFileError, match=expected):
         ExportedModel(tmp_path / "m.onnx").require_metadata()

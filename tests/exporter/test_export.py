@@ -23,7 +23,7 @@ from ibnorm_export.verifier.verify import VerifyOptions, verify
 from tests.support.checkpoints import VIT
 
 
-def test_one_node_per_norm_with_everything_spelled_out(pair: tuple[ExportedModel, Path]) -> None:
+def test_one_node_per_norm_with_all_inputs_and_attributes(pair: tuple[ExportedModel, Path]) -> None:
     exported, checkpoint = pair
     model = models.load(checkpoint)
     assert [n.module for n in exported.norms] == sorted(model.norms, key=list(model.norms).index)
@@ -46,7 +46,7 @@ def test_one_node_per_norm_with_everything_spelled_out(pair: tuple[ExportedModel
     assert exported.opset == model.opset == {"llama": 23, "vit": 20}[model.family]
 
 
-def test_initializers_are_called_as_in_the_state_dict(pair: tuple[ExportedModel, Path]) -> None:
+def test_initializers_have_the_names_of_the_state_dict(pair: tuple[ExportedModel, Path]) -> None:
     exported, checkpoint = pair
     state = models.load(checkpoint).module.state_dict()
     stored = {name.removesuffix(".T"): name for name in exported.weights if name.removesuffix(".T") in state}
@@ -55,7 +55,7 @@ def test_initializers_are_called_as_in_the_state_dict(pair: tuple[ExportedModel,
         expected = state[name].numpy()
         np.testing.assert_array_equal(exported.array(as_stored), expected.T if as_stored.endswith(".T") else expected)
     others = {n for n in exported.weights if n.removesuffix(".T") not in state and not n.startswith("ibnorm.")}
-    assert all(exported.array(n).size <= 64 for n in others), "no weight hides under another name"
+    assert all(exported.array(n).size <= 64 for n in others), "no weight has another name"
 
 
 def test_names_are_ready_for_serving(exported_llama: ExportedModel, exported_vit: ExportedModel) -> None:
@@ -86,7 +86,7 @@ def test_the_file_describes_itself(pair: tuple[ExportedModel, Path]) -> None:
     assert found.versions["torch"] == torch.__version__
     text = exported.path.read_bytes()
     for trace in (str(checkpoint), str(Path.cwd()), "site-packages", "pkg.torch"):
-        assert trace.encode() not in text, "where it was made does not show"
+        assert trace.encode() not in text, "the file does not reveal where it was written"
 
 
 def test_two_exports_are_byte_identical(pair: tuple[ExportedModel, Path], tmp_path: Path) -> None:

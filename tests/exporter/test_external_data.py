@@ -1,4 +1,4 @@
-"""Weights in a second file beside the model."""
+"""Weights in a second file next to the model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def external(
     return export(prebuilt, tmp_path / "folder" / "m.onnx"), prebuilt
 
 
-def test_external_data_is_one_file_beside(external: tuple[ExportedModel, LoadedModel]) -> None:
+def test_external_data_is_one_file_next_to_the_model(external: tuple[ExportedModel, LoadedModel]) -> None:
     exported, model = external
     assert sorted(p.name for p in exported.path.parent.iterdir()) == ["m.onnx", "m.onnx.data"]
     weights = sum(t.nbytes for t in model.module.state_dict().values())
@@ -83,7 +83,7 @@ def set_entry(key: str, value: str) -> Callable[[onnx.TensorProto], None]:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "expected"),
     [
         (set_entry("location", "../outside"), "points outside"),
         (set_entry("location", "/etc/passwd"), "points outside"),
@@ -98,7 +98,7 @@ def set_entry(key: str, value: str) -> Callable[[onnx.TensorProto], None]:
     ],
 )
 def test_hostile_external_data(
-    external: tuple[ExportedModel, LoadedModel], change: Callable[[onnx.TensorProto], None], said: str
+    external: tuple[ExportedModel, LoadedModel], change: Callable[[onnx.TensorProto], None], expected: str
 ) -> None:
     path = external[0].path
     (path.parent.parent / "outside").write_bytes(bytes(10**6))
@@ -106,7 +106,7 @@ def test_hostile_external_data(
     proto = onnx.load(path, load_external_data=False)
     change(next(t for t in proto.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL))
     path.write_bytes(proto.SerializeToString())
-    with pytest.raises(ModelFileError, match=said):
+    with pytest.raises(ModelFileError, match=expected):
         ExportedModel(path)
 
 
@@ -122,7 +122,7 @@ def test_missing_and_truncated_external_data(external: tuple[ExportedModel, Load
 
 
 def test_external_data_shorter_than_its_tensor(external: tuple[ExportedModel, LoadedModel]) -> None:
-    """The length that the file claims is not what its shape needs."""
+    """The length that the file states does not fit its shape."""
     path = external[0].path
     proto = onnx.load(path, load_external_data=False)
     tensor = next(t for t in proto.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL)

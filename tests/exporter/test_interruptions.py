@@ -1,4 +1,4 @@
-"""A place that cannot be written, and an export that ends early: no half-written file is left."""
+"""A path that cannot be written, and an export that ends early: no half-written file is left."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def test_a_missing_folder_and_a_folder_as_target(prebuilt: LoadedModel, tmp_path
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]
 
 
-def test_a_place_without_permission(prebuilt: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if os.geteuid() == 0:  # root may write anywhere, so say what the system would
+def test_a_path_without_permission(prebuilt: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if os.geteuid() == 0:  # root may write anywhere, so raise the error of the system
 
         def forbidden(*_: object, **__: object) -> str:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
@@ -64,7 +64,7 @@ def broken(model: Any, path: Any, **_: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("save", "raised", "said"),
+    ("save", "raised", "expected"),
     [
         (full_disk, ExportError, "No space left on device"),
         (interrupted, KeyboardInterrupt, None),
@@ -78,14 +78,14 @@ def test_a_failed_write_leaves_what_was_there(
     monkeypatch: pytest.MonkeyPatch,
     save: Any,
     raised: type[BaseException],
-    said: str | None,
+    expected: str | None,
     old: bytes | None,
 ) -> None:
     target = tmp_path / "m.onnx"
     if old is not None:
         target.write_bytes(old)
     monkeypatch.setattr("ibnorm_export.exporter.single_file.ir.save", save)
-    with pytest.raises(raised, match=said):
+    with pytest.raises(raised, match=expected):
         export(prebuilt, target)
     assert [p.name for p in tmp_path.iterdir()] == ([] if old is None else ["m.onnx"])
     assert old is None or target.read_bytes() == old

@@ -82,13 +82,13 @@ def test_names_become_members() -> None:
         ("int4", ExportOptions(quantization=Quantization(4, 32, 8))),
     ],
 )
-def test_weights_are_stated_by_one_name(weights: str, expected: ExportOptions) -> None:
+def test_with_weights_takes_one_name(weights: str, expected: ExportOptions) -> None:
     assert ExportOptions.with_weights(weights) == expected
 
 
 def test_the_head_of_quantised_weights() -> None:
-    made = ExportOptions.with_weights("int4", block_size=64, head="fp32", opset=23, cache=CacheKind.STATIC)
-    assert made == ExportOptions(opset=23, quantization=Quantization(4, 64, None), cache=CacheKind.STATIC)
+    options = ExportOptions.with_weights("int4", block_size=64, head="fp32", opset=23, cache=CacheKind.STATIC)
+    assert options == ExportOptions(opset=23, quantization=Quantization(4, 64, None), cache=CacheKind.STATIC)
     with pytest.raises(ExportError, match="head is 'fp16'; with quantised weights it must be one of int8, int4, fp32"):
         ExportOptions.with_weights("int4", head="fp16")
     with pytest.raises(ExportError, match="weights is 'int2'; it must be one of fp32, fp16, bf16, int8, int4"):

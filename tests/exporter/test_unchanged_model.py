@@ -1,4 +1,4 @@
-"""An export works on a copy: the model that it is given, and the process around it, stay as they are."""
+"""An export works on a copy: neither the model nor the process around it changes."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def settings_of_the_process() -> tuple[object, ...]:
 
 
 def test_fp16_then_fp32_from_one_object(checkpoint: Path, tmp_path: Path) -> None:
-    """The second file is that of a fresh object, and verification of both against the object means something."""
+    """The second file equals that of a fresh object, and both files pass against the object."""
     model = models.load(checkpoint)
     half = export(model, tmp_path / "fp16.onnx", options=FP16)
     whole = export(model, tmp_path / "fp32.onnx")

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from ibnorm_export import IBNormSpec, models
-from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.kv_cache import input_specs
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.tokenizer import write_byte_tokenizer
@@ -60,10 +59,10 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 def test_gpt2_decodes_as_pytorch_does(gpt2: Path, tmp_path: Path, cache: str) -> None:
-    made = export_folder(load(gpt2), tmp_path / "out", options=ExportOptions(cache=cache))
-    assert (made.operators["ai.ibnorm::IBNormL"], made.operators["ai.ibnorm::SkipIBNormL"]) == (1, 4)
-    assert {node.domain for node in made.proto.graph.node} == {"", "ai.ibnorm"}
-    report = verify(made, load(gpt2), options=FUNCTION)
+    exported = export_folder(load(gpt2), tmp_path / "out", options=ExportOptions(cache=cache))
+    assert (exported.operators["ai.ibnorm::IBNormL"], exported.operators["ai.ibnorm::SkipIBNormL"]) == (1, 4)
+    assert {node.domain for node in exported.proto.graph.node} == {"", "ai.ibnorm"}
+    report = verify(exported, load(gpt2), options=FUNCTION)
     assert report, report.findings
     assert report.static is not None
     assert report.static.weights == 29, "2 embeddings, 4 matrices of each layer, 5 norms, biases of both, the tied head"
@@ -72,15 +71,15 @@ def test_gpt2_decodes_as_pytorch_does(gpt2: Path, tmp_path: Path, cache: str) ->
     assert texts[0] == texts[1]
 
 
-def test_gpt2_in_blocks(gpt2: Path, tmp_path: Path) -> None:
-    """Its matrices are of Gemm, which the quantizer does not take."""
-    made = export_folder(load(gpt2), tmp_path / "out", options=ExportOptions(quantization=Quantization(8)))
-    assert made.operators["com.microsoft::MatMulNBits"] == 9
-    assert "Gemm" not in made.operators
-    report = verify(made, load(gpt2), options=FUNCTION)
+def test_gpt2_quantised(gpt2: Path, tmp_path: Path) -> None:
+    """GPT-2 multiplies with Gemm, which the quantizer does not accept."""
+    exported = export_folder(load(gpt2), tmp_path / "out", options=ExportOptions(quantization=Quantization(8)))
+    assert exported.operators["com.microsoft::MatMulNBits"] == 9
+    assert "Gemm" not in exported.operators
+    report = verify(exported, load(gpt2), options=FUNCTION)
     assert report.static, report.findings
     assert report.numeric is not None
-    (quality,) = report.numeric.quality  # agreement is a bar for trained models: this one has many near ties
+    (quality,) = report.numeric.quality  # agreement is required of trained models; this one has many near ties
     assert quality.divergence < quality.bound.divergence
     assert quality.perplexity / quality.baseline_perplexity < quality.bound.perplexity
 
@@ -101,7 +100,7 @@ def test_gpt2_is_not_for_genai(gpt2: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "millions"), [("gpt2-124m", 124), ("gpt2-355m", 355)])
-def test_presets_are_of_their_size(name: str, millions: int) -> None:
+def test_presets_have_their_size(name: str, millions: int) -> None:
     _, c = preset(name)
     n, layers = int(str(c["n_embd"])), int(str(c["n_layer"]))
     embeddings = (int(str(c["vocab_size"])) + int(str(c["n_positions"]))) * n
@@ -136,10 +135,10 @@ def test_scaled_rotary_positions(tmp_path: Path, kind: str, target: str) -> None
     checkpoint = make(tmp_path / "llama", config)
     plain = make(tmp_path / "plain", {**config, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}})
     make_folder = {"portable": export_folder, "ort-genai": functools.partial(export_genai, kernels=Kernels.FUNCTION)}
-    made = make_folder[target](load(checkpoint), tmp_path / "out")
-    report = verify(made, load(checkpoint), options=FUNCTION)
+    exported = make_folder[target](load(checkpoint), tmp_path / "out")
+    report = verify(exported, load(checkpoint), options=FUNCTION)
     assert report, report.findings
-    assert not verify(made, load(plain), options=FUNCTION), "the scaling matters at these lengths"
+    assert not verify(exported, load(plain), options=FUNCTION), "the scaling matters at these lengths"
 
 
 @pytest.mark.parametrize("kind", ["linear", "yarn"])
@@ -181,23 +180,23 @@ def test_a_checkpoint_in_shards(tmp_path: Path, target: str) -> None:
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_on_either_side_changes_nothing(gpt2: Path, tmp_path: Path, cache: str, side: str) -> None:
-    made = export_folder(load(gpt2), tmp_path / "out", options=ExportOptions(cache=cache))
+    exported = export_folder(load(gpt2), tmp_path / "out", options=ExportOptions(cache=cache))
     row, follow = np.arange(9)[None] * 7 + 60, np.array([[5], [9], [17]])
 
-    def decoder(exported: ExportedModel, batch: int) -> Decoder:
-        made = Decoder(open_runner("ort-cpu", exported, kernels=Kernels.FUNCTION), input_specs(exported))
-        made.start(batch)
-        return made
+    def decoder(batch: int) -> Decoder:
+        result = Decoder(open_runner("ort-cpu", exported, kernels=Kernels.FUNCTION), input_specs(exported))
+        result.start(batch)
+        return result
 
-    alone, batch = decoder(made, 1), decoder(made, 2)
+    single, batch = decoder(1), decoder(2)
     mask = np.ones((2, 13), dtype=np.int64)
     place = slice(4, 13) if side == "left" else slice(0, 9)
     mask[1, np.r_[0:4] if side == "left" else np.r_[9:13]] = 0
     tokens = np.full((2, 13), 33)
     tokens[1, place] = row
-    logits = [alone.feed(row)[0], batch.feed(tokens, mask)[1, place]]
+    logits = [single.feed(row)[0], batch.feed(tokens, mask)[1, place]]
     for token in follow:
-        logits[0] = np.concatenate([logits[0], alone.feed(token[None])[0]])
+        logits[0] = np.concatenate([logits[0], single.feed(token[None])[0]])
         logits[1] = np.concatenate([logits[1], batch.feed(np.array([token, token]))[1]])
     # float32 logits up to 10 whose sums run in another order: twenty units in the last place
     np.testing.assert_allclose(logits[0], logits[1], rtol=0, atol=2e-5)

@@ -1,4 +1,4 @@
-"""The form for onnxruntime-genai: built by its builder, verified, run by a program that knows only that package."""
+"""Exports for onnxruntime-genai: built by its builder, verified, run by a program that imports only that package."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from ibnorm_export.runtimes.runner import Kernels
 from ibnorm_export.verifier.verify import VerifyOptions, verify
 from tests.support.checkpoints import LLAMA, save_checkpoint
 
-CONFIG: dict[str, Any] = {**LLAMA, "hidden_size": 64}  # heads of 16, the least that GroupQueryAttention rotates
+CONFIG: dict[str, Any] = {**LLAMA, "hidden_size": 64}  # heads of 16, the smallest that GroupQueryAttention rotates
 FUNCTION = VerifyOptions(kernels=Kernels.FUNCTION)
 
 
@@ -90,17 +90,17 @@ def test_it_verifies_in_onnxruntime_and_in_genai(exported: ExportedModel, genai_
 )
 def test_other_shapes_of_model(tmp_path: Path, changes: dict[str, Any], spec: IBNormSpec) -> None:
     checkpoint = make(tmp_path / "llama", {**CONFIG, **changes}, spec)
-    made = export_genai(load(checkpoint), tmp_path / "out", kernels=Kernels.FUNCTION)
-    report = verify(made, load(checkpoint), options=FUNCTION)
+    exported = export_genai(load(checkpoint), tmp_path / "out", kernels=Kernels.FUNCTION)
+    report = verify(exported, load(checkpoint), options=FUNCTION)
     assert report, report.findings
 
 
-def test_halves_are_verified_as_a_rounding_copy(genai_checkpoint: Path, tmp_path: Path) -> None:
-    made = export_genai(
+def test_half_precision_is_verified_with_a_rounding_copy(genai_checkpoint: Path, tmp_path: Path) -> None:
+    exported = export_genai(
         load(genai_checkpoint), tmp_path / "out", options=ExportOptions(DType.BF16), kernels=Kernels.FUNCTION
     )
-    assert made.operators["com.microsoft::GroupQueryAttention"] == 2
-    report = verify(made, load(genai_checkpoint), options=FUNCTION)
+    assert exported.operators["com.microsoft::GroupQueryAttention"] == 2
+    report = verify(exported, load(genai_checkpoint), options=FUNCTION)
     assert report, report.findings
 
 
@@ -118,13 +118,13 @@ def test_a_changed_weight_is_found(folder: Path, genai_checkpoint: Path, weight:
     assert [f.where for f in report.static.findings] == [f"weight {weight}"]
 
 
-def test_a_program_that_knows_only_genai_runs_it(genai_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_program_that_imports_only_genai_runs_it(genai_checkpoint: Path, tmp_path: Path) -> None:
     library = native.availability()
-    made = export_genai(load(genai_checkpoint), tmp_path / "out")
+    exported = export_genai(load(genai_checkpoint), tmp_path / "out")
     if library:
-        config = json.loads((made.path.parent / "genai_config.json").read_text())
+        config = json.loads((exported.path.parent / "genai_config.json").read_text())
         name = config["model"]["decoder"]["session_options"]["custom_ops_library"]
-        assert (made.path.parent / name).is_file()
+        assert (exported.path.parent / name).is_file()
         assert "/" not in name
     program = """
 import sys
@@ -142,7 +142,7 @@ while not generator.is_done():
 print(list(map(int, generator.get_sequence(0))))
 """
     done = subprocess.run(
-        [sys.executable, "-c", program, str(made.path.parent)], capture_output=True, text=True, check=False
+        [sys.executable, "-c", program, str(exported.path.parent)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     tokens = json.loads(done.stdout)
@@ -172,7 +172,7 @@ def test_logits_follow_the_tokens(exported: ExportedModel) -> None:
     assert np.abs(steps[5] - steps[6]).max() > 1e-3
 
 
-# ---- what it cannot do, in one line ----
+# ---- what it cannot do: errors ----
 
 
 def test_the_op_library_must_be_there_and_fit(folder: Path) -> None:
@@ -238,7 +238,7 @@ def test_a_past_of_the_wrong_shape_is_refused(exported: ExportedModel, genai_che
         open_runner("ort-cpu", exported, kernels=Kernels.FUNCTION).run(inputs)
 
 
-def test_what_the_builder_cannot_carry(llama_checkpoint: Path, genai_checkpoint: Path, tmp_path: Path) -> None:
+def test_what_the_builder_cannot_export(llama_checkpoint: Path, genai_checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="multiples of 16"):
         export_genai(load(llama_checkpoint), tmp_path / "a")
     with pytest.raises(ExportError, match="for the task text-generation"):
@@ -257,7 +257,7 @@ def test_what_the_builder_cannot_carry(llama_checkpoint: Path, genai_checkpoint:
     assert not (tmp_path / "a").exists()
 
 
-def test_the_builder_is_of_one_version(genai_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_builder_has_one_version(genai_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = importlib.metadata.version
     monkeypatch.setattr(
         importlib.metadata, "version", lambda name: "0.99.0" if name == "onnxruntime-genai" else real(name)

@@ -109,7 +109,7 @@ def test_decoding_is_verified_in_fp32(exported: ExportedModel, language_checkpoi
 
 
 @pytest.mark.parametrize("dtype", [DType.FP16, DType.BF16])
-def test_decoding_is_verified_in_halves(language_checkpoint: Path, tmp_path: Path, dtype: DType) -> None:
+def test_decoding_is_verified_in_half_precision(language_checkpoint: Path, tmp_path: Path, dtype: DType) -> None:
     half = export_folder(load(language_checkpoint), tmp_path / "half", options=ExportOptions(dtype=dtype))
     assert {t.dtype for t in half.inputs if t.name.startswith("past")} == {dtype.value}
     report = verify(half, load(language_checkpoint), options=FUNCTION)
@@ -124,7 +124,7 @@ def test_decoding_is_verified_in_halves(language_checkpoint: Path, tmp_path: Pat
 def test_a_cache_that_goes_wrong_with_its_length_is_found(
     exported: ExportedModel, language_checkpoint: Path, tmp_path: Path
 ) -> None:
-    """Presents of the two layers swapped: every single call is right in its logits, decoding is not."""
+    """Presents of the two layers are swapped: every single call has correct logits, but decoding does not."""
     proto = onnx.load(exported.path)
     swapped = {"present.0.key": "present.1.key", "present.1.key": "present.0.key"}
     for node in proto.graph.node:
@@ -139,7 +139,7 @@ def test_a_cache_that_goes_wrong_with_its_length_is_found(
 
 @pytest.mark.parametrize("longest", [1, 2, 16])
 def test_a_model_of_few_positions_is_verified(tmp_path: Path, longest: int) -> None:
-    """GPT-2's positions are a table: one behind its end cannot be looked up."""
+    """GPT-2's positions are a table: a position past its end cannot be looked up."""
     config = {"model_type": "gpt2", "n_embd": 32, "n_head": 4, "n_layer": 1, "vocab_size": 256, "n_positions": longest}
     save_checkpoint(tmp_path / "gpt2", config, IBNormSpec("L", 4.0, epsilon=1e-5), seed=0)
     model = load(tmp_path / "gpt2")
@@ -150,8 +150,8 @@ def test_a_model_of_few_positions_is_verified(tmp_path: Path, longest: int) -> N
         assert (
             arrays["past_key_values.0.key"].shape[2] == arrays["attention_mask"].shape[1] - arrays["input_ids"].shape[1]
         )
-    made = export_folder(load(tmp_path / "gpt2"), tmp_path / "out")
-    report = verify(made, model, options=FUNCTION)
+    exported = export_folder(load(tmp_path / "gpt2"), tmp_path / "out")
+    report = verify(exported, model, options=FUNCTION)
     assert report, report.findings
     assert report.numeric is not None
     steps = [o.name for o in report.numeric.outputs if o.name.startswith("decoding")]
@@ -159,7 +159,7 @@ def test_a_model_of_few_positions_is_verified(tmp_path: Path, longest: int) -> N
     assert any("one position" in note for note in report.notes) == (longest == 1)
 
 
-def test_samples_of_many_positions_walk_through_the_shapes(language_checkpoint: Path) -> None:
+def test_samples_of_many_positions_cover_the_shapes(language_checkpoint: Path) -> None:
     model = load(language_checkpoint)
     shapes = [model.sample(np.random.default_rng(0), index) for index in range(4)]
     found = [(*a["input_ids"].shape, a["past_key_values.0.key"].shape[2]) for a in shapes]
@@ -168,7 +168,7 @@ def test_samples_of_many_positions_walk_through_the_shapes(language_checkpoint: 
 
 
 def first_call(tokens: int) -> Arrays:
-    """One row, `tokens` of it, and no past."""
+    """One row of `tokens` tokens, without a past."""
     empty = np.zeros((1, 2, 0, 8), dtype=np.float32)
     return {
         "input_ids": np.full((1, tokens), 9),

@@ -1,4 +1,4 @@
-"""int8 and int4: what is stored, that it is what was trained within a step, and how its predictions are judged."""
+"""int8 and int4: what is stored, that it is within a step of the trained weights, and how predictions are checked."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def load(checkpoint: Path) -> LoadedModel:
 
 @pytest.fixture(scope="module")
 def quantised_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights large enough that logits differ: a model of nearly equal logits agrees with nothing."""
+    """Weights large enough that logits differ: nearly equal logits would make the predictions arbitrary."""
     folder = tmp_path_factory.mktemp("quantize") / "llama"
     save_checkpoint(folder, {**LLAMA, "hidden_size": 64, "initializer_range": 0.2}, IBNormSpec("L", bias=False))
     write_byte_tokenizer(folder)
@@ -84,7 +84,7 @@ def test_every_value_is_within_half_a_step_or_one(exported: ExportedModel, quant
 
 
 def test_the_steps_of_a_block() -> None:
-    """By hand: a block reaches from its least value to its largest, and to 0 where both are on one side of it."""
+    """By hand: a block reaches from its smallest value to its largest, and includes 0."""
     weight = np.array([[-1, 1], [2, 3], [0, 2], [5, -1], [-10, 0]], dtype=np.float32)
     expected = np.array([[3, 3]] * 2 + [[5, 3]] * 2 + [[10, 0]], dtype=np.float32) / 15
     np.testing.assert_allclose(step_sizes(weight, 4, block_size=2), expected, rtol=1e-6)
@@ -94,7 +94,7 @@ def test_the_file_writes_text(exported: ExportedModel) -> None:
     assert open_folder(exported.path.parent).generate("abc", Sampling(5)).tokens
 
 
-def test_static_verdict_sees_through_the_blocks(
+def test_the_static_verdict_reads_quantised_weights(
     exported: ExportedModel, quantised_checkpoint: Path, tmp_path: Path
 ) -> None:
     report = verify(exported, load(quantised_checkpoint), options=FUNCTION)
@@ -117,7 +117,7 @@ def test_static_verdict_sees_through_the_blocks(
 
 @pytest.fixture(scope="module")
 def portable(quantised_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportedModel:
-    """int4 in standard operators and MatMulNBits: rows of unequal length are in its reach, unlike GenAI's."""
+    """int4 in standard operators and MatMulNBits, which accepts rows of unequal length; GenAI does not."""
     options = ExportOptions(quantization=Quantization(4))
     return export_folder(load(quantised_checkpoint), tmp_path_factory.mktemp("quantize") / "portable", options=options)
 
@@ -130,11 +130,11 @@ def planted(exported: ExportedModel, folder: Path, change: Callable[[onnx.ModelP
 
 
 def test_numbers_are_those_of_the_files_own_matrices(portable: ExportedModel, quantised_checkpoint: Path) -> None:
-    """To the bound of fp32, though the checkpoint's own are a hundred thousand times as far away."""
+    """Within the tolerance of fp32; the checkpoint's own numbers differ 100,000 times as much."""
     model = load(quantised_checkpoint)
     before = {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
     report = verify(portable, model, options=VerifyOptions(layers=True))
-    assert {finding.where for finding in report.findings} == {"quality"}, "of weights at random, int4 keeps little"
+    assert {finding.where for finding in report.findings} == {"quality"}, "int4 predictions of random weights are poor"
     assert report.numeric is not None
     assert report.numeric.dtype == "int4"
     assert {"logits", "prompt (1 calls)", "decoding (32 calls)"} <= {o.name for o in report.numeric.outputs}
@@ -163,7 +163,7 @@ def test_a_mask_that_is_ignored_is_found(portable: ExportedModel, quantised_chec
 def test_a_matrix_of_zeros_whose_scales_are_vast_is_found(
     portable: ExportedModel, quantised_checkpoint: Path, tmp_path: Path
 ) -> None:
-    """A value may be a step of the checkpoint off, not one of those that the file speaks of."""
+    """A value may differ by a step of the checkpoint's weights, not by a step that the file claims."""
     name = "model.layers.1.self_attn.o_proj.weight.T"
 
     def vanish(proto: onnx.ModelProto) -> None:
@@ -186,10 +186,10 @@ def test_a_matrix_of_zeros_whose_scales_are_vast_is_found(
     assert [finding.where for finding in report.static.findings] == [f"weight {name}"]
 
 
-def test_a_file_is_not_judged_by_its_own_metadata(
+def test_a_file_is_not_excused_by_its_own_metadata(
     portable: ExportedModel, quantised_checkpoint: Path, tmp_path: Path
 ) -> None:
-    """Metadata of int4 gives no licence to a file without such matrices, nor to one of other bits."""
+    """A file that declares int4 must have such matrices, with as many bits."""
     model = load(quantised_checkpoint)
     plain = export_folder(model, tmp_path / "plain")
 
@@ -223,16 +223,14 @@ def test_a_file_is_not_judged_by_its_own_metadata(
     assert any("has blocks of 0 values" in finding.what for finding in report.static.findings)
 
 
-def test_fused_norms_are_demanded_of_quantised_files_too(portable: ExportedModel, quantised_checkpoint: Path) -> None:
+def test_fused_norms_are_required_of_quantised_files_too(portable: ExportedModel, quantised_checkpoint: Path) -> None:
     options = VerifyOptions(kernels=Kernels.FUNCTION, require_fused=True, samples=1)
     report = verify(portable, load(quantised_checkpoint), options=options)
     unfused = [finding.where for finding in report.findings if finding.where != "quality"]
     assert unfused == [f"norm {node.module}" for node in portable.norms]
 
 
-def test_a_matrix_that_is_not_whole_is_named(
-    portable: ExportedModel, quantised_checkpoint: Path, tmp_path: Path
-) -> None:
+def test_an_incomplete_matrix_is_named(portable: ExportedModel, quantised_checkpoint: Path, tmp_path: Path) -> None:
     name = "model.layers.0.mlp.up_proj.weight.T"
 
     def lose(proto: onnx.ModelProto) -> None:
@@ -245,7 +243,7 @@ def test_a_matrix_that_is_not_whole_is_named(
 
 
 def test_quality_is_measured_as_documented(exported: ExportedModel, quantised_checkpoint: Path) -> None:
-    """Against another's numbers: PyTorch beside itself is perfect, beside scaled logits agrees and yet diverges."""
+    """PyTorch compared with itself is perfect; compared with scaled logits, it agrees but diverges."""
     model = load(quantised_checkpoint)
     baseline = TorchRunner(model)
 
@@ -266,7 +264,7 @@ def test_quality_is_measured_as_documented(exported: ExportedModel, quantised_ch
     assert POSITIONS == 512
 
 
-def test_a_text_is_judged_by_its_kind(exported: ExportedModel, quantised_checkpoint: Path) -> None:
+def test_a_text_is_checked_by_the_type_of_the_weights(exported: ExportedModel, quantised_checkpoint: Path) -> None:
     text = "The quick brown fox jumps over the lazy dog. " * 4
     report = verify(exported, load(quantised_checkpoint), options=FUNCTION, text=text)
     assert report.numeric is not None
@@ -278,7 +276,7 @@ def test_a_text_is_judged_by_its_kind(exported: ExportedModel, quantised_checkpo
     assert quality.passed == bool(report.numeric)
 
 
-def test_what_has_no_meaning_is_refused(quantised_checkpoint: Path, tmp_path: Path) -> None:
+def test_options_without_meaning_are_rejected(quantised_checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="block size is 48; it must be one of 16, 32"):
         Quantization(4, 48)
     with pytest.raises(ExportError, match="must be 4 or 8"):
@@ -291,9 +289,9 @@ def test_what_has_no_meaning_is_refused(quantised_checkpoint: Path, tmp_path: Pa
         export_genai(
             load(quantised_checkpoint), tmp_path / "a", options=ExportOptions(DType.FP16, quantization=Quantization(4))
         )
-    made = export(models.load(quantised_checkpoint), tmp_path / "a.onnx")
+    exported = export(models.load(quantised_checkpoint), tmp_path / "a.onnx")
     with pytest.raises(ModelFileError, match="a text is for text-generation"):
-        verify(made, models.load(quantised_checkpoint), options=FUNCTION, text="abc")
+        verify(exported, models.load(quantised_checkpoint), options=FUNCTION, text="abc")
 
 
 def test_logging_is_left_as_it_was(quantised_checkpoint: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A cache that is kept in place: what is in the graph, that it decodes as PyTorch does, what it refuses."""
+"""A cache that is kept in place: what is in the graph, that it decodes as PyTorch does, what it rejects."""
 
 from __future__ import annotations
 
@@ -73,14 +73,14 @@ def test_decoding_is_verified(exported: ExportedModel, checkpoint: Path) -> None
     assert {"decoding (32 calls)", "cache in place (33 calls)"} <= set(names)
 
 
-def test_halves_are_verified_as_a_rounding_copy(checkpoint: Path, tmp_path: Path) -> None:
-    made = export_folder(load(checkpoint), tmp_path / "half", options=ExportOptions(DType.FP16, cache="static"))
-    report = verify(made, load(checkpoint), options=FUNCTION)
+def test_half_precision_is_verified_with_a_rounding_copy(checkpoint: Path, tmp_path: Path) -> None:
+    exported = export_folder(load(checkpoint), tmp_path / "half", options=ExportOptions(DType.FP16, cache="static"))
+    report = verify(exported, load(checkpoint), options=FUNCTION)
     assert report, report.findings
 
 
 def _late(proto: onnx.ModelProto) -> None:
-    """Writes one token further on than it should."""
+    """The cache is written one token too far along."""
     for node in proto.graph.node:
         if node.op_type == "TensorScatter":
             node.input[2] = "cache/late"
@@ -91,7 +91,7 @@ def _late(proto: onnx.ModelProto) -> None:
 
 
 def _swapped(proto: onnx.ModelProto) -> None:
-    """Presents of the two layers swapped: every single call is right in its logits."""
+    """Presents of the two layers are swapped: every single call has correct logits."""
     names = {"present.0.key": "present.1.key", "present.1.key": "present.0.key"}
     for node in proto.graph.node:
         for values in (node.input, node.output):
@@ -123,7 +123,7 @@ def test_one_buffer_is_input_and_output(exported: ExportedModel) -> None:
 
 
 def test_values_after_the_last_token_are_ignored(exported: ExportedModel) -> None:
-    """The same bits whatever a longer text left in the buffer."""
+    """Results are bit-identical, whatever a longer text left in the buffer."""
     tokens = np.arange(20)[None] * 3 + 50
     fresh, used = started(exported), started(exported)
     used.feed(tokens)

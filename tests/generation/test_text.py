@@ -1,4 +1,4 @@
-"""Text: sampling, one loop for all runtimes, the command, and what it refuses."""
+"""Text: sampling, one loop for all runtimes, the command, and what it rejects."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_top_p_keeps_the_fewest_tokens_that_reach_it(top_p: float, kept: set[int
     assert {Sampling(temperature=1.0, top_p=top_p).choose(logits, rng) for _ in range(500)} == kept
 
 
-def test_a_temperature_near_nothing_takes_the_likeliest(recwarn: pytest.WarningsRecorder) -> None:
+def test_a_temperature_near_zero_takes_the_likeliest(recwarn: pytest.WarningsRecorder) -> None:
     logits = np.array([0.0, 3.0, 2.0, -np.inf], dtype=np.float32)
     rng = np.random.default_rng(1)
     assert {Sampling(temperature=temperature).choose(logits, rng) for temperature in (1e-320, 1e-5)} == {1}
@@ -144,7 +144,7 @@ def test_an_end_token_ends_the_text(forms: dict[str, Path], tmp_path: Path) -> N
 
 
 def test_the_ends_that_onnxruntime_genai_knows_end_the_text_too(forms: dict[str, Path], tmp_path: Path) -> None:
-    """It writes padding behind one, which is no part of the text."""
+    """It writes padding after such a token, which is not part of the text."""
     greedy = opened(forms, "genai").generate(PROMPT, Sampling(max_new_tokens=6))
     folder = Path(shutil.copytree(forms["genai"], tmp_path / "folder"))
     settings = json.loads((folder / "genai_config.json").read_text())
@@ -154,8 +154,8 @@ def test_the_ends_that_onnxruntime_genai_knows_end_the_text_too(forms: dict[str,
     assert (result.tokens, result.stopped) == (greedy.tokens[: greedy.tokens.index(greedy.tokens[3])], "end")
 
 
-def test_greedy_is_greedy_whatever_search_the_folder_asks_for(forms: dict[str, Path], tmp_path: Path) -> None:
-    """A chat model's own search samples, and holds back what it has said."""
+def test_greedy_ignores_the_search_settings_of_the_folder(forms: dict[str, Path], tmp_path: Path) -> None:
+    """The settings of a chat model sample, and penalise repetition."""
     greedy = opened(forms, "genai").generate(PROMPT, Sampling(max_new_tokens=24))
     folder = Path(shutil.copytree(forms["genai"], tmp_path / "folder"))
     settings = json.loads((folder / "genai_config.json").read_text())
@@ -167,7 +167,7 @@ def test_greedy_is_greedy_whatever_search_the_folder_asks_for(forms: dict[str, P
 
 @pytest.mark.parametrize("form", ["torch", "portable", "genai"])
 def test_tokens_that_were_chosen_are_part_of_the_text(forms: dict[str, Path], form: str) -> None:
-    """Whether they have been computed with or not: steps, given tokens and a rewind in any order."""
+    """Whether or not the model has processed them: steps, given tokens and a rewind in any order."""
     prompt = np.array([[65, 66, 67]])
     folder = forms[form]
     source = torch_sessions(models.load(folder, task="text-generation")) if form == "torch" else open_sessions(folder)

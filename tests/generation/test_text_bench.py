@@ -1,4 +1,4 @@
-"""The benchmark of generation: turns, rewinding and arithmetic on a source whose times are known; the command."""
+"""The benchmark of generation: turns, rewinding and arithmetic with known times, and the command."""
 
 from __future__ import annotations
 
@@ -65,9 +65,9 @@ class Metronome:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    made = Clock()
-    monkeypatch.setattr(text_bench, "time", made)
-    return made
+    fake = Clock()
+    monkeypatch.setattr(text_bench, "time", fake)
+    return fake
 
 
 def source(clock: Clock, per_cached: float) -> SessionSource:

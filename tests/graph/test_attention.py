@@ -50,26 +50,26 @@ def _keys(others: tuple[int, int] = (0, -2)) -> ir.Model:
     info = helper.make_tensor_value_info
     outputs = [info("Y", TensorProto.FLOAT, None)]
     graph = helper.make_graph(nodes, "g", [info("K", TensorProto.FLOAT, [2, 3, 5, 4])], outputs, weights)
-    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    return ir.serde.deserialize_model(made)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    return ir.serde.deserialize_model(model)
 
 
 @pytest.mark.parametrize("start", [0, -4, -(2**63)])
 def test_keys_are_transposed_directly(start: int) -> None:
     k = np.random.default_rng(0).standard_normal((2, 3, 5, 4), dtype=np.float32)
-    made = _keys((start, -2))
-    transpose_keys_directly(made.graph)
-    (y,) = ReferenceEvaluator(ir.serde.serialize_model(made)).run(None, {"K": k})
+    model = _keys((start, -2))
+    transpose_keys_directly(model.graph)
+    (y,) = ReferenceEvaluator(ir.serde.serialize_model(model)).run(None, {"K": k})
     np.testing.assert_array_equal(y, k.transpose(0, 1, 3, 2))
-    assert made.graph.outputs[0].producer().op_type == "Transpose"  # type: ignore[union-attr]  # it has a producer
+    assert model.graph.outputs[0].producer().op_type == "Transpose"  # type: ignore[union-attr]  # it has a producer
 
 
 def test_another_reshape_is_left_alone() -> None:
-    """With one batch axis instead of two it is not this transposition."""
-    made = _keys((1, -2))
-    before = [node.op_type for node in made.graph]
-    transpose_keys_directly(made.graph)
-    assert [node.op_type for node in made.graph] == before
+    """With one batch axis instead of two, it is another transposition."""
+    model = _keys((1, -2))
+    before = [node.op_type for node in model.graph]
+    transpose_keys_directly(model.graph)
+    assert [node.op_type for node in model.graph] == before
 
 
 def _attention(heads: int, kv_heads: int, past: bool = False, rotary: bool = False) -> ir.Model:
@@ -95,7 +95,7 @@ def _attention(heads: int, kv_heads: int, past: bool = False, rotary: bool = Fal
         for place, name in ((1, "k"), (2, "v")):
             nodes.append(helper.make_node("Concat", [f"past.{name}", seen[place]], [f"present.{name}"], axis=-2))
             seen[place] = f"present.{name}"
-    # with a bottom right corner that is_causal does not speak of where there is a past
+    # aligned to the last key, which is_causal does not express if there is a past
     weights.append(numpy_helper.from_array(np.tri(5, 8 if past else 5, 3 if past else 0, dtype=bool), "mask"))
     nodes += [
         helper.make_node("Attention", [*seen, "mask"], ["y.heads"], scale=0.3),
@@ -103,83 +103,83 @@ def _attention(heads: int, kv_heads: int, past: bool = False, rotary: bool = Fal
         helper.make_node("Reshape", ["y.split", "joined"], ["Y"]),
     ]
     graph = helper.make_graph(nodes, "g", inputs, outputs, weights)
-    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=11)
-    return ir.serde.deserialize_model(onnx.shape_inference.infer_shapes(made))
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=11)
+    return ir.serde.deserialize_model(onnx.shape_inference.infer_shapes(model))
 
 
-def _types(made: ir.Model) -> list[str]:
-    ir.passes.common.RemoveUnusedNodesPass()(made)
-    return [node.op_type for node in made.graph]
+def _types(model: ir.Model) -> list[str]:
+    ir.passes.common.RemoveUnusedNodesPass()(model)
+    return [node.op_type for node in model.graph]
 
 
-def _run(made: ir.Model, feeds: dict[str, NDArray[np.float32]]) -> list[NDArray[np.float32]]:
-    proto = ir.serde.serialize_model(made)
+def _run(model: ir.Model, feeds: dict[str, NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+    proto = ir.serde.serialize_model(model)
     onnx.checker.check_model(proto, full_check=True)
     evaluated: list[NDArray[np.float32]] = ReferenceEvaluator(proto).run([t.name for t in proto.graph.output], feeds)
     return evaluated
 
 
-def _feeds(made: ir.Model) -> dict[str, NDArray[np.float32]]:
+def _feeds(model: ir.Model) -> dict[str, NDArray[np.float32]]:
     rng = np.random.default_rng(0)
     return {
-        str(t.name): rng.standard_normal([int(d) for d in t.shape or ()], dtype=np.float32) for t in made.graph.inputs
+        str(t.name): rng.standard_normal([int(d) for d in t.shape or ()], dtype=np.float32) for t in model.graph.inputs
     }
 
 
 @pytest.mark.parametrize("rotary", [False, True])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(3, 3), (4, 2)])
 def test_attention_takes_joined_heads(heads: int, kv_heads: int, rotary: bool) -> None:
-    made = _attention(heads, kv_heads, rotary=rotary)
-    feeds = _feeds(made)
-    (before,) = _run(made, feeds)
-    keep_heads_joined(made.graph)
-    assert _types(made) == ["RotaryEmbedding"] * 2 * rotary + ["Attention"]
-    (after,) = _run(made, feeds)
+    model = _attention(heads, kv_heads, rotary=rotary)
+    feeds = _feeds(model)
+    (before,) = _run(model, feeds)
+    keep_heads_joined(model.graph)
+    assert _types(model) == ["RotaryEmbedding"] * 2 * rotary + ["Attention"]
+    (after,) = _run(model, feeds)
     np.testing.assert_allclose(after, before, rtol=0, atol=_ROUNDING)
 
 
 @pytest.mark.parametrize("rotary", [False, True])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(3, 3), (4, 2)])
 def test_a_cache_grows_in_attention_and_by_concat_again(heads: int, kv_heads: int, rotary: bool) -> None:
-    made = _attention(heads, kv_heads, past=True, rotary=rotary)
-    feeds = _feeds(made)
-    before = _run(made, feeds)
+    model = _attention(heads, kv_heads, past=True, rotary=rotary)
+    feeds = _feeds(model)
+    before = _run(model, feeds)
     assert [b.shape for b in before[1:]] == [(2, kv_heads, 8, 4)] * 2
-    grow_cache_in_attention(made.graph)
-    keep_heads_joined(made.graph)
-    assert _types(made) == ["RotaryEmbedding"] * 2 * rotary + ["Attention"]
-    after = _run(made, feeds)
+    grow_cache_in_attention(model.graph)
+    keep_heads_joined(model.graph)
+    assert _types(model) == ["RotaryEmbedding"] * 2 * rotary + ["Attention"]
+    after = _run(model, feeds)
     for b, a in zip(before, after, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=_ROUNDING)
-    assert grow_cache_by_concat(made.graph)
-    types = _types(made)
+    assert grow_cache_by_concat(model.graph)
+    types = _types(model)
     assert (types.count("Concat"), types.count("Attention")) == (2, 1)
-    assert all(len(node.outputs) == 1 for node in made.graph)
-    for b, a in zip(before, _run(made, feeds), strict=True):
+    assert all(len(node.outputs) == 1 for node in model.graph)
+    for b, a in zip(before, _run(model, feeds), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=_ROUNDING)
-    assert not grow_cache_by_concat(made.graph)
+    assert not grow_cache_by_concat(model.graph)
 
 
 def test_a_cache_that_another_node_reads_stays_in_the_graph() -> None:
-    made = _attention(4, 2, past=True)
-    present = next(value for value in made.graph.outputs if value.name == "present.k")
-    made.graph.append(ir.node("Shape", [present]))
-    grow_cache_in_attention(made.graph)
-    assert [len(node.outputs) for node in made.graph if node.op_type == "Attention"] == [1]
+    model = _attention(4, 2, past=True)
+    present = next(value for value in model.graph.outputs if value.name == "present.k")
+    model.graph.append(ir.node("Shape", [present]))
+    grow_cache_in_attention(model.graph)
+    assert [len(node.outputs) for node in model.graph if node.op_type == "Attention"] == [1]
 
 
 def test_a_causal_attention_does_not_take_the_cache() -> None:
     """Its mask would start after the past, which is another mask."""
-    made = _attention(4, 2, past=True)
-    attention = next(node for node in made.graph if node.op_type == "Attention")
+    model = _attention(4, 2, past=True)
+    attention = next(node for node in model.graph if node.op_type == "Attention")
     attention.attributes["is_causal"] = ir.AttrInt64("is_causal", 1)
-    grow_cache_in_attention(made.graph)
-    assert [len(node.outputs) for node in made.graph if node.op_type == "Attention"] == [1]
+    grow_cache_in_attention(model.graph)
+    assert [len(node.outputs) for node in model.graph if node.op_type == "Attention"] == [1]
     del attention.attributes["is_causal"]
-    grow_cache_in_attention(made.graph)
-    within = next(node for node in made.graph if node.op_type == "Attention")
+    grow_cache_in_attention(model.graph)
+    within = next(node for node in model.graph if node.op_type == "Attention")
     within.attributes["is_causal"] = ir.AttrInt64("is_causal", 1)
-    assert not grow_cache_by_concat(made.graph)
+    assert not grow_cache_by_concat(model.graph)
 
 
 def _looked_up(
@@ -194,13 +194,13 @@ def _looked_up(
 ) -> ir.Model:
     """mask[row, column] -> Y (batch, 1, queries, columns), by pairs of indices, as transformers does."""
     info = helper.make_tensor_value_info
-    weights = [_constant("last", -1), _constant("behind", 1, 2, 3), _constant("before", 0, 1, 2)]
+    weights = [_constant("last", -1), _constant("trailing", 1, 2, 3), _constant("before", 0, 1, 2)]
     weights += [numpy_helper.from_array(np.array(n), f"n{i}") for i, n in enumerate((start, step, 0, 1))]
     nodes = [
         helper.make_node("Cast", [name], ["mask"], to=TensorProto.BOOL),
         helper.make_node("Range", ["n2", "rows", "n3"], ["row"]),
         helper.make_node("Range", ["n0", "columns", "n1"], ["column"]),
-        helper.make_node("Unsqueeze", ["row", "behind"], ["row.4"]),
+        helper.make_node("Unsqueeze", ["row", "trailing"], ["row.4"]),
         helper.make_node("Unsqueeze", ["column", "before"], ["column.4"]),
         helper.make_node("Max", ["row.4", "column.4", "queries.4"], ["both"]),
         helper.make_node("Shape", ["both"], ["shape"]),
@@ -214,29 +214,29 @@ def _looked_up(
     weights.append(numpy_helper.from_array(np.zeros((1, 1, queries, 1), np.int64), "queries.4"))
     inputs = [info(name, TensorProto.INT64, mask), *(info(n, TensorProto.INT64, []) for n in ("rows", "columns"))]
     graph = helper.make_graph(nodes, "g", inputs, [info("Y", TensorProto.BOOL, None)], weights)
-    made = ir.serde.deserialize_model(
+    model = ir.serde.deserialize_model(
         helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=11)
     )
     shapes = {"mask": mask, "row.4": (mask[0], 1, 1, 1), "column.4": (1, 1, 1, columns)}
     shapes["Y"] = (mask[0], 1, queries, columns)
-    for node in made.graph:
+    for node in model.graph:
         value = node.outputs[0]
         if value.name in shapes:
             value.shape = ir.Shape(shapes[str(value.name)])
-    return made
+    return model
 
 
 @pytest.mark.parametrize(
     ("mask", "columns"), [(("batch", "total"), "sequence + past"), (("batch", "sequence"), "sequence")]
 )
 def test_a_whole_mask_is_used_directly(mask: tuple[str, str], columns: str) -> None:
-    made = _looked_up(mask, columns=columns)
+    model = _looked_up(mask, columns=columns)
     array = np.random.default_rng(0).integers(0, 2, (3, 7))
     feeds = {"attention_mask": array, "rows": np.array(3), "columns": np.array(7)}
-    (before,) = ReferenceEvaluator(ir.serde.serialize_model(made)).run(None, feeds)
-    use_mask_directly(made.graph)
-    assert _types(made) == ["Cast", "Unsqueeze", "Concat", "Reshape"]
-    proto = ir.serde.serialize_model(made)
+    (before,) = ReferenceEvaluator(ir.serde.serialize_model(model)).run(None, feeds)
+    use_mask_directly(model.graph)
+    assert _types(model) == ["Cast", "Unsqueeze", "Concat", "Reshape"]
+    proto = ir.serde.serialize_model(model)
     (after,) = ReferenceEvaluator(proto).run(None, feeds)
     np.testing.assert_array_equal(after, before)
     np.testing.assert_array_equal(after, array[:, None, None, :] != 0)
@@ -260,21 +260,21 @@ def test_a_whole_mask_is_used_directly(mask: tuple[str, str], columns: str) -> N
         {"step": 2},
         {"swapped": True},
         {"mask": (3, 7), "name": "table", "columns": 5},
-        {"mask": (None, None), "name": "table", "columns": None},  # sizes that nobody knows are not the same
+        {"mask": (None, None), "name": "table", "columns": None},  # unnamed sizes are not equal
     ],
 )
 def test_a_part_of_a_mask_is_still_looked_up(other: dict[str, Any]) -> None:
-    made = _looked_up(**other)
-    before = _types(made)
-    use_mask_directly(made.graph)
-    assert _types(made) == before
+    model = _looked_up(**other)
+    before = _types(model)
+    use_mask_directly(model.graph)
+    assert _types(model) == before
 
 
 def test_a_language_model_has_no_lookup_of_masks(llama_checkpoint: Path, tmp_path: Path) -> None:
     for task in (None, "text-generation"):
         model = models.load(llama_checkpoint) if task is None else models.load(llama_checkpoint, task=task)
-        made = export_file(model, tmp_path / f"{task}.onnx", options=ExportOptions(opset=23))
-        assert "GatherND" not in {node.op_type for node in made.proto.graph.node}
+        exported = export_file(model, tmp_path / f"{task}.onnx", options=ExportOptions(opset=23))
+        assert "GatherND" not in {node.op_type for node in exported.proto.graph.node}
 
 
 def test_a_vit_keeps_heads_joined(exported_vit: ExportedModel, vit_checkpoint: Path, tmp_path: Path) -> None:

@@ -50,11 +50,11 @@ def _then_gather(axis: int, also_whole: bool = False) -> ir.Model:
 def test_rows_are_selected_before_a_norm(axis: int, also_whole: bool, first: str) -> None:
     """Not along the normalised axis, and not where the whole norm is used too."""
     x = np.random.default_rng(0).standard_normal((2, 5, 8), dtype=np.float32)
-    made = _then_gather(axis, also_whole)
-    before = ReferenceEvaluator(ir.serde.serialize_model(made)).run(None, {"X": x})
-    gather_early(made.graph)
-    assert made.graph[0].op_type == first
-    proto = ir.serde.serialize_model(made)
+    model = _then_gather(axis, also_whole)
+    before = ReferenceEvaluator(ir.serde.serialize_model(model)).run(None, {"X": x})
+    gather_early(model.graph)
+    assert model.graph[0].op_type == first
+    proto = ir.serde.serialize_model(model)
     onnx.checker.check_model(proto, full_check=True)
     assert proto.graph.output[0].name == "Y"
     for old, new in zip(before, ReferenceEvaluator(proto).run(None, {"X": x}), strict=True):
@@ -111,14 +111,14 @@ def _largest_difference(block: ir.Model, x: NDArray[np.float32]) -> NDArray[np.f
 )
 def test_rows_are_selected_as_early_as_possible(index: list[int] | int, also: str, types: list[str]) -> None:
     x = np.random.default_rng(0).standard_normal((2, 5, 8), dtype=np.float32)
-    made = _block(index, **({"also": also} if also else {}))
-    before = ReferenceEvaluator(ir.serde.serialize_model(made)).run(None, {"X": x})
-    gather_early(made.graph)
-    ir.passes.common.CommonSubexpressionEliminationPass()(made)  # two Gathers of X are one
-    assert sorted(node.op_type for node in made.graph) == sorted(types)
-    proto = ir.serde.serialize_model(made)
+    model = _block(index, **({"also": also} if also else {}))
+    before = ReferenceEvaluator(ir.serde.serialize_model(model)).run(None, {"X": x})
+    gather_early(model.graph)
+    ir.passes.common.CommonSubexpressionEliminationPass()(model)  # two Gathers of X are one
+    assert sorted(node.op_type for node in model.graph) == sorted(types)
+    proto = ir.serde.serialize_model(model)
     onnx.checker.check_model(proto, full_check=True)
-    largest = _largest_difference(made, x)
+    largest = _largest_difference(model, x)
     bounds = [largest.take(index, axis=1), largest]
     for old, new, bound in zip(before, ReferenceEvaluator(proto).run(None, {"X": x}), bounds, strict=False):
         assert (np.abs(new - old) <= bound).all()
@@ -126,15 +126,15 @@ def test_rows_are_selected_as_early_as_possible(index: list[int] | int, also: st
 
 def test_a_value_that_broadcasts_along_the_axis_stays_whole() -> None:
     """(5, 8) added to (2, 5, 8) has a different row for every position, so the Gather must stay after it."""
-    made = _block(0)
-    row = made.graph.initializers["row"]
+    model = _block(0)
+    row = model.graph.initializers["row"]
     row.const_value = ir.tensor(np.arange(40, dtype=np.float32).reshape(5, 8), name="row")
     row.shape = ir.Shape([5, 8])
     x = np.random.default_rng(0).standard_normal((2, 5, 8), dtype=np.float32)
-    (before,) = ReferenceEvaluator(ir.serde.serialize_model(made)).run(None, {"X": x})
-    gather_early(made.graph)
-    (after,) = ReferenceEvaluator(ir.serde.serialize_model(made)).run(None, {"X": x})
-    assert (np.abs(after - before) <= _largest_difference(made, x)[:, 0]).all()
+    (before,) = ReferenceEvaluator(ir.serde.serialize_model(model)).run(None, {"X": x})
+    gather_early(model.graph)
+    (after,) = ReferenceEvaluator(ir.serde.serialize_model(model)).run(None, {"X": x})
+    assert (np.abs(after - before) <= _largest_difference(model, x)[:, 0]).all()
 
 
 def test_a_vit_only_computes_the_class_token_at_its_end(exported_vit: ExportedModel) -> None:

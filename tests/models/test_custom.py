@@ -1,4 +1,4 @@
-"""A user with code of their own: a norm class, a model, a factory and weights, and nothing of ours changed."""
+"""A user with their own code: a norm class, a model, a factory and weights; this package is not changed."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def build():
     )
 
 
-def build_network_alone():
+def build_only_the_network():
     return Net()
 
 
@@ -168,7 +168,7 @@ def test_half_precision(user: User) -> None:
 
 
 def test_a_fault_in_a_custom_model_is_found(user: User) -> None:
-    """The adapter's reading of lambda is judged: 1 / lambda for lambda is a failed verdict."""
+    """The adapter's conversion of lambda is checked: 1 / lambda instead of lambda fails."""
     model = models.load(user.save("w.pt"), model="mymodel:build")
     path = export(model, user.folder / "m.onnx").path
     proto = onnx.load(path)
@@ -196,7 +196,7 @@ def test_samples_are_the_users_own(user: User) -> None:
 
 
 @pytest.mark.parametrize(
-    ("reference", "said"),
+    ("reference", "expected"),
     [
         ("", "package.module:factory"),
         ("mymodel", "package.module:factory"),
@@ -206,7 +206,7 @@ def test_samples_are_the_users_own(user: User) -> None:
         ("mymodel.deeper:build", "mymodel"),
         ("mymodel:nothing", "nothing"),
         ("mymodel:a_number", "not callable"),
-        ("mymodel:build_network_alone", "CustomModel"),
+        ("mymodel:build_only_the_network", "CustomModel"),
         ("mymodel:build_without_norm", "register_adapter"),
         ("mymodel:needs_an_argument", "needs_an_argument"),
         ("mymodel:broken", "my own mistake"),
@@ -215,7 +215,7 @@ def test_samples_are_the_users_own(user: User) -> None:
         (".mymodel:build", ".mymodel"),
     ],
 )
-def test_a_bad_factory_is_one_clear_line(user: User, reference: str, said: str) -> None:
+def test_a_bad_factory_is_one_clear_line(user: User, reference: str, expected: str) -> None:
     weights = user.save("w.pt")
     if reference == "mymodel:build_without_norm":
         torch.save(nn.Linear(16, 3).state_dict(), weights)
@@ -223,7 +223,7 @@ def test_a_bad_factory_is_one_clear_line(user: User, reference: str, said: str) 
         models.load(weights, model=reference)
     message = str(caught.value)
     assert len(message.splitlines()) == 1
-    assert said in message
+    assert expected in message
 
 
 def test_weights_that_do_not_fit_are_named(user: User) -> None:
@@ -277,7 +277,7 @@ def test_a_file_that_holds_something_else(user: User) -> None:
         models.load(user.folder / "w.npz", model="mymodel:build")
 
 
-#: Models that declare what they do not do, and models that return what no node has computed.
+#: Models that do not return what they declare, and models that return what no node has computed.
 ENDS = """
 import numpy as np
 import torch
@@ -302,7 +302,7 @@ class Net(nn.Module):
         return self.returned(self, x, hidden, self.last(hidden))
 
 
-def made(returned, *outputs, inputs=X, **more):
+def declaring(returned, *outputs, inputs=X, **more):
     torch.manual_seed(0)
     return lambda: CustomModel(Net(returned), inputs, outputs=outputs, **more)
 
@@ -315,24 +315,24 @@ def fails(rng, index):
     raise ZeroDivisionError("my own mistake")
 
 
-input_again = made(lambda net, x, hidden, y: (y, x), "p", "q")
-twice = made(lambda net, x, hidden, y: (y, y, hidden), "p", "q", "r")
-all_kinds = made(
+input_again = declaring(lambda net, x, hidden, y: (y, x), "p", "q")
+twice = declaring(lambda net, x, hidden, y: (y, y, hidden), "p", "q", "r")
+all_kinds = declaring(
     lambda net, x, hidden, y: (x, y, net.first.weight, y, x, net.first.weight, net.last.bias, y.clone(), hidden + 1),
     *"abcdefghi",
 )
-too_few = made(scores, "a", "b")
-too_many = made(lambda net, x, hidden, y: (y, hidden), "a")
-by_name = made(lambda net, x, hidden, y: {"a": y}, "a")
-holey = made(lambda net, x, hidden, y: (y, None), "a", "b")
-nothing = made(scores)
-like_an_input = made(scores, "x")
-like_a_weight = made(scores, "y", inputs=(InputSpec("first.weight", ("batch", 16), True),))
-fine_but_sample_fails = made(scores, "y", sample=fails)
-fine_but_sample_lacks_one = made(scores, "y", sample=lambda rng, index: {"z": np.zeros((2, 16), np.float32)})
-fine_but_sample_is_a_list = made(scores, "y", sample=lambda rng, index: {"x": [1.0]})
-fine_but_sample_is_bare = made(scores, "y", sample=lambda rng, index: np.zeros((2, 16), np.float32))
-fine_but_sample_gives_more = made(
+too_few = declaring(scores, "a", "b")
+too_many = declaring(lambda net, x, hidden, y: (y, hidden), "a")
+by_name = declaring(lambda net, x, hidden, y: {"a": y}, "a")
+holey = declaring(lambda net, x, hidden, y: (y, None), "a", "b")
+nothing = declaring(scores)
+like_an_input = declaring(scores, "x")
+like_a_weight = declaring(scores, "y", inputs=(InputSpec("first.weight", ("batch", 16), True),))
+fine_but_sample_fails = declaring(scores, "y", sample=fails)
+fine_but_sample_lacks_one = declaring(scores, "y", sample=lambda rng, index: {"z": np.zeros((2, 16), np.float32)})
+fine_but_sample_is_a_list = declaring(scores, "y", sample=lambda rng, index: {"x": [1.0]})
+fine_but_sample_is_bare = declaring(scores, "y", sample=lambda rng, index: np.zeros((2, 16), np.float32))
+fine_but_sample_gives_more = declaring(
     scores, "y", sample=lambda rng, index: {"more": 1, "x": np.ones((2, 16), np.float32)}
 )
 
@@ -352,8 +352,8 @@ def ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[
     importlib.invalidate_caches()
 
     def load(factory: str) -> LoadedModel:
-        made = getattr(importlib.import_module("my_ends"), factory)()
-        torch.save(made.module.state_dict(), "w.pt")
+        custom = getattr(importlib.import_module("my_ends"), factory)()
+        torch.save(custom.module.state_dict(), "w.pt")
         return models.load("w.pt", model=f"my_ends:{factory}")
 
     yield load
@@ -381,7 +381,7 @@ def test_an_output_may_be_an_input_a_weight_or_another_output(
 
 
 @pytest.mark.parametrize(
-    ("factory", "said"),
+    ("factory", "expected"),
     [
         ("too_few", "forward returns 1 tensor but CustomModel.outputs has 2 names (a, b)"),
         ("too_many", "forward returns 2 tensors but CustomModel.outputs has 1 name (a)"),
@@ -397,34 +397,34 @@ def test_an_output_may_be_an_input_a_weight_or_another_output(
     ],
 )
 def test_what_the_model_takes_and_gives_is_as_declared(
-    ends: Callable[[str], LoadedModel], factory: str, said: str
+    ends: Callable[[str], LoadedModel], factory: str, expected: str
 ) -> None:
     with pytest.raises((CheckpointError, ExportError)) as caught:
         export(ends(factory), "m.onnx")
     message = str(caught.value)
     assert len(message.splitlines()) == 1
-    assert said in message
+    assert expected in message
     assert not Path("m.onnx").exists()
 
 
 @pytest.mark.parametrize(
-    ("outputs", "said"),
+    ("outputs", "expected"),
     [
         (("first.weight",), "would be called ['first.weight_1'], but it declares ['first.weight']"),
         (("a", "b"), "returns 1 tensor but declares 2 output names (a, b)"),
     ],
 )
 def test_a_graph_of_other_outputs_than_declared_is_not_written(
-    ends: Callable[[str], LoadedModel], outputs: tuple[str, ...], said: str
+    ends: Callable[[str], LoadedModel], outputs: tuple[str, ...], expected: str
 ) -> None:
     with pytest.raises(ExportError) as caught:
         export(replace(ends("fine_but_sample_fails"), outputs=outputs), "m.onnx")
-    assert said in str(caught.value)
+    assert expected in str(caught.value)
     assert not Path("m.onnx").exists()
 
 
 @pytest.mark.parametrize(
-    ("factory", "said"),
+    ("factory", "expected"),
     [
         ("fine_but_sample_fails", "sample raised ZeroDivisionError: my own mistake"),
         (
@@ -435,12 +435,12 @@ def test_a_graph_of_other_outputs_than_declared_is_not_written(
         ("fine_but_sample_is_bare", "sample returned ndarray"),
     ],
 )
-def test_a_bad_sample_is_one_clear_line(ends: Callable[[str], LoadedModel], factory: str, said: str) -> None:
+def test_a_bad_sample_is_one_clear_line(ends: Callable[[str], LoadedModel], factory: str, expected: str) -> None:
     model = ends(factory)
     with pytest.raises(CheckpointError) as caught:
         model.sample(np.random.default_rng(0), 0)
     assert len(str(caught.value).splitlines()) == 1
-    assert said in str(caught.value)
+    assert expected in str(caught.value)
 
 
 def test_a_sample_may_hold_more_than_the_inputs(ends: Callable[[str], LoadedModel]) -> None:

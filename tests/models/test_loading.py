@@ -1,4 +1,4 @@
-"""Checkpoints: what is read, what is refused and with which message, and the float64 reference."""
+"""Checkpoints: what is read, what is rejected and with which message, and the float64 reference."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], Non
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
 
-def refused(path: Path, *said: str) -> None:
+def refused(path: Path, *expected: str) -> None:
     with pytest.raises(CheckpointError) as raised:
         models.load(path)
-    for words in said:
+    for words in expected:
         assert words in str(raised.value)
 
 
@@ -68,7 +68,7 @@ def test_the_message_about_a_missing_section_shows_one(copy: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "said"),
+    ("key", "value", "expected"),
     [
         ("compression", "Q", "'Q'"),
         ("convention", "upwards", "'upwards'"),
@@ -82,13 +82,13 @@ def test_the_message_about_a_missing_section_shows_one(copy: Path) -> None:
         ("typo", 1, "typo"),
     ],
 )
-def test_illegal_sections(copy: Path, key: str, value: object, said: str) -> None:
+def test_illegal_sections(copy: Path, key: str, value: object, expected: str) -> None:
     change_config(copy, lambda c: c["ibnorm"].__setitem__(key, value))
-    refused(copy, said)
+    refused(copy, expected)
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "said"),
+    ("key", "value", "expected"),
     [
         ("model_type", "mamba", "'mamba'"),
         ("hidden_size", "many", "hidden_size"),
@@ -97,13 +97,13 @@ def test_illegal_sections(copy: Path, key: str, value: object, said: str) -> Non
         ("rope_parameters", {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}, "dynamic"),
     ],
 )
-def test_illegal_settings(copy: Path, key: str, value: object, said: str) -> None:
+def test_illegal_settings(copy: Path, key: str, value: object, expected: str) -> None:
     change_config(copy, lambda c: c.__setitem__(key, value))
-    refused(copy, said)
+    refused(copy, expected)
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "said"),
+    ("key", "value", "expected"),
     [
         ("image_size", [8], "image_size [8]; it must be a number of pixels or [height, width]"),
         ("image_size", [8, 8, 8], "image_size [8, 8, 8]"),
@@ -112,10 +112,12 @@ def test_illegal_settings(copy: Path, key: str, value: object, said: str) -> Non
         ("patch_size", [4], "transformers cannot build a vit"),
     ],
 )
-def test_illegal_settings_of_a_vit(vit_checkpoint: Path, tmp_path: Path, key: str, value: object, said: str) -> None:
+def test_illegal_settings_of_a_vit(
+    vit_checkpoint: Path, tmp_path: Path, key: str, value: object, expected: str
+) -> None:
     folder = Path(shutil.copytree(vit_checkpoint, tmp_path / "copy"))
     change_config(folder, lambda c: c.__setitem__(key, value))
-    refused(folder, said)
+    refused(folder, expected)
 
 
 def test_weights_that_do_not_fit_are_named(copy: Path) -> None:
@@ -201,7 +203,7 @@ def test_saving_is_whole_and_careful(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert sorted(p.name for p in tmp_path.iterdir()) == ["c", "mine"]
 
 
-# ---- the truth: PyTorch in float64 against a forward pass in NumPy that shares no code with it ----
+# ---- the reference: PyTorch in float64 against a forward pass in NumPy that shares no code with it ----
 
 
 def weights_of(model: LoadedModel) -> dict[str, np.ndarray]:
@@ -277,7 +279,7 @@ def vit_forward(model: LoadedModel, pixels: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("index", range(4))
-def test_the_truth_is_float64_throughout(checkpoint: Path, index: int) -> None:
+def test_the_reference_is_float64_throughout(checkpoint: Path, index: int) -> None:
     model = models.load(checkpoint)
     inputs = model.sample(np.random.default_rng(index), index)
     truth = model.in_float64()
@@ -297,8 +299,8 @@ def test_the_truth_is_float64_throughout(checkpoint: Path, index: int) -> None:
 def test_coverage_names_operators_that_are_not_float64(llama_checkpoint: Path) -> None:
     model = models.load(llama_checkpoint)
     inputs = model.sample(np.random.default_rng(0), 0)
-    half_hearted = model.in_dtype(torch.float64)  # rotary tables stay in float32
-    found = measure_coverage(model, half_hearted, inputs=inputs)
+    partly_float32 = model.in_dtype(torch.float64)  # rotary tables stay in float32
+    found = measure_coverage(model, partly_float32, inputs=inputs)
     assert found.narrow_operators
     assert found.norms == set(model.norms)
     assert found.weights == set(model.module.state_dict())

@@ -1,6 +1,6 @@
 """The node and its function bodies, run by ONNX Runtime and by onnx.reference, against the float64 reference.
 
-Each check of a body that hides a known trap has a twin that shows a wrong body failing it.
+For each known numerical pitfall, a second test shows that a wrong body fails the check.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TYPES = {
 }
 NODES = {Compression.LINEAR: 4, Compression.TANH: 5, Compression.LOGARITHMIC: 11}
 
-#: Bodies of L that a tired hand would write, and which checks they fail: activations of 1e-4, of 1e-6, equal values.
+#: Plausible but wrong bodies of L, and which checks they fail: activations of 1e-4, of 1e-6, equal values.
 WRONG_LOGARITHMS: dict[str, tuple[str, list[bool]]] = {
     "ln(1 + r) as written": (
         """
@@ -217,7 +217,7 @@ def test_a_wrong_logarithm_is_caught(wrong: str, backend: str, monkeypatch: pyte
     large = (np.random.default_rng(3).standard_normal((8, 512)) * 10).astype(np.float32)
     spec = IBNormSpec(Compression.LOGARITHMIC)
     (y,) = run(bare(spec), backend, X=large, scale=np.ones(512), bias=np.zeros(512))
-    assert relative_error(y, reference.ibnorm(large, None, bias=None, spec=spec)) <= 1e-6, "right where it is easy"
+    assert relative_error(y, reference.ibnorm(large, None, bias=None, spec=spec)) <= 1e-6, "correct for large values"
     caught = [not small_error(backend, d) <= 5e-7 for d in (1e-4, 1e-6)]
     caught.append(not constant_rows(backend, Compression.LOGARITHMIC) <= 1e-6)
     assert caught == WRONG_LOGARITHMS[wrong][1]

@@ -83,7 +83,7 @@ def test_an_error_names_the_missing_key(missing: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "expected"),
     [
         ({"lamda": 3.0}, "lamda"),
         ({"bias": "yes"}, "bias"),
@@ -94,8 +94,8 @@ def test_an_error_names_the_missing_key(missing: str) -> None:
         ({"layers": [{"match": "*", "lambda": -1}]}, "lambda"),
     ],
 )
-def test_illegal_sections(change: dict[str, object], said: str) -> None:
-    with pytest.raises(SpecError, match=said):
+def test_illegal_sections(change: dict[str, object], expected: str) -> None:
+    with pytest.raises(SpecError, match=expected):
         NormConfig.from_config({**SECTION, **change})
     with pytest.raises(SpecError, match="object"):
         NormConfig.from_config([])

@@ -24,7 +24,7 @@ from ibnorm_export.verifier.verify import VerifyOptions, verify
 from tests.support.accuracy import relative_error
 from tests.support.one_norm import one_norm
 
-#: Of ResNet's first feature map, 64 channels of 112 by 112.
+#: Size of ResNet's first feature map, 64 channels of 112 by 112.
 WIDE = 802_816
 
 
@@ -49,8 +49,8 @@ def test_sums_in_blocks_are_accurate(kind: Compression, skip: bool, mean: float,
         return relative_error(OrtRunner(file.proto.SerializeToString()).run(inputs)["Y"], exact)
 
     assert error({WIDE, 25_088}) < 1e-6
-    assert error({25_088}) > 2e-6, "the usual body would do"
-    assert error({WIDE, 25_089}) > 1e-6, "blocks of gcd 1 are no blocks"
+    assert error({25_088}) > 2e-6, "the narrow body would be accurate enough"
+    assert error({WIDE, 25_089}) > 1e-6, "blocks of one value do not help"
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_a_block_divides_every_width(widths: tuple[int, ...], block: int) -> Non
     body = onnx_op.functions(20, [("IBNormT", width) for width in widths])
     literal = [a.ints[0] for n in body["IBNormT"].node if n.output[0] == "block" for a in n.attribute]
     assert literal == ([block] if block else [])
-    assert "LayerNormalization" in {n.op_type for n in body["IBNormS"].node}, "of another op type, which is narrow"
+    assert "LayerNormalization" in {n.op_type for n in body["IBNormS"].node}, "no norm of this type is wide"
 
 
 @pytest.mark.parametrize("kind", list(Compression))

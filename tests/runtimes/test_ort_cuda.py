@@ -105,8 +105,8 @@ def test_a_profile_of_a_gpu_session(exported_llama: ExportedModel) -> None:
     ],
 )
 def test_missing_parts_are_named(providers: list[str], torch_cuda: str | None, devices: int, words: str) -> None:
-    said = missing_for_cuda(providers, torch_cuda, devices=devices)
-    assert (words in said and "\n" not in said) if words else said == ""
+    reason = missing_for_cuda(providers, torch_cuda, devices=devices)
+    assert (words in reason and "\n" not in reason) if words else reason == ""
 
 
 @needs_none

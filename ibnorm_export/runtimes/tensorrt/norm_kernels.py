@@ -88,7 +88,7 @@ def kernels_in_inspection(text: str) -> list[list[Kernel]]:
 def norm_layers(model: ExportedModel, graphs: Iterable[list[Kernel]]) -> tuple[NormLayers, ...]:
     """Return what every norm of `model` became, in the profile in which it takes the most kernels."""
     candidates = list(graphs)
-    made = []
+    layers = []
     for norm in model.norms:
         each = [[kernel for kernel in kernels if norm.name in kernel.norms] for kernels in candidates]
         most = max(each, key=len, default=[])
@@ -98,5 +98,5 @@ def norm_layers(model: ExportedModel, graphs: Iterable[list[Kernel]]) -> tuple[N
             realised = "plugin"
         else:
             realised = "fused" if len(most) == 1 else f"split into {len(most)}"
-        made.append(NormLayers(norm.module, norm.op_type, realised, tuple(kernel.name for kernel in most)))
-    return tuple(made)
+        layers.append(NormLayers(norm.module, norm.op_type, realised, tuple(kernel.name for kernel in most)))
+    return tuple(layers)

@@ -138,7 +138,7 @@ def profiles(model: ExportedModel, ranges: Sequence[Range]) -> tuple[Profile, ..
         item = wanted.get((name, axis)) or wanted.get(("", axis))
         return defaults[name].get(axis) if item is None else (item.smallest, item.optimal, item.largest)
 
-    made = []
+    result = []
     for name in defaults if axes else ():
         chosen = []
         for axis in axes:
@@ -150,8 +150,8 @@ def profiles(model: ExportedModel, ranges: Sequence[Range]) -> tuple[Profile, ..
                 raise EngineError(f"{model.path}: axis {axis!r} has no default sizes: add --profile {axis}=MINxOPTxMAX")
             smallest, optimal, largest = found
             chosen.append(Range(axis, smallest, optimal=optimal, largest=largest, profile=name))
-        made.append(Profile(name, tuple(chosen)))
-    return tuple(made)
+        result.append(Profile(name, tuple(chosen)))
+    return tuple(result)
 
 
 def shapes_of(shape: Sequence[int | str], ranges: Sequence[Range]) -> tuple[tuple[int, ...], ...]:

@@ -1,4 +1,4 @@
-"""The gate on a folder that timm wrote, as a new user meets it: nothing edited, green; with a fault, red."""
+"""`check` on a folder that timm wrote, with the template as generated: it passes, and fails with a fault."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ timm = pytest.importorskip("timm", reason="timm is not installed (make test-fami
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A place of work with a checkpoint in it."""
+    """A working directory with a checkpoint in it."""
     norms = {"compression": "T", "lambda": 3.0, "epsilon": 1e-5, "convention": "divide"}
     model = timm.create_model(
         "vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=10
@@ -39,7 +39,7 @@ def failures(folder: Path) -> list[tuple[str | None, str | None]]:
     return [(c.get("classname"), c.get("name")) for c in cases if c.find("failure") is not None]
 
 
-def test_green_as_written_and_red_with_a_fault(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_template_passes_and_a_fault_fails(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run(monkeypatch, "check", "--init", "my vit") == 0
     assert run(monkeypatch, "check") == 0
     assert failures(folder) == []

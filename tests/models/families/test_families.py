@@ -1,4 +1,4 @@
-"""Every family with every kind of norm, through export and verification; what is wrong in them is found."""
+"""Every family with every kind of norm, through export and verification; faults in them are found."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ CASES = {
 }
 
 
-def made(config: str, norms: NormConfig, folder: Path) -> LoadedModel:
+def load_new(config: str, norms: NormConfig, folder: Path) -> LoadedModel:
     models.save(models.new_model(CONFIGS[config], norms), folder / config)
     return models.load(folder / config)
 
@@ -96,7 +96,7 @@ def all_layers(report: ParityReport) -> list[str]:
 @pytest.mark.parametrize("case", CASES)
 def test_export_and_verify(case: str, tmp_path: Path) -> None:
     config, norms, dtype = CASES[case]
-    model = made(config, norms, tmp_path)
+    model = load_new(config, norms, tmp_path)
     exported = export(model, tmp_path / "m.onnx", options=ExportOptions(dtype=dtype))
     report = verify(exported, model, options=VerifyOptions(layers=True))
     assert report, report.findings
@@ -139,7 +139,7 @@ def affine_at_the_node(graph: onnx.GraphProto) -> None:
     ],
 )
 def test_a_fault_in_a_resnet_is_named(norms: NormConfig, change: Any, named: str, tmp_path: Path) -> None:
-    model = made("resnet", norms, tmp_path)
+    model = load_new("resnet", norms, tmp_path)
     bad = planted(export(model, tmp_path / "m.onnx"), tmp_path, change)
     report = verify(bad, model, options=VerifyOptions(layers=True))
     assert not report
@@ -161,10 +161,10 @@ def optimised(exported: ExportedModel, folder: Path) -> list[str]:
 
 
 def test_linear_batch_norms_are_folded_into_convolutions(tmp_path: Path) -> None:
-    """S with running statistics is affine, so nothing of it is left where the runtime folds; L and T stay."""
-    linear = export(made("resnet", section("S", grouping="batch"), tmp_path), tmp_path / "s.onnx")
+    """S with running statistics is affine, so the runtime folds it away; L and T stay."""
+    linear = export(load_new("resnet", section("S", grouping="batch"), tmp_path), tmp_path / "s.onnx")
     kinds = optimised(linear, tmp_path)
     assert "BatchNormalization" not in kinds
     assert not {"Div", "Sub", "Mul"} & set(kinds)
-    tanh = export(made("resnet", section("T", grouping="batch"), tmp_path), tmp_path / "t.onnx")
+    tanh = export(load_new("resnet", section("T", grouping="batch"), tmp_path), tmp_path / "t.onnx")
     assert optimised(tanh, tmp_path).count("Tanh") == 6

@@ -1,4 +1,4 @@
-"""Folders that timm wrote itself, through export and verification."""
+"""Folders that timm wrote, through export and verification."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_no_pickle_is_loaded_that_the_config_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "said"),
+    ("key", "value", "expected"),
     [
         ("architecture", "vit_of_nobody", "no architecture 'vit_of_nobody'"),
         ("architecture", ["resnet18"], r"no architecture \['resnet18'\]"),
@@ -109,10 +109,10 @@ def test_no_pickle_is_loaded_that_the_config_names(tmp_path: Path) -> None:
         ("pretrained_cfg", "small", "pretrained_cfg is 'small'; it must be a JSON object"),
     ],
 )
-def test_what_does_not_fit_is_named(tmp_path: Path, key: str, value: object, said: str) -> None:
+def test_what_does_not_fit_is_named(tmp_path: Path, key: str, value: object, expected: str) -> None:
     folder = saved(tmp_path / "vit", "vit_tiny_patch16_224", section(), **VIT)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config[key] = value
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    with pytest.raises(CheckpointError, match=said):
+    with pytest.raises(CheckpointError, match=expected):
         models.load(folder)

@@ -1,4 +1,4 @@
-"""A plugin of pytest: torchvision beside another build of torch, which lacks its operators. timm uses none of them.
+"""A pytest plugin that lets torchvision load with a build of torch that lacks its operators. timm uses none of them.
 
 PYTHONPATH=build/vision:. pytest -p tests.models.families.vision_operators tests/models/families
 """

@@ -137,9 +137,9 @@ def test_bench_reports_a_bad_engine_without_a_gpu(
     make, words = BAD[case]
     plan = make(source)
     assert run(monkeypatch, "bench", str(source.path), "--backend", "tensorrt-rtx", "--engine", str(plan)) == 2
-    said = capfd.readouterr().err.strip()
-    assert words in said
-    assert "\n" not in said
+    output = capfd.readouterr().err.strip()
+    assert words in output
+    assert "\n" not in output
 
 
 def test_verify_reports_a_bad_engine_without_a_gpu(
@@ -181,8 +181,8 @@ def test_other_backends_accept_no_engine(
     ("version", "known"), [("10.0.1", True), ("11.4.0.106", True), ("9.3.0", False), ("12.0", False)]
 )
 def test_major_versions_that_the_plugin_supports(version: str, known: bool) -> None:
-    said = native.plugin_problem(version)
-    assert (not said) if known else said.startswith(f"the plugin library does not support TensorRT {version}")
+    problem = native.plugin_problem(version)
+    assert (not problem) if known else problem.startswith(f"the plugin library does not support TensorRT {version}")
     trt = SimpleNamespace(__version__=version)
     if not known:
         with pytest.raises(EngineError, match="it supports versions 10 and 11"):

@@ -67,21 +67,21 @@ def test_a_repeated_profile_is_rejected() -> None:
         parse_ranges(["batch=1x1x1", "batch=1x2x3"])
 
 
-def sizes(made: Profile) -> dict[str, tuple[int, int, int]]:
-    return {item.axis: (item.smallest, item.optimal, item.largest) for item in made.ranges}
+def sizes(profile: Profile) -> dict[str, tuple[int, int, int]]:
+    return {item.axis: (item.smallest, item.optimal, item.largest) for item in profile.ranges}
 
 
 def test_other_axes_get_defaults(tmp_path: Path) -> None:
-    [made] = profiles(model(tmp_path / "m.onnx"), parse_ranges(["sequence=2x3x4"]))
-    assert made.name == "default"
-    assert sizes(made) == {"batch": (1, 1, 8), "sequence": (2, 3, 4)}
-    assert shapes_of(("batch", 5, "sequence"), made.ranges) == ((1, 5, 2), (1, 5, 3), (8, 5, 4))
+    [profile] = profiles(model(tmp_path / "m.onnx"), parse_ranges(["sequence=2x3x4"]))
+    assert profile.name == "default"
+    assert sizes(profile) == {"batch": (1, 1, 8), "sequence": (2, 3, 4)}
+    assert shapes_of(("batch", 5, "sequence"), profile.ranges) == ((1, 5, 2), (1, 5, 3), (8, 5, 4))
 
 
 @pytest.mark.parametrize(("known", "largest"), [(None, 2048), (0, 2048), (64, 64), (300, 300), (5000, 2048)])
 def test_defaults_do_not_exceed_the_models_length(tmp_path: Path, known: int | None, largest: int) -> None:
-    made = with_length(model(tmp_path / "m.onnx"), known)
-    assert sizes(profiles(made, ())[0])["sequence"] == (1, min(128, largest), largest)
+    exported = with_length(model(tmp_path / "m.onnx"), known)
+    assert sizes(profiles(exported, ())[0])["sequence"] == (1, min(128, largest), largest)
     cached = with_length(model(tmp_path / "c.onnx", ("past", "sequence", "total")), known)
     prefill, decode = profiles(cached, ())
     assert (prefill.name, decode.name) == ("prefill", "decode")
@@ -90,16 +90,16 @@ def test_defaults_do_not_exceed_the_models_length(tmp_path: Path, known: int | N
     assert sizes(decode) == {"past": past, "sequence": (1, 1, 1), "total": (2, past[1] + 1, largest)}
 
 
-def with_length(made: ExportedModel, known: int | None) -> ExportedModel:
+def with_length(exported: ExportedModel, known: int | None) -> ExportedModel:
     if known is not None:
-        made.proto.metadata_props.add(key="ibnorm.max_positions", value=str(known))
-    return made
+        exported.proto.metadata_props.add(key="ibnorm.max_positions", value=str(known))
+    return exported
 
 
 def test_a_range_for_one_profile_or_for_all(tmp_path: Path) -> None:
     cached = model(tmp_path / "c.onnx", ("batch", "past", "sequence", "total"))
     given = parse_ranges(["batch=1x2x3", "decode:batch=4x5x6", "prefill:past=0x0x64", "decode:total=9x9x9"])
-    prefill, decode = (sizes(made) for made in profiles(cached, given))
+    prefill, decode = (sizes(profile) for profile in profiles(cached, given))
     assert (prefill["batch"], decode["batch"]) == ((1, 2, 3), (4, 5, 6))
     assert prefill["total"] == (1, 128, 2048 + 64)
     assert decode["total"] == (9, 9, 9)
@@ -187,8 +187,8 @@ def test_bench_without_a_gpu_exits_with_3(
     file = model(tmp_path / "m.onnx").path
     monkeypatch.setattr(sys, "argv", ["ibnorm-export", "bench", str(file), "--backend", backend])
     assert main.main() == 3
-    said = capfd.readouterr().err
-    assert "needs an NVIDIA GPU" in said or f"{backend} is not installed" in said
+    output = capfd.readouterr().err
+    assert "needs an NVIDIA GPU" in output or f"{backend} is not installed" in output
 
 
 def test_unusable_plugin_libraries_are_explained(tmp_path: Path) -> None:
