@@ -1,6 +1,6 @@
-"""The exceptions that this package raises on purpose, and the exit codes of the command line.
+"""The exceptions that this package raises deliberately, and the exit codes of the command line.
 
-Each class stands for one kind of remedy, which the message names; `exit_code` is the exit code that it leads to.
+Each class corresponds to one kind of remedy, which the message names; `exit_code` is the exit code that it leads to.
 """
 
 from __future__ import annotations

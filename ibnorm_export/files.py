@@ -38,21 +38,21 @@ def new_file(target: Path, error: type[Exception] = ExportError) -> Iterator[Pat
             raise error(f"{target} is not a regular file; name another file to write")
         if not target.parent.is_dir():
             raise error(f"cannot write {target}: the folder {target.parent} does not exist")
-        beside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".partial"))
+        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".partial"))
     except OSError as cause:
         raise error(f"cannot write {target}: {cause.strerror or cause}") from cause
     try:
-        yield beside
-        companions = [file for file in beside.iterdir() if file.name != target.name]
+        yield temporary
+        companions = [file for file in temporary.iterdir() if file.name != target.name]
         if companions:
             target.unlink(missing_ok=True)
         for file in companions:
             file.replace(target.parent / file.name)
-        (beside / target.name).replace(target)
+        (temporary / target.name).replace(target)
     except OSError as cause:
         raise error(f"cannot write {target}: {cause.strerror or cause}") from cause
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -87,10 +87,10 @@ def new_folder(
     if not target.parent.is_dir():
         raise error(f"cannot write {target}: the folder {target.parent} does not exist")
     try:
-        beside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".partial"))
+        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".partial"))
     except OSError as cause:
         raise error(f"cannot write {target}: {cause.strerror or cause}") from cause
-    new, old = beside / target.name, beside / "old"
+    new, old = temporary / target.name, temporary / "old"
     try:
         new.mkdir()
         yield new
@@ -106,7 +106,7 @@ def new_folder(
         raise error(f"cannot write {target}: {cause.strerror or cause}") from cause
     finally:
         if target.exists() or not old.exists():  # otherwise the temporary folder has the only copy
-            shutil.rmtree(beside, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 #: Python's name of a machine, by e_machine of a 64-bit ELF header. Source: the ELF specification.
@@ -122,7 +122,7 @@ def sha256_of(content: Path | bytes) -> str:
 
 
 def machine_of(library: Path) -> str | None:
-    """Return the machine that a library was built for, e.g. "x86_64"; None where it is not an ELF file."""
+    """Return the machine that a library was built for, e.g. "x86_64"; None if it is not an ELF file."""
     with library.open("rb") as stream:
         header = stream.read(20)
     if len(header) < 20 or header[:4] != b"\x7fELF":

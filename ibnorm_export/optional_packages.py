@@ -1,4 +1,4 @@
-"""Packages that only some functions need: imported when they are used, with one clear error where one is missing."""
+"""Packages that only some functions need: imported when they are used, with one clear error if one is missing."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 __all__ = ["Progress", "silent"]
 
-#: Called with the name of the current step, the number of steps done, and their total; 0 where that is unknown.
+#: Called with the name of the current step, the number of steps done, and their total; 0 if that is unknown.
 Progress = Callable[[str, int, int], None]
 
 

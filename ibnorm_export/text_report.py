@@ -34,7 +34,7 @@ def text_table(title: str, columns: Sequence[str], *, rows: Sequence[Sequence[st
     """A table in plain text, the first column aligned left and the others right.
 
     Args:
-        title: the line above the table; none where it is empty.
+        title: the line above the table; none if it is empty.
         columns: the heading of each column.
         rows: cells, as many in each row as there are columns.
 

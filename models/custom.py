@@ -85,11 +85,12 @@ def _sample(reference: str, custom: CustomModel, *, rng: np.random.Generator, in
     except Exception as error:  # the user's own code may raise anything
         raise CheckpointError(f"--model {reference}: sample raised {type(error).__name__}: {error}") from error
     if not isinstance(arrays, Mapping) or not all(isinstance(arrays.get(name), np.ndarray) for name in wanted):
-        got = type(arrays).__name__
+        returned = type(arrays).__name__
         if isinstance(arrays, Mapping):
-            got = str({name: type(array).__name__ for name, array in arrays.items()})
+            returned = str({name: type(array).__name__ for name, array in arrays.items()})
         raise CheckpointError(
-            f"--model {reference}: sample returned {got}; it must return a dict of NumPy arrays with the keys {wanted}"
+            f"--model {reference}: sample returned {returned}; it must return a dict of NumPy arrays with the keys "
+            f"{wanted}"
         )
     return {name: arrays[name] for name in wanted}
 

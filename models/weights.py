@@ -42,20 +42,20 @@ def fill(module: nn.Module, state: dict[str, Tensor], *, source: Path) -> None:
     Raises:
         CheckpointError: a name or shape does not fit; the message names it.
     """
-    own = module.state_dict()
+    model_state = module.state_dict()
     tied: dict[int, list[str]] = {}
     for name, tensor in module.state_dict(keep_vars=True).items():
         tied.setdefault(id(tensor), []).append(name)
     present = {name for names in tied.values() if any(n in state for n in names) for name in names}
-    shared = set(state) & set(own)
+    shared = set(state) & set(model_state)
     raise_mismatch(
         source,
-        [name for name in own if name not in present],
-        extra=[name for name in state if name not in own],
+        [name for name in model_state if name not in present],
+        extra=[name for name in state if name not in model_state],
         shapes=[
-            f"{n}: file {tuple(state[n].shape)}, model {tuple(own[n].shape)}"
+            f"{n}: file {tuple(state[n].shape)}, model {tuple(model_state[n].shape)}"
             for n in shared
-            if state[n].shape != own[n].shape
+            if state[n].shape != model_state[n].shape
         ],
     )
     module.load_state_dict(state, strict=False)

@@ -142,7 +142,7 @@ class ExportedModel:
 
     @property
     def opset(self) -> int:
-        """Version of the default domain; 0 where the file has none."""
+        """Version of the default domain; 0 if the file has none."""
         return next((o.version for o in self.proto.opset_import if o.domain in ("", "ai.onnx")), 0)
 
     @property

@@ -20,7 +20,7 @@ def positions(mask: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the position of every token in its row.
 
     Args:
-        mask: (batch, total), 0 where a token is padding.
+        mask: (batch, total), 0 if a token is padding.
 
     Returns:
         (batch, total); padding on the left has position 0.

@@ -37,7 +37,7 @@ class CustomModel:
         inputs: the inputs of `module.forward`, in order.
         outputs: names of the tensors that `module.forward` returns: one tensor or a tuple.
         sample: (generator, index) -> arrays by input name. If None, inputs are normal values and small integers.
-        exact: makes a float64 copy of `module` compute in float64 throughout. It is only needed where the model's code
+        exact: makes a float64 copy of `module` compute in float64 throughout. It is only needed if the model's code
             casts to another type.
         opset: default opset for export.
     """
@@ -93,7 +93,7 @@ class LoadedModel:
         task: what the model was loaded for.
         trace_sizes: sizes of dynamic axes to trace with, for axes that cannot have any size.
         vocabulary: number of tokens of a language model that was loaded for text generation; else 0.
-        max_positions: the longest sequence of a language model, in tokens; 0 where that is unknown.
+        max_positions: the longest sequence of a language model, in tokens; 0 if that is unknown.
         norms: the spec of every IBNorm by module path; empty for a baseline, whose section only names other norms.
     """
 

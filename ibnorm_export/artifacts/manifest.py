@@ -56,16 +56,16 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     file = folder / MANIFEST_FILE
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        sums = {name: entry["sha256"] for name, entry in found["files"].items()}
-        machines = {name: (entry["machine"], entry["schema"]) for name, entry in found["libraries"].items()}
+        content = json.loads(file.read_text(encoding="utf-8"))
+        sums = {name: entry["sha256"] for name, entry in content["files"].items()}
+        machines = {name: (entry["machine"], entry["schema"]) for name, entry in content["libraries"].items()}
     except FileNotFoundError as error:
         raise ModelFileError(f"{folder} has no {MANIFEST_FILE}; write it again with ibnorm-export") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelFileError(f"{file} is damaged ({error!r}); write the folder again with ibnorm-export") from error
-    if found.get("format") != _FORMAT or not sums or not machines.keys() <= sums.keys():
+    if content.get("format") != _FORMAT or not sums or not machines.keys() <= sums.keys():
         raise ModelFileError(f"{file} is not in format {_FORMAT!r}; write the folder again with ibnorm-export")
-    manifest: dict[str, Any] = found
+    manifest: dict[str, Any] = content
     return manifest
 
 
@@ -81,7 +81,7 @@ def check_files(folder: Path, manifest: Mapping[str, Any]) -> None:
         file = folder / name
         if not file.resolve().is_relative_to(folder.resolve()):
             raise ModelFileError(
-                f"{folder / MANIFEST_FILE} lists {name!r}, which lies outside the folder; package the model again"
+                f"{folder / MANIFEST_FILE} lists {name!r}, which is outside the folder; package the model again"
             )
         if not file.is_file():
             raise ModelFileError(f"{file} is missing but listed in {MANIFEST_FILE}; package the model again")

@@ -55,7 +55,7 @@ class QuantizationEntry:
     Args:
         bits: bits of each value, 4 or 8.
         block_size: number of values that share a scale and a zero point.
-        head_bits: bits of the matrix that produces the logits; None where it is not quantised.
+        head_bits: bits of the matrix that produces the logits; None if it is not quantised.
         method: description of the algorithm.
         norms: dtype of the norms' parameters.
     """
@@ -84,13 +84,13 @@ class ModelMetadata:
         family: name of the architecture, e.g. "llama".
         task: what the model was exported for.
         target: what the file is laid out for. The key is only written for a target other than `PORTABLE`.
-        max_positions: the longest sequence that the model takes, in tokens; 0 where that is unknown.
+        max_positions: the longest sequence that the model takes, in tokens; 0 if that is unknown.
         dtype: type of weights and activations.
         opset: version of the default domain.
         inlined: whether the norms were expanded into standard operators.
         fuse_skip: whether residual additions were fused with the norms that follow them.
         cache: how a language model keeps its keys and values; None for other tasks.
-        quantization: how matrices are stored; None where they have the dtype.
+        quantization: how matrices are stored; None if they have the dtype.
         packed: names of the checkpoint's matrices that were joined into one, by the name in the file. The key is only
             written for the target `ORT_GENAI`.
         config: the checkpoint's `ibnorm` section; None for a model that the user's own code builds.

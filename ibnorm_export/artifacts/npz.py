@@ -17,11 +17,11 @@ __all__ = ["read_npy", "read_npz"]
 def _load(path: str | Path, what: str) -> Arrays | NDArray[Any]:
     try:
         with Path(path).open("rb") as stream:
-            found = np.load(stream, allow_pickle=False)
-            if not isinstance(found, np.lib.npyio.NpzFile):
-                array: NDArray[Any] = found
+            loaded = np.load(stream, allow_pickle=False)
+            if not isinstance(loaded, np.lib.npyio.NpzFile):
+                array: NDArray[Any] = loaded
                 return array
-            arrays = {name: found[name] for name in found.files}
+            arrays = {name: loaded[name] for name in loaded.files}
             for name, value in arrays.items():
                 if not isinstance(value, np.ndarray):  # NumPy returns bytes for a member that is not an array
                     raise TypeError(f"its member {name!r} is not an array; save it with numpy.savez")
@@ -47,17 +47,17 @@ def read_npz(path: str | Path, what: str) -> Arrays:
     Raises:
         ModelFileError: the file is missing, damaged or encrypted, or does not contain arrays by name.
     """
-    found = _load(path, what)
-    if not isinstance(found, dict):
+    loaded = _load(path, what)
+    if not isinstance(loaded, dict):
         raise ModelFileError(
             f"{path} is not {what}: it contains one array; save each input under its name with numpy.savez"
         )
-    return found
+    return loaded
 
 
 def read_npy(path: str | Path, what: str) -> NDArray[Any]:
     """Read a .npy file, which contains one array; arguments and errors are those of `read_npz`."""
-    found = _load(path, what)
-    if isinstance(found, dict):
+    loaded = _load(path, what)
+    if isinstance(loaded, dict):
         raise ModelFileError(f"{path} is not {what}: it contains several arrays")
-    return found
+    return loaded

@@ -24,7 +24,7 @@ def default_length(max_positions: int) -> int:
     """Return the default length of a sequence, in tokens.
 
     Args:
-        max_positions: the longest sequence that the model takes, in tokens; 0 where that is unknown.
+        max_positions: the longest sequence that the model takes, in tokens; 0 if that is unknown.
     """
     return min(DEFAULT_LENGTH, max_positions or DEFAULT_LENGTH)
 
@@ -81,7 +81,7 @@ class WeightType(enum.StrEnum):
 
     @property
     def bits(self) -> int | None:
-        """Bits of a quantised weight; None where weights are floating-point numbers."""
+        """Bits of a quantised weight; None if weights are floating-point numbers."""
         return {WeightType.INT8: 8, WeightType.INT4: 4}.get(self)
 
     @property

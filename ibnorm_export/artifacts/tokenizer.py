@@ -42,14 +42,14 @@ def read_json(path: Path) -> dict[str, object]:
         ModelFileError: the file is missing, is not valid JSON, or contains another kind of value.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ModelFileError(f"{path} does not exist") from error
     except (ValueError, OSError) as error:
         raise ModelFileError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise ModelFileError(f"{path} contains {type(found).__name__}; it must be a JSON object")
-    return found
+    if not isinstance(content, dict):
+        raise ModelFileError(f"{path} contains {type(content).__name__}; it must be a JSON object")
+    return content
 
 
 def end_tokens(folder: Path) -> frozenset[int]:
@@ -69,9 +69,9 @@ def end_tokens(folder: Path) -> frozenset[int]:
         if (folder / name).is_file():
             config = read_json(folder / name)
             model = config.get("model") if name == "genai_config.json" else config
-            found = model.get("eos_token_id") if isinstance(model, dict) else None
-            ends.update(found if isinstance(found, list) else [] if found is None else [found])
-            if found is not None and name == "generation_config.json":
+            tokens = model.get("eos_token_id") if isinstance(model, dict) else None
+            ends.update(tokens if isinstance(tokens, list) else [] if tokens is None else [tokens])
+            if tokens is not None and name == "generation_config.json":
                 break
     return frozenset(ends)
 
@@ -131,7 +131,7 @@ class FolderTokenizer:
 
     Args:
         folder: a checkpoint or an export.
-        vocabulary: number of rows of the model's embedding; None where that is unknown.
+        vocabulary: number of rows of the model's embedding; None if that is unknown.
 
     Raises:
         ModelFileError: there is no tokenizer.json, it is damaged, or it has ids outside the embedding.
@@ -148,17 +148,17 @@ class FolderTokenizer:
             self._tokenizer = Tokenizer.from_file(str(file))
         except Exception as error:  # the package raises bare Exception for every kind of damage
             raise ModelFileError(f"{file} is not a tokenizer: {error}") from error
-        words = self._tokenizer.get_vocab(with_added_tokens=True)
-        largest = max(words.values(), default=-1)
+        vocab = self._tokenizer.get_vocab(with_added_tokens=True)
+        largest = max(vocab.values(), default=-1)
         if vocabulary is not None and largest >= vocabulary:
             raise ModelFileError(
                 f"{file} has token {largest}, but the model's embedding has only {vocabulary} rows: they belong to "
                 "different models"
             )
         special = {token for token, word in self._tokenizer.get_added_tokens_decoder().items() if word.special}
-        self._visible = frozenset(words.values()) - special
+        self._visible = frozenset(vocab.values()) - special
         self._fallback = frozenset(
-            token for word, token in words.items() if _FALLBACK.fullmatch(word) and self.decode([token]) != word
+            token for word, token in vocab.items() if _FALLBACK.fullmatch(word) and self.decode([token]) != word
         )
 
     def encode(self, text: str) -> NDArray[np.int64]:

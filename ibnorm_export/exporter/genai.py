@@ -89,8 +89,8 @@ def _fused_library(kernels: Kernels) -> Path | None:
         return None
     if kernels is Kernels.FUSED:
         return native.ort_library()
-    found = native.availability()
-    return found.path if found else None
+    library = native.availability()
+    return library.path if library else None
 
 
 def _checkpoint_name(name: str, layers: int) -> str:

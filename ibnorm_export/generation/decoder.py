@@ -93,15 +93,15 @@ class Decoder:
         Raises:
             ModelFileError: the file is missing or damaged, or its tensors do not fit the model.
         """
-        found = read_npz(path, "a saved cache")
-        mask = found.pop("attention_mask", None)
+        saved = read_npz(path, "a saved cache")
+        mask = saved.pop("attention_mask", None)
         names = [spec.name for spec in self._past]
-        if mask is None or mask.ndim != 2 or sorted(found) != sorted(names):
+        if mask is None or mask.ndim != 2 or sorted(saved) != sorted(names):
             raise ModelFileError(f"{path} is not a cache of this model: it must contain attention_mask and {names}")
         batch, total = mask.shape
         for spec in self._past:
             wanted = (batch, spec.shape[1], total, spec.shape[3])
-            if found[spec.name].shape != wanted:
-                raise ModelFileError(f"{path}: {spec.name} has shape {found[spec.name].shape}; it must be {wanted}")
+            if saved[spec.name].shape != wanted:
+                raise ModelFileError(f"{path}: {spec.name} has shape {saved[spec.name].shape}; it must be {wanted}")
         self._mask = mask
-        self._cache = {name: found[name] for name in names}
+        self._cache = {name: saved[name] for name in names}

@@ -38,9 +38,9 @@ def _check_library(folder: Path) -> None:
             "custom_ops_library from genai_config.json to run the norms as functions"
         )
     check_library(folder, name, manifest=read_manifest(folder))
-    found = native.inspect(library)
-    if not found:
-        raise ModelFileError(f"{found.problem}; export the checkpoint again on this machine")
+    inspected = native.inspect(library)
+    if not inspected:
+        raise ModelFileError(f"{inspected.problem}; export the checkpoint again on this machine")
 
 
 class GenaiSession:

@@ -39,12 +39,12 @@ class Rows(NamedTuple):
 
 
 def selected_rows(node: ir.Node) -> Rows | None:
-    """The rows that a node of an exported file computes, as `gather_early` records them; None where it computes all."""
+    """The rows that a node of an exported file computes, as `gather_early` records them; None if it computes all."""
     text = node.metadata_props.get("rows")
     if text is None:
         return None
-    found = json.loads(text)
-    return Rows(np.asarray(found["indices"], np.int64), int(found["axis"]))
+    recorded = json.loads(text)
+    return Rows(np.asarray(recorded["indices"], np.int64), int(recorded["axis"]))
 
 
 def _selection(node: ir.Node) -> Rows | None:

@@ -35,7 +35,7 @@ def only_user(value: ir.Value, op_type: str) -> ir.Node | None:
 
 
 def permutation(transpose: ir.Node) -> tuple[int, ...]:
-    """The order of axes of a Transpose; empty where it reverses all of them."""
+    """The order of axes of a Transpose; empty if it reverses all of them."""
     perm = transpose.attributes.get("perm")
     return () if perm is None else tuple(perm.as_ints())
 

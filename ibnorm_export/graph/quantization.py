@@ -150,12 +150,12 @@ def _unpack(packed: NDArray[np.uint8], bits: int, *, count: int) -> NDArray[np.f
 
 
 def stored_bits(exported: ExportedModel, name: str) -> int | None:
-    """Bits of each value of the matrix `name` of a file; None where it is not quantised."""
+    """Bits of each value of the matrix `name` of a file; None if it is not quantised."""
     return next((bits for bits in (4, 8) if f"{name}_Q{bits}" in exported.weights), None)
 
 
 def dequantize(exported: ExportedModel, name: str) -> NDArray[np.float32] | None:
-    """Return the matrix `name` of a file, (k, n), in float32; None where it is not quantised.
+    """Return the matrix `name` of a file, (k, n), in float32; None if it is not quantised.
 
     Raises:
         ModelFileError: a tensor that belongs to it is missing or has the wrong shape.
@@ -180,7 +180,7 @@ def step_sizes(weight: NDArray[np.float32], bits: int, *, block_size: int) -> ND
     """Return the distance between neighbouring numbers that each value of a weight can be rounded to.
 
     A block of `block_size` values along k has 2^bits numbers between its smallest and its largest value, including 0.
-    Rounding to the nearest moves a value by up to half a step, or by one step where the zero point was rounded too.
+    Rounding to the nearest moves a value by up to half a step, or by one step if the zero point was rounded too.
 
     Args:
         weight: (k, n).

@@ -37,8 +37,8 @@ class NativeLibrary:
     """A compiled library; true if it can be used.
 
     Args:
-        path: the file; None where there is none.
-        schema: the operators that the library implements, as it reports; None where it could not be loaded.
+        path: the file; None if there is none.
+        schema: the operators that the library implements, as it reports; None if it could not be loaded.
         providers: execution providers that it has kernels for: "cpu", "cuda".
         instruction_set: instructions that its CPU kernels use on this machine: "avx512", "avx2" or "generic".
         problem: why the library cannot be used; empty if it can.
@@ -150,10 +150,10 @@ def ort_library() -> Path:
     Raises:
         BackendUnavailable: the library is not installed, or cannot be used on this machine.
     """
-    found = availability()
-    if not found or found.path is None:
-        raise BackendUnavailable(str(found))
-    return found.path
+    library = availability()
+    if not library or library.path is None:
+        raise BackendUnavailable(str(library))
+    return library.path
 
 
 def plugin_problem(tensorrt: str) -> str:
@@ -161,10 +161,10 @@ def plugin_problem(tensorrt: str) -> str:
     major = tensorrt.partition(".")[0]
     if major in map(str, _TRT_MAJORS):
         return ""
-    known = " and ".join(map(str, _TRT_MAJORS))
+    supported = " and ".join(map(str, _TRT_MAJORS))
     return (
-        f"the plugin library does not support TensorRT {tensorrt}; it supports versions {known}. Use --norm function, "
-        "or install one of those versions"
+        f"the plugin library does not support TensorRT {tensorrt}; it supports versions {supported}. Use --norm "
+        "function, or install one of those versions"
     )
 
 
@@ -177,8 +177,8 @@ def trt_library(path: Path | None = None) -> Path:
     Raises:
         BackendUnavailable: the library is missing, cannot be loaded, or implements another version of the operator.
     """
-    place = importlib.resources.files("ibnorm_export").joinpath("lib", _TRT_NAME) if path is None else path
-    file = Path(str(place))
+    resource = importlib.resources.files("ibnorm_export").joinpath("lib", _TRT_NAME) if path is None else path
+    file = Path(str(resource))
     if not file.is_file():
         raise BackendUnavailable(f"the TensorRT plugin library {file.name} is not installed; {_BUILD_TRT}")
     if problem := _load_problem(file):

@@ -66,7 +66,7 @@ class AxesIBNorm(IBNorm):
     Args:
         features: size of the channel axis.
         spec: the norm, with grouping 'axes'.
-        channel_axis: 1, or -1 where the features are on the last axis.
+        channel_axis: 1, or -1 if the features are on the last axis.
         device: device of the parameters.
         dtype: dtype of the parameters.
 
@@ -124,7 +124,7 @@ class BatchIBNorm(nn.Module):
     Args:
         features: size of the channel axis.
         spec: the norm, with grouping 'batch'.
-        channel_axis: 1, or -1 where the features are on the last axis.
+        channel_axis: 1, or -1 if the features are on the last axis.
         device: device of parameters and running statistics.
         dtype: dtype of parameters and running statistics.
 
@@ -189,8 +189,10 @@ class BatchIBNorm(nn.Module):
     @torch.no_grad()
     def _update(self, mean: Tensor, c: Tensor) -> None:
         over = [axis for axis in range(c.dim()) if axis != 1]
-        found = (mean, c.mean(over), c.var(over, correction=0))
-        for running, new in zip((self.running_mean, self.compressed_mean, self.compressed_var), found, strict=True):
+        statistics = (mean, c.mean(over), c.var(over, correction=0))
+        for running, new in zip(
+            (self.running_mean, self.compressed_mean, self.compressed_var), statistics, strict=True
+        ):
             running.lerp_(new.to(running.dtype), self.momentum)
 
     def extra_repr(self) -> str:

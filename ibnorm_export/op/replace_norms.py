@@ -114,18 +114,18 @@ def replace_norms(model: nn.Module, config: NormConfig | IBNormSpec) -> dict[str
     """
     if isinstance(config, IBNormSpec):
         config = NormConfig(config)
-    found = [(path, module) for path, module in model.named_modules(remove_duplicate=False) if is_norm(module)]
-    found = [(path, module) for path, module in found if not isinstance(module, (IBNorm, BatchIBNorm))]
-    if not found:
+    norms = [(path, module) for path, module in model.named_modules(remove_duplicate=False) if is_norm(module)]
+    norms = [(path, module) for path, module in norms if not isinstance(module, (IBNorm, BatchIBNorm))]
+    if not norms:
         raise SpecError(f"{type(model).__name__} has no LayerNorm, RMSNorm, BatchNorm or GroupNorm to replace")
     for rule in config.layers:
-        if not any(config.at(path)[1] is rule.spec for path, _ in found):
+        if not any(config.at(path)[1] is rule.spec for path, _ in norms):
             raise SpecError(
-                f"the rule for {rule.match!r} applies to no norm; the norms are {[path for path, _ in found]}"
+                f"the rule for {rule.match!r} applies to no norm; the norms are {[path for path, _ in norms]}"
             )
     replaced: dict[str, nn.Module] = {}
     shared: dict[int, nn.Module] = {}
-    for path, module in found:
+    for path, module in norms:
         if id(module) not in shared:
             kind, spec = config.at(path)
             new = _build(kind, spec, old=module, path=path)

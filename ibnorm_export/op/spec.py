@@ -274,7 +274,7 @@ class NormConfig:
     rules match, the last one applies.
 
     Args:
-        default: the norm where no rule matches.
+        default: the norm of modules that no rule matches.
         layers: the rules.
     """
 

@@ -183,8 +183,8 @@ def ibnorm(
     Args:
         x: any floating-point dtype. The result has the same dtype, also under autocast. The arithmetic is float64 for
             float64 and float32 otherwise.
-        weight: the scale, in any floating-point dtype; None stands for ones.
-        bias: the bias, in any floating-point dtype; None stands for zeros.
+        weight: the scale, in any floating-point dtype; None means ones.
+        bias: the bias, in any floating-point dtype; None means zeros.
         spec: compression, lambda (in units of x) and epsilon. Its `scale` and `bias` are ignored.
 
     Raises:

@@ -41,15 +41,15 @@ def copies_next_to(graph: onnx.GraphProto, nodes: frozenset[tuple[str, str]]) ->
         for name in node.input:
             if name:
                 consumers.setdefault(name, set()).add(index)
-    found: Counter[tuple[str, str]] = Counter()
+    executions: Counter[tuple[str, str]] = Counter()
     for node in graph.node:
         key = (node.name, node.op_type)
         if key not in nodes:
             continue
         neighbours = {producers[name] for name in node.input if name in producers}
         neighbours.update(*(consumers.get(name, set()) for name in node.output))
-        found[key] += sum(graph.node[index].op_type in COPY_OPS for index in neighbours)
-    return found
+        executions[key] += sum(graph.node[index].op_type in COPY_OPS for index in neighbours)
+    return executions
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,10 +154,10 @@ def _executions(
         for event in events
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")
     }
-    found = []
+    executions = []
     for norm in model.norms:
         key = (norm.name, norm.op_type)
-        found.append(
+        executions.append(
             NormExecution(
                 norm.module,
                 norm.op_type,
@@ -167,4 +167,4 @@ def _executions(
                 copies=copies.get(key, 0) if key in providers else 0,
             )
         )
-    return tuple(found)
+    return tuple(executions)

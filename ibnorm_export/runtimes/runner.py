@@ -55,7 +55,7 @@ class Runner(Protocol):
     """Runs one model.
 
     Floating-point inputs may have any floating-point type; a runner converts them to the model's. Outputs have
-    the type in which the model computes, or float32 where NumPy has no such type (bfloat16).
+    the type in which the model computes, or float32 if NumPy has no such type (bfloat16).
     """
 
     @property

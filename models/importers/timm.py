@@ -44,10 +44,10 @@ _UNBUILDABLE: Final = (
 
 
 def _object(folder: Path, config: Mapping[str, Any], *, key: str) -> dict[str, Any]:
-    found = config.get(key) or {}
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{folder / 'config.json'}: {key} is {found!r}; it must be a JSON object")
-    return dict(found)
+    value = config.get(key) or {}
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{folder / 'config.json'}: {key} is {value!r}; it must be a JSON object")
+    return dict(value)
 
 
 def _build(folder: Path, config: Mapping[str, Any]) -> nn.Module:

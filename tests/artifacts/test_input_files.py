@@ -48,13 +48,13 @@ def test_arrays_that_do_not_fit_the_model(
 
 
 @pytest.mark.parametrize("text", [b"", b"PK\x03\x04", b"not a zip", b"\x93NUMPY\x01\x00"])
-def test_a_file_that_is_not_npz_is_refused(llama: LoadedModel, tmp_path: Path, text: bytes) -> None:
+def test_a_file_that_is_not_npz_is_rejected(llama: LoadedModel, tmp_path: Path, text: bytes) -> None:
     (tmp_path / "in.npz").write_bytes(text)
     with pytest.raises(ModelFileError, match=r"in\.npz"):
         read_inputs(tmp_path / "in.npz", llama)
 
 
-def test_a_single_array_is_refused(llama: LoadedModel, tmp_path: Path) -> None:
+def test_a_single_array_is_rejected(llama: LoadedModel, tmp_path: Path) -> None:
     np.save(tmp_path / "one.npy", ids(3))
     with pytest.raises(ModelFileError, match=r"one\.npy"):
         read_inputs(tmp_path / "one.npy", llama)

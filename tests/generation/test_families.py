@@ -142,13 +142,13 @@ def test_scaled_rotary_positions(tmp_path: Path, kind: str, target: str) -> None
 
 
 @pytest.mark.parametrize("kind", ["linear", "yarn"])
-def test_scaling_that_genai_gets_wrong_is_refused(tmp_path: Path, kind: str) -> None:
+def test_scaling_that_genai_gets_wrong_is_rejected(tmp_path: Path, kind: str) -> None:
     checkpoint = make(tmp_path / "llama", {**LLAMA, "hidden_size": 64, "rope_parameters": SCALED[kind]})
     with pytest.raises(ExportError, match=f"rotary scaling is '{kind}'"):
         export_genai(load(checkpoint), tmp_path / "out", kernels=Kernels.FUNCTION)
 
 
-def test_positions_that_change_with_the_length_are_refused(tmp_path: Path) -> None:
+def test_positions_that_change_with_the_length_are_rejected(tmp_path: Path) -> None:
     config = {**LLAMA, "rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}}
     checkpoint = make(tmp_path / "llama", config)
     with pytest.raises(CheckpointError, match=r"'dynamic', whose frequencies change .* default, linear, llama3, yarn"):

@@ -220,7 +220,7 @@ def test_the_op_library_is_for_this_machine_and_schema(
         GenaiModel(folder)
 
 
-def test_rows_of_unequal_length_are_refused(exported: ExportedModel, genai_checkpoint: Path) -> None:
+def test_rows_of_unequal_length_are_rejected(exported: ExportedModel, genai_checkpoint: Path) -> None:
     model = load(genai_checkpoint)
     inputs = model.sample(np.random.default_rng(0), 1)
     assert (inputs["attention_mask"] == 0).any()
@@ -228,7 +228,7 @@ def test_rows_of_unequal_length_are_refused(exported: ExportedModel, genai_check
         verify(exported, model, options=FUNCTION, inputs=[inputs])
 
 
-def test_a_past_of_the_wrong_shape_is_refused(exported: ExportedModel, genai_checkpoint: Path) -> None:
+def test_a_past_of_the_wrong_shape_is_rejected(exported: ExportedModel, genai_checkpoint: Path) -> None:
     model = load(genai_checkpoint)
     inputs = model.sample(np.random.default_rng(0), 2)
     names = {t.name for t in exported.inputs}

@@ -239,13 +239,13 @@ def test_cached_steps_equal_one_pass(exported: ExportedModel) -> None:
 
 def test_padding_on_the_left_changes_nothing(exported: ExportedModel) -> None:
     tokens = np.arange(10, dtype=np.int64)[None] + 60
-    alone, batch = decoder(exported), decoder(exported)
-    alone.start(1)
+    single, batch = decoder(exported), decoder(exported)
+    single.start(1)
     batch.start(2)
     padded = np.concatenate([np.zeros((1, 4), dtype=np.int64), tokens], axis=1)
     mask = np.ones((2, 14), dtype=np.int64)
     mask[0, :4] = 0
-    a = alone.feed(tokens)[0, -1]
+    a = single.feed(tokens)[0, -1]
     b = batch.feed(np.concatenate([padded, np.full((1, 14), 9)]), mask)[0, -1]
     # float32 logits whose sums run in another order: a few units in the last place
     np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
@@ -277,7 +277,7 @@ def test_a_saved_cache_must_fit(exported: ExportedModel, tmp_path: Path) -> None
 # ---- what cannot generate ----
 
 
-def test_a_model_that_is_not_a_language_model_is_refused(vit_checkpoint: Path, llama_checkpoint: Path) -> None:
+def test_a_model_that_is_not_a_language_model_is_rejected(vit_checkpoint: Path, llama_checkpoint: Path) -> None:
     with pytest.raises(CheckpointError, match="not a causal language model"):
         load(vit_checkpoint)
     with pytest.raises(CheckpointError, match="'speech'; it must be one of forward, text-generation"):

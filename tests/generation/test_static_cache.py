@@ -139,7 +139,7 @@ def test_it_writes_the_text_of_the_growing_cache(exported: ExportedModel, checkp
     assert len(texts[0]) == 30
 
 
-def test_what_does_not_fit_is_refused(exported: ExportedModel, checkpoint: Path, tmp_path: Path) -> None:
+def test_what_does_not_fit_is_rejected(exported: ExportedModel, checkpoint: Path, tmp_path: Path) -> None:
     session = started(exported, 8)
     session.feed(np.ones((1, 6), dtype=np.int64))
     with pytest.raises(ModelFileError, match="for 1 text of at most 8 tokens"):

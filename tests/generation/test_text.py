@@ -184,7 +184,7 @@ def test_tokens_that_were_chosen_are_part_of_the_text(forms: dict[str, Path], fo
     assert [int(session.step()[0]) for _ in range(3)] == chosen
 
 
-# ---- what it refuses ----
+# ---- what it rejects ----
 
 
 def test_a_folder_must_be_whole(forms: dict[str, Path], tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def test_the_report_adds_up(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("values", [{"prompts": ()}, {"batches": (0,)}, {"steps": 0}])
-def test_nothing_to_measure_is_refused(values: dict[str, Any]) -> None:
+def test_nothing_to_measure_is_rejected(values: dict[str, Any]) -> None:
     with pytest.raises(IBNormError, match=next(iter(values))):
         GenerationOptions(**values)
     with pytest.raises(IBNormError, match="rounds is 0"):

@@ -103,7 +103,7 @@ class User:
 
     def save(self, name: str) -> Path:
         path = self.folder / name
-        if path.suffix == ".safetensors":  # refuses tensors that share memory, as `last` and `norm1` do
+        if path.suffix == ".safetensors":  # rejects tensors that share memory, as `last` and `norm1` do
             save_file({k: v for k, v in self.state.items() if not k.startswith("last.")}, path)
         else:
             torch.save({"state_dict": self.state, "epoch": 3} if "nested" in name else self.state, path)

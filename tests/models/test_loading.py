@@ -42,7 +42,7 @@ def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], Non
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
 
-def refused(path: Path, *expected: str) -> None:
+def assert_rejected(path: Path, *expected: str) -> None:
     with pytest.raises(CheckpointError) as raised:
         models.load(path)
     for words in expected:
@@ -50,21 +50,21 @@ def refused(path: Path, *expected: str) -> None:
 
 
 def test_paths(tmp_path: Path) -> None:
-    refused(tmp_path / "nowhere", "nowhere does not exist")
-    refused(tmp_path, "has no config.json")
+    assert_rejected(tmp_path / "nowhere", "nowhere does not exist")
+    assert_rejected(tmp_path, "has no config.json")
     (tmp_path / "w.safetensors").touch()
-    refused(tmp_path / "w.safetensors", "--model")
+    assert_rejected(tmp_path / "w.safetensors", "--model")
 
 
 @pytest.mark.parametrize("text", ["{", "", "[1]", '"x"', "[" * 100_000])
 def test_config_that_is_not_an_object(copy: Path, text: str) -> None:
     (copy / "config.json").write_text(text)
-    refused(copy, "JSON")
+    assert_rejected(copy, "JSON")
 
 
 def test_the_message_about_a_missing_section_shows_one(copy: Path) -> None:
     change_config(copy, lambda c: c.pop("ibnorm"))
-    refused(copy, "has no ibnorm section", '"convention": "divide"')
+    assert_rejected(copy, "has no ibnorm section", '"convention": "divide"')
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_the_message_about_a_missing_section_shows_one(copy: Path) -> None:
 )
 def test_illegal_sections(copy: Path, key: str, value: object, expected: str) -> None:
     change_config(copy, lambda c: c["ibnorm"].__setitem__(key, value))
-    refused(copy, expected)
+    assert_rejected(copy, expected)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_illegal_sections(copy: Path, key: str, value: object, expected: str) ->
 )
 def test_illegal_settings(copy: Path, key: str, value: object, expected: str) -> None:
     change_config(copy, lambda c: c.__setitem__(key, value))
-    refused(copy, expected)
+    assert_rejected(copy, expected)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_illegal_settings_of_a_vit(
 ) -> None:
     folder = Path(shutil.copytree(vit_checkpoint, tmp_path / "copy"))
     change_config(folder, lambda c: c.__setitem__(key, value))
-    refused(folder, expected)
+    assert_rejected(folder, expected)
 
 
 def test_weights_that_do_not_fit_are_named(copy: Path) -> None:
@@ -128,7 +128,7 @@ def test_weights_that_do_not_fit_are_named(copy: Path) -> None:
         weights[down] = weights[down][:, :3].contiguous()
 
     change_weights(copy, change)
-    refused(copy, "1 missing (model.norm.weight)", "surplus.weight", f"{down}: file (32, 3), model (32, 64)")
+    assert_rejected(copy, "1 missing (model.norm.weight)", "surplus.weight", f"{down}: file (32, 3), model (32, 64)")
 
 
 def test_nan_inside_is_a_warning(copy: Path) -> None:
@@ -142,10 +142,10 @@ def test_truncated_and_foreign_weights(copy: Path) -> None:
     whole = file.read_bytes()
     for text in (whole[:-100], whole[:50], b"", b"\xff" * 64, b"\x00" * 8):
         file.write_bytes(text)
-        refused(copy, "truncated or is not safetensors")
+        assert_rejected(copy, "truncated or is not safetensors")
     file.unlink()
     (copy / "pytorch_model.bin").touch()
-    refused(copy, "convert pytorch_model.bin to safetensors")
+    assert_rejected(copy, "convert pytorch_model.bin to safetensors")
 
 
 def test_shards(llama_checkpoint: Path, copy: Path) -> None:
@@ -160,11 +160,11 @@ def test_shards(llama_checkpoint: Path, copy: Path) -> None:
     whole, sharded = models.load(llama_checkpoint).module.state_dict(), models.load(copy).module.state_dict()
     assert all(torch.equal(whole[n], sharded[n]) for n in whole)
     (copy / "b.safetensors").unlink()
-    refused(copy, "names b.safetensors, which is missing")
+    assert_rejected(copy, "names b.safetensors, which is missing")
     index.write_text(json.dumps({"weight_map": {"x": "../../etc/passwd"}}))
-    refused(copy, "points outside its folder")
+    assert_rejected(copy, "points outside its folder")
     index.write_text("[]")
-    refused(copy, "is not an index")
+    assert_rejected(copy, "is not an index")
 
 
 def test_tied_embeddings_and_bfloat16(tmp_path: Path) -> None:

@@ -195,7 +195,7 @@ def test_tensorrt(exported_vit: ExportedModel, tmp_path: Path) -> None:
     [
         ({"runtime": "tensorrt-rtx"}, "Triton does not run"),
         ({"sha256": "0"}, "is not the engine that"),
-        ({"source_sha256": "0"}, "was built from .*, which differs from"),
+        ({"source_sha256": "0"}, "was built from a different file"),
     ],
 )
 def test_plans_that_cannot_be_served(

@@ -71,8 +71,8 @@ def build_engine(
     description = _describe(trt, plan, model=model, options=options, wanted=wanted, seconds=seconds)
     _write(path, plan, description=description)
     if options.timing_cache is not None:
-        with new_file(options.timing_cache, EngineError) as beside:
-            (beside / options.timing_cache.name).write_bytes(bytes(config.get_timing_cache().serialize()))
+        with new_file(options.timing_cache, EngineError) as temporary:
+            (temporary / options.timing_cache.name).write_bytes(bytes(config.get_timing_cache().serialize()))
     return Engine(path, description)
 
 
@@ -204,7 +204,7 @@ def _kernels(trt: Any, plan: bytes, *, runtime: Runtime) -> Any:
 
 
 def _write(path: Path, plan: bytes, *, description: EngineDescription) -> None:
-    with new_file(path, EngineError) as beside:
-        (beside / path.name).write_bytes(plan)
+    with new_file(path, EngineError) as temporary:
+        (temporary / path.name).write_bytes(plan)
         text = json.dumps(description.to_dict(), indent=2) + "\n"
-        (beside / description_path(path).name).write_text(text, encoding="utf-8")
+        (temporary / description_path(path).name).write_text(text, encoding="utf-8")

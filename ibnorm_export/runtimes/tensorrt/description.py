@@ -134,4 +134,6 @@ def check_plan(plan: Path, description: EngineDescription, *, source: Path | Non
     if sha256_of(plan) != description.sha256:
         raise EngineError(f"{plan} is not the engine that {description_path(plan).name} describes; build it again")
     if source is not None and sha256_of(source) != description.source_sha256:
-        raise EngineError(f"{plan} was built from {description.source}, which differs from {source}; build it again")
+        raise EngineError(
+            f"{plan} was built from a different file ({description.source}), not from {source}; build it again"
+        )

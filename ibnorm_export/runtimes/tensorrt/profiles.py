@@ -43,11 +43,11 @@ class Range:
     profile: str = ""
 
     def __post_init__(self) -> None:
-        least = 0 if self.axis == _PAST else 1
-        if not least <= self.smallest <= self.optimal <= self.largest:
+        minimum = 0 if self.axis == _PAST else 1
+        if not minimum <= self.smallest <= self.optimal <= self.largest:
             raise EngineError(
                 f"profile {self.axis}={self.smallest}x{self.optimal}x{self.largest}: the sizes must be at least "
-                f"{least} and in order, MINxOPTxMAX"
+                f"{minimum} and in order, MINxOPTxMAX"
             )
 
 
@@ -100,8 +100,8 @@ def _defaults(model: ExportedModel, axes: Sequence[str]) -> Mapping[str, Mapping
     batch, prompt = (1, 1, 8), (1, default_length(longest), longest)
     if _PAST not in axes or "sequence" not in axes:
         return {"default": {"batch": batch, "sequence": prompt}}
-    most = longest - 1  # leaves room for the next token
-    past = (min(1, most), min(DEFAULT_LENGTH, most), most)
+    longest_past = longest - 1  # leaves room for the next token
+    past = (min(1, longest_past), min(DEFAULT_LENGTH, longest_past), longest_past)
     return {
         "prefill": {"batch": batch, "sequence": prompt, _PAST: (0, 0, 0)},
         "decode": {"batch": batch, "sequence": (1, 1, 1), _PAST: past},
