@@ -179,8 +179,8 @@ def export_genai(
         ModelFileError: the tokenizer is damaged or does not fit the model.
     """
     options = ExportOptions() if options is None else options
-    _check_model(model)
     _check_options(model, options)
+    _check_model(model)
     base = import_builder()
     library = _fused_library(kernels)
     libraries = {} if library is None else {library.name: library}
