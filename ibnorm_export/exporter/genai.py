@@ -193,7 +193,7 @@ def export_genai(
         if options.quantization is not None:
             progress("quantizing", 2, 3)
         ir.save(quantized(builder.model, options), new / MODEL_FILE, external_data=f"{MODEL_FILE}.data")
-        write_genai_config(builder, model, new)
+        write_genai_config(builder, model, folder=new)
         copy_companions(model, new)
         for name, file in libraries.items():
             shutil.copyfile(file, new / name)

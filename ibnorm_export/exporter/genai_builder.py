@@ -182,7 +182,7 @@ def build_genai(base: type[Any], model: LoadedModel, *, dtype: DType, library: s
     return builder
 
 
-def write_genai_config(builder: Any, model: LoadedModel, folder: Path) -> None:
+def write_genai_config(builder: Any, model: LoadedModel, *, folder: Path) -> None:
     """Write genai_config.json to `folder`."""
     with _quiet():
         builder.make_genai_config(model.module.config, {}, str(folder))
