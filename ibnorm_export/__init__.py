@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from ibnorm_export.api import bench, verify
     from ibnorm_export.artifacts.exported_model import ExportedModel
     from ibnorm_export.artifacts.loaded_model import CustomModel, LoadedModel
+    from ibnorm_export.artifacts.metadata import CacheKind, Target, Task
     from ibnorm_export.artifacts.tensors import DType, InputSpec
-    from ibnorm_export.benchmark.options import BenchOptions
+    from ibnorm_export.benchmark.options import BenchOptions, GenerationOptions, Timing
     from ibnorm_export.benchmark.report import BenchReport, GenerationReport
     from ibnorm_export.errors import (
         BackendUnavailable,
@@ -38,15 +39,17 @@ if TYPE_CHECKING:
     from ibnorm_export.graph.quantization import Quantization
     from ibnorm_export.models.loading import load
     from ibnorm_export.op.replace_norms import replace_norms
-    from ibnorm_export.op.spec import Compression, Convention, IBNormSpec, NormConfig
+    from ibnorm_export.op.spec import Compression, Convention, Grouping, IBNormSpec, LayerRule, NormConfig, NormKind
     from ibnorm_export.op.torch_op import IBNorm, SkipIBNorm, ibnorm, skip_ibnorm
-    from ibnorm_export.runtimes.runner import Kernels
+    from ibnorm_export.runtimes.runner import Backend, Endpoint, Kernels
     from ibnorm_export.runtimes.tensorrt.build import build_engine
     from ibnorm_export.runtimes.tensorrt.engine import Engine
-    from ibnorm_export.runtimes.tensorrt.options import EngineOptions
+    from ibnorm_export.runtimes.tensorrt.options import EngineOptions, NormRoute, Runtime
     from ibnorm_export.serving.options import ReadyServer, ServeOptions
     from ibnorm_export.serving.serve import serve
-    from ibnorm_export.serving.triton.options import PackageOptions
+    from ibnorm_export.serving.text.limits import TextLimits
+    from ibnorm_export.serving.triton.config import Limits
+    from ibnorm_export.serving.triton.options import Format, PackageOptions, TritonBackend, Variant
     from ibnorm_export.serving.triton.repository import Package, package
     from ibnorm_export.verifier.report import ParityReport
     from ibnorm_export.verifier.verify import VerifyOptions
@@ -57,9 +60,11 @@ __version__ = "0.1.0"
 __all__ = [
     "AnalysisOptions",
     "AnalysisReport",
+    "Backend",
     "BackendUnavailable",
     "BenchOptions",
     "BenchReport",
+    "CacheKind",
     "CheckReport",
     "CheckpointError",
     "Compression",
@@ -67,21 +72,29 @@ __all__ = [
     "Convention",
     "CustomModel",
     "DType",
+    "Endpoint",
     "Engine",
     "EngineError",
     "EngineOptions",
     "ExportError",
     "ExportOptions",
     "ExportedModel",
+    "Format",
+    "GenerationOptions",
     "GenerationReport",
+    "Grouping",
     "IBNorm",
     "IBNormError",
     "IBNormSpec",
     "InputSpec",
     "Kernels",
+    "LayerRule",
+    "Limits",
     "LoadedModel",
     "ModelFileError",
     "NormConfig",
+    "NormKind",
+    "NormRoute",
     "Package",
     "PackageOptions",
     "ParityError",
@@ -89,9 +102,16 @@ __all__ = [
     "PromptError",
     "Quantization",
     "ReadyServer",
+    "Runtime",
     "ServeOptions",
     "SkipIBNorm",
     "SpecError",
+    "Target",
+    "Task",
+    "TextLimits",
+    "Timing",
+    "TritonBackend",
+    "Variant",
     "VerifyOptions",
     "analyze",
     "bench",
@@ -117,8 +137,9 @@ _HOME = {
         "api": ("bench", "verify"),
         "artifacts.exported_model": ("ExportedModel",),
         "artifacts.loaded_model": ("CustomModel", "LoadedModel"),
+        "artifacts.metadata": ("CacheKind", "Target", "Task"),
         "artifacts.tensors": ("DType", "InputSpec"),
-        "benchmark.options": ("BenchOptions",),
+        "benchmark.options": ("BenchOptions", "GenerationOptions", "Timing"),
         "benchmark.report": ("BenchReport", "GenerationReport"),
         "errors": (
             "BackendUnavailable",
@@ -139,15 +160,17 @@ _HOME = {
         "graph.quantization": ("Quantization",),
         "models.loading": ("load",),
         "op.replace_norms": ("replace_norms",),
-        "op.spec": ("Compression", "Convention", "IBNormSpec", "NormConfig"),
+        "op.spec": ("Compression", "Convention", "Grouping", "IBNormSpec", "LayerRule", "NormConfig", "NormKind"),
         "op.torch_op": ("IBNorm", "SkipIBNorm", "ibnorm", "skip_ibnorm"),
-        "runtimes.runner": ("Kernels",),
+        "runtimes.runner": ("Backend", "Endpoint", "Kernels"),
         "runtimes.tensorrt.build": ("build_engine",),
         "runtimes.tensorrt.engine": ("Engine",),
-        "runtimes.tensorrt.options": ("EngineOptions",),
+        "runtimes.tensorrt.options": ("EngineOptions", "NormRoute", "Runtime"),
         "serving.options": ("ReadyServer", "ServeOptions"),
         "serving.serve": ("serve",),
-        "serving.triton.options": ("PackageOptions",),
+        "serving.text.limits": ("TextLimits",),
+        "serving.triton.config": ("Limits",),
+        "serving.triton.options": ("Format", "PackageOptions", "TritonBackend", "Variant"),
         "serving.triton.repository": ("Package", "package"),
         "verifier.report": ("ParityReport",),
         "verifier.verify": ("VerifyOptions",),

@@ -10,6 +10,7 @@ import torch
 
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.metadata import Task
+from ibnorm_export.choices import choice
 from ibnorm_export.errors import BackendUnavailable, CheckpointError, SpecError
 from ibnorm_export.models.containers import read_config
 from ibnorm_export.models.custom import load_custom
@@ -67,9 +68,7 @@ def load(checkpoint: str | Path, model: str | None = None, *, task: Task | str =
             the task; the message states the reason.
     """
     path = Path(checkpoint)
-    if task not in tuple(Task):
-        raise CheckpointError(f"task is {task!r}; it must be one of {', '.join(Task)}")
-    task = Task(task)
+    task = choice(Task, task, name="task", error=CheckpointError)
     if task is not Task.FORWARD and model is not None:
         raise CheckpointError(f"the task {task} needs a Hugging Face folder; with --model the task must be forward")
     try:

@@ -40,31 +40,48 @@ FUNCTIONS = {
 TYPES = {
     "AnalysisOptions",
     "AnalysisReport",
+    "Backend",
     "BenchOptions",
     "BenchReport",
+    "CacheKind",
     "CheckReport",
     "Compression",
     "Convention",
     "CustomModel",
     "DType",
+    "Endpoint",
     "Engine",
     "EngineOptions",
     "ExportOptions",
     "ExportedModel",
+    "Format",
+    "GenerationOptions",
     "GenerationReport",
+    "Grouping",
     "IBNorm",
     "IBNormSpec",
     "InputSpec",
     "Kernels",
+    "LayerRule",
+    "Limits",
     "LoadedModel",
     "NormConfig",
+    "NormKind",
+    "NormRoute",
     "Package",
     "PackageOptions",
     "ParityReport",
     "Quantization",
     "ReadyServer",
+    "Runtime",
     "ServeOptions",
     "SkipIBNorm",
+    "Target",
+    "Task",
+    "TextLimits",
+    "Timing",
+    "TritonBackend",
+    "Variant",
     "VerifyOptions",
 }
 ERRORS = {
@@ -87,6 +104,7 @@ from pathlib import Path
 from ibnorm_export import (
     AnalysisOptions,
     AnalysisReport,
+    Backend,
     BenchOptions,
     BenchReport,
     CheckReport,
@@ -94,19 +112,25 @@ from ibnorm_export import (
     DType,
     Engine,
     EngineOptions,
-    ExportedModel,
     ExportOptions,
+    ExportedModel,
+    Format,
     GenerationReport,
     IBNorm,
     IBNormError,
     IBNormSpec,
+    Limits,
     LoadedModel,
     NormConfig,
+    NormRoute,
     Package,
     PackageOptions,
     ParityReport,
+    Runtime,
     ServeOptions,
     SkipIBNorm,
+    TextLimits,
+    Variant,
     VerifyOptions,
     analyze,
     bench,
@@ -121,6 +145,7 @@ from ibnorm_export import (
     skip_ibnorm,
     verify,
 )
+import torch
 from torch import Tensor, nn
 
 
@@ -129,6 +154,7 @@ def show(what: str, done: int, total: int) -> None:
 
 
 spec: IBNormSpec = IBNormSpec(Compression.LOGARITHMIC, 4.0, epsilon=1e-5)
+assert spec == IBNormSpec("L", 4.0, epsilon=1e-5)
 norm: IBNorm = IBNorm(64, spec)
 skip: SkipIBNorm = SkipIBNorm(64, spec)
 network: nn.Module = nn.Sequential(nn.Linear(64, 64), nn.LayerNorm(64))
@@ -142,10 +168,12 @@ def normalise(x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
 
 model: LoadedModel = load("checkpoints/llama")
 half: ExportedModel = export(model, "llama.fp16.onnx", options=ExportOptions(DType.FP16), progress=show)
+same: ExportedModel = export(model, "same.onnx", options=ExportOptions("fp16"))
+static: ExportOptions = ExportOptions(torch.float16, cache="static")
 full: ExportedModel = export(model, Path("llama.onnx"))
 reports: list[ParityReport] = [
     verify(full, model),
-    verify("llama.onnx", "checkpoints/llama", options=VerifyOptions(samples=2), progress=show),
+    verify("llama.onnx", "checkpoints/llama", options=VerifyOptions(Backend.REFERENCE, 2), progress=show),
 ]
 passed: bool = all(reports)
 times: BenchReport | GenerationReport = bench(
@@ -153,9 +181,10 @@ times: BenchReport | GenerationReport = bench(
 )
 figures: AnalysisReport = analyze(model, options=AnalysisOptions((0.5, 8.0)))
 checked: CheckReport = check("check.toml", progress=show)
-engine: Engine = build_engine(full, "llama.plan", options=EngineOptions())
-packaged: Package = package(full, "repository", options=PackageOptions())
-serve(packaged.path, options=ServeOptions(http_port=0), ready=lambda server: print(server.http))
+engine: Engine = build_engine(full, "llama.plan", options=EngineOptions(Runtime.TENSORRT_RTX, NormRoute.FUNCTION))
+packing: PackageOptions = PackageOptions(Format.KSERVE, variant=Variant.BOTH, limits=Limits(4))
+packaged: Package = package(full, "repository", options=packing)
+serve(packaged.path, options=ServeOptions(http_port=0, text=TextLimits(4)), ready=lambda server: print(server.http))
 try:
     load("nowhere")
 except IBNormError as error:

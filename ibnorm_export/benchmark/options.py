@@ -10,6 +10,7 @@ from typing import Final
 
 import psutil
 
+from ibnorm_export.choices import choice
 from ibnorm_export.errors import IBNormError
 from ibnorm_export.runtimes.runner import Backend, Kernels
 
@@ -104,6 +105,8 @@ class BenchOptions:
     generation: GenerationOptions = field(default_factory=GenerationOptions)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "backend", choice(Backend, self.backend, name="backend"))
+        object.__setattr__(self, "kernels", choice(Kernels, self.kernels, name="kernels"))
         if self.rounds < 1:
             raise IBNormError(f"rounds is {self.rounds}; it must be at least 1")
         if self.threads is not None and self.threads < 1:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import enum
 from pathlib import Path
-from typing import TypeVar
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.metadata import Target, Task
+from ibnorm_export.choices import choice
 from ibnorm_export.errors import ExportError
 from ibnorm_export.exporter.genai import export_genai
 from ibnorm_export.exporter.options import ExportOptions
@@ -18,14 +17,6 @@ from ibnorm_export.progress import Progress, silent
 from ibnorm_export.runtimes.runner import Kernels
 
 __all__ = ["ExportOptions", "export", "task_of"]
-
-_Choice = TypeVar("_Choice", bound=enum.StrEnum)
-
-
-def _member(kind: type[_Choice], value: str, *, name: str) -> _Choice:
-    if value not in tuple(kind):
-        raise ExportError(f"{name} is {value!r}; it must be one of {', '.join(kind)}")
-    return kind(value)
 
 
 def task_of(target: Target | str, task: Task | str | None = None) -> Task:
@@ -38,9 +29,9 @@ def task_of(target: Target | str, task: Task | str | None = None) -> Task:
     Raises:
         ExportError: there is no such target or task.
     """
-    if _member(Target, target, name="target") is Target.ORT_GENAI:
+    if choice(Target, target, name="target", error=ExportError) is Target.ORT_GENAI:
         return Task.TEXT_GENERATION
-    return Task.FORWARD if task is None else _member(Task, task, name="task")
+    return Task.FORWARD if task is None else choice(Task, task, name="task", error=ExportError)
 
 
 def _check_task(model: LoadedModel, target: Target, *, task: Task | str | None) -> None:
@@ -62,7 +53,7 @@ def export(
     options: ExportOptions | None = None,
     target: Target | str = Target.PORTABLE,
     task: Task | str | None = None,
-    kernels: Kernels = Kernels.AUTO,
+    kernels: Kernels | str = Kernels.AUTO,
     progress: Progress = silent,
 ) -> ExportedModel:
     """Write `model` as ONNX. The same model gives the same bytes; the output appears whole or not at all.
@@ -77,7 +68,8 @@ def export(
         options: how to export; None is `ExportOptions()`.
         target: "portable", or "ort-genai" for onnxruntime-genai.
         task: the task that the model must be loaded for; None takes the model's own.
-        kernels: for "ort-genai", whether the folder contains the library of fused kernels; see `export_genai`.
+        kernels: for "ort-genai", whether the folder contains the library of fused kernels: "auto", "fused" or
+            "function"; see `export_genai`.
         progress: called at the start of each stage.
 
     Returns:
@@ -89,7 +81,8 @@ def export(
         BackendUnavailable: a package or library that the target needs is missing.
         ModelFileError: the tokenizer is damaged or does not fit the model.
     """
-    target = _member(Target, target, name="target")
+    target = choice(Target, target, name="target", error=ExportError)
+    kernels = choice(Kernels, kernels, name="kernels", error=ExportError)
     _check_task(model, target, task=task)
     if target is Target.ORT_GENAI:
         return export_genai(model, path, options=options, kernels=kernels, progress=progress)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ibnorm_export.artifacts.metadata import CacheKind
 from ibnorm_export.artifacts.tensors import DType, WeightType
+from ibnorm_export.choices import choice
 from ibnorm_export.errors import ExportError
 from ibnorm_export.graph.quantization import Quantization
 from ibnorm_export.op.onnx_functions import OPSETS
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["ExportOptions"]
 
@@ -41,6 +45,19 @@ class ExportOptions:
     quantization: Quantization | None = None
     cache: CacheKind = CacheKind.DYNAMIC
 
+    if TYPE_CHECKING:  # every spelling is accepted
+
+        def __init__(
+            self,
+            dtype: DType | str | torch.dtype = DType.FP32,
+            opset: int | None = None,
+            *,
+            inline: bool = False,
+            fuse_skip: bool = True,
+            quantization: Quantization | None = None,
+            cache: CacheKind | str = CacheKind.DYNAMIC,
+        ) -> None: ...
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "dtype", DType.of(self.dtype, error=ExportError))
         if self.opset is not None and (type(self.opset) is not int or self.opset not in OPSETS):
@@ -48,9 +65,7 @@ class ExportOptions:
         for name in ("inline", "fuse_skip"):
             if not isinstance(getattr(self, name), bool):
                 raise ExportError(f"{name} is {getattr(self, name)!r}; it must be True or False")
-        if self.cache not in tuple(CacheKind):
-            raise ExportError(f"cache is {self.cache!r}; it must be one of {', '.join(CacheKind)}")
-        object.__setattr__(self, "cache", CacheKind(self.cache))
+        object.__setattr__(self, "cache", choice(CacheKind, self.cache, name="cache", error=ExportError))
         if self.quantization is None:
             return
         if not isinstance(self.quantization, Quantization):
@@ -78,9 +93,7 @@ class ExportOptions:
         Raises:
             ExportError: a value is not legal.
         """
-        if weights not in tuple(WeightType):
-            raise ExportError(f"weights is {weights!r}; it must be one of {', '.join(WeightType)}")
-        weights, quantization = WeightType(weights), None
+        weights, quantization = choice(WeightType, weights, name="weights", error=ExportError), None
         if weights.bits is not None:
             heads = (WeightType.INT8, WeightType.INT4, WeightType.FP32)
             if head not in heads:

@@ -20,7 +20,7 @@ import math
 import struct
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ibnorm_export.errors import SpecError
 
@@ -139,7 +139,7 @@ class IBNormSpec:
     """One norm in canonical form: f(r) = g(r / lambd).
 
     Args:
-        compression: g.
+        compression: g, a `Compression` or its text ("S", "L" or "T").
         lambd: canonical lambda, in units of the activation; finite and above 0.
         epsilon: canonical epsilon, added to the variance of the *compressed* values; finite and not negative.
         scale: whether the norm has a multiplicative parameter (`weight`).
@@ -159,6 +159,20 @@ class IBNormSpec:
     bias: bool = True
     grouping: Grouping = Grouping.LAST
     axis: int = -1
+
+    if TYPE_CHECKING:  # a text stands for the member of the enum
+
+        def __init__(
+            self,
+            compression: Compression | str,
+            lambd: float = 4.0,
+            *,
+            epsilon: float = 1e-5,
+            scale: bool = True,
+            bias: bool = True,
+            grouping: Grouping | str = Grouping.LAST,
+            axis: int = -1,
+        ) -> None: ...
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "compression", _legal(Compression, self.compression, name="compression"))
@@ -200,7 +214,7 @@ class IBNormSpec:
         """
         kind = _legal(Convention, convention, name="convention")
         lambd, epsilon = _number(lambd, "lambda"), _number(epsilon, "epsilon")
-        cls(compression, lambd, epsilon=epsilon)  # type: ignore[arg-type]  # the given values must be legal too
+        cls(compression, lambd, epsilon=epsilon)  # the given values must be legal too
         squared = lambd * lambd
         canonical: dict[Convention, tuple[float, float]] = {
             Convention.DIVIDE: (lambd, epsilon),
@@ -209,7 +223,7 @@ class IBNormSpec:
             Convention.OUTER: (1.0, epsilon * squared),
         }
         lambd, epsilon = canonical[kind]
-        return cls(compression, lambd, epsilon=epsilon, **rest)  # type: ignore[arg-type]
+        return cls(compression, lambd, epsilon=epsilon, **rest)
 
     @property
     def op_type(self) -> str:

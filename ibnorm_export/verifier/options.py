@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
+from ibnorm_export.choices import choice
 from ibnorm_export.errors import ModelFileError
-from ibnorm_export.runtimes.runner import Endpoint, Kernels
+from ibnorm_export.runtimes.runner import Backend, Endpoint, Kernels
 
 __all__ = ["VerifyOptions"]
 
@@ -16,7 +17,7 @@ class VerifyOptions:
     """How to verify.
 
     Args:
-        backend: what runs the file, a key of `ibnorm_export.runtimes.registry.BACKENDS`.
+        backend: what runs the file, a `Backend` or its name.
         samples: how many inputs to draw; they walk through the shapes that matter.
         seed: seed for the random inputs.
         static: whether to give the static verdict too.
@@ -28,10 +29,11 @@ class VerifyOptions:
         stress: whether to add inputs that expose wrong arithmetic; see `draw_stress_inputs`.
 
     Raises:
+        IBNormError: there is no such backend or kind of kernels.
         ModelFileError: `samples` is below 1.
     """
 
-    backend: str = "ort-cpu"
+    backend: str = Backend.ORT_CPU
     samples: int = 4
     _: KW_ONLY
     seed: int = 0
@@ -44,5 +46,7 @@ class VerifyOptions:
     engine: Path | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "backend", choice(Backend, self.backend, name="backend"))
+        object.__setattr__(self, "kernels", choice(Kernels, self.kernels, name="kernels"))
         if self.samples < 1:
             raise ModelFileError(f"samples is {self.samples}; it must be at least 1")

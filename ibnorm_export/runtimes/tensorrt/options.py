@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
+from ibnorm_export.choices import choice
 from ibnorm_export.errors import EngineError
 from ibnorm_export.runtimes.tensorrt.profiles import Range, parse_ranges
 
@@ -57,6 +58,10 @@ class EngineOptions:
     compute_capabilities: Sequence[str] | str = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "runtime", choice(Runtime, self.runtime, name="runtime", error=EngineError))
+        object.__setattr__(self, "norm", choice(NormRoute, self.norm, name="norm", error=EngineError))
+        if self.timing_cache is not None:
+            object.__setattr__(self, "timing_cache", Path(self.timing_cache))
         object.__setattr__(self, "ranges", parse_ranges(self.ranges))
         if isinstance(self.compute_capabilities, str):
             names = (name.strip() for name in self.compute_capabilities.split(","))

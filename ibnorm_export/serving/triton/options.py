@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from ibnorm_export.artifacts.tensors import Arrays
+from ibnorm_export.choices import choice
 from ibnorm_export.errors import ExportError
 from ibnorm_export.serving.triton.config import Limits
 
@@ -76,6 +77,11 @@ class PackageOptions:
     warmup: Arrays | Path | None = None
 
     def __post_init__(self) -> None:
+        for name, kind in (("format", Format), ("backend", TritonBackend), ("variant", Variant)):
+            object.__setattr__(self, name, choice(kind, getattr(self, name), name=name, error=ExportError))
+        for name in ("plan", "warmup"):
+            if isinstance(path := getattr(self, name), str):
+                object.__setattr__(self, name, Path(path))
         if self.name is not None and (not _NAME.fullmatch(self.name) or self.name.isdigit()):
             raise ExportError(
                 f"name is {self.name!r}; it must consist of letters, digits, dots, - and _, begin with a letter or "
