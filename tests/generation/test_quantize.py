@@ -290,7 +290,7 @@ def test_options_without_meaning_are_rejected(quantised_checkpoint: Path, tmp_pa
             load(quantised_checkpoint), tmp_path / "a", options=ExportOptions(DType.FP16, quantization=Quantization(4))
         )
     exported = export(models.load(quantised_checkpoint), tmp_path / "a.onnx")
-    with pytest.raises(ModelFileError, match="a text is for text-generation"):
+    with pytest.raises(ModelFileError, match="a text needs task text-generation"):
         verify(exported, models.load(quantised_checkpoint), options=FUNCTION, text="abc")
 
 
