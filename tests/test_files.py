@@ -147,7 +147,7 @@ def test_a_device_is_not_replaced(tmp_path: Path, vit_checkpoint: Path) -> None:
     assert (tmp_path / "pipe").is_fifo()
 
 
-def test_a_model_of_another_tool_is_not_replaced(tmp_path: Path, written: dict[Path, Callable[[], object]]) -> None:
+def test_a_model_from_another_tool_is_not_replaced(tmp_path: Path, written: dict[Path, Callable[[], object]]) -> None:
     ours = ExportedModel(next(iter(written)).parent / "vit.onnx")
     proto = onnx.load(ours.path)
     del proto.metadata_props[:]

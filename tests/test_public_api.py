@@ -232,7 +232,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         ibnorm_export.frobnicate  # noqa: B018 - the access is the test
 
 
-def test_types_and_run_time_agree_on_where_a_name_lives() -> None:
+def test_type_checkers_and_python_find_names_in_the_same_modules() -> None:
     """The imports that a type checker reads and the table that Python uses are the same."""
     tree = ast.parse(Path(ibnorm_export.__file__).read_text(encoding="utf-8"))
     block = next(node for node in tree.body if isinstance(node, ast.If))
@@ -258,7 +258,7 @@ def test_the_version_is_stated_once() -> None:
     assert project["dynamic"] == ["version"]
 
 
-def test_types_ship() -> None:
+def test_py_typed_is_packaged() -> None:
     assert (Path(ibnorm_export.__file__).parent / "py.typed").is_file()
 
 

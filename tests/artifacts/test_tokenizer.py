@@ -128,7 +128,7 @@ def test_a_character_is_returned_whole_and_at_once(tmp_path: Path) -> None:
     assert pieces(tokens, [0xFF] * 60) == ["", *["\ufffd"] * 60]  # not held back forever
 
 
-def test_bytes_wait_for_the_end_of_their_run(tmp_path: Path) -> None:
+def test_byte_tokens_are_held_back_until_their_run_ends(tmp_path: Path) -> None:
     """One wrong byte turns the whole run into U+FFFD, so no part of it is certain before its end."""
     tokenizer = sentence_pieces()
     tokenizer.save(str(tmp_path / "tokenizer.json"))

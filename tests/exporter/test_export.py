@@ -58,7 +58,7 @@ def test_initializers_have_the_names_of_the_state_dict(pair: tuple[ExportedModel
     assert all(exported.array(n).size <= 64 for n in others), "no weight has another name"
 
 
-def test_names_are_ready_for_serving(exported_llama: ExportedModel, exported_vit: ExportedModel) -> None:
+def test_tensor_names_are_those_that_servers_expect(exported_llama: ExportedModel, exported_vit: ExportedModel) -> None:
     assert [(t.name, t.dtype, t.shape) for t in exported_llama.inputs] == [
         ("input_ids", "int64", ("batch", "sequence")),
         ("attention_mask", "int64", ("batch", "sequence")),

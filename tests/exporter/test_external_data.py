@@ -51,7 +51,7 @@ def test_external_data_in_half_precision(
     assert report, report.findings
 
 
-def test_an_export_over_an_external_one_leaves_no_mixture(
+def test_replacing_external_data_leaves_no_mixture(
     external: tuple[ExportedModel, LoadedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Interrupted between the two files, there is no file under the target's name; afterwards both are new."""

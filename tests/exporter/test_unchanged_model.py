@@ -72,7 +72,9 @@ def test_an_fp32_file_with_rounded_weights_fails(vit_checkpoint: Path, tmp_path:
 
 @pytest.mark.parametrize("dtype", list(DType))
 @pytest.mark.parametrize("training", [True, False])
-def test_parameters_buffers_and_modes_stay(vit_checkpoint: Path, tmp_path: Path, dtype: DType, training: bool) -> None:
+def test_parameters_buffers_and_modes_do_not_change(
+    vit_checkpoint: Path, tmp_path: Path, dtype: DType, training: bool
+) -> None:
     model = models.load(vit_checkpoint)
     model.module.train(training)
     model.module.requires_grad_(True)
@@ -110,7 +112,7 @@ def genai_model(tmp_path: Path) -> LoadedModel:
     return models.load(folder, task="text-generation")
 
 
-def test_runners_and_verification_leave_the_mode(vit_checkpoint: Path, tmp_path: Path) -> None:
+def test_runners_and_verification_do_not_change_the_mode(vit_checkpoint: Path, tmp_path: Path) -> None:
     model = models.load(vit_checkpoint)
     exported = export(model, tmp_path / "m.onnx")
     model.module.train()
@@ -123,7 +125,7 @@ def test_runners_and_verification_leave_the_mode(vit_checkpoint: Path, tmp_path:
     assert settings_of_the_process() == settings
 
 
-def test_loading_leaves_the_random_numbers(checkpoint: Path) -> None:
+def test_loading_does_not_change_the_random_state(checkpoint: Path) -> None:
     settings = settings_of_the_process()
     models.load(checkpoint)
     assert settings_of_the_process() == settings

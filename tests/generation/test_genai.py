@@ -59,7 +59,7 @@ def folder(exported: ExportedModel, tmp_path: Path) -> Path:
     return Path(shutil.copytree(exported.path.parent, tmp_path / "folder"))
 
 
-def test_the_graph_is_the_builders_with_ibnorm_in_it(exported: ExportedModel) -> None:
+def test_the_graph_is_the_builders_with_ibnorm_nodes(exported: ExportedModel) -> None:
     found = exported.operators
     assert found["com.microsoft::GroupQueryAttention"] == 2
     assert (found["ai.ibnorm::IBNormL"], found["ai.ibnorm::SkipIBNormL"]) == (1, 4)
@@ -175,7 +175,7 @@ def test_logits_follow_the_tokens(exported: ExportedModel) -> None:
 # ---- what it cannot do: errors ----
 
 
-def test_the_op_library_must_be_there_and_fit(folder: Path) -> None:
+def test_the_op_library_must_exist_and_match(folder: Path) -> None:
     file = folder / "genai_config.json"
     config = json.loads(file.read_text())
     config["model"]["decoder"]["session_options"]["custom_ops_library"] = "libibnorm_ort.so"

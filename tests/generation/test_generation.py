@@ -62,7 +62,7 @@ def decoder(exported: ExportedModel) -> Decoder:
 # ---- the folder ----
 
 
-def test_the_folder_is_complete_and_of_standard_operators(exported: ExportedModel) -> None:
+def test_the_folder_is_complete_and_has_standard_operators(exported: ExportedModel) -> None:
     names = {p.name for p in exported.path.parent.iterdir()}
     assert {"model.onnx", "config.json", "tokenizer.json", "tokenizer_config.json"} <= names
     assert {node.domain for node in exported.proto.graph.node} == {"", "ai.ibnorm"}
@@ -193,7 +193,7 @@ def test_inputs_of_a_first_call_have_a_past_of_length_0(
         verify(exported, model, options=FUNCTION, inputs=[unknown])
 
 
-def test_a_text_of_one_token_has_nothing_to_predict(exported: ExportedModel, language_checkpoint: Path) -> None:
+def test_a_text_of_one_token_is_too_short(exported: ExportedModel, language_checkpoint: Path) -> None:
     with pytest.raises(ModelFileError, match="the text has 1 token; predictions need at least two"):
         verify(exported, load(language_checkpoint), options=FUNCTION, text="a")
 
@@ -212,7 +212,7 @@ class _Forgetful:
         return {**outputs, "logits": outputs["logits"] * np.float32(1.0 + 1e-7 * (self._calls > 34))}
 
 
-def test_resume_must_give_the_same_bits(exported: ExportedModel, language_checkpoint: Path) -> None:
+def test_a_resumed_cache_must_be_bit_identical(exported: ExportedModel, language_checkpoint: Path) -> None:
     model = load(language_checkpoint)
     torch_runner = TorchRunner(model)
     assert decode(compare_runners(exported, model, runners={"torch": torch_runner})).findings == ()

@@ -90,7 +90,7 @@ def test_the_steps_of_a_block() -> None:
     np.testing.assert_allclose(step_sizes(weight, 4, block_size=2), expected, rtol=1e-6)
 
 
-def test_the_file_writes_text(exported: ExportedModel) -> None:
+def test_a_quantised_file_generates_text(exported: ExportedModel) -> None:
     assert open_folder(exported.path.parent).generate("abc", Sampling(5)).tokens
 
 
@@ -129,7 +129,9 @@ def planted(exported: ExportedModel, folder: Path, change: Callable[[onnx.ModelP
     return ExportedModel(folder / "model.onnx")
 
 
-def test_numbers_are_those_of_the_files_own_matrices(portable: ExportedModel, quantised_checkpoint: Path) -> None:
+def test_a_quantised_file_is_compared_with_its_own_matrices(
+    portable: ExportedModel, quantised_checkpoint: Path
+) -> None:
     """Within the tolerance of fp32; the checkpoint's own numbers differ 100,000 times as much."""
     model = load(quantised_checkpoint)
     before = {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
@@ -160,7 +162,7 @@ def test_a_mask_that_is_ignored_is_found(portable: ExportedModel, quantised_chec
     assert {"output logits", "prompt", "decoding"} <= {finding.where for finding in report.findings}
 
 
-def test_a_matrix_of_zeros_whose_scales_are_vast_is_found(
+def test_a_matrix_of_zeros_with_huge_scales_is_found(
     portable: ExportedModel, quantised_checkpoint: Path, tmp_path: Path
 ) -> None:
     """A value may differ by a step of the checkpoint's weights, not by a step that the file claims."""
@@ -294,7 +296,7 @@ def test_options_without_meaning_are_rejected(quantised_checkpoint: Path, tmp_pa
         verify(exported, models.load(quantised_checkpoint), options=FUNCTION, text="abc")
 
 
-def test_logging_is_left_as_it_was(quantised_checkpoint: Path, tmp_path: Path) -> None:
+def test_logging_is_restored(quantised_checkpoint: Path, tmp_path: Path) -> None:
     code = (
         "import logging, sys; from ibnorm_export.cli.main import main; code = main(); "
         "root = logging.getLogger(); sys.exit(code or root.handlers != [] or root.manager.disable != 0)"

@@ -131,7 +131,7 @@ def test_values_after_the_last_token_are_ignored(exported: ExportedModel) -> Non
     np.testing.assert_array_equal(fresh.feed(tokens[:, ::-1][:, :7]), used.feed(tokens[:, ::-1][:, :7]))
 
 
-def test_it_writes_the_text_of_the_growing_cache(exported: ExportedModel, checkpoint: Path, tmp_path: Path) -> None:
+def test_it_generates_the_text_of_a_dynamic_cache(exported: ExportedModel, checkpoint: Path, tmp_path: Path) -> None:
     growing = export_folder(load(checkpoint), tmp_path / "out")
     sampling = Sampling(30, 1.2, top_p=0.9, seed=3)
     texts = [open_folder(e.path.parent, Kernels.FUNCTION).generate("ab", sampling).tokens for e in (exported, growing)]

@@ -143,7 +143,7 @@ def test_an_end_token_ends_the_text(forms: dict[str, Path], tmp_path: Path) -> N
     assert (result.tokens, result.stopped) == (greedy.tokens[:end], "end")
 
 
-def test_the_ends_that_onnxruntime_genai_knows_end_the_text_too(forms: dict[str, Path], tmp_path: Path) -> None:
+def test_the_end_tokens_of_genai_config_end_the_text_too(forms: dict[str, Path], tmp_path: Path) -> None:
     """It writes padding after such a token, which is not part of the text."""
     greedy = opened(forms, "genai").generate(PROMPT, Sampling(max_new_tokens=6))
     folder = Path(shutil.copytree(forms["genai"], tmp_path / "folder"))

@@ -84,7 +84,7 @@ def test_every_turn_is_at_the_same_context(clock: Clock) -> None:
     np.testing.assert_allclose(first, [[10e-3]] * 2)
 
 
-def test_several_rows_go_on_by_their_own_choice(clock: Clock) -> None:
+def test_several_rows_continue_with_their_own_tokens(clock: Clock) -> None:
     begun: list[Metronome] = []
 
     def start(batch: int, room: int) -> Metronome:

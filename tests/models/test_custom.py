@@ -154,7 +154,7 @@ def test_the_converted_model_computes_what_the_users_own_does(user: User) -> Non
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
 
 
-def test_a_shared_norm_keeps_being_shared(user: User) -> None:
+def test_a_shared_norm_stays_shared(user: User) -> None:
     module = models.load(user.save("w.pt"), model="mymodel:build").module
     assert module.last.weight is module.norm1.weight
 
@@ -246,7 +246,7 @@ class RunsCode:
         return Path.touch, (self.path,)
 
 
-def test_a_pickle_that_would_run_code_does_not(user: User) -> None:
+def test_a_pickle_cannot_run_code(user: User) -> None:
     proof = user.folder / "proof"
     for content in (RunsCode(proof), {"state_dict": user.state, "extra": RunsCode(proof)}):
         torch.save(content, user.folder / "w.pt")
@@ -396,7 +396,7 @@ def test_an_output_may_be_an_input_a_weight_or_another_output(
         ("without_parameters", "no floating-point parameter"),
     ],
 )
-def test_what_the_model_takes_and_gives_is_as_declared(
+def test_inputs_and_outputs_must_be_as_declared(
     ends: Callable[[str], LoadedModel], factory: str, expected: str
 ) -> None:
     with pytest.raises((CheckpointError, ExportError)) as caught:
@@ -414,7 +414,7 @@ def test_what_the_model_takes_and_gives_is_as_declared(
         (("a", "b"), "returns 1 tensor but declares 2 output names (a, b)"),
     ],
 )
-def test_a_graph_of_other_outputs_than_declared_is_not_written(
+def test_a_graph_with_other_outputs_than_declared_is_not_written(
     ends: Callable[[str], LoadedModel], outputs: tuple[str, ...], expected: str
 ) -> None:
     with pytest.raises(ExportError) as caught:

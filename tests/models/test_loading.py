@@ -62,7 +62,7 @@ def test_config_that_is_not_an_object(copy: Path, text: str) -> None:
     assert_rejected(copy, "JSON")
 
 
-def test_the_message_about_a_missing_section_shows_one(copy: Path) -> None:
+def test_the_message_about_a_missing_section_shows_an_example(copy: Path) -> None:
     change_config(copy, lambda c: c.pop("ibnorm"))
     assert_rejected(copy, "has no ibnorm section", '"convention": "divide"')
 
@@ -131,7 +131,7 @@ def test_weights_that_do_not_fit_are_named(copy: Path) -> None:
     assert_rejected(copy, "1 missing (model.norm.weight)", "surplus.weight", f"{down}: file (32, 3), model (32, 64)")
 
 
-def test_nan_inside_is_a_warning(copy: Path) -> None:
+def test_nan_in_weights_is_a_warning(copy: Path) -> None:
     change_weights(copy, lambda w: w["model.norm.weight"].fill_(torch.nan))
     (warning,) = models.load(copy).warnings
     assert "model.norm.weight" in warning
@@ -176,7 +176,7 @@ def test_tied_embeddings_and_bfloat16(tmp_path: Path) -> None:
     assert {p.dtype for p in loaded.parameters()} == {torch.bfloat16}
 
 
-def test_old_names_of_vit_are_understood(vit_checkpoint: Path) -> None:
+def test_old_weight_names_of_vit_are_accepted(vit_checkpoint: Path) -> None:
     assert any("encoder.layer.0" in n for n in load_file(vit_checkpoint / "model.safetensors")), "what users have"
     assert set(models.load(vit_checkpoint).norms) == {
         *(f"vit.layers.{i}.layernorm_{w}" for i in (0, 1) for w in ("before", "after")),
@@ -184,7 +184,7 @@ def test_old_names_of_vit_are_understood(vit_checkpoint: Path) -> None:
     }
 
 
-def test_saving_is_whole_and_careful(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_saving_is_atomic_and_replaces_only_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = models.new_model(LLAMA, IBNormSpec("L", bias=False))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").touch()

@@ -194,7 +194,7 @@ def test_without_affine_there_are_no_parameters() -> None:
         assert not [*model.first.parameters(), *model.deep.parameters()]
 
 
-def test_a_buffer_that_is_a_view_is_cast_whole() -> None:
+def test_a_buffer_that_is_a_view_becomes_a_new_tensor() -> None:
     """Weights that are read from a file are views; torch.export rejects a half tensor whose base is float."""
     norm = nn.BatchNorm2d(4)
     norm.running_mean = torch.zeros(8)[:4]

@@ -328,7 +328,7 @@ def test_a_node_has_all_inputs_and_attributes(kind: Compression, skip: bool) -> 
     assert {a.name: a.type for a in node.attribute} == {k: kinds[v] for k, v in SCHEMA["attributes"].items()}
 
 
-def test_six_functions_without_attribute_defaults() -> None:
+def test_functions_have_no_attribute_defaults() -> None:
     """onnx.reference ignores defaults of a function, and TensorRT miscompiles overloads."""
     bodies = onnx_op.functions(23)
     assert list(bodies) == SCHEMA["ops"]

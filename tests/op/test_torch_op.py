@@ -129,7 +129,7 @@ def test_autocast_changes_neither_arithmetic_nor_type(kind: Compression) -> None
 
 @EVERY
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_the_skip_form_equals_addition_and_norm_to_the_bit(kind: Compression, dtype: torch.dtype) -> None:
+def test_the_skip_form_is_bit_identical_to_addition_and_norm(kind: Compression, dtype: torch.dtype) -> None:
     x, skip, weight, bias = (t.detach().to(dtype) for t in inputs(9, 130))
     spec = IBNormSpec(kind)
     y, total = skip_ibnorm(x, skip, weight=weight, bias=bias, spec=spec)

@@ -57,7 +57,7 @@ def test_residual_additions_become_skip_forms(pair: tuple[Path, ExportedModel], 
 
 
 @pytest.mark.parametrize("kernels", [Kernels.FUNCTION, pytest.param(Kernels.FUSED, marks=needs_library)])
-def test_the_skip_form_gives_the_same_bits(pair: tuple[Path, ExportedModel], tmp_path: Path, kernels: Kernels) -> None:
+def test_the_skip_form_is_bit_identical(pair: tuple[Path, ExportedModel], tmp_path: Path, kernels: Kernels) -> None:
     checkpoint, fused = pair
     model = models.load(checkpoint)
     before = plain(pair, tmp_path)
@@ -120,7 +120,7 @@ def test_every_norm_is_reported_as_fused(pair: tuple[Path, ExportedModel]) -> No
     assert report.numeric.outputs[0].error <= 5e-7
 
 
-def test_a_function_fails_require_fused(pair: tuple[Path, ExportedModel]) -> None:
+def test_require_fused_fails_if_a_norm_runs_as_a_function(pair: tuple[Path, ExportedModel]) -> None:
     checkpoint, fused = pair
     report = verify(fused, models.load(checkpoint), options=VerifyOptions(kernels=Kernels.FUNCTION, require_fused=True))
     assert not report

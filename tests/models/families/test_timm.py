@@ -77,7 +77,7 @@ class _Touch:
         return Path.touch, (self._path,)
 
 
-def test_no_pickle_is_loaded_that_the_config_names(tmp_path: Path) -> None:
+def test_a_pickle_that_the_config_names_is_not_loaded(tmp_path: Path) -> None:
     folder = saved(tmp_path / "vit", "vit_tiny_patch16_224", section(), **VIT)
     pickled = tmp_path / "weights.bin"
     torch.save({"state_dict": _Touch(tmp_path / "loaded")}, pickled)
