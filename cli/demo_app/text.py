@@ -6,12 +6,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from ibnorm_export.artifacts.loaded_model import LoadedModel
-from ibnorm_export.artifacts.metadata import Task
+from ibnorm_export.artifacts.metadata import Target, Task
 from ibnorm_export.errors import BackendUnavailable
-from ibnorm_export.exporter.export import ExportOptions
-from ibnorm_export.exporter.genai import export_genai
-from ibnorm_export.exporter.text_folder import export_folder
+from ibnorm_export.exporter.export import ExportOptions, export
 from ibnorm_export.generation.sampling import Sampling
 from ibnorm_export.generation.text_model import TextResult, open_checkpoint, open_folder
 from ibnorm_export.graph.quantization import Quantization
@@ -94,27 +91,21 @@ def write_text(checkpoint: Path, folder: Path, *, held_out: str, progress: Progr
         held_out: text that was not trained on; predictions on it are compared.
         progress: called as the work goes on.
     """
-
-    def model() -> LoadedModel:
-        return load(checkpoint, task=Task.TEXT_GENERATION)
-
+    model = load(checkpoint, task=Task.TEXT_GENERATION)
+    writings = [Writing("PyTorch", open_checkpoint(model).generate(PROMPT, SAMPLING))]
     int4 = ExportOptions(quantization=Quantization(4))
-    writings = [Writing("PyTorch", open_checkpoint(model()).generate(PROMPT, SAMPLING))]
     missing = ""
-    for form, name in (
-        ("ONNX Runtime, portable", "llama-portable"),
-        ("onnxruntime-genai", "llama-genai"),
-        ("onnxruntime-genai, int4", "llama-genai-int4"),
+    for form, name, target, options in (
+        ("ONNX Runtime, portable", "llama-portable", Target.PORTABLE, None),
+        ("onnxruntime-genai", "llama-genai", Target.ORT_GENAI, None),
+        ("onnxruntime-genai, int4", "llama-genai-int4", Target.ORT_GENAI, int4),
     ):
-        target = folder / name
+        place = folder / name
         try:
-            if name == "llama-portable":
-                exported = export_folder(model(), target, options=None, progress=progress)
-            else:
-                exported = export_genai(model(), target, options=int4 if "int4" in form else None, progress=progress)
+            exported = export(model, place, options=options, target=target, progress=progress)
         except BackendUnavailable as error:  # only the portable form needs no further package
             missing = str(error)
             continue
-        parity = verify(exported, model(), options=None, inputs=None, progress=progress, text=held_out)
-        writings.append(Writing(form, open_folder(target).generate(PROMPT, SAMPLING), parity))
+        parity = verify(exported, model, progress=progress, text=held_out)
+        writings.append(Writing(form, open_folder(place).generate(PROMPT, SAMPLING), parity))
     return DemoText(PROMPT, tuple(writings), missing)

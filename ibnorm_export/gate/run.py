@@ -10,7 +10,6 @@ from ibnorm_export.artifacts.metadata import Task
 from ibnorm_export.environment import environment
 from ibnorm_export.errors import IBNormError
 from ibnorm_export.exporter.export import ExportOptions, export
-from ibnorm_export.exporter.text_folder import export_folder
 from ibnorm_export.gate.attempt import attempt
 from ibnorm_export.gate.config import CheckConfig, ExportCheck, read_check_config
 from ibnorm_export.gate.latency import Prepared, latency_case
@@ -77,10 +76,9 @@ def _prepare(entry: ExportCheck, folder: Path, *, cases: list[Case], progress: P
     options = ExportOptions(entry.dtype, entry.opset, inline=entry.inline, fuse_skip=entry.fuse_skip)
     if entry.file is not None:
         exported = ExportedModel(entry.file)
-    elif entry.task is Task.TEXT_GENERATION:
-        exported = export_folder(model, folder / entry.name, options=options, progress=progress)
     else:
-        exported = export(model, folder / f"{entry.name}.onnx", options=options, progress=progress)
+        name = entry.name if entry.task is Task.TEXT_GENERATION else f"{entry.name}.onnx"
+        exported = export(model, folder / name, options=options, progress=progress)
     message = f"{exported.size_bytes / 1e6:.1f} MB, {exported.dtype}, {len(exported.norms)} norm nodes"
     seconds = time.perf_counter() - start
     cases.append(Case(entry.name, "export", outcome=Outcome.PASS, message=message, seconds=seconds))
