@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # importing transformers takes seconds, so it is left to the 
 __all__ = ["measure_statistics", "new_model", "save"]
 
 
-def _drawn(family: Family, model: nn.Module, *, seed: int) -> list[Tensor]:
+def _sample_tensors(family: Family, model: nn.Module, *, seed: int) -> list[Tensor]:
     arrays = family.sample(model, np.random.default_rng(seed), index=0)
     return [torch.from_numpy(arrays[spec.name]) for spec in family.inputs(model)]
 
@@ -86,11 +86,11 @@ def new_model(size: str | Mapping[str, Any], norms: NormConfig | IBNormSpec, *, 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = with_norms(family.architecture, norms)(parsed)
-    measure_statistics(model, lambda: family.call(model, *_drawn(family, model, seed=seed)))
+    measure_statistics(model, lambda: family.call(model, *_sample_tensors(family, model, seed=seed)))
     return model
 
 
-def _earlier(folder: Path) -> set[str]:
+def _checkpoint_files(folder: Path) -> set[str]:
     """Names of the files of the checkpoint in `folder`, including its tokenizer."""
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} exists and is not a checkpoint: choose another folder")
@@ -113,7 +113,7 @@ def save(model: PreTrainedModel, folder: str | Path) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CheckpointError(f"cannot write the checkpoint {folder}: {error.strerror or error}") from error
-    with new_folder(folder, _earlier, error=CheckpointError) as new:
+    with new_folder(folder, _checkpoint_files, error=CheckpointError) as new:
         for name in TOKENIZER_FILES:
             if (folder / name).is_file():
                 shutil.copyfile(folder / name, new / name)

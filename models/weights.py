@@ -12,7 +12,7 @@ from ibnorm_export.errors import CheckpointError
 __all__ = ["fill", "nonfinite", "raise_mismatch"]
 
 
-def _some(names: list[str]) -> str:
+def _listed(names: list[str]) -> str:
     shown = ", ".join(sorted(names)[:5])
     return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
 
@@ -21,11 +21,11 @@ def raise_mismatch(source: Path, missing: list[str], *, extra: list[str], shapes
     """Raise CheckpointError if any name or shape does not fit."""
     parts = []
     if missing:
-        parts.append(f"{len(missing)} missing ({_some(missing)})")
+        parts.append(f"{len(missing)} missing ({_listed(missing)})")
     if extra:
-        parts.append(f"{len(extra)} not in the model ({_some(extra)})")
+        parts.append(f"{len(extra)} not in the model ({_listed(extra)})")
     if shapes:
-        parts.append(f"{len(shapes)} of the wrong shape ({_some(shapes)})")
+        parts.append(f"{len(shapes)} of the wrong shape ({_listed(shapes)})")
     if parts:
         raise CheckpointError(f"{source}: weights do not fit the model: {'; '.join(parts)}")
 
@@ -33,7 +33,7 @@ def raise_mismatch(source: Path, missing: list[str], *, extra: list[str], shapes
 def nonfinite(module: nn.Module) -> tuple[str, ...]:
     """Return a warning if a parameter contains NaN or infinity."""
     bad = [name for name, p in module.named_parameters() if not bool(torch.isfinite(p).all())]
-    return (f"NaN or infinity in weights: {_some(bad)}",) if bad else ()
+    return (f"NaN or infinity in weights: {_listed(bad)}",) if bad else ()
 
 
 def fill(module: nn.Module, state: dict[str, Tensor], *, source: Path) -> None:

@@ -48,7 +48,7 @@ class DType(enum.StrEnum):
             IBNormError: the value is none of these.
         """
         # Types are compared by their names, so that neither PyTorch nor NumPy must be imported.
-        match = _WRITTEN_DTYPE.fullmatch(str(value).strip().lower())
+        match = _DTYPE_SPELLING.fullmatch(str(value).strip().lower())
         name = match["name"] if match else ""
         if name in _DTYPE_NAMES:
             return _DTYPE_NAMES[name]
@@ -59,7 +59,7 @@ class DType(enum.StrEnum):
 
 
 #: Spellings of an element type: its name, with the prefix "torch.", or as NumPy prints its class.
-_WRITTEN_DTYPE: Final = re.compile(r"(torch\.|<class '(numpy|ml_dtypes)\.)?(?P<name>\w+)('>)?")
+_DTYPE_SPELLING: Final = re.compile(r"(torch\.|<class '(numpy|ml_dtypes)\.)?(?P<name>\w+)('>)?")
 
 _DTYPE_NAMES: Final = {
     **dict.fromkeys(("fp32", "float32", "float"), DType.FP32),

@@ -144,7 +144,7 @@ class _IBNormNodes(_UnknownBase):  # type: ignore[misc]  # see `_UnknownBase`
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _silenced_builder() -> Iterator[None]:
     """Silence the builder, which prints to stdout, where only the command's own output belongs."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
@@ -175,7 +175,7 @@ def build_genai(base: type[Any], model: LoadedModel, *, dtype: DType, library: s
     # For the CPU, the builder writes half-precision models without GroupQueryAttention: they are slow, and the shapes
     # in the file are wrong.
     provider = "cpu" if dtype is DType.FP32 else "cuda"
-    with _quiet():
+    with _silenced_builder():
         extra = {"hf_token": False, "hf_remote": False}
         builder = builder_class(config, _IR_DTYPES[dtype], _IR_DTYPES[dtype], provider, cache, extra)
         builder.make_model(model.source)
@@ -184,5 +184,5 @@ def build_genai(base: type[Any], model: LoadedModel, *, dtype: DType, library: s
 
 def write_genai_config(builder: Any, model: LoadedModel, *, folder: Path) -> None:
     """Write genai_config.json to `folder`."""
-    with _quiet():
+    with _silenced_builder():
         builder.make_genai_config(model.module.config, {}, str(folder))

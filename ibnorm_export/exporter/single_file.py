@@ -176,7 +176,7 @@ def _check_names(graph: ir.Graph, model: LoadedModel) -> None:
             )
 
 
-def _check_place(path: Path, source: Path) -> None:
+def _check_path(path: Path, source: Path) -> None:
     """Raise ExportError if `path` is the checkpoint or a file in it; an earlier export there may be replaced."""
     inside = path.exists() and path.parent.exists() and source.is_dir() and path.parent.samefile(source)
     if (inside and path.suffix != ".onnx") or (path.is_file() and source.is_file() and path.samefile(source)):
@@ -222,7 +222,7 @@ def export_file(
     """
     options = ExportOptions() if options is None else options
     path = Path(path)
-    _check_place(path, Path(model.source))
+    _check_path(path, Path(model.source))
     with new_file(path) as folder:
         built = build(model, options, progress=progress)
         progress("writing", 2, 4)

@@ -96,7 +96,7 @@ def _selected(shape: ir.Shape, rows: Rows) -> ir.Shape:
     return ir.Shape(kept)
 
 
-def _same(gathers: list[ir.Node]) -> bool:
+def _select_same_rows(gathers: list[ir.Node]) -> bool:
     first = gathers[0]
     return all(
         g.op_type == "Gather" and g.domain == "" and g.inputs[1] is first.inputs[1] and g.attributes == first.attributes
@@ -104,7 +104,7 @@ def _same(gathers: list[ir.Node]) -> bool:
     )
 
 
-def _push(graph: ir.Graph, gather: ir.Node, *, rows: Rows) -> bool:
+def _move_before_producer(graph: ir.Graph, gather: ir.Node, *, rows: Rows) -> bool:
     """Move `gather` before the node whose output it reads, if nothing needs the other rows; return whether it moved."""
     y = gather.inputs[0]
     producer = None if y is None else y.producer()
@@ -112,7 +112,7 @@ def _push(graph: ir.Graph, gather: ir.Node, *, rows: Rows) -> bool:
         return False
     gathers = [use.node for use in y.uses()]
     positions = _whole_inputs(producer, rows.axis)
-    if positions is None or any(use.idx != 0 for use in y.uses()) or not _same(gathers):
+    if positions is None or any(use.idx != 0 for use in y.uses()) or not _select_same_rows(gathers):
         return False
     for x in {id(producer.inputs[p]): producer.inputs[p] for p in positions}.values():
         assert x is not None and x.shape is not None
@@ -148,4 +148,4 @@ def gather_early(graph: ir.Graph) -> None:
         moved = False
         for node in reversed(list(graph)):
             rows = _selection(node) if node.graph is graph else None
-            moved = (rows is not None and _push(graph, node, rows=rows)) or moved
+            moved = (rows is not None and _move_before_producer(graph, node, rows=rows)) or moved

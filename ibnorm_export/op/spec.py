@@ -111,7 +111,7 @@ def _as_float32(value: float) -> float:
         return math.inf
 
 
-def _legal(enum_type: type[enum.StrEnum], value: object, *, name: str) -> Any:
+def _to_enum(enum_type: type[enum.StrEnum], value: object, *, name: str) -> Any:
     try:
         return enum_type(value)  # type: ignore[arg-type]
     except ValueError:
@@ -175,8 +175,8 @@ class IBNormSpec:
         ) -> None: ...
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "compression", _legal(Compression, self.compression, name="compression"))
-        object.__setattr__(self, "grouping", _legal(Grouping, self.grouping, name="grouping"))
+        object.__setattr__(self, "compression", _to_enum(Compression, self.compression, name="compression"))
+        object.__setattr__(self, "grouping", _to_enum(Grouping, self.grouping, name="grouping"))
         object.__setattr__(self, "lambd", _number(self.lambd, "lambda"))
         object.__setattr__(self, "epsilon", _number(self.epsilon, "epsilon"))
         # Below the smallest normal float32 a kernel that flushes subnormals would divide by zero.
@@ -212,7 +212,7 @@ class IBNormSpec:
         Raises:
             SpecError: as for the constructor, or the convention is unknown.
         """
-        kind = _legal(Convention, convention, name="convention")
+        kind = _to_enum(Convention, convention, name="convention")
         lambd, epsilon = _number(lambd, "lambda"), _number(epsilon, "epsilon")
         cls(compression, lambd, epsilon=epsilon)  # the given values must be legal too
         squared = lambd * lambd
@@ -345,7 +345,7 @@ class NormConfig:
         if not isinstance(rule, Mapping) or not isinstance(rule.get("match"), str):
             raise SpecError(f"{where} is {rule!r}; it must be an object with a glob under 'match'")
         own = {k: v for k, v in rule.items() if k not in ("match", "norm")}
-        kind: NormKind = _legal(NormKind, rule.get("norm", NormKind.IBNORM), name=f"{where}.norm")
+        kind: NormKind = _to_enum(NormKind, rule.get("norm", NormKind.IBNORM), name=f"{where}.norm")
         return LayerRule(rule["match"], kind, cls._spec({**base, **own}, where))
 
     def at(self, path: str) -> tuple[NormKind, IBNormSpec]:

@@ -141,7 +141,7 @@ class OrtRunner:
         if not self._in_place:
             return self._run(inputs)
         total = inputs["attention_mask"].shape[1]
-        outputs = self._run({n: _with_room(a, total) if n in self._in_place else a for n, a in inputs.items()})
+        outputs = self._run({n: _with_unused_tokens(a, total) if n in self._in_place else a for n, a in inputs.items()})
         return {name: a[:, :, :total] if name.startswith("present.") else a for name, a in outputs.items()}
 
     def _run(self, inputs: Arrays) -> Arrays:
@@ -160,7 +160,7 @@ class OrtRunner:
         return read_profile(self._session)
 
 
-def _with_room(cache: NDArray[Any], total: int) -> NDArray[Any]:
+def _with_unused_tokens(cache: NDArray[Any], total: int) -> NDArray[Any]:
     """Copy a cache (batch, heads, past, head) into a buffer of `total` tokens and some unused ones."""
     batch, heads, past, head = cache.shape
     buffer = np.full((batch, heads, total + _SPARE, head), _UNUSED, dtype=cache.dtype)

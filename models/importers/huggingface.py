@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # importing transformers takes seconds, so it is left to the 
 __all__ = ["load_huggingface", "quiet_transformers", "with_norms"]
 
 #: What transformers raises for settings from which it cannot build a model; its message names the setting.
-_UNBUILDABLE = (
+_BUILD_ERRORS = (
     OSError,
     ValueError,
     TypeError,
@@ -113,7 +113,7 @@ def _build(
         raise CheckpointError(f"{folder}: a weight file is truncated or is not safetensors: {error}") from error
     except SpecError as error:
         raise CheckpointError(f"{folder}: {error}") from error
-    except _UNBUILDABLE as error:
+    except _BUILD_ERRORS as error:
         raise CheckpointError(f"{folder}: transformers cannot build a {family.name} from it: {error}") from error
     return model, keys
 

@@ -32,7 +32,7 @@ _CREATE_MODEL_ARGUMENTS: Final = frozenset(
 )
 
 #: What timm raises for arguments from which it cannot build a model.
-_UNBUILDABLE: Final = (
+_BUILD_ERRORS: Final = (
     TypeError,
     ValueError,
     AssertionError,
@@ -62,7 +62,7 @@ def _build(folder: Path, config: Mapping[str, Any]) -> nn.Module:
         )
     try:
         model: nn.Module = timm.create_model(architecture, pretrained=False, **arguments)
-    except _UNBUILDABLE as error:
+    except _BUILD_ERRORS as error:
         cause = f"{type(error).__name__}: {error}"  # the message of a KeyError is only the key
         raise CheckpointError(f"{folder}: timm cannot build {architecture} from model_args: {cause}") from error
     return model
