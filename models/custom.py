@@ -15,8 +15,8 @@ from ibnorm_export.artifacts.loaded_model import CustomModel, LoadedModel
 from ibnorm_export.artifacts.tensors import Arrays, InputSpec
 from ibnorm_export.errors import CheckpointError
 from ibnorm_export.models.containers import hash_files, read_state_dict, weight_files
-from ibnorm_export.models.registry import adapt
-from ibnorm_export.models.weights import fill, nonfinite
+from ibnorm_export.models.registry import apply_adapters
+from ibnorm_export.models.weights import fill, nonfinite_warnings
 from ibnorm_export.text_report import counted
 
 __all__ = ["load_custom"]
@@ -131,7 +131,7 @@ def load_custom(path: Path, reference: str) -> LoadedModel:
         state |= read_state_dict(file)
     module = custom.module
     fill(module, state, source=path)
-    adapt(module)
+    apply_adapters(module)
     module.eval().requires_grad_(False)
     outputs = custom.outputs
 
@@ -149,5 +149,5 @@ def load_custom(path: Path, reference: str) -> LoadedModel:
         opset=custom.opset,
         source=str(path),
         source_sha256=hash_files(files),
-        warnings=nonfinite(module),
+        warnings=nonfinite_warnings(module),
     )

@@ -16,7 +16,7 @@ from ibnorm_export.models.families.vit import ViT
 from ibnorm_export.op.spec import IBNormSpec
 from ibnorm_export.op.torch_op import IBNorm
 
-__all__ = ["FAMILIES", "adapt", "preset", "register_adapter"]
+__all__ = ["FAMILIES", "apply_adapters", "preset", "register_adapter"]
 
 FAMILIES: Final[dict[str, Family]] = {family.name: family for family in (Llama(), GPT2(), ViT(), ResNet())}
 
@@ -38,7 +38,7 @@ def register_adapter(norm: type[nn.Module], convert: Callable[[nn.Module], IBNor
     _ADAPTERS[norm] = convert
 
 
-def adapt(module: nn.Module) -> None:
+def apply_adapters(module: nn.Module) -> None:
     """Replace every instance of a registered class in `module`, in place; parameters are kept."""
     for path, norm in list(module.named_modules(remove_duplicate=False)):
         convert = _ADAPTERS.get(type(norm))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ibnorm_export.errors import CheckpointError
 
-__all__ = ["fill", "nonfinite", "raise_mismatch"]
+__all__ = ["fill", "nonfinite_warnings", "raise_mismatch"]
 
 
 def _listed(names: list[str]) -> str:
@@ -30,7 +30,7 @@ def raise_mismatch(source: Path, missing: list[str], *, extra: list[str], shapes
         raise CheckpointError(f"{source}: weights do not fit the model: {'; '.join(parts)}")
 
 
-def nonfinite(module: nn.Module) -> tuple[str, ...]:
+def nonfinite_warnings(module: nn.Module) -> tuple[str, ...]:
     """Return a warning if a parameter contains NaN or infinity."""
     bad = [name for name, p in module.named_parameters() if not bool(torch.isfinite(p).all())]
     return (f"NaN or infinity in weights: {_listed(bad)}",) if bad else ()

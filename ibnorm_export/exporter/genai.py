@@ -22,7 +22,7 @@ from ibnorm_export.artifacts.onnx_file import MODEL_FILE
 from ibnorm_export.errors import ExportError
 from ibnorm_export.exporter.genai_builder import BUILDER_VERSION, build_genai, import_builder, write_genai_config
 from ibnorm_export.exporter.options import ExportOptions
-from ibnorm_export.exporter.single_file import check_quantization, describe, quantized, sign
+from ibnorm_export.exporter.single_file import check_quantization, describe, quantized, write_metadata
 from ibnorm_export.exporter.text_folder import copy_companions, earlier_export
 from ibnorm_export.files import new_folder
 from ibnorm_export.graph.cleanup import attach_functions
@@ -147,7 +147,7 @@ def _complete(built: ir.Model, model: LoadedModel, *, options: ExportOptions) ->
     graph.name = model.family
     metadata = describe(model, options, opset=opset)
     versions = {**metadata.versions, "onnxruntime-genai": BUILDER_VERSION}
-    sign(built, replace(metadata, target=Target.ORT_GENAI, packed=_packed(graph), versions=versions))
+    write_metadata(built, replace(metadata, target=Target.ORT_GENAI, packed=_packed(graph), versions=versions))
 
 
 def export_genai(

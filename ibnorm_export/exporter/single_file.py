@@ -43,7 +43,7 @@ from ibnorm_export.graph.static_cache import STATIC_OPSET, keep_cache_in_place
 from ibnorm_export.op.onnx_functions import OPSETS
 from ibnorm_export.progress import Progress, silent
 
-__all__ = ["build", "check_quantization", "describe", "export_file", "quantized", "sign"]
+__all__ = ["build", "check_quantization", "describe", "export_file", "quantized", "write_metadata"]
 
 #: A Protocol Buffers message is at most 2 GiB. Above this many bytes, weights go into a second file.
 EXTERNAL_ABOVE_BYTES: Final = 2_000_000_000
@@ -120,7 +120,7 @@ def build(model: LoadedModel, options: ExportOptions, *, progress: Progress = si
         passes.RemoveUnusedOpsetsPass()(built)
     built.graph.name = model.family
     built.graph.metadata_props.clear()
-    sign(built, describe(model, options, opset=opset))
+    write_metadata(built, describe(model, options, opset=opset))
     return built
 
 
@@ -146,7 +146,7 @@ def _simplify(built: ir.Model, model: LoadedModel, *, options: ExportOptions) ->
         fuse_skip(graph)
 
 
-def sign(built: ir.Model, metadata: ModelMetadata) -> None:
+def write_metadata(built: ir.Model, metadata: ModelMetadata) -> None:
     """Replace the metadata of other tools in the model with this package's name and `metadata`."""
     built.producer_name = "ibnorm-export"
     built.producer_version = importlib.metadata.version("ibnorm-export")

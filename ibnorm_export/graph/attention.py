@@ -20,7 +20,7 @@ from ibnorm_export.graph.patterns import (
     permutation,
     producer_of_type,
     replace_node,
-    take_place,
+    replace_value,
 )
 
 __all__ = ["keep_heads_joined", "transpose_keys_directly"]
@@ -145,5 +145,5 @@ def keep_heads_joined(graph: ir.Graph) -> None:
         )
         replace_node(graph, join, new=whole, shape=shape)
         for old, new in zip(node.outputs[1:], whole.outputs[1:], strict=True):
-            take_place(new, old=old)
+            replace_value(new, old=old)
         graph.remove([split_back, node], safe=True)

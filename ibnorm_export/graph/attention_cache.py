@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from ibnorm_export.graph.patterns import SPLIT_HEADS, producer_of_type, replace_node, take_place
+from ibnorm_export.graph.patterns import SPLIT_HEADS, producer_of_type, replace_node, replace_value
 
 __all__ = ["grow_cache_by_concat", "grow_cache_in_attention", "without_repeats"]
 
@@ -69,7 +69,7 @@ def grow_cache_in_attention(graph: ir.Graph) -> None:
         )
         replace_node(graph, node, new=whole, shape=node.outputs[0].shape)
         for concat, present in ((key, whole.outputs[1]), (value, whole.outputs[2])):
-            take_place(present, old=concat.outputs[0])
+            replace_value(present, old=concat.outputs[0])
 
 
 def _has_past(node: ir.Node) -> bool:
@@ -135,6 +135,6 @@ def grow_cache_by_concat(graph: ir.Graph) -> bool:
         if heads:
             y = _reshaped(graph, node, _swapped(graph, node, value=y), 0, 0, heads[0] * _head_size(past_value))
         for old, new in zip(node.outputs, (y, keys.outputs[0], values.outputs[0]), strict=True):
-            take_place(new, old=old)
+            replace_value(new, old=old)
         graph.remove(node, safe=True)
     return bool(nodes)

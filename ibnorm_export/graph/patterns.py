@@ -13,7 +13,7 @@ __all__ = [
     "permutation",
     "producer_of_type",
     "replace_node",
-    "take_place",
+    "replace_value",
 ]
 
 #: Swaps sequence and heads: (batch, sequence, heads, features) <-> (batch, heads, sequence, features).
@@ -62,7 +62,7 @@ def replace_node(graph: ir.Graph, old: ir.Node, *, new: ir.Node, shape: ir.Shape
     graph.remove(old, safe=True)
 
 
-def take_place(new: ir.Value, *, old: ir.Value) -> None:
+def replace_value(new: ir.Value, *, old: ir.Value) -> None:
     """Replace `old` with `new`: its name, type and shape, its uses, and its place among the graph's outputs."""
     new.name, new.type, new.shape = old.name, old.type, old.shape
     old.name = None

@@ -17,7 +17,7 @@ from ibnorm_export.models.containers import hash_files, weight_files
 from ibnorm_export.models.families.causal import CausalFamily
 from ibnorm_export.models.families.family import Family
 from ibnorm_export.models.registry import FAMILIES
-from ibnorm_export.models.weights import nonfinite, raise_mismatch
+from ibnorm_export.models.weights import nonfinite_warnings, raise_mismatch
 from ibnorm_export.op.replace_norms import replace_norms
 from ibnorm_export.op.spec import NormConfig
 
@@ -165,6 +165,6 @@ def _family_model(
         source=source,
         source_sha256=source_sha256,
         section=norms.to_config(),
-        warnings=nonfinite(model),
+        warnings=nonfinite_warnings(model),
         max_positions=int(getattr(model.config, "max_position_embeddings", 0)),
     )

@@ -20,7 +20,7 @@ from ibnorm_export.artifacts.tensors import Arrays, InputSpec
 from ibnorm_export.errors import CheckpointError, SpecError
 from ibnorm_export.models.containers import hash_files, read_state_dict, weight_files
 from ibnorm_export.models.families.images import images
-from ibnorm_export.models.weights import fill, nonfinite
+from ibnorm_export.models.weights import fill, nonfinite_warnings
 from ibnorm_export.op.replace_norms import replace_norms
 from ibnorm_export.op.spec import NormConfig
 
@@ -121,5 +121,5 @@ def load_timm(folder: Path, config: Mapping[str, Any], *, norms: NormConfig) -> 
         source=str(folder),
         source_sha256=hash_files([folder / "config.json", *files]),
         section=norms.to_config(),
-        warnings=nonfinite(module),
+        warnings=nonfinite_warnings(module),
     )
