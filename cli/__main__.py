@@ -2,7 +2,7 @@
 
 SIGTERM raises KeyboardInterrupt, as Ctrl-C does, from the start of the process: a command may take seconds to load.
 Python discards what is raised in its own callbacks (finalizers, weak references, hooks around a fork). An interrupt
-that is raised in one of them is raised again a moment later.
+that is raised in one of them is raised again a moment later, except on Windows, which has no timer for that.
 """
 
 from __future__ import annotations
@@ -27,12 +27,16 @@ __all__ = ["run"]
 _AGAIN_S: Final = 0.01
 
 
+#: Signals besides Ctrl-C that interrupt the process.
+_SIGNALS: Final = (signal.SIGTERM,) if sys.platform == "win32" else (signal.SIGTERM, signal.SIGALRM)
+
+
 def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
 def _raise_again(unraisable: UnraisableHookArgs) -> None:
-    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+    if sys.platform != "win32" and issubclass(unraisable.exc_type, KeyboardInterrupt):
         signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
     else:
         sys.__unraisablehook__(unraisable)
@@ -55,7 +59,7 @@ def _prepare_to_exit(code: int) -> None:
     def exit_now(signum: int, frame: FrameType | None) -> NoReturn:
         os._exit(code)
 
-    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
+    for signum in (signal.SIGINT, *_SIGNALS):
         signal.signal(signum, exit_now)
     for stream in (sys.__stdout__, sys.__stderr__):
         assert stream is not None  # `run` replaces missing streams
@@ -68,7 +72,7 @@ def _prepare_to_exit(code: int) -> None:
 
 def run() -> NoReturn:
     """Entry point of the console script and of `python -m ibnorm_export.cli`."""
-    for signum in (signal.SIGTERM, signal.SIGALRM):
+    for signum in _SIGNALS:
         signal.signal(signum, _interrupt)
     sys.unraisablehook = _raise_again
     for name in ("stdin", "stdout", "stderr"):  # in the order of their file descriptors

@@ -179,9 +179,7 @@ class OrtCudaRunner:
             binding.bind_output(name, "cuda")
         bound = _Bound(binding, buffers)
         torch.cuda.synchronize()
-        bound.options.add_run_config_entry(
-            "gpu_graph_id", "-1"
-        )  # one pass without a graph, to learn the outputs' shapes
+        bound.options.add_run_config_entry("gpu_graph_id", "-1")  # a pass without a graph shows the outputs' shapes
         self._pass(bound)
         shapes = [value.shape() for value in binding.get_outputs()]
         binding.clear_binding_outputs()
