@@ -1,8 +1,8 @@
 """The process of `ibnorm-export`: an interrupt ends it in an orderly way at any moment.
 
 SIGTERM raises KeyboardInterrupt, as Ctrl-C does, from the start of the process: a command may take seconds to load.
-Python discards what is raised in its own callbacks (finalizers, weak references, hooks around a fork). An interrupt
-that is raised in one of them is raised again a moment later, except on Windows, which has no timer for that.
+Python discards exceptions that are raised in its own callbacks (finalizers, weak references, hooks around a fork). An
+interrupt that is raised in one of them is raised again a moment later, except on Windows, which has no timer for that.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ def bench_command(
     checkpoint: Annotated[
         Path | None,
         typer.Option(
-            "--checkpoint", metavar="DIR", exists=True, help="The checkpoint that --against torch runs in PyTorch."
+            "--checkpoint", metavar="DIR", exists=True, help="The checkpoint, which --against torch runs in PyTorch."
         ),
     ] = None,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Size of the batch axis.")] = 1,
@@ -35,7 +35,7 @@ def bench_command(
         typer.Option(
             "--seq",
             min=1,
-            show_default="128, or the model's positions where fewer",
+            show_default="128, or the model's positions if fewer",
             help="Size of the sequence axis, where the model has one.",
         ),
     ] = None,
@@ -68,7 +68,7 @@ def bench_command(
             "--save-baseline",
             metavar="FILE.json",
             callback=options.baseline,
-            help="Save the times for `compare` and `check`.",
+            help="Save the times, for `compare` and `check`.",
         ),
     ] = None,
     engine: options.EngineFile = None,

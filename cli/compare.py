@@ -13,7 +13,7 @@ from ibnorm_export.cli.console import finish
 
 def compare_command(
     before: Annotated[Path, typer.Argument(metavar="A.json", help="A file that `bench --save-baseline` wrote.")],
-    after: Annotated[Path, typer.Argument(metavar="B.json", help="A later one.")],
+    after: Annotated[Path, typer.Argument(metavar="B.json", help="A later file, which is compared with A.")],
     max_ratio: Annotated[
         float, typer.Option("--max-ratio", min=0.0, help="The largest ratio of B to A that passes.")
     ] = 1.0,

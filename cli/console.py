@@ -32,7 +32,7 @@ _CLEAR_LINE: Final = "\r\x1b[2K"
 
 
 class _Console(Console):
-    """A console that raises when its stream breaks, and leaves the other stream alone."""
+    """A console that raises when its stream breaks, and does not touch the other stream."""
 
     def on_broken_pipe(self) -> None:
         raise  # the BrokenPipeError that rich is handling

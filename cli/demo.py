@@ -18,7 +18,7 @@ def demo_command(
     max_steps: Annotated[
         int,
         typer.Option(
-            "--max-steps", min=1, help="Most training steps for each model. Training ends when a model is good enough."
+            "--max-steps", min=1, help="Maximum number of training steps. Training ends when a model is good enough."
         ),
     ] = MAX_STEPS,
     text: Annotated[

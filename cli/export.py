@@ -34,7 +34,7 @@ def export_command(
         Kernels,
         typer.Option(
             "--kernels",
-            help="For ort-genai, put the fused kernels beside the model: if installed (auto), always (fused), or never "
+            help="For ort-genai, put the fused kernels next to the model: if installed (auto), always (fused) or never "
             "(function).",
         ),
     ] = Kernels.AUTO,

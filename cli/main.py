@@ -1,6 +1,6 @@
-"""The command group `ibnorm-export`: its commands, each imported when it is run, and what exceptions become.
+"""The command group `ibnorm-export`: its commands, each imported when it is run, and the exit code of each exception.
 
-A command is options, one library call, and print.
+A command reads its options, makes one library call, and prints the result.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ COMMANDS: Final = {
 
 _EPILOG: Final = (
     "Exit codes: 0 success; 1 a check failed; 2 bad input or usage; 3 a runtime, library or device is missing; "
-    "70 internal error; 130 interrupted; 141 the reader of stdout has gone."
+    "70 internal error; 130 interrupted; 141 broken pipe."
 )
 _CONTEXT: Final = {"help_option_names": ["-h", "--help"]}
 
@@ -104,7 +104,7 @@ def _fail(message: str, code: ExitCode = ExitCode.BAD_INPUT, *, kind: str) -> Ex
     """Report an error in one line on stderr, and with --json as an object on stdout too."""
     line = " ".join(message.split())
     if "--json" in sys.argv:
-        with contextlib.suppress(OSError):  # a full disk, or a reader that has gone: the exit code still tells
+        with contextlib.suppress(OSError):  # a full disk or a broken pipe: the exit code still reports the error
             print_json({"error": {"kind": kind, "message": line}, "exit_code": code})
             sys.stdout.flush()
     with contextlib.suppress(OSError):

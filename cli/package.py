@@ -30,7 +30,7 @@ def package_command(
     ] = Variant.AUTO,
     plan: Annotated[
         Path | None,
-        typer.Option("--plan", metavar="MODEL.plan", exists=True, help="A plan that `build-engine` has written."),
+        typer.Option("--plan", metavar="MODEL.plan", exists=True, help="A plan that `build-engine` wrote."),
     ] = None,
     mount: Annotated[
         str | None,
@@ -45,16 +45,17 @@ def package_command(
     ] = None,
     gpu: Annotated[bool, typer.Option("--gpu", help="Run on GPUs.")] = False,
     max_batch: Annotated[
-        int, typer.Option("--max-batch", min=0, help="Rows that are computed together; 0 disables batching.")
+        int, typer.Option("--max-batch", min=0, help="Maximum number of rows in a batch; 0 disables batching.")
     ] = 8,
-    max_queue: Annotated[int, typer.Option("--max-queue", min=1, help="Requests that may wait.")] = 256,
+    max_queue: Annotated[int, typer.Option("--max-queue", min=1, help="Maximum number of waiting requests.")] = 256,
     queue_timeout: Annotated[
-        int, typer.Option("--queue-timeout", min=0, metavar="MS", help="Time that a request may wait; 0 is no limit.")
+        int,
+        typer.Option("--queue-timeout", min=0, metavar="MS", help="Maximum time that a request waits; 0 is no limit."),
     ] = 0,
     queue_delay: Annotated[
-        int, typer.Option("--queue-delay", min=0, metavar="US", help="Time to wait for a fuller batch.")
+        int, typer.Option("--queue-delay", min=0, metavar="US", help="Maximum time to wait for a fuller batch.")
     ] = 0,
-    instances: Annotated[int, typer.Option("--instances", min=1, help="Sessions of the model.")] = 2,
+    instances: Annotated[int, typer.Option("--instances", min=1, help="Number of sessions of the model.")] = 2,
     as_json: options.AsJson = False,
 ) -> None:
     """Write a Triton model repository: config, model, op library, warm-up inputs, manifest, and how to start it.

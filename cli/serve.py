@@ -23,22 +23,28 @@ def serve_command(
         ),
     ],
     address: Annotated[
-        str, typer.Option("--address", help="Address to listen on; 0.0.0.0 is every network.")
+        str, typer.Option("--address", help="Address to listen on; 0.0.0.0 listens on every network.")
     ] = "127.0.0.1",
     http_port: Annotated[int, typer.Option("--http-port", help="Port for HTTP; 0 takes any free one.")] = 8000,
     grpc_port: Annotated[int, typer.Option("--grpc-port", help="Port for gRPC; 0 takes any free one.")] = 8001,
     metrics_port: Annotated[int, typer.Option("--metrics-port", help="Port for metrics; 0 takes any free one.")] = 8002,
     log: Annotated[Path | None, typer.Option("--log", metavar="FILE", help="File for Triton's log.")] = None,
-    concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="Texts at once; more get 429.")] = 16,
+    concurrency: Annotated[
+        int, typer.Option("--concurrency", min=1, help="Maximum number of texts at once; further requests get 429.")
+    ] = 16,
     max_waiting: Annotated[
-        int | None, typer.Option("--max-waiting", min=1, help="Texts without a first token; more get 429.")
+        int | None,
+        typer.Option(
+            "--max-waiting", min=1, help="Maximum number of texts without a first token; further requests get 429."
+        ),
     ] = None,
     max_request: Annotated[
-        int, typer.Option("--max-request", min=1, metavar="BYTES", help="Size of a request for a text.")
+        int, typer.Option("--max-request", min=1, metavar="BYTES", help="Maximum size of a request for a text.")
     ] = 1 << 20,
-    max_seconds: Annotated[float, typer.Option("--max-seconds", help="Time that a text may take.")] = 120.0,
+    max_seconds: Annotated[float, typer.Option("--max-seconds", help="Maximum time for a text.")] = 120.0,
     finish_seconds: Annotated[
-        int, typer.Option("--finish-seconds", min=0, help="Time for requests in flight when the server stops.")
+        int,
+        typer.Option("--finish-seconds", min=0, help="Time for requests in flight to finish when the server stops."),
     ] = 5,
     as_json: options.AsJson = False,
 ) -> None:
@@ -69,6 +75,6 @@ def serve_command(
         out.file.flush()
 
     def stopping() -> None:
-        err.print("stopping: requests in flight finish, new ones are refused", style="dim")
+        err.print("stopping: requests in flight may finish, new ones are refused", style="dim")
 
     serve(path, options=wanted, ready=ready, stopping=stopping)

@@ -16,11 +16,11 @@ def verify_command(
     model_file: options.ModelFile,
     checkpoint: options.Checkpoint,
     backend: options.Backend = Backend.ORT_CPU,
-    samples: Annotated[int, typer.Option("--samples", min=1, help="Number of inputs to draw.")] = 4,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Number of random inputs.")] = 4,
     inputs: Annotated[
         Path | None,
         typer.Option(
-            "--inputs", metavar="FILE.npz", exists=True, help="Your own inputs, by name, instead of drawn ones."
+            "--inputs", metavar="FILE.npz", exists=True, help="Your own inputs, by name, instead of random ones."
         ),
     ] = None,
     text: Annotated[
@@ -41,7 +41,9 @@ def verify_command(
     ] = False,
     html: Annotated[
         Path | None,
-        typer.Option("--report", metavar="FILE.html", callback=options.page, help="Write a self-contained page too."),
+        typer.Option(
+            "--report", metavar="FILE.html", callback=options.page, help="Also write a self-contained HTML page."
+        ),
     ] = None,
     url: Annotated[
         str | None,
@@ -52,7 +54,7 @@ def verify_command(
     model: options.Factory = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Compare an exported file with its checkpoint; exit 1 when it states or computes something else.
+    """Compare an exported file with its checkpoint; exit 1 if its content or its results differ.
 
     Example: ibnorm-export verify llama.onnx checkpoints/llama
     """

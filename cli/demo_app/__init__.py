@@ -4,5 +4,5 @@ from typing import Final
 
 __all__ = ["MAX_STEPS"]
 
-#: Training ends after so many steps even if the goal is not reached: several times what the demo's own data need.
+#: Training ends after this many steps even if the goal is not reached. The demo's own data need only a fraction of it.
 MAX_STEPS: Final = 2000

@@ -45,7 +45,7 @@ class DemoModel:
         checkpoint: its folder.
         evaluations: the course of the training.
         parity: a report for each dtype.
-        latency: of the fp32 file, beside PyTorch.
+        latency: times of the fp32 file and of PyTorch.
     """
 
     name: str
@@ -117,7 +117,7 @@ def _verification_inputs(model: LoadedModel, planned: Plan) -> Iterator[Arrays]:
         yield {name: array[start : start + 4] for name, array in held_out.items()}
 
 
-def _ship(
+def _export_and_measure(
     name: str, folder: Path, *, planned: Plan, progress: Progress
 ) -> tuple[tuple[ParityReport, ...], BenchReport]:
     """Export and verify a checkpoint in fp32 and fp16, and benchmark the fp32 file against PyTorch."""
@@ -136,7 +136,7 @@ def _ship(
 def _make_model(name: str, folder: Path, *, text: Path | None, max_steps: int, progress: Progress) -> DemoModel:
     evaluations = train_checkpoint(name, folder / name, max_steps=max_steps, text=text, progress=progress)
     planned = plan(name, text)
-    parity, latency = _ship(name, folder, planned=planned, progress=progress)
+    parity, latency = _export_and_measure(name, folder, planned=planned, progress=progress)
     if name == "vit":
         digits, labels = planned.task.held_out
         np.savez(folder / "digits.npz", **digits)  # type: ignore[arg-type]  # the stub takes a name for allow_pickle
@@ -159,13 +159,13 @@ def run_demo(
 ) -> DemoResult:
     """Train an IBNorm-L LLaMA and an IBNorm-T ViT, and export, verify and benchmark both.
 
-    Each model is trained until it is good enough on held-out data, which takes as many steps on a busy machine as on
-    a quiet one.
+    Each model is trained until it is good enough on held-out data, which takes the same number of steps on a busy
+    machine as on a quiet one.
 
     Args:
-        folder: gets `llama/` and `vit/` (checkpoints), the .onnx files, the folders of `write_text`, and the data
-            that was held out from training: `held-out.txt`, `digits.npz` with `labels.npy`; made if missing.
-        max_steps: training steps for each model at most.
+        folder: receives `llama/` and `vit/` (checkpoints), the .onnx files, the folders of `write_text`, and the data
+            that was held out from training: `held-out.txt`, `digits.npz` with `labels.npy`; created if missing.
+        max_steps: maximum number of training steps for each model.
         text: a file to train the LLaMA on; None gives the documentation that CPython ships.
         progress: called as the work goes on.
 
@@ -183,7 +183,7 @@ def run_demo(
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CheckpointError(f"cannot make the folder {folder}: {error.strerror or error}") from error
+        raise CheckpointError(f"cannot create the folder {folder}: {error.strerror or error}") from error
     models = tuple(
         _make_model(name, folder, text=text, max_steps=max_steps, progress=progress) for name in ("llama", "vit")
     )

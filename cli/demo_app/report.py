@@ -134,7 +134,7 @@ def _text_section(text: DemoText) -> Section:
     notes = (
         f"All continue “{text.prompt}” with the same seed, temperature {SAMPLING.temperature:g} and top-p "
         f"{SAMPLING.top_p:g}. The fp32 forms generated "
-        f"{'the same text as PyTorch' if text.same else 'ANOTHER text than PyTorch'}.",
+        f"{'the same text as PyTorch' if text.same else 'A DIFFERENT text from PyTorch'}.",
         "Agreement and perplexity compare predictions on held-out text with those of PyTorch.",
     )
     return Section(

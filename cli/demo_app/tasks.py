@@ -51,12 +51,12 @@ _VIT: Final = {
 #: Bytes of a training sequence.
 _CONTEXT: Final = 128
 
-#: Fewest bytes of a text to train on.
-_LEAST_TEXT: Final = 20_000
+#: Minimum size of a training text, in bytes.
+_MIN_TEXT_BYTES: Final = 20_000
 
 
 class Metric(enum.StrEnum):
-    """What a goal is stated in."""
+    """The figure that a goal limits."""
 
     BITS_PER_BYTE = "bits per byte"
     ACCURACY = "accuracy"
@@ -79,7 +79,7 @@ class Goal:
         return loss <= self.bound if self.metric is Metric.BITS_PER_BYTE else accuracy >= self.bound
 
     def describe(self, *, loss: float, accuracy: float) -> str:
-        """What a model reached and what is required, in one phrase."""
+        """The reached and the required value, in one phrase."""
         if self.metric is Metric.BITS_PER_BYTE:
             return f"{loss:.2f} bits per byte (at most {self.bound:g})"
         return f"{accuracy:.1%} of digits right (at least {self.bound:.0%})"
@@ -87,7 +87,7 @@ class Goal:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Something to learn.
+    """A learning task.
 
     Args:
         batches: draws one training batch: inputs and targets.
@@ -113,8 +113,8 @@ class Plan:
         task: what it learns.
         config: its config.json.
         spec: its norms.
-        goal: when it has learned enough.
-        sizes: sizes of the dynamic axes that it is timed at.
+        goal: when its training ends.
+        sizes: sizes of the dynamic axes for timing.
     """
 
     task: Task
@@ -143,8 +143,10 @@ def read_training_text(path: Path | None = None) -> bytes:
         text = path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"the text {path} cannot be read: {error.strerror or error}") from error
-    if len(text) < _LEAST_TEXT:
-        raise CheckpointError(f"the text {path} has {len(text)} bytes; at least {_LEAST_TEXT} are needed to train on")
+    if len(text) < _MIN_TEXT_BYTES:
+        raise CheckpointError(
+            f"the text {path} has {len(text)} bytes; at least {_MIN_TEXT_BYTES} are needed to train on"
+        )
     return text
 
 

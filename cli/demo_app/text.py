@@ -40,7 +40,7 @@ class DemoText(Report):
     Args:
         prompt: the prompt that all of them continue, with the same seed.
         writings: the text of PyTorch, then of the exported forms.
-        missing: why a form could not be made; empty where all could.
+        missing: why a form could not be exported; empty if all could.
     """
 
     prompt: str
@@ -58,7 +58,7 @@ class DemoText(Report):
     def __str__(self) -> str:
         lines = ["Text that the LLaMA generates, with the same seed:"]
         lines += [f"{w.form}: {self.prompt}{w.result.text}" for w in self.writings]
-        lines.append(f"The fp32 forms generated {'the same text as PyTorch' if self.same else 'ANOTHER text'}.")
+        lines.append(f"The fp32 forms generated {'the same text as PyTorch' if self.same else 'A DIFFERENT text'}.")
         if self.missing:
             lines.append(f"note: {self.missing}")
         return "\n".join(lines)
@@ -87,7 +87,7 @@ def write_text(checkpoint: Path, folder: Path, *, held_out: str, progress: Progr
 
     Args:
         checkpoint: a language model with a tokenizer.
-        folder: gets `llama-portable/`, `llama-genai/` and `llama-genai-int4/`.
+        folder: receives `llama-portable/`, `llama-genai/` and `llama-genai-int4/`.
         held_out: text that was not trained on; predictions on it are compared.
         progress: called as the work goes on.
     """
@@ -103,7 +103,7 @@ def write_text(checkpoint: Path, folder: Path, *, held_out: str, progress: Progr
         place = folder / name
         try:
             exported = export(model, place, options=options, target=target, progress=progress)
-        except BackendUnavailable as error:  # only the portable form needs no further package
+        except BackendUnavailable as error:  # all forms but the portable one need another package
             missing = str(error)
             continue
         parity = verify(exported, model, progress=progress, text=held_out)

@@ -24,13 +24,13 @@ from ibnorm_export.progress import Progress, silent
 
 __all__ = ["Evaluation", "train", "train_checkpoint"]
 
-#: Steps from one evaluation on held-out data to the next.
+#: Number of steps between two evaluations on held-out data.
 EVALUATE_EVERY: Final = 25
 
 _LEARNING_RATE: Final = 4e-3
 _WARM_UP_STEPS: Final = 20
 
-#: The learning rate falls by a cosine over so many steps, and then stays at a twentieth.
+#: The learning rate falls along a cosine over this number of steps, and then stays at a twentieth.
 _DECAY_STEPS: Final = 600
 
 
@@ -101,8 +101,8 @@ def _learning_rate(step: int) -> float:
 def _one_thread() -> Iterator[None]:
     """Let PyTorch compute with one thread while the block runs.
 
-    On a busy machine, threads that wait for each other at every small operation take many times as long; and sums
-    do not depend on how many cores there are.
+    On a busy machine, threads that wait for each other at every small operation take many times as long; and with
+    one thread, sums do not depend on the number of cores.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -128,7 +128,7 @@ def train(
         task: what it learns.
         goal: when training ends; None trains for `max_steps`.
         max_steps: when training ends at the latest.
-        what: what progress is reported as.
+        what: label of the progress.
         progress: called after every step.
 
     Returns:
@@ -171,7 +171,7 @@ def train_checkpoint(
 
     Args:
         name: "llama" or "vit".
-        folder: gets the checkpoint, with a tokenizer where the model reads text.
+        folder: receives the checkpoint, with a tokenizer if the model reads text.
         max_steps: when training ends at the latest; it ends when the goal of the model is reached.
         text: a file to train the LLaMA on; None gives the documentation that CPython ships.
         progress: called as the work goes on.

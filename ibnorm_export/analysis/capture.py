@@ -35,7 +35,7 @@ class NormInput:
     """What reached one norm.
 
     Args:
-        spec: over the last axis.
+        spec: the norm, over the last axis.
         x: values (..., n), the normalised axis last.
         scale, bias: parameters (n,), where the norm applies them.
     """
@@ -52,7 +52,7 @@ class Capture:
 
     Args:
         norms: input of each norm by its path, in the order of the pass.
-        outputs: of the model.
+        outputs: outputs of the model.
         skipped: paths of norms with running statistics, which have no rows to describe.
     """
 

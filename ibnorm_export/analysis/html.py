@@ -135,7 +135,7 @@ def write_analysis(report: AnalysisReport, path: str | Path, *, about: Mapping[s
     Args:
         report: the result of `analyze`.
         path: the .html file.
-        about: the environment in the footer; None takes that of this machine.
+        about: the environment in the footer; None describes this machine.
 
     Raises:
         IBNormError: the file cannot be written.

@@ -1,6 +1,6 @@
 """`analyze`: what every IBNorm of a model does to its input, by kurtosis, variance and information.
 
-The model runs as it is, once for each type that is asked for. Another lambda is applied to the same values, so its
+The model runs as it is, once for each requested type. Another lambda is applied to the same values, so its
 rows describe what that norm would do to them, not a model that was trained with that lambda.
 """
 
@@ -72,7 +72,9 @@ def analyze(
         rows += _rows(capture, dtype, target=target, options=options)
         count, skipped = len(target), capture.skipped
     if not rows:
-        raise ModelFileError(f"{source}: no IBNorm ran that computes statistics of its input; nothing to analyse")
+        raise ModelFileError(
+            f"{source}: nothing to analyse, because no IBNorm that computes statistics of its input ran"
+        )
     used = min(options.samples, count)
     return AnalysisReport(
         source,
@@ -107,11 +109,13 @@ def _inputs_of_file(exported: ExportedModel, inputs: Arrays | None) -> Arrays:
 
 
 def _target(inputs: Arrays, outputs: Arrays, *, labels: NDArray[Any] | None) -> tuple[NDArray[Any], str]:
-    """What a norm's output should tell about each sample, and its description."""
+    """The target of each sample (Y), and its description."""
     logits = next(iter(outputs.values()))
     if labels is not None:
         if labels.shape != logits.shape[:-1]:
-            raise ModelFileError(f"labels have shape {labels.shape}; the model gives {logits.shape[:-1]} predictions")
+            raise ModelFileError(
+                f"labels have shape {labels.shape}; the model's predictions have shape {logits.shape[:-1]}"
+            )
         return labels.reshape(-1), "the given labels"
     if "input_ids" in inputs:
         ids = np.roll(inputs["input_ids"], -1, axis=1)
@@ -123,7 +127,7 @@ def _target(inputs: Arrays, outputs: Arrays, *, labels: NDArray[Any] | None) -> 
 def _notes(skipped: tuple[str, ...], samples: int) -> Iterator[str]:
     if skipped:
         names = ", ".join(skipped[:5])
-        yield f"left out, for norms with running statistics have no rows to describe: {names}"
+        yield f"norms with running statistics have no rows to describe and are left out: {names}"
     if samples < _FEW_SAMPLES:
         yield f"{samples} samples are too few for reliable information in bits; give a larger batch"
 

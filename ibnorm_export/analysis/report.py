@@ -25,7 +25,7 @@ _COLUMNS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class NormAnalysis:
-    """Figures of one norm, in one type and with one lambda. Each field is one figure, hence their number.
+    """Figures of one norm, in one type and with one lambda. Each field is one figure, so there are many.
 
     Args:
         module: path of the norm.
@@ -59,7 +59,7 @@ class NormAnalysis:
 
 @dataclass(frozen=True, slots=True)
 class AnalysisReport(Report):
-    """All rows, and the settings that the figures depend on; false where there is no row.
+    """All rows, and the settings that the figures depend on; false if there are no rows.
 
     Args:
         source: the checkpoint or file.
@@ -69,7 +69,7 @@ class AnalysisReport(Report):
         alpha: order of the entropies.
         beta: weight of I(T; X) in the value of the bottleneck.
         width: width of the kernels, in words.
-        notes: what the reader should know about the figures.
+        notes: remarks on the figures.
     """
 
     source: str

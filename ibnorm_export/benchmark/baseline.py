@@ -1,4 +1,4 @@
-"""A baseline: the times of a model that are kept, so that another day can be compared with them.
+"""A baseline: saved times of a model, to compare with times that are measured on another day.
 
 The speed of a machine changes from day to day. So each round also times the reference load, a fixed matrix product
 with the same number of threads, and what is compared is the time of the model over the time of the reference load.
@@ -44,7 +44,7 @@ class Baseline:
         model: the file that was measured.
         backend: what ran it.
         inputs: shapes by name.
-        threads: of the model and of the reference load.
+        threads: number of threads of the model and of the reference load.
         times_ms, reference_ms: medians of the rounds.
         environment: machine and package versions.
     """
@@ -101,7 +101,7 @@ def write_baseline(baseline: Baseline, path: str | Path) -> Path:
     return path
 
 
-def _demand_types(baseline: Baseline) -> None:
+def _require_types(baseline: Baseline) -> None:
     shapes = baseline.inputs.values() if isinstance(baseline.inputs, dict) else (None,)
     legal = {
         "model": isinstance(baseline.model, str),
@@ -116,7 +116,7 @@ def _demand_types(baseline: Baseline) -> None:
 
 
 def _parse(text: str) -> Baseline:
-    """The baseline in a JSON text; raises one of several built-in errors where there is none."""
+    """Read a baseline from JSON text; raise one of several built-in errors if the text is not a baseline."""
     content = json.loads(text)
     if not isinstance(content, dict):
         raise TypeError("it does not hold a JSON object")
@@ -125,7 +125,7 @@ def _parse(text: str) -> Baseline:
     if found == 1:
         content["reference_ms"] = content.pop("yardstick_ms")  # its name in format 1
     baseline = Baseline(**content)
-    _demand_types(baseline)
+    _require_types(baseline)
     times, reference = (tuple(float(v) for v in values) for values in (baseline.times_ms, baseline.reference_ms))
     if not times or len(times) != len(reference) or not all(0.0 < v < float("inf") for v in (*times, *reference)):
         raise ValueError("times_ms and reference_ms must hold one positive time per round each")
@@ -197,7 +197,7 @@ def compare_baselines(
     if a.threads != b.threads:
         notes.append(f"the number of threads differs: {a.threads} in A, {b.threads} in B")
     if a.environment.get("processor") != b.environment.get("processor"):
-        notes.append("the processors differ: the reference load corrects for a machine's speed, not for its kind")
+        notes.append("the processors differ: the reference load corrects only for the speed of the same processor")
     if a.environment.get("packages") != b.environment.get("packages"):
         notes.append("the versions of the packages differ")
     return BaselineComparison(a, b, verdict=judge(unpaired(b.ratios, a.ratios), max_ratio), notes=tuple(notes))

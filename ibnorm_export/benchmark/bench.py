@@ -34,7 +34,7 @@ def bench(
     options: BenchOptions | None = None,
     progress: Progress = silent,
 ) -> BenchReport | GenerationReport:
-    """Measure an exported model, alone or against PyTorch and other exports.
+    """Measure an exported model by itself, or compare it with PyTorch and other exports.
 
     A file is measured by the latency of one pass. A folder that generates text is measured on the CPU by its time to
     the first token and between tokens.
@@ -76,7 +76,7 @@ def bench_forward(
     """Measure the latency of one pass, also of a file that generates text; arguments and errors as in `bench`."""
     options = BenchOptions() if options is None else options
     sizes = {"batch": 1, "sequence": default_length(exported.metadata.max_positions), **options.sizes}
-    _demand_runnable(exported, options=options, length=sizes.get("total", sizes["sequence"]))
+    _require_runnable(exported, options=options, length=sizes.get("total", sizes["sequence"]))
     inputs = draw_inputs(exported, sizes, seed=options.seed)
     with _torch_threads(options.thread_count):
         candidates = _candidates(exported, model=model, against=against, options=options)
@@ -97,7 +97,7 @@ def bench_forward(
     return replace(report, norms=norm_executions(exported, inputs, library=library, backend=options.backend))
 
 
-def _demand_runnable(exported: ExportedModel, *, options: BenchOptions, length: int) -> None:
+def _require_runnable(exported: ExportedModel, *, options: BenchOptions, length: int) -> None:
     if options.backend == Backend.ORT_CPU and exported.dtype == DType.BF16:
         raise BackendUnavailable(
             "ONNX Runtime has no bfloat16 kernels on the CPU (MatMul among them), so this model cannot be timed "
@@ -126,7 +126,7 @@ def _candidates(
     against: Sequence[str | Path | ExportedModel],
     options: BenchOptions,
 ) -> dict[str, Runner]:
-    """Runners by the name that is reported; the file itself is called after its backend."""
+    """Runners by the name that is reported; the file itself is named after its backend."""
     for other in against:
         known = isinstance(other, ExportedModel) or other in (*TORCH_CANDIDATES, REFERENCE_LOAD) or Path(other).exists()
         if not known:

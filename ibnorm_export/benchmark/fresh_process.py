@@ -66,12 +66,12 @@ def _resident_mb(field: str) -> float:
 
 
 def print_peak_memory(task: str) -> None:
-    """Do in this process what `peak_memory_mb` asks for, and print the result."""
+    """Measure the peak memory of this process for `peak_memory_mb`, and print it."""
     function, arguments, prompt, batch, steps = json.loads(task)
     importlib.import_module(function.partition(":")[0])
     before = _resident_mb("VmRSS")
     session = SessionOpener(function, arguments).open().start(batch, prompt + steps + 1)
     session.feed(np.ones((batch, prompt), dtype=np.int64))
-    for _ in range(steps + 1):  # a step chooses a token, and only the next step computes with it
+    for _ in range(steps + 1):  # a step chooses a token, which only the next step computes with
         session.step()
     print(_resident_mb("VmHWM") - before)

@@ -38,7 +38,7 @@ Times = NDArray[np.float64]
 
 _GENAI_CONFIG: Final = "genai_config.json"
 
-# What a process calls to open a candidate. The second one is named, not imported: `models` imports this package.
+# What a process calls to open a candidate. The second function is named, because `models` imports this package.
 _OPEN_FOLDER: Final = "ibnorm_export.generation.sessions:open_sessions"
 _OPEN_CHECKPOINT: Final = "ibnorm_export.models.sessions:checkpoint_sessions"
 
@@ -128,7 +128,7 @@ def measure_generation(
 
     Args:
         candidates: by the name that is reported; the first is compared with each other one.
-        vocabulary: prompts are drawn from that many tokens.
+        vocabulary: number of tokens that prompts are drawn from.
         model: name of the model in the report.
         options: threads (recorded, not set here), rounds, seed and `generation` are used.
         progress: called as the work goes on.

@@ -1,8 +1,8 @@
-"""The timing loop: latency of several runners, and ratios that drift of the machine does not distort.
+"""The timing loop: latency of several runners, and ratios that are not distorted by drift of the machine.
 
 Candidates take turns, round by round, so that a change of the machine's speed affects all of them alike. Before
 its turn a candidate rests until the threads of the previous one have stopped spinning, and runs one untimed pass
-to fill the caches. Ratios are taken within each round; the median over rounds is reported with the middle half.
+to fill the caches. Ratios are taken within each round; the report has their median over rounds and their middle half.
 """
 
 from __future__ import annotations
@@ -138,9 +138,9 @@ def measure(
     Args:
         candidates: runners by the name that is reported; the first is compared with each other one. A runner may
             name the thread pool that it shares with others in an attribute `thread_pool`.
-        inputs: given to each of them; the first axis of each is the batch.
-        threads: that every candidate was set up with (recorded, not set here).
-        rounds: turns of each candidate.
+        inputs: arrays by name for all candidates; the first axis of each is the batch.
+        threads: number of threads of each candidate (recorded, not set here).
+        rounds: number of turns of each candidate.
         timing: see `Timing`.
         progress: called as the work goes on.
 

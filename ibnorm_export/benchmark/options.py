@@ -83,8 +83,8 @@ class BenchOptions:
         kernels: how the norms run where the backend has a choice.
         sizes: sizes of the dynamic axes by name. Without an entry, batch is 1, and sequence is 128 or the number of
             positions of the model where that is smaller.
-        threads: threads of every candidate; None takes the number of physical cores.
-        rounds: turns of each candidate.
+        threads: number of threads of each candidate; None takes the number of physical cores.
+        rounds: number of turns of each candidate.
         seed: seed of the random inputs.
         engine: a TensorRT engine that was built from the file; None builds one.
         require_fused: the report fails unless every norm ran as a fused kernel.

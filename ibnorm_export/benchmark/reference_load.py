@@ -1,4 +1,4 @@
-"""The reference load: a fixed amount of work that a baseline times beside a model, the same on every day."""
+"""The reference load: a fixed amount of work that is timed in turns with a model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PRODUCTS: Final = 6
 
 
 class ReferenceLoad:
-    """A runner that multiplies matrices in PyTorch for some milliseconds, whatever the inputs are."""
+    """A runner that ignores its inputs and multiplies matrices in PyTorch for some milliseconds."""
 
     name = REFERENCE_LOAD
     thread_pool = "torch"

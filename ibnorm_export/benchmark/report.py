@@ -9,7 +9,7 @@ from typing import Any
 from ibnorm_export.benchmark.options import GenerationOptions
 from ibnorm_export.benchmark.statistics import CONFIDENCE, Spread
 from ibnorm_export.runtimes.norm_executions import NormExecution, norms_summary
-from ibnorm_export.text_report import Report, text_table
+from ibnorm_export.text_report import Report, counted, text_table
 
 __all__ = [
     "BenchReport",
@@ -23,14 +23,10 @@ __all__ = [
 
 
 def ratio_text(ratio: float) -> str:
-    """A ratio of times, where below 1 is faster; an extreme one is followed by "N times faster" or "N times slower"."""
+    """A ratio of times; one below 0.1 or above 10 is followed by "N times faster" or "N times slower"."""
     if 0.0 < ratio < 0.1:
         return f"{ratio:.3g}, {1.0 / ratio:.3g} times faster"
     return f"{ratio:.3g}, {ratio:.3g} times slower" if ratio > 10.0 else f"{ratio:.2f}"
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +55,7 @@ class Latency:
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """Time of `name` over time of `against`, below 1 is faster: the median over rounds and the middle half."""
+    """Time of `name` over time of `against`: the median over rounds and the middle half. Below 1 is faster."""
 
     name: str
     against: str
@@ -76,7 +72,7 @@ class BenchReport(Report):
     Args:
         inputs: shapes by name.
         batch: samples in one pass.
-        threads, rounds: of every candidate.
+        threads, rounds: number of threads and of rounds of each candidate.
         latencies, ratios: in the order of the candidates.
         environment: machine and package versions.
         model: the file that was measured.
@@ -108,7 +104,7 @@ class BenchReport(Report):
 
     def __str__(self) -> str:
         shapes = ", ".join(f"{name} {list(shape)}" for name, shape in self.inputs.items())
-        title = f"{self.model}: {shapes}, {_plural(self.threads, 'thread')}"
+        title = f"{self.model}: {shapes}, {counted(self.threads, 'thread')}"
         rows = [
             (x.name, f"{x.p50_ms:.3f}", f"{x.p90_ms:.3f}", f"{x.p99_ms:.3f}", f"{x.throughput_per_s:.1f}")
             for x in self.latencies
@@ -119,7 +115,7 @@ class BenchReport(Report):
         lines += [f"warning: {warning}" for warning in self.warnings]
         lines += [
             f"time of {r.name} over time of {r.against}: {ratio_text(r.median)} (middle half of "
-            f"{_plural(self.rounds, 'round')}: {r.p25:.3g} to {r.p75:.3g}; below 1 is faster)"
+            f"{counted(self.rounds, 'round')}: {r.p25:.3g} to {r.p75:.3g}; below 1 is faster)"
             for r in self.ratios
         ]
         if self.require_fused:
@@ -136,7 +132,7 @@ class BenchReport(Report):
 
 @dataclass(frozen=True, slots=True)
 class GenerationTiming:
-    """One candidate at one prompt length and batch; latencies in ms, throughput in tokens of all rows together."""
+    """One candidate at one prompt length and batch; latencies in ms, throughput in tokens per second of all rows."""
 
     name: str
     prompt: int
@@ -210,7 +206,7 @@ class GenerationReport(Report):
             )
             for t in self.timings
         ]
-        table = text_table(f"{self.model}: {_plural(self.threads, 'thread')}", _GENERATION_COLUMNS, rows=rows)
+        table = text_table(f"{self.model}: {counted(self.threads, 'thread')}", _GENERATION_COLUMNS, rows=rows)
         ratios = [
             f"{r.stage}, prompt of {r.prompt}, batch of {r.batch}: time over time of {r.against}: "
             f"{ratio_text(r.spread.ratio)} ({CONFIDENCE:.0%} interval {r.spread.low:.3g} to {r.spread.high:.3g}; "

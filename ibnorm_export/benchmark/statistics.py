@@ -1,4 +1,4 @@
-"""Is a time above its budget? Pass, fail or cannot tell, by a confidence interval over rounds.
+"""Decide whether a time is above its budget (pass, fail or cannot tell), by a confidence interval over rounds.
 
 A ratio is estimated by the Hodges-Lehmann estimator of its logarithm, with the interval of the Wilcoxon test:
 signed-rank where rounds are paired, rank-sum where they are not. A spike counts as one round, whatever its height,
@@ -24,15 +24,15 @@ from ibnorm_export.text_report import Report
 
 __all__ = ["CONFIDENCE", "RESOLUTION", "Decision", "LatencyVerdict", "Spread", "judge", "paired", "unpaired"]
 
-#: Confidence of the two-sided interval: the probability of a false alarm is at most half of the remainder.
+#: Confidence of the two-sided interval: the probability of a false alarm is at most (1 - CONFIDENCE) / 2.
 CONFIDENCE: Final = 0.95
 
-#: Excess over a ratio's budget that passes: where the loader happens to place code changes times by as much.
+#: Relative excess over a ratio's budget that passes: the placement of code in memory can change times by this much.
 RESOLUTION: Final = 0.05
 
 
 class Decision(enum.StrEnum):
-    """What follows from the rounds."""
+    """The decision that the rounds lead to."""
 
     PASS = "pass"
     FAIL = "fail"
@@ -94,7 +94,7 @@ def _interval(logs: NDArray[np.float64], deviation: float, *, rounds: int) -> Sp
     Args:
         logs: logarithms of ratios.
         deviation: standard deviation of the test statistic.
-        rounds: that the logarithms come from.
+        rounds: number of rounds that the logarithms come from.
     """
     ordered = np.sort(logs)
     z = NormalDist().inv_cdf((1.0 + CONFIDENCE) / 2.0)

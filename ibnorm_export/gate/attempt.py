@@ -1,4 +1,4 @@
-"""One piece of a check's work, whose failure does not end the check."""
+"""One step of a check, whose failure does not end the check."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["attempt"]
 
 @contextmanager
 def attempt(cases: list[Case], *, suite: str, name: str) -> Iterator[None]:
-    """Turn an exception of the block into a red case and go on after it."""
+    """Turn an exception of the block into a red case, and continue after the block."""
     start = time.perf_counter()
     try:
         yield
-    # Broad on purpose: whatever stops one export, backend or budget, even a defect of this program or of a runtime,
-    # the others are still checked and the reports are written. The case is red, so nothing is hidden, and an
+    # Broad on purpose: if anything stops one export, backend or budget, even a defect of this program or of a
+    # runtime, the others are still checked and the reports are written. The case is red, so nothing is hidden, and an
     # interrupt is not an Exception.
     except Exception as error:  # noqa: BLE001
         message = str(error) if isinstance(error, IBNormError) else f"{type(error).__name__}: {error}"

@@ -28,13 +28,13 @@ __all__ = ["PRESENT", "CheckConfig", "ExportCheck", "LatencyBudget", "ParityChec
 _FORMAT: Final = 1
 _RESULTS: Final = "check-results"
 
-#: In place of a backend's name: every backend that can run here.
+#: Instead of a backend's name: every backend that can run here.
 PRESENT: Final = "present"
 
 #: Backends that a check can use. Triton is left out: it needs the address of a server.
 _BACKENDS: Final = tuple(backend for backend in Backend if backend is not Backend.TRITON)
 
-#: What the smallest value of a key means.
+#: How a message states the smallest legal value of a key, where it is not a plain number.
 _LEAST: Final = {"threads": "0, which takes the physical cores", "max_rounds": "rounds"}
 
 
@@ -80,7 +80,7 @@ class LatencyBudget:
         batch: size of the batch axis.
         sequence: tokens of a sequence; 0 takes 128, or as many as the model has positions.
         rounds: rounds to begin with.
-        max_rounds: more rounds are taken up to this number while they do not decide.
+        max_rounds: rounds are added up to this number as long as they do not decide.
     """
 
     max_ms: float | None = None
@@ -168,7 +168,7 @@ def _table(kind: type[_T], value: object, *, where: str, folder: Path) -> _T:
     return kind(**{key: _value(hints[key], v, where=f"{where}.{key}", folder=folder) for key, v in value.items()})
 
 
-def _demand(holds: bool, problem: str) -> None:
+def _require(holds: bool, problem: str) -> None:
     if not holds:
         raise ConfigError(problem)
 
@@ -177,11 +177,11 @@ def _check_export(export: ExportCheck, names: list[str]) -> None:
     """Raise ConfigError where a value of an export is not legal; `names` are the names of all exports."""
     where = f"export {export.name!r}"
     plain = export.name and all(c.isalnum() or c in "-_." for c in export.name) and export.name[0] != "."
-    _demand(
+    _require(
         bool(plain), f"{where}: a name becomes the name of a file; use letters, digits, '-', '_', and '.' inside it"
     )
     count = names.count(export.name)
-    _demand(count == 1, f"{where} appears {count} times; every export needs its own name")
+    _require(count == 1, f"{where} appears {count} times; every export needs its own name")
     _check_parity(export.parity, where)
     others = [name for name in names if name != export.name]
     for index, budget in enumerate(export.latency):
@@ -191,30 +191,30 @@ def _check_export(export: ExportCheck, names: list[str]) -> None:
 def _check_parity(parity: ParityCheck, where: str) -> None:
     for backend in parity.backends:
         legal = (*_BACKENDS, PRESENT)
-        _demand(backend in legal, f"{where}: there is no backend {backend!r}; the backends are {', '.join(legal)}")
-    _demand(bool(parity.backends), f"{where}: parity.backends is empty; name at least one")
-    _demand(parity.samples >= 1, f"{where}: parity.samples is {parity.samples}; it must be at least 1")
-    _demand(parity.seed >= 0, f"{where}: parity.seed is {parity.seed}; it must be at least 0")
+        _require(backend in legal, f"{where}: there is no backend {backend!r}; the backends are {', '.join(legal)}")
+    _require(bool(parity.backends), f"{where}: parity.backends is empty; name at least one")
+    _require(parity.samples >= 1, f"{where}: parity.samples is {parity.samples}; it must be at least 1")
+    _require(parity.seed >= 0, f"{where}: parity.seed is {parity.seed}; it must be at least 0")
     limit = parity.max_error
-    _demand(limit is None or limit >= 0.0, f"{where}: parity.max_error is {limit}; it must be at least 0")
+    _require(limit is None or limit >= 0.0, f"{where}: parity.max_error is {limit}; it must be at least 0")
 
 
 def _check_budget(budget: LatencyBudget, where: str, *, others: list[str]) -> None:
     legal = ", ".join(_BACKENDS)
-    _demand(budget.backend in _BACKENDS, f"{where}: backend is {budget.backend!r}; it must be one of {legal}")
+    _require(budget.backend in _BACKENDS, f"{where}: backend is {budget.backend!r}; it must be one of {legal}")
     given = [key for key in ("max_ms", "baseline", "against") if getattr(budget, key) is not None]
-    _demand(len(given) == 1, f"{where} names {given}; it must name exactly one of max_ms, baseline and against")
+    _require(len(given) == 1, f"{where} names {given}; it must name exactly one of max_ms, baseline and against")
     candidates = (*TORCH_CANDIDATES, *others)
     known = budget.against is None or budget.against in candidates
-    _demand(known, f"{where}: against is {budget.against!r}; it must be one of {', '.join(candidates)}")
+    _require(known, f"{where}: against is {budget.against!r}; it must be one of {', '.join(candidates)}")
     for key in ("max_ratio", "max_ms"):
         limit = getattr(budget, key)
         sound = limit is None or (math.isfinite(limit) and limit > 0.0)
-        _demand(sound, f"{where}: {key} is {limit}; it must be finite and above 0")
+        _require(sound, f"{where}: {key} is {limit}; it must be finite and above 0")
     smallest = {"threads": 0, "batch": 1, "sequence": 0, "rounds": 1, "max_rounds": budget.rounds}
     for key, least in smallest.items():
         value = getattr(budget, key)
-        _demand(value >= least, f"{where}: {key} is {value}; it must be at least {_LEAST.get(key, least)}")
+        _require(value >= least, f"{where}: {key} is {value}; it must be at least {_LEAST.get(key, least)}")
 
 
 def read_check_config(path: str | Path) -> CheckConfig:
@@ -235,8 +235,8 @@ def read_check_config(path: str | Path) -> CheckConfig:
         raise ConfigError(f"{path} is not a TOML file: {error}") from error
     try:
         config = _table(CheckConfig, {"results": _RESULTS, **found}, where=path.name, folder=path.parent)
-        _demand(config.format == _FORMAT, f"{path.name}.format is {config.format}; this version reads {_FORMAT}")
-        _demand(bool(config.export), f"{path.name} names no [[export]]: nothing to check")
+        _require(config.format == _FORMAT, f"{path.name}.format is {config.format}; this version reads {_FORMAT}")
+        _require(bool(config.export), f"{path.name} names no [[export]]: nothing to check")
         for export in config.export:
             _check_export(export, [other.name for other in config.export])
     except ConfigError as error:

@@ -1,4 +1,4 @@
-"""Judge a budget on latency: take rounds until they decide, or until no more are allowed."""
+"""Judge a latency budget: measure rounds until they decide, or until the largest number of rounds is reached."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _sizes(prepared: Prepared, budget: LatencyBudget) -> dict[str, int]:
 def _timer(
     prepared: Prepared, budget: LatencyBudget, *, others: Mapping[str, Prepared], progress: Progress
 ) -> Callable[[int], BenchReport]:
-    """A function that takes so many rounds of the export and of what it is compared with."""
+    """A function that measures a given number of rounds of the export and of what it is compared with."""
     against: list[str | ExportedModel] = []
     if budget.baseline is not None:
         against = [REFERENCE_LOAD]

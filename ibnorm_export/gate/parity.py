@@ -1,4 +1,4 @@
-"""Compare an export with its checkpoint on every backend that a check names, and make cases of the reports."""
+"""Compare an export with its checkpoint on every backend that a check names, and turn the reports into cases."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ from ibnorm_export.verifier.verify import VerifyOptions, verify
 
 __all__ = ["BackendParity", "compare_on_backends", "parity_cases"]
 
-#: What "present" stands for, as far as it can run here. Triton is left out: it needs the address of a server.
+#: The backends that "present" stands for; those that cannot run here are skipped.
+#: Triton is left out: it needs the address of a server.
 _MAY_BE_PRESENT: Final = tuple(backend for backend in Backend if backend is not Backend.TRITON)
 
 
 @dataclass(frozen=True, slots=True)
 class BackendParity:
-    """What one backend gave: cases, and the report where there is one."""
+    """The result on one backend: cases, and the report if there is one."""
 
     backend: str
     cases: tuple[Case, ...]
@@ -98,7 +99,7 @@ def _compare(
 def parity_cases(
     name: str, backend: str, *, report: ParityReport, max_error: float | None, seconds: float
 ) -> list[Case]:
-    """Make cases of one comparison.
+    """Turn one comparison into cases.
 
     Args:
         name: name of the export.

@@ -26,7 +26,7 @@ class Outcome(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One thing that was checked.
+    """One item that was checked.
 
     Args:
         suite: where: "NAME" of the export, "NAME.BACKEND" or "NAME.BACKEND.layers".
@@ -67,7 +67,7 @@ class CheckReport(Report):
         environment: machine and package versions.
         seconds: how long it took.
         files: the report files that were written.
-        notes: what the reader should know about them.
+        notes: remarks on the report files.
     """
 
     config: str

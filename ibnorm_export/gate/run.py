@@ -24,27 +24,27 @@ __all__ = ["check"]
 
 
 def check(path_or_config: CheckConfig | str | Path, *, progress: Progress = silent) -> CheckReport:
-    """Do everything that a check.toml asks for, and write the reports into its results folder.
+    """Do everything that a check.toml requests, and write the reports into its results folder.
 
-    What fails becomes a case of the report, and the rest goes on.
+    A failure becomes a case of the report, and the rest continues.
 
     Args:
-        path_or_config: the file, or what `read_check_config` made of it.
+        path_or_config: the file, or the result of `read_check_config`.
         progress: called as the work goes on.
 
     Returns:
-        A report that is true where no case is red; it lists the files that were written.
+        A report that is true if no case is red; it lists the files that were written.
 
     Raises:
         ConfigError: the file is missing or not legal.
-        IBNormError: the results folder cannot be made, or a report cannot be written.
+        IBNormError: the results folder cannot be created, or a report cannot be written.
     """
     config = path_or_config if isinstance(path_or_config, CheckConfig) else read_check_config(path_or_config)
     start = time.perf_counter()
     try:
         config.results.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise IBNormError(f"cannot make the folder {config.results}: {error.strerror or error}") from error
+        raise IBNormError(f"cannot create the folder {config.results}: {error.strerror or error}") from error
     cases: list[Case] = []
     parity: dict[str, ParityReport] = {}
     prepared: dict[str, Prepared] = {}

@@ -17,12 +17,12 @@ class ServeOptions:
     """Where a server listens, and how long it may take.
 
     Args:
-        address: address to listen on; 0.0.0.0 is every network.
+        address: address to listen on; 0.0.0.0 listens on every network.
         http_port: port for HTTP; 0 takes any free port, here and below.
         grpc_port: port for gRPC (Triton only).
         metrics_port: port for metrics (Triton only).
-        ready_s: seconds after which a server that is not ready is given up (Triton only).
-        finish_s: seconds that requests in flight have to finish when the server stops.
+        ready_s: seconds to wait until the server is ready (Triton only).
+        finish_s: seconds for requests in flight to finish when the server stops.
         log: file for Triton's log; None keeps the log only until the server stops.
         text: limits of the text endpoint.
 

@@ -1,8 +1,8 @@
 """Find the step that adds the error: the dtype, the exporter, ONNX Runtime's optimiser, or the fused kernels.
 
 PyTorch in float64 --dtype--> PyTorch in the file's dtype --exporter--> functions, not optimised
---optimiser--> functions, optimised --kernel--> fused kernels. A step is responsible when the variant before it keeps
-its tolerance and the variant after it does not.
+--optimiser--> functions, optimised --kernel--> fused kernels. A step is responsible when the variant before it is
+within its tolerance and the variant after it is not.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class _Variants:
 
     @property
     def base(self) -> OutputParity:
-        """The functions, where they were compared."""
+        """The variant with functions if it was compared, otherwise the fused one."""
         return self.present[0]
 
     @property
@@ -99,12 +99,12 @@ def _worst_output(outputs: Sequence[OutputParity]) -> tuple[str, _Variants | Non
 
 def _judge_optimiser(levels: Sequence[OptimiserLevel]) -> ErrorSource:
     if not levels:
-        return ErrorSource("optimiser", None, False, "levels are measured where the functions exceed their tolerance")
+        return ErrorSource("optimiser", None, False, "levels are measured only if the functions exceed their tolerance")
     first, last = levels[0], levels[-1]
     if last.passed:
-        return ErrorSource("optimiser", last.error, False, "the samples keep their tolerance at every level")
+        return ErrorSource("optimiser", last.error, False, "the error is within its tolerance at every level")
     if not first.passed:
-        return ErrorSource("optimiser", last.error, False, f"the error is there without it (level {first.name})")
+        return ErrorSource("optimiser", last.error, False, f"the error also occurs without it (level {first.name})")
     failed = next(level for level in levels if not level.passed)
     return ErrorSource(
         "optimiser",

@@ -1,4 +1,4 @@
-"""A file and its checkpoint: what every step of the numeric verdict takes."""
+"""A file and its checkpoint: the input of every step of the numeric verdict."""
 
 from __future__ import annotations
 
@@ -53,24 +53,24 @@ class Comparison:
         return self.options.backend != "ort-cpu" or self.reference.dtype is DType.FP32
 
     @cached_property
-    def taken(self) -> tuple[InputSpec, ...]:
+    def file_inputs(self) -> tuple[InputSpec, ...]:
         """The inputs of the checkpoint that the file takes."""
         names = {tensor.name for tensor in self.file.inputs}
         return tuple(spec for spec in self.reference.model.inputs if spec.name in names)
 
     def feed(self, inputs: Arrays) -> Arrays:
         """The part of `inputs` that the file takes."""
-        return {spec.name: inputs[spec.name] for spec in self.taken}
+        return {spec.name: inputs[spec.name] for spec in self.file_inputs}
 
     @cached_property
     def variants(self) -> LazyRunners:
         """Runners of the file by how the norms run, one open at a time.
 
-        Functions run beside fused kernels, because a kernel would hide a wrong function body.
+        Functions run in addition to fused kernels, because a kernel would hide a wrong function body.
         """
         options = self.options
         opened = functools.partial(open_runner, options.backend, self.file)
-        if options.backend == "triton":  # the server has decided how they run
+        if options.backend == "triton":  # the server decides how the norms run
             return LazyRunners({_SERVED: functools.partial(opened, endpoint=options.endpoint)})
         openers: dict[str, Callable[[], Runner]] = {}
         if fused_library(options.backend, options.kernels) is not None:

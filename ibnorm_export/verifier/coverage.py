@@ -26,7 +26,7 @@ class Coverage:
     Args:
         weights: names of the state dict that take part in the output.
         norms: module paths of the IBNorm modules that ran.
-        narrow_operators: operators that returned floating values of another dtype than float64.
+        narrow_operators: operators that returned floating-point values of a dtype other than float64.
     """
 
     weights: frozenset[str]

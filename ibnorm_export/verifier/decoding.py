@@ -21,6 +21,7 @@ from ibnorm_export.generation.sessions import SessionSource, open_sessions
 from ibnorm_export.progress import Progress
 from ibnorm_export.runtimes.runner import Kernels, Runner
 from ibnorm_export.runtimes.torch import TorchRunner
+from ibnorm_export.text_report import counted
 from ibnorm_export.verifier.comparison import FUNCTIONS, FUSED, Comparison
 from ibnorm_export.verifier.error_accumulator import ErrorSums
 from ibnorm_export.verifier.outputs import describe_error
@@ -41,7 +42,7 @@ _Logits = list[NDArray[np.float32]]
 class _Script:
     """The tokens that every runner is fed. They are given in advance, not chosen by the model.
 
-    So one different choice does not change what follows; top-1 counts how often the greedy choice agrees.
+    A different greedy choice therefore does not change the following steps; top-1 counts how often the choices agree.
 
     Args:
         tokens: ids (batch, total).
@@ -128,7 +129,7 @@ def _without_cache(comparison: Comparison, script: _Script) -> NDArray[np.float3
 
 def _start(runner: Runner, comparison: Comparison, *, whole: bool = False) -> Decoder:
     """A decoder with an empty cache; `whole` gives it all inputs of the checkpoint, not only those of the file."""
-    decoder = Decoder(runner, comparison.reference.model.inputs if whole else comparison.taken)
+    decoder = Decoder(runner, comparison.reference.model.inputs if whole else comparison.file_inputs)
     decoder.start(_BATCH)
     return decoder
 
@@ -146,7 +147,7 @@ def _compare_variant(
     try:
         actual = script.feed(_start(runner, comparison), script.total, progress=comparison.progress)
         half = script.prompt + (script.total - script.prompt) // 2
-        first, second = _start(runner, comparison), Decoder(runner, comparison.taken)
+        first, second = _start(runner, comparison), Decoder(runner, comparison.file_inputs)
         begun = script.feed(first, half)
         findings = _check_resume(first, second, begun, whole=actual, go_on=lambda d: script.feed(d, script.total))
     except ModelFileError as error:
@@ -155,7 +156,9 @@ def _compare_variant(
     for name, sums in _sum_errors(script, actual, baseline=baseline, truth=truth).items():
         if not sums:  # a model of one position has a prompt and no step after it
             continue
-        output = sums.judge(f"{name} ({len(sums.samples)} calls)", norms, bound=BOUNDS[comparison.reference.dtype])
+        output = sums.judge(
+            f"{name} ({counted(len(sums.samples), 'call')})", norms, bound=BOUNDS[comparison.reference.dtype]
+        )
         outputs.append(output)
         findings += _failures(name, output, dtype=comparison.reference.dtype)
     return StepReport(tuple(outputs), tuple(findings))
@@ -199,7 +202,7 @@ def _compare_session(
 ) -> StepReport:
     """Compare the first row in the session that generates text, whose cache is one buffer for input and output."""
     name = "onnxruntime-genai" if genai else "cache in place"
-    norms = "of the folder" if genai else FUSED if FUSED in comparison.variants else FUNCTIONS
+    norms = "as exported" if genai else FUSED if FUSED in comparison.variants else FUNCTIONS
     source: SessionSource = open_sessions(
         comparison.file.path.parent if genai else comparison.file.path,
         Kernels.FUSED if norms == FUSED else Kernels.FUNCTION,
@@ -210,5 +213,5 @@ def _compare_session(
         end = script.prompt + call
         logits = session.feed(script.tokens[:1, 0 if call == 0 else end - 1 : end])
         sums.add(logits, expected[:1, -1], truth=truth[:1, end - 1])
-    output = sums.judge(f"{name} ({len(baseline)} calls)", norms, bound=BOUNDS[comparison.reference.dtype])
+    output = sums.judge(f"{name} ({counted(len(baseline), 'call')})", norms, bound=BOUNDS[comparison.reference.dtype])
     return StepReport((output,), tuple(_failures(name, output, dtype=comparison.reference.dtype)))

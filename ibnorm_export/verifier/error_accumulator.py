@@ -69,11 +69,11 @@ class ErrorSums:
             self._rows += int(np.prod(t.shape[:-1]))
 
     def judge(self, name: str, norms: str, *, bound: Bound) -> OutputParity:
-        """Give the verdict: the error over all samples must keep the bound, and so must that of each sample.
+        """Give the verdict: the error over all samples must be within the bound, and so must that of each sample.
 
-        A short sample must not hide behind long ones, so each is held to PyTorch's worst sample. It is not compared
+        Long samples must not mask a wrong short one, so each is judged by PyTorch's worst sample. It is not compared
         with PyTorch on the same sample: an error of ten values is a matter of chance, and would fail one correct
-        export in sixty (ViTs in fp16 with ten logits an image).
+        export in sixty (ViTs in fp16 with ten logits per image).
         """
         truth = sum(sample.truth for sample in self.samples)
         error = _relative(sum(sample.file for sample in self.samples), truth)

@@ -10,11 +10,12 @@ from markupsafe import Markup
 
 from ibnorm_export.environment import environment
 from ibnorm_export.html_page import Curve, Section, bars, curves, heat_map, render
+from ibnorm_export.text_report import counted
 from ibnorm_export.verifier.report import ErrorAttribution, LayerParity, LayersReport, NumericReport, ParityReport
 
 __all__ = ["parity_bars", "sections", "write_report"]
 
-#: In place of a zero, which has no place on a logarithmic axis.
+#: Drawn instead of zero, which a logarithmic axis cannot show.
 _TINY: Final = 1e-12
 
 
@@ -37,7 +38,7 @@ def _outputs(report: ParityReport, numeric: NumericReport) -> Section:
         plots = ((parity_bars("Parity", [report]), "Relative error against float64, and the tolerance."),)
     return Section(
         "Outputs",
-        (f"{numeric.backend}, {numeric.dtype}, {numeric.samples} samples: {numeric.method}.",),
+        (f"{numeric.backend}, {numeric.dtype}, {counted(numeric.samples, 'sample')}: {numeric.method}.",),
         head=("output", "norms", "error", "baseline error", "tolerance", "max abs", "cosine", "verdict"),
         rows=rows,
         plots=plots,
@@ -69,7 +70,7 @@ def _attribution(attribution: ErrorAttribution) -> Section:
 
 
 def _layers(report: LayersReport) -> Section:
-    text = (report.first_failure or "Every norm and block keeps its tolerance.", *report.notes)
+    text = (report.first_failure or "Every norm and block is within its tolerance.", *report.notes)
     if not report.layers:
         return Section("Layer by layer", text)
     names = [variant.norms for variant in report.layers[0].variants]
@@ -134,12 +135,12 @@ def write_report(report: ParityReport, path: str | Path, *, about: Mapping[str, 
     Args:
         report: a report of `verify`.
         path: the .html file.
-        about: the environment in the footer; None takes this machine's.
+        about: the environment in the footer; None describes this machine.
 
     Raises:
         IBNormError: the file cannot be written.
     """
-    summary = f"{len(report.findings)} findings; checkpoint {report.checkpoint}"
+    summary = f"{counted(len(report.findings), 'finding')}; checkpoint {report.checkpoint}"
     footer = environment() if about is None else about
     return render(
         path,
@@ -152,7 +153,7 @@ def write_report(report: ParityReport, path: str | Path, *, about: Mapping[str, 
 
 
 def parity_bars(title: str, reports: Sequence[ParityReport]) -> Markup:
-    """Error of the exported file beside the baseline error and the tolerance, by output and dtype."""
+    """Bars of the file's error, the baseline error and the tolerance, by output and dtype."""
     found = [(r.numeric.dtype, o) for r in reports if r.numeric is not None for o in r.numeric.outputs]
     return bars(
         title,

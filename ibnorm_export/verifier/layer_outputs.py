@@ -28,7 +28,7 @@ from ibnorm_export.op.torch_op import IBNorm, SkipIBNorm
 
 __all__ = ["LayerOutput", "add_layer_outputs", "blocks", "copy_with_layer_outputs", "record_layer_outputs"]
 
-#: Begins the names of the added graph outputs.
+#: Prefix of the names of the added graph outputs.
 _PREFIX: Final = "layer:"
 
 _FLOATING: Final = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
@@ -93,7 +93,7 @@ def _within(path: str, block: str) -> bool:
 
 
 def _block_output(graph: ir.Graph, block: str) -> ir.Value | None:
-    """The last floating value that nodes outside the block use.
+    """The block's last floating-point value that nodes outside the block use.
 
     Where a SkipIBNorm outside computes the block's residual sum, that sum is the output.
     """

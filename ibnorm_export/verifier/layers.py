@@ -30,7 +30,7 @@ _Recorded = tuple[NDArray[Any], NDArray[Any]]
 
 @dataclass(frozen=True, slots=True)
 class _Recordings:
-    """What PyTorch's norms and blocks return, kept in files: all feature maps of a model would not fit into memory."""
+    """What PyTorch's norms and blocks return, stored in files because not all feature maps fit into memory."""
 
     folder: Path
 
@@ -44,7 +44,7 @@ class _Recordings:
             for role, module in (("truth", reference.truth), ("baseline", reference.baseline)):
                 with record_layer_outputs(module) as values:
                     TorchRunner(reference.model, module).run(inputs)
-                np.savez(self._file(role, index), **values)  # type: ignore[arg-type]  # any name may be an array's
+                np.savez(self._file(role, index), **values)  # type: ignore[arg-type]  # an array may have any name
 
     @contextlib.contextmanager
     def read(self, index: int) -> Iterator[Callable[[LayerOutput], _Recorded | None]]:

@@ -18,7 +18,7 @@ def require_match(exported: ExportedModel, model: LoadedModel) -> tuple[str, ...
         model: the checkpoint.
 
     Returns:
-        Notes: a file of another copy of the checkpoint is compared all the same.
+        Notes. A file from another copy of the checkpoint is not refused, but gets a note.
 
     Raises:
         ModelFileError: the file has no metadata, or its family or inputs are not those of the checkpoint.

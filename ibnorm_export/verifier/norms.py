@@ -1,4 +1,4 @@
-"""Which implementation ran for every norm, and whether that is what was asked for."""
+"""Which implementation ran for every norm, and whether it is the required one."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def observe_norms(comparison: Comparison) -> tuple[NormExecution, ...]:
 
 
 def find_unfused(comparison: Comparison, executions: Sequence[NormExecution]) -> tuple[Finding, ...]:
-    """Every norm that did not run as a fused kernel, where `require_fused` asks for them."""
+    """Every norm that did not run as a fused kernel, if `require_fused` is set."""
     if not comparison.options.require_fused:
         return ()
     if comparison.file.metadata.inlined:
-        return (Finding("norms", "are inlined in this file, so no kernel can replace them: export without --inline"),)
+        return (Finding("norms", "inlined in this file, so no kernel can replace them: export without --inline"),)
     if not executions:
         return (Finding("norms", f"backend {comparison.options.backend} cannot show that a fused kernel ran"),)
     return tuple(Finding(f"norm {norm.module}", norm.problem) for norm in executions if norm.problem)

@@ -1,4 +1,4 @@
-"""The numeric verdict: what the file computes, against PyTorch in float64, and the baseline error as the measure."""
+"""The numeric verdict: the file's error against PyTorch in float64, judged by the baseline error."""
 
 from __future__ import annotations
 
@@ -72,18 +72,18 @@ def with_layers(report: NumericReport, layers: LayersReport) -> NumericReport:
     if not layers.first_failure:
         return replace(report, layers=layers)
     if report:
-        note = f"{layers.first_failure}; every output keeps its tolerance"
+        note = f"{layers.first_failure}; every output is within its tolerance"
         return replace(report, layers=layers, notes=(*report.notes, note))
     return replace(report, layers=layers, findings=(*report.findings, Finding("layer", layers.first_failure)))
 
 
 def _find_unfit_dtype(outputs: Sequence[OutputParity], dtype: DType) -> list[Finding]:
-    """Outputs that PyTorch itself computes too badly to compare with."""
+    """Outputs whose baseline error is too large for a comparison."""
     return [
         Finding(
             f"{dtype.value} of output {output.name}",
-            f"PyTorch in {dtype.value} is itself {output.baseline_error:.0%} off float64, too far to compare with: the "
-            f"model does not fit this dtype; export another; norms ran {output.norms}",
+            f"PyTorch in {dtype.value} differs from float64 by {output.baseline_error:.0%}, too much for a comparison: "
+            f"the model does not fit this dtype, so export it in another; norms ran {output.norms}",
         )
         for output in outputs
         if output.baseline_error > MAX_BASELINE_ERROR

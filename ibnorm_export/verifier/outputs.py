@@ -73,7 +73,7 @@ def compare_runner(comparison: Comparison, runner: Runner, *, norms: str) -> Ste
 
 
 def describe_error(output: OutputParity, dtype: DType) -> str:
-    """The error of an output beside its tolerance, in words."""
+    """The error of an output and its tolerance, in words."""
     return (
         f"relative error {output.error:.3g} against float64 (worst sample {output.worst_sample_error:.3g}); PyTorch in "
         f"{dtype.value} has {output.baseline_error:.3g}, the tolerance is {output.tolerance:.3g}; norms ran "

@@ -1,4 +1,4 @@
-"""How good a language model's predictions still are: agreement, KL divergence and perplexity beside PyTorch's."""
+"""How good a language model's predictions are, compared with PyTorch's: agreement, KL divergence, perplexity."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def sample_text(model: LoadedModel, *, seed: int = 0) -> NDArray[np.int64]:
 
 
 def require_predictions(tokens: NDArray[np.int64]) -> None:
-    """Refuse a text (n,) in which no token follows another.
+    """Refuse a text (n,) of fewer than two tokens.
 
     Raises:
         ModelFileError: nothing can be predicted in it.
@@ -60,7 +60,7 @@ def require_predictions(tokens: NDArray[np.int64]) -> None:
 
 
 def check_quality(comparison: Comparison, tokens: NDArray[np.int64], *, kind: str) -> tuple[Quality, ...]:
-    """Compare the file's predictions with those of PyTorch in fp32; the tokens before each are given.
+    """Compare the file's predictions with those of PyTorch in fp32; each gets the text's own tokens before it.
 
     Args:
         comparison: a file of task "text-generation", and its reference.
@@ -85,7 +85,7 @@ def check_quality(comparison: Comparison, tokens: NDArray[np.int64], *, kind: st
         actual = []
         for index, piece in enumerate(pieces):
             comparison.progress("predicting", index, len(pieces))
-            actual.append(_predict(runner, comparison.taken, tokens=piece[:-1]))
+            actual.append(_predict(runner, comparison.file_inputs, tokens=piece[:-1]))
         found.append(_judge(norms, kind, pieces=pieces, expected=expected, actual=actual))
     return tuple(found)
 

@@ -1,8 +1,8 @@
-"""A quantised file: its predictions beside the checkpoint's, its numbers beside those of its own matrices.
+"""A quantised file: compare its predictions with the checkpoint's, and its numbers with those of its own matrices.
 
-A quantised file computes another model than the checkpoint, so its numbers are not the checkpoint's. But where
-the kernel does not round activations, they are those of the checkpoint with the file's matrices, within the bound of
-fp32. Comparing them checks everything that is not a matrix: masks, caches, batches, norms.
+A quantised file is a different model from the checkpoint, so its numbers differ. But if the kernel does not round
+activations, they equal those of the checkpoint with the file's matrices, within the bound of fp32. This comparison
+checks everything that is not a matrix: masks, caches, batches, norms.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def check_quantized(comparison: Comparison, *, tokens: NDArray[np.int64] | None)
 
 def _check_own_numbers(comparison: Comparison) -> NumericReport:
     """Compare a copy that does not round activations with PyTorch that has the file's own matrices."""
-    predictions = "predictions of the file as it is, beside PyTorch in fp32"
+    predictions = "predictions of the file as it is, against PyTorch in fp32"
     given = comparison.reference
     if comparison.options.backend != "ort-cpu":
         return NumericReport(
@@ -97,7 +97,9 @@ def _check_own_numbers(comparison: Comparison) -> NumericReport:
         exact.variants.close()
         if comparison.options.layers:
             report = with_layers(report, compare_layers(exact))
-    method = f"{predictions}; numbers of a copy that rounds no activations, beside PyTorch with the file's own matrices"
+    method = (
+        f"{predictions}; numbers of a copy without rounding of activations, against PyTorch with the file's matrices"
+    )
     return replace(report, method=method)
 
 
@@ -133,7 +135,7 @@ def _matrices(exported: ExportedModel, model: LoadedModel) -> Iterator[tuple[str
 
 
 def _with_matrices_of(exported: ExportedModel, model: LoadedModel) -> LoadedModel:
-    """A copy of `model` with the matrices of a quantised file in place of its own.
+    """A copy of `model` whose matrices are replaced by those of a quantised file.
 
     A matrix that is also the embedding stays unquantised in the embedding, as in the file.
     """

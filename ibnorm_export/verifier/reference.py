@@ -43,7 +43,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Reference:
-    """A checkpoint and the inputs that it is run on. Everything is computed once, when it is first asked for.
+    """A checkpoint and the inputs that it is run on. Everything is computed once, when it is first used.
 
     Args:
         model: the checkpoint.

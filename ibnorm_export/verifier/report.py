@@ -8,7 +8,7 @@ from typing import Any
 
 from ibnorm_export.errors import ParityError
 from ibnorm_export.runtimes.norm_executions import NormExecution, norms_summary
-from ibnorm_export.text_report import Report, text_table
+from ibnorm_export.text_report import Report, counted, text_table
 from ibnorm_export.verifier.tolerances import QualityBound
 
 __all__ = [
@@ -58,7 +58,8 @@ class StaticReport(Report):
         return not self.findings and self.weights > 0
 
     def __str__(self) -> str:
-        return f"static: {self.norms} norms and {self.weights} weights compared, {len(self.findings)} findings"
+        compared = f"{counted(self.norms, 'norm')} and {counted(self.weights, 'weight')} compared"
+        return f"static: {compared}, {counted(len(self.findings), 'finding')}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,7 @@ class OutputParity:
         cosine: cosine of the angle between the file's values and the truth.
         top1_agreement: share of rows with the same largest value; None where rows have one value.
         elements: values that were compared.
-        passed: whether the error keeps the tolerance, over all samples and in each.
+        passed: whether the error is within the tolerance, over all samples and in each.
     """
 
     name: str
@@ -104,7 +105,7 @@ class OutputParity:
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """A language model's predictions on one text, beside those of PyTorch in fp32.
+    """A language model's predictions on one text, compared with those of PyTorch in fp32.
 
     Args:
         norms: how the norms ran.
@@ -114,8 +115,8 @@ class Quality:
         divergence: mean KL divergence from PyTorch's distribution, in nats.
         baseline_perplexity: perplexity of PyTorch in fp32.
         perplexity: perplexity of the file.
-        bound: what the predictions must keep.
-        passed: whether they do.
+        bound: limits on the predictions.
+        passed: whether they are within the limits.
     """
 
     norms: str
@@ -248,7 +249,7 @@ class LayersReport(Report):
                 for layer in self.layers
             ]
             yield text_table("layers: relative error against float64", columns, rows=rows)
-            yield f"layers: {self.first_failure or 'all keep their tolerance'}"
+            yield f"layers: {self.first_failure or 'all are within their tolerance'}"
         else:
             yield "layers: none compared"
         for note in self.notes:
@@ -275,7 +276,7 @@ class NumericReport(Report):
         norms: which implementation ran for each norm.
         quality: predictions of a language model.
         attribution: where the error comes from; None where nothing was compared.
-        layers: the error after every norm and block; None where it was not asked for.
+        layers: the error after every norm and block; None if it was not requested.
     """
 
     backend: str
@@ -300,7 +301,7 @@ class NumericReport(Report):
 
     def _lines(self) -> Iterator[str]:
         if self.outputs:
-            yield from _output_lines(f"{self.backend}, {self.dtype}, {_count(self.samples, 'sample')}", self.outputs)
+            yield from _output_lines(f"{self.backend}, {self.dtype}, {counted(self.samples, 'sample')}", self.outputs)
             yield f"numeric: ran {self.method}"
             if self.norms:
                 yield norms_summary(self.norms)
@@ -312,12 +313,8 @@ class NumericReport(Report):
             yield str(self.layers)
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
 def _output_lines(title: str, outputs: Sequence[OutputParity]) -> Iterator[str]:
-    """A table of the outputs; those of a cache, two for each layer, are summed up in one line while they pass."""
+    """A table of the outputs; those of a cache, two for each layer, share one line if they pass."""
     summed_up = [output for output in outputs if output.name.startswith("present.") and output.passed]
     columns = (
         "output",
@@ -355,12 +352,12 @@ def _output_lines(title: str, outputs: Sequence[OutputParity]) -> Iterator[str]:
 
 @dataclass(frozen=True, slots=True)
 class ParityReport(Report):
-    """Both verdicts; true only when each that was asked for is.
+    """Both verdicts; true only if every requested verdict passes.
 
     Args:
         model: path of the file.
         checkpoint: where the checkpoint came from.
-        static: the static verdict; None where it was not asked for.
+        static: the static verdict; None if it was not requested.
         numeric: the numeric verdict.
         notes: what a reader should know.
     """
@@ -373,8 +370,8 @@ class ParityReport(Report):
     notes: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
-        asked = [part for part in (self.static, self.numeric) if part is not None]
-        return bool(asked) and all(asked)
+        requested = [part for part in (self.static, self.numeric) if part is not None]
+        return bool(requested) and all(requested)
 
     def __str__(self) -> str:
         lines = [f"{self.model} against {self.checkpoint}"]

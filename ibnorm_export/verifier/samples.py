@@ -26,7 +26,7 @@ class RefusedInputError(ModelFileError):
 
 @contextlib.contextmanager
 def refusals(index: int, inputs: Arrays) -> Iterator[None]:
-    """Name the input that PyTorch is run on in this block, where PyTorch refuses it.
+    """Report the input by number if PyTorch fails on it in this block.
 
     Raises:
         RefusedInputError: PyTorch raised an error; the message has the ranges of the input.
@@ -39,7 +39,7 @@ def refusals(index: int, inputs: Arrays) -> Iterator[None]:
 
 
 def round_inputs(inputs: Arrays, dtype: torch.dtype) -> Arrays:
-    """Floating inputs as the model sees them, in float32, so that rounding them counts for neither side."""
+    """Floating-point inputs as the model sees them, in float32, so that rounding them adds no error on either side."""
     return {
         name: torch.from_numpy(a).to(dtype).float().numpy() if np.issubdtype(a.dtype, np.floating) else a
         for name, a in inputs.items()
@@ -47,7 +47,7 @@ def round_inputs(inputs: Arrays, dtype: torch.dtype) -> Arrays:
 
 
 def _draw(model: LoadedModel, options: VerifyOptions) -> tuple[list[Arrays], list[str]]:
-    """Inputs that walk through the shapes that matter, then stress inputs where they are asked for; and notes."""
+    """Inputs that walk through the shapes that matter, then stress inputs if requested; and notes."""
     rng = np.random.default_rng(options.seed)
     drawn = [model.sample(rng, index) for index in range(options.samples)]
     stress = draw_stress_inputs(model, rng) if options.stress else {}

@@ -1,4 +1,4 @@
-"""The function body that the file has for each operator is the operator's."""
+"""Compare the function bodies in a file with the definitions of the operators."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def check_functions(exported: ExportedModel) -> Iterator[Finding]:
     for op_type in sorted({node.op_type for node in exported.norms}):
         where = f"function {op_type}"
         if op_type not in present:
-            yield Finding(where, "is not in the file, so runtimes without the kernel cannot run it")
+            yield Finding(where, "not in the file, so runtimes without the kernel cannot run it")
         elif difference := _difference(present[op_type], expected[op_type]):
-            yield Finding(where, f"its body is not the operator's: {difference}")
+            yield Finding(where, f"the body differs from the operator's definition: {difference}")
 
 
 def _difference(actual: onnx.FunctionProto, expected: onnx.FunctionProto) -> str:
@@ -35,15 +35,15 @@ def _difference(actual: onnx.FunctionProto, expected: onnx.FunctionProto) -> str
     if [n.op_type for n in actual.node] == [n.op_type for n in expected.node]:
         return "" if _canonical(actual) == _canonical(expected) else "wiring or attributes differ"
     replaced = [
-        f"{a.op_type} in place of {b.op_type}"
+        f"{a.op_type} instead of {b.op_type}"
         for a, b in zip(actual.node, expected.node, strict=False)
         if a.op_type != b.op_type
     ]
-    return ", ".join(replaced) or f"{len(actual.node)} nodes in place of {len(expected.node)}"
+    return ", ".join(replaced) or f"{len(actual.node)} nodes instead of {len(expected.node)}"
 
 
 def _canonical(function: onnx.FunctionProto) -> list[Any]:
-    """What a function computes, with numbers in place of the names of its values."""
+    """What a function computes, with its values numbered instead of named."""
     numbers: dict[str, int] = {"": -1}
     for name in function.input:
         numbers.setdefault(name, len(numbers))

@@ -1,4 +1,4 @@
-"""Every norm of the checkpoint has its node in the file, with its attributes and connected to its weights."""
+"""Check that every norm of the checkpoint has a node in the file with the right attributes and weights."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def check_norms(exported: ExportedModel, model: LoadedModel, *, coverage: Covera
     present = {node.module for node in exported.norms}
     for path in modules:
         if path in coverage.norms and path not in present:
-            yield Finding(f"norm {path}", "has no node in the file: the norm was dropped")
+            yield Finding(f"norm {path}", "no node in the file: the norm was dropped")
     for node in exported.norms:
         if node.module not in modules:
-            yield Finding(f"norm {node.module}", "is in the file but not in the checkpoint")
+            yield Finding(f"norm {node.module}", "in the file but not in the checkpoint")
             continue
         where = f"norm {node.module} (node {node.name})"
         module = modules[node.module]

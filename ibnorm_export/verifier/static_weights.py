@@ -1,4 +1,4 @@
-"""Every weight of the checkpoint is in the file: bit for bit, or, where it is quantised, to a step of its block."""
+"""Check that the file has every weight of the checkpoint: bit for bit, or within one step if quantised."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def compare_weights(exported: ExportedModel, model: LoadedModel, *, coverage: Co
     """
     stored = StoredWeights(exported)
     findings = [
-        Finding(f"constant {name}", f"must hold {expected:g} throughout")
+        Finding(f"constant {name}", f"every value must be {expected:g}")
         for name, expected, values in stored.constants()
         if not (values == expected).all()
     ]
@@ -49,12 +49,12 @@ def compare_weights(exported: ExportedModel, model: LoadedModel, *, coverage: Co
     state = model.module.state_dict(keep_vars=True)
     in_file = {id(tensor) for weight in weights for tensor in weight.tensors}
     findings += [
-        Finding(f"weight {name}", "is used by the checkpoint but is not in the file")
+        Finding(f"weight {name}", "used by the checkpoint but not in the file")
         for name, tensor in state.items()
         if id(tensor) not in in_file and name in coverage.weights
     ]
     unused = [name for name, tensor in state.items() if name not in coverage.weights and tensor.is_floating_point()]
-    note = f"{len(unused)} weights of the checkpoint take no part in its output: {', '.join(unused[:5])}"
+    note = f"{len(unused)} weights of the checkpoint do not affect its output: {', '.join(unused[:5])}"
     return WeightsReport(len(weights), tuple(findings), (note,) if unused else ())
 
 
@@ -91,4 +91,6 @@ def _compare_quantized(stored: QuantizedValues, weight: StoredWeight) -> str:
     if stored.values.shape != expected.shape:
         return f"shape is {stored.values.shape}; the checkpoint has {expected.shape}"
     wrong = int(np.count_nonzero(~(np.abs(stored.values - expected) <= stored.steps * QUANTIZATION_STEPS)))
-    return f"{wrong} of {expected.size} values are more than one step of their block off" if wrong else ""
+    if not wrong:
+        return ""
+    return f"{wrong} of {expected.size} values differ from the checkpoint by more than one step of their block"

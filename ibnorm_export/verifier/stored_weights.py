@@ -114,7 +114,7 @@ class StoredWeights:
         if declared is None:
             raise ModelFileError("is quantised, but the metadata of the file declares no quantisation")
         if bits is None or bits not in (declared.bits, declared.head_bits):
-            raise ModelFileError(f"has {bits} bits a value; the metadata of the file declares {declared.bits}")
+            raise ModelFileError(f"has {bits} bits per value; the metadata of the file declares {declared.bits}")
         size = declared.block_size
         if size not in BLOCK_SIZES:  # a very large block would have very large steps
             raise ModelFileError(f"has blocks of {size} values; a block must have one of {BLOCK_SIZES}")

@@ -35,7 +35,7 @@ class Bound:
         return self.factor * baseline_error + self.floor
 
 
-#: fp32: another order of summation costs up to about twice PyTorch's error. The floor covers models so small that
+#: fp32: a different order of summation costs up to about twice PyTorch's error. The floor covers models so small that
 #: PyTorch's error is a matter of chance.
 #: fp16 and bf16: rounding of stored values dominates and is the same on both sides, so the factor is tighter and there
 #: is no floor.
@@ -56,7 +56,7 @@ QUANTIZATION_STEPS: Final = 1.001
 
 @dataclass(frozen=True, slots=True)
 class QualityBound:
-    """What a language model's predictions must keep, beside PyTorch in fp32.
+    """Limits on a language model's predictions, compared with PyTorch in fp32.
 
     Args:
         agreement: smallest share of positions with the same likeliest token.
@@ -69,7 +69,7 @@ class QualityBound:
     perplexity: float
 
 
-#: By dtype of the file. fp32, fp16 and bf16: a few times what rounding alone costs. int8 and int4: for trained models,
+#: By dtype of the file. fp32, fp16 and bf16: a few times what rounding costs. int8 and int4: for trained models,
 #: whose weights use their blocks well; an untrained one has many near ties.
 QUALITY_BOUNDS: Final[Mapping[str, QualityBound]] = {
     "fp32": QualityBound(1.0, 1e-6, 1.0001),

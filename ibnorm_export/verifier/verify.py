@@ -99,7 +99,7 @@ def _encode(text: str, model: LoadedModel) -> NDArray[np.int64]:
 
 
 def _run(comparison: Comparison, *, tokens: NDArray[np.int64] | None) -> NumericReport:
-    """The numeric verdict. A file that the runtime refuses is a finding, beside the static ones."""
+    """The numeric verdict. A file that the runtime refuses is a finding, in addition to the static ones."""
     check = check_quantized if comparison.file.metadata.quantization else check_numeric
     try:
         return check(comparison, tokens=tokens)

@@ -40,7 +40,7 @@ def test_entropy_of_order_two_is_the_logarithm_of_the_trace_of_the_square() -> N
 
 
 def test_kernel_width_and_order_change_the_estimate() -> None:
-    """A narrow kernel tells every point apart: I(T; X) is log2 n for every order. A wide kernel tells none apart."""
+    """A narrow kernel separates all points: I(T; X) is log2 n for every order. A wide kernel separates none."""
     points, labels = np.eye(16) * 10.0, np.arange(16) % 4
     for alpha in (0.5, 1.01, 2.0):
         found = information_bottleneck(points, points, target=labels, alpha=alpha, width=0.1)

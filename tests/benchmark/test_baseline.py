@@ -1,4 +1,4 @@
-"""Baselines: written, read, compared; and what a damaged file is answered with."""
+"""Baselines: written, read, compared; and the error for a damaged file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`bench` on exported files: what it takes, what it compares with, and what it refuses."""
+"""`bench` on exported files: what it accepts, what it compares with, and what it refuses."""
 
 from __future__ import annotations
 

@@ -198,7 +198,9 @@ def timed_on_spinners(clock: Clock, rest_ms: float, pool: str | None = None) -> 
 def test_a_candidate_rests_until_the_threads_of_the_other_are_idle(clock: Clock) -> None:
     assert Timing().rest_ms == 150.0
     assert timed_on_spinners(clock, Timing().rest_ms)[0] == [1.0, 1.0]
-    assert timed_on_spinners(clock, 0.0)[0] != [1.0, 1.0], "the spinners disturb nobody: the test shows nothing"
+    assert timed_on_spinners(clock, 0.0)[0] != [1.0, 1.0], (
+        "the spinners do not disturb other candidates, so the test proves nothing"
+    )
 
 
 def test_candidates_that_share_a_pool_do_not_rest(clock: Clock) -> None:
@@ -206,7 +208,7 @@ def test_candidates_that_share_a_pool_do_not_rest(clock: Clock) -> None:
     assert timed_on_spinners(clock, 150.0, pool="torch") == ([1.0, 1.0], 34.0)
 
 
-def test_what_runs_on_a_device_leaves_no_thread_to_wait_for(clock: Clock) -> None:
+def test_a_candidate_on_a_device_does_not_rest(clock: Clock) -> None:
     class Device(Worker):
         def timed(self, inputs: Arrays) -> Callable[[], float]:
             return lambda: 4.0

@@ -120,7 +120,7 @@ def test_verify_layers_and_the_page(cli: Any, exported: Path, llama_checkpoint: 
     result = cli("verify", exported, llama_checkpoint, "--samples", 1, "--layers", "--report", tmp_path / "r.html")
     assert result.code == 0, result.err
     assert "no step exceeds its tolerance" in result.out
-    assert "all keep their tolerance" in result.out
+    assert "all are within their tolerance" in result.out
     assert "model.layers.1.post_attention_layernorm" in result.out
     assert "Error by depth" in (tmp_path / "r.html").read_text(encoding="utf-8")
 
@@ -225,7 +225,7 @@ def _lambda_in_words(proto: onnx.ModelProto) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (_type_of_an_input, "'input_ids' has element type 99"),
         (_type_of_a_weight, "has element type 99"),
@@ -240,14 +240,14 @@ def _lambda_in_words(proto: onnx.ModelProto) -> None:
     ],
 )
 def test_a_damaged_file_is_bad_input(
-    cli: Any, exported: Path, tmp_path: Path, change: Callable[[onnx.ModelProto], None], said: str
+    cli: Any, exported: Path, tmp_path: Path, change: Callable[[onnx.ModelProto], None], message: str
 ) -> None:
     proto = onnx.load(exported)
     change(proto)
     (tmp_path / "m.onnx").write_bytes(proto.SerializeToString())
     result = cli("inspect", tmp_path / "m.onnx")
     assert result.code == 2, result.err
-    assert said in result.err
+    assert message in result.err
     assert len(result.err.strip().splitlines()) == 1
 
 
@@ -263,11 +263,11 @@ def test_doctor(cli: Any) -> None:
     assert result.code == 0, result.err
     checks = {check["name"]: check for check in result.json["checks"]}
     assert checks["ONNX Runtime"]["works"]
-    assert all(check["works"] or check["remedy"] for check in checks.values()), "what fails says what to do"
+    assert all(check["works"] or check["remedy"] for check in checks.values()), "every failed check needs a remedy"
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "code", "message"),
     [
         (("verify", "missing.onnx", "nowhere"), 2, "'missing.onnx' does not exist"),
         (("export", "nowhere", "-o", "x.onnx"), 2, "'nowhere' does not exist"),
@@ -281,12 +281,12 @@ def test_doctor(cli: Any) -> None:
     ],
 )
 def test_bad_usage_is_one_line_and_exit_2(
-    cli: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: tuple[str, ...], code: int, said: str
+    cli: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: tuple[str, ...], code: int, message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     result = cli(*words)
     assert result.code == code
-    assert said in result.err
+    assert message in result.err
     assert len(result.err.strip().splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
 
@@ -392,7 +392,7 @@ def test_a_report_does_not_replace_a_file_of_another_kind(
     """This is checked before the work whose result would be written."""
     config = tmp_path / "config.json"
     config.write_text("{}")
-    for words, said in (
+    for words, message in (
         (("verify", exported, llama_checkpoint, "--report", exported), "does not end in .html"),
         (("verify", exported, llama_checkpoint, "--report", tmp_path / "no" / "x.html"), "no does not exist"),
         (("analyze", llama_checkpoint, "--report", config), "does not end in .html"),
@@ -402,7 +402,7 @@ def test_a_report_does_not_replace_a_file_of_another_kind(
     ):
         result = cli(*words)
         assert result.code == 2
-        assert said in result.err
+        assert message in result.err
     assert config.read_text() == "{}"
 
 

@@ -1,4 +1,4 @@
-"""The demo with little training: everything is made, verification passes, and the verdict follows the training."""
+"""The demo with little training: all files exist, verification passes, and the verdict follows the training."""
 
 from __future__ import annotations
 

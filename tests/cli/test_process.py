@@ -34,7 +34,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the command after `code`, which makes something happen in it."""
+    """Run the command after `code`, which arranges an event in the process."""
     start = "import atexit, json, os, signal, sys, time, weakref\nfrom ibnorm_export.cli.__main__ import run\n"
     return subprocess.run(
         [sys.executable, "-c", f"{start}{code}\nrun()", *arguments],
@@ -105,7 +105,7 @@ def test_a_command_that_is_ending_keeps_its_exit_code(code: int, signum: signal.
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("arguments", ["--version", "inspect --help", "inspect MODEL", "inspect MODEL --json"])
 def test_a_closed_pipe_on_stdout(arguments: str, unbuffered: str, model: str) -> None:
-    """The command ends silently, as any program in a pipe, and not with 1, which stands for a failed check."""
+    """The command ends silently, as any program in a pipe, and not with 1, which means a failed check."""
     reading, writing = os.pipe()
     os.close(reading)
     try:
@@ -168,7 +168,7 @@ def test_an_interrupt_that_also_ends_the_reader(arguments: str, unbuffered: str)
 
 
 def test_a_model_that_ends_the_program(tmp_path: Path) -> None:
-    """Its message is printed, and the exit code does not stand for something else."""
+    """Its message is printed, and the exit code is not that of another error."""
     (tmp_path / "leaves.py").write_text("import sys\ndef build(): sys.exit('set MYDATA first')\n")
     (tmp_path / "weights.pt").touch()
     words = ["export", str(tmp_path / "weights.pt"), "-o", str(tmp_path / "m.onnx"), "--model", "leaves:build"]

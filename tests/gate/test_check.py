@@ -1,4 +1,4 @@
-"""`check` as a whole: a fault turns it red, and what stops one part does not stop the others."""
+"""`check` as a whole: a fault makes it fail, and an error in one part does not stop the others."""
 
 from __future__ import annotations
 

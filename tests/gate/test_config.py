@@ -1,4 +1,4 @@
-"""check.toml: what it accepts, and what it says about a value that is not legal; and the template."""
+"""check.toml: legal values, the messages about illegal ones, and the template."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Budgets on latency: judged by their rounds, with more rounds where they do not decide."""
+"""Latency budgets: judged by their rounds, with more rounds until they decide."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_budget_is_judged_by_its_rounds(
     assert report.passed == (outcome is not Outcome.FAIL)
 
 
-def test_an_export_that_does_not_exist_is_not_compared_with(vit_checkpoint: Path, exported_vit: ExportedModel) -> None:
+def test_a_comparison_with_a_missing_export_is_skipped(vit_checkpoint: Path, exported_vit: ExportedModel) -> None:
     prepared = Prepared(ExportCheck("vit", vit_checkpoint), models.load(vit_checkpoint), exported_vit)
     case = latency_case(prepared, LatencyBudget(against="other"), others={"vit": prepared})
     assert (case.outcome, case.message) == (Outcome.SKIPPED, "other was not exported")

@@ -139,7 +139,7 @@ def test_a_quantised_file_is_compared_with_its_own_matrices(
     assert {finding.where for finding in report.findings} == {"quality"}, "int4 predictions of random weights are poor"
     assert report.numeric is not None
     assert report.numeric.dtype == "int4"
-    assert {"logits", "prompt (1 calls)", "decoding (32 calls)"} <= {o.name for o in report.numeric.outputs}
+    assert {"logits", "prompt (1 call)", "decoding (32 calls)"} <= {o.name for o in report.numeric.outputs}
     assert max(output.error for output in report.numeric.outputs) < 2e-6
     assert report.numeric.layers is not None
     assert report.numeric.layers.layers
@@ -213,7 +213,7 @@ def test_a_file_is_not_excused_by_its_own_metadata(
     (tmp_path / "other").mkdir()
     report = verify(planted(portable, tmp_path / "other", other), model)
     assert report.static is not None
-    assert "has 4 bits a value; the metadata of the file declares 8" in {f.what for f in report.static.findings}
+    assert "has 4 bits per value; the metadata of the file declares 8" in {f.what for f in report.static.findings}
 
     def vast(proto: onnx.ModelProto) -> None:
         entry = next(entry for entry in proto.metadata_props if entry.key == "ibnorm.quantization")

@@ -30,7 +30,11 @@ TEMPLATE = (
 def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A GenAI folder with random weights. Its text is noise, but the same noise on every machine."""
     place = tmp_path_factory.mktemp("text")
-    config = {**LLAMA, "hidden_size": 64, "max_position_embeddings": 512}  # heads of 16, as GenAI's attention wants
+    config = {
+        **LLAMA,
+        "hidden_size": 64,
+        "max_position_embeddings": 512,
+    }  # GenAI's attention needs heads whose size is a multiple of 16
     checkpoint = save_checkpoint(place / "checkpoint", config, IBNormSpec("L", 4.0, epsilon=1e-5, bias=False))
     write_byte_tokenizer(checkpoint)
     made = json.loads((checkpoint / "tokenizer_config.json").read_text())

@@ -156,8 +156,8 @@ def test_bf16_is_refused_with_a_remedy(llama_checkpoint: Path, tmp_path: Path) -
     assert not (tmp_path / "r").exists()
 
 
-def write_plan(folder: Path, model: ExportedModel, **says: object) -> Path:
-    """Write a plan with a description like that of `build-engine`; its bytes mean nothing, and nothing reads them."""
+def write_plan(folder: Path, model: ExportedModel, **changes: object) -> Path:
+    """Write a plan with a description like that of `build-engine`; its bytes are never read."""
     plan = folder / "vit.plan"
     plan.write_bytes(b"plan")
     description = {
@@ -174,7 +174,7 @@ def write_plan(folder: Path, model: ExportedModel, **says: object) -> Path:
         "build_s": 1.0,
         "size_bytes": 4,
         "sha256": hashlib.sha256(b"plan").hexdigest(),
-        **says,
+        **changes,
     }
     (folder / "vit.plan.json").write_text(json.dumps(description))
     return plan
@@ -191,7 +191,7 @@ def test_tensorrt(exported_vit: ExportedModel, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("says", "message"),
+    ("changes", "message"),
     [
         ({"runtime": "tensorrt-rtx"}, "Triton does not run"),
         ({"sha256": "0"}, "is not the engine that"),
@@ -199,9 +199,9 @@ def test_tensorrt(exported_vit: ExportedModel, tmp_path: Path) -> None:
     ],
 )
 def test_plans_that_cannot_be_served(
-    says: dict[str, object], message: str, exported_vit: ExportedModel, tmp_path: Path
+    changes: dict[str, object], message: str, exported_vit: ExportedModel, tmp_path: Path
 ) -> None:
-    plan = write_plan(tmp_path, exported_vit, **says)
+    plan = write_plan(tmp_path, exported_vit, **changes)
     with pytest.raises(ExportError, match=message):
         package(exported_vit, tmp_path / "r", options=PackageOptions(backend=TritonBackend.TENSORRT, plan=plan))
 

@@ -31,7 +31,7 @@ def worker_of(server: Running) -> psutil.Process:
 
 
 def begin(server: Running) -> Any:
-    """A stream that has received its first piece, and that has far to go because others run beside it."""
+    """A stream that has received its first piece, and that takes long to finish because others run at the same time."""
     client = openai.OpenAI(base_url=f"http://{server.http}/v1", api_key="none", max_retries=0, timeout=PATIENCE_S)
     asked: Any = {"model": "noise", "prompt": "import", "max_tokens": 500, "temperature": 0, "stream": True}
     streams = [client.completions.create(**asked) for _ in range(8)]
@@ -39,7 +39,7 @@ def begin(server: Running) -> Any:
     return streams[-1]
 
 
-def gone(process: psutil.Process) -> bool:
+def has_ended(process: psutil.Process) -> bool:
     try:
         process.wait(PATIENCE_S)
     except psutil.TimeoutExpired:
@@ -86,7 +86,7 @@ def answer_to(asked: socket.socket) -> bytes:
 
 
 def test_the_endpoint_ends_with_its_worker(noise: Path) -> None:
-    """Waiting clients get an error, and the command fails with a message that says what happened."""
+    """Waiting clients get an error, and the command fails with a message that explains what happened."""
     with running(noise) as server:
         worker = worker_of(server)
         worker.suspend()
@@ -153,7 +153,7 @@ def test_interrupted_before_it_is_ready(noise: Path, signum: signal.Signals) -> 
     out, error = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, out) == (130, "")
     assert error == "ibnorm-export: interrupted; nothing was left half-written\n"
-    assert all(map(gone, started))
+    assert all(map(has_ended, started))
 
 
 def test_a_stream_gets_an_error_when_the_worker_ends(noise: Path) -> None:
@@ -172,7 +172,7 @@ def test_a_worker_ends_with_its_endpoint(noise: Path) -> None:
         worker = worker_of(server)
         begin(server)
         server.process.kill()
-        assert gone(worker)
+        assert has_ended(worker)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
@@ -187,7 +187,7 @@ def test_the_worker_ignores_signals(noise: Path, signum: signal.Signals) -> None
         assert last.choices[0].finish_reason == "length"
         _, error = server.process.communicate(timeout=PATIENCE_S)
         assert (server.process.returncode, error) == (0, "")
-        assert gone(worker)
+        assert has_ended(worker)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
@@ -197,7 +197,7 @@ def test_a_worker_that_does_not_end_is_killed(noise: Path, signum: signal.Signal
         worker.suspend()  # like one in the middle of a long prompt
         server.process.send_signal(signum)
         assert server.process.wait(PATIENCE_S) == 0
-        assert gone(worker)
+        assert has_ended(worker)
 
 
 def start(folder: Path) -> None:

@@ -115,7 +115,10 @@ def test_a_cancelled_text_stops_computing() -> None:
     assert model.closed == ["goes"]
     while scheduler:
         scheduler.take_turn()
-    assert scheduler.receive({"cancel": 1}) == {"text": 1, "cancelled": True}  # it has ended: no matter
+    assert scheduler.receive({"cancel": 1}) == {
+        "text": 1,
+        "cancelled": True,
+    }  # cancelling a text that has ended is not an error
     assert model.computed == ["stays", "goes", "stays", "stays"]
 
 

@@ -65,7 +65,7 @@ def test_the_step_between_a_good_variant_and_a_bad_one_is_responsible(
     assert words in attribution.summary
 
 
-def test_an_overflow_of_pytorch_itself_is_charged_to_the_dtype() -> None:
+def test_an_overflow_in_pytorch_is_attributed_to_the_dtype() -> None:
     attribution = attribute([parity("as functions", float("nan"), float("inf"))], "fp16")
     assert attribution is not None
     assert attribution.source == "dtype"
@@ -76,7 +76,7 @@ def test_nothing_is_attributed_where_nothing_was_compared() -> None:
 
 
 class WrongRunner:
-    """Every value is off by one part in a thousand."""
+    """Every value is wrong by one part in a thousand."""
 
     name = "ort-cpu"
 
@@ -87,7 +87,7 @@ class WrongRunner:
         return {name: array * np.float32(1.001) for name, array in self._runner.run(inputs).items()}
 
 
-def test_a_wrong_kernel_is_told_from_a_wrong_file(exported_vit: ExportedModel, vit_checkpoint: Path) -> None:
+def test_a_wrong_kernel_is_distinguished_from_a_wrong_file(exported_vit: ExportedModel, vit_checkpoint: Path) -> None:
     model = models.load(vit_checkpoint)
     functions = OrtRunner(exported_vit.path)
     comparison = compare_runners(

@@ -62,9 +62,7 @@ def scale_weights(
     return plant(exported, copy, change), models.load(copy)
 
 
-def test_an_overflow_that_the_file_has_and_pytorch_has_not(
-    fp16_llama: ExportedModel, llama_checkpoint: Path, tmp_path: Path
-) -> None:
+def test_an_overflow_of_the_file_only(fp16_llama: ExportedModel, llama_checkpoint: Path, tmp_path: Path) -> None:
     """On a CPU, ONNX Runtime computes this graph in float32, where nothing overflows."""
     good, model = scale_weights(llama_checkpoint, fp16_llama, tmp_path, factors={DOWN: 2.0**14})
     report = verify(good, model, options=NUMERIC)
@@ -122,7 +120,7 @@ def build():
 """
 
 
-def test_a_dtype_that_pytorch_itself_fails_in_does_not_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dtype_in_which_pytorch_fails_does_not_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Twice the error of PyTorch would let zeros pass."""
     (tmp_path / "cancelling.py").write_text(CANCELLATION, encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))

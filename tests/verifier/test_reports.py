@@ -1,4 +1,4 @@
-"""Reports: when they are true, what they print, and what a gate makes of them."""
+"""Reports: when they are true, what they print, and how a check judges them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_an_empty_report_is_false() -> None:
         NumericReport("b", "fp32", method="m", samples=1, outputs=(), findings=(Finding("runtime", "is wrong"),)),
     ],
 )
-def test_a_gate_is_red_whenever_the_report_is(numeric: NumericReport) -> None:
+def test_a_check_fails_whenever_the_report_fails(numeric: NumericReport) -> None:
     report = ParityReport("m", "c", static=StaticReport(3, 5, (), ()), numeric=numeric)
     assert not report
     assert any(
@@ -55,7 +55,7 @@ def test_a_report_prints_itself(exported_vit: ExportedModel, vit: LoadedModel) -
     assert lines[-1] == "verdict: pass"
     assert any(line.startswith("logits") and line.endswith("pass") for line in lines)
     assert any(line.startswith("vit.layernorm ") and line.endswith("pass") for line in lines)
-    assert "layers: all keep their tolerance" in lines
+    assert "layers: all are within their tolerance" in lines
     assert "static: 5 norms and 40 weights compared, 0 findings" in lines
     assert report._repr_html_().startswith("<pre>")
 
@@ -93,7 +93,7 @@ def test_findings_are_printed() -> None:
     report = ParityReport("m.onnx", "c", static=StaticReport(1, 2, (finding,)), numeric=None, notes=("a note",))
     assert str(report).splitlines() == [
         "m.onnx against c",
-        "static: 1 norms and 2 weights compared, 1 findings",
+        "static: 1 norm and 2 weights compared, 1 finding",
         "note: a note",
         "FAIL weight w: 1 of 2 values differ",
         "verdict: fail",

@@ -94,7 +94,7 @@ def test_a_token_outside_the_vocabulary_is_named(exported_llama: ExportedModel, 
         verify(exported_llama, llama, inputs=[{"input_ids": ids(1, 3) * token, "attention_mask": ids(1, 3)}])
 
 
-def test_an_error_of_this_program_is_not_charged_to_the_inputs(
+def test_an_error_of_this_program_is_not_attributed_to_the_inputs(
     exported_llama: ExportedModel, llama: LoadedModel
 ) -> None:
     def fail(what: str, done: int, total: int) -> None:
@@ -138,7 +138,7 @@ def test_a_file_of_another_model_is_refused(
 
 
 def test_a_backend_without_fused_kernels_refuses_to_run_them(exported_vit: ExportedModel, vit: LoadedModel) -> None:
-    """Nothing would run, and a gate that has run nothing must not be green."""
+    """Nothing would run, and a check that has run nothing must not pass."""
     with pytest.raises(IBNormError, match="backend reference cannot run the fused kernels"):
         verify(exported_vit, vit, options=VerifyOptions(backend="reference", kernels=Kernels.FUSED))
 

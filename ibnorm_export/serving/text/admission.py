@@ -1,4 +1,4 @@
-"""Which texts are accepted, how their pieces reach the requests, and what happens when a client disconnects."""
+"""Accept or refuse texts, pass their pieces to the requests, and cancel the texts of disconnected clients."""
 
 from __future__ import annotations
 

@@ -14,11 +14,12 @@ class TextLimits:
     """Limits of the text endpoint.
 
     Args:
-        concurrency: texts at once; further requests get 429 with Retry-After.
-        request_bytes: size of a request's body in bytes; a larger one gets 413.
-        request_s: seconds that a text may take; then the request gets 504, or its stream ends with an error.
-        waiting: texts without a first token; further requests get 429. None is no limit except `concurrency`. A prompt
-            uses every core, so prompts that arrive together wait for each other: the last of n waits for all n.
+        concurrency: maximum number of texts at once; further requests get 429 with Retry-After.
+        request_bytes: maximum size of a request's body in bytes; a larger one gets 413.
+        request_s: maximum seconds for a text; then the request gets 504, or its stream ends with an error.
+        waiting: maximum number of texts without a first token; further requests get 429. None means that only
+            `concurrency` is a limit. A prompt uses every core, so prompts that arrive together wait for each other:
+            the last of n waits for all n.
 
     Raises:
         IBNormError: a value is outside its range.

@@ -123,7 +123,7 @@ class Shape:
         prefix: start of the answer's id.
         whole: type of an answer in one object.
         part: type of one event of a stream.
-        choice: makes the choice in an answer from a text; its second argument says whether it is part of a stream.
+        choice: makes the choice in an answer from a text; its second argument is true if it is part of a stream.
     """
 
     prefix: str

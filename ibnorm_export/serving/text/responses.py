@@ -66,7 +66,7 @@ def check_model(wanted: str, name: str) -> None:
 
 
 async def respond(request: Request, queue: TextQueue, *, text: TextRequest, model: str) -> Any:
-    """Generate a text, and return it whole or as a stream, as the request says.
+    """Generate a text, and return it whole or as a stream, as the request specifies.
 
     Raises:
         Refused: the request asks for something that is not available, or the text cannot be generated.

@@ -1,4 +1,4 @@
-"""The process that generates texts, from the endpoint's side: start it, exchange messages with it, end it."""
+"""The endpoint's handle of the process that generates texts: start it, exchange messages with it, end it."""
 
 from __future__ import annotations
 

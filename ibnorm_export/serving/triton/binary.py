@@ -45,7 +45,7 @@ def find_triton() -> TritonBinary:
     """Find the server on PATH, otherwise the one in the package nvidia-pytriton.
 
     Raises:
-        BackendUnavailable: there is none; the message says how to get one.
+        BackendUnavailable: there is none; the message explains how to get one.
     """
     if found := shutil.which("tritonserver"):
         return TritonBinary(Path(found), None)

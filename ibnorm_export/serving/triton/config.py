@@ -1,4 +1,4 @@
-"""The text of a config.pbtxt, which tells Triton about a model.
+"""The text of a config.pbtxt, which describes a model to Triton.
 
 The text is written without Triton's message type, because the packages that contain it may not be installed where a
 model is packaged. Tests read every text back with that type.

@@ -1,4 +1,4 @@
-"""Options of `package`: for whom the repository is, what runs the model, and how much a server accepts."""
+"""Options of `package`: which software reads the repository, what runs the model, and the limits of the server."""
 
 from __future__ import annotations
 

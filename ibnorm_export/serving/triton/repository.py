@@ -127,12 +127,12 @@ def package(
     contents = _collect(model, options)
     start = _start_command(contents)
     manifest = _manifest(contents)
-    with new_folder(repository, _packaged_files) as beside:
+    with new_folder(repository, _packaged_files) as new:
         for variant, library in contents.variants.items():
-            _write_model(beside / variant, contents, library=library)
-        _write_documents(beside, contents, start=start)
+            _write_model(new / variant, contents, library=library)
+        _write_documents(new, contents, start=start)
         libraries = {f"{variant}/{file.name}": file for variant, file in contents.variants.items() if file}
-        write_manifest(beside, libraries, content=manifest)
+        write_manifest(new, libraries, content=manifest)
     return Package(repository, tuple(contents.variants), start, manifest)
 
 

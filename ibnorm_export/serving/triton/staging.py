@@ -1,4 +1,4 @@
-"""What happens to a repository before a server starts on it: it is checked, and library paths are made valid."""
+"""Prepare a repository before a server starts on it: check its files, and make its library paths valid."""
 
 from __future__ import annotations
 

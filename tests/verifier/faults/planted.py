@@ -1,4 +1,4 @@
-"""Faults planted in correct files, and correct files of many kinds: what verification is measured on."""
+"""Faults planted in correct files, and correct files of many kinds, to measure verification."""
 
 from __future__ import annotations
 
@@ -278,7 +278,7 @@ FAULTS = (
     ),
     Fault("cache row out of place", "decoder", cache_row_out_of_place, "", _POST.format(1)),
     Fault("swapped heads", "llama", swap_heads, "weight model.layers.1.self_attn.q_proj", _POST.format(1)),
-    Fault("norm applied twice", "llama", norm_twice, "norm again: is in the file but not", _POST.format(1)),
+    Fault("norm applied twice", "llama", norm_twice, "norm again: in the file but not", _POST.format(1)),
     Fault("wrong axis", "llama", wrong_axis, "function IBNormL: its body", "norm model.layers.0.input_layernorm "),
     Fault(
         "truncated weights", "llama", truncate_weights, "weight model.layers.1.mlp.down_proj", "block model.layers.1 "
@@ -344,7 +344,7 @@ def judge(fault: Fault, base: Base, folder: Path) -> Outcome:
 
 @dataclass(frozen=True)
 class Correct:
-    """One correct export: everything that may differ between two of them."""
+    """The settings of one correct export."""
 
     index: int
     family: str

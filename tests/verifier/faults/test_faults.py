@@ -14,7 +14,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Base]:
     return bases(tmp_path_factory.mktemp("bases"))
 
 
-def test_there_are_twenty_kinds_and_running_the_file_shows_most() -> None:
+def test_there_are_twenty_faults_and_the_numeric_verdict_finds_most() -> None:
     assert len({fault.name for fault in FAULTS}) >= 20
     assert sum(fault.place != "" for fault in FAULTS) >= 15
 
