@@ -32,7 +32,7 @@ class Report:
         self._lines = lines
 
     def add(self, row: Row) -> None:
-        """Take a row and print its line."""
+        """Add a row and print its line."""
         self.rows.append(row)
         print(row, file=self._lines, flush=True)
 
@@ -53,7 +53,7 @@ class Report:
         }
 
     def recorded_rows(self) -> list[dict[str, Any]]:
-        """The rows that the record file holds already, of whatever age."""
+        """The rows that the record file already holds, in the format of any version."""
         if self.record is None or not self.record.is_file():
             return []
         rows: list[dict[str, Any]] = json.loads(self.record.read_text(encoding="utf-8"))["rows"]

@@ -10,7 +10,7 @@ __all__ = ["Figure", "Row", "Target", "Unavailable", "limited"]
 
 
 class Unavailable(RuntimeError):
-    """This machine lacks what a suite needs; the message names it and says where to get it."""
+    """This machine lacks what a suite needs; the message names it and explains where to get it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ class Row:
 
 
 def limited(name: str, value: float, *, at_most: float | None = None, at_least: float | None = None, note: str) -> Row:
-    """A row of one figure and one target, which is either `at_most` or `at_least`."""
+    """A row with one figure and one target, which is either `at_most` or `at_least`."""
     if (at_most is None) == (at_least is None):
         raise ValueError("give one of at_most and at_least")
     target = Target("value", at_most) if at_most is not None else Target("value", at_least or 0.0, at_least=True)

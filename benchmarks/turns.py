@@ -1,4 +1,4 @@
-"""The one timing loop: candidates take turns, so that a slow moment of the machine meets all of them alike."""
+"""The one timing loop: candidates take turns, so that a slow moment of the machine affects all of them alike."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ibnorm_export.benchmark.statistics import Spread, paired
 
 __all__ = ["REST_S", "Times", "compare", "ms", "share_threads", "take_turns", "timed"]
 
-#: A candidate rests for so long before its turn. ONNX Runtime's threads keep spinning after a run; on two cores they
+#: Rest of a candidate before its turn, in seconds. ONNX Runtime's threads keep spinning after a run; on two cores they
 #: slow the next candidate by up to 30%.
 REST_S: Final = 0.15
 
@@ -55,7 +55,7 @@ def take_turns(
 ) -> Times:
     """Time candidates in turns, forwards in one round and backwards in the next.
 
-    A turn is a rest, one pass that does not count, and `repeats` passes that do.
+    A turn consists of a rest, one untimed pass, and `repeats` timed passes.
 
     Args:
         candidates: each runs one pass and returns its seconds; `timed` makes one of any function.

@@ -86,7 +86,7 @@ def entries(ptx: Path) -> list[str]:
 
 
 def without_barriers(ptx: Path, to: Path) -> None:
-    """A copy that has lost its block barriers: what a proof must refuse."""
+    """Write a copy without block barriers, which a proof must reject."""
     text, removed = re.subn(r"^\s*(bar\.sync|barrier\.sync)\s[^;]*;", "", ptx.read_text(), flags=re.MULTILINE)
     if removed == 0:
         raise RuntimeError(f"{ptx} has no barrier")
@@ -99,7 +99,7 @@ def _columns(case: Case, dtype: str) -> int:
 
 
 def prove(ptx: Path, case: Case, dtype: str, *, folder: Path, timeout_s: int = 120) -> Proof:
-    """Ask for one proof.
+    """Prove one case.
 
     Raises:
         ToolMissingError: sentryward is not on PATH.
@@ -154,7 +154,7 @@ def prove(ptx: Path, case: Case, dtype: str, *, folder: Path, timeout_s: int = 1
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """There are none."""
+    """Add nothing: this suite has no options."""
 
 
 def measure(options: argparse.Namespace, report: Report) -> None:

@@ -49,7 +49,7 @@ _STREAM = re.compile(r"stream_kernelILNS_5DTypeE(\d)ELS2_(\d)ELNS_11CompressionE
 
 
 class ToolMissingError(Unavailable):
-    """A tool is not installed; the message names it and says where to get it."""
+    """A tool is not installed; the message names it and explains where to get it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +178,7 @@ def _access_bits(codes: list[str]) -> dict[str, dict[int, int]]:
 
 
 def read_kernels(dtype: str, arch: str, folder: Path, *, sass: bool = True) -> list[Kernel]:
-    """Compile one data type for one architecture and read what came out.
+    """Compile one data type for one architecture and describe its kernels.
 
     Raises:
         ToolMissingError: nvcc, or with `sass` cuobjdump or nvdisasm, is not installed.
@@ -254,10 +254,10 @@ def compile_library(architectures: tuple[str, ...], folder: Path, *, extra: tupl
     codes = [f"-gencode=arch={a.replace('sm', 'compute')},code={a}" for a in architectures]
 
     def one(source: Path) -> Path:
-        made = folder / f"{source.stem}.o"
+        object_file = folder / f"{source.stem}.o"
         flags = ["-Xfatbin", "-compress-all", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
-        nvcc([*codes, *flags, "-c", str(source), "-o", str(made)])
-        return made
+        nvcc([*codes, *flags, "-c", str(source), "-o", str(object_file)])
+        return object_file
 
     with ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(one, [*(SOURCES / f"{n}.cu" for n in (*TYPES, "run")), *extra]))
@@ -316,7 +316,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(options: argparse.Namespace, report: Report) -> None:
-    """Compile for every architecture and read what came out."""
+    """Compile for every architecture and report on the kernels."""
     architectures = tuple(options.arch or ARCHITECTURES)
     version = re.search(r"release (\S+),", subprocess.check_output([tool("nvcc"), "--version"], text=True))
     report.facts |= {"nvcc": version.group(1) if version else "unknown"}

@@ -40,7 +40,7 @@ from ibnorm_export import IBNormSpec, models
 models.save(models.new_model(sys.argv[1], IBNormSpec("L", 4.0, epsilon=1e-5, bias=False)), sys.argv[2])
 """
 
-MOST_PEAK_OVER_WEIGHTS = 2.5
+MAX_PEAK_OVER_WEIGHTS = 2.5
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -66,5 +66,5 @@ def measure(options: argparse.Namespace, report: Report) -> None:
         "export": Figure(measured["export_s"], "s"),
         "whole process": Figure(wall_s, "s"),
     }
-    targets = (Target("peak over weights", MOST_PEAK_OVER_WEIGHTS),)
+    targets = (Target("peak over weights", MAX_PEAK_OVER_WEIGHTS),)
     report.add(Row(options.preset, figures, targets=targets, details={"files": files, "norms": measured["norms"]}))

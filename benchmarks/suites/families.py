@@ -1,8 +1,8 @@
 """Every family and preset of the paper, exported and verified with random weights: one row each.
 
-All of them take hours, 17 GB of disk and 12 GB of memory on two cores. Rows that the record already holds are kept, so
-an interrupted run goes on where it stopped. "fused only" is a file whose functions leave the tolerance that the fused
-kernels keep. timm's models are left out, by name, where timm is not installed.
+A full run takes hours on two cores, 17 GB of disk and 12 GB of memory. Rows that the record already holds are kept, so
+an interrupted run continues where it stopped. "fused only" is a file that is within its tolerance with fused kernels
+but not with functions. timm's models are left out, by name, where timm is not installed.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def variants(name: str, kinds: list[str]) -> list[tuple[str, str, NormConfig]]:
     return [*found, (stock, "stock", NormConfig.from_config({**base, "compression": "S", "layers": rule}))]
 
 
-def made(name: str, norms: NormConfig, folder: Path) -> LoadedModel:
+def random_model(name: str, norms: NormConfig, folder: Path) -> LoadedModel:
     """A model with random weights, written and read back."""
     if name.startswith("timm/"):
         import timm
@@ -76,10 +76,10 @@ def made(name: str, norms: NormConfig, folder: Path) -> LoadedModel:
     return models.load(folder)
 
 
-def verified(name: str, norms: NormConfig, *, dtype: DType, samples: int) -> dict[str, Any]:
-    """Export and verify one model; what the table shows of it."""
+def export_and_verify(name: str, norms: NormConfig, *, dtype: DType, samples: int) -> dict[str, Any]:
+    """Export and verify one model, and return the details for the table."""
     with tempfile.TemporaryDirectory() as folder:
-        model = made(name, norms, Path(folder) / "checkpoint")
+        model = random_model(name, norms, Path(folder) / "checkpoint")
         start = time.perf_counter()
         exported = export(model, Path(folder) / "model.onnx", options=ExportOptions(dtype=dtype))
         middle = time.perf_counter()
@@ -109,7 +109,7 @@ def verified(name: str, norms: NormConfig, *, dtype: DType, samples: int) -> dic
 
 
 def row_of(details: dict[str, Any]) -> Row:
-    """A row of what was measured now, or recorded earlier."""
+    """A row from details that were measured now or recorded earlier."""
     key = ("model", "norm", "grouping", "dtype")
     figures = {
         "failures": Figure(int(details["verdict"] == "fail")),
@@ -121,7 +121,7 @@ def row_of(details: dict[str, Any]) -> Row:
     return Row(name, figures, targets=(Target("failures", 0),), details=details)
 
 
-def upgraded(recorded: dict[str, Any]) -> dict[str, Any]:
+def upgrade_details(recorded: dict[str, Any]) -> dict[str, Any]:
     """The details of a row that was recorded before rows had figures; the words of two keys have changed since."""
     words = {"torch_error": "baseline_error", "allowed": "tolerance"}
     return {words.get(key, key): value for key, value in recorded.items()}
@@ -163,14 +163,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def measure(options: argparse.Namespace, report: Report) -> None:
     """Export and verify every model that the record does not hold yet."""
     for recorded in report.recorded_rows():
-        report.add(row_of(recorded["details"] if "details" in recorded else upgraded(recorded)))
+        report.add(row_of(recorded["details"] if "details" in recorded else upgrade_details(recorded)))
     done = {row.name for row in report.rows}
     for name in options.only:
         for norm, grouping, norms in variants(name, options.kinds):
             if f"{name}, {norm}, {grouping}, {options.dtype}" in done:
                 continue
             try:
-                details = verified(name, norms, dtype=DType(options.dtype), samples=options.samples)
+                details = export_and_verify(name, norms, dtype=DType(options.dtype), samples=options.samples)
             except (IBNormError, ModuleNotFoundError) as error:
                 print(f"{name}, {norm}, {grouping}: left out: {error}", file=sys.stderr, flush=True)
                 continue

@@ -29,7 +29,7 @@ from ibnorm_export.runtimes.runner import Runner
 from ibnorm_export.verifier.verify import VerifyOptions, verify
 
 #: Largest relative error of the demo's logits in fp32.
-MOST_ERROR = {"fused": 5e-7, "as functions": 2e-6}
+MAX_ERROR = {"fused": 5e-7, "as functions": 2e-6}
 
 #: Share by which the planted slowdown is slower.
 SLOWER = 0.1
@@ -37,7 +37,7 @@ NAMES = ("llama", "vit")
 
 
 class Slower:
-    """A runner that takes a tenth longer than another, by its own clock."""
+    """Wraps a runner and takes a tenth longer, by its own clock."""
 
     name = "slower"
 
@@ -92,7 +92,7 @@ def error_rows(folder: Path, name: str) -> Iterator[Row]:
     report = verify(ExportedModel(folder / f"{name}.onnx"), models.load(folder / name))
     assert report.numeric is not None
     for output in report.numeric.outputs:
-        targets = (Target("error", MOST_ERROR[output.norms]),)
+        targets = (Target("error", MAX_ERROR[output.norms]),)
         yield Row(f"{name}: norms {output.norms}", {"error": Figure(output.error)}, targets=targets)
 
 

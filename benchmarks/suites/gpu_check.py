@@ -1,12 +1,12 @@
 """What only a GPU can show about the kernels and the plugin, in one call.
 
-kernels      Every type, compression and form keeps the tolerances of the operator's definition. The sum of the skip
+kernels      Every type, compression and form is within the tolerances of the operator's definition. The sum of the skip
              form is exact, and both forms are equal to the bit.
 plugin       Each of the six plugins is created from fields, serialised, created again for the runtime phase and
              attached. It enqueues on device pointers in shapes that change, with the kernels' own bits. A CUDA graph
              replays it. Wrong shapes are refused.
 bandwidth    The table of op_cuda, against what a copy reaches.
-onnxruntime  One norm in ONNX Runtime, as function and fused, keeps the tolerances; latency of both and of the
+onnxruntime  One norm in ONNX Runtime, as function and fused, is within the tolerances; latency of both and of the
              plugin's `enqueue`.
 
 Needs a GPU, a CUDA build of torch and nvcc. `plugin` needs TensorRT's headers, but no library of TensorRT.
@@ -68,7 +68,7 @@ class Part:
         return Row(self.name, figures, targets=targets, details=details, note="; ".join(self.failures[:1]))
 
     def worst(self, found: Sequence[Accuracy], **what: Any) -> None:
-        """One line of figures: the worst of several tensors."""
+        """Add one line of figures: the worst of several tensors."""
         self.figures.append(
             {
                 **what,
@@ -85,7 +85,7 @@ def variants() -> Iterator[tuple[str, Compression]]:
     return ((dtype, kind) for dtype in DTYPES for kind in Compression)
 
 
-def drawn(kind: Compression, dtype: str, widths: Sequence[int]) -> Iterator[Case]:
+def draw_cases(kind: Compression, dtype: str, widths: Sequence[int]) -> Iterator[Case]:
     """The cases of tests/support/accuracy.py, except one that docs/cuda.md names as beyond the kernels.
 
     A mean of 1000 in float32 moves an element near it by more than an ulp of float16 (deviation 100).
@@ -116,7 +116,7 @@ def check_kernels(machine: Machine, widths: Sequence[int]) -> Part:
     part = Part("kernels")
     for dtype, kind in variants():
         found: dict[str, list[Accuracy]] = defaultdict(list)
-        for case in drawn(kind, dtype, widths):
+        for case in draw_cases(kind, dtype, widths):
             for affine in dict.fromkeys((DTYPES[dtype], DTYPES["float32"])):
                 scale, bias = case.scale.astype(affine), case.bias.astype(affine)
                 (y,) = _kernel(machine, [case.x], scale=scale, bias=bias, spec=case.spec)
@@ -182,7 +182,7 @@ def check_plugin(machine: Machine, widths: Sequence[int]) -> Part:
     for op_type in (*OP_TYPES, *SKIP_OP_TYPES):
         for dtype in DTYPES:
             by_spec: dict[IBNormSpec, list[Case]] = defaultdict(list)
-            for case in drawn(Compression(op_type[-1]), dtype, widths):
+            for case in draw_cases(Compression(op_type[-1]), dtype, widths):
                 by_spec[case.spec].append(case)
             found = []
             for spec, group in by_spec.items():

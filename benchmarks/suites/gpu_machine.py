@@ -35,7 +35,7 @@ class Machine:
     Args:
         device: "cuda", or "cpu" where the kernels are emulated.
         kernels: what `op_cuda.open_kernels` returned.
-        plugin, harness: the plugin library and the mock of TensorRT; None where `missing` says why.
+        plugin, harness: the plugin library and the mock of TensorRT; None if `missing` gives a reason.
         missing: why there is no plugin library.
     """
 
@@ -74,21 +74,21 @@ class Machine:
 
 def link_harness(folder: Path, headers: Path) -> Path:
     """The mock of TensorRT, compiled by nvcc against TensorRT's headers."""
-    made = folder / "libharness.so"
+    library = folder / "libharness.so"
     source = ROOT / "tests" / "custom_ops" / "tensorrt" / "harness.cc"
-    nvcc(["-shared", "-Xcompiler", "-fPIC", "-isystem", str(headers), str(source), "-ldl", "-o", str(made)])
-    return made
+    nvcc(["-shared", "-Xcompiler", "-fPIC", "-isystem", str(headers), str(source), "-ldl", "-o", str(library)])
+    return library
 
 
 def link_plugin(folder: Path, headers: Path, objects: list[Path]) -> Path:
     """The plugin library of these kernels, which exports only its entry points."""
-    made = folder / "libibnorm_trt.so"
+    library = folder / "libibnorm_trt.so"
     tensorrt = ROOT / "custom_ops" / "tensorrt"
     sources = [str(tensorrt / name) for name in ("library.cc", "plugin.cc", "fields.cc")]
     flags = ["-shared", "-cudart", "static", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-isystem", str(headers)]
     flags += ["-Xlinker", f"--version-script={tensorrt / 'exports.map'}"]
-    nvcc([*flags, *sources, *map(str, objects), "-o", str(made)])
-    return made
+    nvcc([*flags, *sources, *map(str, objects), "-o", str(library)])
+    return library
 
 
 def gpu(folder: Path, plugin: Path | None = None) -> Machine:
@@ -119,13 +119,13 @@ def emulator(folder: Path, plugin: Path | None = None) -> Machine:
         plugin: the library to check; None builds one on the emulated kernels.
     """
     kernels = cuda_emulator.build(ROOT / ".cache" / "cuda-emulator")
-    shim, made = folder / "shim.cc", folder / "libkernels.so"
+    shim, library = folder / "shim.cc", folder / "libkernels.so"
     shim.write_text(op_cuda.SHIM)
     command = [str(cuda_emulator.compiler()), "-std=c++17", "-shared", "-fPIC", f"-I{ROOT / 'custom_ops' / 'include'}"]
-    command += [str(shim), str(kernels), f"-Wl,-rpath,{kernels.parent}", "-o", str(made)]
+    command += [str(shim), str(kernels), f"-Wl,-rpath,{kernels.parent}", "-o", str(library)]
     subprocess.run(command, check=True)
     headers = trt_plugin.headers()
     if headers is None:
-        return Machine("cpu", op_cuda.open_kernels(made), None, None, NO_HEADERS)
+        return Machine("cpu", op_cuda.open_kernels(library), None, None, NO_HEADERS)
     plugin = trt_plugin.build_plugin(headers) if plugin is None else plugin
-    return Machine("cpu", op_cuda.open_kernels(made), plugin, trt_plugin.build_harness(headers))
+    return Machine("cpu", op_cuda.open_kernels(library), plugin, trt_plugin.build_harness(headers))

@@ -36,7 +36,7 @@ from ibnorm_export.op import onnx_functions as onnx_op
 from ibnorm_export.op.spec import Compression, IBNormSpec
 
 THREADS = 2
-PASSES = 5  # apart in time, since other work on the machine stays for seconds
+PASSES = 5  # spread over time, because other work on the machine lasts for seconds
 ROUNDS = 35
 BASELINE = "baseline"
 OPSET = 20
@@ -91,11 +91,11 @@ def graph(
         for name, values in affine.items()
     ]
     info = onnx.helper.make_tensor_value_info
-    made = onnx.helper.make_graph(
+    built = onnx.helper.make_graph(
         nodes, "op", [info(i, code, shape) for i in inputs], [info(o, code, shape) for o in outputs], constants
     )
     return onnx.helper.make_model(
-        made,
+        built,
         opset_imports=[*onnx_op.opset_imports(OPSET), onnx.helper.make_opsetid("com.microsoft", 1)],
         ir_version=10,
     )
@@ -175,7 +175,7 @@ class Bench:
     def _rounds(self) -> int:
         return max(7, int(ROUNDS * self._scale))
 
-    def _row(self, case: str, times: Times, name: str, *, most: float, size: float, note: str = "") -> Row:
+    def _row(self, case: str, times: Times, name: str, *, max_ratio: float, size: float, note: str = "") -> Row:
         seconds = float(np.median(times[name]))
         figures = {
             **compare(times, name, over=BASELINE),
@@ -185,22 +185,22 @@ class Bench:
             "copy": Figure(round(self._copy_gb, 2), "GB/s"),
             "floor": Figure(round(size / self._copy_gb / 1e6, 4), "ms"),
         }
-        return Row(case, figures, targets=(Target("time over baseline", most),), note=note)
+        return Row(case, figures, targets=(Target("time over baseline", max_ratio),), note=note)
 
-    def plain_rows(self, shape: tuple[int, ...], dtype: str, *, most: float, chain: int = 1) -> list[Row]:
-        """The plain form of every compression; `most` is the target."""
+    def plain_rows(self, shape: tuple[int, ...], dtype: str, *, max_ratio: float, chain: int = 1) -> list[Row]:
+        """The plain form of every compression; `max_ratio` is the target."""
         models = {str(kind): (plain(IBNormSpec(kind), shape, dtype, chain=chain), True, dtype) for kind in Compression}
         models[BASELINE] = (plain(None, shape, "float32", chain=chain), False, "float32")
         times = self._times(models, shape)
         size = 2 * float(np.prod(shape)) * TYPES[dtype][1].itemsize * chain
         nodes = f" x {chain} nodes" if chain > 1 else ""
         return [
-            self._row(f"IBNorm{kind} {dtype} {shape}{nodes}", times, str(kind), most=most, size=size)
+            self._row(f"IBNorm{kind} {dtype} {shape}{nodes}", times, str(kind), max_ratio=max_ratio, size=size)
             for kind in Compression
         ]
 
-    def skip_rows(self, shape: tuple[int, ...], *, most: float) -> list[Row]:
-        """The skip form of every compression; `most` is the target."""
+    def skip_rows(self, shape: tuple[int, ...], *, max_ratio: float) -> list[Row]:
+        """The skip form of every compression; `max_ratio` is the target."""
         models = {str(kind): (skip(IBNormSpec(kind), shape), True, "float32") for kind in Compression}
         models[BASELINE] = (skip(None, shape), False, "float32")
         models["SkipLayerNormalization"] = (skip(None, shape, microsoft=True), False, "float32")
@@ -211,11 +211,13 @@ class Bench:
             note = f"time over SkipLayerNormalization {ratio}"
             size = 16 * float(np.prod(shape))
             rows.append(
-                self._row(f"SkipIBNorm{kind} float32 {shape}", times, str(kind), most=most, size=size, note=note)
+                self._row(
+                    f"SkipIBNorm{kind} float32 {shape}", times, str(kind), max_ratio=max_ratio, size=size, note=note
+                )
             )
         return rows
 
-    def bandwidth_row(self, shape: tuple[int, ...], *, least: float) -> Row:
+    def bandwidth_row(self, shape: tuple[int, ...], *, min_ratio: float) -> Row:
         """A copy, the fused norm and LayerNormalization over the same buffers."""
         f32 = np.dtype(np.float32)
         x, target = aligned(shape, f32), aligned(shape, f32)
@@ -237,20 +239,20 @@ class Bench:
             "copy": Figure(round(size / float(copy_s) / 1e9, 2), "GB/s"),
             "floor": ms(times, "copy"),
         }
-        targets = (Target("bandwidth over copy", least, at_least=True),)
+        targets = (Target("bandwidth over copy", min_ratio, at_least=True),)
         return Row(f"IBNormL float32 {shape}, bandwidth", figures, targets=targets)
 
     def rows(self) -> list[Row]:
         """One pass over the whole table."""
         rows = []
         for shape in ((8, 512, 768), (1, 2048, 2048)):
-            rows += self.plain_rows(shape, "float32", most=0.80)
+            rows += self.plain_rows(shape, "float32", max_ratio=0.80)
         for shape in ((1, 1, 768), (1, 1, 4096)):
-            rows += self.plain_rows(shape, "float32", most=1.10, chain=64)
-        rows += self.skip_rows((8, 512, 768), most=0.80)
+            rows += self.plain_rows(shape, "float32", max_ratio=1.10, chain=64)
+        rows += self.skip_rows((8, 512, 768), max_ratio=0.80)
         for dtype in ("float16", "bfloat16"):
-            rows += self.plain_rows((8, 512, 768), dtype, most=0.80)
-        rows.append(self.bandwidth_row((8, 4096, 2048), least=0.70))
+            rows += self.plain_rows((8, 512, 768), dtype, max_ratio=0.80)
+        rows.append(self.bandwidth_row((8, 4096, 2048), min_ratio=0.70))
         return rows
 
 

@@ -48,7 +48,7 @@ __all__ = [
 ]
 
 #: Bandwidth over a copy's, for half types from 16384 rows of 1024 to 8192 columns.
-LEAST_RATIO = 0.90
+MIN_RATIO = 0.90
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _NUMBERS = list(DTYPES.values())
 _COMPRESSIONS = list(Compression)
@@ -177,7 +177,7 @@ def launch(
 
 
 class _Buffers:
-    """Inputs and outputs that rotate: at least four times the L2 cache passes before one comes round again."""
+    """Inputs and outputs that rotate: at least four times the L2 cache passes before a buffer is used again."""
 
     def __init__(self, shape: tuple[int, int], kind: torch.dtype, *, skip: bool) -> None:
         arrays = 2 if skip else 1
@@ -237,7 +237,7 @@ def bandwidth(library: Any, dtype: str, *, spec: IBNormSpec, skip: bool, shape: 
     }
     targets = [Target("error", _LARGEST_ERROR[dtype])]
     if dtype != "float32" and rows >= 16384 and 1024 <= cols <= 8192:
-        targets.append(Target("bandwidth over copy", LEAST_RATIO, at_least=True))
+        targets.append(Target("bandwidth over copy", MIN_RATIO, at_least=True))
     form = "skip" if skip else "plain"
     return Row(f"{dtype} {spec.compression.value} {form} {rows} x {cols}", figures, targets=tuple(targets))
 

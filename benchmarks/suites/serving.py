@@ -18,7 +18,7 @@ from pathlib import Path
 from benchmarks.report import Report
 from benchmarks.rows import Unavailable
 from benchmarks.suites.serving_text import text
-from benchmarks.suites.serving_triton import crowd, ended, parity
+from benchmarks.suites.serving_triton import concurrent_requests, parity, sigterm_under_load
 from ibnorm_export import IBNormSpec, models
 from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.artifacts.tokenizer import write_byte_tokenizer
@@ -58,13 +58,13 @@ CONFIGS = {
 }
 
 
-def give_words(folder: Path, vocabulary: int) -> None:
+def extend_vocabulary(folder: Path, vocabulary: int) -> None:
     """Extend a tokenizer of bytes to `vocabulary` tokens; the new ones are words that no prompt contains."""
     file = folder / "tokenizer.json"
-    made = json.loads(file.read_text(encoding="utf-8"))
+    tokenizer = json.loads(file.read_text(encoding="utf-8"))
     words = ("\u0120" + "".join(letters) for letters in itertools.product(string.ascii_lowercase, repeat=4))
-    made["model"]["vocab"] |= {word: token for token, word in zip(range(256, vocabulary), words, strict=False)}
-    file.write_text(json.dumps(made), encoding="utf-8")
+    tokenizer["model"]["vocab"] |= {word: token for token, word in zip(range(256, vocabulary), words, strict=False)}
+    file.write_text(json.dumps(tokenizer), encoding="utf-8")
 
 
 def prepare(folder: Path) -> None:
@@ -80,11 +80,11 @@ def prepare(folder: Path) -> None:
     for checkpoint, name in (("llama", "text"), ("llama-60m", "text-60m")):
         write_byte_tokenizer(folder / checkpoint)
         if name == "text-60m":
-            give_words(folder / checkpoint, 32000)
+            extend_vocabulary(folder / checkpoint, 32000)
         export_genai(models.load(folder / checkpoint, task="text-generation"), folder / name)
 
 
-STAGES = {"parity": parity, "crowd": crowd, "ended": ended, "text": text}
+STAGES = {"parity": parity, "crowd": concurrent_requests, "ended": sigterm_under_load, "text": text}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -29,7 +29,7 @@ from tests.support.running_server import Running, running
 __all__ = ["text"]
 
 PROMPT = "The import statement"
-#: Tokens of a text: as many as the small model has positions for, a short text, and one that is only about its first.
+#: Tokens of a text: all positions of the small model, a short text, and one of which only the first token matters.
 LONG, SHORT, FEW = 480, 128, 8
 #: Texts at once, and those of them that may wait for their first token where that is limited.
 LIMIT, WAITING = 16, 1
@@ -48,8 +48,8 @@ class Stream:
     refusals: int = 0
 
 
-async def stream(endpoint: str, tokens: int, *, again: bool = False) -> Stream:
-    """Ask for a text over a bare socket, which costs this machine little; `again` obeys Retry-After."""
+async def stream(endpoint: str, tokens: int, *, retry: bool = False) -> Stream:
+    """Ask for a text over a bare socket, which costs this machine little; `retry` obeys Retry-After."""
     host, _, port = endpoint.rpartition(":")
     wanted = {"model": "text", "prompt": PROMPT, "max_tokens": tokens, "temperature": 0, "stream": True}
     body = json.dumps(wanted).encode()
@@ -70,7 +70,7 @@ async def stream(endpoint: str, tokens: int, *, again: bool = False) -> Stream:
                 first = first or time.perf_counter() - began
                 text += json.loads(line[6:])["choices"][0]["text"]
         writer.close()
-        if status != 429 or not again:
+        if status != 429 or not retry:
             return Stream(status, text, first, time.perf_counter() - began, refusals)
         await asyncio.sleep(int(headers["retry-after-ms"]) / 1e3)
     raise AssertionError  # the loop above has no end
@@ -78,7 +78,7 @@ async def stream(endpoint: str, tokens: int, *, again: bool = False) -> Stream:
 
 @dataclass(frozen=True)
 class Burst:
-    """Texts asked for at the same moment.
+    """Texts requested at the same moment.
 
     Args:
         whole_s: seconds until all have ended.
@@ -183,7 +183,9 @@ def speed(server: Running, folder: Path, *, here: TextModel, turns: int, tokens:
     return rows
 
 
-def hundreds(server: Running, folder: Path, *, here: TextModel, tokens: int, times: int) -> tuple[float, list[Burst]]:
+def measure_bursts(
+    server: Running, folder: Path, *, here: TextModel, tokens: int, times: int
+) -> tuple[float, list[Burst]]:
     """Milliseconds to the first token of one stream, and `times` bursts of a hundred clients."""
     wanted = here.generate(PROMPT, Sampling(tokens)).text
     single = (
@@ -197,7 +199,7 @@ def hundreds(server: Running, folder: Path, *, here: TextModel, tokens: int, tim
 
 def bursts(server: Running, folder: Path, *, here: TextModel, tokens: int) -> list[Row]:
     """First tokens in a burst, and what the prompts of half of the admitted texts take by themselves."""
-    single, results = hundreds(server, folder, here=here, tokens=tokens, times=5)
+    single, results = measure_bursts(server, folder, here=here, tokens=tokens, times=5)
     medians = [statistics.median(one.firsts) * 1e3 for one in results]
     source, prompt = open_sessions(folder), np.frombuffer(PROMPT.encode(), np.uint8).astype(np.int64)[None]
 
@@ -230,8 +232,8 @@ def bursts(server: Running, folder: Path, *, here: TextModel, tokens: int) -> li
 
 
 def few_waiting(server: Running, folder: Path, *, here: TextModel, tokens: int) -> list[Row]:
-    """The same burst at an endpoint that lets only `WAITING` texts wait for their first token."""
-    single, results = hundreds(server, folder, here=here, tokens=tokens, times=BURSTS)
+    """The same burst, at an endpoint where only `WAITING` texts may wait for their first token."""
+    single, results = measure_bursts(server, folder, here=here, tokens=tokens, times=BURSTS)
     with refusing() as endpoint:
         refused = [burst(endpoint, folder.name, count=100, tokens=tokens, wanted="") for _ in range(21)]
     assert all(one.refused == 100 for one in refused)
@@ -255,10 +257,10 @@ def few_waiting(server: Running, folder: Path, *, here: TextModel, tokens: int) 
     ]
 
 
-async def again(server: Running, wanted: str) -> list[Row]:
+async def retrying_clients(server: Running, wanted: str) -> list[Row]:
     """A hundred clients, each of which tries again until it has its text."""
     single = statistics.median([(await stream(server.http, SHORT)).first_s for _ in range(21)])
-    admitted = await asyncio.gather(*(stream(server.http, SHORT, again=True) for _ in range(100)))
+    admitted = await asyncio.gather(*(stream(server.http, SHORT, retry=True) for _ in range(100)))
     wrong = sum(one.text != wanted for one in admitted)
     firsts = sorted(one.first_s for one in admitted)
     later = statistics.median(one.first_s for one in admitted if one.refusals)
@@ -288,7 +290,7 @@ def text(folder: Path, scratch: Path) -> list[Row]:
             rows += speed(server, folder / name, here=here, turns=turns, tokens=tokens)
             rows += bursts(server, folder / name, here=here, tokens=short)
             if name == "text":
-                rows += asyncio.run(again(server, here.generate(PROMPT, Sampling(SHORT)).text))
+                rows += asyncio.run(retrying_clients(server, here.generate(PROMPT, Sampling(SHORT)).text))
         with running(folder / name, "--concurrency", LIMIT, "--max-waiting", WAITING) as server:
             rows += few_waiting(server, folder / name, here=here, tokens=short)
     return rows

@@ -1,7 +1,7 @@
 """A real Triton on packaged models, called by its own clients; the suite `serving` runs it.
 
 Without a tritonserver on PATH, Triton runs the models through this package's Python backend over the same ONNX Runtime:
-byte parity then checks the plumbing, not another runtime.
+byte parity then checks the transport, not a different runtime.
 """
 
 from __future__ import annotations
@@ -30,31 +30,31 @@ from ibnorm_export.verifier.tolerances import BOUNDS
 from tests.support.running_server import Running, members, running
 from tests.support.triton_clients import CLIENTS, REFUSED, ask, connect, draw
 
-__all__ = ["crowd", "ended", "parity"]
+__all__ = ["concurrent_requests", "parity", "sigterm_under_load"]
 
 #: Without batching an answer has exactly one right value, to the byte.
 UNBATCHED = Limits(max_batch=0)
-#: Rows of one batch may be summed in another order than single rows. Each is within the floor of `BOUNDS` of the truth,
-#: so two of them are within twice the floor of each other (norm-wise).
+#: Rows of a batch may be summed in a different order than single rows. Each is within the floor of `BOUNDS` of the
+#: truth, so two of them are within twice the floor of each other (norm-wise).
 BATCHED = 2 * BOUNDS[DType.FP32].floor
 #: `serve` gives requests in flight 5 s. A request that takes twice as long counts as hanging.
 HANGS_S = 10.0
 
 
-def off(answer: np.ndarray[Any, Any], wanted: np.ndarray[Any, Any]) -> float:
+def relative_difference(answer: np.ndarray[Any, Any], wanted: np.ndarray[Any, Any]) -> float:
     """Norm-wise relative difference."""
     return float(np.linalg.norm(answer - wanted) / np.linalg.norm(wanted))
 
 
 def parity(folder: Path, scratch: Path) -> list[Row]:
     """Count the answers that differ in any byte, one request at a time."""
-    asked = different = 0
+    requests = different = 0
     for file in sorted(folder.glob("*.onnx")):
         model = ExportedModel(file)
-        made = package(
+        packaged = package(
             model, scratch / file.stem, options=PackageOptions(name="m", variant=Variant.BOTH, limits=UNBATCHED)
         )
-        with running(made.path) as server:
+        with running(packaged.path) as server:
             for there, library in (("m", native.ort_library()), ("m-portable", None)):
                 here = OrtRunner(file, library=library)
                 rng = np.random.default_rng(1)
@@ -64,12 +64,12 @@ def parity(folder: Path, scratch: Path) -> list[Row]:
                             arrays = draw(model, rng, int(rng.integers(1, 9)), int(rng.integers(1, 65)))
                             wanted = here.run(arrays)["logits"].tobytes()
                             different += ask(client, module, there, arrays).tobytes() != wanted
-                            asked += 1
-    note = f"{asked} requests: ViT and LLaMA, fp32 and fp16, fused and portable, HTTP and gRPC"
+                            requests += 1
+    note = f"{requests} requests: ViT and LLaMA, fp32 and fp16, fused and portable, HTTP and gRPC"
     return [limited("parity: answers that differ from in-process in a byte", different, at_most=0, note=note)]
 
 
-def crowd(folder: Path, scratch: Path) -> list[Row]:
+def concurrent_requests(folder: Path, scratch: Path) -> list[Row]:
     """Send 200 mixed requests at once: byte for byte, then with batched rows, then against a queue of 16."""
     model = ExportedModel(folder / "llama-fp32.onnx")
     here = OrtRunner(model.path, library=native.ort_library())
@@ -85,7 +85,7 @@ def crowd(folder: Path, scratch: Path) -> list[Row]:
         except InferenceServerException as error:
             return "refused" if error.status() == REFUSED[module] else f"failed: {error}"
         same = answer.tobytes() == wanted[index].tobytes()
-        return "right" if same or (batched and off(answer, wanted[index]) <= BATCHED) else "wrong"
+        return "right" if same or (batched and relative_difference(answer, wanted[index]) <= BATCHED) else "wrong"
 
     rows: list[Row] = []
     for what, limits in (
@@ -93,13 +93,13 @@ def crowd(folder: Path, scratch: Path) -> list[Row]:
         (f"the same with dynamic batching: right to {BATCHED:g}", Limits()),
         ("overload, queue limit 16, 200 in flight: not clean", Limits(max_batch=0, max_queue=16)),
     ):
-        made = package(
+        packaged = package(
             model,
             scratch / f"crowd-{len(rows)}",
             options=PackageOptions(name="m", variant=Variant.FUSED, limits=limits),
         )
         batched = limits.max_batch > 0
-        with running(made.path) as server, ThreadPoolExecutor(200) as pool:
+        with running(packaged.path) as server, ThreadPoolExecutor(200) as pool:
             began = time.perf_counter()
             counts = Counter(pool.map(lambda index, s=server, b=batched: one(s, index, b), range(200)))
             took = time.perf_counter() - began
@@ -119,21 +119,23 @@ def crowd(folder: Path, scratch: Path) -> list[Row]:
     return rows
 
 
-def ended(folder: Path, scratch: Path) -> list[Row]:
+def sigterm_under_load(folder: Path, scratch: Path) -> list[Row]:
     """Send 10,000 requests, with SIGTERM in the middle."""
     model = ExportedModel(folder / "vit-fp32.onnx")
     arrays = draw(model, np.random.default_rng(3), 1, 1)
     wanted = OrtRunner(model.path, library=native.ort_library()).run(arrays)["logits"].tobytes()
-    made = package(model, scratch / "ended", options=PackageOptions(name="m", variant=Variant.FUSED, limits=UNBATCHED))
+    packaged = package(
+        model, scratch / "ended", options=PackageOptions(name="m", variant=Variant.FUSED, limits=UNBATCHED)
+    )
     workers, each = 16, 625
-    asked = itertools.count(1)
-    with running(made.path) as server:
+    requests = itertools.count(1)
+    with running(packaged.path) as server:
 
         def worker(number: int) -> tuple[Counter[str], float]:
             module, counts, longest = CLIENTS[number % 2], Counter[str](), 0.0
             with connect(server, module) as client:
                 for _ in range(each):
-                    if next(asked) == workers * each // 2:
+                    if next(requests) == workers * each // 2:
                         server.process.send_signal(signal.SIGTERM)
                     began = time.perf_counter()
                     try:

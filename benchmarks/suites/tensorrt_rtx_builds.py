@@ -2,7 +2,7 @@
 
 No GPU is used. The op (S, L, T, plain and skip), the demo's ViT and LLaMA, ViT-S/16, and LLaMA-60M with a cache
 (profiles prefill and decode), all untrained, are exported with default options in fp32, fp16 and bf16, and built for
-sm_89, for sm_120 and for both together. Each is built once, beside whatever else the machine does, so times are rough.
+sm_89, for sm_120 and for both together. Each is built once, while the machine also does other work, so times are rough.
 Target: at most two kernels for each norm, for every model, type and GPU.
 """
 
@@ -36,7 +36,7 @@ PRESETS = {
     "llama-60m": (IBNormSpec("L", 4.0, epsilon=1e-5, bias=False), "text-generation"),
 }
 MODELS = (*OPS, *DEMOS, *PRESETS)
-MOST_KERNELS = 2
+MAX_KERNELS = 2
 
 
 def exported(name: str, dtype: DType, folder: Path) -> ExportedModel:
@@ -76,7 +76,7 @@ def rows_of(name: str, dtype: DType, folder: Path) -> Iterator[Row]:
             "realised": dict(sorted(realised.items())),
         }
         limits = (
-            Target("kernels of one norm, most", MOST_KERNELS),
+            Target("kernels of one norm, most", MAX_KERNELS),
             Target("norms without a known kernel", 0),
             Target("norms", 1, at_least=True),
         )
