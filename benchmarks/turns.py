@@ -62,7 +62,7 @@ def take_turns(
         rounds: turns of each candidate.
         repeats: timed passes in one turn.
         warmup: passes of each candidate before the first round; one compiles, and clocks settle.
-        rest_s: seconds before each turn; 0 where no candidate leaves a spinning thread.
+        rest_s: seconds before each turn; 0 if no candidate leaves a spinning thread.
 
     Returns:
         The median seconds of each turn.

@@ -36,7 +36,7 @@ def bench_command(
             "--seq",
             min=1,
             show_default="128, or the model's positions if fewer",
-            help="Size of the sequence axis, where the model has one.",
+            help="Size of the sequence axis, if the model has one.",
         ),
     ] = None,
     prompts: Annotated[

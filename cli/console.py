@@ -44,7 +44,7 @@ class _ErrorConsole(_Console):
     _loading = False
 
     def show_loading(self, what: str) -> None:
-        """Show `what` until something else is printed; show nothing where stderr is not a terminal."""
+        """Show `what` until something else is printed; show nothing if stderr is not a terminal."""
         if self.is_terminal and not self.is_dumb_terminal:
             self._loading = True
             self._write(f"{what} ...")
@@ -129,7 +129,7 @@ def _style(line: str) -> str:
 
 @contextlib.contextmanager
 def show_progress() -> Iterator[Progress]:
-    """Show a progress bar on stderr while the block runs; show nothing where stderr is not a terminal."""
+    """Show a progress bar on stderr while the block runs; show nothing if stderr is not a terminal."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,

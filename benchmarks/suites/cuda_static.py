@@ -90,7 +90,7 @@ class Kernel:
     registers: int
     stack_bytes: int
     spill_bytes: int
-    #: The rest is 0 or empty where no cuobjdump is installed.
+    #: The rest is 0 or empty if no cuobjdump is installed.
     instructions: int
     opcodes: dict[str, int]
     access_bits: dict[str, dict[int, int]]  # load, store -> width in bits -> number

@@ -2,7 +2,7 @@
 
 A full run takes hours on two cores, 17 GB of disk and 12 GB of memory. Rows that the record already holds are kept, so
 an interrupted run continues where it stopped. "fused only" is a file that is within its tolerance with fused kernels
-but not with functions. timm's models are left out, by name, where timm is not installed.
+but not with functions. timm's models are left out, by name, if timm is not installed.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ class Case:
 
     Args:
         max_ratio: the largest ratio that meets the target.
-        max_upper_end: the largest upper end of the interval that meets it too, where there is one.
+        max_upper_end: the largest upper end of the interval that meets it too, if there is one.
     """
 
     what: str

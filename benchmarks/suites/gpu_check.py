@@ -45,7 +45,7 @@ _MOST_FAILURES = 20
 
 @dataclass(slots=True)
 class Part:
-    """Result of one part: it passes where it ran, measured something and nothing failed."""
+    """Result of one part: it passes if it ran, measured something and nothing failed."""
 
     name: str
     not_run: str = ""
@@ -58,7 +58,7 @@ class Part:
         return "not run" if self.not_run else "fail" if self.failures or not self.figures else "pass"
 
     def row(self) -> Row:
-        """The row of this part; it has no target where the part was not run."""
+        """The row of this part; it has no target if the part was not run."""
         if self.not_run:
             return Row(self.name, {}, note=f"not run: {self.not_run}")
         counts = {"failures": Figure(len(self.failures)), "measured": Figure(len(self.figures))}
@@ -103,7 +103,7 @@ def skip_of(x: Array) -> tuple[Array, Array]:
 
 
 def _kernel(machine: Machine, inputs: Sequence[Array], *, scale: Array, bias: Array, spec: IBNormSpec) -> list[Array]:
-    """Call the kernels directly; return y, and the sum where there is a skip."""
+    """Call the kernels directly; return y, and the sum if there is a skip."""
     outputs = [machine.place(np.full_like(inputs[0], np.nan)) for _ in inputs]
     placed = [machine.place(a) for a in inputs]
     affine = {"scale": machine.place(scale), "bias": machine.place(bias)}
@@ -218,7 +218,7 @@ def check_plugin(machine: Machine, widths: Sequence[int]) -> Part:
 
 
 def check_bandwidth(machine: Machine, options: argparse.Namespace) -> Part:
-    """The table of op_cuda; fails where a target is missed."""
+    """The table of op_cuda; fails if a target is missed."""
     if not machine.is_gpu:
         return Part("bandwidth", "no GPU")
     part, timing = Part("bandwidth"), op_cuda.timing_of(options)

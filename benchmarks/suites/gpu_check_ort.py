@@ -109,7 +109,7 @@ def check_onnxruntime(machine: Machine, library: Path | None) -> Part:
 
     Args:
         machine: what the rest was checked on.
-        library: of fused kernels, with those of CUDA where the machine is a GPU.
+        library: of fused kernels, with those of CUDA if the machine is a GPU.
     """
     if machine.is_gpu and (why := missing_for_cuda(ort.get_available_providers(), torch.version.cuda, devices=1)):
         return Part("onnxruntime", why)

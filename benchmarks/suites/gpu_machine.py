@@ -33,7 +33,7 @@ class Machine:
     """A device of torch, and the libraries for it.
 
     Args:
-        device: "cuda", or "cpu" where the kernels are emulated.
+        device: "cuda", or "cpu" if the kernels are emulated.
         kernels: what `op_cuda.open_kernels` returned.
         plugin, harness: the plugin library and the mock of TensorRT; None if `missing` gives a reason.
         missing: why there is no plugin library.

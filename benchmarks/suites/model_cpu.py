@@ -37,7 +37,7 @@ from ibnorm_export.op import native
 from ibnorm_export.op.spec import DOMAIN
 
 THREADS = 2
-ROUNDS = 61  # a quarter of them where one pass takes longer than LONG_S
+ROUNDS = 61  # a quarter of them if one pass takes longer than LONG_S
 LONG_S = 0.15
 SIZES = {
     "vit-s16": ({"batch": 1}, {"batch": 8}),

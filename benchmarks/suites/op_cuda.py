@@ -138,11 +138,11 @@ def _replay_s(graph: torch.cuda.CUDAGraph, replays: int) -> float:
 
 def launch(
     library: Any,
-    inputs: Sequence[torch.Tensor],  # x, and skip where there is one, each (rows, cols)
+    inputs: Sequence[torch.Tensor],  # x, and skip if there is one, each (rows, cols)
     *,
     scale: torch.Tensor,  # (cols,)
     bias: torch.Tensor,  # (cols,)
-    outputs: Sequence[torch.Tensor],  # y, and sum where there is a skip, each (rows, cols)
+    outputs: Sequence[torch.Tensor],  # y, and sum if there is a skip, each (rows, cols)
     spec: IBNormSpec,
     stream: int | None,
 ) -> None:
@@ -199,7 +199,7 @@ class _Buffers:
 def _error(
     inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor], *, scale: Any, bias: Any, spec: IBNormSpec
 ) -> float:
-    """Relative error in norm of the first rows; infinity where the sum is not the exact one."""
+    """Relative error in norm of the first rows; infinity if the sum is not the exact one."""
     total = (outputs[1:] or inputs)[0][:64].double().cpu().numpy()
     expected = reference.ibnorm(total, scale.double().cpu().numpy(), bias=bias.double().cpu().numpy(), spec=spec)
     if outputs[1:] and not torch.equal(outputs[1], inputs[0] + inputs[1]):
@@ -243,7 +243,7 @@ def bandwidth(library: Any, dtype: str, *, spec: IBNormSpec, skip: bool, shape: 
 
 
 def missing() -> str | None:
-    """Why this machine cannot run the suite; None where it can."""
+    """Why this machine cannot run the suite; None if it can."""
     if torch.version.cuda is None:
         return f"torch {torch.__version__} has no CUDA; install a CUDA build of torch"
     if not torch.cuda.is_available():

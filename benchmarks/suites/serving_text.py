@@ -31,7 +31,7 @@ __all__ = ["text"]
 PROMPT = "The import statement"
 #: Tokens of a text: all positions of the small model, a short text, and one of which only the first token matters.
 LONG, SHORT, FEW = 480, 128, 8
-#: Texts at once, and those of them that may wait for their first token where that is limited.
+#: Texts at once, and those of them that may wait for their first token if that is limited.
 LIMIT, WAITING = 16, 1
 #: Bursts where one text in a hundred is admitted, so that a median has enough values.
 BURSTS = 25

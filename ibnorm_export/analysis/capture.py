@@ -37,7 +37,7 @@ class NormInput:
     Args:
         spec: the norm, over the last axis.
         x: values (..., n), the normalised axis last.
-        scale, bias: parameters (n,), where the norm applies them.
+        scale, bias: parameters (n,), if the norm applies them.
     """
 
     spec: IBNormSpec

@@ -42,7 +42,7 @@ def gram(
     """Gram matrix of a Gaussian kernel, normalised to trace 1.
 
     Args:
-        samples: one sample per row; values of shape (n,) are class labels, whose kernel is 1 where they are equal.
+        samples: one sample per row; values of shape (n,) are class labels, whose kernel is 1 if they are equal.
         width: standard deviation of the kernel; None takes the median distance between samples.
     """
     samples = np.asarray(samples)

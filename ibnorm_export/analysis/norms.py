@@ -147,7 +147,7 @@ class _Samples:
     chosen: NDArray[np.int64]
 
     def select(self, values: NDArray[Any]) -> NDArray[Any]:
-        """One row per chosen sample; where a sample has several positions, their mean."""
+        """One row per chosen sample; if a sample has several positions, their mean."""
         count = len(self.target)
         rows = values.reshape(-1, values.shape[-1])
         if len(rows) != count:
@@ -216,7 +216,7 @@ def contraction(
 ) -> float:
     """Variance of g(t) over the variance of t = (x - mean) / lambda, both summed over rows.
 
-    It is 1 for S, and by definition where the values have no variance.
+    It is 1 for S, and by definition if the values have no variance.
     """
     t, c = _compress(np.asarray(rows, np.float64), spec)
     before, after = float(t.var(-1).sum()), float(c.var(-1).sum())

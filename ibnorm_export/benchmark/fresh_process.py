@@ -26,7 +26,7 @@ class SessionOpener:
     Args:
         function: "module:name" of a function that returns a `SessionSource`.
         arguments: its arguments by name, as JSON values.
-        opened: the sessions of this process, where they are open already.
+        opened: the sessions of this process, if they are open already.
     """
 
     function: str

@@ -34,7 +34,7 @@ class _Candidate:
     Args:
         name: what the report calls it.
         run_timed: runs one pass and returns its time in ms.
-        pool: the thread pool that it shares with other candidates; None where it has its own.
+        pool: the thread pool that it shares with other candidates; None if it has its own.
         spins: whether its threads keep a core busy for a while after a pass.
     """
 

@@ -80,9 +80,9 @@ class BenchOptions:
 
     Args:
         backend: a `Backend`, or its name.
-        kernels: how the norms run where the backend has a choice.
+        kernels: how the norms run if the backend has a choice.
         sizes: sizes of the dynamic axes by name. Without an entry, batch is 1, and sequence is 128 or the number of
-            positions of the model where that is smaller.
+            positions of the model if that is smaller.
         threads: number of threads of each candidate; None takes the number of physical cores.
         rounds: number of turns of each candidate.
         seed: seed of the random inputs.

@@ -1,7 +1,7 @@
 """Decide whether a time is above its budget (pass, fail or cannot tell), by a confidence interval over rounds.
 
 A ratio is estimated by the Hodges-Lehmann estimator of its logarithm, with the interval of the Wilcoxon test:
-signed-rank where rounds are paired, rank-sum where they are not. A spike counts as one round, whatever its height,
+signed-rank if rounds are paired, rank-sum if they are not. A spike counts as one round, whatever its height,
 and drift of the machine cancels within a round.
 
 Source: Hollander, Wolfe and Chicken, "Nonparametric Statistical Methods", 3rd edition, sections 3.2,
@@ -41,7 +41,7 @@ class Decision(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """An estimated ratio of times and its interval, whose ends are 0 and infinity where the rounds are too few."""
+    """An estimated ratio of times and its interval, whose ends are 0 and infinity if the rounds are too few."""
 
     ratio: float
     low: float
@@ -56,7 +56,7 @@ class LatencyVerdict(Report):
     Args:
         budget: the largest ratio that passes.
         resolution: relative excess over the budget that passes too.
-        rounds_needed: number of rounds that would decide at this spread; None where the decision is made.
+        rounds_needed: number of rounds that would decide at this spread; None if the decision is made.
     """
 
     decision: Decision
@@ -121,7 +121,7 @@ def unpaired(after: Sequence[float], before: Sequence[float]) -> Spread:
 
 
 def judge(spread: Spread, budget: float, *, resolution: float = RESOLUTION) -> LatencyVerdict:
-    """Pass where the interval lies below budget * (1 + resolution), fail where it lies above the budget.
+    """Pass if the interval lies below budget * (1 + resolution), fail if it lies above the budget.
 
     Args:
         spread: the ratio and its interval.

@@ -1,6 +1,6 @@
 """The format of check.toml: what to export, compare and time.
 
-The dataclasses are the format: a field is a key, its type is what is legal there, and its default holds where the
+The dataclasses are the format: a field is a key, its type is what is legal there, and its default holds if the
 key is absent. An unknown key is an error. Paths are relative to the file's folder.
 """
 
@@ -34,7 +34,7 @@ PRESENT: Final = "present"
 #: Backends that a check can use. Triton is left out: it needs the address of a server.
 _BACKENDS: Final = tuple(backend for backend in Backend if backend is not Backend.TRITON)
 
-#: How a message states the smallest legal value of a key, where it is not a plain number.
+#: How a message states the smallest legal value of a key, if it is not a plain number.
 _LEAST: Final = {"threads": "0, which takes the physical cores", "max_rounds": "rounds"}
 
 
@@ -174,7 +174,7 @@ def _require(holds: bool, problem: str) -> None:
 
 
 def _check_export(export: ExportCheck, names: list[str]) -> None:
-    """Raise ConfigError where a value of an export is not legal; `names` are the names of all exports."""
+    """Raise ConfigError if a value of an export is not legal; `names` are the names of all exports."""
     where = f"export {export.name!r}"
     plain = export.name and all(c.isalnum() or c in "-_." for c in export.name) and export.name[0] != "."
     _require(

@@ -150,7 +150,7 @@ def _numeric_cases(suite: str, report: ParityReport, *, max_error: float | None)
 
 
 def _layer_cases(suite: str, layers: Iterable[LayerParity], *, first: str, failed: bool) -> Iterator[Case]:
-    """One case per norm and block. Where the outputs fail, the first layer beyond its tolerance is the failure, and
+    """One case per norm and block. If the outputs fail, the first layer beyond its tolerance is the failure, and
     the layers after it are skipped: their errors follow from it."""
     source = ""
     for layer in layers:

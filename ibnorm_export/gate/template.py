@@ -34,10 +34,10 @@ samples = 4                      # random inputs, among them batch 1, padding an
 stress = true                    # add heavy tails, large means, constant and near-zero rows, maximum length
 layers = true                    # name the first norm or block beyond its tolerance
 # inputs = ["batch.npz"]         # your own inputs instead
-# require_fused = true           # fail where a norm does not run as a fused kernel
+# require_fused = true           # fail if a norm does not run as a fused kernel
 # max_error = 1e-5               # a limit in addition to the tolerances
 
-# A budget has one of max_ms, baseline and against. Where the rounds do not decide, the outcome is "cannot tell",
+# A budget has one of max_ms, baseline and against. If the rounds do not decide, the outcome is "cannot tell",
 # which is not a failure.
 [[export.latency]]
 against = "torch"                # or "torch.compile", or the name of another export

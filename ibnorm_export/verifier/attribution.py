@@ -57,10 +57,10 @@ def attribute(
     Args:
         outputs: parities with norms "fused" and "as functions".
         dtype: short name of the file's dtype.
-        levels: errors at the levels of ONNX Runtime's optimiser, lowest first; empty where they were not measured.
+        levels: errors at the levels of ONNX Runtime's optimiser, lowest first; empty if they were not measured.
 
     Returns:
-        The attribution, or None where nothing was compared.
+        The attribution, or None if nothing was compared.
     """
     name, variants = _worst_output(outputs)
     if variants is None:
@@ -86,7 +86,7 @@ def attribute(
 
 
 def _worst_output(outputs: Sequence[OutputParity]) -> tuple[str, _Variants | None]:
-    """The output that failed by the most, or, where none did, the one nearest to its tolerance."""
+    """The output that failed by the most, or, if none did, the one nearest to its tolerance."""
     variants: dict[str, _Variants] = {}
     for output in outputs:
         if output.norms in (FUSED, FUNCTIONS):

@@ -81,7 +81,7 @@ class Comparison:
 
 
 def with_rounding(comparison: Comparison, folder: Path) -> Comparison:
-    """Return the comparison of a copy that rounds after every node, where the backend does not round.
+    """Return the comparison of a copy that rounds after every node, if the backend does not round.
 
     Args:
         comparison: the file as it is, and its reference.

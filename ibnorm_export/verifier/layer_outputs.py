@@ -59,7 +59,7 @@ class LayerOutput:
 
 
 def _lists(model: nn.Module) -> list[str]:
-    """Paths of the lists of blocks: ModuleLists, or, where there are none, Sequentials of modules that hold norms."""
+    """Paths of the lists of blocks: ModuleLists, or, if there are none, Sequentials of modules that hold norms."""
     lists = [path for path, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module) > 0]
     if lists:
         return lists
@@ -95,7 +95,7 @@ def _within(path: str, block: str) -> bool:
 def _block_output(graph: ir.Graph, block: str) -> ir.Value | None:
     """The block's last floating-point value that nodes outside the block use.
 
-    Where a SkipIBNorm outside computes the block's residual sum, that sum is the output.
+    If a SkipIBNorm outside computes the block's residual sum, that sum is the output.
     """
     last = None
     for node in graph:

@@ -48,7 +48,7 @@ class _Recordings:
 
     @contextlib.contextmanager
     def read(self, index: int) -> Iterator[Callable[[LayerOutput], _Recorded | None]]:
-        """Open the recordings of one input: layer -> truth and baseline, or None where the layer did not run."""
+        """Open the recordings of one input: layer -> truth and baseline, or None if the layer did not run."""
         with np.load(self._file("truth", index)) as truth, np.load(self._file("baseline", index)) as baseline:
 
             def look_up(layer: LayerOutput) -> _Recorded | None:
@@ -92,7 +92,7 @@ def compare_layers(comparison: Comparison) -> LayersReport:
     """Run a copy of the file with layer outputs, and PyTorch, on every sample.
 
     Args:
-        comparison: the file as it is, and its reference. Where the model has a cache, some samples have a past, so
+        comparison: the file as it is, and its reference. If the model has a cache, some samples have a past, so
             both prefill and cached steps are compared.
     """
     reference = comparison.reference
@@ -127,7 +127,7 @@ def _runs(comparison: Comparison) -> Iterator[tuple[str, int, Arrays]]:
 
 
 def _without_padding(array: NDArray[Any], masks: Sequence[NDArray[np.bool_]]) -> NDArray[Any]:
-    """`array` without the padded positions, where it has an axis for them."""
+    """`array` without the padded positions, if it has an axis for them."""
     fitting = next((mask for mask in masks if array.shape[: mask.ndim] == mask.shape), None)
     return array if fitting is None else array[fitting]
 
@@ -151,7 +151,7 @@ def _judge(
 
 
 def _describe_first_failure(layers: Sequence[LayerParity]) -> str:
-    """The first layer that exceeds its tolerance, and the last before it that does not; empty where none does."""
+    """The first layer that exceeds its tolerance, and the last before it that does not; empty if none does."""
     before = "the inputs"
     for layer in layers:
         failed = next((variant for variant in layer.variants if not variant.passed), None)

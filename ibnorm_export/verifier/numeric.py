@@ -26,7 +26,7 @@ __all__ = ["check_numbers", "check_numeric"]
 
 
 def check_numeric(comparison: Comparison, *, tokens: NDArray[np.int64] | None) -> NumericReport:
-    """Compare the numbers of a file, and, where there is a text, its predictions.
+    """Compare the numbers of a file, and, if there is a text, its predictions.
 
     Args:
         comparison: the file as it is, and its reference.
@@ -68,7 +68,7 @@ def check_numbers(comparison: Comparison) -> NumericReport:
 
 
 def with_layers(report: NumericReport, layers: LayersReport) -> NumericReport:
-    """The report with its layers. The first that fails is a finding only where the report fails without it."""
+    """The report with its layers. The first that fails is a finding only if the report fails without it."""
     if not layers.first_failure:
         return replace(report, layers=layers)
     if report:

@@ -21,7 +21,7 @@ class VerifyOptions:
         samples: how many inputs to draw; they walk through the shapes that matter.
         seed: seed for the random inputs.
         static: whether to give the static verdict too.
-        kernels: how the norms run where the backend has a choice.
+        kernels: how the norms run if the backend has a choice.
         require_fused: whether a norm that does not run as a fused kernel is a finding.
         layers: whether to measure the error after every norm and block, too.
         endpoint: the model on a running server, for backend "triton".

@@ -32,7 +32,7 @@ _LogProbabilities = NDArray[np.float64]
 
 
 def sample_text(model: LoadedModel, *, seed: int = 0) -> NDArray[np.int64]:
-    """Tokens (n,) that PyTorch in fp32 samples from the model, for use where no text is given."""
+    """Tokens (n,) that PyTorch in fp32 samples from the model, for use if no text is given."""
     rng = np.random.default_rng(seed)
     sampling = Sampling(temperature=1.0)
     window = min(_WINDOW, model.max_positions)

@@ -76,7 +76,7 @@ class OutputParity:
         tolerance: the largest error over all samples that passes.
         ratio: `error` over `baseline_error`.
         cosine: cosine of the angle between the file's values and the truth.
-        top1_agreement: share of rows with the same largest value; None where rows have one value.
+        top1_agreement: share of rows with the same largest value; None if rows have one value.
         elements: values that were compared.
         passed: whether the error is within the tolerance, over all samples and in each.
     """
@@ -98,7 +98,7 @@ class OutputParity:
 
     @property
     def excess(self) -> float:
-        """The error over its tolerance; infinite where the error is not a number."""
+        """The error over its tolerance; infinite if the error is not a number."""
         excess = self.error / self.tolerance if self.tolerance else self.error
         return float("inf") if excess != excess else excess
 
@@ -163,7 +163,7 @@ class ErrorSource:
 
     Args:
         name: "dtype", "exporter", "optimiser" or "kernel".
-        error: error after this step; None where it was not measured.
+        error: error after this step; None if it was not measured.
         responsible: whether this step raises the error above its tolerance.
         explanation: what ran, or why nothing did.
     """
@@ -187,7 +187,7 @@ class ErrorAttribution:
 
     @property
     def source(self) -> str:
-        """Name of the first source that is responsible; empty where none is."""
+        """Name of the first source that is responsible; empty if none is."""
         return next((source.name for source in self.sources if source.responsible), "")
 
 
@@ -220,7 +220,7 @@ class LayerParity:
 class LayersReport(Report):
     """Every norm and block in the order of the graph; true when there are some and all pass.
 
-    `first_failure` describes the first that exceeds its tolerance; it is empty where none does.
+    `first_failure` describes the first that exceeds its tolerance; it is empty if none does.
     """
 
     layers: tuple[LayerParity, ...]
@@ -267,7 +267,7 @@ class NumericReport(Report):
 
     Args:
         backend: what ran the file.
-        dtype: dtype of the file; "int8" or "int4" where it is quantised.
+        dtype: dtype of the file; "int8" or "int4" if it is quantised.
         method: what was run, in words.
         samples: how many inputs were compared.
         outputs: each output, for each way of running the norms.
@@ -275,7 +275,7 @@ class NumericReport(Report):
         notes: what a reader should know.
         norms: which implementation ran for each norm.
         quality: predictions of a language model.
-        attribution: where the error comes from; None where nothing was compared.
+        attribution: where the error comes from; None if nothing was compared.
         layers: the error after every norm and block; None if it was not requested.
     """
 

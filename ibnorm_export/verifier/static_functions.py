@@ -31,7 +31,7 @@ def check_functions(exported: ExportedModel) -> Iterator[Finding]:
 
 
 def _difference(actual: onnx.FunctionProto, expected: onnx.FunctionProto) -> str:
-    """How two bodies differ; empty where they compute the same."""
+    """How two bodies differ; empty if they compute the same."""
     if [n.op_type for n in actual.node] == [n.op_type for n in expected.node]:
         return "" if _canonical(actual) == _canonical(expected) else "wiring or attributes differ"
     replaced = [

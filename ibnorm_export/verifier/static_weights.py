@@ -59,7 +59,7 @@ def compare_weights(exported: ExportedModel, model: LoadedModel, *, coverage: Co
 
 
 def _compare(stored: StoredWeights, weight: StoredWeight) -> str:
-    """What is wrong with a weight; empty where nothing is."""
+    """What is wrong with a weight; empty if nothing is."""
     if not weight.quantized:
         return _compare_bits(stored.read(weight.name), weight)
     try:
