@@ -27,7 +27,8 @@ def generate_command(
         int, typer.Option("--max-new-tokens", min=1, help="Maximum number of generated tokens.")
     ] = 128,
     temperature: Annotated[
-        float, typer.Option("--temperature", min=0.0, help="Sampling temperature; 0 takes the most likely token.")
+        float,
+        typer.Option("--temperature", min=0.0, help="Sampling temperature; 0 always chooses the most likely token."),
     ] = 0.0,
     top_p: Annotated[
         float, typer.Option("--top-p", help="Sample from the most likely tokens with this total probability.")

@@ -50,7 +50,9 @@ def package_command(
     max_queue: Annotated[int, typer.Option("--max-queue", min=1, help="Maximum number of waiting requests.")] = 256,
     queue_timeout: Annotated[
         int,
-        typer.Option("--queue-timeout", min=0, metavar="MS", help="Maximum time that a request waits; 0 is no limit."),
+        typer.Option(
+            "--queue-timeout", min=0, metavar="MS", help="Maximum time that a request waits; 0 means no limit."
+        ),
     ] = 0,
     queue_delay: Annotated[
         int, typer.Option("--queue-delay", min=0, metavar="US", help="Maximum time to wait for a fuller batch.")

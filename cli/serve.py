@@ -25,9 +25,9 @@ def serve_command(
     address: Annotated[
         str, typer.Option("--address", help="Address to listen on; 0.0.0.0 listens on every network.")
     ] = "127.0.0.1",
-    http_port: Annotated[int, typer.Option("--http-port", help="Port for HTTP; 0 takes any free one.")] = 8000,
-    grpc_port: Annotated[int, typer.Option("--grpc-port", help="Port for gRPC; 0 takes any free one.")] = 8001,
-    metrics_port: Annotated[int, typer.Option("--metrics-port", help="Port for metrics; 0 takes any free one.")] = 8002,
+    http_port: Annotated[int, typer.Option("--http-port", help="Port for HTTP; 0 means any free one.")] = 8000,
+    grpc_port: Annotated[int, typer.Option("--grpc-port", help="Port for gRPC; 0 means any free one.")] = 8001,
+    metrics_port: Annotated[int, typer.Option("--metrics-port", help="Port for metrics; 0 means any free one.")] = 8002,
     log: Annotated[Path | None, typer.Option("--log", metavar="FILE", help="File for Triton's log.")] = None,
     concurrency: Annotated[
         int, typer.Option("--concurrency", min=1, help="Maximum number of texts at once; further requests get 429.")

@@ -166,8 +166,8 @@ def run_demo(
         folder: receives `llama/` and `vit/` (checkpoints), the .onnx files, the folders of `write_text`, and the data
             that was held out from training: `held-out.txt`, `digits.npz` with `labels.npy`; created if missing.
         max_steps: maximum number of training steps for each model.
-        text: a file to train the LLaMA on; None gives the documentation that CPython ships.
-        progress: called as the work goes on.
+        text: a file to train the LLaMA on; None means the documentation that CPython ships.
+        progress: receives the progress of the work.
 
     Raises:
         BackendUnavailable: scikit-learn or matplotlib is not installed.

@@ -82,7 +82,7 @@ class Goal:
         """The reached and the required value, in one phrase."""
         if self.metric is Metric.BITS_PER_BYTE:
             return f"{loss:.2f} bits per byte (at most {self.bound:g})"
-        return f"{accuracy:.1%} of digits right (at least {self.bound:.0%})"
+        return f"{accuracy:.1%} of digits correct (at least {self.bound:.0%})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +132,7 @@ def training_split(text: bytes) -> tuple[bytes, bytes]:
 
 
 def read_training_text(path: Path | None = None) -> bytes:
-    """Read a text to train on; None gives the documentation that CPython ships.
+    """Read a text to train on; None means the documentation that CPython ships.
 
     Raises:
         CheckpointError: the file cannot be read or is too short.
@@ -206,7 +206,7 @@ def plan(name: str, text: Path | None = None) -> Plan:
 
     Args:
         name: "llama" or "vit".
-        text: a file to train the LLaMA on; None gives the documentation that CPython ships.
+        text: a file to train the LLaMA on; None means the documentation that CPython ships.
 
     Raises:
         CheckpointError: the text cannot be used.

@@ -89,7 +89,7 @@ def write_text(checkpoint: Path, folder: Path, *, held_out: str, progress: Progr
         checkpoint: a language model with a tokenizer.
         folder: receives `llama-portable/`, `llama-genai/` and `llama-genai-int4/`.
         held_out: text that was not trained on; predictions on it are compared.
-        progress: called as the work goes on.
+        progress: receives the progress of the work.
     """
     model = load(checkpoint, task=Task.TEXT_GENERATION)
     writings = [Writing("PyTorch", open_checkpoint(model).generate(PROMPT, SAMPLING))]

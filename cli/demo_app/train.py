@@ -173,8 +173,8 @@ def train_checkpoint(
         name: "llama" or "vit".
         folder: receives the checkpoint, with a tokenizer if the model reads text.
         max_steps: when training ends at the latest; it ends when the goal of the model is reached.
-        text: a file to train the LLaMA on; None gives the documentation that CPython ships.
-        progress: called as the work goes on.
+        text: a file to train the LLaMA on; None means the documentation that CPython ships.
+        progress: receives the progress of the work.
 
     Returns:
         The evaluations on held-out data: before, during and after training.

@@ -67,5 +67,5 @@ def read_labels(path: Path) -> NDArray[Any]:
     """
     labels = read_npy(path, "a .npy file of labels")
     if not np.issubdtype(labels.dtype, np.integer):
-        raise ModelFileError(f"{path} holds {labels.dtype}; labels must be integers")
+        raise ModelFileError(f"{path} contains {labels.dtype}; labels must be integers")
     return labels

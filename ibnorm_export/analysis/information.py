@@ -43,7 +43,7 @@ def gram(
 
     Args:
         samples: one sample per row; values of shape (n,) are class labels, whose kernel is 1 if they are equal.
-        width: standard deviation of the kernel; None takes the median distance between samples.
+        width: standard deviation of the kernel; None means the median distance between samples.
     """
     samples = np.asarray(samples)
     if samples.ndim == 1:

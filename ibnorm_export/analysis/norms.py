@@ -46,9 +46,9 @@ def analyze(
         model_or_file: a checkpoint, which runs in PyTorch in each of `options.dtypes`; or an exported file or its
             path, which runs in ONNX Runtime in its own type.
         inputs: one batch, arrays by input name. A checkpoint draws random ones by default; a file needs them.
-        labels: classes of the samples, or of every token; None takes the next token, or the model's own prediction.
+        labels: classes of the samples, or of every token; None means the next token, or the model's own prediction.
         options: see `AnalysisOptions`.
-        progress: called as the work goes on.
+        progress: receives the progress of the work.
 
     Raises:
         ModelFileError: the inputs or labels do not fit the model, or no IBNorm ran.
@@ -139,7 +139,7 @@ class _Samples:
     Args:
         first: what reached the first norm, (..., n).
         target: one value per sample.
-        chosen: indices of the samples that the Gram matrices are made of.
+        chosen: indices of the samples that the Gram matrices are computed from.
     """
 
     first: NDArray[Any]

@@ -26,7 +26,7 @@ class AnalysisOptions:
         lambdas: canonical lambdas to apply in addition to each norm's own.
         dtypes: types to run a checkpoint in; a file runs in its own type.
         alpha: order of the Renyi entropies.
-        width: width of the Gaussian kernels; None takes the median distance between samples, per matrix.
+        width: width of the Gaussian kernels; None means the median distance between samples, per matrix.
         samples: number of tokens or images in a Gram matrix.
         seed: seed for the choice of the samples.
     """
@@ -43,7 +43,7 @@ class AnalysisOptions:
         object.__setattr__(self, "dtypes", tuple(DType.of(dtype) for dtype in self.dtypes))
         for lambd in self.lambdas:
             if not 0.0 < lambd < math.inf:
-                raise IBNormError(f"lambdas holds {lambd}; each must be finite and above 0")
+                raise IBNormError(f"lambdas contains {lambd}; each must be finite and above 0")
         if not self.dtypes:
             raise IBNormError("dtypes is empty; name at least one type")
         if not 0.0 < self.alpha < math.inf or self.alpha == 1.0:

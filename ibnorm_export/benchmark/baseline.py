@@ -128,7 +128,7 @@ def _parse(text: str) -> Baseline:
     _require_types(baseline)
     times, reference = (tuple(float(v) for v in values) for values in (baseline.times_ms, baseline.reference_ms))
     if not times or len(times) != len(reference) or not all(0.0 < v < float("inf") for v in (*times, *reference)):
-        raise ValueError("times_ms and reference_ms must hold one positive time per round each")
+        raise ValueError("times_ms and reference_ms must each hold one positive time per round")
     return replace(baseline, times_ms=times, reference_ms=reference)
 
 

@@ -46,7 +46,7 @@ def bench(
         against: what to compare with. For a file: "torch", "torch.compile", "reference-load" or other exports. For a
             folder that generates text: "torch" or other such folders.
         options: see `BenchOptions`.
-        progress: called as the work goes on.
+        progress: receives the progress of the work.
 
     Returns:
         A `BenchReport`, or a `GenerationReport` for a folder that generates text.

@@ -131,7 +131,7 @@ def measure_generation(
         vocabulary: number of tokens that prompts are drawn from.
         model: name of the model in the report.
         options: threads (recorded, not set here), rounds, seed and `generation` are used.
-        progress: called as the work goes on.
+        progress: receives the progress of the work.
 
     Raises:
         IBNormError: there is no candidate, or one cannot run a prompt.

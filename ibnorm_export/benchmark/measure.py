@@ -142,7 +142,7 @@ def measure(
         threads: number of threads of each candidate (recorded, not set here).
         rounds: number of turns of each candidate.
         timing: see `Timing`.
-        progress: called as the work goes on.
+        progress: receives the progress of the work.
 
     Raises:
         IBNormError: there is no candidate, or fewer than one round.

@@ -83,12 +83,12 @@ class BenchOptions:
         kernels: how the norms run if the backend has a choice.
         sizes: sizes of the dynamic axes by name. Without an entry, batch is 1, and sequence is 128 or the number of
             positions of the model if that is smaller.
-        threads: number of threads of each candidate; None takes the number of physical cores.
+        threads: number of threads of each candidate; None means the number of physical cores.
         rounds: number of turns of each candidate.
         seed: seed of the random inputs.
         engine: a TensorRT engine that was built from the file; None builds one.
         require_fused: the report fails unless every norm ran as a fused kernel.
-        timing: see `Timing`; None takes `TRTEXEC` for TensorRT, and the defaults for other backends.
+        timing: see `Timing`; None means `TRTEXEC` for TensorRT, and the defaults for other backends.
         generation: what to measure of a model that generates text.
     """
 

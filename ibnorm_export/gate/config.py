@@ -35,7 +35,7 @@ PRESENT: Final = "present"
 _BACKENDS: Final = tuple(backend for backend in Backend if backend is not Backend.TRITON)
 
 #: How a message states the smallest legal value of a key, if it is not a plain number.
-_LEAST: Final = {"threads": "0, which takes the physical cores", "max_rounds": "rounds"}
+_LEAST: Final = {"threads": "0, which means the physical cores", "max_rounds": "rounds"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +76,9 @@ class LatencyBudget:
         against: "torch", "torch.compile" or the name of another export.
         max_ratio: the largest ratio to `baseline` or `against` that passes.
         backend: what runs the export.
-        threads: number of threads; 0 takes the physical cores.
+        threads: number of threads; 0 means the physical cores.
         batch: size of the batch axis.
-        sequence: tokens of a sequence; 0 takes 128, or as many as the model has positions.
+        sequence: tokens of a sequence; 0 means 128, or as many as the model has positions.
         rounds: rounds to begin with.
         max_rounds: rounds are added up to this number as long as they do not decide.
     """

@@ -48,7 +48,7 @@ def latency_case(
         prepared: the export.
         budget: one of its budgets.
         others: exports by name, that the budget may compare with.
-        progress: called as the work goes on.
+        progress: receives the progress of the work.
     """
     suite = f"{prepared.entry.name}.{budget.backend}.latency"
     if budget.max_ms is not None:

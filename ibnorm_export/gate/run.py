@@ -30,7 +30,7 @@ def check(path_or_config: CheckConfig | str | Path, *, progress: Progress = sile
 
     Args:
         path_or_config: the file, or the result of `read_check_config`.
-        progress: called as the work goes on.
+        progress: receives the progress of the work.
 
     Returns:
         A report that is true if no case is red; it lists the files that were written.

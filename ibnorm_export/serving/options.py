@@ -18,7 +18,7 @@ class ServeOptions:
 
     Args:
         address: address to listen on; 0.0.0.0 listens on every network.
-        http_port: port for HTTP; 0 takes any free port, here and below.
+        http_port: port for HTTP; 0 means any free port, here and below.
         grpc_port: port for gRPC (Triton only).
         metrics_port: port for metrics (Triton only).
         ready_s: seconds to wait until the server is ready (Triton only).

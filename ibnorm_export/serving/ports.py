@@ -17,7 +17,7 @@ def bound_socket(address: str, port: int, *, option: str) -> Iterator[socket.soc
 
     Args:
         address: address of this machine.
-        port: the port; 0 takes any free one.
+        port: the port; 0 means any free one.
         option: option of the command line that sets the port, for the message.
 
     Raises:

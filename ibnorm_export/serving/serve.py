@@ -31,7 +31,7 @@ def serve(
     Args:
         source: what to serve. A folder of `package`, an exported file or its path gets a Triton server; a folder of
             `export --target ort-genai` gets an endpoint that speaks OpenAI's text protocol.
-        options: see `ServeOptions`; None is the default.
+        options: see `ServeOptions`; None means the defaults.
         ready: called once, when the server accepts requests.
         stopping: called when Triton begins to stop.
 

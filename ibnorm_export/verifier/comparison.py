@@ -36,7 +36,7 @@ class Comparison:
         file: the file that is run.
         reference: what it is compared with.
         options: how to verify.
-        progress: called as the work goes on.
+        progress: receives the progress of the work.
     """
 
     file: ExportedModel

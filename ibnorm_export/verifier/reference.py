@@ -49,7 +49,7 @@ class Reference:
         model: the checkpoint.
         dtype: dtype of the baseline.
         inputs: one entry for each sample.
-        progress: called as the work goes on.
+        progress: receives the progress of the work.
     """
 
     model: LoadedModel

@@ -272,7 +272,7 @@ class NumericReport(Report):
         samples: how many inputs were compared.
         outputs: each output, for each way of running the norms.
         findings: what is wrong.
-        notes: what a reader should know.
+        notes: remarks for the reader.
         norms: which implementation ran for each norm.
         quality: predictions of a language model.
         attribution: where the error comes from; None if nothing was compared.
@@ -359,7 +359,7 @@ class ParityReport(Report):
         checkpoint: where the checkpoint came from.
         static: the static verdict; None if it was not requested.
         numeric: the numeric verdict.
-        notes: what a reader should know.
+        notes: remarks for the reader.
     """
 
     model: str

@@ -21,7 +21,7 @@ __all__ = ["WeightsReport", "compare_weights"]
 
 @dataclass(frozen=True, slots=True)
 class WeightsReport:
-    """How many weights were compared, what is wrong, and what a reader should know."""
+    """How many weights were compared, what is wrong, and remarks for the reader."""
 
     compared: int
     findings: tuple[Finding, ...]

@@ -21,7 +21,7 @@ __all__ = ["QuantizedValues", "StoredWeight", "StoredWeights"]
 
 @dataclass(frozen=True, slots=True)
 class StoredWeight:
-    """A weight in the file, and the tensors of the checkpoint that it is made of.
+    """A weight in the file, and the tensors of the checkpoint that it consists of.
 
     Args:
         name: its name in the file.

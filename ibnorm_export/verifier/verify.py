@@ -52,7 +52,7 @@ def verify(
         options: backend, number of samples, seed, and what to check.
         inputs: your own inputs instead of drawn ones; see `read_inputs`.
         text: text that a language model predicts; needs the checkpoint's tokenizer.
-        progress: called as the work goes on.
+        progress: receives the progress of the work.
 
     Raises:
         ModelFileError: the file has no metadata, belongs to another model or cannot be loaded, or PyTorch cannot run

@@ -32,7 +32,7 @@ def create_app(queue: TextQueue, name: str, *, max_positions: int, template: Cha
         queue: generates texts.
         name: name of the model for clients.
         max_positions: maximum number of tokens of a prompt and its text together.
-        template: chat template of the tokenizer; None leaves chat out.
+        template: chat template of the tokenizer; None disables chat.
     """
     app = FastAPI(title=name, docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(BodySizeMiddleware, limit=queue.limits.request_bytes)

@@ -35,7 +35,7 @@ def serve_text(
 
     Args:
         folder: a folder of `export --target ort-genai` or of `export --task text-generation`.
-        options: see `ServeOptions`; None is the default.
+        options: see `ServeOptions`; None means the defaults.
         ready: called once, when the endpoint accepts requests.
 
     Raises:

@@ -43,7 +43,7 @@ class Limits:
     Args:
         max_batch: maximum number of rows that are computed together; 0 disables batching.
         max_queue: maximum number of waiting requests; more are refused at once.
-        queue_timeout_ms: time in ms after which a waiting request is refused; 0 is no limit.
+        queue_timeout_ms: time in ms after which a waiting request is refused; 0 means no limit.
         queue_delay_us: time in microseconds that a request may wait for others of its shape.
         instances: number of sessions of the model. If the queue has a limit, Triton 2.51 prepares no batch while all
             instances compute, and with only one instance it idles for up to 0.5 s between two batches: 60 requests

@@ -54,7 +54,7 @@ class PackageOptions:
         backend: TENSORRT needs `plan`.
         variant: how the norms run; with TensorRT the plan decides.
         plan: a plan that `build-engine --runtime tensorrt` built from the same model.
-        mount: absolute path of the repository on the server; None is the format's default.
+        mount: absolute path of the repository on the server; None means the default of the format.
         storage_uri: address from which KServe fetches the repository.
         gpu: run on GPUs.
         limits: batching, queue and instances.

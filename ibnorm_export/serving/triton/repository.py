@@ -111,7 +111,7 @@ def package(
         exported: an exported file, or its path. A folder for onnxruntime-genai becomes a model of one step, which
             takes and returns its cache as tensors.
         repository: the folder to write.
-        options: see `PackageOptions`; None is the default.
+        options: see `PackageOptions`; None means the defaults.
 
     Returns:
         The repository.

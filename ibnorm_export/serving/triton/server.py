@@ -115,7 +115,7 @@ def triton_server(repository: str | Path, options: ServeOptions | None = None) -
 
     Args:
         repository: a folder of `package`; it may be read-only.
-        options: see `ServeOptions`; None is the default.
+        options: see `ServeOptions`; None means the defaults.
 
     Raises:
         ModelFileError: the repository is incomplete or changed, or its library cannot be loaded on this machine.
