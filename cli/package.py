@@ -80,9 +80,9 @@ def package_command(
         ),
         warmup=inputs,
     )
-    made = package(model_file, output, options=wanted)
+    packaged = package(model_file, output, options=wanted)
     if as_json:
-        print_json(made.to_dict())
+        print_json(packaged.to_dict())
     else:
-        print_report(made)
-        print_next("serve", made.path)
+        print_report(packaged)
+        print_next("serve", packaged.path)

@@ -173,9 +173,9 @@ def rows_of(folder: Path, read: int, rounds: int) -> Iterator[Row]:
         cases = [case for case in CASES if (case.stage, case.context) == (stage, context)]
         names = list(dict.fromkeys(name for case in cases for name in (case.over, case.name)))
         # The first token of a long prompt takes seconds.
-        kept = rounds if stage == "decode" or context < 500 else max(9, rounds // 3)
+        kept_rounds = rounds if stage == "decode" or context < 500 else max(9, rounds // 3)
         tokens = rng.integers(0, 32000, (1, context))
-        measured = time_stage([source(name) for name in names], stage, tokens=tokens, rounds=kept)
+        measured = time_stage([source(name) for name in names], stage, tokens=tokens, rounds=kept_rounds)
         times = dict(zip(names, measured, strict=True))
         yield from (row_of(case, times) for case in cases)
     yield bandwidth(source("library"), read, max(3, rounds // 4))

@@ -51,8 +51,8 @@ class Stream:
 async def stream(endpoint: str, tokens: int, *, retry: bool = False) -> Stream:
     """Ask for a text over a bare socket, which costs this machine little; `retry` obeys Retry-After."""
     host, _, port = endpoint.rpartition(":")
-    wanted = {"model": "text", "prompt": PROMPT, "max_tokens": tokens, "temperature": 0, "stream": True}
-    body = json.dumps(wanted).encode()
+    request = {"model": "text", "prompt": PROMPT, "max_tokens": tokens, "temperature": 0, "stream": True}
+    body = json.dumps(request).encode()
     head = (
         f"POST /v1/completions HTTP/1.1\r\nHost: {endpoint}\r\nConnection: close\r\nContent-Type: application/json\r\n"
     )
@@ -93,7 +93,7 @@ class Burst:
     others: list[str]
 
 
-def burst(endpoint: str, name: str, *, count: int, tokens: int, wanted: str) -> Burst:
+def burst(endpoint: str, name: str, *, count: int, tokens: int, expected: str) -> Burst:
     """Ask for `count` texts at once over bare sockets.
 
     Every request is sent before an answer is read. Sending takes 0.05 ms each, so the measured time is the server's.
@@ -129,7 +129,7 @@ def burst(endpoint: str, name: str, *, count: int, tokens: int, wanted: str) -> 
         else ""
         for code, answer in zip(status, answers, strict=True)
     ]
-    others = [f"{code} {text!r}" for code, text in zip(status, texts, strict=True) if code != 429 and text != wanted]
+    others = [f"{code} {text!r}" for code, text in zip(status, texts, strict=True) if code != 429 and text != expected]
     return Burst(
         ended - began[0], [at for at, code in zip(first, status, strict=True) if code == 200], status.count(429), others
     )
@@ -154,20 +154,20 @@ def genai_only(folder: Path, tokens: int) -> Callable[[], str]:
     return write
 
 
-def speed(server: Running, folder: Path, *, here: TextModel, turns: int, tokens: int) -> list[Row]:
+def speed(server: Running, folder: Path, *, in_process: TextModel, turns: int, tokens: int) -> list[Row]:
     """Tokens per second of one stream, through the openai client and in this process in turns."""
     client = openai.OpenAI(base_url=f"http://{server.http}/v1", api_key="none", max_retries=0, timeout=120)
-    wanted = here.generate(PROMPT, Sampling(tokens)).text
+    expected = in_process.generate(PROMPT, Sampling(tokens)).text
 
     def through() -> None:
         parts = client.completions.create(
             model=folder.name, prompt=PROMPT, max_tokens=tokens, temperature=0, stream=True
         )
-        assert "".join(part.choices[0].text for part in parts) == wanted
+        assert "".join(part.choices[0].text for part in parts) == expected
 
     candidates = {
         "endpoint": timed(through),
-        "generate": timed(lambda: here.generate(PROMPT, Sampling(tokens))),
+        "generate": timed(lambda: in_process.generate(PROMPT, Sampling(tokens))),
         "GenAI": timed(genai_only(folder, tokens)),
     }
     times = take_turns(candidates, rounds=turns, warmup=1)
@@ -184,22 +184,22 @@ def speed(server: Running, folder: Path, *, here: TextModel, turns: int, tokens:
 
 
 def measure_bursts(
-    server: Running, folder: Path, *, here: TextModel, tokens: int, times: int
+    server: Running, folder: Path, *, in_process: TextModel, tokens: int, times: int
 ) -> tuple[float, list[Burst]]:
     """Milliseconds to the first token of one stream, and `times` bursts of a hundred clients."""
-    wanted = here.generate(PROMPT, Sampling(tokens)).text
+    expected = in_process.generate(PROMPT, Sampling(tokens)).text
     single = (
         statistics.median(
-            [burst(server.http, folder.name, count=1, tokens=tokens, wanted=wanted).firsts[0] for _ in range(21)]
+            [burst(server.http, folder.name, count=1, tokens=tokens, expected=expected).firsts[0] for _ in range(21)]
         )
         * 1e3
     )
-    return single, [burst(server.http, folder.name, count=100, tokens=tokens, wanted=wanted) for _ in range(times)]
+    return single, [burst(server.http, folder.name, count=100, tokens=tokens, expected=expected) for _ in range(times)]
 
 
-def bursts(server: Running, folder: Path, *, here: TextModel, tokens: int) -> list[Row]:
+def bursts(server: Running, folder: Path, *, in_process: TextModel, tokens: int) -> list[Row]:
     """First tokens in a burst, and what the prompts of half of the admitted texts take by themselves."""
-    single, results = measure_bursts(server, folder, here=here, tokens=tokens, times=5)
+    single, results = measure_bursts(server, folder, in_process=in_process, tokens=tokens, times=5)
     medians = [statistics.median(one.firsts) * 1e3 for one in results]
     source, prompt = open_sessions(folder), np.frombuffer(PROMPT.encode(), np.uint8).astype(np.int64)[None]
 
@@ -231,11 +231,11 @@ def bursts(server: Running, folder: Path, *, here: TextModel, tokens: int) -> li
     ]
 
 
-def few_waiting(server: Running, folder: Path, *, here: TextModel, tokens: int) -> list[Row]:
+def few_waiting(server: Running, folder: Path, *, in_process: TextModel, tokens: int) -> list[Row]:
     """The same burst, at an endpoint where only `WAITING` texts may wait for their first token."""
-    single, results = measure_bursts(server, folder, here=here, tokens=tokens, times=BURSTS)
+    single, results = measure_bursts(server, folder, in_process=in_process, tokens=tokens, times=BURSTS)
     with refusing() as endpoint:
-        refused = [burst(endpoint, folder.name, count=100, tokens=tokens, wanted="") for _ in range(21)]
+        refused = [burst(endpoint, folder.name, count=100, tokens=tokens, expected="") for _ in range(21)]
     assert all(one.refused == 100 for one in refused)
     reading = statistics.median([one.whole_s for one in refused[1:]]) * 1e3
     firsts = [first * 1e3 for one in results for first in one.firsts]
@@ -257,11 +257,11 @@ def few_waiting(server: Running, folder: Path, *, here: TextModel, tokens: int) 
     ]
 
 
-async def retrying_clients(server: Running, wanted: str) -> list[Row]:
+async def retrying_clients(server: Running, expected: str) -> list[Row]:
     """A hundred clients, each of which tries again until it has its text."""
     single = statistics.median([(await stream(server.http, SHORT)).first_s for _ in range(21)])
     admitted = await asyncio.gather(*(stream(server.http, SHORT, retry=True) for _ in range(100)))
-    wrong = sum(one.text != wanted for one in admitted)
+    wrong = sum(one.text != expected for one in admitted)
     firsts = sorted(one.first_s for one in admitted)
     later = statistics.median(one.first_s for one in admitted if one.refusals)
     return [
@@ -285,12 +285,12 @@ def text(folder: Path, scratch: Path) -> list[Row]:
     """The text endpoint, with both models: speed of one stream, then a hundred clients against a limit of 16."""
     rows = []
     for name, turns, tokens, short in (("text-60m", 20, SHORT, FEW), ("text", 75, LONG, SHORT)):
-        here = open_folder(folder / name)
+        in_process = open_folder(folder / name)
         with running(folder / name, "--concurrency", LIMIT) as server:
-            rows += speed(server, folder / name, here=here, turns=turns, tokens=tokens)
-            rows += bursts(server, folder / name, here=here, tokens=short)
+            rows += speed(server, folder / name, in_process=in_process, turns=turns, tokens=tokens)
+            rows += bursts(server, folder / name, in_process=in_process, tokens=short)
             if name == "text":
-                rows += asyncio.run(retrying_clients(server, here.generate(PROMPT, Sampling(SHORT)).text))
+                rows += asyncio.run(retrying_clients(server, in_process.generate(PROMPT, Sampling(SHORT)).text))
         with running(folder / name, "--concurrency", LIMIT, "--max-waiting", WAITING) as server:
-            rows += few_waiting(server, folder / name, here=here, tokens=short)
+            rows += few_waiting(server, folder / name, in_process=in_process, tokens=short)
     return rows

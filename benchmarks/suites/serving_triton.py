@@ -41,9 +41,9 @@ BATCHED = 2 * BOUNDS[DType.FP32].floor
 HANGS_S = 10.0
 
 
-def relative_difference(answer: np.ndarray[Any, Any], wanted: np.ndarray[Any, Any]) -> float:
+def relative_difference(answer: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> float:
     """Norm-wise relative difference."""
-    return float(np.linalg.norm(answer - wanted) / np.linalg.norm(wanted))
+    return float(np.linalg.norm(answer - expected) / np.linalg.norm(expected))
 
 
 def parity(folder: Path, scratch: Path) -> list[Row]:
@@ -56,14 +56,14 @@ def parity(folder: Path, scratch: Path) -> list[Row]:
         )
         with running(packaged.path) as server:
             for there, library in (("m", native.ort_library()), ("m-portable", None)):
-                here = OrtRunner(file, library=library)
+                in_process = OrtRunner(file, library=library)
                 rng = np.random.default_rng(1)
                 for module in CLIENTS:
                     with connect(server, module) as client:
                         for _ in range(20):
                             arrays = draw(model, rng, int(rng.integers(1, 9)), int(rng.integers(1, 65)))
-                            wanted = here.run(arrays)["logits"].tobytes()
-                            different += ask(client, module, there, arrays).tobytes() != wanted
+                            expected = in_process.run(arrays)["logits"].tobytes()
+                            different += ask(client, module, there, arrays).tobytes() != expected
                             requests += 1
     note = f"{requests} requests: ViT and LLaMA, fp32 and fp16, fused and portable, HTTP and gRPC"
     return [limited("parity: answers that differ from in-process in a byte", different, at_most=0, note=note)]
@@ -72,10 +72,10 @@ def parity(folder: Path, scratch: Path) -> list[Row]:
 def concurrent_requests(folder: Path, scratch: Path) -> list[Row]:
     """Send 200 mixed requests at once: byte for byte, then with batched rows, then against a queue of 16."""
     model = ExportedModel(folder / "llama-fp32.onnx")
-    here = OrtRunner(model.path, library=native.ort_library())
+    in_process = OrtRunner(model.path, library=native.ort_library())
     rng = np.random.default_rng(2)
     work = [draw(model, rng, int(rng.integers(1, 9)), int(rng.integers(1, 65))) for _ in range(200)]
-    wanted = [here.run(arrays)["logits"] for arrays in work]
+    expected = [in_process.run(arrays)["logits"] for arrays in work]
 
     def one(server: Running, index: int, batched: bool) -> str:
         module = CLIENTS[index % 2]
@@ -84,8 +84,8 @@ def concurrent_requests(folder: Path, scratch: Path) -> list[Row]:
                 answer = ask(client, module, "m", work[index])
         except InferenceServerException as error:
             return "refused" if error.status() == REFUSED[module] else f"failed: {error}"
-        same = answer.tobytes() == wanted[index].tobytes()
-        return "right" if same or (batched and relative_difference(answer, wanted[index]) <= BATCHED) else "wrong"
+        same = answer.tobytes() == expected[index].tobytes()
+        return "right" if same or (batched and relative_difference(answer, expected[index]) <= BATCHED) else "wrong"
 
     rows: list[Row] = []
     for what, limits in (
@@ -123,7 +123,7 @@ def sigterm_under_load(folder: Path, scratch: Path) -> list[Row]:
     """Send 10,000 requests, with SIGTERM in the middle."""
     model = ExportedModel(folder / "vit-fp32.onnx")
     arrays = draw(model, np.random.default_rng(3), 1, 1)
-    wanted = OrtRunner(model.path, library=native.ort_library()).run(arrays)["logits"].tobytes()
+    expected = OrtRunner(model.path, library=native.ort_library()).run(arrays)["logits"].tobytes()
     packaged = package(
         model, scratch / "ended", options=PackageOptions(name="m", variant=Variant.FUSED, limits=UNBATCHED)
     )
@@ -140,7 +140,7 @@ def sigterm_under_load(folder: Path, scratch: Path) -> list[Row]:
                     began = time.perf_counter()
                     try:
                         answer = ask(client, module, "m", arrays).tobytes()
-                        counts["right" if answer == wanted else "wrong"] += 1
+                        counts["right" if answer == expected else "wrong"] += 1
                     except InferenceServerException:
                         counts["refused"] += 1
                     except ConnectionRefusedError:

@@ -189,9 +189,9 @@ def compare_baselines(
     Raises:
         ModelFileError: a file is missing, damaged, or not a baseline.
     """
-    a, b = (kept if isinstance(kept, Baseline) else read_baseline(kept) for kept in (before, after))
+    a, b = (baseline if isinstance(baseline, Baseline) else read_baseline(baseline) for baseline in (before, after))
     notes = []
-    shapes_a, shapes_b = ({name: list(shape) for name, shape in kept.inputs.items()} for kept in (a, b))
+    shapes_a, shapes_b = ({name: list(shape) for name, shape in baseline.inputs.items()} for baseline in (a, b))
     if shapes_a != shapes_b:
         notes.append(f"inputs differ: {shapes_a} in A, {shapes_b} in B")
     if a.threads != b.threads:

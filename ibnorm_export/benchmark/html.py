@@ -21,7 +21,9 @@ def write_comparison(comparison: BaselineComparison, path: str | Path) -> Path:
         BackendUnavailable: matplotlib is not installed.
     """
     before, after = comparison.before, comparison.after
-    lines = [Curve(name, range(len(kept.ratios)), kept.ratios) for name, kept in (("A", before), ("B", after))]
+    lines = [
+        Curve(name, range(len(baseline.ratios)), baseline.ratios) for name, baseline in (("A", before), ("B", after))
+    ]
     plot = curves("Time over the reference load", "round", y_label="ratio", lines=lines)
     text = (f"A: {before.model}. B: {after.model}.", *comparison.notes)
     return render(

@@ -148,8 +148,10 @@ def _compare_variant(
         actual = script.feed(_start(runner, comparison), script.total, progress=comparison.progress)
         half = script.prompt + (script.total - script.prompt) // 2
         first, second = _start(runner, comparison), Decoder(runner, comparison.file_inputs)
-        begun = script.feed(first, half)
-        findings = _check_resume(first, second, begun, whole=actual, go_on=lambda d: script.feed(d, script.total))
+        first_half = script.feed(first, half)
+        findings = _check_resume(
+            first, second, first_half, whole=actual, continue_from=lambda d: script.feed(d, script.total)
+        )
     except ModelFileError as error:
         return StepReport(findings=(Finding("decoding", str(error)),))
     outputs = []
@@ -175,22 +177,22 @@ def _sum_errors(
     sums = {"prompt": ErrorSums(), "decoding": ErrorSums()}
     start = 0
     for a, b in zip(actual, baseline, strict=True):
-        here = slice(start, start + a.shape[1])
-        rows = script.mask[:, here] != 0
-        sums["prompt" if start == 0 else "decoding"].add(a[rows], b[rows], truth=truth[:, here][rows])
+        part = slice(start, start + a.shape[1])
+        rows = script.mask[:, part] != 0
+        sums["prompt" if start == 0 else "decoding"].add(a[rows], b[rows], truth=truth[:, part][rows])
         start += a.shape[1]
     return sums
 
 
 def _check_resume(
-    first: Decoder, second: Decoder, begun: _Logits, *, whole: _Logits, go_on: Callable[[Decoder], _Logits]
+    first: Decoder, second: Decoder, first_half: _Logits, *, whole: _Logits, continue_from: Callable[[Decoder], _Logits]
 ) -> list[Finding]:
     """Half of the steps, then the rest from a saved cache, must give the same bits as all steps at once."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "cache.npz"
         first.save(file)
         second.load(file)
-    resumed = begun + go_on(second)
+    resumed = first_half + continue_from(second)
     for call, (a, b) in enumerate(zip(resumed, whole, strict=True)):
         if not np.array_equal(a, b, equal_nan=True):
             return [Finding("resume", f"call {call} differs from decoding without a break; it must give the same bits")]

@@ -26,8 +26,8 @@ _END_S: Final = 2.0
 
 def as_exception(fields: Mapping[str, str]) -> IBNormError:
     """Return the exception that the worker raised, with the same class."""
-    made: IBNormError = getattr(errors, fields["kind"])(fields["message"])
-    return made
+    exception: IBNormError = getattr(errors, fields["kind"])(fields["message"])
+    return exception
 
 
 class WorkerProcess:

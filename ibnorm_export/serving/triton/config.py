@@ -163,10 +163,10 @@ def _warmup(config: ModelConfig, batched: bool) -> dict[str, Any]:
 
 def _tensor(tensor: Tensor, batched: bool) -> dict[str, Any]:
     dims = [axis if isinstance(axis, int) else -1 for axis in tensor.shape[1 if batched else 0 :]]
-    made: dict[str, Any] = {"name": tensor.name, "data_type": _Name(triton_dtype(tensor)), "dims": dims}
+    fields: dict[str, Any] = {"name": tensor.name, "data_type": _Name(triton_dtype(tensor)), "dims": dims}
     if not dims:  # dims must not be empty: a scalar (for each row) is sent as one value
-        made |= {"dims": [1], "reshape": {}}
-    return made
+        fields |= {"dims": [1], "reshape": {}}
+    return fields
 
 
 def _lines(message: Mapping[str, Any], indent: str) -> list[str]:

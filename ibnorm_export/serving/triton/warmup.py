@@ -48,14 +48,14 @@ def warmup_inputs(model: ExportedModel, inputs: Arrays | Path | None, *, batched
         arrays = read_arrays(inputs, input_specs(model))
     else:
         arrays = inputs
-    made = {}
+    converted = {}
     for tensor in model.inputs:
         array = arrays[tensor.name][:1] if batched else arrays[tensor.name]
         if tensor.dtype in _ONNX_TYPES:
             wanted = onnx.helper.tensor_dtype_to_np_dtype(getattr(onnx.TensorProto, _ONNX_TYPES[tensor.dtype]))
             array = array.astype(wanted)
-        made[tensor.name] = np.ascontiguousarray(array)
-    return made
+        converted[tensor.name] = np.ascontiguousarray(array)
+    return converted
 
 
 def warmup_file(index: int) -> str:
