@@ -40,7 +40,7 @@ from tests.support.accuracy import WIDTHS, Case, cases
 
 __all__ = ["PARTS", "Part", "add_options", "check_bandwidth", "check_kernels", "check_plugin", "measure"]
 
-_MOST_FAILURES = 20
+_MAX_FAILURES = 20
 
 
 @dataclass(slots=True)
@@ -63,7 +63,7 @@ class Part:
             return Row(self.name, {}, note=f"not run: {self.not_run}")
         counts = {"failures": Figure(len(self.failures)), "measured": Figure(len(self.figures))}
         targets = (Target("failures", 0), Target("measured", 1, at_least=True))
-        details = {"failures": self.failures[:_MOST_FAILURES], "figures": self.figures}
+        details = {"failures": self.failures[:_MAX_FAILURES], "figures": self.figures}
         figures = {**counts, "time": Figure(round(self.seconds, 1), "s")}
         return Row(self.name, figures, targets=targets, details=details, note="; ".join(self.failures[:1]))
 

@@ -19,11 +19,11 @@ from ibnorm_export.verifier.reference import Reference
 def compare_runners(
     file: ExportedModel, model: LoadedModel, *, runners: Mapping[str, Runner], inputs: Sequence[Arrays] = ()
 ) -> Comparison:
-    """Compare `runners`, in place of those that run the file, with PyTorch; they take all inputs of the checkpoint."""
+    """Compare `runners` with PyTorch instead of the file; they take all inputs of the checkpoint."""
 
-    class Given(Comparison):
+    class ChosenRunners(Comparison):
         @cached_property
-        def taken(self) -> tuple[InputSpec, ...]:
+        def file_inputs(self) -> tuple[InputSpec, ...]:
             return model.inputs
 
         @cached_property
@@ -31,4 +31,4 @@ def compare_runners(
             return LazyRunners({norms: lambda runner=runner: runner for norms, runner in runners.items()})
 
     reference = Reference(model, DType(file.dtype), tuple(inputs), silent)
-    return Given(file, reference, VerifyOptions(kernels=Kernels.FUNCTION), silent)
+    return ChosenRunners(file, reference, VerifyOptions(kernels=Kernels.FUNCTION), silent)
