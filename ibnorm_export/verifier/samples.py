@@ -70,8 +70,10 @@ def prepare_samples(
         The inputs, and notes about them.
 
     Raises:
-        ModelFileError: the file takes no padding, and the user's own inputs have some.
+        ModelFileError: `given` is empty, or has padding, which the file does not take.
     """
+    if given is not None and not given:
+        raise ModelFileError("inputs is empty; give at least one set of arrays, or None to draw samples")
     genai = exported.metadata.target is Target.ORT_GENAI
     if genai and given is not None and any((sample["attention_mask"] == 0).any() for sample in given):
         raise ModelFileError(

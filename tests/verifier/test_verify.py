@@ -104,6 +104,11 @@ def test_an_error_of_this_program_is_not_attributed_to_the_inputs(
         verify(exported_llama, llama, options=NUMERIC, progress=fail)
 
 
+def test_an_empty_list_of_inputs_is_refused(exported_vit: ExportedModel, vit: LoadedModel) -> None:
+    with pytest.raises(ModelFileError, match="inputs is empty; give at least one"):
+        verify(exported_vit, vit, inputs=[])
+
+
 def test_inputs_are_converted(vit: LoadedModel, exported_vit: ExportedModel, tmp_path: Path) -> None:
     np.savez(tmp_path / "in.npz", pixel_values=np.random.default_rng(0).standard_normal((3, 1, 8, 8)))
     arrays = read_inputs(tmp_path / "in.npz", vit)
