@@ -75,8 +75,8 @@ library: $(VENV)/.tools
 	$(CMAKE) -S custom_ops -B build/native -DIBNORM_TESTING=ON
 	$(CMAKE) --build build/native --parallel
 	if [ -e build/native/libibnorm_ort.so ]; then \
-	  mkdir -p ibnorm_export/lib && cp build/native/libibnorm_ort.so ibnorm_export/lib/new && \
-	  mv -f ibnorm_export/lib/new ibnorm_export/lib/libibnorm_ort.so; fi  # whoever has the old one open keeps it
+	  mkdir -p ibnorm_export/lib && cp build/native/libibnorm_ort.so ibnorm_export/lib/new.$$$$ && \
+	  mv -f ibnorm_export/lib/new.$$$$ ibnorm_export/lib/libibnorm_ort.so; fi  # several targets may do this at once
 
 # Both at once: one waits for the network and the disk, the other for the compiler.
 native:
