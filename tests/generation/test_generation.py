@@ -155,7 +155,8 @@ def test_a_model_of_few_positions_is_verified(tmp_path: Path, longest: int) -> N
     assert report, report.findings
     assert report.numeric is not None
     steps = [o.name for o in report.numeric.outputs if o.name.startswith("decoding")]
-    assert steps == ([] if longest == 1 else [f"decoding ({min(longest - 1, STEPS)} calls)"])
+    calls = min(longest - 1, STEPS)
+    assert steps == ([] if longest == 1 else [f"decoding ({calls} call{'s' * (calls > 1)})"])
     assert any("one position" in note for note in report.notes) == (longest == 1)
 
 

@@ -274,12 +274,12 @@ FAULTS = (
         "norm vit.layers.0.layernorm_after ",
     ),
     Fault(
-        "naive log body", "llama", naive_log_body, "function IBNormL: its body", "norm model.layers.0.input_layernorm "
+        "naive log body", "llama", naive_log_body, "function IBNormL: the body", "norm model.layers.0.input_layernorm "
     ),
     Fault("cache row out of place", "decoder", cache_row_out_of_place, "", _POST.format(1)),
     Fault("swapped heads", "llama", swap_heads, "weight model.layers.1.self_attn.q_proj", _POST.format(1)),
     Fault("norm applied twice", "llama", norm_twice, "norm again: in the file but not", _POST.format(1)),
-    Fault("wrong axis", "llama", wrong_axis, "function IBNormL: its body", "norm model.layers.0.input_layernorm "),
+    Fault("wrong axis", "llama", wrong_axis, "function IBNormL: the body", "norm model.layers.0.input_layernorm "),
     Fault(
         "truncated weights", "llama", truncate_weights, "weight model.layers.1.mlp.down_proj", "block model.layers.1 "
     ),
