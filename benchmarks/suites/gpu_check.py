@@ -22,67 +22,22 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from benchmarks.report import Report
-from benchmarks.rows import Figure, Row, Target, Unavailable
+from benchmarks.rows import Unavailable
 from benchmarks.suites import gpu_machine, op_cuda
 from benchmarks.suites.gpu_machine import Array, Machine
+from benchmarks.suites.gpu_parts import Part, skip_of, tensor, variants
 from ibnorm_export.op.spec import OP_TYPES, SKIP_OP_TYPES, Compression, IBNormSpec
 from tests.custom_ops.cuda.cuda_emulator import DTYPES, Accuracy, judge
 from tests.custom_ops.tensorrt import trt_plugin
 from tests.support.accuracy import WIDTHS, Case, cases
 
-__all__ = ["PARTS", "Part", "add_options", "check_bandwidth", "check_kernels", "check_plugin", "measure"]
-
-_MAX_FAILURES = 20
-
-
-@dataclass(slots=True)
-class Part:
-    """Result of one part: it passes if it ran, measured something and nothing failed."""
-
-    name: str
-    not_run: str = ""
-    failures: list[str] = field(default_factory=list)
-    figures: list[dict[str, Any]] = field(default_factory=list)
-    seconds: float = 0.0
-
-    @property
-    def verdict(self) -> str:
-        return "not run" if self.not_run else "fail" if self.failures or not self.figures else "pass"
-
-    def row(self) -> Row:
-        """The row of this part; it has no target if the part was not run."""
-        if self.not_run:
-            return Row(self.name, {}, note=f"not run: {self.not_run}")
-        counts = {"failures": Figure(len(self.failures)), "measured": Figure(len(self.figures))}
-        targets = (Target("failures", 0), Target("measured", 1, at_least=True))
-        details = {"failures": self.failures[:_MAX_FAILURES], "figures": self.figures}
-        figures = {**counts, "time": Figure(round(self.seconds, 1), "s")}
-        return Row(self.name, figures, targets=targets, details=details, note="; ".join(self.failures[:1]))
-
-    def worst(self, found: Sequence[Accuracy], **what: Any) -> None:
-        """Add one line of figures: the worst of several tensors."""
-        self.figures.append(
-            {
-                **what,
-                "tensors": len(found),
-                "error": max(a.error for a in found),
-                "ulp": max(a.ulp for a in found),
-                "equal": min(a.equal for a in found),
-            }
-        )
-
-
-def variants() -> Iterator[tuple[str, Compression]]:
-    """Every data type with every compression."""
-    return ((dtype, kind) for dtype in DTYPES for kind in Compression)
+__all__ = ["PARTS", "add_options", "check_bandwidth", "check_kernels", "check_plugin", "measure"]
 
 
 def draw_cases(kind: Compression, dtype: str, widths: Sequence[int]) -> Iterator[Case]:
@@ -94,12 +49,6 @@ def draw_cases(kind: Compression, dtype: str, widths: Sequence[int]) -> Iterator
         if dtype == "float16" and case.mean and float(np.std(case.x.astype(np.float64))) > 20.0:
             continue
         yield case
-
-
-def skip_of(x: Array) -> tuple[Array, Array]:
-    """Another tensor of the same kind, and their sum rounded to the type."""
-    skip = np.ascontiguousarray(x[::-1])
-    return skip, (x.astype(np.float32) + skip.astype(np.float32)).astype(x.dtype)
 
 
 def _kernel(machine: Machine, inputs: Sequence[Array], *, scale: Array, bias: Array, spec: IBNormSpec) -> list[Array]:
@@ -134,11 +83,6 @@ def check_kernels(machine: Machine, widths: Sequence[int]) -> Part:
         for what, accuracies in found.items():
             part.worst(accuracies, dtype=dtype, compression=kind.value, what=what)
     return part
-
-
-def tensor(array: torch.Tensor, shape: tuple[int, ...] | None = None) -> trt_plugin.Tensor:
-    """Describe a tensor on the device to the plugin."""
-    return trt_plugin.Tensor(shape or tuple(array.shape), str(array.dtype).removeprefix("torch."), array.data_ptr())
 
 
 def _enqueue(machine: Machine, plugin: trt_plugin.Plugin, *, case: Case, turn: int) -> tuple[int, list[Array]]:

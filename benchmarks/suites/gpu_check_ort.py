@@ -12,8 +12,8 @@ import numpy as np
 import onnxruntime as ort
 import torch
 
-from benchmarks.suites.gpu_check import Part, skip_of, tensor, variants
 from benchmarks.suites.gpu_machine import Machine
+from benchmarks.suites.gpu_parts import Part, skip_of, tensor, variants
 from ibnorm_export.artifacts.tensors import Arrays
 from ibnorm_export.benchmark.measure import measure
 from ibnorm_export.benchmark.options import Timing

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from benchmarks import run
-from benchmarks.suites import gpu_check, gpu_machine
+from benchmarks.suites import gpu_check, gpu_machine, gpu_parts
 from benchmarks.suites.gpu_machine import Machine
 from ibnorm_export.op import native
 from ibnorm_export.op.spec import IBNormSpec
@@ -93,7 +93,7 @@ def test_a_wrong_plugin_fails(machine: Machine, trt_headers: Path, tmp_path: Pat
 
 
 def test_a_part_without_figures_does_not_pass(machine: Machine) -> None:
-    assert gpu_check.Part("kernels").row().met is False
+    assert gpu_parts.Part("kernels").row().met is False
     missing = dataclasses.replace(machine, plugin=None, missing=gpu_machine.NO_HEADERS)
     part = gpu_check.check_plugin(missing, WIDTH)
     assert (part.verdict, part.not_run) == ("not run", gpu_machine.NO_HEADERS)
