@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from ibnorm_export.artifacts.loaded_model import CustomModel, LoadedModel
 from ibnorm_export.artifacts.tensors import Arrays, InputSpec
 from ibnorm_export.errors import CheckpointError
-from ibnorm_export.models.containers import hash_files, read_state_dict, weight_files
+from ibnorm_export.models.containers import Weights, fit_keys, hash_files, read_checkpoint
 from ibnorm_export.models.registry import apply_adapters
-from ibnorm_export.models.weights import fill, nonfinite_warnings
+from ibnorm_export.models.weights import fill, nonfinite_warnings, tied_names
 from ibnorm_export.text_report import counted
 
 __all__ = ["load_custom"]
@@ -112,24 +112,21 @@ def _returned(reference: str, result: object, *, outputs: tuple[str, ...]) -> tu
     return tuple(tensor.clone() if isinstance(tensor, nn.Parameter) else tensor for tensor in tensors)
 
 
-def load_custom(path: Path, reference: str) -> LoadedModel:
+def load_custom(path: Path, reference: str, *, weights: Weights | None = None) -> LoadedModel:
     """Read a checkpoint of the user's own code; see `ibnorm_export.load`.
 
     Args:
         path: a file or a folder of weights.
         reference: "package.module:factory".
+        weights: raw or EMA weights, where the checkpoint has both.
 
     Raises:
         CheckpointError: the factory fails, or its model or the weights are not valid.
     """
     custom = _make(reference)
-    files = [path]
-    if path.is_dir():
-        files = [file for file in weight_files(path) if file.suffix == ".safetensors"]
-    state: dict[str, Tensor] = {}
-    for file in files:
-        state |= read_state_dict(file)
+    checkpoint = read_checkpoint(path, weights=weights)
     module = custom.module
+    state, stripped = fit_keys(checkpoint.state, module.state_dict().keys(), tied=tied_names(module))
     fill(module, state, source=path)
     apply_adapters(module)
     module.eval().requires_grad_(False)
@@ -148,6 +145,7 @@ def load_custom(path: Path, reference: str) -> LoadedModel:
         exact=custom.exact,
         opset=custom.opset,
         source=str(path),
-        source_sha256=hash_files(files),
+        source_sha256=hash_files(list(checkpoint.files)),
         warnings=nonfinite_warnings(module),
+        notes=(*checkpoint.notes, *stripped),
     )

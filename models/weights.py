@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from ibnorm_export.errors import CheckpointError
 
-__all__ = ["fill", "nonfinite_warnings", "raise_mismatch"]
+__all__ = ["fill", "nonfinite_warnings", "raise_mismatch", "tied_names"]
 
 
 def _listed(names: list[str]) -> str:
@@ -36,17 +37,22 @@ def nonfinite_warnings(module: nn.Module) -> tuple[str, ...]:
     return (f"NaN or infinity in weights: {_listed(bad)}",) if bad else ()
 
 
-def fill(module: nn.Module, state: dict[str, Tensor], *, source: Path) -> None:
+def tied_names(module: nn.Module) -> list[list[str]]:
+    """Names in the state dict of a module, grouped by the tensor that they are; a tied weight has several."""
+    names: dict[int, list[str]] = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        names.setdefault(id(tensor), []).append(name)
+    return list(names.values())
+
+
+def fill(module: nn.Module, state: Mapping[str, Tensor], *, source: Path) -> None:
     """Load `state` into `module`. For tied weights, one name is enough.
 
     Raises:
         CheckpointError: a name or shape does not fit; the message names it.
     """
     model_state = module.state_dict()
-    tied: dict[int, list[str]] = {}
-    for name, tensor in module.state_dict(keep_vars=True).items():
-        tied.setdefault(id(tensor), []).append(name)
-    present = {name for names in tied.values() if any(n in state for n in names) for name in names}
+    present = {name for names in tied_names(module) if any(n in state for n in names) for name in names}
     shared = set(state) & set(model_state)
     raise_mismatch(
         source,
@@ -58,4 +64,4 @@ def fill(module: nn.Module, state: dict[str, Tensor], *, source: Path) -> None:
             if state[n].shape != model_state[n].shape
         ],
     )
-    module.load_state_dict(state, strict=False)
+    module.load_state_dict(dict(state), strict=False)

@@ -90,6 +90,7 @@ class LoadedModel:
         source_sha256: hash of its config and weights.
         section: the `ibnorm` section; None for a model that the user's own code builds.
         warnings: what the user should know about the weights.
+        notes: how the checkpoint was read: which weights were chosen, which prefix was stripped.
         task: what the model was loaded for.
         trace_sizes: sizes of dynamic axes to trace with, for axes that cannot have any size.
         vocabulary: number of tokens of a language model that was loaded for text generation; else 0.
@@ -111,6 +112,7 @@ class LoadedModel:
     opset: int = 20
     section: Mapping[str, Any] | None = None
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     task: Task = Task.FORWARD
     trace_sizes: Mapping[str, int] = field(default_factory=dict)
     vocabulary: int = 0

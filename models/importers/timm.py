@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.tensors import Arrays, InputSpec
 from ibnorm_export.errors import CheckpointError, SpecError
-from ibnorm_export.models.containers import hash_files, read_state_dict, weight_files
+from ibnorm_export.models.containers import hash_files, read_checkpoint, weight_files
 from ibnorm_export.models.families.images import images
 from ibnorm_export.models.weights import fill, nonfinite_warnings
 from ibnorm_export.op.replace_norms import replace_norms
@@ -97,11 +97,8 @@ def load_timm(folder: Path, config: Mapping[str, Any], *, norms: NormConfig) -> 
     pickled = folder / "pytorch_model.bin"
     only_pickled = pickled.is_file() and not (folder / "model.safetensors").is_file()
     files = [pickled] if only_pickled else weight_files(folder)
-    state: dict[str, Tensor] = {}
-    for file in files:
-        if file.suffix != ".json":
-            state |= read_state_dict(file)
-    fill(module, state, source=folder)
+    checkpoint = read_checkpoint(pickled if only_pickled else folder)
+    fill(module, checkpoint.state, source=folder)
     module.eval().requires_grad_(False)
 
     def call(model: nn.Module, *tensors: Tensor) -> tuple[Tensor, ...]:

@@ -1,21 +1,15 @@
-"""The files of a checkpoint: configuration and weights, read as untrusted data."""
+"""The files of a checkpoint folder: its configuration, its weights and their index."""
 
 from __future__ import annotations
 
 import json
-import pickle
 from pathlib import Path
-from typing import Any, cast
-
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
+from typing import Any
 
 from ibnorm_export.errors import CheckpointError
 from ibnorm_export.files import sha256_of
 
-__all__ = ["hash_files", "read_config", "read_state_dict", "weight_files"]
+__all__ = ["hash_files", "read_config", "weight_files"]
 
 
 def hash_files(files: list[Path]) -> str:
@@ -70,33 +64,3 @@ def weight_files(folder: Path) -> list[Path]:
             raise CheckpointError(f"{index} names {name}, which is missing")
         files.append(folder / name)
     return [index, *files]
-
-
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Tensors by name, from a .safetensors file or a weights-only .pt, .pth or .bin file.
-
-    Raises:
-        CheckpointError: the file is damaged, of another kind, or contains code.
-    """
-    if path.suffix == ".safetensors":
-        try:
-            return cast(dict[str, Tensor], load_file(path))
-        except SafetensorError as error:
-            raise CheckpointError(f"{path} is truncated or is not safetensors: {error}") from error
-    if path.suffix not in (".pt", ".pth", ".bin"):
-        raise CheckpointError(f"{path} is not a state dict; it must be a .safetensors or .pt file")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} is not a weights-only pickle, and loading any other pickle runs code that the file contains. "
-            "Save only `model.state_dict()`, preferably as safetensors"
-        ) from error
-    except (RuntimeError, EOFError, ValueError, OSError) as error:
-        raise CheckpointError(f"{path} is truncated or is not a torch file: {error}") from error
-    for key in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise CheckpointError(f"{path} does not contain a state dict (names to tensors)")
-    return state
