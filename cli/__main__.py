@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import io
 import json
 import os
 import signal
@@ -91,6 +92,9 @@ def run() -> NoReturn:
             stream = Path(os.devnull).open("r" if name == "stdin" else "w")  # noqa: SIM115  # until the process ends
             setattr(sys, name, stream)
             setattr(sys, f"__{name}__", stream)
+    for printed in (sys.stdout, sys.stderr):
+        if isinstance(printed, io.TextIOWrapper):  # a name may have characters that the stream's encoding lacks
+            printed.reconfigure(errors="backslashreplace")
     try:
         from ibnorm_export.cli.main import main
 

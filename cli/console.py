@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import typer
 from rich.console import Console
 
-from ibnorm_export.errors import ExitCode
+from ibnorm_export.errors import ExitCode, printable
 from ibnorm_export.json_text import json_text
 
 if TYPE_CHECKING:
@@ -88,12 +88,12 @@ def print_json(value: Any) -> None:
 
 def print_next(*words: object) -> None:
     """Print the command that a person would run next, quoted for a shell."""
-    out.print(f"next: {shlex.join(['ibnorm-export', *map(str, words)])}", style="dim", markup=False)
+    out.print(printable(f"next: {shlex.join(['ibnorm-export', *map(str, words)])}"), style="dim", markup=False)
 
 
 def print_report(report: object) -> None:
     """Print the text of a report, with its verdict, failures, notes and warnings in colour."""
-    for line in str(report).splitlines():
+    for line in printable(str(report)).split("\n"):
         out.print(line, style=_style(line), markup=False)
 
 

@@ -10,6 +10,7 @@ import typer
 
 from ibnorm_export.cli import options
 from ibnorm_export.cli.console import err, print_json
+from ibnorm_export.errors import printable
 from ibnorm_export.runtimes.runner import Kernels
 
 
@@ -55,7 +56,8 @@ def generate_command(
 
     def write(piece: str) -> None:
         err.clear_loading()
-        sys.stdout.write("".join([*unwritten, piece]))
+        text = "".join([*unwritten, piece])
+        sys.stdout.write(printable(text) if sys.stdout.isatty() else text)  # a model may write terminal escapes
         sys.stdout.flush()
         unwritten.clear()
 

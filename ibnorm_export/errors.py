@@ -6,7 +6,8 @@ Each class corresponds to one kind of remedy, which the message names; `exit_cod
 from __future__ import annotations
 
 import enum
-from typing import ClassVar
+import re
+from typing import ClassVar, Final
 
 __all__ = [
     "BackendUnavailable",
@@ -20,7 +21,38 @@ __all__ = [
     "ParityError",
     "PromptError",
     "SpecError",
+    "printable",
+    "quoted",
+    "shortened",
 ]
+
+#: Characters of a value that a message shows, and characters of a whole message.
+_VALUE_LIMIT: Final = 200
+_MESSAGE_LIMIT: Final = 2000
+
+#: Control characters other than tab and newline, characters that reverse text, and unpaired surrogates: they
+#: could move the cursor, change what is on the screen, or fail to be written at all.
+_UNPRINTABLE: Final = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
+)
+
+
+def printable(text: str) -> str:
+    """Return `text` with every character escaped that a terminal obeys instead of showing, e.g. as "\\x1b"."""
+    return _UNPRINTABLE.sub(lambda found: ascii(found.group())[1:-1], text)
+
+
+def shortened(text: str, limit: int = _VALUE_LIMIT) -> str:
+    """Return the first `limit` characters of a text, with "..." in place of the others."""
+    return text if len(text) <= limit else f"{text[:limit]}..."
+
+
+def quoted(value: object) -> str:
+    """Return a value as a message shows it: as Python writes it (control characters escaped), not all of it."""
+    try:
+        return shortened(repr(value))
+    except (RecursionError, ValueError):  # nested too deeply, or an integer of more digits than Python prints
+        return f"a {type(value).__name__} that cannot be printed"
 
 
 class ExitCode(enum.IntEnum):
@@ -39,6 +71,13 @@ class IBNormError(Exception):
     """Base of all exceptions of this package."""
 
     exit_code: ClassVar[ExitCode] = ExitCode.BAD_INPUT
+
+    def __str__(self) -> str:
+        """The message; of a very long one, its beginning and its end, which says what to do."""
+        text, half = super().__str__(), _MESSAGE_LIMIT // 2
+        if len(text) <= _MESSAGE_LIMIT:
+            return text
+        return f"{text[:half]} [... {len(text) - 2 * half} characters ...] {text[-half:]}"
 
 
 class SpecError(IBNormError, ValueError):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import jinja2
 from markupsafe import Markup
 
-from ibnorm_export.errors import IBNormError
+from ibnorm_export.errors import IBNormError, printable, shortened
 from ibnorm_export.files import new_file
 from ibnorm_export.optional_packages import demand_package, import_package
 
@@ -35,6 +35,10 @@ _STYLE = {
     "axes.titlesize": 11,
     "axes.titleweight": "bold",
 }
+
+#: Characters of a label of a plot, and of a cell or paragraph of the page.
+_LABEL_LIMIT: Final = 60
+_CELL_LIMIT: Final = 2000
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -145,6 +149,20 @@ def _new_figure(width: float, height: float) -> Iterator[Figure]:
         yield figures.Figure(figsize=(width, height))
 
 
+def _label(text: str) -> str:
+    """A label for a plot: not too long, and without what matplotlib would obey.
+
+    It takes the text between two dollar signs for TeX, and leaves labels that begin with an underscore out of a legend.
+    """
+    text = shortened(printable(text), _LABEL_LIMIT).replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
+
+
+def _shown(value: object) -> object:
+    """A text as the page shows it: readable and not too long; a plot as it is."""
+    return value if isinstance(value, Markup) else shortened(printable(str(value)), _CELL_LIMIT)
+
+
 def _svg(figure: Figure) -> Markup:
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None}, bbox_inches="tight")
@@ -162,7 +180,7 @@ def curves(
         right = left.twinx() if any(line.right for line in lines) else left
         if right is not left:
             right.spines["right"].set_visible(True)
-            right.set_ylabel(right_label)
+            right.set_ylabel(_label(right_label))
         handles = []
         for line, colour in zip(lines, itertools.cycle(_COLOURS), strict=False):
             axis = right if line.right else left
@@ -172,10 +190,10 @@ def curves(
                 color=colour,
                 marker="o",
                 markersize=3,
-                label=line.label,
+                label=_label(line.label),
                 linestyle="--" if line.right else "-",
             )
-        left.set(title=title, xlabel=x_label, ylabel=y_label)
+        left.set(title=_label(title), xlabel=_label(x_label), ylabel=_label(y_label))
         if log:
             left.set_yscale("log")
         left.grid(axis="y", color="#e5e7eb")
@@ -192,8 +210,8 @@ def heat_map(title: str, rows: Sequence[str], *, columns: Sequence[str], values:
     with _new_figure(5.2, 1.0 + 0.26 * len(rows)) as figure:
         axis = figure.subplots()
         axis.imshow(shown, norm="log", cmap="YlOrRd", aspect="auto")
-        axis.set(title=title, xticks=range(len(columns)), xticklabels=columns, yticks=range(len(rows)))
-        axis.set_yticklabels(rows, fontsize=7)
+        axis.set(title=_label(title), xticks=range(len(columns)), xticklabels=[*map(_label, columns)])
+        axis.set_yticks(range(len(rows)), labels=[*map(_label, rows)], fontsize=7)
         axis.tick_params(length=0)
         for y, row in enumerate(values):
             for x, value in enumerate(row):
@@ -212,8 +230,9 @@ def bars(
             zip(series.items(), (_BLUE, _ORANGE, _GREY, _RED), strict=False)
         ):
             places = [g + (index - (len(series) - 1) / 2) * width for g in range(len(groups))]
-            axis.bar(places, values, width * 0.92, label=label, color=colour)
-        axis.set(title=title, ylabel=y_label, xticks=range(len(groups)), xticklabels=groups)
+            axis.bar(places, values, width * 0.92, label=_label(label), color=colour)
+        axis.set(title=_label(title), ylabel=_label(y_label), xticks=range(len(groups)))
+        axis.set_xticklabels([*map(_label, groups)])
         if log:
             axis.set_yscale("log")
         axis.grid(axis="y", color="#e5e7eb")
@@ -236,7 +255,7 @@ def render(
     Raises:
         IBNormError: the file cannot be written.
     """
-    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(_PAGE)
+    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, finalize=_shown).from_string(_PAGE)
     flat = {
         k: ", ".join(f"{n} {v}" for n, v in x.items()) if isinstance(x, Mapping) else x for k, x in environment.items()
     }

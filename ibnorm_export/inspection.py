@@ -10,7 +10,7 @@ from typing import Any
 
 from ibnorm_export.artifacts.exported_model import ExportedModel, NormNode, dtype_name
 from ibnorm_export.artifacts.onnx_file import resolve
-from ibnorm_export.errors import ModelFileError
+from ibnorm_export.errors import ModelFileError, quoted
 from ibnorm_export.text_report import text_table
 
 __all__ = ["CheckpointInspection", "FileInspection", "InspectedNorm", "inspect", "inspect_checkpoint", "inspect_file"]
@@ -198,7 +198,9 @@ def inspect_checkpoint(path: str | Path, factory: str | None = None) -> Checkpoi
 def _number(model: ExportedModel, norm: NormNode, *, attribute: str) -> float:
     value = norm.attributes.get(attribute, float("nan"))
     if not isinstance(value, (int, float)):
-        raise ModelFileError(f"{model.path}: {attribute} of the norm {norm.module} is {value!r}; it must be a number")
+        raise ModelFileError(
+            f"{model.path}: {attribute} of the norm {norm.module} is {quoted(value)}; it must be a number"
+        )
     return float(value)
 
 

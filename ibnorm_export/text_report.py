@@ -5,6 +5,8 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 
+from ibnorm_export.errors import printable, shortened
+
 __all__ = ["Report", "counted", "text_table"]
 
 
@@ -22,12 +24,17 @@ class Report:
         return bool(self)
 
     def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(str(self))}</pre>"
+        return f"<pre>{html.escape(printable(str(self)))}</pre>"
 
 
 def counted(number: int, noun: str) -> str:
     """The number and the noun, e.g. "1 sample" or "2 samples"."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _cell(text: str) -> str:
+    """A cell on one line: a name from a file could otherwise print lines of its own."""
+    return shortened(printable(text).replace("\n", "\\n").replace("\t", "\\t"))
 
 
 def text_table(title: str, columns: Sequence[str], *, rows: Sequence[Sequence[str]]) -> str:
@@ -41,6 +48,7 @@ def text_table(title: str, columns: Sequence[str], *, rows: Sequence[Sequence[st
     Returns:
         Lines without trailing spaces, joined by newlines.
     """
+    rows = [[_cell(cell) for cell in row] for row in rows]
     widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
     lines = [title] if title else []
     for row in (columns, *rows):

@@ -19,7 +19,7 @@ PACKAGE = "ibnorm_export"
 #: a module at the root.
 ORDER = (
     ("errors",),
-    ("files", "json_text", "progress", "environment", "optional_packages", "choices"),
+    ("files", "json_text", "parsing", "progress", "environment", "optional_packages", "choices"),
     ("html_page", "op", "text_report"),
     ("artifacts",),
     ("graph",),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from ibnorm_export.errors import IBNormError, ModelFileError, printable, quoted
 from ibnorm_export.text_report import Report, text_table
 
 
@@ -41,3 +42,29 @@ def test_a_report_passes_when_it_is_true(good: bool) -> None:
 
 def test_a_notebook_shows_the_escaped_text() -> None:
     assert Two(True)._repr_html_() == "<pre>a &lt; b</pre>"
+
+
+def test_a_cell_stays_on_its_line_and_shows_control_characters() -> None:
+    table = text_table("", ("name", "value"), rows=[("a\nverdict: pass\x1b[2J", "1"), ("b" * 1000, "2")])
+    assert table.splitlines()[1].split() == [r"a\nverdict:", r"pass\x1b[2J", "1"]
+    assert len(table.splitlines()) == 3
+    assert max(map(len, table.splitlines())) < 230
+
+
+def test_printable_keeps_text_and_escapes_what_a_terminal_obeys() -> None:
+    kept = "naïve 日本語 👩‍👧\tx\ny"
+    assert printable(kept) == kept
+    assert printable("\x1b[31m\r\x9b\x7f\u202e\ud800") == r"\x1b[31m\r\x9b\x7f\u202e\ud800"
+
+
+def test_values_and_messages_are_cut() -> None:
+    deep: list[object] = []
+    for _ in range(5000):
+        deep = [deep]
+    assert [len(quoted(value)) for value in ("x" * 10**6, 10**200 * 10, deep)][:2] == [203, 203]
+    assert quoted(deep) == "a list that cannot be printed"
+    assert quoted(10**5000) == "a int that cannot be printed"
+    error = ModelFileError("begin " + "x" * 10**6 + "; do this")
+    assert str(error).startswith("begin xxx") and str(error).endswith("xxx; do this")
+    assert len(str(error)) < 2100
+    assert str(IBNormError("short")) == "short"

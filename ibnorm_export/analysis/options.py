@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
-from typing import Final
+from typing import Any, Final
 
 from ibnorm_export.artifacts.tensors import DType
-from ibnorm_export.errors import IBNormError
+from ibnorm_export.choices import real_number, whole_number
+from ibnorm_export.errors import IBNormError, quoted
 
 __all__ = ["ALPHA", "SAMPLES", "AnalysisOptions"]
 
@@ -40,15 +41,21 @@ class AnalysisOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "dtypes", tuple(DType.of(dtype) for dtype in self.dtypes))
-        for lambd in self.lambdas:
-            if not 0.0 < lambd < math.inf:
-                raise IBNormError(f"lambdas contains {lambd}; each must be finite and above 0")
+        given: dict[str, Any] = {"dtypes": self.dtypes, "lambdas": self.lambdas}
+        if isinstance(given["dtypes"], str):
+            given["dtypes"] = (given["dtypes"],)
+        for name, value in given.items():
+            if isinstance(value, str) or not isinstance(value, Iterable):
+                raise IBNormError(f"{name} is {quoted(value)}; it must be a list")
+            given[name] = tuple(value)
+        object.__setattr__(self, "dtypes", tuple(DType.of(dtype) for dtype in given["dtypes"]))
+        lambdas = tuple(real_number(lambd, name="a value of lambdas", above=0.0) for lambd in given["lambdas"])
+        object.__setattr__(self, "lambdas", lambdas)
         if not self.dtypes:
             raise IBNormError("dtypes is empty; name at least one type")
-        if not 0.0 < self.alpha < math.inf or self.alpha == 1.0:
-            raise IBNormError(f"alpha is {self.alpha}; it must be finite, above 0 and not 1")
-        if self.width is not None and not 0.0 < self.width < math.inf:
-            raise IBNormError(f"width is {self.width}; the kernel width must be finite and above 0")
-        if self.samples < 2:
-            raise IBNormError(f"samples is {self.samples}; it must be at least 2")
+        if real_number(self.alpha, name="alpha", above=0.0) == 1.0:
+            raise IBNormError("alpha is 1; it must not be 1, where the Renyi entropy is a limit: use 1.01")
+        if self.width is not None:
+            real_number(self.width, name="width", above=0.0)
+        for name, least in (("samples", 2), ("seed", 0)):
+            object.__setattr__(self, name, whole_number(getattr(self, name), name=name, least=least))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ibnorm_export.artifacts.metadata import METADATA_FORMAT, ModelMetadata
 from ibnorm_export.artifacts.onnx_file import external_files, read_model, read_tensor, resolve
 from ibnorm_export.artifacts.tensors import DType
-from ibnorm_export.errors import ModelFileError
+from ibnorm_export.errors import ModelFileError, quoted
 from ibnorm_export.op.spec import DOMAIN, OP_TYPES, SKIP_OP_TYPES
 
 __all__ = ["ExportedModel", "NormNode", "Tensor", "dtype_name"]
@@ -135,8 +135,8 @@ class ExportedModel:
             )
         if self.metadata.format != METADATA_FORMAT:
             raise ModelFileError(
-                f"{self.path} has metadata format {self.metadata.format!r}; this version reads {METADATA_FORMAT!r}. "
-                "Export the checkpoint again"
+                f"{self.path} has metadata format {quoted(self.metadata.format)}; this version reads "
+                f"{METADATA_FORMAT!r}. Export the checkpoint again"
             )
         return self.metadata
 

@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from ibnorm_export.errors import ModelFileError
+from ibnorm_export.errors import ModelFileError, quoted
 from ibnorm_export.files import machine_of, sha256_of
 from ibnorm_export.op.spec import SCHEMA
+from ibnorm_export.parsing import read_json
 
 __all__ = ["MANIFEST_FILE", "check_library", "edited_files", "library_entry", "read_manifest", "write_manifest"]
 
@@ -56,13 +57,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     file = folder / MANIFEST_FILE
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
         sums = {name: entry["sha256"] for name, entry in content["files"].items()}
         machines = {name: (entry["machine"], entry["schema"]) for name, entry in content["libraries"].items()}
     except FileNotFoundError as error:
         raise ModelFileError(f"{folder} has no {MANIFEST_FILE}; write it again with ibnorm-export") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelFileError(f"{file} is damaged ({error!r}); write the folder again with ibnorm-export") from error
+        raise ModelFileError(
+            f"{file} is damaged ({quoted(error)}); write the folder again with ibnorm-export"
+        ) from error
     if content.get("format") != _FORMAT or not sums or not machines.keys() <= sums.keys():
         raise ModelFileError(f"{file} is not in format {_FORMAT!r}; write the folder again with ibnorm-export")
     manifest: dict[str, Any] = content
@@ -81,7 +84,7 @@ def check_files(folder: Path, manifest: Mapping[str, Any]) -> None:
         file = folder / name
         if not file.resolve().is_relative_to(folder.resolve()):
             raise ModelFileError(
-                f"{folder / MANIFEST_FILE} lists {name!r}, which is outside the folder; package the model again"
+                f"{folder / MANIFEST_FILE} lists {quoted(name)}, which is outside the folder; package the model again"
             )
         if not file.is_file():
             raise ModelFileError(f"{file} is missing but listed in {MANIFEST_FILE}; package the model again")

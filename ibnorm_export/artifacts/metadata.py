@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from ibnorm_export.artifacts.tensors import DType
-from ibnorm_export.errors import ModelFileError
+from ibnorm_export.errors import ModelFileError, quoted
+from ibnorm_export.parsing import parse_json
 
 __all__ = ["METADATA_FORMAT", "CacheKind", "ModelMetadata", "QuantizationEntry", "Target", "Task"]
 
@@ -161,9 +162,9 @@ class ModelMetadata:
         for key, text in props.items():
             if key.startswith(_PREFIX):
                 try:
-                    entries[key.removeprefix(_PREFIX)] = json.loads(text)
-                except (ValueError, RecursionError) as error:  # RecursionError: brackets nested too deeply
-                    raise ModelFileError(f"{file}: metadata {key!r} is not valid JSON") from error
+                    entries[key.removeprefix(_PREFIX)] = parse_json(text)
+                except ValueError as error:
+                    raise ModelFileError(f"{file}: metadata {quoted(key)} is not valid JSON") from error
         known: dict[str, Any] = {"format": ""}
         for key, read in _READERS.items():
             if key in entries:
@@ -172,19 +173,13 @@ class ModelMetadata:
                     known[key] = read(value)
                 except _Unexpected as error:
                     raise ModelFileError(
-                        f"{file}: metadata {key!r} is {_shortened(value)}; it must be {error}. "
-                        "Export the checkpoint again"
+                        f"{file}: metadata {key!r} is {quoted(value)}; it must be {error}. Export the checkpoint again"
                     ) from error
         return cls(**known, other=entries)
 
 
 class _Unexpected(ValueError):
     """An entry has the wrong type or value; the message states what it must be."""
-
-
-def _shortened(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _fail(expected: str) -> NoReturn:

@@ -6,6 +6,7 @@ of it is used.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,7 +18,7 @@ import onnx.helper
 import onnx.numpy_helper
 from numpy.typing import NDArray
 
-from ibnorm_export.errors import ModelFileError
+from ibnorm_export.errors import ModelFileError, quoted, shortened
 
 __all__ = ["MODEL_FILE", "external_files", "read_model", "read_tensor", "resolve"]
 
@@ -49,13 +50,27 @@ def read_model(path: Path) -> onnx.ModelProto:
         # Without an explicit format, onnx infers it from the suffix and reads model.json as JSON.
         model = onnx.load(path, format="protobuf", load_external_data=False)
     except google.protobuf.message.DecodeError as error:
-        raise ModelFileError(f"{path} is truncated or is not an ONNX file: {error}") from error
+        raise ModelFileError(f"{path} is truncated or is not an ONNX file: {shortened(str(error))}") from error
     except OSError as error:
         raise ModelFileError(f"{path} cannot be read: {error.strerror or error}") from error
     if not model.graph.node or not model.opset_import:
         raise ModelFileError(f"{path} is truncated or is not an ONNX file: it has no graph")
+    _check_text(model, path)
     _check_element_types(model.graph, path)
     return model
+
+
+def _check_text(model: onnx.ModelProto, path: Path) -> None:
+    """Check that every text of a model is UTF-8: protobuf's parser hands out the bytes of one that is not."""
+    waiting: list[Any] = [model]
+    while waiting:
+        message = waiting.pop()
+        for field, value in message.ListFields():
+            items = value if isinstance(value, Sequence) and not isinstance(value, (str, bytes)) else (value,)
+            if field.type == field.TYPE_MESSAGE:
+                waiting.extend(items)
+            elif field.type == field.TYPE_STRING and any(isinstance(item, bytes) for item in items):
+                raise ModelFileError(f"{path}: {field.name} of a {type(message).__name__} is not UTF-8: it is damaged")
 
 
 def _check_element_types(graph: onnx.GraphProto, path: Path) -> None:
@@ -65,8 +80,8 @@ def _check_element_types(graph: onnx.GraphProto, path: Path) -> None:
     for name, number in types:
         if number not in known:
             raise ModelFileError(
-                f"{path}: {name!r} has element type {number}, which onnx {onnx.__version__} does not know: the file is "
-                "damaged, or a newer version wrote it"
+                f"{path}: {quoted(name)} has element type {number}, which onnx {onnx.__version__} does not know: the "
+                "file is damaged, or a newer version wrote it"
             )
 
 
@@ -96,20 +111,24 @@ def _external_file(tensor: onnx.TensorProto, path: Path) -> tuple[str, Path]:
         file = (folder / location).resolve()
     except ValueError as error:  # the name contains NUL
         raise ModelFileError(
-            f"{path}: external data of {tensor.name!r} is in {location!r}, which is not a valid file name"
+            f"{path}: external data of {quoted(tensor.name)} is in {quoted(location)}, which is not a valid file name"
         ) from error
     if not location or Path(location).is_absolute() or not file.is_relative_to(folder):
-        raise ModelFileError(f"{path}: external data of {tensor.name!r} points outside the file's folder: {location!r}")
+        raise ModelFileError(
+            f"{path}: external data of {quoted(tensor.name)} points outside the file's folder: {quoted(location)}"
+        )
     if not file.is_file():
-        raise ModelFileError(f"{path}: its external data {location} is missing; put it next to the model")
+        raise ModelFileError(f"{path}: its external data {shortened(location)} is missing; put it next to the model")
     try:
         offset, length = int(entry.get("offset", 0)), int(entry.get("length", 0))
     except ValueError as error:
-        raise ModelFileError(f"{path}: external data of {tensor.name!r} has no valid offset and length") from error
+        raise ModelFileError(
+            f"{path}: external data of {quoted(tensor.name)} has no valid offset and length"
+        ) from error
     if offset < 0 or length < 0 or offset + length > file.stat().st_size:
         raise ModelFileError(
-            f"{path}: its external data {location} is truncated: {tensor.name!r} ends at byte {offset + length}, but "
-            f"the file has {file.stat().st_size} bytes"
+            f"{path}: its external data {shortened(location)} is truncated: {quoted(tensor.name)} ends at byte "
+            f"{offset + length}, but the file has {file.stat().st_size} bytes"
         )
     return location, file
 
@@ -136,4 +155,6 @@ def read_tensor(tensor: onnx.TensorProto, path: Path) -> NDArray[Any]:
             shape=tuple(tensor.dims),
         )
     except (ValueError, TypeError, KeyError) as error:
-        raise ModelFileError(f"{path}: initializer {tensor.name!r} is damaged: {error}") from error
+        raise ModelFileError(
+            f"{path}: initializer {quoted(tensor.name)} is damaged: {shortened(str(error))}"
+        ) from error

@@ -9,7 +9,7 @@ import numpy as np
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.tensors import Arrays, DType
-from ibnorm_export.errors import ModelFileError
+from ibnorm_export.errors import ModelFileError, quoted
 
 __all__ = ["draw_inputs"]
 
@@ -37,8 +37,8 @@ def draw_inputs(model: ExportedModel, sizes: Mapping[str, int], *, seed: int = 0
         for axis in tensor.shape:
             if isinstance(axis, str) and axis not in sizes:
                 raise ModelFileError(
-                    f"{model.path}: input {tensor.name!r} has the dynamic axis {axis!r}, for which there is no "
-                    f"size; there are sizes for {', '.join(sizes) or 'no axis'}"
+                    f"{model.path}: input {quoted(tensor.name)} has the dynamic axis {quoted(axis)}, for which there "
+                    f"is no size; there are sizes for {', '.join(sizes) or 'no axis'}"
                 )
             shape.append(sizes[axis] if isinstance(axis, str) else axis)
         if tensor.name == "attention_mask":
@@ -49,7 +49,7 @@ def draw_inputs(model: ExportedModel, sizes: Mapping[str, int], *, seed: int = 0
             arrays[tensor.name] = rng.standard_normal(shape, dtype=np.float32)
         else:
             raise ModelFileError(
-                f"{model.path}: input {tensor.name!r} has element type {tensor.dtype}; it must be "
+                f"{model.path}: input {quoted(tensor.name)} has element type {tensor.dtype}; it must be "
                 "int64, fp32, fp16 or bf16"
             )
     return arrays

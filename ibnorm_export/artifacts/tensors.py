@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from numpy.typing import NDArray
 
-from ibnorm_export.errors import IBNormError
+from ibnorm_export.errors import IBNormError, quoted
 
 __all__ = ["DEFAULT_LENGTH", "Arrays", "DType", "InputSpec", "WeightType", "default_length"]
 
@@ -54,8 +54,8 @@ class DType(enum.StrEnum):
             return _DTYPE_NAMES[name]
         hint = ""
         if name in ("int8", "int4"):
-            hint = f". {name} is a type of stored weights: use ExportOptions.with_weights({name!r})"
-        raise error(f"dtype is {str(value)[:200]!r}; it must be one of {', '.join(cls)}{hint}")
+            hint = f". {name} is a type of stored weights: use ExportOptions.with_weights({quoted(name)})"
+        raise error(f"dtype is {quoted(str(value))}; it must be one of {', '.join(cls)}{hint}")
 
 
 #: Spellings of an element type: its name, with the prefix "torch.", or as NumPy prints its class.

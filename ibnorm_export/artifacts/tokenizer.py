@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from ibnorm_export.errors import ModelFileError, PromptError
+from ibnorm_export import parsing
+from ibnorm_export.errors import ModelFileError, PromptError, quoted, shortened
 
 __all__ = ["TOKENIZER_FILES", "FolderTokenizer", "TextStream", "end_tokens", "read_json", "write_byte_tokenizer"]
 
@@ -42,11 +43,11 @@ def read_json(path: Path) -> dict[str, object]:
         ModelFileError: the file is missing, is not valid JSON, or contains another kind of value.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parsing.read_json(path)
     except FileNotFoundError as error:
         raise ModelFileError(f"{path} does not exist") from error
     except (ValueError, OSError) as error:
-        raise ModelFileError(f"{path} is not valid JSON: {error}") from error
+        raise ModelFileError(f"{path} is not valid JSON: {shortened(str(error))}") from error
     if not isinstance(content, dict):
         raise ModelFileError(f"{path} contains {type(content).__name__}; it must be a JSON object")
     return content
@@ -63,6 +64,9 @@ def end_tokens(folder: Path) -> frozenset[int]:
 
     Returns:
         The ids; empty if no file names one.
+
+    Raises:
+        ModelFileError: a file is damaged, or names something other than token ids.
     """
     ends: set[int] = set()
     for name in ("genai_config.json", "generation_config.json", "config.json"):
@@ -70,7 +74,12 @@ def end_tokens(folder: Path) -> frozenset[int]:
             config = read_json(folder / name)
             model = config.get("model") if name == "genai_config.json" else config
             tokens = model.get("eos_token_id") if isinstance(model, dict) else None
-            ends.update(tokens if isinstance(tokens, list) else [] if tokens is None else [tokens])
+            listed = tokens if isinstance(tokens, list) else [] if tokens is None else [tokens]
+            if not all(type(token) is int and 0 <= token < 1 << 31 for token in listed):
+                raise ModelFileError(
+                    f"{folder / name}: eos_token_id is {quoted(tokens)}; it must be a token id or a list of ids"
+                )
+            ends.update(listed)
             if tokens is not None and name == "generation_config.json":
                 break
     return frozenset(ends)
@@ -147,7 +156,7 @@ class FolderTokenizer:
         try:
             self._tokenizer = Tokenizer.from_file(str(file))
         except Exception as error:  # the package raises bare Exception for every kind of damage
-            raise ModelFileError(f"{file} is not a tokenizer: {error}") from error
+            raise ModelFileError(f"{file} is not a tokenizer: {shortened(str(error))}") from error
         vocab = self._tokenizer.get_vocab(with_added_tokens=True)
         largest = max(vocab.values(), default=-1)
         if vocabulary is not None and largest >= vocabulary:

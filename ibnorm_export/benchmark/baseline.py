@@ -16,8 +16,9 @@ import numpy as np
 
 from ibnorm_export.benchmark.report import BenchReport
 from ibnorm_export.benchmark.statistics import LatencyVerdict, judge, unpaired
-from ibnorm_export.errors import IBNormError, ModelFileError
+from ibnorm_export.errors import IBNormError, ModelFileError, quoted
 from ibnorm_export.files import new_file
+from ibnorm_export.parsing import parse_json
 from ibnorm_export.text_report import Report, text_table
 
 __all__ = [
@@ -117,11 +118,11 @@ def _require_types(baseline: Baseline) -> None:
 
 def _parse(text: str) -> Baseline:
     """Read a baseline from JSON text; raise one of several built-in errors if the text is not a baseline."""
-    content = json.loads(text)
+    content = parse_json(text)
     if not isinstance(content, dict):
         raise TypeError("it does not hold a JSON object")
     if (found := content.pop("format")) not in (1, _FORMAT):
-        raise ValueError(f"its format is {found!r}; this version reads formats 1 and {_FORMAT}")
+        raise ValueError(f"its format is {quoted(found)}; this version reads formats 1 and {_FORMAT}")
     if found == 1:
         content["reference_ms"] = content.pop("yardstick_ms")  # its name in format 1
     baseline = Baseline(**content)

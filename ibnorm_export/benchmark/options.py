@@ -10,8 +10,8 @@ from typing import Final
 
 import psutil
 
-from ibnorm_export.choices import choice
-from ibnorm_export.errors import IBNormError
+from ibnorm_export.choices import choice, real_number, whole_number, whole_numbers
+from ibnorm_export.errors import IBNormError, quoted
 from ibnorm_export.runtimes.runner import Backend, Kernels
 
 __all__ = ["TORCH_CANDIDATES", "TRTEXEC", "BenchOptions", "GenerationOptions", "Timing"]
@@ -42,8 +42,10 @@ class Timing:
     rest_ms: float = 150.0
 
     def __post_init__(self) -> None:
-        if self.repeats < 1:
-            raise IBNormError(f"repeats is {self.repeats}; it must be at least 1")
+        whole_number(self.repeats, name="repeats", least=1)
+        for name in ("warmup_ms", "min_ms", "rest_ms"):
+            real_number(getattr(self, name), name=name, least=0.0)
+        real_number(self.max_variation, name="max_variation", above=0.0, finite=False)
 
 
 #: The defaults of trtexec: 200 ms of warm-up, 3 s of measurement, and a warning above 1%.
@@ -67,11 +69,8 @@ class GenerationOptions:
 
     def __post_init__(self) -> None:
         for name in ("prompts", "batches"):
-            values = getattr(self, name)
-            if not values or min(values) < 1:
-                raise IBNormError(f"{name} is {values}; it must hold at least one number, and each must be at least 1")
-        if self.steps < 1:
-            raise IBNormError(f"steps is {self.steps}; it must be at least 1")
+            object.__setattr__(self, name, whole_numbers(getattr(self, name), name=name, least=1))
+        object.__setattr__(self, "steps", whole_number(self.steps, name="steps", least=1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +106,17 @@ class BenchOptions:
     def __post_init__(self) -> None:
         object.__setattr__(self, "backend", choice(Backend, self.backend, name="backend"))
         object.__setattr__(self, "kernels", choice(Kernels, self.kernels, name="kernels"))
-        if self.rounds < 1:
-            raise IBNormError(f"rounds is {self.rounds}; it must be at least 1")
-        if self.threads is not None and self.threads < 1:
-            raise IBNormError(f"threads is {self.threads}; it must be at least 1, or None for the physical cores")
+        for name, least in (("rounds", 1), ("seed", 0)):
+            object.__setattr__(self, name, whole_number(getattr(self, name), name=name, least=least))
+        if self.threads is not None:
+            hint = ", or None for the cores that this process may use"
+            object.__setattr__(self, "threads", whole_number(self.threads, name="threads", least=1, hint=hint))
+        if not isinstance(self.sizes, Mapping):
+            raise IBNormError(f"sizes is {quoted(self.sizes)}; it must hold numbers by name of the axis")
+        sizes = {str(axis): whole_number(size, name=f"size of {axis}", least=0) for axis, size in self.sizes.items()}
+        object.__setattr__(self, "sizes", sizes)
+        if self.engine is not None:
+            object.__setattr__(self, "engine", Path(self.engine))
 
     @property
     def thread_count(self) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ibnorm_export.artifacts.metadata import CacheKind
 from ibnorm_export.artifacts.tensors import DType, WeightType
 from ibnorm_export.choices import choice
-from ibnorm_export.errors import ExportError
+from ibnorm_export.errors import ExportError, quoted
 from ibnorm_export.graph.quantization import Quantization
 from ibnorm_export.op.onnx_functions import OPSETS
 
@@ -61,15 +61,15 @@ class ExportOptions:
     def __post_init__(self) -> None:
         object.__setattr__(self, "dtype", DType.of(self.dtype, error=ExportError))
         if self.opset is not None and (type(self.opset) is not int or self.opset not in OPSETS):
-            raise ExportError(f"opset is {self.opset!r}; it must be {OPSETS.start} to {OPSETS.stop - 1}, or None")
+            raise ExportError(f"opset is {quoted(self.opset)}; it must be {OPSETS.start} to {OPSETS.stop - 1}, or None")
         for name in ("inline", "fuse_skip"):
             if not isinstance(getattr(self, name), bool):
-                raise ExportError(f"{name} is {getattr(self, name)!r}; it must be True or False")
+                raise ExportError(f"{name} is {quoted(getattr(self, name))}; it must be True or False")
         object.__setattr__(self, "cache", choice(CacheKind, self.cache, name="cache", error=ExportError))
         if self.quantization is None:
             return
         if not isinstance(self.quantization, Quantization):
-            raise ExportError(f"quantization is {self.quantization!r}; it must be a Quantization or None")
+            raise ExportError(f"quantization is {quoted(self.quantization)}; it must be a Quantization or None")
         if self.dtype is not DType.FP32:
             raise ExportError(f"dtype is {self.dtype}; a model with quantised weights must compute in fp32")
 
@@ -97,6 +97,8 @@ class ExportOptions:
         if weights.bits is not None:
             heads = (WeightType.INT8, WeightType.INT4, WeightType.FP32)
             if head not in heads:
-                raise ExportError(f"head is {str(head)!r}; with quantised weights it must be one of {', '.join(heads)}")
+                raise ExportError(
+                    f"head is {quoted(str(head))}; with quantised weights it must be one of {', '.join(heads)}"
+                )
             quantization = Quantization(weights.bits, block_size, WeightType(head).bits)
         return cls(weights.dtype, quantization=quantization, **others)

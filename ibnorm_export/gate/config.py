@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import enum
 import math
-import tomllib
 import types
 import typing
 from collections.abc import Mapping
@@ -20,7 +19,8 @@ from typing import Any, Final, TypeVar
 from ibnorm_export.artifacts.metadata import Task
 from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.benchmark.options import TORCH_CANDIDATES
-from ibnorm_export.errors import ConfigError
+from ibnorm_export.errors import ConfigError, quoted
+from ibnorm_export.parsing import read_toml
 from ibnorm_export.runtimes.runner import Backend, Kernels
 
 __all__ = ["PRESENT", "CheckConfig", "ExportCheck", "LatencyBudget", "ParityCheck", "read_check_config"]
@@ -132,7 +132,7 @@ def _value(kind: Any, value: object, *, where: str, folder: Path) -> Any:
         return _value(next(k for k in inner if k is not type(None)), value, where=where, folder=folder)
     if origin is tuple:
         if not isinstance(value, list):
-            raise ConfigError(f"{where} is {value!r}; it must be a list")
+            raise ConfigError(f"{where} is {quoted(value)}; it must be a list")
         return tuple(
             _value(inner[0], item, where=f"{where}[{index}]", folder=folder) for index, item in enumerate(value)
         )
@@ -142,24 +142,26 @@ def _value(kind: Any, value: object, *, where: str, folder: Path) -> Any:
         try:
             return kind(value)
         except ValueError:
-            raise ConfigError(f"{where} is {value!r}; it must be one of {', '.join(m.value for m in kind)}") from None
+            raise ConfigError(
+                f"{where} is {quoted(value)}; it must be one of {', '.join(m.value for m in kind)}"
+            ) from None
     if kind is Path and isinstance(value, str):
         return folder / value
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if (kind is int and isinstance(value, bool)) or kind is Path or not isinstance(value, kind):
-        raise ConfigError(f"{where} is {value!r}; it must be {'a path' if kind is Path else kind.__name__}")
+        raise ConfigError(f"{where} is {quoted(value)}; it must be {'a path' if kind is Path else kind.__name__}")
     return value
 
 
 def _table(kind: type[_T], value: object, *, where: str, folder: Path) -> _T:
     if not isinstance(value, Mapping):
-        raise ConfigError(f"{where} is {value!r}; it must be a table")
+        raise ConfigError(f"{where} is {quoted(value)}; it must be a table")
     keys = dataclasses.fields(kind)  # type: ignore[arg-type]  # every kind that is read here is a dataclass
     legal = [found.name for found in keys]
     unknown = sorted(set(value) - set(legal))
     if unknown:
-        raise ConfigError(f"{where} has unknown keys {unknown}; legal keys are {legal}")
+        raise ConfigError(f"{where} has unknown keys {quoted(unknown)}; legal keys are {legal}")
     for found in keys:
         required = found.default is dataclasses.MISSING and found.default_factory is dataclasses.MISSING
         if required and found.name not in value:
@@ -191,7 +193,10 @@ def _check_export(export: ExportCheck, names: list[str]) -> None:
 def _check_parity(parity: ParityCheck, where: str) -> None:
     for backend in parity.backends:
         legal = (*_BACKENDS, PRESENT)
-        _require(backend in legal, f"{where}: there is no backend {backend!r}; the backends are {', '.join(legal)}")
+        _require(
+            backend in legal,
+            f"{where}: there is no backend {quoted(backend)}; the backends are {', '.join(legal)}",
+        )
     _require(bool(parity.backends), f"{where}: parity.backends is empty; name at least one")
     _require(parity.samples >= 1, f"{where}: parity.samples is {parity.samples}; it must be at least 1")
     _require(parity.seed >= 0, f"{where}: parity.seed is {parity.seed}; it must be at least 0")
@@ -201,12 +206,12 @@ def _check_parity(parity: ParityCheck, where: str) -> None:
 
 def _check_budget(budget: LatencyBudget, where: str, *, others: list[str]) -> None:
     legal = ", ".join(_BACKENDS)
-    _require(budget.backend in _BACKENDS, f"{where}: backend is {budget.backend!r}; it must be one of {legal}")
+    _require(budget.backend in _BACKENDS, f"{where}: backend is {quoted(budget.backend)}; it must be one of {legal}")
     given = [key for key in ("max_ms", "baseline", "against") if getattr(budget, key) is not None]
     _require(len(given) == 1, f"{where} names {given}; it must name exactly one of max_ms, baseline and against")
     candidates = (*TORCH_CANDIDATES, *others)
     known = budget.against is None or budget.against in candidates
-    _require(known, f"{where}: against is {budget.against!r}; it must be one of {', '.join(candidates)}")
+    _require(known, f"{where}: against is {quoted(budget.against)}; it must be one of {', '.join(candidates)}")
     for key in ("max_ratio", "max_ms"):
         limit = getattr(budget, key)
         sound = limit is None or (math.isfinite(limit) and limit > 0.0)
@@ -226,12 +231,12 @@ def read_check_config(path: str | Path) -> CheckConfig:
     """
     path = Path(path)
     try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
+        found = read_toml(path)
     except FileNotFoundError as error:
         raise ConfigError(
             f"{path} does not exist; write a starting file with `ibnorm-export check --init CHECKPOINT`"
         ) from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path} is not a TOML file: {error}") from error
     try:
         config = _table(CheckConfig, {"results": _RESULTS, **found}, where=path.name, folder=path.parent)

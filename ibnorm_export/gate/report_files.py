@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from ibnorm_export.errors import BackendUnavailable, IBNormError
+from ibnorm_export.errors import BackendUnavailable, IBNormError, printable
 from ibnorm_export.files import new_file
 from ibnorm_export.gate.report import Case, CheckReport, Outcome
 from ibnorm_export.html_page import Section, demand_plots, render
@@ -62,7 +62,7 @@ def write_report_files(report: CheckReport, folder: Path) -> CheckReport:
 
 
 def _escape(text: str) -> str:
-    return _NOT_IN_XML.sub(lambda found: ascii(found.group())[1:-1], text)
+    return _NOT_IN_XML.sub(lambda found: ascii(found.group())[1:-1], printable(text))
 
 
 def _printable(report: CheckReport) -> CheckReport:

@@ -11,8 +11,9 @@ import onnxruntime_genai as og
 from numpy.typing import NDArray
 
 from ibnorm_export.artifacts.manifest import check_library, read_manifest
-from ibnorm_export.errors import ModelFileError
+from ibnorm_export.errors import ModelFileError, quoted
 from ibnorm_export.op import native
+from ibnorm_export.parsing import read_json
 
 __all__ = ["GenaiModel", "GenaiSession"]
 
@@ -21,16 +22,17 @@ def _check_library(folder: Path) -> None:
     """Raise ModelFileError unless the op library that genai_config.json names is in the folder and usable here."""
     file = folder / "genai_config.json"
     try:
-        config: Any = json.loads(file.read_text(encoding="utf-8"))
+        config: Any = read_json(file)
         name = config["model"]["decoder"].get("session_options", {}).get("custom_ops_library")
     except FileNotFoundError as error:
         raise ModelFileError(f"{folder} has no genai_config.json; export it with --target ort-genai") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelFileError(f"{file} is damaged: {error!r}") from error
+        raise ModelFileError(f"{file} is damaged: {quoted(error)}") from error
     if name is None:
         return
-    if Path(name).name != name:
-        raise ModelFileError(f"{file}: custom_ops_library is {name!r}; it must be a file in the folder")
+    if not isinstance(name, str) or Path(name).name != name or "\0" in name:
+        shown = quoted(name)
+        raise ModelFileError(f"{file}: custom_ops_library is {shown}; it must be the name of a file in the folder")
     library = folder / name
     if not library.is_file():
         raise ModelFileError(

@@ -7,6 +7,7 @@ from dataclasses import KW_ONLY, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ibnorm_export.choices import real_number, whole_number
 from ibnorm_export.errors import IBNormError
 
 __all__ = ["Sampling"]
@@ -35,11 +36,10 @@ class Sampling:
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise IBNormError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1")
-        if not 0.0 <= self.temperature < float("inf"):
-            raise IBNormError(f"temperature is {self.temperature}; it must be 0 (greedy) or above")
-        if not 0.0 < self.top_p <= 1.0:
+        for name, least in (("max_new_tokens", 1), ("seed", 0)):
+            object.__setattr__(self, name, whole_number(getattr(self, name), name=name, least=least))
+        real_number(self.temperature, name="temperature", least=0.0)
+        if real_number(self.top_p, name="top_p", above=0.0) > 1.0:
             raise IBNormError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
 
     def find_stop(self, text: str) -> int:

@@ -12,7 +12,7 @@ from typing import Final
 import onnx_ir as ir
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
-from ibnorm_export.errors import ModelFileError
+from ibnorm_export.errors import ModelFileError, quoted
 
 __all__ = ["rounding_copy"]
 
@@ -67,11 +67,11 @@ def rounding_copy(model: ExportedModel) -> ir.Model:
 def _check_node(node: ir.Node, model: ExportedModel) -> None:
     if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
         raise ModelFileError(
-            f"{model.path}: node {node.name!r} ({node.op_type}) has a subgraph, whose nodes cannot be rounded"
+            f"{model.path}: node {quoted(node.name)} ({node.op_type}) has a subgraph, whose nodes cannot be rounded"
         )
     for value in node.outputs:
         if value.dtype is None and value.uses():
-            raise ModelFileError(f"{model.path}: the type of {value.name!r} is unknown")
+            raise ModelFileError(f"{model.path}: the type of {quoted(value.name)} is unknown")
 
 
 def _read_through_casts(graph: ir.Graph, first: ir.Node) -> None:

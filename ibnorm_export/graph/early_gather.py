@@ -14,7 +14,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from ibnorm_export.errors import ModelFileError, quoted, shortened
 from ibnorm_export.op.spec import DOMAIN, OP_TYPES
+from ibnorm_export.parsing import parse_json
 
 __all__ = ["Rows", "gather_early", "selected_rows"]
 
@@ -43,8 +45,14 @@ def selected_rows(node: ir.Node) -> Rows | None:
     text = node.metadata_props.get("rows")
     if text is None:
         return None
-    recorded = json.loads(text)
-    return Rows(np.asarray(recorded["indices"], np.int64), int(recorded["axis"]))
+    try:
+        recorded = parse_json(text)
+        return Rows(np.asarray(recorded["indices"], np.int64), int(recorded["axis"]))
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
+        raise ModelFileError(
+            f"node {shortened(str(node.name))}: its metadata 'rows' is {quoted(text)}, which `export` does not "
+            "write; export the checkpoint again"
+        ) from error
 
 
 def _selection(node: ir.Node) -> Rows | None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.metadata import QuantizationEntry
-from ibnorm_export.errors import BackendUnavailable, ExportError, ModelFileError
+from ibnorm_export.errors import BackendUnavailable, ExportError, ModelFileError, quoted
 
 __all__ = ["BLOCK_SIZES", "Quantization", "dequantize", "preserved_logging", "quantize", "step_sizes", "stored_bits"]
 
@@ -172,7 +172,9 @@ def dequantize(exported: ExportedModel, name: str) -> NDArray[np.float32] | None
         numbers = _unpack(values, bits, count=values.shape[2] * (8 // bits))
         whole: NDArray[np.float32] = (numbers - zeros) * scales.reshape(columns, blocks, 1)
     except (StopIteration, KeyError, ValueError) as error:
-        raise ModelFileError(f"{exported.path}: the quantised weight {name!r} is damaged: {error!r}") from error
+        raise ModelFileError(
+            f"{exported.path}: the quantised weight {quoted(name)} is damaged: {quoted(error)}"
+        ) from error
     return whole.reshape(columns, -1)[:, :rows].T
 
 

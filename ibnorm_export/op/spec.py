@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from ibnorm_export.errors import SpecError
+from ibnorm_export.errors import SpecError, quoted
 
 __all__ = [
     # the operator
@@ -116,12 +116,12 @@ def _to_enum(enum_type: type[enum.StrEnum], value: object, *, name: str) -> Any:
         return enum_type(value)  # type: ignore[arg-type]
     except ValueError:
         legal = ", ".join(repr(m.value) for m in enum_type)
-        raise SpecError(f"{name} is {value!r}; it must be one of {legal}") from None
+        raise SpecError(f"{name} is {quoted(value)}; it must be one of {legal}") from None
 
 
 def _number(value: object, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise SpecError(f"{name} is {value!r}; it must be a number")
+        raise SpecError(f"{name} is {quoted(value)}; it must be a number")
     try:
         return float(value)
     except OverflowError:
@@ -130,7 +130,7 @@ def _number(value: object, name: str) -> float:
 
 def _flag(value: object, name: str) -> bool:
     if not isinstance(value, bool):
-        raise SpecError(f"{name} is {value!r}; it must be true or false")
+        raise SpecError(f"{name} is {quoted(value)}; it must be true or false")
     return value
 
 
@@ -183,13 +183,13 @@ class IBNormSpec:
         smallest = 2.0**-126
         if not (smallest <= _as_float32(self.lambd) < math.inf):
             raise SpecError(
-                f"lambda is {self.lambd!r}; it must be finite and at least {smallest:.3g}, the smallest "
+                f"lambda is {quoted(self.lambd)}; it must be finite and at least {smallest:.3g}, the smallest "
                 "normal float32 above 0"
             )
         if not (self.epsilon >= 0.0 and _as_float32(self.epsilon) < math.inf):
-            raise SpecError(f"epsilon is {self.epsilon!r}; it must be finite and not negative")
+            raise SpecError(f"epsilon is {quoted(self.epsilon)}; it must be finite and not negative")
         if isinstance(self.axis, bool) or not isinstance(self.axis, int):
-            raise SpecError(f"axis is {self.axis!r}; it must be an integer")
+            raise SpecError(f"axis is {quoted(self.axis)}; it must be an integer")
         if self.grouping is Grouping.LAST and self.axis != -1:
             raise SpecError(f"axis is {self.axis}; it must be -1 with grouping 'last'; use 'axes' for other axes")
 
@@ -306,12 +306,12 @@ class NormConfig:
             SpecError: a key is missing, unknown or has an illegal value.
         """
         if not isinstance(section, Mapping):
-            raise SpecError(f"the ibnorm section is {section!r}; it must be an object")
+            raise SpecError(f"the ibnorm section is {quoted(section)}; it must be an object")
         written = dict(section)
         rules = written.pop("layers", [])
         default = cls._spec(written, "ibnorm")
         if not isinstance(rules, list):
-            raise SpecError(f"ibnorm.layers is {rules!r}; it must be a list of rules")
+            raise SpecError(f"ibnorm.layers is {quoted(rules)}; it must be a list of rules")
         return cls(default, tuple(cls._rule(rule, written, index=i) for i, rule in enumerate(rules)))
 
     @staticmethod
@@ -343,7 +343,7 @@ class NormConfig:
     def _rule(cls, rule: object, base: Mapping[str, Any], *, index: int) -> LayerRule:
         where = f"ibnorm.layers[{index}]"
         if not isinstance(rule, Mapping) or not isinstance(rule.get("match"), str):
-            raise SpecError(f"{where} is {rule!r}; it must be an object with a glob under 'match'")
+            raise SpecError(f"{where} is {quoted(rule)}; it must be an object with a glob under 'match'")
         own = {k: v for k, v in rule.items() if k not in ("match", "norm")}
         kind: NormKind = _to_enum(NormKind, rule.get("norm", NormKind.IBNORM), name=f"{where}.norm")
         return LayerRule(rule["match"], kind, cls._spec({**base, **own}, where))

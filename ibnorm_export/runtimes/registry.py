@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
-from ibnorm_export.errors import BackendUnavailable, IBNormError
+from ibnorm_export.errors import BackendUnavailable, IBNormError, quoted
 from ibnorm_export.op import native
 from ibnorm_export.runtimes.runner import Backend, Endpoint, Kernels, Runner
 
@@ -139,7 +139,7 @@ BACKENDS: Final[Mapping[str, BackendInfo]] = {row.backend: row for row in _ROWS}
 
 def _row(backend: str) -> BackendInfo:
     if backend not in BACKENDS:
-        raise IBNormError(f"there is no backend {backend!r}; choose one of {', '.join(BACKENDS)}")
+        raise IBNormError(f"there is no backend {quoted(backend)}; choose one of {', '.join(BACKENDS)}")
     return BACKENDS[backend]
 
 

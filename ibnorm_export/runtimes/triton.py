@@ -13,7 +13,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype, tri
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.tensors import Arrays
-from ibnorm_export.errors import BackendUnavailable, IBNormError, ModelFileError
+from ibnorm_export.errors import BackendUnavailable, IBNormError, ModelFileError, quoted
 from ibnorm_export.runtimes.runner import Backend, Endpoint
 
 __all__ = ["TritonRunner"]
@@ -55,7 +55,7 @@ class TritonRunner:
     def __init__(self, model: ExportedModel, endpoint: Endpoint) -> None:
         scheme, _, address = endpoint.url.rpartition("://")
         if scheme not in ("", "http", "grpc") or not _is_host_and_port(address):
-            raise IBNormError(f"--url is {endpoint.url!r}; it must be HOST:PORT (HTTP) or grpc://HOST:PORT")
+            raise IBNormError(f"--url is {quoted(endpoint.url)}; it must be HOST:PORT (HTTP) or grpc://HOST:PORT")
         self._module: Any = tritonclient.grpc if scheme == "grpc" else tritonclient.http
         self._url = endpoint.url
         try:

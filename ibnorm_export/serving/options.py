@@ -6,7 +6,7 @@ from dataclasses import KW_ONLY, asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ibnorm_export.errors import IBNormError
+from ibnorm_export.choices import real_number, whole_number
 from ibnorm_export.serving.text.limits import TextLimits
 
 __all__ = ["ReadyServer", "ServeOptions"]
@@ -42,9 +42,12 @@ class ServeOptions:
 
     def __post_init__(self) -> None:
         for name in ("http_port", "grpc_port", "metrics_port"):
-            port = getattr(self, name)
-            if not 0 <= port <= 65535:
-                raise IBNormError(f"{name} is {port}; it must be 0 (any free port) to 65535")
+            port = whole_number(getattr(self, name), name=name, least=0, most=65535, hint="; 0 means any free port")
+            object.__setattr__(self, name, port)
+        object.__setattr__(self, "ready_s", real_number(self.ready_s, name="ready_s", above=0.0))
+        object.__setattr__(self, "finish_s", whole_number(self.finish_s, name="finish_s", least=0))
+        if self.log is not None:
+            object.__setattr__(self, "log", Path(self.log))
 
 
 @dataclass(frozen=True, slots=True)

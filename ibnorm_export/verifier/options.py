@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
-from ibnorm_export.choices import choice
+from ibnorm_export.choices import choice, whole_number
 from ibnorm_export.errors import ModelFileError
 from ibnorm_export.runtimes.runner import Backend, Endpoint, Kernels
 
@@ -48,5 +48,6 @@ class VerifyOptions:
     def __post_init__(self) -> None:
         object.__setattr__(self, "backend", choice(Backend, self.backend, name="backend"))
         object.__setattr__(self, "kernels", choice(Kernels, self.kernels, name="kernels"))
-        if self.samples < 1:
-            raise ModelFileError(f"samples is {self.samples}; it must be at least 1")
+        for name, least in (("samples", 1), ("seed", 0)):
+            number = whole_number(getattr(self, name), name=name, least=least, error=ModelFileError)
+            object.__setattr__(self, name, number)

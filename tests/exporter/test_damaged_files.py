@@ -66,3 +66,23 @@ def test_metadata_of_another_format(
     onnx.save(proto, tmp_path / "m.onnx")
     with pytest.raises(ModelFileError, match=expected):
         ExportedModel(tmp_path / "m.onnx").require_metadata()
+
+
+@pytest.mark.parametrize("where", ["metadata", "node", "output", "initializer", "attribute"])
+def test_a_text_that_is_not_utf_8(exported_vit: ExportedModel, tmp_path: Path, where: str) -> None:
+    proto, mark = onnx.load(exported_vit.path), "MARKED-TEXT"
+    if where == "metadata":
+        proto.metadata_props.add(key="ibnorm.note", value=mark)
+    elif where == "node":
+        proto.graph.node[0].name = mark
+    elif where == "output":
+        proto.graph.output[0].name = mark
+    elif where == "initializer":
+        proto.graph.initializer[0].name = mark
+    else:
+        proto.graph.node[0].attribute.add(name=mark, i=1, type=onnx.AttributeProto.INT)
+    content = proto.SerializeToString()
+    assert content.count(mark.encode()) == 1
+    (tmp_path / "m.onnx").write_bytes(content.replace(mark.encode(), b"\xff" * len(mark)))
+    with pytest.raises(ModelFileError, match="is not UTF-8: it is damaged"):
+        ExportedModel(tmp_path / "m.onnx")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from ibnorm_export.errors import EngineError
+from ibnorm_export.errors import EngineError, quoted
 from ibnorm_export.files import sha256_of
+from ibnorm_export.parsing import read_json
 from ibnorm_export.runtimes.tensorrt.norm_kernels import NormLayers
 from ibnorm_export.runtimes.tensorrt.options import NormRoute, Runtime
 from ibnorm_export.runtimes.tensorrt.profiles import Profile, Range
@@ -112,9 +112,9 @@ def read_description(plan: Path) -> EngineDescription:
         if not needed.is_file():
             raise EngineError(f"{needed} does not exist; write it with `ibnorm-export build-engine`")
     try:
-        return EngineDescription.from_dict(json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise EngineError(f"{file} is damaged: {error!r}; build the engine again") from error
+        return EngineDescription.from_dict(read_json(file))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise EngineError(f"{file} is damaged: {quoted(error)}; build the engine again") from error
 
 
 def check_plan(plan: Path, description: EngineDescription, *, source: Path | None) -> None:

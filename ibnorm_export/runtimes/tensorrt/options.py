@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
-from ibnorm_export.choices import choice
+from ibnorm_export.choices import choice, whole_number
 from ibnorm_export.errors import EngineError
 from ibnorm_export.runtimes.tensorrt.profiles import Range, parse_ranges
 
@@ -81,5 +81,5 @@ class EngineOptions:
             )
         elif self.embed_plugin and self.norm is not NormRoute.PLUGIN:
             raise EngineError("--embed-plugin needs --norm plugin")
-        if self.workspace_bytes is not None and self.workspace_bytes < 1:
-            raise EngineError(f"workspace is {self.workspace_bytes} bytes; it must be at least 1")
+        if self.workspace_bytes is not None:
+            whole_number(self.workspace_bytes, name="workspace_bytes", least=1, error=EngineError)

@@ -8,18 +8,23 @@ sequence for which the model was made.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Final
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.tensors import DEFAULT_LENGTH, default_length
-from ibnorm_export.errors import EngineError
+from ibnorm_export.choices import whole_number
+from ibnorm_export.errors import EngineError, quoted
 
 __all__ = ["Profile", "Range", "axes_of", "fitting_profile", "parse_ranges", "profiles", "shapes_of"]
 
 _PAST: Final = "past"
 _TOTAL: Final = "total"
+
+#: A size of an axis; TensorRT counts in 32 bits.
+_SIZE: Final = re.compile("[0-9]{1,9}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,8 @@ class Range:
 
     def __post_init__(self) -> None:
         minimum = 0 if self.axis == _PAST else 1
+        for size in (self.smallest, self.optimal, self.largest):
+            whole_number(size, name=f"a size of the axis {self.axis}", least=minimum, error=EngineError)
         if not minimum <= self.smallest <= self.optimal <= self.largest:
             raise EngineError(
                 f"profile {self.axis}={self.smallest}x{self.optimal}x{self.largest}: the sizes must be at least "
@@ -78,9 +85,9 @@ def _parse_range(text: str) -> Range:
     name, _, sizes = text.partition("=")
     profile, _, axis = name.rpartition(":")
     parts = sizes.split("x")
-    if not axis or len(parts) != 3 or not all(part.isascii() and part.isdigit() for part in parts):
+    if not axis or len(parts) != 3 or not all(_SIZE.fullmatch(part) for part in parts):
         raise EngineError(
-            f"profile is {text!r}; it must be NAME=MINxOPTxMAX, as in sequence=1x128x2048 or decode:batch=1x8x32"
+            f"profile is {quoted(text)}; it must be NAME=MINxOPTxMAX, as in sequence=1x128x2048 or decode:batch=1x8x32"
         )
     smallest, optimal, largest = map(int, parts)
     return Range(axis, smallest, optimal=optimal, largest=largest, profile=profile)

@@ -11,7 +11,8 @@ import jinja2
 import jinja2.sandbox
 
 from ibnorm_export.artifacts.tokenizer import read_json
-from ibnorm_export.errors import ModelFileError, PromptError
+from ibnorm_export.errors import ModelFileError, PromptError, shortened
+from ibnorm_export.parsing import read_text
 
 __all__ = ["ChatTemplate"]
 
@@ -50,7 +51,10 @@ class ChatTemplate:
         if (folder / "tokenizer_config.json").is_file():
             config = read_json(folder / "tokenizer_config.json")
         file = folder / "chat_template.jinja"
-        text = file.read_text(encoding="utf-8") if file.is_file() else config.get("chat_template")
+        try:
+            text = read_text(file) if file.is_file() else config.get("chat_template")
+        except (OSError, ValueError) as error:
+            raise ModelFileError(f"{file} is not UTF-8 text: {shortened(str(error))}") from error
         if not isinstance(text, str):
             return None
         tokens = {}

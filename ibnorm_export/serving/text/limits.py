@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY, asdict, dataclass
 
-from ibnorm_export.errors import IBNormError
+from ibnorm_export.choices import real_number, whole_number
 
 __all__ = ["TextLimits"]
 
@@ -33,5 +33,9 @@ class TextLimits:
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if value is not None and not value > 0:
-                raise IBNormError(f"the text endpoint's limit {name} is {value}; it must be above 0")
+            if value is not None:
+                shown = f"the text endpoint's limit {name}"
+                if name == "request_s":
+                    real_number(value, name=shown, above=0.0)
+                else:
+                    whole_number(value, name=shown, least=1)

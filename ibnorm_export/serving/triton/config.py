@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from ibnorm_export.artifacts.exported_model import ExportedModel, Tensor
 from ibnorm_export.artifacts.metadata import Target
+from ibnorm_export.choices import whole_number
 from ibnorm_export.errors import ExportError
 
 __all__ = ["Limits", "ModelConfig", "batch_axis", "config_text", "triton_dtype"]
@@ -68,8 +69,8 @@ class Limits:
             ("queue_delay_us", 0),
             ("instances", 1),
         ):
-            if getattr(self, name) < least:
-                raise ExportError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+            number = whole_number(getattr(self, name), name=name, least=least, error=ExportError)
+            object.__setattr__(self, name, number)
 
 
 @dataclass(frozen=True, slots=True)

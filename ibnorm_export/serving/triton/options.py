@@ -10,7 +10,7 @@ from typing import Final
 
 from ibnorm_export.artifacts.tensors import Arrays
 from ibnorm_export.choices import choice
-from ibnorm_export.errors import ExportError
+from ibnorm_export.errors import ExportError, quoted
 from ibnorm_export.serving.triton.config import Limits
 
 __all__ = ["Format", "PackageOptions", "TritonBackend", "Variant"]
@@ -84,11 +84,13 @@ class PackageOptions:
                 object.__setattr__(self, name, Path(path))
         if self.name is not None and (not _NAME.fullmatch(self.name) or self.name.isdigit()):
             raise ExportError(
-                f"name is {self.name!r}; it must consist of letters, digits, dots, - and _, begin with a letter or "
-                "digit, and not be a number"
+                f"name is {quoted(self.name)}; it must consist of letters, digits, dots, - and _, begin with a letter "
+                "or digit, and not be a number"
             )
         if not re.fullmatch(r"(/[A-Za-z0-9][A-Za-z0-9._-]*)+", self.root):
-            raise ExportError(f"mount is {self.root!r}; it must be an absolute path on the server, such as /models")
+            raise ExportError(
+                f"mount is {quoted(self.root)}; it must be an absolute path on the server, such as /models"
+            )
         if (self.backend is TritonBackend.TENSORRT) != (self.plan is not None):
             raise ExportError(
                 "--backend tensorrt and --plan MODEL.plan belong together; `build-engine` writes the plan"
@@ -96,7 +98,9 @@ class PackageOptions:
         if self.plan is not None and self.variant is not Variant.AUTO:
             raise ExportError("--variant is for ONNX Runtime only: `build-engine` decides how the norms of a plan run")
         if any(character in self.storage_uri for character in "\"'\\\n"):
-            raise ExportError(f"storage URI is {self.storage_uri!r}; it must have no quotes, backslashes or newlines")
+            raise ExportError(
+                f"storage URI is {quoted(self.storage_uri)}; it must have no quotes, backslashes or newlines"
+            )
 
     @property
     def root(self) -> str:
