@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 from ibnorm_export import models
 from ibnorm_export.artifacts.input_files import read_inputs
 from ibnorm_export.artifacts.loaded_model import LoadedModel
+from ibnorm_export.artifacts.npz import read_npy, read_npz
 from ibnorm_export.errors import IBNormError, ModelFileError
 
 
@@ -103,5 +106,68 @@ def test_archives_that_cannot_be_read(
 def test_a_member_that_is_not_an_array_is_named(llama: LoadedModel, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "in.npz", "w") as archive:
         archive.writestr("input_ids", b"hello")
-    with pytest.raises(ModelFileError, match="its member 'input_ids' is not an array"):
+    with pytest.raises(ModelFileError, match="its member 'input_ids' cannot be used: it is not an array"):
         read_inputs(tmp_path / "in.npz", llama)
+
+
+def npy(array: np.ndarray[Any, Any]) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array, allow_pickle=True)
+    return stream.getvalue()
+
+
+def with_shape(shape: str, data: bytes = b"", descr: str = "<i8") -> bytes:
+    """An array whose header claims this shape and type."""
+    header = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    header += b" " * (63 - (10 + len(header)) % 64) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + data
+
+
+@pytest.mark.parametrize(
+    ("members", "expected"),
+    [
+        ({"input_ids.npy": npy(np.array([None, "x"]))}, "holds Python objects"),
+        ({"input_ids.npy": npy(ids(1, 3)), "input_ids": npy(ids(1, 3))}, "two members named 'input_ids'"),
+        ({"input_ids.npy": with_shape("(1000000000,)", b"12345678")}, "claims 8000000000 bytes for shape"),
+        ({"input_ids.npy": with_shape("(1,)", b"123456789")}, "claims 8 bytes for shape .*, but 9 follow"),
+        ({"input_ids.npy": with_shape("(-1, -1)", b"12345678")}, "hold no values"),
+        ({"input_ids.npy": with_shape("(3,)", b"", "<U0")}, "hold no values"),
+        ({"input_ids.npy": b"\x93NUMPY\x02\x00\xff\xff\xff\x7f" + b" " * 100}, "its header has 2147483647 bytes"),
+        ({"input_ids.npy": b"\x93NUMPY\x09\x00\x04\x00\x00\x00abcd"}, "it has version 9 of NumPy's format"),
+        ({"../../input_ids.npy": npy(ids(1, 3))}, "contains the arrays"),
+        ({"/etc/input_ids.npy": npy(ids(1, 3))}, "contains the arrays"),
+        ({"x" * 50_000 + ".npy": npy(ids(1, 3))}, "contains the arrays"),
+        ({"\x1b[31m.npy": npy(ids(1, 3))}, r"contains the arrays \['\\x1b\[31m'\]"),
+    ],
+)
+def test_hostile_archives(llama: LoadedModel, tmp_path: Path, members: dict[str, bytes], expected: str) -> None:
+    with zipfile.ZipFile(tmp_path / "in.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    with pytest.raises(ModelFileError, match=rf"in\.npz.*{expected}") as found:
+        read_inputs(tmp_path / "in.npz", llama)
+    assert len(str(found.value)) < 1000
+
+
+@pytest.mark.parametrize("name", ["input_ids", "another"])
+def test_a_small_file_that_claims_much_is_refused_unread(llama: LoadedModel, tmp_path: Path, name: str) -> None:
+    """100 MB of zeros in 0.1 MB: names and sizes are known before anything is unpacked."""
+    np.savez_compressed(tmp_path / "in.npz", **{name: np.zeros((1, 12_500_000), np.int64)})
+    assert (tmp_path / "in.npz").stat().st_size < 200_000
+    tracemalloc.start()
+    try:
+        with pytest.raises(ModelFileError, match="its arrays need 100000000 bytes, and a file of"):
+            read_inputs(tmp_path / "in.npz", llama)
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_large_arrays_that_are_not_packed_are_read(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=np.zeros(9_000_000))
+    assert read_npz(tmp_path / "a.npz", "an archive")["x"].nbytes == 72_000_000
+    np.save(tmp_path / "a.npy", np.asfortranarray(np.arange(6).reshape(2, 3)))
+    assert read_npy(tmp_path / "a.npy", "an array").tolist() == [[0, 1, 2], [3, 4, 5]]
+    (tmp_path / "b.npy").write_bytes(with_shape("(1000000000,)", b"12345678"))
+    with pytest.raises(ModelFileError, match="claims 8000000000 bytes"):
+        read_npy(tmp_path / "b.npy", "an array")
