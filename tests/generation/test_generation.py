@@ -29,6 +29,7 @@ from ibnorm_export.runtimes.runner import Kernels
 from ibnorm_export.runtimes.torch import TorchRunner
 from ibnorm_export.verifier.decoding import STEPS, decode
 from ibnorm_export.verifier.verify import VerifyOptions, verify
+from tests.support.accuracy import assert_rows_close
 from tests.support.checkpoints import save_checkpoint
 from tests.support.comparisons import compare_runners
 
@@ -234,8 +235,7 @@ def test_cached_steps_equal_one_pass(exported: ExportedModel) -> None:
     parts = [many.feed(tokens[:, :11]), many.feed(tokens[:, 11:13])]
     parts += [many.feed(tokens[:, i : i + 1]) for i in range(13, 40)]
     assert many.length == 40
-    # float32 logits whose sums run in another order: a few units in the last place
-    np.testing.assert_allclose(np.concatenate(parts, axis=1), whole, rtol=0, atol=1e-6)
+    assert_rows_close(np.concatenate(parts, axis=1), whole)
 
 
 def test_padding_on_the_left_changes_nothing(exported: ExportedModel) -> None:
@@ -248,8 +248,7 @@ def test_padding_on_the_left_changes_nothing(exported: ExportedModel) -> None:
     mask[0, :4] = 0
     a = single.feed(tokens)[0, -1]
     b = batch.feed(np.concatenate([padded, np.full((1, 14), 9)]), mask)[0, -1]
-    # float32 logits whose sums run in another order: a few units in the last place
-    np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
+    assert_rows_close(a, b)
     np.testing.assert_array_equal(positions(mask)[:, -1], [9, 13])
 
 
