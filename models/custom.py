@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from ibnorm_export.artifacts.loaded_model import CustomModel, LoadedModel
+from ibnorm_export.artifacts.module_copy import copy_module
 from ibnorm_export.artifacts.tensors import Arrays, InputSpec
 from ibnorm_export.errors import CheckpointError
 from ibnorm_export.models.containers import Weights, fit_keys, hash_files, read_checkpoint
@@ -125,9 +126,11 @@ def load_custom(path: Path, reference: str, *, weights: Weights | None = None) -
     """
     custom = _make(reference)
     checkpoint = read_checkpoint(path, weights=weights)
-    module = custom.module
-    state, stripped = fit_keys(checkpoint.state, module.state_dict().keys(), tied=tied_names(module))
-    fill(module, state, source=path)
+    original = custom.module
+    state, stripped = fit_keys(checkpoint.state, original.state_dict().keys(), tied=tied_names(original))
+    fill(original, state, source=path)
+    original.eval().requires_grad_(False)
+    module = copy_module(original)  # shares the weights
     apply_adapters(module)
     module.eval().requires_grad_(False)
     outputs = custom.outputs
@@ -137,6 +140,7 @@ def load_custom(path: Path, reference: str, *, weights: Weights | None = None) -
 
     return LoadedModel(
         module=module,
+        original=original,
         family="custom",
         inputs=custom.inputs,
         outputs=outputs,

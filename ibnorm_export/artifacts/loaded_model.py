@@ -75,7 +75,10 @@ class LoadedModel:
     It has more than eight fields because each family of models sets all of them, once.
 
     Args:
-        module: the model in evaluation mode, on the CPU, with parameters as the checkpoint stores them.
+        module: the model in evaluation mode, on the CPU, with parameters as the checkpoint stores them. Its norms are
+            IBNorm; it is what is exported.
+        original: the user's own module with the user's own norm classes, whose parameters share the memory of those of
+            `module`. None where the user's code is not there, as for a folder that only has a config.
         family: name of the architecture, e.g. "llama".
         inputs: the inputs of `call`, in order.
         outputs: names of the outputs of `call`, in order.
@@ -107,6 +110,7 @@ class LoadedModel:
     sample: Callable[[np.random.Generator, int], Arrays]
     source: str
     source_sha256: str
+    original: nn.Module | None = None
     valid: Callable[[Arrays], dict[str, NDArray[np.bool_]]] = _all_valid
     exact: Callable[[nn.Module], None] | None = None
     opset: int = 20
@@ -147,19 +151,34 @@ class LoadedModel:
         return copy_module(self.module, dtype)
 
     def converted(self, dtype: torch.dtype) -> LoadedModel:
-        """Return the same model with `in_dtype(dtype)` as its module; this one does not change."""
-        return replace(self, module=self.in_dtype(dtype))
+        """Return the same model with `in_dtype(dtype)` as its module, and no original; this one does not change."""
+        return replace(self, module=self.in_dtype(dtype), original=None)
 
     def in_float64(self) -> nn.Module:
-        """Return a copy of `module` that computes in float64 throughout: the reference of every comparison.
+        """Return a copy of `module` that computes in float64 throughout.
 
         Its parameters share the memory of those of `module`; see `float64_parameters`.
         """
-        module = widened_copy(self.module).eval()
-        cast_buffers(module, torch.float64)
+        return self._in_float64(self.module)
+
+    def truth(self) -> nn.Module:
+        """Return what every comparison is held to, in float64: `original` if there is one, otherwise `module`."""
+        return self._in_float64(self.module if self.original is None else self.original)
+
+    def _in_float64(self, module: nn.Module) -> nn.Module:
+        copied = widened_copy(module).eval()
+        cast_buffers(copied, torch.float64)
         if self.exact is not None:
-            self.exact(module)
-        return module
+            self.exact(copied)
+        return copied
+
+    @property
+    def replaced_norms(self) -> tuple[str, ...]:
+        """Paths of the modules whose class differs between `original` and `module`."""
+        if self.original is None:
+            return ()
+        own = dict(self.original.named_modules(remove_duplicate=False))
+        return tuple(path for path, m in self.module.named_modules() if path in own and type(own[path]) is not type(m))
 
     def example(self) -> tuple[Tensor, ...]:
         """Return small inputs to trace with. Sizes of dynamic axes are above 1 and, where possible, all different."""

@@ -1,19 +1,20 @@
-"""Find the step that adds the error: the dtype, the exporter, ONNX Runtime's optimiser, or the fused kernels.
+"""Find the step that adds the error: mapping, dtype, exporter, ONNX Runtime's optimiser, or the fused kernels.
 
-PyTorch in float64 --dtype--> PyTorch in the file's dtype --exporter--> functions, not optimised
---optimiser--> functions, optimised --kernel--> fused kernels. A step is responsible when the variant before it is
-within its tolerance and the variant after it is not.
+The user's own norms in float64 --mapping--> IBNorm in float64 --dtype--> PyTorch in the file's dtype --exporter-->
+functions, not optimised --optimiser--> functions, optimised --kernel--> fused kernels. A step is responsible when the
+variant before it is within its tolerance and the variant after it is not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ibnorm_export.text_report import counted
 from ibnorm_export.verifier.comparison import FUNCTIONS, FUSED
-from ibnorm_export.verifier.report import ErrorAttribution, ErrorSource, OptimiserLevel, OutputParity
+from ibnorm_export.verifier.report import ErrorAttribution, ErrorSource, MappingReport, OptimiserLevel, OutputParity
 
 __all__ = ["attribute", "needs_levels"]
 
@@ -50,7 +51,11 @@ def needs_levels(outputs: Sequence[OutputParity]) -> bool:
 
 
 def attribute(
-    outputs: Sequence[OutputParity], dtype: str, *, levels: Sequence[OptimiserLevel] = ()
+    outputs: Sequence[OutputParity],
+    dtype: str,
+    *,
+    levels: Sequence[OptimiserLevel] = (),
+    mapping: MappingReport | None = None,
 ) -> ErrorAttribution | None:
     """Attribute the error of the worst output to the steps that lead to it.
 
@@ -58,6 +63,7 @@ def attribute(
         outputs: parities with norms "fused" and "as functions".
         dtype: short name of the file's dtype.
         levels: errors at the levels of ONNX Runtime's optimiser, lowest first; empty if they were not measured.
+        mapping: the user's own norms against those that are exported; None if there are none.
 
     Returns:
         The attribution, or None if nothing was compared.
@@ -65,21 +71,25 @@ def attribute(
     name, variants = _worst_output(outputs)
     if variants is None:
         return None
+    mapping_source = _judge_mapping(mapping)
     dtype_source = ErrorSource(
         "dtype",
         variants.base.baseline_error,
-        not np.isfinite(variants.base.baseline_error),
+        not (np.isfinite(variants.base.baseline_error) or mapping_source.responsible),
         f"PyTorch in {dtype} against PyTorch in float64",
     )
+    earlier = mapping_source.responsible or dtype_source.responsible
     optimiser = _judge_optimiser(levels)
+    if mapping_source.responsible:
+        optimiser = replace(optimiser, responsible=False)
     exporter = ErrorSource(
         "exporter",
         levels[0].error if levels else variants.base.error,
-        not (variants.base.passed or dtype_source.responsible or optimiser.responsible),
+        not (variants.base.passed or earlier or optimiser.responsible),
         f"the file with norms {variants.base.norms}{', not optimised' if levels else ''}",
     )
-    kernel = _judge_kernel(variants, dtype_fails=dtype_source.responsible)
-    sources = (dtype_source, exporter, optimiser, kernel)
+    kernel = _judge_kernel(variants, earlier_fails=earlier)
+    sources = (mapping_source, dtype_source, exporter, optimiser, kernel)
     return ErrorAttribution(
         name, dtype, sources=sources, levels=tuple(levels), summary=_summarise(name, dtype, variants, sources=sources)
     )
@@ -95,6 +105,16 @@ def _worst_output(outputs: Sequence[OutputParity]) -> tuple[str, _Variants | Non
     if not variants:
         return "", None
     return max(variants.items(), key=lambda item: (item[1].failed, item[1].excess))
+
+
+def _judge_mapping(mapping: MappingReport | None) -> ErrorSource:
+    if mapping is None:
+        return ErrorSource("mapping", None, False, "no norm of the user's own code was replaced")
+    failed = [finding.where.removeprefix("mapping of ") for finding in mapping.findings]
+    explanation = "IBNorm in place of your own norms, in float64"
+    if failed:
+        explanation += f"; {counted(len(failed), 'finding')}, the first is of {failed[0]}"
+    return ErrorSource("mapping", mapping.error, not mapping, explanation)
 
 
 def _judge_optimiser(levels: Sequence[OptimiserLevel]) -> ErrorSource:
@@ -115,14 +135,14 @@ def _judge_optimiser(levels: Sequence[OptimiserLevel]) -> ErrorSource:
     )
 
 
-def _judge_kernel(variants: _Variants, *, dtype_fails: bool) -> ErrorSource:
+def _judge_kernel(variants: _Variants, *, earlier_fails: bool) -> ErrorSource:
     functions, fused = variants.functions, variants.fused
     if fused is None or functions is None:
         return ErrorSource("kernel", None, False, "only one way of running the norms was compared")
     explanation = "the file with fused kernels"
     if not fused.passed and not functions.passed:
         explanation += "; the functions exceed their tolerance too"
-    return ErrorSource("kernel", fused.error, functions.passed and not fused.passed and not dtype_fails, explanation)
+    return ErrorSource("kernel", fused.error, functions.passed and not fused.passed and not earlier_fails, explanation)
 
 
 def _summarise(name: str, dtype: str, variants: _Variants, *, sources: Sequence[ErrorSource]) -> str:

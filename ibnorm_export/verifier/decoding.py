@@ -121,9 +121,7 @@ def _without_cache(comparison: Comparison, script: _Script) -> NDArray[np.float3
         if spec.floating:
             heads, head = spec.shape[1], spec.shape[3]
             arrays[spec.name] = np.zeros((_BATCH, int(heads), 0, int(head)), dtype=np.float32)
-    logits: NDArray[np.float32] = TorchRunner(comparison.reference.model, comparison.reference.truth).run(arrays)[
-        "logits"
-    ]
+    logits: NDArray[np.float32] = comparison.reference.exact(comparison.reference.truth).run(arrays)["logits"]
     return logits
 
 

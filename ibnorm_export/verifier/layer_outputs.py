@@ -6,7 +6,7 @@ hooks record what the same modules return.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
@@ -26,7 +26,14 @@ from ibnorm_export.op.replace_norms import is_norm
 from ibnorm_export.op.spec import DOMAIN
 from ibnorm_export.op.torch_op import IBNorm, SkipIBNorm
 
-__all__ = ["LayerOutput", "add_layer_outputs", "blocks", "copy_with_layer_outputs", "record_layer_outputs"]
+__all__ = [
+    "LayerOutput",
+    "add_layer_outputs",
+    "blocks",
+    "copy_with_layer_outputs",
+    "layer_paths",
+    "record_layer_outputs",
+]
 
 #: Prefix of the names of the added graph outputs.
 _PREFIX: Final = "layer:"
@@ -174,9 +181,18 @@ def copy_with_layer_outputs(
     return ExportedModel(folder / "layers.onnx"), outputs
 
 
+def layer_paths(module: nn.Module) -> frozenset[str]:
+    """Paths of the norms and blocks of the checkpoint's module; they are the same in the user's original."""
+    return frozenset({path for path, child in module.named_modules() if is_norm(child)} | set(blocks(module)))
+
+
 @contextmanager
-def record_layer_outputs(module: nn.Module) -> Iterator[Arrays]:
-    """Record what the norms and blocks of `module` return in the passes within this block.
+def record_layer_outputs(module: nn.Module, *, paths: Collection[str]) -> Iterator[Arrays]:
+    """Record what some submodules of `module` return in the passes within this block.
+
+    Args:
+        module: the model.
+        paths: the submodules; see `layer_paths`.
 
     Yields:
         Values by path; those of a norm's second call are under PATH#2. Clear the mapping before another pass.
@@ -198,8 +214,7 @@ def record_layer_outputs(module: nn.Module) -> Iterator[Arrays]:
 
         return hook
 
-    wanted = {path for path, child in module.named_modules() if is_norm(child)} | set(blocks(module))
-    hooks = [module.get_submodule(path).register_forward_hook(keep(path)) for path in sorted(wanted)]
+    hooks = [module.get_submodule(path).register_forward_hook(keep(path)) for path in sorted(paths)]
     try:
         yield values
     finally:

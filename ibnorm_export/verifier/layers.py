@@ -17,7 +17,12 @@ from ibnorm_export.errors import ModelFileError
 from ibnorm_export.runtimes.torch import TorchRunner
 from ibnorm_export.verifier.comparison import Comparison, with_rounding
 from ibnorm_export.verifier.error_accumulator import ErrorSums
-from ibnorm_export.verifier.layer_outputs import LayerOutput, copy_with_layer_outputs, record_layer_outputs
+from ibnorm_export.verifier.layer_outputs import (
+    LayerOutput,
+    copy_with_layer_outputs,
+    layer_paths,
+    record_layer_outputs,
+)
 from ibnorm_export.verifier.reference import Reference
 from ibnorm_export.verifier.report import LayerParity, LayersReport
 from ibnorm_export.verifier.tolerances import BOUNDS
@@ -39,11 +44,16 @@ class _Recordings:
 
     def record(self, reference: Reference) -> None:
         """Run truth and baseline on every input."""
+        paths = layer_paths(reference.model.module)
+        runners = (
+            ("truth", reference.truth, reference.exact(reference.truth)),
+            ("baseline", reference.baseline, TorchRunner(reference.model, reference.baseline)),
+        )
         for index, inputs in enumerate(reference.inputs):
             reference.progress("running PyTorch layer by layer", index, len(reference.inputs))
-            for role, module in (("truth", reference.truth), ("baseline", reference.baseline)):
-                with record_layer_outputs(module) as values:
-                    TorchRunner(reference.model, module).run(inputs)
+            for role, module, runner in runners:
+                with record_layer_outputs(module, paths=paths) as values:
+                    runner.run(inputs)
                 np.savez(self._file(role, index), **values)  # type: ignore[arg-type]  # an array may have any name
 
     @contextlib.contextmanager

@@ -52,8 +52,14 @@ def check_numbers(comparison: Comparison) -> NumericReport:
     decoded = decode(comparison)
     outputs = (*compared.outputs, *decoded.outputs)
     levels = measure_levels(comparison) if needs_levels(outputs) else ()
-    attribution = attribute(outputs, dtype.value, levels=levels)
-    findings = [*compared.findings, *decoded.findings, *_find_unfit_dtype(outputs, dtype)]
+    mapping = comparison.reference.mapping
+    attribution = attribute(outputs, dtype.value, levels=levels, mapping=mapping)
+    findings = [
+        *(mapping.findings if mapping is not None else ()),
+        *compared.findings,
+        *decoded.findings,
+        *_find_unfit_dtype(outputs, dtype),
+    ]
     if attribution is not None and attribution.source:
         findings.append(Finding(f"error source {attribution.source}", attribution.summary))
     return NumericReport(
@@ -64,6 +70,8 @@ def check_numbers(comparison: Comparison) -> NumericReport:
         outputs=outputs,
         findings=tuple(findings),
         attribution=attribution,
+        mapping=mapping,
+        notes=() if mapping is None else mapping.notes,
     )
 
 

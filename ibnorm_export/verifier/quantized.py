@@ -151,4 +151,4 @@ def _with_matrices_of(exported: ExportedModel, model: LoadedModel) -> LoadedMode
             owner = module.get_submodule(path)
             if not isinstance(owner, nn.Embedding):
                 setattr(owner, own, nn.Parameter(values.contiguous(), requires_grad=False))
-    return replace(model, module=module)
+    return replace(model, module=module, original=None)

@@ -17,6 +17,8 @@ __all__ = [
     "Finding",
     "LayerParity",
     "LayersReport",
+    "MappingReport",
+    "NormMapping",
     "NumericReport",
     "OptimiserLevel",
     "OutputParity",
@@ -104,6 +106,92 @@ class OutputParity:
 
 
 @dataclass(frozen=True, slots=True)
+class NormMapping:
+    """A norm of the user's own class, and what replaces it in the export.
+
+    Args:
+        module: its path in PyTorch.
+        norm: the user's class.
+        replacement: what it is exported as, in words.
+        error: error of the replacement over all values that reached it, norm-wise relative to the user's class; both
+            are computed in float64.
+        tolerance: the largest error that passes.
+    """
+
+    module: str
+    norm: str
+    _: KW_ONLY
+    replacement: str
+    error: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the replacement computes what the user's class does."""
+        return self.error <= self.tolerance
+
+
+@dataclass(frozen=True, slots=True)
+class MappingReport(Report):
+    """The user's own module against the one with IBNorm in place, both in float64.
+
+    Args:
+        norms: every norm of the user's own class that ran.
+        idle: paths of those that did not run.
+        error: largest error of an output, norm-wise relative to the user's module.
+        tolerance: the largest such error that passes.
+    """
+
+    norms: tuple[NormMapping, ...]
+    idle: tuple[str, ...]
+    _: KW_ONLY
+    error: float
+    tolerance: float
+
+    def __bool__(self) -> bool:
+        return self.error <= self.tolerance and all(norm.passed for norm in self.norms)
+
+    def __str__(self) -> str:
+        worst = max((norm.error for norm in self.norms), default=0.0)
+        return (
+            f"mapping: {counted(len(self.norms), 'norm')} of your own classes against what is exported, in float64: "
+            f"largest error of a norm {worst:.2e}, of the outputs {self.error:.2e}: {_verdict(bool(self))}"
+        )
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """Every norm that is not what the user's class computes; the outputs only if no norm is."""
+        failed = tuple(
+            Finding(
+                f"mapping of norm {norm.module}",
+                f"it is exported as {norm.replacement}, whose relative error against your class {norm.norm} is "
+                f"{norm.error:.3g} in float64, the tolerance is {norm.tolerance:.3g}: correct the lambda, epsilon or "
+                "convention that your adapter or factory states for it",
+            )
+            for norm in self.norms
+            if not norm.passed
+        )
+        if failed or self:
+            return failed
+        return (
+            Finding(
+                "mapping",
+                f"the outputs of the exported module differ from those of your own module by {self.error:.3g} in "
+                f"float64, the tolerance is {self.tolerance:.3g}, although every norm agrees; does your model use its "
+                "norms outside their forward, for example their weights?",
+            ),
+        )
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was not measured."""
+        if not self.idle:
+            return ()
+        shown = ", ".join(self.idle[:5]) + (", ..." if len(self.idle) > 5 else "")
+        return (f"{counted(len(self.idle), 'norm')} did not run, so their mapping is not measured: {shown}",)
+
+
+@dataclass(frozen=True, slots=True)
 class Quality:
     """A language model's predictions on one text, compared with those of PyTorch in fp32.
 
@@ -162,7 +250,7 @@ class ErrorSource:
     """One step between the truth and the file's output.
 
     Args:
-        name: "dtype", "exporter", "optimiser" or "kernel".
+        name: "mapping", "dtype", "exporter", "optimiser" or "kernel".
         error: error after this step; None if it was not measured.
         responsible: whether this step raises the error above its tolerance.
         explanation: what ran, or why nothing did.
@@ -276,6 +364,8 @@ class NumericReport(Report):
         norms: which implementation ran for each norm.
         quality: predictions of a language model.
         attribution: where the error comes from; None if nothing was compared.
+        mapping: the user's own norms against those that are exported; None if the user's code is not there or uses
+            IBNorm itself.
         layers: the error after every norm and block; None if it was not requested.
     """
 
@@ -290,11 +380,13 @@ class NumericReport(Report):
     norms: tuple[NormExecution, ...] = ()
     quality: tuple[Quality, ...] = ()
     attribution: ErrorAttribution | None = None
+    mapping: MappingReport | None = None
     layers: LayersReport | None = None
 
     def __bool__(self) -> bool:
         compared = [part.passed for part in self.outputs] + [part.passed for part in self.quality]
-        return bool(compared) and all(compared) and not self.findings
+        mapped = self.mapping is None or bool(self.mapping)
+        return bool(compared) and all(compared) and mapped and not self.findings
 
     def __str__(self) -> str:
         return "\n".join(self._lines())
@@ -307,6 +399,8 @@ class NumericReport(Report):
                 yield norms_summary(self.norms)
         for quality in self.quality:
             yield f"{quality.kind}: {quality}: {_verdict(quality.passed)}"
+        if self.mapping is not None:
+            yield str(self.mapping)
         if self.attribution is not None:
             yield f"error attribution: {self.attribution.summary}"
         if self.layers is not None:

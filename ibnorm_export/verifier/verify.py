@@ -66,7 +66,7 @@ def verify(
     tokens = None if text is None else _encode(text, model)
     reference = Reference(model, exported.dtype, samples, progress)
     with refusals(0, samples[0]):
-        coverage = measure_coverage(model, reference.truth, inputs=samples[0])
+        coverage = measure_coverage(model, reference.mapped, inputs=samples[0])
     comparison = Comparison(exported, reference, options, progress)
     return ParityReport(
         str(exported.path),
