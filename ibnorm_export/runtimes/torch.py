@@ -12,8 +12,9 @@ from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.module_copy import copy_module
 from ibnorm_export.artifacts.tensors import Arrays
 from ibnorm_export.errors import BackendUnavailable
+from ibnorm_export.op.float64_mode import compute_in_float64
 
-__all__ = ["TorchCudaRunner", "TorchRunner"]
+__all__ = ["Float64TorchRunner", "TorchCudaRunner", "TorchRunner"]
 
 
 class TorchRunner:
@@ -50,6 +51,22 @@ class TorchRunner:
             name: (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
             for name, tensor in zip(self._model.outputs, outputs, strict=True)
         }
+
+
+class Float64TorchRunner(TorchRunner):
+    """Runs a module in float64 throughout, also where its code casts to a narrower type.
+
+    Args:
+        model: the model, which names the inputs and outputs.
+        module: a copy of the model's module in float64.
+    """
+
+    def __init__(self, model: LoadedModel, module: nn.Module) -> None:
+        super().__init__(model, module)
+
+    def run(self, inputs: Arrays) -> Arrays:
+        with compute_in_float64():
+            return super().run(inputs)
 
 
 class TorchCudaRunner:

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from ibnorm_export.artifacts.float64_parameters import storage_identity
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.tensors import Arrays
+from ibnorm_export.op.float64_mode import compute_in_float64
 from ibnorm_export.op.torch_op import IBNorm
 
 __all__ = ["Coverage", "measure_coverage"]
@@ -26,7 +27,8 @@ class Coverage:
     Args:
         weights: names of the state dict that take part in the output.
         norms: module paths of the IBNorm modules that ran.
-        narrow_operators: operators that returned floating-point values of a dtype other than float64.
+        narrow_operators: operators that returned floating-point values of a dtype other than float64, although
+            `compute_in_float64` widens casts: those that write to a tensor of another dtype.
     """
 
     weights: frozenset[str]
@@ -71,7 +73,7 @@ def measure_coverage(model: LoadedModel, truth: nn.Module, *, inputs: Arrays) ->
     tensors = [t.double() if t.is_floating_point() else t for t in tensors]
     watch = _Watch()
     try:
-        with torch.no_grad(), watch:
+        with compute_in_float64(), torch.no_grad(), watch:
             model.entry(truth)(*tensors)
     finally:
         for hook in hooks:

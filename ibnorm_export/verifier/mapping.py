@@ -14,85 +14,19 @@ from typing import Any, Final
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.tensors import Arrays
+from ibnorm_export.op.agreement import Agreement, float64_tensors, perturbed
 from ibnorm_export.op.norm_variants import BatchIBNorm
 from ibnorm_export.op.torch_op import IBNorm
 from ibnorm_export.verifier.report import MappingReport, NormMapping
 
-__all__ = ["END_TO_END_TOLERANCE", "NORM_TOLERANCE", "MappingMeasurement"]
-
-#: The largest relative error of one norm in float64. Two orders of evaluation differ by about ten roundings of 1.1e-16,
-#: and by more where the mean is far above the standard deviation: this covers a mean of 1000 standard deviations.
-NORM_TOLERANCE: Final = 1e-12
+__all__ = ["END_TO_END_TOLERANCE", "MappingMeasurement"]
 
 #: The largest relative error of an output in float64: a network amplifies the error of its norms, by up to a hundred.
 END_TO_END_TOLERANCE: Final = 1e-10
-
-#: Where rounding is amplified (rows that are nearly constant), an error may also be this many times the change that one
-#: rounding of every value causes: each side rounds about eight times.
-_ROUNDINGS: Final = 16
-
-
-def _floats(values: Any) -> list[Tensor]:
-    return [leaf.detach().double() for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
-
-
-def _squares(actual: list[Tensor], expected: list[Tensor]) -> tuple[float, float]:
-    """Sums of squares of the difference and of `expected`; infinite where shapes or non-finite values differ."""
-    if [a.shape for a in actual] != [e.shape for e in expected]:
-        return float("inf"), 1.0
-    difference = total = 0.0
-    for a, e in zip(actual, expected, strict=True):
-        finite = torch.isfinite(e)
-        if not torch.equal(torch.isfinite(a), finite):
-            return float("inf"), 1.0
-        difference += float(((a - e)[finite] ** 2).sum())
-        total += float((e[finite] ** 2).sum())
-    return difference, total
-
-
-def _perturbed(value: Tensor) -> Tensor:
-    """The values with each rounded once more, up or down."""
-    if not value.is_floating_point():
-        return value
-    signs = torch.ones(value.numel(), dtype=value.dtype)
-    signs[1::2] = -1
-    generator = torch.Generator().manual_seed(0)
-    signs = signs[torch.randperm(value.numel(), generator=generator)].reshape(value.shape)
-    return value * (1 + signs * torch.finfo(torch.float64).eps)
-
-
-@dataclass(slots=True)
-class _Sums:
-    """Sums of squares over all values: the error, the expected values, and the change that one rounding causes."""
-
-    error: float = 0.0
-    expected: float = 0.0
-    rounding: float = 0.0
-
-    def add(
-        self, actual: list[Tensor], expected: list[Tensor], *, limit: float, rounded: Callable[[], list[Tensor]]
-    ) -> None:
-        """Add values; `rounded` computes the expected values from inputs that are rounded once more."""
-        error, squares = _squares(actual, expected)
-        self.error += error
-        self.expected += squares
-        if np.isfinite(error) and error > limit**2 * squares:
-            change, _ = _squares(rounded(), expected)
-            self.rounding += change if np.isfinite(change) else 0.0
-
-    def _relative(self, squares: float) -> float:
-        return float(np.sqrt(squares / self.expected)) if self.expected else float(np.sqrt(squares))
-
-    def relative_error(self) -> float:
-        return self._relative(self.error)
-
-    def tolerance(self, limit: float) -> float:
-        """`limit`, and what rounding explains beyond it."""
-        return limit + _ROUNDINGS * self._relative(self.rounding)
 
 
 def _describe(norm: nn.Module) -> str:
@@ -117,8 +51,8 @@ class MappingMeasurement:
     model: LoadedModel
     original: nn.Module
     mapped: nn.Module
-    _norms: dict[str, _Sums] = field(default_factory=dict, init=False)
-    _outputs: _Sums = field(default_factory=_Sums, init=False)
+    _norms: dict[str, Agreement] = field(default_factory=dict, init=False)
+    _outputs: Agreement = field(default_factory=lambda: Agreement(END_TO_END_TOLERANCE), init=False)
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
@@ -146,11 +80,12 @@ class MappingMeasurement:
             args, kwargs = waiting.pop()
 
             def rounded() -> list[Tensor]:
-                changed, named = tree_map_only(Tensor, _perturbed, (args, kwargs))
-                return _floats(norm.forward(*changed, **named))
+                changed, named = perturbed((args, kwargs))
+                return float64_tensors(norm.forward(*changed, **named))
 
-            sums = self._norms.setdefault(path, _Sums())
-            sums.add(_floats(replacement(*args, **kwargs)), _floats(output), limit=NORM_TOLERANCE, rounded=rounded)
+            self._norms.setdefault(path, Agreement()).add(
+                float64_tensors(replacement(*args, **kwargs)), float64_tensors(output), rounded=rounded
+            )
 
         return before, after
 
@@ -159,7 +94,7 @@ class MappingMeasurement:
         """Round the output of every replaced norm once more in the runs of `original` within this block."""
 
         def hook(_norm: nn.Module, _inputs: Any, output: Any) -> Any:
-            return tree_map_only(Tensor, _perturbed, output)
+            return perturbed(output)
 
         norms = {id(norm): norm for norm in map(self.original.get_submodule, self.model.replaced_norms)}
         handles = [norm.register_forward_hook(hook) for norm in norms.values()]
@@ -181,9 +116,7 @@ class MappingMeasurement:
         def tensors(arrays: Mapping[str, Any]) -> list[Tensor]:
             return [torch.from_numpy(np.asarray(arrays[name])).double() for name in self.model.outputs]
 
-        self._outputs.add(
-            tensors(actual), tensors(expected), limit=END_TO_END_TOLERANCE, rounded=lambda: tensors(rounded())
-        )
+        self._outputs.add(tensors(actual), tensors(expected), rounded=lambda: tensors(rounded()))
 
     def report(self) -> MappingReport:
         """What was measured so far."""
@@ -193,14 +126,14 @@ class MappingMeasurement:
                 path,
                 type(self.model.original.get_submodule(path)).__name__,
                 replacement=_describe(self.model.module.get_submodule(path)),
-                error=sums.relative_error(),
-                tolerance=sums.tolerance(NORM_TOLERANCE),
+                error=agreement.error,
+                tolerance=agreement.tolerance,
             )
-            for path, sums in self._norms.items()
+            for path, agreement in self._norms.items()
         )
         return MappingReport(
             norms,
             idle=tuple(path for path in self.model.replaced_norms if path not in self._norms),
-            error=self._outputs.relative_error(),
-            tolerance=self._outputs.tolerance(END_TO_END_TOLERANCE),
+            error=self._outputs.error,
+            tolerance=self._outputs.tolerance,
         )

@@ -15,7 +15,7 @@ from ibnorm_export.artifacts.loaded_model import LoadedModel, torch_dtype
 from ibnorm_export.artifacts.tensors import Arrays, DType
 from ibnorm_export.progress import Progress
 from ibnorm_export.runtimes.runner import Runner
-from ibnorm_export.runtimes.torch import TorchRunner
+from ibnorm_export.runtimes.torch import Float64TorchRunner, TorchRunner
 from ibnorm_export.verifier.mapping import MappingMeasurement
 from ibnorm_export.verifier.report import MappingReport
 from ibnorm_export.verifier.samples import refusals
@@ -77,7 +77,7 @@ class Reference:
 
     def exact(self, module: nn.Module) -> Runner:
         """A runner of `truth` or `mapped`, which computes in float64 throughout."""
-        return TorchRunner(self.model, module)
+        return Float64TorchRunner(self.model, module)
 
     @cached_property
     def mapping(self) -> MappingReport | None:

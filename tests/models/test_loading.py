@@ -299,7 +299,13 @@ def test_the_reference_is_float64_throughout(checkpoint: Path, index: int) -> No
 def test_coverage_names_operators_that_are_not_float64(llama_checkpoint: Path) -> None:
     model = models.load(llama_checkpoint)
     inputs = model.sample(np.random.default_rng(0), 0)
-    partly_float32 = model.in_dtype(torch.float64)  # rotary tables stay in float32
+    partly_float32 = model.in_dtype(torch.float64)
+    table = torch.ones(3, dtype=torch.float32)
+
+    def write(*_: object) -> None:
+        table.mul_(2.0)
+
+    partly_float32.register_forward_pre_hook(write)
     found = measure_coverage(model, partly_float32, inputs=inputs)
     assert found.narrow_operators
     assert found.norms == set(model.norms)

@@ -70,6 +70,11 @@ class ByMatmul(Divide):
         return nn.functional.layer_norm(c, c.shape[-1:], self.weight, self.bias, self.eps)
 
 
+class Autocast(Divide):  # computes in float32 whatever its input is, as many training codes do
+    def forward(self, x):
+        return super().forward(x.float()).to(x.dtype)
+
+
 class Net(nn.Module):
     def __init__(self, norm):
         super().__init__()
@@ -91,7 +96,7 @@ def of(norm):
 
 
 divide, unit_slope, multiply, outer = of(Divide), of(UnitSlope), of(Multiply), of(Outer)
-in_place, by_matmul = of(InPlace), of(ByMatmul)
+in_place, by_matmul, autocast = of(InPlace), of(ByMatmul), of(Autocast)
 """
 
 CLASSES = {
@@ -101,6 +106,7 @@ CLASSES = {
     "outer": "Outer",
     "in_place": "InPlace",
     "by_matmul": "ByMatmul",
+    "autocast": "Autocast",
 }
 
 
@@ -139,9 +145,9 @@ def measured(model: LoadedModel) -> MappingReport:
     return mapping
 
 
-@pytest.mark.parametrize("convention", ["divide", "unit_slope", "multiply", "outer"])
-def test_the_right_reading_agrees_to_rounding(stranger: Callable[..., LoadedModel], convention: str) -> None:
-    mapping = measured(stranger(convention, reading(convention)))
+@pytest.mark.parametrize("code", ["divide", "unit_slope", "multiply", "outer", "autocast"])
+def test_the_right_reading_agrees_to_rounding(stranger: Callable[..., LoadedModel], code: str) -> None:
+    mapping = measured(stranger(code, reading("divide" if code == "autocast" else code)))
     assert mapping, mapping.findings
     assert [norm.module for norm in mapping.norms] == ["norm", "last"]
     assert max(norm.error for norm in mapping.norms) < 1e-14
