@@ -19,8 +19,8 @@ PACKAGE = "ibnorm_export"
 #: a module at the root.
 ORDER = (
     ("errors",),
-    ("files", "json_text", "parsing", "progress", "environment", "optional_packages", "choices"),
-    ("html_page", "op", "text_report"),
+    ("files", "json_text", "parsing", "progress", "environment", "optional_packages", "choices", "text_report"),
+    ("html_page", "op"),
     ("artifacts",),
     ("graph",),
     ("runtimes",),

@@ -10,8 +10,9 @@ reference of a comparison with it. Parameters may be of any type, `artifacts.flo
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Final
 
 import torch
@@ -48,6 +49,11 @@ def _widen_dtype(value: Any) -> Any:
 
 class _WideOperators(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's base has no types
     """Replaces narrow types in the arguments of every operator, and narrow tensors in its results."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No need to hide it from the compiler, which PyTorch would import for that; nothing is compiled inside."""
+        return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -86,7 +92,9 @@ def compute_in_float64() -> Iterator[None]:
     torch.set_default_dtype(torch.float64)
     try:
         operators = _WideOperators()  # type: ignore[no-untyped-call]  # as above
-        with torch.compiler.set_stance("force_eager"), _WideNumbers(), operators:
+        # Before the compiler is imported, which takes seconds, nothing can have been compiled.
+        compiled = "torch._dynamo" in sys.modules
+        with torch.compiler.set_stance("force_eager") if compiled else nullcontext(), _WideNumbers(), operators:
             yield
     finally:
         torch.set_default_dtype(before)
