@@ -19,7 +19,15 @@ from ibnorm_export.errors import SpecError
 from ibnorm_export.op.spec import Compression, Grouping, IBNormSpec
 from ibnorm_export.op.torch_op import IBNorm, ibnorm
 
-__all__ = ["AxesIBNorm", "BatchIBNorm", "ChannelIBNorm", "ChannelLayerNorm", "ChannelRMSNorm", "FeatureBatchNorm"]
+__all__ = [
+    "AxesIBNorm",
+    "BatchIBNorm",
+    "ChannelIBNorm",
+    "ChannelLayerNorm",
+    "ChannelRMSNorm",
+    "FeatureBatchNorm",
+    "OffsetRMSNorm",
+]
 
 #: Weight of a new batch in the running statistics, as in PyTorch's BatchNorm.
 MOMENTUM: Final = 0.1
@@ -44,6 +52,16 @@ class ChannelRMSNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.movedim(1, -1)).movedim(-1, 1).contiguous()
+
+
+class OffsetRMSNorm(nn.RMSNorm):
+    """RMSNorm that multiplies by `offset + weight`, as Gemma's does: x (..., features) -> same shape."""
+
+    offset = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.weight is not None
+        return F.rms_norm(x, self.normalized_shape, (self.offset + self.weight).to(x.dtype), self.eps)
 
 
 class FeatureBatchNorm(nn.BatchNorm1d):

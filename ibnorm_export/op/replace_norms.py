@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Final
 
 import torch
@@ -15,11 +16,12 @@ from ibnorm_export.op.norm_variants import (
     ChannelLayerNorm,
     ChannelRMSNorm,
     FeatureBatchNorm,
+    OffsetRMSNorm,
 )
 from ibnorm_export.op.spec import Grouping, IBNormSpec, NormConfig, NormKind
 from ibnorm_export.op.torch_op import IBNorm
 
-__all__ = ["is_norm", "replace_norms"]
+__all__ = ["absorb_offsets", "is_norm", "replace_norms"]
 
 _BatchNorm: Final = nn.modules.batchnorm._BatchNorm
 
@@ -36,6 +38,8 @@ def is_norm(module: nn.Module) -> bool:
 
 def _channels_first(module: nn.Module) -> bool:
     """Whether the features of a norm are on axis 1, as after a convolution."""
+    if getattr(module, "data_format", None) == "channels_first":  # ConvNeXt's LayerNorm
+        return True
     return isinstance(module, (_BatchNorm, nn.GroupNorm)) or type(module).__name__.endswith("Norm2d")
 
 
@@ -84,6 +88,10 @@ def _build(kind: NormKind, spec: IBNormSpec, *, old: nn.Module, path: str) -> nn
             return (ChannelLayerNorm if first else nn.LayerNorm)(
                 features, spec.epsilon, elementwise_affine=affine, bias=spec.bias, device=device, dtype=dtype
             )
+        case NormKind.RMSNORM if spec.offset:
+            relative = OffsetRMSNorm(features, spec.epsilon, device=device, dtype=dtype)
+            relative.offset = spec.offset
+            return relative
         case NormKind.RMSNORM:
             return (ChannelRMSNorm if first else nn.RMSNorm)(
                 features, spec.epsilon, elementwise_affine=spec.scale, device=device, dtype=dtype
@@ -93,6 +101,22 @@ def _build(kind: NormKind, spec: IBNormSpec, *, old: nn.Module, path: str) -> nn
             return (stock if first else FeatureBatchNorm)(
                 features, spec.epsilon, affine=affine, device=device, dtype=dtype
             )
+
+
+def absorb_offsets(model: nn.Module) -> None:
+    """Add the offset of every norm to its scale, in place; the sum is exact, in float64.
+
+    Gemma's norms multiply by `1 + weight`. Afterwards the norm multiplies by its weight alone, as files and kernels do.
+    """
+    for norm in model.modules():
+        if isinstance(norm, (IBNorm, BatchIBNorm)) and norm.spec.offset is not None:
+            offset, norm.spec = norm.spec.offset, dataclasses.replace(norm.spec, offset=None)
+        elif isinstance(norm, OffsetRMSNorm):
+            offset, norm.offset = norm.offset, 0.0
+        else:
+            continue
+        if offset and norm.weight is not None:
+            norm.weight = nn.Parameter(offset + norm.weight.detach().to(torch.float64), requires_grad=False)
 
 
 def replace_norms(model: nn.Module, config: NormConfig | IBNormSpec) -> dict[str, nn.Module]:

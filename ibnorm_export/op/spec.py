@@ -146,6 +146,8 @@ class IBNormSpec:
         bias: whether the norm has an additive parameter (`bias`).
         grouping: which values share statistics.
         axis: first normalised axis for `Grouping.AXES`; -1 otherwise.
+        offset: added to the scale of a checkpoint: the norm multiplies by `offset + weight`. None, where the checkpoint
+            states none, is 0. Loading adds it to the weights, so files and kernels do not know of it.
 
     Raises:
         SpecError: a value is not legal, or becomes 0 or infinite in float32, the type that it has in an ONNX file.
@@ -159,6 +161,7 @@ class IBNormSpec:
     bias: bool = True
     grouping: Grouping = Grouping.LAST
     axis: int = -1
+    offset: float | None = None
 
     if TYPE_CHECKING:  # a text stands for the member of the enum
 
@@ -172,6 +175,7 @@ class IBNormSpec:
             bias: bool = True,
             grouping: Grouping | str = Grouping.LAST,
             axis: int = -1,
+            offset: float | None = None,
         ) -> None: ...
 
     def __post_init__(self) -> None:
@@ -192,6 +196,18 @@ class IBNormSpec:
             raise SpecError(f"axis is {quoted(self.axis)}; it must be an integer")
         if self.grouping is Grouping.LAST and self.axis != -1:
             raise SpecError(f"axis is {self.axis}; it must be -1 with grouping 'last'; use 'axes' for other axes")
+        self._check_offset()
+
+    def _check_offset(self) -> None:
+        if self.offset is None:
+            return
+        object.__setattr__(self, "offset", _number(self.offset, "offset"))
+        if not math.isfinite(self.offset):
+            raise SpecError(f"offset is {self.offset!r}; it must be finite")
+        if self.offset and self.grouping is not Grouping.LAST:
+            raise SpecError(
+                f"offset is {self.offset:g} with grouping {self.grouping.value!r}; it needs grouping 'last'"
+            )
 
     @classmethod
     def from_convention(
@@ -245,7 +261,7 @@ class IBNormSpec:
 
     def to_config(self) -> dict[str, Any]:
         """Return the `ibnorm` section of config.json for this norm, in the convention `divide`."""
-        return {
+        section = {
             "compression": self.compression.value,
             "lambda": self.lambd,
             "epsilon": self.epsilon,
@@ -255,6 +271,7 @@ class IBNormSpec:
             "grouping": self.grouping.value,
             "axis": self.axis,
         }
+        return section if self.offset is None else {**section, "offset": self.offset}
 
     def __str__(self) -> str:
         affine = {(True, True): "scale and bias", (True, False): "scale", (False, True): "bias"}
@@ -277,7 +294,7 @@ class LayerRule:
     spec: IBNormSpec
 
 
-_SPEC_KEYS: Final = ("compression", "lambda", "epsilon", "convention", "scale", "bias", "grouping", "axis")
+_SPEC_KEYS: Final = ("compression", "lambda", "epsilon", "convention", "scale", "bias", "grouping", "axis", "offset")
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,6 +354,7 @@ class NormConfig:
             bias=_flag(written.get("bias", True), f"{where}.bias"),
             grouping=written.get("grouping", Grouping.LAST),
             axis=written.get("axis", -1),
+            offset=written.get("offset"),
         )
 
     @classmethod

@@ -268,7 +268,9 @@ class IBNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., features) -> same shape and dtype."""
-        return ibnorm(x, self.weight, bias=self.bias, spec=self.spec)
+        offset = self.spec.offset
+        weight = offset + self.weight if offset and self.weight is not None else self.weight
+        return ibnorm(x, weight, bias=self.bias, spec=self.spec)
 
     def extra_repr(self) -> str:
         return f"{self.features}, {self.spec}"
