@@ -15,8 +15,8 @@ from ibnorm_export.artifacts.tokenizer import TOKENIZER_FILES
 from ibnorm_export.errors import CheckpointError
 from ibnorm_export.files import new_folder
 from ibnorm_export.models.families.family import Family
-from ibnorm_export.models.importers.huggingface import quiet_transformers, with_norms
-from ibnorm_export.models.registry import FAMILIES, preset
+from ibnorm_export.models.importers.huggingface import quiet_transformers, unknown_model_type, with_norms
+from ibnorm_export.models.registry import find_family, preset
 from ibnorm_export.op.norm_variants import BatchIBNorm
 from ibnorm_export.op.spec import IBNormSpec, NormConfig
 
@@ -72,11 +72,9 @@ def new_model(size: str | Mapping[str, Any], norms: NormConfig | IBNormSpec, *, 
         family, config = preset(size)
     else:
         config = dict(size)
-        known = FAMILIES.get(str(config.get("model_type")))
+        known = find_family(config)
         if known is None:
-            raise CheckpointError(
-                f"model_type is {config.get('model_type')!r}; it must be one of {', '.join(FAMILIES)}"
-            )
+            raise CheckpointError(unknown_model_type(config))
         family = known
     if isinstance(norms, IBNormSpec):
         norms = NormConfig(norms)

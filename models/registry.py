@@ -2,23 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 from torch import nn
 
 from ibnorm_export.errors import CheckpointError
+from ibnorm_export.models.families.architectures import Head, find_architecture
+from ibnorm_export.models.families.causal_language_model import CausalLanguageModel
+from ibnorm_export.models.families.encoder import Encoder
 from ibnorm_export.models.families.family import Family
 from ibnorm_export.models.families.gpt2 import GPT2
+from ibnorm_export.models.families.image_classifier import ImageClassifier
 from ibnorm_export.models.families.llama import Llama
 from ibnorm_export.models.families.resnet import ResNet
 from ibnorm_export.models.families.vit import ViT
 from ibnorm_export.op.spec import IBNormSpec
 from ibnorm_export.op.torch_op import IBNorm
 
-__all__ = ["FAMILIES", "apply_adapters", "preset", "register_adapter"]
+__all__ = ["FAMILIES", "TESTED", "apply_adapters", "find_family", "preset", "register_adapter"]
 
 FAMILIES: Final[dict[str, Family]] = {family.name: family for family in (Llama(), GPT2(), ViT(), ResNet())}
+
+
+def find_family(config: Mapping[str, Any]) -> Family | None:
+    """Find the family of a config.json by its `model_type`, and by `architectures` where that leaves a choice.
+
+    Returns:
+        The family; None if the `model_type` is unknown.
+
+    Raises:
+        CheckpointError: `architectures` names a class that this version does not export.
+    """
+    family = FAMILIES.get(str(config.get("model_type")))
+    if family is not None:
+        return family
+    architecture = find_architecture(config)
+    if architecture is None:
+        return None
+    match architecture.head:
+        case Head.CAUSAL:
+            return CausalLanguageModel(architecture)
+        case Head.IMAGE:
+            return ImageClassifier(architecture)
+        case _:
+            return Encoder(architecture)
+
+
+#: `model_type` of every architecture that the tests export and verify. Others of these kinds are tried too.
+TESTED: Final[Mapping[str, tuple[str, ...]]] = {
+    "causal language models": (
+        *("llama", "gpt2", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "olmo2", "phi3", "gpt_neox", "opt"),
+        *("phi", "stablelm", "gptj", "bloom"),
+    ),
+    "encoders": ("bert", "roberta", "distilbert", "electra", "modernbert"),
+    "image classifiers": ("vit", "resnet", "deit", "swin", "convnext"),
+}
+
 
 # `register_adapter` fills it while the user's modules are imported, as in every registry of classes.
 _ADAPTERS: Final[dict[type[nn.Module], Callable[[nn.Module], IBNormSpec]]] = {}

@@ -43,10 +43,9 @@ class CausalFamily(Family):
 
     def sample(self, module: nn.Module, rng: np.random.Generator, *, index: int) -> Arrays:
         config: Any = module.config
-        longest = int(config.max_position_embeddings)
         # one prompt; padding on the left; a single token; padding on the right
         batch, sequence = ((1, 64), (3, 33), (1, 1), (2, 48))[index % 4]
-        sequence = min(sequence, longest)
+        sequence = min(sequence, self.longest(module) or sequence)
         ids = rng.integers(0, config.vocab_size, (batch, sequence), dtype=np.int64)
         mask = np.ones((batch, sequence), dtype=np.int64)
         if index % 4 == 1:
@@ -70,7 +69,7 @@ class CausalFamily(Family):
         """The same model for the task "text-generation"."""
         module = model.module
         config: Any = module.config
-        layers, heads, head = self.cache_size(module)
+        size = layers, heads, head = self.cache_size(module)
         layer_names = [f"{layer}.{kind}" for layer in range(layers) for kind in ("key", "value")]
         past = [InputSpec(f"past_key_values.{n}", ("batch", heads, "past", head), floating=True) for n in layer_names]
         return dataclasses.replace(
@@ -83,7 +82,7 @@ class CausalFamily(Family):
             ),
             outputs=("logits", *(f"present.{n}" for n in layer_names)),
             call=self._call_with_cache,
-            sample=lambda rng, index: self._sample_with_cache(module, rng, index=index),
+            sample=lambda rng, index: self._sample_with_cache(module, rng, index=index, size=size),
             valid=_valid_with_cache,
             task=Task.TEXT_GENERATION,
             trace_sizes={"batch": 2, "sequence": 3, "past": 5, "total": 8},
@@ -105,14 +104,16 @@ class CausalFamily(Family):
         present = [t for layer in result.past_key_values.layers for t in (layer.keys, layer.values)]
         return result.logits, *present
 
-    def _sample_with_cache(self, module: nn.Module, rng: np.random.Generator, *, index: int) -> Arrays:
+    def _sample_with_cache(
+        self, module: nn.Module, rng: np.random.Generator, *, index: int, size: tuple[int, int, int]
+    ) -> Arrays:
         # a first prompt; one token for rows of unequal length; one token without a past; more prompt after a past
         config: Any = module.config
         batch, past, sequence = ((1, 0, 33), (3, 19, 1), (1, 0, 1), (2, 9, 5))[index % 4]
-        longest = int(config.max_position_embeddings)
-        past = min(past, longest - 1)
-        sequence = min(sequence, longest - past)
-        layers, heads, head = self.cache_size(module)
+        if longest := self.longest(module):
+            past = min(past, longest - 1)
+            sequence = min(sequence, longest - past)
+        layers, heads, head = size
         mask = np.ones((batch, past + sequence), dtype=np.int64)
         for row in range(1, batch):
             mask[row, : min(4 * row, past)] = 0

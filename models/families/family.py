@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ibnorm_export.artifacts.tensors import Arrays, InputSpec
+from ibnorm_export.op.float64_mode import compute_in_float64
 
 if TYPE_CHECKING:  # importing transformers takes seconds, so a family imports its own model when it is needed
     from transformers import PreTrainedModel
@@ -29,11 +30,11 @@ class Family(abc.ABC):
         presets: sizes from the paper, as settings of config.json.
     """
 
-    name: ClassVar[str]
-    opset: ClassVar[int]
-    outputs: ClassVar[tuple[str, ...]] = ("logits",)
-    attention: ClassVar[str] = "sdpa"
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]]
+    name: str
+    opset: int
+    outputs: tuple[str, ...] = ("logits",)
+    attention: str = "sdpa"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     @property
     @abc.abstractmethod
@@ -46,9 +47,23 @@ class Family(abc.ABC):
     def prepare(self, module: nn.Module) -> None:
         """Change stock settings of a loaded `module` that would cause needless work in inference."""
 
-    @abc.abstractmethod
     def make_exact(self, module: nn.Module) -> None:
         """Make a float64 `module` compute in float64 wherever the architecture forces float32."""
+        forward = module.forward
+
+        def in_float64(*args: Any, **kwargs: Any) -> Any:
+            with compute_in_float64():
+                return forward(*args, **kwargs)
+
+        module.forward = in_float64  # `module` is a copy that only the reference uses
+
+    def output_names(self, module: nn.Module) -> tuple[str, ...]:
+        """Names of the outputs of `call`, in order; by default those of the family."""
+        return self.outputs
+
+    def longest(self, module: nn.Module) -> int:
+        """The longest text in tokens; 0 for a model that takes no text, or any length."""
+        return int(getattr(module.config, "max_position_embeddings", 0) or 0)
 
     @abc.abstractmethod
     def inputs(self, module: nn.Module) -> tuple[InputSpec, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from torch import Tensor, nn
@@ -11,16 +11,12 @@ from torch import Tensor, nn
 from ibnorm_export.artifacts.tensors import Arrays, InputSpec
 from ibnorm_export.errors import CheckpointError
 from ibnorm_export.models.families.family import Family
-from ibnorm_export.models.families.images import images
+from ibnorm_export.models.families.images import images, unmasked_attention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 __all__ = ["ViT"]
-
-# Every patch attends to every other. Under torch.export, transformers still builds a mask of ones for that, which costs
-# each layer four passes over its attention scores. It builds none for an attention whose name it does not know.
-_UNMASKED: Final = "sdpa_unmasked"
 
 
 def _preset(hidden: int, intermediate: int, *, heads: int) -> dict[str, Any]:
@@ -64,12 +60,7 @@ class ViT(Family):
             )
 
     def prepare(self, module: nn.Module) -> None:
-        from transformers.integrations.sdpa_attention import sdpa_attention_forward
-        from transformers.modeling_utils import AttentionInterface
-
-        AttentionInterface.register(_UNMASKED, sdpa_attention_forward)
-        config: Any = module.config
-        config._attn_implementation = _UNMASKED
+        unmasked_attention(module)
 
     def make_exact(self, module: nn.Module) -> None:
         """Do nothing: the architecture forces no type."""

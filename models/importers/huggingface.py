@@ -16,15 +16,16 @@ from ibnorm_export.errors import CheckpointError, SpecError
 from ibnorm_export.models.containers import hash_files, weight_files
 from ibnorm_export.models.families.causal import CausalFamily
 from ibnorm_export.models.families.family import Family
-from ibnorm_export.models.registry import FAMILIES
+from ibnorm_export.models.families.stock_norms import check_replaced, check_stated
+from ibnorm_export.models.registry import TESTED, find_family
 from ibnorm_export.models.weights import nonfinite_warnings, raise_mismatch
-from ibnorm_export.op.replace_norms import replace_norms
+from ibnorm_export.op.replace_norms import absorb_offsets, replace_norms
 from ibnorm_export.op.spec import NormConfig
 
 if TYPE_CHECKING:  # importing transformers takes seconds, so it is left to the family that needs it
     from transformers import PreTrainedModel
 
-__all__ = ["load_huggingface", "quiet_transformers", "with_norms"]
+__all__ = ["load_huggingface", "quiet_transformers", "unknown_model_type", "with_norms"]
 
 #: What transformers raises for settings from which it cannot build a model; its message names the setting.
 _BUILD_ERRORS = (
@@ -61,9 +62,25 @@ def with_norms(architecture: type[PreTrainedModel], norms: NormConfig) -> type[P
 
     def __init__(self: PreTrainedModel, config: Any) -> None:  # noqa: N807 - it becomes the class's __init__
         architecture.__init__(self, config)
+        check_stated(self, norms)
         replace_norms(self, norms)
+        check_replaced(self)
 
     return type(architecture.__name__, (architecture,), {"__init__": __init__, "__module__": architecture.__module__})
+
+
+def unknown_model_type(config: Mapping[str, Any]) -> str:
+    """What to answer for a `model_type` of no family: the reason if it is known, and what is legal."""
+    reason = ""
+    if config.get("is_encoder_decoder"):
+        reason = "; it is an encoder with a decoder (is_encoder_decoder), which this version does not export"
+    elif "auto_map" in config:
+        reason = "; its code is in the folder (auto_map), and this package never runs code of a checkpoint"
+    legal = "; ".join(f"{kind} ({', '.join(names)}, ...)" for kind, names in TESTED.items())
+    return (
+        f"model_type is {str(config.get('model_type'))[:200]!r}{reason}. It must be one of transformers' {legal}. For "
+        "a model that your own code defines, use --model package.module:factory"
+    )
 
 
 def _find_family(folder: Path, config: Mapping[str, Any], *, task: Task) -> Family:
@@ -73,12 +90,9 @@ def _find_family(folder: Path, config: Mapping[str, Any], *, task: Task) -> Fami
         CheckpointError: it is unknown, cannot do the task, or the weights are quantised.
     """
     kind = config.get("model_type")
-    family = FAMILIES.get(str(kind))
+    family = find_family(config)
     if family is None:
-        raise CheckpointError(
-            f"{folder / 'config.json'}: model_type is {kind!r}; it must be one of {', '.join(FAMILIES)}. "
-            "For a model that your own code defines, use --model package.module:factory"
-        )
+        raise CheckpointError(f"{folder / 'config.json'}: {unknown_model_type(config)}")
     if task is Task.TEXT_GENERATION and not isinstance(family, CausalFamily):
         raise CheckpointError(
             f"{folder} is a {kind} model, not a causal language model; --task text-generation, --target ort-genai, "
@@ -151,12 +165,13 @@ def _family_model(
 ) -> LoadedModel:
     """Describe a model of a known family."""
     model.eval().requires_grad_(False)
+    absorb_offsets(model)
     family.prepare(model)
     return LoadedModel(
         module=model,
         family=family.name,
         inputs=family.inputs(model),
-        outputs=family.outputs,
+        outputs=family.output_names(model),
         call=family.call,
         sample=lambda rng, index: family.sample(model, rng, index=index),
         valid=family.valid,
@@ -166,5 +181,5 @@ def _family_model(
         source_sha256=source_sha256,
         section=norms.to_config(),
         warnings=nonfinite_warnings(model),
-        max_positions=int(getattr(model.config, "max_position_embeddings", 0)),
+        max_positions=family.longest(model),
     )
