@@ -18,13 +18,15 @@ from ibnorm_export import __version__
 from ibnorm_export.cli.console import err, print_json
 from ibnorm_export.errors import ExitCode, IBNormError, printable
 
-__all__ = ["COMMANDS", "app", "main"]
+__all__ = ["COMMANDS", "app", "main", "module_of"]
 
 # typer carries its own copy of click in recent versions; this is UsageError in all of them.
 _UsageError: Any = typer.BadParameter.__base__
 
-#: Name of each command and its line in the list. The function `NAME_command` is in the module `cli.NAME`.
+#: Name of each command and its line in the list. The function `NAME_command` is in the module `cli.NAME`, for the NAME
+#: that `module_of` returns.
 COMMANDS: Final = {
+    "import": "Turn a training code's checkpoint into a folder that every command takes.",
     "export": "Write a trained checkpoint as ONNX, one node for each norm.",
     "verify": "Compare an exported file with its checkpoint.",
     "bench": "Measure latency, and compare it with PyTorch.",
@@ -49,9 +51,14 @@ _LONGEST: Final = 1000
 _CONTEXT: Final = {"help_option_names": ["-h", "--help"]}
 
 
+def module_of(command: str) -> str:
+    """Name of the module of a command. Python keeps the word `import` for itself."""
+    return "import_checkpoint" if command == "import" else command.replace("-", "_")
+
+
 def _load_command(name: str) -> Any:
     """Import the module of a command and build the command."""
-    module = name.replace("-", "_")
+    module = module_of(name)
     function: Callable[..., None] = getattr(importlib.import_module(f"ibnorm_export.cli.{module}"), f"{module}_command")
     single = typer.Typer(add_completion=False, context_settings=_CONTEXT, pretty_exceptions_enable=False)
     single.command(name)(function)

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from ibnorm_export.gate.report import CheckReport
     from ibnorm_export.gate.run import check
     from ibnorm_export.graph.quantization import Quantization
+    from ibnorm_export.models.importers.checkpoint_import import ImportKind, ImportReport, import_checkpoint
     from ibnorm_export.models.loading import load
     from ibnorm_export.op.replace_norms import replace_norms
     from ibnorm_export.op.spec import Compression, Convention, Grouping, IBNormSpec, LayerRule, NormConfig, NormKind
@@ -86,6 +87,8 @@ __all__ = [
     "IBNorm",
     "IBNormError",
     "IBNormSpec",
+    "ImportKind",
+    "ImportReport",
     "InputSpec",
     "Kernels",
     "LayerRule",
@@ -119,6 +122,7 @@ __all__ = [
     "check",
     "export",
     "ibnorm",
+    "import_checkpoint",
     "load",
     "package",
     "replace_norms",
@@ -158,6 +162,7 @@ _HOME = {
         "gate.report": ("CheckReport",),
         "gate.run": ("check",),
         "graph.quantization": ("Quantization",),
+        "models.importers.checkpoint_import": ("ImportKind", "ImportReport", "import_checkpoint"),
         "models.loading": ("load",),
         "op.replace_norms": ("replace_norms",),
         "op.spec": ("Compression", "Convention", "Grouping", "IBNormSpec", "LayerRule", "NormConfig", "NormKind"),

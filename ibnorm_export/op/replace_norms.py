@@ -21,7 +21,7 @@ from ibnorm_export.op.norm_variants import (
 from ibnorm_export.op.spec import Grouping, IBNormSpec, NormConfig, NormKind
 from ibnorm_export.op.torch_op import IBNorm
 
-__all__ = ["absorb_offsets", "is_norm", "replace_norms"]
+__all__ = ["absorb_offsets", "is_norm", "norm_features", "replace_norms"]
 
 _BatchNorm: Final = nn.modules.batchnorm._BatchNorm
 
@@ -61,6 +61,15 @@ def _features(module: nn.Module, path: str) -> int:
             "replaced"
         )
     return int(shape[0])
+
+
+def norm_features(model: nn.Module) -> list[tuple[str, int, bool]]:
+    """Where a model has norms: module path, number of features, and whether these are on axis 1.
+
+    Raises:
+        SpecError: a norm cannot be replaced.
+    """
+    return [(path, _features(m, path), _channels_first(m)) for path, m in model.named_modules() if is_norm(m)]
 
 
 def _ibnorm(

@@ -364,6 +364,8 @@ class NormConfig:
             raise SpecError(f"{where} is {quoted(rule)}; it must be an object with a glob under 'match'")
         own = {k: v for k, v in rule.items() if k not in ("match", "norm")}
         kind: NormKind = _to_enum(NormKind, rule.get("norm", NormKind.IBNORM), name=f"{where}.norm")
+        if kind is not NormKind.IBNORM:
+            own["convention"] = Convention.DIVIDE  # a stock norm has no lambda: its epsilon is as it is stated
         return LayerRule(rule["match"], kind, cls._spec({**base, **own}, where))
 
     def at(self, path: str) -> tuple[NormKind, IBNormSpec]:

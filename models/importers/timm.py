@@ -24,7 +24,7 @@ from ibnorm_export.models.weights import fill, nonfinite_warnings
 from ibnorm_export.op.replace_norms import replace_norms
 from ibnorm_export.op.spec import NormConfig
 
-__all__ = ["load_timm"]
+__all__ = ["build_timm", "load_timm"]
 
 #: Arguments of timm.create_model itself, not of an architecture. One of them loads a pickle from any path.
 _CREATE_MODEL_ARGUMENTS: Final = frozenset(
@@ -50,7 +50,12 @@ def _object(folder: Path, config: Mapping[str, Any], *, key: str) -> dict[str, A
     return dict(value)
 
 
-def _build(folder: Path, config: Mapping[str, Any]) -> nn.Module:
+def build_timm(folder: Path, config: Mapping[str, Any]) -> nn.Module:
+    """The architecture that a config.json of timm names, with its stock norms and random weights.
+
+    Raises:
+        CheckpointError: timm has no such architecture, or cannot build it from `model_args`.
+    """
     architecture, arguments = config["architecture"], _object(folder, config, key="model_args")
     if "num_classes" in config:
         arguments.setdefault("num_classes", config["num_classes"])
@@ -89,7 +94,7 @@ def load_timm(folder: Path, config: Mapping[str, Any], *, norms: NormConfig) -> 
         CheckpointError: architecture, arguments, norms or weights do not fit.
     """
     image = _input(folder, config)
-    module = _build(folder, config)
+    module = build_timm(folder, config)
     try:
         replace_norms(module, norms)
     except SpecError as error:

@@ -293,9 +293,9 @@ def test_the_group_imports_no_command(arguments: str) -> None:
     """`--help` and `--version` of the group need only typer and rich: 0.1 s of processor time."""
     code = (
         "import atexit, os, sys\n"
-        "from ibnorm_export.cli.main import COMMANDS, main\n"
+        "from ibnorm_export.cli.main import COMMANDS, main, module_of\n"
         "main()\n"
-        "modules = {f'ibnorm_export.cli.{name}'.replace('-', '_') for name in COMMANDS} | {'numpy', 'onnx', 'torch'}\n"
+        "modules = {f'ibnorm_export.cli.{module_of(name)}' for name in COMMANDS} | {'numpy', 'onnx', 'torch'}\n"
         "sys.exit(' '.join(modules & set(sys.modules)) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code, arguments], capture_output=True, text=True, check=False)

@@ -136,3 +136,18 @@ def test_a_node_has_all_attributes_in_float32() -> None:
 
 def test_grouping_axes_may_name_an_axis() -> None:
     assert IBNormSpec("S", grouping=Grouping.AXES, axis=-3).axis == -3
+
+
+def test_the_epsilon_of_a_stock_norm_is_as_stated() -> None:
+    """Only an IBNorm has a lambda, so only its epsilon depends on the convention."""
+    section = {
+        "compression": "L",
+        "lambda": 2.0,
+        "epsilon": 1e-5,
+        "convention": "multiply",
+        "layers": [{"match": "*.ln_f", "norm": "layernorm"}, {"match": "*.ln_1", "epsilon": 1e-3}],
+    }
+    config = NormConfig.from_config(section)
+    assert config.at("h.0.ln_f")[1].epsilon == 1e-5
+    assert config.at("h.0.ln_1")[1].epsilon == pytest.approx(4e-3)
+    assert NormConfig.from_config(config.to_config()).at("h.0.ln_f")[1].epsilon == 1e-5

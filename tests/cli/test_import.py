@@ -1,0 +1,64 @@
+"""`ibnorm-export import` as a user sees it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ibnorm_export.cli import main
+from tests.models.importers.strangers import save_nanogpt
+from tests.models.importers.test_nanogpt import ARGS, NORM, gpt
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["ibnorm-export", *map(str, words)])
+        capfd.readouterr()
+        return (main.main(), *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_nanogpt(tmp_path_factory.mktemp("out") / "ckpt.pt", gpt(), ARGS)
+
+
+def test_it_prints_what_was_mapped_and_the_next_command(cli: Any, source: Path, tmp_path: Path) -> None:
+    code, out, err = cli("import", source, "-o", tmp_path / "gpt", "--from", "nanogpt", "--norm", json.dumps(NORM))
+    assert (code, err) == (0, "")
+    assert "gpt2 from a checkpoint of nanogpt" in out
+    assert "transformer.h.0.ln_1 ... transformer.ln_f" in out
+    assert "note: tied head" in out
+    assert out.splitlines()[-1] == f"next: ibnorm-export export {tmp_path / 'gpt'} -o gpt.onnx"
+
+
+def test_it_prints_one_json_object(cli: Any, source: Path, tmp_path: Path) -> None:
+    code, out, _ = cli("import", source, "-o", tmp_path / "gpt", "--norm", json.dumps(NORM), "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert (found["kind"], found["family"], found["tokenizer"]) == ("nanogpt", "gpt2", False)
+    assert len(found["norms"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--norm", "{"], "--norm is not valid JSON"),
+        (["--norm-args", "[1]"], "--norm-args is '[1]'; it must be a JSON object"),
+        ([], "Add the class that it was trained with, --norm-class package.module:Class"),
+        (["--from", "keras"], "kind is 'keras'; it must be one of"),
+    ],
+)
+def test_bad_input_ends_in_one_line(cli: Any, source: Path, tmp_path: Path, words: list[str], message: str) -> None:
+    code, out, err = cli("import", source, "-o", tmp_path / "gpt", *words)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "gpt").exists()
