@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.cli import options
 from ibnorm_export.cli.console import finish, show_progress
 from ibnorm_export.runtimes.runner import Backend, Endpoint, Kernels
@@ -21,6 +22,21 @@ def verify_command(
         Path | None,
         typer.Option(
             "--inputs", metavar="FILE.npz", exists=True, help="Your own inputs, by name, instead of random ones."
+        ),
+    ] = None,
+    expected: Annotated[
+        Path | None,
+        typer.Option(
+            "--expected",
+            metavar="FILE.npz",
+            exists=True,
+            help="Inputs and outputs that the training code saved; checkpoint and file are held to these outputs.",
+        ),
+    ] = None,
+    expected_dtype: Annotated[
+        DType | None,
+        typer.Option(
+            "--expected-dtype", help="Type that the training code computed in. The default is that of its outputs."
         ),
     ] = None,
     text: Annotated[
@@ -75,6 +91,8 @@ def verify_command(
         endpoint=None if url is None else Endpoint(url, name),
         stress=stress,
         engine=engine,
+        expected=expected,
+        expected_dtype=expected_dtype,
     )
     with show_progress() as progress:
         progress("reading the checkpoint", 0, 0)

@@ -49,6 +49,8 @@ class ParityCheck:
         layers: measure every norm and block, and name the first one beyond its tolerance.
         stress: add stress inputs (heavy tails, large means, constant rows, ...).
         inputs: your own .npz files, instead of random samples.
+        expected: an .npz file of inputs and outputs that the training code saved; see `verify`.
+        expected_dtype: the type that the training code computed in; the default is that of the saved outputs.
         kernels, require_fused: as in `verify`.
         max_error: a limit on the relative error of every output, in addition to the tolerances of
             docs/verification.md.
@@ -61,6 +63,8 @@ class ParityCheck:
     layers: bool = True
     stress: bool = True
     inputs: tuple[Path, ...] = ()
+    expected: Path | None = None
+    expected_dtype: DType | None = None
     kernels: Kernels = Kernels.AUTO
     require_fused: bool = False
     max_error: float | None = None

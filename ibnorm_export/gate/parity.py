@@ -89,6 +89,8 @@ def _compare(
         require_fused=parity.require_fused,
         layers=parity.layers,
         stress=parity.stress,
+        expected=parity.expected,
+        expected_dtype=parity.expected_dtype,
     )
     start = time.perf_counter()
     report = verify(exported, model, options=options, inputs=inputs, progress=progress)
@@ -109,7 +111,11 @@ def parity_cases(
         seconds: how long the comparison took.
     """
     suite = f"{name}.{backend}"
-    cases = [*_static_cases(f"{name}.static", report), *_numeric_cases(suite, report, max_error=max_error)]
+    cases = [
+        *_static_cases(f"{name}.static", report),
+        *_expected_cases(suite, report),
+        *_numeric_cases(suite, report, max_error=max_error),
+    ]
     return [replace(cases[0], seconds=seconds), *cases[1:]] if cases else []
 
 
@@ -120,6 +126,15 @@ def _static_cases(suite: str, report: ParityReport) -> list[Case]:
     failed = [Case(suite, f.where, outcome=Outcome.FAIL, message=f.what) for f in static.findings]
     compared = f"{static.norms} norms and {static.weights} weights compared"
     return failed or [Case(suite, "norms, functions and weights", outcome=Outcome.PASS, message=compared)]
+
+
+def _expected_cases(suite: str, report: ParityReport) -> list[Case]:
+    expected = report.expected
+    if expected is None:
+        return []
+    failed = [Case(suite, f.where, outcome=Outcome.FAIL, message=f.what) for f in expected.findings]
+    what = f"values of the training code, {expected.path}"
+    return failed or [Case(suite, what, outcome=Outcome.PASS, message=f"{len(expected.rows)} comparisons")]
 
 
 def _numeric_cases(suite: str, report: ParityReport, *, max_error: float | None) -> list[Case]:

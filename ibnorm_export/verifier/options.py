@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
+from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.choices import choice, whole_number
 from ibnorm_export.errors import ModelFileError
 from ibnorm_export.runtimes.runner import Backend, Endpoint, Kernels
@@ -26,6 +27,9 @@ class VerifyOptions:
         layers: whether to measure the error after every norm and block, too.
         endpoint: the model on a running server, for backend "triton".
         engine: an engine built from the file, for TensorRT; None builds one.
+        expected: an .npz file of inputs and outputs that the training code saved, to which the checkpoint and the file
+            are held.
+        expected_dtype: the type that the training code computed in; None takes that of the saved outputs.
         stress: whether to add inputs that expose wrong arithmetic; see `draw_stress_inputs`.
 
     Raises:
@@ -44,10 +48,14 @@ class VerifyOptions:
     endpoint: Endpoint | None = None
     stress: bool = False
     engine: Path | None = None
+    expected: Path | None = None
+    expected_dtype: DType | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "backend", choice(Backend, self.backend, name="backend"))
         object.__setattr__(self, "kernels", choice(Kernels, self.kernels, name="kernels"))
+        if self.expected_dtype is not None:
+            object.__setattr__(self, "expected_dtype", DType.of(self.expected_dtype, error=ModelFileError))
         for name, least in (("samples", 1), ("seed", 0)):
             number = whole_number(getattr(self, name), name=name, least=least, error=ModelFileError)
             object.__setattr__(self, name, number)

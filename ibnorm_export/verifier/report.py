@@ -14,6 +14,8 @@ from ibnorm_export.verifier.tolerances import QualityBound
 __all__ = [
     "ErrorAttribution",
     "ErrorSource",
+    "ExpectedParity",
+    "ExpectedReport",
     "Finding",
     "LayerParity",
     "LayersReport",
@@ -445,6 +447,58 @@ def _output_lines(title: str, outputs: Sequence[OutputParity]) -> Iterator[str]:
 
 
 @dataclass(frozen=True, slots=True)
+class ExpectedParity:
+    """One output against the value that the training code saved. The error is norm-wise relative to that value.
+
+    Args:
+        output: its name.
+        what: what was compared: the checkpoint in float64, or the file.
+        error: its error.
+        tolerance: the largest error that passes.
+    """
+
+    output: str
+    what: str
+    _: KW_ONLY
+    error: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error is within the tolerance."""
+        return self.error <= self.tolerance
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectedReport(Report):
+    """A checkpoint and a file against values that the training code saved; true when all pass.
+
+    Args:
+        path: the file of values.
+        dtype: the type that the training code computed in.
+        rows: what was compared.
+        findings: what is wrong.
+    """
+
+    path: str
+    dtype: str
+    _: KW_ONLY
+    rows: tuple[ExpectedParity, ...]
+    findings: tuple[Finding, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.rows) and all(row.passed for row in self.rows) and not self.findings
+
+    def __str__(self) -> str:
+        rows = [
+            (row.output, row.what, f"{row.error:.2e}", f"{row.tolerance:.2e}", _verdict(row.passed))
+            for row in self.rows
+        ]
+        title = f"against {self.path}, which the training code computed in {self.dtype}"
+        return text_table(title, ("output", "", "rel. error", "tolerance", ""), rows=rows) if rows else ""
+
+
+@dataclass(frozen=True, slots=True)
 class ParityReport(Report):
     """Both verdicts; true only if every requested verdict passes.
 
@@ -453,6 +507,7 @@ class ParityReport(Report):
         checkpoint: where the checkpoint came from.
         static: the static verdict; None if it was not requested.
         numeric: the numeric verdict.
+        expected: the verdict against values that the training code saved; None if there are none.
         notes: remarks for the reader.
     """
 
@@ -461,23 +516,26 @@ class ParityReport(Report):
     _: KW_ONLY
     static: StaticReport | None
     numeric: NumericReport | None
+    expected: ExpectedReport | None = None
     notes: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
-        requested = [part for part in (self.static, self.numeric) if part is not None]
+        requested = [part for part in (self.static, self.numeric, self.expected) if part is not None]
         return bool(requested) and all(requested)
 
     def __str__(self) -> str:
         lines = [f"{self.model} against {self.checkpoint}"]
-        lines += [str(part) for part in (self.numeric, self.static) if part is not None and str(part)]
+        lines += [str(part) for part in (self.numeric, self.expected, self.static) if part is not None and str(part)]
         lines += [f"note: {note}" for note in self.all_notes]
         lines += [f"FAIL {finding}" for finding in self.findings]
         return "\n".join([*lines, f"verdict: {'pass' if self else 'fail'}"])
 
     @property
     def findings(self) -> tuple[Finding, ...]:
-        """All findings, static first."""
-        return tuple(f for part in (self.static, self.numeric) if part is not None for f in part.findings)
+        """All findings: static ones first, then those against expected values, which explain the others."""
+        return tuple(
+            f for part in (self.static, self.expected, self.numeric) if part is not None for f in part.findings
+        )
 
     @property
     def all_notes(self) -> tuple[str, ...]:
@@ -487,7 +545,7 @@ class ParityReport(Report):
     def to_dict(self) -> dict[str, Any]:
         """For JSON, with `verdict` "pass" or "fail" for the whole and for each part."""
         content = asdict(self)
-        for name, part in (("static", self.static), ("numeric", self.numeric)):
+        for name, part in (("static", self.static), ("numeric", self.numeric), ("expected", self.expected)):
             if part is not None:
                 content[name]["verdict"] = "pass" if part else "fail"
         return {"verdict": "pass" if self else "fail", **content}

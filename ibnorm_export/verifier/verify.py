@@ -22,6 +22,7 @@ from ibnorm_export.errors import ModelFileError
 from ibnorm_export.progress import Progress, silent
 from ibnorm_export.verifier.comparison import Comparison
 from ibnorm_export.verifier.coverage import Coverage, measure_coverage
+from ibnorm_export.verifier.expected import check_expected
 from ibnorm_export.verifier.matching import require_match
 from ibnorm_export.verifier.numeric import check_numeric
 from ibnorm_export.verifier.options import VerifyOptions
@@ -68,12 +69,23 @@ def verify(
     with refusals(0, samples[0]):
         coverage = measure_coverage(model, reference.mapped, inputs=samples[0])
     comparison = Comparison(exported, reference, options, progress)
+    expected = None
+    if options.expected is not None:
+        expected = check_expected(comparison, options.expected, dtype=options.expected_dtype)
     return ParityReport(
         str(exported.path),
         model.source,
         static=check_static(exported, model, coverage=coverage) if options.static else None,
         numeric=_run(comparison, tokens=tokens),
-        notes=(*model.warnings, *match_notes, *_find_notes(model, coverage), *sample_notes),
+        expected=expected,
+        notes=(
+            *model.warnings,
+            *model.notes,
+            *match_notes,
+            *_find_notes(model, coverage),
+            *sample_notes,
+            *_find_assumptions(model, options),
+        ),
     )
 
 
@@ -83,6 +95,14 @@ def _find_notes(model: LoadedModel, coverage: Coverage) -> Iterator[str]:
     if coverage.narrow_operators:
         operators = ", ".join(sorted(coverage.narrow_operators)[:3])
         yield f"the truth is not float64 throughout ({operators}): give CustomModel an `exact` function"
+
+
+def _find_assumptions(model: LoadedModel, options: VerifyOptions) -> Iterator[str]:
+    if model.original is None and model.norms and options.expected is None:
+        yield (
+            "the reading of config.json (lambda, epsilon, convention) is assumed: check it with --expected FILE.npz, "
+            "values that the training code saved"
+        )
 
 
 def _encode(text: str, model: LoadedModel) -> NDArray[np.int64]:

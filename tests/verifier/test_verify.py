@@ -36,7 +36,9 @@ def test_good_files_pass(
             assert logits.error <= 2e-6
             assert logits.top1_agreement == 1.0
             assert logits.cosine == pytest.approx(1.0, abs=1e-9)
-            assert report.notes == ()
+            (note,) = report.notes
+            assert "reading of config.json" in note
+            assert "--expected" in note
             assert report.to_dict()["verdict"] == "pass"
             report.raise_if_failed()
 
