@@ -1,7 +1,8 @@
 """Read ONNX files that may be damaged or hostile.
 
 Nothing here runs a model. External data must be in the file's folder and be as long as the file claims before any
-of it is used.
+of it is used. In the cache of Hugging Face, the file and its data are symbolic links to one folder of blobs: data may be
+where the file itself is linked to.
 """
 
 from __future__ import annotations
@@ -104,16 +105,17 @@ def external_files(model: onnx.ModelProto, path: Path) -> tuple[Path, ...]:
 
 
 def _external_file(tensor: onnx.TensorProto, path: Path) -> tuple[str, Path]:
-    folder = path.resolve().parent
     entry = {e.key: e.value for e in tensor.external_data}
     location = entry.get("location", "")
-    try:
-        file = (folder / location).resolve()
-    except ValueError as error:  # the name contains NUL
+    if "\0" in location:
         raise ModelFileError(
             f"{path}: external data of {quoted(tensor.name)} is in {quoted(location)}, which is not a valid file name"
-        ) from error
-    if not location or Path(location).is_absolute() or not file.is_relative_to(folder):
+        )
+    named = Path(location)
+    file = path.parent / named
+    folders = (path.parent.resolve(), path.resolve().parent)
+    inside = location and not named.is_absolute() and ".." not in named.parts
+    if not inside or not any(file.resolve().is_relative_to(folder) for folder in folders):
         raise ModelFileError(
             f"{path}: external data of {quoted(tensor.name)} points outside the file's folder: {quoted(location)}"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.errors import ModelFileError
 from ibnorm_export.exporter import single_file
 from ibnorm_export.exporter.export import ExportOptions, export
+from ibnorm_export.serving.triton.repository import package
 from ibnorm_export.verifier.verify import VerifyOptions, verify
 
 
@@ -108,6 +110,25 @@ def test_hostile_external_data(
     path.write_bytes(proto.SerializeToString())
     with pytest.raises(ModelFileError, match=expected):
         ExportedModel(path)
+
+
+def test_a_folder_of_links_to_blobs(external: tuple[ExportedModel, LoadedModel], tmp_path: Path) -> None:
+    """The cache of Hugging Face: each file of the folder is a link to a blob, which has another name."""
+    exported, model = external
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "0123"
+    blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    for file in (exported.path, *exported.external_files):
+        shutil.copyfile(file, blobs / f"{file.name}.blob")
+        (snapshot / file.name).symlink_to(blobs / f"{file.name}.blob")
+    cached = ExportedModel(snapshot / exported.path.name)
+    assert [file.name for file in cached.external_files] == ["m.onnx.data"]
+    assert cached.size_bytes == exported.size_bytes
+    report = verify(cached, model)
+    assert report, report.findings
+    made = package(cached, tmp_path / "repository")
+    assert made.models == ("m",)
+    assert (made.path / "m" / "1" / "m.onnx.data").is_file()
 
 
 def test_missing_and_truncated_external_data(external: tuple[ExportedModel, LoadedModel]) -> None:

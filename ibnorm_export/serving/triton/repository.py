@@ -171,7 +171,7 @@ def _packaged_files(repository: Path) -> set[str]:
 
 def _default_name(model: ExportedModel) -> str:
     """Name a model after its file, or after the folder if the file is called model.onnx."""
-    path = model.path.resolve()
+    path = model.path.absolute()  # not where a link leads: a blob of a cache has a hash for a name
     stem = path.parent.name if path.name == MODEL_FILE else path.stem
     name = re.sub(r"[^A-Za-z0-9._-]", "-", stem).lstrip("._-")[:100]
     return f"model-{name}".rstrip("-") if not name or name.isdigit() else name
@@ -264,7 +264,7 @@ def _write_model(folder: Path, contents: _Contents, *, library: Path | None) -> 
     else:
         shutil.copyfile(model.path, version / MODEL_FILE)
         for file in model.external_files:
-            target = version / file.relative_to(model.path.resolve().parent)
+            target = version / file.relative_to(model.path.parent)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target)
     if library is not None:
