@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.errors import ModelFileError, quoted
 from ibnorm_export.op.spec import DOMAIN, OP_TYPES, SKIP_OP_TYPES
 
-__all__ = ["ExportedModel", "NormNode", "Tensor", "dtype_name"]
+__all__ = ["ExportedModel", "NormNode", "Tensor", "dtype_name", "norm_node"]
 
 _DTYPE_NAMES: Final[dict[int, str]] = {
     onnx.TensorProto.FLOAT: "fp32",
@@ -80,7 +80,8 @@ def _tensor(info: onnx.ValueInfoProto) -> Tensor:
     return Tensor(info.name, dtype_name(tensor.elem_type), shape)
 
 
-def _norm_node(node: onnx.NodeProto) -> NormNode:
+def norm_node(node: onnx.NodeProto) -> NormNode:
+    """Read one node of this package's domain."""
     props = {p.key: p.value for p in node.metadata_props}
     attributes = {}
     for attribute in node.attribute:
@@ -89,6 +90,15 @@ def _norm_node(node: onnx.NodeProto) -> NormNode:
     scale, bias = (*node.input[-2:], "", "")[:2]
     module = props.get("module", node.name)
     return NormNode(node.name, module, op_type=node.op_type, attributes=attributes, scale=scale, bias=bias)
+
+
+def _used_names(graph: onnx.GraphProto) -> Iterator[str]:
+    """Names that nodes read, those in subgraphs included."""
+    for node in graph.node:
+        yield from node.input
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs):
+                yield from _used_names(body)
 
 
 class ExportedModel:
@@ -147,11 +157,23 @@ class ExportedModel:
 
     @property
     def dtype(self) -> DType:
-        """The type that the model computes in, which is that of most weights."""
+        """The type that the model computes in: the one that the export recorded, or else that of most weights.
+
+        An optimiser may have stored the weights in another type.
+
+        Raises:
+            ModelFileError: a metadata entry is damaged.
+        """
+        return self.stored_dtype if self.metadata.is_empty else self.metadata.dtype
+
+    @property
+    def stored_dtype(self) -> DType:
+        """The type of most weights that a node uses."""
         counts: Counter[str] = Counter()
+        used = set(_used_names(self.proto.graph))
         for tensor in self.proto.graph.initializer:
             name = dtype_name(tensor.data_type)
-            if name in tuple(DType):
+            if name in tuple(DType) and tensor.name in used:
                 counts[name] += int(np.prod(tensor.dims))
         return DType(counts.most_common(1)[0][0]) if counts else DType.FP32
 
@@ -169,7 +191,7 @@ class ExportedModel:
     def norms(self) -> tuple[NormNode, ...]:
         """Every IBNorm and SkipIBNorm node, in the order of the graph."""
         op_types = (*OP_TYPES, *SKIP_OP_TYPES)
-        return tuple(_norm_node(n) for n in self.proto.graph.node if n.domain == DOMAIN and n.op_type in op_types)
+        return tuple(norm_node(n) for n in self.proto.graph.node if n.domain == DOMAIN and n.op_type in op_types)
 
     @cached_property
     def operators(self) -> dict[str, int]:

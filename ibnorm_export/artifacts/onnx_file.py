@@ -1,8 +1,8 @@
 """Read ONNX files that may be damaged or hostile.
 
 Nothing here runs a model. External data must be in the file's folder and be as long as the file claims before any
-of it is used. In the cache of Hugging Face, the file and its data are symbolic links to one folder of blobs: data may be
-where the file itself is linked to.
+of it is used. In the cache of Hugging Face, the file and its data are symbolic links to one folder of blobs, so data
+may be where the file itself is linked to.
 """
 
 from __future__ import annotations

@@ -1,23 +1,33 @@
-"""Which weights and norms take part in a checkpoint's output, and which operators leave float64."""
+"""What one run of a checkpoint uses: weights, norms, constants, numbers and operators."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
 
-from ibnorm_export.artifacts.float64_parameters import storage_identity
+from ibnorm_export.artifacts.float64_parameters import Widened, storage_identity
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.tensors import Arrays
 from ibnorm_export.op.float64_mode import compute_in_float64
 from ibnorm_export.op.torch_op import IBNorm
 
 __all__ = ["Coverage", "measure_coverage"]
+
+#: The most elements of constants that are kept, all together.
+_MAX_ELEMENTS: Final = 1 << 20
+
+#: Operators whose numbers are sizes, axes and positions, which a file states in another form.
+_SHAPE_OPERATORS: Final = frozenset(
+    {"view", "_unsafe_view", "reshape", "expand", "permute", "transpose", "unsqueeze", "squeeze", "slice", "select"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,33 +36,65 @@ class Coverage:
 
     Args:
         weights: names of the state dict that take part in the output.
-        norms: module paths of the IBNorm modules that ran.
+        norms: how often each IBNorm module ran, by module path, in the order of their first run.
         narrow_operators: operators that returned floating-point values of a dtype other than float64, although
             `compute_in_float64` widens casts: those that write to a tensor of another dtype.
+        operators: names of the operators that ran, without their overloads.
+        numbers: numbers that operators were given: Python's own and those of tensors with one element.
+        constants: tensors that operators took or returned and that depend on no input; only small ones.
     """
 
     weights: frozenset[str]
-    norms: frozenset[str]
-    narrow_operators: frozenset[str]
+    norms: Mapping[str, int]
+    _: KW_ONLY
+    narrow_operators: frozenset[str] = frozenset()
+    operators: frozenset[str] = frozenset()
+    numbers: frozenset[float] = frozenset()
+    constants: tuple[Tensor, ...] = ()
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    """Records the tensors that operators take, and the operators whose results are not float64."""
+    """Records what operators take and return.
 
-    def __init__(self) -> None:
+    Args:
+        inputs: the inputs of the run. What is computed from them is data; everything else is constant.
+    """
+
+    def __init__(self, inputs: Sequence[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self.identities: set[int] = set()
         self.narrow: set[str] = set()
+        self.operators: set[str] = set()
+        self.numbers: set[float] = set()
+        self.constants: list[Tensor] = []
+        self._room = _MAX_ELEMENTS
+        self._data = WeakIdKeyDictionary(dict.fromkeys(inputs, True))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        for value in tree_leaves((args, kwargs)):
-            if isinstance(value, Tensor):
-                self.identities.add(storage_identity(value))
-        for value in tree_leaves(result):
-            if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64:
-                self.narrow.add(str(func))
+        given, made = tree_leaves((args, kwargs)), [v for v in tree_leaves(result) if isinstance(v, Tensor)]
+        name = str(func.overloadpacket).removeprefix("aten.")
+        self.operators.add(name)
+        tensors = [value for value in given if isinstance(value, Tensor)]
+        self.identities.update(storage_identity(tensor) for tensor in tensors)
+        if any(value.is_floating_point() and value.dtype != torch.float64 for value in made):
+            self.narrow.add(str(func))
+        if name not in _SHAPE_OPERATORS:
+            self.numbers.update(float(v) for v in given if isinstance(v, (int, float)) and not isinstance(v, bool))
+        if any(tensor in self._data for tensor in tensors):
+            self._data.update(dict.fromkeys(made, True))
+            made = []
+        for value in (*tensors, *made):
+            if value not in self._data and not isinstance(value, Widened):
+                self._keep(value)
         return result
+
+    def _keep(self, constant: Tensor) -> None:
+        if constant.numel() == 1:
+            self.numbers.add(float(constant.item()))
+        elif 1 < constant.numel() <= self._room and not any(constant is known for known in self.constants):
+            self._room -= constant.numel()
+            self.constants.append(constant.detach())
 
 
 def measure_coverage(model: LoadedModel, truth: nn.Module, *, inputs: Arrays) -> Coverage:
@@ -63,15 +105,15 @@ def measure_coverage(model: LoadedModel, truth: nn.Module, *, inputs: Arrays) ->
         truth: a float64 copy of its module.
         inputs: arrays by name.
     """
-    norms: set[str] = set()
+    norms: Counter[str] = Counter()
 
     def record(path: str) -> Callable[..., None]:
-        return lambda *_: norms.add(path)
+        return lambda *_: norms.update([path])
 
     hooks = [m.register_forward_hook(record(path)) for path, m in truth.named_modules() if isinstance(m, IBNorm)]
     tensors = [torch.from_numpy(inputs[spec.name]) for spec in model.inputs]
     tensors = [t.double() if t.is_floating_point() else t for t in tensors]
-    watch = _Watch()
+    watch = _Watch(tensors)
     try:
         with compute_in_float64(), torch.no_grad(), watch:
             model.entry(truth)(*tensors)
@@ -80,4 +122,11 @@ def measure_coverage(model: LoadedModel, truth: nn.Module, *, inputs: Arrays) ->
             hook.remove()
     state = truth.state_dict(keep_vars=True)
     used = {name for name, tensor in state.items() if storage_identity(tensor) in watch.identities}
-    return Coverage(frozenset(used), frozenset(norms), frozenset(watch.narrow))
+    return Coverage(
+        frozenset(used),
+        dict(norms),
+        narrow_operators=frozenset(watch.narrow),
+        operators=frozenset(watch.operators),
+        numbers=frozenset(watch.numbers),
+        constants=tuple(watch.constants),
+    )

@@ -2,33 +2,77 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+from torch import Tensor
+
 from ibnorm_export.artifacts.exported_model import ExportedModel
-from ibnorm_export.artifacts.loaded_model import LoadedModel
+from ibnorm_export.artifacts.loaded_model import LoadedModel, torch_dtype
 from ibnorm_export.op.torch_op import IBNorm
+from ibnorm_export.text_report import counted
 from ibnorm_export.verifier.coverage import Coverage
-from ibnorm_export.verifier.report import StaticReport
+from ibnorm_export.verifier.dataflow import DataFlow
+from ibnorm_export.verifier.report import Finding, StaticReport
 from ibnorm_export.verifier.static_functions import check_functions
-from ibnorm_export.verifier.static_norms import check_norms
+from ibnorm_export.verifier.static_inlined import InlinedNorms
+from ibnorm_export.verifier.static_norms import check_norms, norm_nodes
 from ibnorm_export.verifier.static_weights import compare_weights
+from ibnorm_export.verifier.weight_values import WeightValues
 
 __all__ = ["check_static"]
 
 
 def check_static(exported: ExportedModel, model: LoadedModel, *, coverage: Coverage) -> StaticReport:
-    """Compare norm nodes, function bodies and weights with those of the checkpoint.
+    """Compare what the outputs of the file depend on with the checkpoint: norm nodes, functions and constants.
 
     Args:
         exported: the file.
         model: the checkpoint.
         coverage: what takes part in the checkpoint's output; the rest need not be in the file.
     """
-    weights = compare_weights(exported, model, coverage=coverage)
-    if exported.metadata.inlined:
-        note = (
-            "the norms are inlined, so their nodes cannot be told from others: weights were compared; lambda and "
-            "epsilon are covered only by the numeric verdict"
-        )
-        norms = sum(isinstance(module, IBNorm) for module in model.module.modules())
-        return StaticReport(norms, weights.compared, weights.findings, (note, *weights.notes))
-    findings = (*check_norms(exported, model, coverage=coverage), *check_functions(exported), *weights.findings)
-    return StaticReport(len(exported.norms), weights.compared, findings, weights.notes)
+    flow = DataFlow(exported)
+    values = WeightValues(model, torch_dtype(exported.dtype))
+
+    def holds(name: str, tensor: Tensor) -> bool:
+        array = flow.value(name) if flow.is_constant(name) else None
+        return array is not None and values.holds(array, tensor)
+
+    modules = {path: module for path, module in model.module.named_modules() if isinstance(module, IBNorm)}
+    inlined = InlinedNorms(flow, {module.spec for module in modules.values()}, holds=holds)
+    weights = compare_weights(flow, model, coverage=coverage, values=values)
+    findings = (
+        *check_norms(flow, modules, coverage=coverage, holds=holds, inlined=inlined),
+        *check_functions(flow),
+        *_claim_problems(exported, model, flow=flow),
+        *weights.findings,
+    )
+    norms = len(norm_nodes(flow)) + inlined.recognised
+    return StaticReport(norms, weights.compared, findings, (*_notes(flow, inlined), *weights.notes))
+
+
+def _notes(flow: DataFlow, inlined: InlinedNorms) -> Iterator[str]:
+    """What a reader should know about a file that is not as an export writes it."""
+    exported = flow.exported
+    if inlined.recognised:
+        what = counted(inlined.recognised, "norm")
+        yield f"{what} of the file are inlined and were recognised by their operators, numbers and weights"
+    if flow.unreached:
+        first = ", ".join(str(node) for node in flow.unreached[:3])
+        yield f"no output depends on {counted(len(flow.unreached), 'node')} of the file ({first})"
+    if exported.stored_dtype is not exported.dtype:
+        yield f"the export was in {exported.dtype}, but most weights are stored in {exported.stored_dtype}"
+
+
+def _claim_problems(exported: ExportedModel, model: LoadedModel, *, flow: DataFlow) -> Iterator[Finding]:
+    """What the metadata states and the file or the checkpoint does not bear out."""
+    metadata = exported.metadata
+    if metadata.inlined and norm_nodes(flow):
+        yield Finding("metadata", f"states that norms are inlined, but the file has {len(norm_nodes(flow))} norm nodes")
+    for path, spec in metadata.norms.items():
+        norm = model.norms.get(path)
+        if norm is None:
+            yield Finding(f"metadata of norm {path}", "the checkpoint has no such norm")
+        elif spec != norm.to_config():
+            yield Finding(f"metadata of norm {path}", f"states {spec}; the checkpoint has {norm.to_config()}")
+    for path in model.norms.keys() - metadata.norms.keys():
+        yield Finding(f"metadata of norm {path}", "is missing; the checkpoint has the norm")

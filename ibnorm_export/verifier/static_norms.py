@@ -1,36 +1,81 @@
-"""Check that every norm of the checkpoint has a node in the file with the right attributes and weights."""
+"""Check that every norm of the checkpoint has a node in the file with the right attributes, weights and order."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final
 
-from ibnorm_export.artifacts.exported_model import ExportedModel, NormNode
-from ibnorm_export.artifacts.loaded_model import LoadedModel
+import torch
+from torch import Tensor
+
+from ibnorm_export.artifacts.exported_model import NormNode, norm_node
+from ibnorm_export.op.spec import DOMAIN
 from ibnorm_export.op.torch_op import IBNorm
+from ibnorm_export.text_report import counted
 from ibnorm_export.verifier.coverage import Coverage
+from ibnorm_export.verifier.dataflow import DataFlow
 from ibnorm_export.verifier.report import Finding
+from ibnorm_export.verifier.static_inlined import InlinedNorms
 
-__all__ = ["check_norms"]
+__all__ = ["check_norms", "norm_nodes"]
+
+#: The end of the name of the second and later nodes of a module.
+_REPEATED: Final = re.compile(r"#\d+$")
 
 
-def check_norms(exported: ExportedModel, model: LoadedModel, *, coverage: Coverage) -> Iterator[Finding]:
-    """Compare the norm nodes of the file with the IBNorm modules of the checkpoint."""
-    modules = {path: module for path, module in model.module.named_modules() if isinstance(module, IBNorm)}
-    shared_names: dict[int, set[str]] = {}
-    for name, parameter in model.module.state_dict(keep_vars=True).items():
-        shared_names.setdefault(id(parameter), set()).add(name)
-    present = {node.module for node in exported.norms}
-    for path in modules:
-        if path in coverage.norms and path not in present:
-            yield Finding(f"norm {path}", "no node in the file: the norm was dropped")
-    for node in exported.norms:
-        if node.module not in modules:
+def norm_nodes(flow: DataFlow) -> tuple[NormNode, ...]:
+    """The norm nodes that an output depends on."""
+    found = (norm_node(node.proto) for node in flow.nodes if node.proto.domain == DOMAIN)
+    return tuple(found)
+
+
+def _module(node: NormNode, modules: Mapping[str, IBNorm]) -> str:
+    """The module of a node; its name where a tool has dropped the metadata of nodes."""
+    return node.module if node.module in modules else _REPEATED.sub("", node.module)
+
+
+def check_norms(
+    flow: DataFlow,
+    modules: Mapping[str, IBNorm],
+    *,
+    coverage: Coverage,
+    holds: Callable[[str, Tensor], bool],
+    inlined: InlinedNorms,
+) -> Iterator[Finding]:
+    """Compare the norms of the file with the IBNorm modules of the checkpoint.
+
+    Args:
+        flow: the data flow of the file.
+        modules: the norms of the checkpoint by their path.
+        coverage: how often each norm ran, in the order in which they ran.
+        holds: (name of a constant of the file, weight) -> whether it has the value of the weight.
+        inlined: the norms of the file that have no node.
+    """
+    nodes = norm_nodes(flow)
+    count = Counter(_module(node, modules) for node in nodes)
+    for path, ran in coverage.norms.items():
+        if path in modules and count[path] != ran and (count[path] or not inlined.take(modules[path], count=ran)):
+            yield Finding(f"norm {path}", _count_problem(modules[path], count[path], ran=ran))
+    for node in nodes:
+        path = _module(node, modules)
+        if path not in modules:
             yield Finding(f"norm {node.module}", "in the file but not in the checkpoint")
             continue
-        where = f"norm {node.module} (node {node.name})"
-        module = modules[node.module]
-        problems = (*_attribute_problems(node, module), *_affine_problems(node, module, shared_names=shared_names))
+        where = f"norm {path} (node {node.name})"
+        problems = (*_attribute_problems(node, modules[path]), *_affine_problems(node, modules[path], holds=holds))
         yield from (Finding(where, problem) for problem in problems)
+    yield from _order_problems(flow, modules, coverage=coverage)
+
+
+def _count_problem(norm: IBNorm, count: int, *, ran: int) -> str:
+    if count:
+        return f"has {counted(count, 'node')}, but the module runs {counted(ran, 'time')}"
+    return (
+        f"no output depends on a node of it, or on standard operators that compute {norm.spec} with its weights: the "
+        "norm was dropped or changed"
+    )
 
 
 def _attribute_problems(node: NormNode, module: IBNorm) -> Iterator[str]:
@@ -44,16 +89,34 @@ def _attribute_problems(node: NormNode, module: IBNorm) -> Iterator[str]:
             yield f"attribute {name} is {node.attributes[name]!r}; the checkpoint has {expected!r}"
 
 
-def _affine_problems(node: NormNode, module: IBNorm, *, shared_names: Mapping[int, set[str]]) -> Iterator[str]:
-    """Scale and bias that are connected to another weight; a shared weight has several names."""
-    for role, state_name, connected, parameter, constant in (
-        ("scale", "weight", node.scale, module.weight, "ones"),
-        ("bias", "bias", node.bias, module.bias, "zeros"),
+def _affine_problems(node: NormNode, module: IBNorm, *, holds: Callable[[str, Tensor], bool]) -> Iterator[str]:
+    """Scale and bias that are connected to another weight. The value counts, because tools rename."""
+    for role, connected, parameter, constant in (
+        ("scale", node.scale, module.weight, torch.ones),
+        ("bias", node.bias, module.bias, torch.zeros),
     ):
-        if not module.node_has_affine:  # over several axes: applied after the node, which is as wide as they are
-            if not connected.startswith(f"ibnorm.{constant}."):
-                yield f"{role} is connected to {connected!r}; it must be ibnorm.{constant}.SIZE"
+        # Over several axes, scale and bias are applied after the node, which is as wide as they are.
+        kind = f"ibnorm.{constant.__name__}."
+        if not module.node_has_affine:
+            if not connected.startswith(kind):
+                yield f"{role} is connected to {connected!r}; it must be {kind}SIZE"
             continue
-        expected = f"{node.module}.{state_name}" if parameter is not None else f"ibnorm.{constant}.{module.features}"
-        if connected != expected and connected not in shared_names.get(id(parameter), ()):
+        own = f"{_REPEATED.sub('', node.module)}.{'weight' if role == 'scale' else 'bias'}"
+        expected = f"{kind}{module.features}" if parameter is None else own
+        value = constant(module.features) if parameter is None else parameter
+        if connected != expected and not holds(connected, value):
             yield f"{role} is connected to {connected!r}; it must be {expected!r}"
+
+
+def _order_problems(flow: DataFlow, modules: Mapping[str, IBNorm], *, coverage: Coverage) -> Iterator[Finding]:
+    """Norms that depend on a norm that runs after them in PyTorch."""
+    before = flow.norms_before()
+    paths = {n.outputs[0]: _module(norm_node(n.proto), modules) for n in flow.nodes if n.proto.domain == DOMAIN}
+    once = {path for path, number in Counter(paths.values()).items() if number == coverage.norms.get(path) == 1}
+    rank = {path: position for position, path in enumerate(coverage.norms)}
+    for output, sources in before.items():
+        path = paths[output]
+        later = sorted({paths[s] for s in sources} & once, key=lambda p: rank[p]) if path in once else []
+        if later and rank[later[-1]] > rank[path]:
+            what = f"depends on norm {later[-1]}, which runs after it in the checkpoint: they were exchanged"
+            yield Finding(f"norm {path}", what)

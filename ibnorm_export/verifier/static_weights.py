@@ -1,61 +1,124 @@
-"""Check that the file has every weight of the checkpoint: bit for bit, or within one step if quantised."""
+"""Check every constant that the outputs of a file depend on: it is a weight of the checkpoint, or it is explained."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
-from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.errors import ModelFileError
+from ibnorm_export.text_report import counted
+from ibnorm_export.verifier.constants import KnownConstants
 from ibnorm_export.verifier.coverage import Coverage
+from ibnorm_export.verifier.dataflow import ConstantUse, DataFlow
 from ibnorm_export.verifier.report import Finding
 from ibnorm_export.verifier.stored_weights import QuantizedValues, StoredWeight, StoredWeights
 from ibnorm_export.verifier.tolerances import QUANTIZATION_STEPS
+from ibnorm_export.verifier.tool_layouts import BLOCKED_DOMAIN
+from ibnorm_export.verifier.weight_values import WeightValues
 
 __all__ = ["WeightsReport", "compare_weights"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class WeightsReport:
-    """How many weights were compared, what is wrong, and remarks for the reader."""
+    """How many weights were compared, what is wrong, remarks, and which tensors of the checkpoint the file uses."""
 
-    compared: int
-    findings: tuple[Finding, ...]
-    notes: tuple[str, ...]
+    compared: int = 0
+    findings: list[Finding] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    used: set[int] = field(default_factory=set)
+
+    def add(self, tensors: tuple[Tensor, ...], problem: str = "", *, name: str = "") -> None:
+        """Count a weight, and report what is wrong with it."""
+        self.compared += 1
+        self.used.update(id(tensor) for tensor in tensors)
+        if problem:
+            self.findings.append(Finding(f"weight {name}", problem))
 
 
-def compare_weights(exported: ExportedModel, model: LoadedModel, *, coverage: Coverage) -> WeightsReport:
-    """Compare the file's weights and constants with the checkpoint.
+def compare_weights(flow: DataFlow, model: LoadedModel, *, coverage: Coverage, values: WeightValues) -> WeightsReport:
+    """Compare the constants of the file with the checkpoint.
+
+    A constant with the name of a weight is compared with that weight. Another one is compared with all weights by its
+    value, because tools rename; one that is no weight must be explained, see `KnownConstants`.
 
     Args:
-        exported: the file.
+        flow: the data flow of the file.
         model: the checkpoint.
-        coverage: the weights that take part in the output; the others need not be in the file.
+        coverage: what takes part in the output of the checkpoint; other weights need not be in the file.
+        values: the weights of the checkpoint by value.
     """
-    stored = StoredWeights(exported)
-    findings = [
-        Finding(f"constant {name}", f"every value must be {expected:g}")
-        for name, expected, values in stored.constants()
-        if not (values == expected).all()
-    ]
-    weights = list(stored.of(model))
-    findings += [
-        Finding(f"weight {weight.name}", problem) for weight in weights if (problem := _compare(stored, weight))
-    ]
+    stored = StoredWeights(flow.exported)
+    named = {weight.name: weight for weight in stored.of(model)}
+    # A weight in blocks of few bits is several tensors, which are compared together.
+    quantized = {part: weight for weight in named.values() if weight.quantized for part in stored.parts(weight)}
+    known = KnownConstants(model, coverage)
+    report = WeightsReport()
+    seen: set[str] = set()
+    for use in flow.constant_uses:
+        weight = quantized.get(use.name) or (named.get(use.name) if flow.is_stored(use.name) else None)
+        key = use.name if weight is None else weight.name
+        if key not in seen:
+            seen.add(key)
+            if weight is not None:
+                report.add(weight.tensors, _compare(stored, weight), name=weight.name)
+            else:
+                _compare_unnamed(flow, use, report=report, known=known, values=values)
+    report.findings += _missing(model, coverage, report=report, in_file=named)
     state = model.module.state_dict(keep_vars=True)
-    in_file = {id(tensor) for weight in weights for tensor in weight.tensors}
-    findings += [
-        Finding(f"weight {name}", "used by the checkpoint but not in the file")
-        for name, tensor in state.items()
-        if id(tensor) not in in_file and name in coverage.weights
-    ]
     unused = [name for name, tensor in state.items() if name not in coverage.weights and tensor.is_floating_point()]
-    note = f"{len(unused)} weights of the checkpoint do not affect its output: {', '.join(unused[:5])}"
-    return WeightsReport(len(weights), tuple(findings), (note,) if unused else ())
+    if unused:
+        what = counted(len(unused), "weight")
+        report.notes.append(f"{what} of the checkpoint do not affect its output: {', '.join(unused[:5])}")
+    return report
+
+
+def _missing(
+    model: LoadedModel, coverage: Coverage, *, report: WeightsReport, in_file: dict[str, StoredWeight]
+) -> Iterator[Finding]:
+    """Weights that the checkpoint uses and the outputs of the file do not."""
+    idle = {id(tensor) for weight in in_file.values() for tensor in weight.tensors}
+    for name, tensor in model.module.state_dict(keep_vars=True).items():
+        if name in coverage.weights and id(tensor) not in report.used:
+            unused = "no output of the file depends on it, though the checkpoint uses it"
+            yield Finding(
+                f"weight {name}", unused if id(tensor) in idle else "used by the checkpoint but not in the file"
+            )
+
+
+def _compare_unnamed(
+    flow: DataFlow, use: ConstantUse, *, report: WeightsReport, known: KnownConstants, values: WeightValues
+) -> None:
+    """Compare a constant that does not have the name of a weight, by its value."""
+    kind, expected = _fill(use.name)
+    array = flow.value(use.name)
+    if array is not None and kind and not (np.asarray(array, dtype=np.float32) == expected).all():
+        report.findings.append(Finding(f"constant {use.name}", f"every value must be {expected:g}"))
+    elif array is None:
+        report.findings.append(Finding(f"constant {use.name}", f"{_place(use)}; its value cannot be computed here"))
+    elif not kind and not known.explains_use(use, array):
+        if tensors := values.find(array, blocked=use.node is not None and use.node.proto.domain == BLOCKED_DOMAIN):
+            report.add(tensors)
+        elif problem := known.problem(array):
+            nearest = values.nearest(array)
+            report.findings.append(Finding(f"constant {use.name}", f"{_place(use)}; {nearest or problem}"))
+
+
+def _fill(name: str) -> tuple[str, float]:
+    """The kind and value of a constant that stands for a scale or bias that a norm does not have."""
+    prefix, _, rest = name.partition(".")
+    kind = rest.partition(".")[0] if prefix == "ibnorm" else ""
+    return (kind, 1.0) if kind == "ones" else (kind, 0.0) if kind == "zeros" else ("", 0.0)
+
+
+def _place(use: ConstantUse) -> str:
+    return "is an output" if use.node is None else f"is used by the {use.node}"
 
 
 def _compare(stored: StoredWeights, weight: StoredWeight) -> str:

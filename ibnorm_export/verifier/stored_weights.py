@@ -68,13 +68,6 @@ class StoredWeights:
     def __init__(self, exported: ExportedModel) -> None:
         self._file = exported
 
-    def constants(self) -> Iterator[tuple[str, float, NDArray[np.float32]]]:
-        """Name, expected value and values of the ones and zeros that stand for a scale or bias a norm does not have."""
-        for name in self._file.weights:
-            kind, _, _ = name.removeprefix("ibnorm.").partition(".")
-            if name.startswith("ibnorm.") and kind in ("ones", "zeros"):
-                yield name, 1.0 if kind == "ones" else 0.0, np.asarray(self.read(name), dtype=np.float32)
-
     def of(self, model: LoadedModel) -> Iterator[StoredWeight]:
         """Every weight of the checkpoint that the file has."""
         dtype = torch_dtype(self._file.dtype)
@@ -95,6 +88,11 @@ class StoredWeights:
         plain = name in self._file.weights
         if plain or stored_bits(self._file, name) is not None:
             yield StoredWeight(name, tensors, dtype=dtype, transposed=transposed, quantized=not plain)
+
+    def parts(self, weight: StoredWeight) -> tuple[str, ...]:
+        """Names of the tensors that a quantised weight consists of."""
+        bits = stored_bits(self._file, weight.name)
+        return tuple(f"{weight.name}_{part}" for part in (f"Q{bits}", "scales", "zero_points"))
 
     def read(self, name: str) -> NDArray[Any]:
         """The value of a weight that is not quantised.

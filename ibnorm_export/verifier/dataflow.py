@@ -1,0 +1,244 @@
+"""What the outputs of a file depend on: nodes and constants that are reached from them, through subgraphs too.
+
+A value that depends on no input is constant, whether it is stored or computed by nodes. Only the last constant before
+the data counts: a weight that goes through a Transpose, Cast or Mul is judged by what comes out. So a file is judged
+alike before and after a tool has folded its constants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
+from functools import cached_property
+from typing import Any, Final
+
+import numpy as np
+import onnx
+import onnx.helper
+import onnx.inliner
+import onnx.reference
+from numpy.typing import NDArray
+
+from ibnorm_export.artifacts.exported_model import ExportedModel
+from ibnorm_export.artifacts.onnx_file import read_tensor
+from ibnorm_export.errors import ModelFileError
+from ibnorm_export.op.spec import DOMAIN
+
+__all__ = ["ConstantUse", "DataFlow", "FlowNode"]
+
+#: Operators whose result differs from run to run.
+_RANDOM: Final = frozenset(
+    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class FlowNode:
+    """One node. Names of values are unique in the file: those of subgraphs are qualified.
+
+    Args:
+        proto: the node.
+        inputs: names of its inputs; "" for one that is left out.
+        outputs: names of its outputs.
+        captured: names of the results of its subgraphs.
+    """
+
+    proto: onnx.NodeProto
+    inputs: tuple[str, ...]
+    _: KW_ONLY
+    outputs: tuple[str, ...]
+    captured: tuple[str, ...]
+
+    @property
+    def module(self) -> str:
+        """Path of the PyTorch module that it came from; empty if the file does not record it."""
+        return next((p.value for p in self.proto.metadata_props if p.key == "module"), "")
+
+    def __str__(self) -> str:
+        return f"{self.proto.op_type} node {self.proto.name or self.outputs[0]!r}"
+
+
+@dataclass(frozen=True, slots=True)
+class ConstantUse:
+    """A constant that a node combines with data; or that is an output of the file, without a node."""
+
+    name: str
+    node: FlowNode | None
+    position: int
+
+
+class DataFlow:
+    """The data flow of one file.
+
+    Args:
+        exported: the file.
+    """
+
+    def __init__(self, exported: ExportedModel) -> None:
+        self.exported = exported
+        self._graph = _inlined(exported.proto).graph
+        self._stored: dict[str, onnx.TensorProto] = {}
+        self._data: set[str] = set()
+        self._producers: dict[str, FlowNode] = {}
+        self._values: dict[str, NDArray[Any] | None] = {}
+        self._all: list[FlowNode] = []
+        names = self._read(self._graph, {}, level="")
+        self._outputs = [names[output.name] for output in self._graph.output if output.name in names]
+
+    def _read(self, graph: onnx.GraphProto, outer: dict[str, str], *, level: str) -> dict[str, str]:
+        """Register the values of a graph and return their unique names, with those of the graphs around it."""
+        names = dict(outer)
+
+        def unique(name: str) -> str:
+            names[name] = f"{name}{level}"
+            return names[name]
+
+        for tensor in graph.initializer:
+            self._stored[unique(tensor.name)] = tensor
+        for value in graph.input:
+            if names.get(value.name) not in self._stored:
+                self._data.add(unique(value.name))
+        for index, node in enumerate(graph.node):
+            captured: list[str] = []
+            for number, body in enumerate(_subgraphs(node)):
+                inner = self._read(body, names, level=f"{level}@{index}.{number}")
+                captured += [inner[output.name] for output in body.output if output.name in inner]
+            inputs = tuple(names.get(name, name) for name in node.input)
+            outputs = tuple(unique(name) if name else "" for name in node.output)
+            made = FlowNode(node, inputs, outputs=outputs, captured=tuple(captured))
+            self._all.append(made)
+            self._producers.update((name, made) for name in outputs if name)
+        return names
+
+    @cached_property
+    def reached(self) -> frozenset[str]:
+        """Names of all values that an output depends on."""
+        seen: set[str] = set()
+        waiting = list(self._outputs)
+        while waiting:
+            name = waiting.pop()
+            if name and name not in seen:
+                seen.add(name)
+                node = self._producers.get(name)
+                waiting += () if node is None else (*node.inputs, *node.captured)
+        return frozenset(seen)
+
+    @cached_property
+    def nodes(self) -> tuple[FlowNode, ...]:
+        """Nodes that an output depends on, in the order of the file; those of subgraphs come before their node."""
+        return tuple(node for node in self._all if any(name in self.reached for name in node.outputs))
+
+    @property
+    def unreached(self) -> tuple[FlowNode, ...]:
+        """Nodes that no output depends on."""
+        return tuple(node for node in self._all if not any(name in self.reached for name in node.outputs))
+
+    @cached_property
+    def _constant(self) -> frozenset[str]:
+        known = set(self._stored)
+        for node in self._all:
+            proto = node.proto
+            fixed = all(name in known for name in node.inputs if name) and proto.op_type not in _RANDOM
+            if fixed and proto.domain in ("", "ai.onnx") and not any(_subgraphs(proto)):
+                known.update(name for name in node.outputs if name)
+        return frozenset(known)
+
+    @cached_property
+    def constant_uses(self) -> tuple[ConstantUse, ...]:
+        """Every place where a constant meets data, and every output that is constant."""
+        met = [
+            ConstantUse(name, node, position)
+            for node in self.nodes
+            if not all(name in self._constant for name in node.outputs if name)
+            for position, name in enumerate(node.inputs)
+            if name in self._constant
+        ]
+        return (*met, *(ConstantUse(name, None, 0) for name in self._outputs if name in self._constant))
+
+    def is_stored(self, name: str) -> bool:
+        """Whether the constant is an initializer, not computed by nodes."""
+        return name in self._stored
+
+    def producer(self, name: str) -> FlowNode | None:
+        """The node that computes a value; None for an input or an initializer."""
+        return self._producers.get(name)
+
+    def is_constant(self, name: str) -> bool:
+        """Whether the value depends on no input."""
+        return name in self._constant
+
+    def value(self, name: str) -> NDArray[Any] | None:
+        """The value of a constant; None if it cannot be computed here.
+
+        Raises:
+            ModelFileError: a tensor is damaged.
+        """
+        if name not in self._values:
+            if name in self._stored:
+                return read_tensor(self._stored[name], self.exported.path)  # mapped, so not kept
+            self._values.update(zip(self._producers[name].outputs, self._compute(name), strict=True))
+        return self._values[name]
+
+    def _compute(self, name: str) -> Sequence[NDArray[Any] | None]:
+        node = self._producers[name]
+        if node.proto.op_type == "Constant" and [a.name for a in node.proto.attribute] == ["value"]:
+            return [read_tensor(node.proto.attribute[0].t, self.exported.path)]
+        inputs = {n: self.value(n) for n in node.inputs if n}
+        if any(value is None for value in inputs.values()):
+            return [None] * len(node.outputs)
+        try:
+            return _run_node(node, inputs, opset=self.exported.opset)
+        except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError, NotImplementedError):
+            return [None] * len(node.outputs)  # the reference lacks the operator; the caller reports the constant
+
+    def norms_before(self) -> dict[str, frozenset[str]]:
+        """For the first output of each reached norm node, the first outputs of the norm nodes that it depends on."""
+        known: dict[str, frozenset[str]] = {}
+        found: dict[str, frozenset[str]] = {}
+        for node in self.nodes:
+            sources = (known.get(name, frozenset()) for name in (*node.inputs, *node.captured))
+            before: frozenset[str] = frozenset().union(*sources)
+            if node.proto.domain == DOMAIN:
+                found[node.outputs[0]] = before
+                before |= {node.outputs[0]}
+            known.update(dict.fromkeys(node.outputs, before))
+        return found
+
+
+def _subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.GRAPH:
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def _inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with every local function expanded, except those of norms."""
+    others = sorted({(f.domain, f.name) for f in proto.functions if f.domain != DOMAIN})
+    if not others:
+        return proto
+    try:
+        expanded: onnx.ModelProto = onnx.inliner.inline_selected_functions(proto, others)
+    except RuntimeError as error:
+        raise ModelFileError(f"a function of the file cannot be expanded: {error}") from error
+    return expanded
+
+
+def _run_node(node: FlowNode, inputs: dict[str, Any], *, opset: int) -> list[NDArray[Any]]:
+    proto = onnx.NodeProto()
+    proto.CopyFrom(node.proto)
+    del proto.input[:], proto.output[:]
+    proto.input.extend(node.inputs)
+    names = [name or f"unused.{index}" for index, name in enumerate(node.outputs)]
+    proto.output.extend(names)
+    given = [_described(name, array) for name, array in inputs.items()]
+    results = [onnx.helper.make_value_info(name, onnx.TypeProto()) for name in names]
+    graph = onnx.helper.make_graph([proto], "constant", given, results)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
+    return [np.asarray(value) for value in onnx.reference.ReferenceEvaluator(model).run(None, inputs)]
+
+
+def _described(name: str, array: NDArray[Any]) -> onnx.ValueInfoProto:
+    return onnx.helper.make_tensor_value_info(
+        name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), list(array.shape)
+    )

@@ -1,0 +1,177 @@
+"""Recognise norms that were expanded into standard operators, by an inlined export or by an optimiser.
+
+The definition of the operator is the pattern. A node matches when its operators, wiring, constants and epsilon are
+those of the definition; conversions between types make no difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, dataclass
+from functools import cached_property
+from typing import Any, Final
+
+import numpy as np
+import onnx
+import onnx.helper
+import torch
+from torch import Tensor
+
+from ibnorm_export.op import onnx_functions
+from ibnorm_export.op.spec import IBNormSpec
+from ibnorm_export.op.torch_op import IBNorm
+from ibnorm_export.verifier.dataflow import DataFlow, FlowNode
+
+__all__ = ["InlinedNorms"]
+
+#: Operators that leave the value as it is.
+_CONVERSIONS: Final = frozenset({"Cast", "CastLike", "Identity"})
+
+_COMMUTATIVE: Final = frozenset({"Add", "Mul", "Max"})
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """One norm that was recognised: its spec, and the names of its scale and bias."""
+
+    op_type: str
+    lambd: float
+    _: KW_ONLY
+    epsilon: float
+    scale: str
+    bias: str
+
+
+class InlinedNorms:
+    """The norms of a file that have no node of their own.
+
+    Args:
+        flow: the data flow of the file.
+        specs: the specs to look for.
+        holds: (name of a constant of the file, tensor) -> whether it has the value of the tensor.
+    """
+
+    def __init__(self, flow: DataFlow, specs: set[IBNormSpec], *, holds: Callable[[str, Tensor], bool]) -> None:
+        self._flow = flow
+        self._specs = specs
+        self._holds = holds
+        self._taken: set[int] = set()
+
+    @property
+    def recognised(self) -> int:
+        """How many norms of the checkpoint were recognised so far."""
+        return len(self._taken)
+
+    @cached_property
+    def _found(self) -> tuple[_Found, ...]:
+        bodies = onnx_functions.functions(self._flow.exported.opset)
+        values = {(s.op_type, s.attributes()["lambd"], s.attributes()["epsilon"]) for s in self._specs}
+        patterns = [
+            _Pattern(bodies[op_type], self._flow, lambd=lambd, epsilon=epsilon)
+            for op_type, lambd, epsilon in sorted(values)
+        ]
+        return tuple(found for node in self._flow.nodes for p in patterns if (found := p.match(node)) is not None)
+
+    def take(self, norm: IBNorm, *, count: int) -> bool:
+        """Find a norm of the checkpoint that runs `count` times; what is found counts for no other norm."""
+        matching = [
+            index for index, found in enumerate(self._found) if index not in self._taken and self._is(norm, found)
+        ]
+        self._taken.update(matching[:count])
+        return len(matching) >= count
+
+    def _is(self, norm: IBNorm, found: _Found) -> bool:
+        attributes = norm.spec.attributes()
+        if (found.op_type, found.lambd, found.epsilon) != (
+            norm.spec.op_type,
+            attributes["lambd"],
+            attributes["epsilon"],
+        ):
+            return False
+        own = ((found.scale, norm.weight, torch.ones), (found.bias, norm.bias, torch.zeros))
+        for name, parameter, constant in own:
+            if norm.node_has_affine and parameter is not None:
+                same = self._holds(name, parameter)
+            else:  # over several axes, the node is as wide as they are
+                array = self._flow.value(name)
+                same = array is not None and self._holds(name, constant(array.size))
+            if not same:
+                return False
+        return True
+
+
+class _Pattern:
+    """The definition of one operator with its numbers filled in."""
+
+    def __init__(self, body: onnx.FunctionProto, flow: DataFlow, *, lambd: Any, epsilon: Any) -> None:
+        self._body = body
+        self._flow = flow
+        self._numbers = {"lambd": float(lambd), "epsilon": float(epsilon)}
+        self._producers = {name: node for node in body.node for name in node.output}
+        self._last = self._producers[self._skip_conversions(body.output[0])]
+
+    def match(self, node: FlowNode) -> _Found | None:
+        """Match the definition with the computation that ends in a node."""
+        if (node.proto.op_type, node.proto.domain) != (self._last.op_type, ""):
+            return None
+        bound = self._match_node(self._last, node, bound={})
+        if bound is None:
+            return None
+        numbers = self._numbers
+        return _Found(
+            self._body.name, numbers["lambd"], epsilon=numbers["epsilon"], scale=bound["scale"], bias=bound["bias"]
+        )
+
+    def _skip_conversions(self, name: str) -> str:
+        while (node := self._producers.get(name)) is not None and node.op_type in _CONVERSIONS:
+            name = node.input[0]
+        return name
+
+    def _match(self, wanted: str, name: str, *, bound: Mapping[str, str]) -> dict[str, str] | None:
+        """Match one value; returns what the inputs of the definition stand for, or None."""
+        wanted, name = self._skip_conversions(wanted), _source(self._flow, name)
+        if wanted in self._body.input:
+            return {**bound, wanted: name} if bound.get(wanted, name) == name else None
+        producer, node = self._producers[wanted], self._flow.producer(name)
+        if producer.op_type == "Constant":
+            return dict(bound) if self._is_constant(producer, name) else None
+        if node is None or (producer.op_type, producer.domain) != (node.proto.op_type, node.proto.domain):
+            return None
+        return self._match_node(producer, node, bound=bound)
+
+    def _match_node(self, wanted: onnx.NodeProto, node: FlowNode, *, bound: Mapping[str, str]) -> dict[str, str] | None:
+        inputs = [name for name in node.inputs if name]
+        if len(inputs) != len(wanted.input) or not self._same_epsilon(wanted, node.proto):
+            return None
+        orders = [inputs, inputs[::-1]] if wanted.op_type in _COMMUTATIVE else [inputs]
+        for order in orders:
+            found: dict[str, str] | None = dict(bound)
+            for value, name in zip(wanted.input, order, strict=True):
+                found = None if found is None else self._match(value, name, bound=found)
+            if found is not None:
+                return found
+        return None
+
+    def _same_epsilon(self, wanted: onnx.NodeProto, node: onnx.NodeProto) -> bool:
+        if not any(a.name == "epsilon" for a in wanted.attribute):
+            return True
+        given = next((a.f for a in node.attribute if a.name == "epsilon"), 1e-5)
+        return bool(np.float32(given) == np.float32(self._numbers["epsilon"]))
+
+    def _is_constant(self, wanted: onnx.NodeProto, name: str) -> bool:
+        array = self._flow.value(name) if self._flow.is_constant(name) else None
+        if array is None:
+            return False
+        (attribute,) = wanted.attribute
+        value = self._numbers.get(attribute.ref_attr_name)
+        expected = onnx.helper.get_attribute_value(attribute) if value is None else value
+        return bool(np.array_equal(np.asarray(array, np.float32).ravel(), np.asarray(expected, np.float32).ravel()))
+
+
+def _source(flow: DataFlow, name: str) -> str:
+    """The value before conversions between types; a constant stays as it is."""
+    while (node := flow.producer(name)) is not None and not flow.is_constant(name):
+        if node.proto.op_type not in _CONVERSIONS or node.proto.domain != "":
+            break
+        name = node.inputs[0]
+    return name
