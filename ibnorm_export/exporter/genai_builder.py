@@ -7,11 +7,13 @@ SimplifiedLayerNormalization. The method is not a public interface, so the versi
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib.metadata
 import io
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,12 +23,23 @@ from torch import Tensor, nn
 
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.tensors import DType
+from ibnorm_export.artifacts.tokenizer import read_json
 from ibnorm_export.errors import BackendUnavailable, ExportError
 from ibnorm_export.graph.quantization import preserved_logging
 from ibnorm_export.op.spec import DOMAIN
 from ibnorm_export.op.torch_op import IBNorm
 
-__all__ = ["BUILDER_VERSION", "build_genai", "import_builder", "write_genai_config"]
+__all__ = [
+    "BUILDER_VERSION",
+    "GENAI_CONFIG_FILE",
+    "build_genai",
+    "expected_genai_config",
+    "import_builder",
+    "write_genai_config",
+]
+
+#: The configuration of a folder for onnxruntime-genai.
+GENAI_CONFIG_FILE: Final = "genai_config.json"
 
 #: The only version whose method for norms is known.
 BUILDER_VERSION: Final = "0.18.0"
@@ -151,6 +164,21 @@ def _silenced_builder() -> Iterator[None]:
         yield
 
 
+def _make_builder(base: type[Any], model: LoadedModel, *, dtype: DType, library: str | None, cache: str) -> Any:
+    """Make a builder, which changes the model's configuration, without a graph yet; see `build_genai`."""
+    paths = {id(module): path for path, module in model.module.named_modules() if isinstance(module, IBNorm)}
+    builder_class = type("Builder", (_IBNormNodes, base), {"loaded": model.module, "paths": paths, "library": library})
+    config: Any = model.module.config
+    config._name_or_path = model.source
+    config.architectures = ["LlamaForCausalLM"]
+    # For the CPU, the builder writes half-precision models without GroupQueryAttention: they are slow, and the shapes
+    # in the file are wrong.
+    provider = "cpu" if dtype is DType.FP32 else "cuda"
+    with _silenced_builder():
+        extra = {"hf_token": False, "hf_remote": False}
+        return builder_class(config, _IR_DTYPES[dtype], _IR_DTYPES[dtype], provider, cache, extra)
+
+
 def build_genai(base: type[Any], model: LoadedModel, *, dtype: DType, library: str | None, cache: str) -> Any:
     """Run the builder on a model in memory.
 
@@ -167,17 +195,8 @@ def build_genai(base: type[Any], model: LoadedModel, *, dtype: DType, library: s
     Raises:
         ExportError: a norm of the model is not an IBNorm.
     """
-    paths = {id(module): path for path, module in model.module.named_modules() if isinstance(module, IBNorm)}
-    builder_class = type("Builder", (_IBNormNodes, base), {"loaded": model.module, "paths": paths, "library": library})
-    config: Any = model.module.config
-    config._name_or_path = model.source
-    config.architectures = ["LlamaForCausalLM"]
-    # For the CPU, the builder writes half-precision models without GroupQueryAttention: they are slow, and the shapes
-    # in the file are wrong.
-    provider = "cpu" if dtype is DType.FP32 else "cuda"
+    builder = _make_builder(base, model, dtype=dtype, library=library, cache=cache)
     with _silenced_builder():
-        extra = {"hf_token": False, "hf_remote": False}
-        builder = builder_class(config, _IR_DTYPES[dtype], _IR_DTYPES[dtype], provider, cache, extra)
         builder.make_model(model.source)
     return builder
 
@@ -186,3 +205,24 @@ def write_genai_config(builder: Any, model: LoadedModel, *, folder: Path) -> Non
     """Write genai_config.json to `folder`."""
     with _silenced_builder():
         builder.make_genai_config(model.module.config, {}, str(folder))
+
+
+def expected_genai_config(model: LoadedModel, *, dtype: DType, library: str | None) -> dict[str, Any]:
+    """Return what genai_config.json of an export contains, without building the model.
+
+    Args:
+        model: a LLaMA; it is not changed.
+        dtype: type of the export's weights and activations.
+        library: file name of the library of fused kernels in the folder; None if it has none.
+
+    Raises:
+        BackendUnavailable: onnxruntime-genai is missing or has another version.
+    """
+    base = import_builder()
+    module: Any = copy.copy(model.module)  # the builder changes the configuration, and only that
+    module.config = copy.deepcopy(module.config)
+    copied = replace(model, module=module)
+    with tempfile.TemporaryDirectory() as folder:
+        builder = _make_builder(base, copied, dtype=dtype, library=library, cache=folder)
+        write_genai_config(builder, copied, folder=Path(folder))
+        return read_json(Path(folder) / GENAI_CONFIG_FILE)

@@ -18,9 +18,16 @@ from ibnorm_export.exporter.single_file import export_file
 from ibnorm_export.files import new_folder
 from ibnorm_export.progress import Progress, silent
 
-__all__ = ["copy_companions", "earlier_export", "export_folder"]
+__all__ = ["COMPANION_FILES", "companions", "copy_companions", "earlier_export", "export_folder"]
 
-_CONFIG_FILES: Final = ("config.json", "generation_config.json")
+#: Files that belong to a language model besides its weights: configuration and tokenizer.
+COMPANION_FILES: Final = ("config.json", "generation_config.json", *TOKENIZER_FILES)
+
+
+def companions(model: LoadedModel) -> dict[str, Path]:
+    """The files of the checkpoint that an exported folder has too, by name."""
+    source = Path(model.source)
+    return {name: source / name for name in COMPANION_FILES if (source / name).is_file()}
 
 
 def copy_companions(model: LoadedModel, folder: Path) -> None:
@@ -32,9 +39,8 @@ def copy_companions(model: LoadedModel, folder: Path) -> None:
     source = Path(model.source)
     if (source / "tokenizer.json").is_file():
         FolderTokenizer(source, model.vocabulary)
-    for name in (*_CONFIG_FILES, *TOKENIZER_FILES):
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
+    for name, file in companions(model).items():
+        shutil.copyfile(file, folder / name)
 
 
 def earlier_export(folder: Path) -> set[str]:
@@ -49,7 +55,7 @@ def earlier_export(folder: Path) -> set[str]:
     if not ExportedModel(file).metadata.source_sha256:
         raise ExportError(f"{file} was not written by ibnorm-export: choose another folder, or move the file away")
     manifest = read_manifest(folder)["files"] if (folder / MANIFEST_FILE).is_file() else ()
-    return {MODEL_FILE, f"{MODEL_FILE}.data", MANIFEST_FILE, *_CONFIG_FILES, *TOKENIZER_FILES, *manifest}
+    return {MODEL_FILE, f"{MODEL_FILE}.data", MANIFEST_FILE, *COMPANION_FILES, *manifest}
 
 
 def export_folder(

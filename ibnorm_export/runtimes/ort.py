@@ -17,7 +17,16 @@ from ibnorm_export.artifacts.tensors import Arrays
 from ibnorm_export.errors import ModelFileError
 from ibnorm_export.runtimes.runner import Backend
 
-__all__ = ["LEVELS", "OrtError", "OrtRunner", "first_line", "open_session", "read_profile", "session_options"]
+__all__ = [
+    "LEVELS",
+    "MissingKernelError",
+    "OrtError",
+    "OrtRunner",
+    "first_line",
+    "open_session",
+    "read_profile",
+    "session_options",
+]
 
 #: Every exception class of ONNX Runtime.
 OrtError = (
@@ -54,6 +63,10 @@ _SPARE: Final = 3
 _UNUSED: Final = 100.0
 
 
+class MissingKernelError(ModelFileError):
+    """The types of a model agree, but the runtime has no kernel for an operator in one of them."""
+
+
 def session_options(threads: int | None, profile: Path | None) -> ort.SessionOptions:
     """Make the options of a session.
 
@@ -88,6 +101,7 @@ def open_session(
         level: optimisation level, a key of `LEVELS`.
 
     Raises:
+        MissingKernelError: the runtime has no kernel for an operator, e.g. in bfloat16 on a CPU.
         ModelFileError: the runtime cannot load the model; the message quotes the runtime's own.
     """
     options.graph_optimization_level = LEVELS[level]
@@ -100,7 +114,8 @@ def open_session(
             source if isinstance(source, bytes) else str(source), options, providers=list(providers)
         )
     except OrtError as error:
-        raise ModelFileError(f"{label}: ONNX Runtime cannot load it: {first_line(error)}") from error
+        kind = MissingKernelError if isinstance(error, state.NotImplemented) else ModelFileError
+        raise kind(f"{label}: ONNX Runtime cannot load it: {first_line(error)}") from error
 
 
 class OrtRunner:

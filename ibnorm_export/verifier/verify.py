@@ -23,13 +23,15 @@ from ibnorm_export.progress import Progress, silent
 from ibnorm_export.verifier.comparison import Comparison
 from ibnorm_export.verifier.coverage import Coverage, measure_coverage
 from ibnorm_export.verifier.expected import check_expected
+from ibnorm_export.verifier.folder import with_folder
+from ibnorm_export.verifier.loading import with_loading
 from ibnorm_export.verifier.matching import require_match
 from ibnorm_export.verifier.numeric import check_numeric
 from ibnorm_export.verifier.options import VerifyOptions
 from ibnorm_export.verifier.quality import require_predictions
 from ibnorm_export.verifier.quantized import check_quantized
 from ibnorm_export.verifier.reference import Reference
-from ibnorm_export.verifier.report import Finding, NumericReport, ParityReport
+from ibnorm_export.verifier.report import Finding, NumericReport, ParityReport, StaticReport
 from ibnorm_export.verifier.samples import RefusedInputError, prepare_samples, refusals
 from ibnorm_export.verifier.static import check_static
 
@@ -75,7 +77,7 @@ def verify(
     return ParityReport(
         str(exported.path),
         model.source,
-        static=check_static(exported, model, coverage=coverage) if options.static else None,
+        static=_check_static(exported, model, coverage=coverage) if options.static else None,
         numeric=_run(comparison, tokens=tokens),
         expected=expected,
         notes=(
@@ -87,6 +89,11 @@ def verify(
             *_find_assumptions(model, options),
         ),
     )
+
+
+def _check_static(exported: ExportedModel, model: LoadedModel, *, coverage: Coverage) -> StaticReport:
+    """The static verdict about the file, and about the folder of a language model."""
+    return with_folder(check_static(exported, model, coverage=coverage), exported, model)
 
 
 def _find_notes(model: LoadedModel, coverage: Coverage) -> Iterator[str]:
@@ -122,7 +129,7 @@ def _run(comparison: Comparison, *, tokens: NDArray[np.int64] | None) -> Numeric
     """The numeric verdict. A file that the runtime refuses is a finding, in addition to the static ones."""
     check = check_quantized if comparison.file.metadata.quantization else check_numeric
     try:
-        return check(comparison, tokens=tokens)
+        return with_loading(check(comparison, tokens=tokens), comparison)
     except RefusedInputError:
         raise
     except ModelFileError as error:

@@ -1,0 +1,46 @@
+"""Load the file itself in a runtime, whatever copy of it the numbers come from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ibnorm_export.artifacts.exported_model import ExportedModel
+from ibnorm_export.artifacts.tensors import DType
+from ibnorm_export.errors import ModelFileError
+from ibnorm_export.verifier.comparison import Comparison
+from ibnorm_export.verifier.report import Finding, NumericReport
+
+__all__ = ["with_loading"]
+
+
+def with_loading(report: NumericReport, comparison: Comparison) -> NumericReport:
+    """The report with what happens when ONNX Runtime loads the file itself, if a copy of it was run.
+
+    Half-precision files are run as a copy that rounds, quantised ones as a copy that does not.
+    """
+    file = comparison.file
+    copied = comparison.options.backend == "ort-cpu" and (
+        file.dtype is not DType.FP32 or file.metadata.quantization is not None
+    )
+    if not copied or any(finding.where == "runtime" for finding in report.findings):
+        return report
+    problem, note = _load(file)
+    findings = (*report.findings, Finding("runtime", problem)) if problem else report.findings
+    return replace(report, findings=findings, notes=(*report.notes, note) if note else report.notes)
+
+
+def _load(file: ExportedModel) -> tuple[str, str]:
+    """What is wrong with the file, and what could not be tried; both empty if the runtime loads it."""
+    from ibnorm_export.runtimes.ort import MissingKernelError, open_session, session_options
+
+    try:
+        options = session_options(None, None)
+        open_session(file.path, options, library=None, providers=["CPUExecutionProvider"], level="none")
+    except MissingKernelError:
+        return "", (
+            f"ONNX Runtime accepts the types of the file, but cannot run it on a CPU, where operators in {file.dtype} "
+            "have no kernels"
+        )
+    except ModelFileError as error:
+        return str(error), ""
+    return "", ""

@@ -1,0 +1,55 @@
+"""Check that the types in a file agree: inputs with what operators take, and outputs with what they declare."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Final
+
+import onnx
+import onnx.shape_inference
+
+from ibnorm_export.artifacts.exported_model import ExportedModel
+from ibnorm_export.verifier.report import Finding
+
+__all__ = ["check_types"]
+
+#: Initializers up to this size can be shapes or axes, whose values decide types and shapes; others keep only theirs.
+_SMALL_BYTES: Final = 4096
+
+#: How ONNX's inference reports that types differ. Other problems are about shapes, which the builder of
+#: onnxruntime-genai declares wrongly for some constants.
+_ABOUT_TYPES: Final = re.compile(r"elem type|inconsistent type|type constraint|TypeInferenceError|type mismatch", re.I)
+
+
+def check_types(exported: ExportedModel) -> Iterator[Finding]:
+    """Infer the type of every value and compare it with what operators take and the file declares.
+
+    Operators of other domains are not checked; nothing is inferred after them.
+    """
+    try:
+        onnx.shape_inference.infer_shapes(_without_weights(exported.proto), check_type=True, strict_mode=True)
+    except onnx.shape_inference.InferenceError as error:
+        lines = [line.strip() for line in str(error).splitlines()]
+        for line in [line for line in lines if _ABOUT_TYPES.search(line)][:3]:
+            yield Finding("types", f"a runtime cannot load the file: {line[:200]}")
+
+
+def _without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy whose large initializers have only types and shapes."""
+    light = onnx.ModelProto()
+    light.ir_version = proto.ir_version
+    light.opset_import.extend(proto.opset_import)
+    light.functions.extend(proto.functions)
+    graph = light.graph
+    graph.name = proto.graph.name
+    graph.node.extend(proto.graph.node)
+    graph.input.extend(proto.graph.input)
+    graph.output.extend(proto.graph.output)
+    graph.value_info.extend(proto.graph.value_info)
+    for tensor in proto.graph.initializer:
+        if tensor.data_location != onnx.TensorProto.EXTERNAL and tensor.ByteSize() <= _SMALL_BYTES:
+            graph.initializer.append(tensor)
+        else:
+            graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+    return light
