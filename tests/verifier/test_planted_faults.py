@@ -168,20 +168,26 @@ def test_a_missing_function_is_named(exported_vit: ExportedModel, vit: LoadedMod
     assert any("IBNormT" in str(f) and "not in the file" in str(f) for f in report.findings)
 
 
+def rename_a_bias(proto: onnx.ModelProto) -> None:
+    initializer(proto, "classifier.bias").name = "unknown"
+    for node in proto.graph.node:
+        for position, name in enumerate(node.input):
+            if name == "classifier.bias":
+                node.input[position] = "unknown"
+
+
 def test_a_weight_that_is_not_in_the_file(exported_vit: ExportedModel, vit: LoadedModel, tmp_path: Path) -> None:
-    """The values are in the file under a name that the checkpoint does not have."""
+    """Its name makes no difference, as tools rename; its values do."""
 
-    def rename(proto: onnx.ModelProto) -> None:
-        initializer(proto, "classifier.bias").name = "unknown"
-        for node in proto.graph.node:
-            for position, name in enumerate(node.input):
-                if name == "classifier.bias":
-                    node.input[position] = "unknown"
+    def change(proto: onnx.ModelProto) -> None:
+        rename_a_bias(proto)
+        rewrite(proto, "unknown", lambda a: a + 1e-4 * (a == a[1]))
 
-    report = verify(plant(exported_vit, tmp_path, rename), vit)
+    assert verify(plant(exported_vit, tmp_path, rename_a_bias), vit, options=VerifyOptions(samples=1))
+    report = verify(plant(exported_vit, tmp_path, change), vit, options=VerifyOptions(samples=1))
     assert not report
-    assert report.numeric
-    assert any(f.where == "weight classifier.bias" for f in report.findings)
+    assert {f.where for f in report.findings} >= {"weight classifier.bias", "constant unknown"}
+    assert any("copy of the weight classifier.bias with 1 of 10 values changed" in str(f) for f in report.findings)
 
 
 def test_a_checkpoint_with_other_weights(exported_vit: ExportedModel, vit_checkpoint: Path, tmp_path: Path) -> None:
@@ -196,7 +202,7 @@ def test_a_checkpoint_with_other_weights(exported_vit: ExportedModel, vit_checkp
 
 
 def test_a_fault_in_an_inlined_file(vit: LoadedModel, vit_checkpoint: Path, tmp_path: Path) -> None:
-    """Its norms cannot be distinguished from other nodes: only the numeric verdict finds the fault."""
+    """Its norms are recognised by their operators, numbers and weights."""
     exported = export(models.load(vit_checkpoint), tmp_path / "inlined.onnx", options=ExportOptions(inline=True))
 
     def change(proto: onnx.ModelProto) -> None:
@@ -206,8 +212,10 @@ def test_a_fault_in_an_inlined_file(vit: LoadedModel, vit_checkpoint: Path, tmp_
     assert verify(exported, vit)
     report = verify(plant(exported, tmp_path, change), vit)
     assert not report
-    assert report.static
-    assert any("inlined" in note for note in report.static.notes)
+    assert report.static is not None
+    (finding,) = report.static.findings
+    assert re.search(r"norm vit\.layers\.0\.layernorm_before: .*dropped or changed", str(finding))
+    assert any("4 norms of the file are inlined" in note for note in report.static.notes)
     demanded = verify(exported, vit, options=VerifyOptions(require_fused=True, samples=1))
     assert [str(f) for f in demanded.findings] == [
         "norms: inlined in this file, so no kernel can replace them: export without --inline"
