@@ -21,7 +21,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["COMPRESSIONS", "MEMBER_RESIDUAL", "OTHER_COMPRESSIONS", "Fit", "Form", "affine", "fit", "refine", "snap"]
+__all__ = ["COMPRESSIONS", "MEMBER_RESIDUAL", "OTHER_COMPRESSIONS", "Fit", "Form", "affine", "candidates", "fit", "refine", "residual", "snap"]
 
 Array = NDArray[np.float64]
 
@@ -100,7 +100,7 @@ class Fit:
 
     def measured(self, x: Array, y: Array) -> Fit:
         """The same parameters with their residual on x and y (samples, outer, G)."""
-        return replace(self, residual=_relative(_unexplained(self.columns(x), y), y))
+        return replace(self, residual=residual(self.columns(x), y)[1])
 
     @property
     def explains(self) -> bool:
@@ -108,7 +108,8 @@ class Fit:
 
 
 def _relative(unexplained: Array, y: Array) -> float:
-    norm = float(np.linalg.norm(y[np.isfinite(y)]))
+    norm = float(np.linalg.norm(y))
+    norm = norm if math.isfinite(norm) else float(np.linalg.norm(y[np.isfinite(y)]))
     value = float(np.linalg.norm(unexplained)) / norm if norm else math.inf
     return value if math.isfinite(value) else math.inf
 
@@ -129,15 +130,21 @@ def _unexplained(columns: Sequence[Array], y: Array) -> Array:
     with np.errstate(all="ignore"):
         rest = _centred(y, valid)
         centred = [_centred(column, valid) for column in columns]
-        # Gram-Schmidt; a second pass removes the rounding of the first.
+        # Gram-Schmidt; with several columns a second pass removes the rounding of the first.
         for index, column in enumerate(centred):
             squared = (column * column).sum(0)
             squared = np.where(squared > 0, squared, 1.0)
-            for _ in range(2):
+            for _ in range(min(2, len(centred))):
                 rest = rest - column * ((column * rest).sum(0) / squared)
                 for other in range(index + 1, len(centred)):
                     centred[other] = centred[other] - column * ((column * centred[other]).sum(0) / squared)
         return np.asarray(rest)
+
+
+def residual(columns: Sequence[Array], y: Array) -> tuple[Array, float]:
+    """What an affine combination of the columns leaves unexplained of y at each position, and its relative norm."""
+    unexplained = _unexplained(columns, y)
+    return unexplained, _relative(unexplained, y)
 
 
 def affine(z: Array, y: Array) -> tuple[Array, Array]:
@@ -240,7 +247,7 @@ def _rounded(value: float, digits: int) -> float:
     return float(f"{value:.{digits - 1}e}")
 
 
-def _candidates(value: float, factors: Sequence[float]) -> list[float]:
+def candidates(value: float, factors: Sequence[float]) -> list[float]:
     """Numbers near `value` that somebody may have written, the likeliest first.
 
     Decimal numbers with few digits come first, then those with a factor, as in 1e-5 * (n - 1) / n, and a float32.
@@ -271,7 +278,7 @@ def snap(best: Fit, x: Array, *, y: Array) -> Fit:
         zero = refine(replace(best, epsilon=0.0), x, y=y)
         best = zero if zero.residual <= limit else best
     if best.compression != "S":
-        for lambd in _candidates(best.lambd, ()):
+        for lambd in candidates(best.lambd, ()):
             trial = replace(best, lambd=lambd).measured(x, y)
             if limit < trial.residual < 1e-8:  # epsilon has absorbed the error of the fitted lambda
                 trial = refine(trial, x, y=y, fixed=("lambd",))
@@ -281,7 +288,7 @@ def snap(best: Fit, x: Array, *, y: Array) -> Fit:
     squared = best.lambd**2
     sizes = (1.0, (size - 1) / size)
     factors = dict.fromkeys(f for n in sizes for f in (n, n * squared, n / squared) if f != 1.0)
-    for epsilon in _candidates(best.epsilon, list(factors)):
+    for epsilon in candidates(best.epsilon, list(factors)):
         trial = replace(best, epsilon=epsilon).measured(x, y)
         if trial.residual <= limit:
             return trial

@@ -19,8 +19,7 @@ _Compress = Callable[[Array], Array]
 
 
 def _centred(values: Array) -> Array:
-    once = values - values.mean(-1, keepdims=True)
-    return np.asarray(once - once.mean(-1, keepdims=True))  # removes the rounding of the first mean
+    return np.asarray(values - values.mean(-1, keepdims=True))
 
 
 def _mean_square(values: Array) -> Array:

@@ -177,11 +177,18 @@ def structure(probe: NormProbe, shape: Sequence[int]) -> Structure:
     return Structure(tuple(sorted(axes)), groups)
 
 
-def trimmed(probe: NormProbe, shape: Sequence[int]) -> tuple[int, ...]:
-    """A smaller input shape that the norm takes as well: axes that no parameter follows become short."""
+def trimmed(probe: NormProbe, shape: Sequence[int], *, keep: tuple[int, ...] | None = None) -> tuple[int, ...]:
+    """A smaller input shape that the norm takes as well: axes that no parameter follows become short.
+
+    Args:
+        probe: the norm.
+        shape: the shape that it is known to take.
+        keep: axes that share statistics, if they are known; they stay as they are.
+    """
     own = {n for t in probe.tensors().values() for n in (t.numel(), *t.shape) if n > 1}
-    longest = 5 if own else 64
-    small = tuple(2 if axis == 0 else n if n in own else min(n, longest) for axis, n in enumerate(shape))
+    longest = 2 if keep is not None else 5 if own else 64
+    sizes = enumerate(shape)
+    small = tuple(2 if axis == 0 else n if n in own or axis in (keep or ()) else min(n, longest) for axis, n in sizes)
     if small == tuple(shape):
         return small
     try:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ibnorm_export.errors import SpecError
+from ibnorm_export.op.identify_batch import identify_pointwise
 from ibnorm_export.op.identify_fit import (
     COMPRESSIONS,
     OTHER_COMPRESSIONS,
@@ -43,7 +44,7 @@ _AGREES: Final = 1e-12
 #: The same for inputs beyond the samples, where rounding is larger.
 _BEYOND: Final = 1e-9
 
-#: Forms outside the family are fitted to so many values at most; what they find is confirmed on all.
+#: A formula is searched for with about so many values; what is found is confirmed with all.
 _SEARCHED: Final = 50_000
 
 
@@ -107,6 +108,15 @@ class _Rows:
         self.inputs = samples(shape[1:])
         self.x = self.groups.split(self.inputs)
         self.y = self.outputs()
+        if self.groups.size < 3:
+            raise SpecError(
+                f"{probe.name} normalises groups of {self.groups.size}, too few to identify; give a larger shape"
+            )
+
+    def some(self, y: Array) -> tuple[Array, Array]:
+        """Enough of the inputs, and of outputs y, to search for a formula."""
+        outer = max(1, _SEARCHED // (len(self.x) // 2 * self.groups.size))
+        return self.x[::2, :outer], y[::2, :outer]
 
     def outputs(self) -> Array:
         return self.groups.split(self.probe(self.inputs))
@@ -129,20 +139,20 @@ def identify_at(probe: NormProbe, shape: Sequence[int], *, start: Fit | None = N
     small = trimmed(probe, shape)
     with _live(probe, small) as is_live:
         found = structure(probe, small)
-        if not found.axes:
-            raise SpecError(f"{probe.name} is element-wise: each output depends on one input element alone")
-        rows = _Rows(probe, small, found=found)
-        if rows.groups.size < 3:
-            raise SpecError(
-                f"{probe.name} normalises groups of {rows.groups.size}, too few to identify; give a larger shape"
-            )
-        best = _fit_family(rows, start)
-        grouping, words = _spec_grouping(found.axes, len(shape))
-        if not best.explains or grouping is None or found.groups > 1:
-            return _other(rows, best, words=words, start=start)
-        effects = _effects(rows, best)
-    real = rows if is_live else _Rows(probe, small, found=found)
-    return _member(real, best, grouping=grouping, words=words, effects=effects)
+        small = trimmed(probe, small, keep=found.axes)
+        if found.axes:
+            rows = _Rows(probe, small, found=found)
+            best = _fit_family(rows, start)
+            grouping, words = _spec_grouping(found.axes, len(shape))
+            if not best.explains or grouping is None or found.groups > 1:
+                return _other(rows, best, words=words, start=start)
+            effects = _effects(rows, best)
+        else:
+            identity, tried = identify_pointwise(probe, small)
+    if found.axes:
+        real = rows if is_live else _Rows(probe, small, found=found)
+        identity, tried = _member(real, best, grouping=grouping, words=words, effects=effects), real.inputs
+    return _confirmed(probe, identity, tried) if identity else identity
 
 
 @contextmanager
@@ -175,8 +185,10 @@ def _fit_family(rows: _Rows, start: Fit | None) -> Fit:
         if near.explains:
             return snap(near, rows.x, y=rows.y)
     best: Fit | None = None
+    x, y = rows.some(rows.y)
     for compression in COMPRESSIONS:
-        found = fit(FAMILY, compression, x=rows.x, y=rows.y)
+        found = fit(FAMILY, compression, x=x, y=y)
+        found = refine(found, rows.x, y=rows.y) if found.explains else found
         if found.explains:
             return snap(found, rows.x, y=rows.y)
         if best is None or found.residual < best.residual:
@@ -268,9 +280,7 @@ def _named(rows: _Rows, nearest: Fit, *, words: str, start: Fit | None) -> tuple
 
 def _neighbour(rows: _Rows, nearest: Fit) -> Fit | None:
     """The form outside the family that explains the outputs, if one does."""
-    x, y = rows.x[::2], rows.y[::2]
-    outer = max(1, _SEARCHED // (len(x) * x.shape[-1]))
-    x, y = x[:, :outer], y[:, :outer]
+    x, y = rows.some(rows.y)
     kinds = [nearest.compression, *(g for g in COMPRESSIONS if g != nearest.compression)]
     pairs = [(form, g) for g in kinds for form in NEIGHBOURS] + [(FAMILY, g) for g in OTHER_COMPRESSIONS]
     # Most differences leave the lambda of the nearest member about right, so that one search near it finds them.
@@ -472,7 +482,7 @@ def _member(rows: _Rows, best: Fit, *, grouping: Grouping, words: str, effects: 
         grouping=grouping,
         axis=-1 if grouping is Grouping.LAST else first if axis == 1 else first - len(rows.shape),
     )
-    identity = NormIdentity(
+    return NormIdentity(
         rows.probe.original,
         spec,
         kind=best.compression,
@@ -487,15 +497,14 @@ def _member(rows: _Rows, best: Fit, *, grouping: Grouping, words: str, effects: 
         parameters={name: found[0].roles.get(name) or found[1].roles.get(name) or e.role for name, e in joined.items()},
         fit=best,
     )
-    return _confirmed(rows, identity)
 
 
-def _confirmed(rows: _Rows, identity: NormIdentity) -> NormIdentity:
+def _confirmed(probe: NormProbe, identity: NormIdentity, samples: Array) -> NormIdentity:
     """The identity, if its replacement agrees with the norm at the samples and beyond."""
     replacement = copy.deepcopy(identity.replacement()).cpu().to(torch.float64).eval()
 
     def difference(x: Array) -> float:
-        expected = rows.probe(x)
+        expected = probe(x)
         with torch.no_grad():
             got = replacement(torch.tensor(x)).numpy()
         if not np.array_equal(np.isnan(got), np.isnan(expected)):
@@ -503,9 +512,9 @@ def _confirmed(rows: _Rows, identity: NormIdentity) -> NormIdentity:
         norm = float(np.linalg.norm(np.nan_to_num(expected)))
         return float(np.linalg.norm(np.nan_to_num(got - expected))) / norm if norm else 0.0
 
-    shape = rows.inputs.shape[1:]
-    if (off := difference(rows.inputs)) > _AGREES:
-        raise SpecError(f"the replacement of {rows.probe.name} differs from it by {off:.1e}; please report this")
+    shape = samples.shape[1:]
+    if (off := difference(samples)) > _AGREES:
+        raise SpecError(f"the replacement of {probe.name} differs from it by {off:.1e}; please report this")
     for scale in (1e-6, 1e4, 1e6):
         if (off := difference(inputs((2, *shape), seed=8, scale=scale))) > _BEYOND:
             return _beyond(identity, f"for values of about {scale:g} it differs from that by {off:.1e}")
@@ -515,10 +524,9 @@ def _confirmed(rows: _Rows, identity: NormIdentity) -> NormIdentity:
 
 
 def _beyond(identity: NormIdentity, words: str) -> NormIdentity:
-    assert identity.fit is not None  # that of a member
     return dataclasses.replace(
         identity,
         spec=None,
         kind=f"{identity.kind}, not everywhere",
-        difference=f"it is IBNorm-{identity.kind} with {_numbers(identity.fit)} only for most values: {words}",
+        difference=f"it is {identity.spec} only for most values: {words}",
     )

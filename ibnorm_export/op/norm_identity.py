@@ -125,5 +125,6 @@ class NormIdentity(Report):
             f"  grouping   {self.grouping}, {self.features} features",
             f"  residual   {self.residual:.1e}",
         ]
-        lines += [f"  {name:10} {meaning}" for name, meaning in self.parameters.items()]
+        width = max((8, *map(len, self.parameters)))
+        lines += [f"  {name:{width}}   {meaning}" for name, meaning in self.parameters.items()]
         return "\n".join(lines)
