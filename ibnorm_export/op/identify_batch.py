@@ -237,10 +237,12 @@ def _other(points: _Points, words: str) -> tuple[NormIdentity, Array]:
 def _axis(points: _Points, curve: _Curve) -> int | None:
     """The axis that A, B and m follow: 1 or -1."""
     rank = len(points.shape)
-    arrays = [v.reshape(points.shape) for v in (*affine(curve.z(points.x), points.y), curve.mean)]
+    factor, offset = affine(curve.z(points.x), points.y)
+    size, width = np.abs(factor).max() + np.abs(offset).max(), np.abs(curve.mean).max() + curve.lambd
+    arrays = [v.reshape(points.shape) for v in (factor / size, offset / size, curve.mean / width)]
     for axis, own in ((1, 0), (-1, rank - 1)):
         others = tuple(i for i in range(rank) if i != own)
-        if all(float(np.ptp(v, axis=others).max()) <= 1e-9 * float(np.abs(v).max()) for v in arrays if others):
+        if all(float(np.ptp(v, axis=others).max()) <= 1e-9 for v in arrays if others):
             return axis
     return None
 
@@ -314,7 +316,9 @@ class _Division:
                 gain = changed.factor / (plus + changed.tensor)
                 if np.abs(gain * (plus + self._sampled[name]) - now.factor).max() <= _SAME * np.abs(now.factor).max():
                     self._gain, self._centre = gain, (shift - changed.offset) / (plus + changed.tensor)
-                    self.weight = own[name] if plus == 0.0 else _new(1.0 + own[name].detach().cpu().double().flatten().numpy())
+                    self.weight = (
+                        own[name] if plus == 0.0 else _new(1.0 + own[name].detach().cpu().double().flatten().numpy())
+                    )
                     break
             if self.weight is not None:
                 break

@@ -21,7 +21,19 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["COMPRESSIONS", "MEMBER_RESIDUAL", "OTHER_COMPRESSIONS", "Fit", "Form", "affine", "candidates", "fit", "refine", "residual", "snap"]
+__all__ = [
+    "COMPRESSIONS",
+    "MEMBER_RESIDUAL",
+    "OTHER_COMPRESSIONS",
+    "Fit",
+    "Form",
+    "affine",
+    "candidates",
+    "fit",
+    "refine",
+    "residual",
+    "snap",
+]
 
 Array = NDArray[np.float64]
 
