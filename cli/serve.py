@@ -46,6 +46,18 @@ def serve_command(
         int,
         typer.Option("--finish-seconds", min=0, help="Time for requests in flight to finish when the server stops."),
     ] = 5,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allowed-host",
+            metavar="NAME",
+            help="Name by which clients reach the text endpoint, besides localhost; may be repeated; '*' allows all.",
+        ),
+    ] = None,
+    admin: Annotated[
+        bool,
+        typer.Option("--admin", help="Open Triton's endpoints for traces, logs, shared memory and loading of models."),
+    ] = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Run a server on this machine until Ctrl-C or SIGTERM, then let requests in flight finish.
@@ -64,6 +76,8 @@ def serve_command(
         metrics_port=metrics_port,
         finish_s=finish_seconds,
         log=log,
+        allowed_hosts=tuple(allowed_host or ()),
+        admin=admin,
         text=TextLimits(concurrency, max_request, request_s=max_seconds, waiting=max_waiting),
     )
 

@@ -25,6 +25,9 @@ class ServeOptions:
         finish_s: seconds for requests in flight to finish when the server stops.
         log: file for Triton's log; None keeps the log only until the server stops.
         text: limits of the text endpoint.
+        allowed_hosts: names by which clients may reach the text endpoint, besides `address` and loopback; "*" allows
+            every name.
+        admin: open Triton's endpoints for traces, logs, shared memory and the loading of models.
 
     Raises:
         IBNormError: a port is outside its range.
@@ -39,6 +42,8 @@ class ServeOptions:
     finish_s: int = 5
     log: Path | None = None
     text: TextLimits = field(default_factory=TextLimits)
+    allowed_hosts: tuple[str, ...] = ()
+    admin: bool = False
 
     def __post_init__(self) -> None:
         for name in ("http_port", "grpc_port", "metrics_port"):
@@ -46,6 +51,8 @@ class ServeOptions:
             object.__setattr__(self, name, port)
         object.__setattr__(self, "ready_s", real_number(self.ready_s, name="ready_s", above=0.0))
         object.__setattr__(self, "finish_s", whole_number(self.finish_s, name="finish_s", least=0))
+        hosts: object = self.allowed_hosts
+        object.__setattr__(self, "allowed_hosts", (hosts,) if isinstance(hosts, str) else tuple(self.allowed_hosts))
         if self.log is not None:
             object.__setattr__(self, "log", Path(self.log))
 

@@ -25,8 +25,8 @@ from tests.support.running_server import PATIENCE_S, Running, command, running
 
 
 def worker_of(server: Running) -> psutil.Process:
-    (worker,) = psutil.Process(server.pid).children()
-    assert "ibnorm_export.serving.text.worker" in worker.cmdline()
+    started = psutil.Process(server.pid).children()
+    (worker,) = (one for one in started if "ibnorm_export.serving.text.worker" in one.cmdline())
     return worker
 
 
@@ -51,7 +51,7 @@ def ask(server: Running, **change: object) -> socket.socket:
     """Send a request over a new connection, and wait until the endpoint has read it. The worker should be suspended."""
     body = json.dumps({"model": "noise", "prompt": "import", "max_tokens": 5, **change}).encode()
     asked = socket.create_connection(("127.0.0.1", int(server.http.rpartition(":")[2])), timeout=PATIENCE_S)
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\nConnection: close\r\n"
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\nConnection: close\r\n"
     asked.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
     until(server, waiting=1)
     return asked

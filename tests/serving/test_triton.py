@@ -211,3 +211,41 @@ def test_sigterm_between_requests(exported_llama: ExportedModel, tmp_path: Path)
             assert words.count("hung up on") <= 1
         assert sum(words.count("right") for words in told) >= 464  # those that ended before the signal
         assert server.process.wait(PATIENCE_S) == 0
+
+
+@BOTH_CLIENTS
+def test_endpoints_that_change_the_server_are_closed(
+    served: tuple[ExportedModel, str, Running], module: ModuleType
+) -> None:
+    _, name, server = served
+    with connect(server, module) as client:
+        assert client.is_model_ready(name)
+        client.get_model_repository_index()
+        client.get_inference_statistics(name)
+        for change in (
+            lambda: client.get_trace_settings(),
+            lambda: client.update_trace_settings(settings={"trace_file": "/tmp/trace"}),
+            lambda: client.get_log_settings(),
+            lambda: client.update_log_settings({"log_file": "/tmp/log"}),
+            lambda: client.get_system_shared_memory_status(),
+            lambda: client.register_system_shared_memory("x", "/x", 1),
+            lambda: client.get_cuda_shared_memory_status(),
+            lambda: client.load_model(name),
+            lambda: client.unload_model(name),
+        ):
+            with pytest.raises(InferenceServerException):
+                change()
+        assert client.is_model_ready(name)
+
+
+def test_they_are_open_if_asked_for(exported: dict[str, ExportedModel], tmp_path: Path) -> None:
+    options = PackageOptions(name="m", variant=Variant.PORTABLE)
+    with (
+        running(package(exported["vit-fp32"], tmp_path / "r", options=options).path, "--admin") as server,
+        connect(server, tritonclient.http) as client,
+    ):
+        assert "log_file" in client.get_log_settings()
+        assert client.get_system_shared_memory_status() == []
+        client.unload_model("m")
+        client.load_model("m")
+        assert client.is_model_ready("m")

@@ -13,19 +13,19 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from ibnorm_export.errors import PromptError
+from ibnorm_export.errors import PromptError, shortened
 from ibnorm_export.serving.text.admission import TextQueue
-from ibnorm_export.serving.text.chat_template import ChatTemplate
 from ibnorm_export.serving.text.middleware import BodySizeMiddleware
 from ibnorm_export.serving.text.protocol import CHAT, COMPLETION, DEFAULT_MAX_TOKENS, Chat, Completion, Refused
 from ibnorm_export.serving.text.responses import TextRequest, check_model, error_response, respond
+from ibnorm_export.serving.text.template_process import Renderer
 
 __all__ = ["create_app", "served_paths"]
 
 _CHAT_PATH = "/v1/chat/completions"
 
 
-def create_app(queue: TextQueue, name: str, *, max_positions: int, template: ChatTemplate | None = None) -> FastAPI:
+def create_app(queue: TextQueue, name: str, *, max_positions: int, template: Renderer | None = None) -> FastAPI:
     """Make the application.
 
     Args:
@@ -73,7 +73,9 @@ def _add_errors(app: FastAPI) -> None:
     async def failed(request: Request, error: HTTPException) -> JSONResponse:
         reason = str(error.detail)
         if error.status_code == 404:
-            reason = f"{request.url.path} does not exist; this endpoint serves {', '.join(served_paths(app))}"
+            reason = (
+                f"{shortened(request.url.path)} does not exist; this endpoint serves {', '.join(served_paths(app))}"
+            )
             if request.url.path == _CHAT_PATH:
                 reason += " (the tokenizer has no chat template)"
         return error_response(Refused(error.status_code, reason, code="invalid"))
@@ -107,10 +109,10 @@ def _add_completions(app: FastAPI, queue: TextQueue, *, name: str) -> None:
         return await respond(request, queue, text=text, model=name)
 
 
-def _add_chat(app: FastAPI, queue: TextQueue, *, name: str, max_positions: int, template: ChatTemplate) -> None:
+def _add_chat(app: FastAPI, queue: TextQueue, *, name: str, max_positions: int, template: Renderer) -> None:
     @app.post(_CHAT_PATH)
     async def chat(request: Request, body: Chat) -> Any:
-        prompt = template.render([message.model_dump() for message in body.messages])
+        prompt = await template.render([message.model_dump() for message in body.messages])
         most = body.max_completion_tokens or body.max_tokens or max_positions
         text = TextRequest(body, prompt, max_tokens=most, shape=CHAT)
         return await respond(request, queue, text=text, model=name)

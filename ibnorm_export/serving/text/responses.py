@@ -13,6 +13,7 @@ from typing import Any, Final, TypeVar
 from fastapi import Request
 from fastapi.responses import JSONResponse, StreamingResponse
 
+from ibnorm_export.errors import printable, quoted, shortened
 from ibnorm_export.generation.sampling import Sampling
 from ibnorm_export.generation.text_model import TextResult
 from ibnorm_export.serving.text.admission import TextQueue
@@ -25,6 +26,9 @@ T = TypeVar("T")
 #: Stop texts in a request, and characters in each: each is searched for after every token. OpenAI has the same number.
 _MAX_STOPS: Final = 4
 _MAX_STOP_CHARACTERS: Final = 1024
+
+#: Characters of the reason in an error. It is text for people, so unpaired surrogates are escaped as on a terminal.
+_MAX_REASON: Final = 2000
 
 #: Seconds between two checks whether the client has disconnected.
 _DISCONNECT_CHECK_S: Final = 0.25
@@ -51,7 +55,14 @@ class TextRequest:
 def error_response(error: Refused) -> JSONResponse:
     """Return an error in OpenAI's form."""
     kind = "server_error" if error.status >= 500 else "invalid_request_error"
-    content = {"error": {"message": str(error), "type": kind, "param": None, "code": error.code}}
+    content = {
+        "error": {
+            "message": printable(shortened(str(error), _MAX_REASON)),
+            "type": kind,
+            "param": None,
+            "code": error.code,
+        }
+    }
     return JSONResponse(content, error.status, error.headers)
 
 
@@ -62,7 +73,9 @@ def check_model(wanted: str, name: str) -> None:
         Refused: it names another model.
     """
     if wanted != name:
-        raise Refused(404, f"the model {wanted!r} does not exist; this endpoint has {name!r}", code="model_not_found")
+        raise Refused(
+            404, f"the model {quoted(wanted)} does not exist; this endpoint has {name!r}", code="model_not_found"
+        )
 
 
 async def respond(request: Request, queue: TextQueue, *, text: TextRequest, model: str) -> Any:

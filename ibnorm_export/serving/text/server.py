@@ -18,8 +18,9 @@ from ibnorm_export.serving.options import ReadyServer, ServeOptions
 from ibnorm_export.serving.ports import bound_socket
 from ibnorm_export.serving.text.admission import TextQueue
 from ibnorm_export.serving.text.app import create_app, served_paths
-from ibnorm_export.serving.text.chat_template import ChatTemplate
-from ibnorm_export.serving.text.middleware import AdmissionMiddleware
+from ibnorm_export.serving.text.http_limits import HEAD_BYTES, limited_protocol
+from ibnorm_export.serving.text.middleware import AdmissionMiddleware, HostMiddleware
+from ibnorm_export.serving.text.template_process import template_process
 from ibnorm_export.serving.text.worker_process import WorkerProcess, worker_process
 
 __all__ = ["serve_text"]
@@ -45,7 +46,14 @@ def serve_text(
     """
     options = ServeOptions() if options is None else options
     config = uvicorn.Config(
-        "", log_level="warning", access_log=False, timeout_graceful_shutdown=options.finish_s, lifespan="off"
+        "",
+        http=limited_protocol(options.text.request_bytes),
+        ws="none",
+        log_level="critical",  # a warning for every request that is not HTTP would let a client fill a disk
+        access_log=False,
+        timeout_graceful_shutdown=options.finish_s,
+        lifespan="off",
+        h11_max_incomplete_event_size=HEAD_BYTES,
     )
     server = _Server(config)
     with (
@@ -83,12 +91,12 @@ async def _serve(
     options: ServeOptions,
     ready: Callable[[ReadyServer], None],
 ) -> None:
-    template = ChatTemplate.from_folder(folder)
     name = folder.resolve().name
-    async with worker_process(folder) as worker:
+    async with template_process(folder) as template, worker_process(folder) as worker:
         queue = TextQueue(worker.send, options.text)
         app = create_app(queue, name, max_positions=worker.max_positions, template=template)
-        server.config.app, server.end_texts = AdmissionMiddleware(app, queue), queue.end
+        hosts = (options.address, *options.allowed_hosts)
+        server.config.app, server.end_texts = HostMiddleware(AdmissionMiddleware(app, queue), hosts), queue.end
         listening = asyncio.ensure_future(_pass_messages(worker, queue, server=server))
         stream.listen(2048)
         host, port = stream.getsockname()[:2]

@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import resource
+import secrets
 import signal
 import subprocess
 import tempfile
@@ -25,6 +26,8 @@ from ibnorm_export.serving.triton.staging import check_repository, stage_reposit
 __all__ = ["TritonServer", "triton_server"]
 
 _STACK_BYTES: Final = 256 << 20
+#: Endpoints that are open only if `ServeOptions.admin` is true.
+_ADMIN_ENDPOINTS: Final = ("shared-memory", "trace", "logging")
 _LOG_LINES: Final = 4
 _LOG_WIDTH: Final = 400
 #: Tables, and a message that every machine without a GPU gets.
@@ -192,6 +195,23 @@ def _arguments(options: ServeOptions) -> list[str]:
         f"--exit-timeout-secs={options.finish_s}",
         "--allow-gpu-metrics=false",
         "--disable-auto-complete-config",
+        *_admin_arguments(options.admin),
+    ]
+
+
+def _admin_arguments(is_open: bool) -> list[str]:
+    """Open or close what changes the server: traces write files, logs too, shared memory is that of other programs.
+
+    Triton closes an endpoint by a header that a request must have; nobody is told its value. Without explicit control,
+    models are neither loaded nor unloaded.
+    """
+    if is_open:
+        return ["--model-control-mode=explicit", "--load-model=*"]
+    closed = f"{','.join(_ADMIN_ENDPOINTS)}:ibnorm-closed={secrets.token_urlsafe(32)}"
+    return [
+        "--model-control-mode=none",
+        f"--http-restricted-api={closed}",
+        f"--grpc-restricted-protocol={closed}",
     ]
 
 
