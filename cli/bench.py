@@ -56,7 +56,12 @@ def bench_command(
     ] = "",
     threads: Annotated[
         int | None,
-        typer.Option("--threads", min=1, show_default="physical cores", help="Number of threads of every candidate."),
+        typer.Option(
+            "--threads",
+            min=1,
+            show_default="physical cores that it may use",
+            help="Number of threads of every candidate.",
+        ),
     ] = None,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Number of turns of each candidate.")] = 30,
     seed: options.Seed = 0,

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ibnorm_export.benchmark.options import Difference
 from ibnorm_export.cli import options
 from ibnorm_export.cli.console import finish
 
@@ -17,6 +18,14 @@ def compare_command(
     max_ratio: Annotated[
         float, typer.Option("--max-ratio", min=0.0, help="The largest ratio of B to A that passes.")
     ] = 1.0,
+    allow: Annotated[
+        str,
+        typer.Option(
+            "--allow",
+            metavar="LIST",
+            help=f"Compare although these differ: {', '.join(Difference)}.",
+        ),
+    ] = "",
     html: Annotated[
         Path | None,
         typer.Option("--report", metavar="FILE.html", callback=options.page, help="Write a page that plots both."),
@@ -25,11 +34,14 @@ def compare_command(
 ) -> None:
     """Decide whether B is slower than A, by times over a reference load and a confidence interval; exit 1 if it is.
 
+    Times of other inputs, threads, types, kernels, processors or runtimes are not comparable: exit 2.
+
     Example: ibnorm-export compare monday.json friday.json
     """
     from ibnorm_export.benchmark.baseline import compare_baselines
 
-    comparison = compare_baselines(before, after, max_ratio=max_ratio)
+    allowed = [name.strip() for name in allow.split(",") if name.strip()]
+    comparison = compare_baselines(before, after, max_ratio=max_ratio, allow=allowed)
     if html is not None:
         from ibnorm_export.benchmark.html import write_comparison
 

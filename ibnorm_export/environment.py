@@ -10,6 +10,8 @@ from typing import Any
 
 import psutil
 
+from ibnorm_export.usable_cores import usable_cores
+
 __all__ = ["environment", "version_of"]
 
 _PACKAGES = (
@@ -52,6 +54,7 @@ def environment() -> dict[str, Any]:
         "processor": _processor(),
         "cores": psutil.cpu_count(logical=False) or psutil.cpu_count(),
         "logical_cores": psutil.cpu_count(),
+        "usable_cores": usable_cores(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "system": platform.platform(),
         "python": platform.python_version(),

@@ -15,6 +15,23 @@ from ibnorm_export.errors import ExportError
 __all__ = ["machine_of", "new_file", "new_folder", "sha256_of"]
 
 
+def _make_readable(folder: Path) -> None:
+    """Give the files of a folder the permissions that a new file gets here.
+
+    Some writers, safetensors among them, let only the owner read a file, and it would stay so when the folder is served
+    by another user.
+    """
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        probe = Path(place) / "file"
+        probe.touch()
+        usual = probe.stat().st_mode & 0o777
+    for file in folder.rglob("*"):
+        if file.is_file() and not file.is_symlink():
+            mode = file.stat().st_mode & 0o777
+            if mode & 0o077 == 0:
+                file.chmod(mode | usual)
+
+
 @contextlib.contextmanager
 def new_file(target: Path, error: type[Exception] = ExportError) -> Iterator[Path]:
     """Give a temporary folder next to `target`, and move its files into place at the end of the block.
@@ -43,6 +60,7 @@ def new_file(target: Path, error: type[Exception] = ExportError) -> Iterator[Pat
         raise error(f"cannot write {target}: {cause.strerror or cause}") from cause
     try:
         yield temporary
+        _make_readable(temporary)
         companions = [file for file in temporary.iterdir() if file.name != target.name]
         if companions:
             target.unlink(missing_ok=True)
@@ -94,6 +112,7 @@ def new_folder(
     try:
         new.mkdir()
         yield new
+        _make_readable(new)
         try:
             if target.exists():
                 target.rename(old)

@@ -51,7 +51,7 @@ _PAGE = """<!doctype html>
  h1, h2, p, footer { overflow-wrap: anywhere; }
  h1 { margin-bottom: .2rem; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #e5e7eb; }
  .verdict { display: inline-block; padding: .1rem .6rem; border-radius: .3rem; color: #fff; font-weight: 600; }
- .pass { background: #15803d; } .fail { background: #b91c1c; }
+ .pass { background: #15803d; } .fail { background: #b91c1c; } .neither { background: #b45309; }
  .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; }
  th, td { padding: .25rem .5rem; text-align: right; border-bottom: 1px solid #e5e7eb; white-space: nowrap; }
  th:first-child, td:first-child { text-align: left; } th { cursor: pointer; }
@@ -64,7 +64,7 @@ _PAGE = """<!doctype html>
 </head>
 <body>
 <h1>{{ title }}</h1>
-<p><span class="verdict {{ verdict }}">{{ verdict }}</span> {{ summary }}</p>
+<p><span class="verdict {{ colour }}">{{ verdict }}</span> {{ summary }}</p>
 {% for section in sections %}
 <h2>{{ section.title }}</h2>
 {% for paragraph in section.text %}<p>{{ paragraph }}</p>
@@ -249,8 +249,18 @@ def render(
     summary: str,
     sections: Sequence[Section],
     environment: Mapping[str, Any],
+    verdict: str = "",
 ) -> Path:
     """Write the page, whole or not at all.
+
+    Args:
+        path: the file.
+        title: the heading of the page.
+        passed: whether the verdict is shown as a pass.
+        summary: the line after the verdict.
+        sections: the parts of the page.
+        environment: what the footer shows.
+        verdict: the verdict in place of "pass" or "fail", for one that is neither.
 
     Raises:
         IBNormError: the file cannot be written.
@@ -261,7 +271,8 @@ def render(
     }
     text = template.render(
         title=title,
-        verdict="pass" if passed else "fail",
+        verdict=verdict or ("pass" if passed else "fail"),
+        colour="neither" if verdict else "pass" if passed else "fail",
         summary=summary,
         sections=sections,
         environment=flat,

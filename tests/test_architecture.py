@@ -18,7 +18,7 @@ PACKAGE = "ibnorm_export"
 #: Every part of the package, lowest first. A part imports only parts of the rows before its own. A part is a package or
 #: a module at the root.
 ORDER = (
-    ("errors",),
+    ("errors", "usable_cores"),
     ("files", "json_text", "parsing", "progress", "environment", "optional_packages", "choices", "text_report"),
     ("html_page", "op"),
     ("artifacts",),

@@ -18,7 +18,7 @@ from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.errors import ExportError, IBNormError
 from ibnorm_export.exporter.export import export
 from ibnorm_export.exporter.text_folder import earlier_export, export_folder
-from ibnorm_export.files import new_folder
+from ibnorm_export.files import new_file, new_folder
 from ibnorm_export.serving.triton.repository import package
 
 
@@ -179,3 +179,20 @@ def test_a_checkpoint_keeps_its_tokenizer(tmp_path: Path) -> None:
     assert (tmp_path / "c" / "tokenizer.json").read_text() == "{}"
     weights = models.load(tmp_path / "c").module.state_dict()
     assert any(np.all(tensor.numpy() == 2.0) for tensor in weights.values())
+
+
+def test_weights_have_the_permissions_of_their_neighbours(tmp_path: Path) -> None:
+    """safetensors lets only the owner read what it writes."""
+    before = os.umask(0o027)
+    try:
+        with new_folder(tmp_path / "f", lambda folder: ()) as new:
+            for name in ("weights", "library", "secret"):
+                (new / name).touch()
+            (new / "weights").chmod(0o600)
+            (new / "library").chmod(0o755)
+        with new_file(tmp_path / "one") as new:
+            (new / "one").touch(mode=0o600)
+    finally:
+        os.umask(before)
+    modes = {file.name: file.stat().st_mode & 0o777 for file in (*(tmp_path / "f").iterdir(), tmp_path / "one")}
+    assert modes == {"weights": 0o640, "library": 0o755, "secret": 0o640, "one": 0o640}

@@ -14,11 +14,14 @@ from typing import Any, Final
 
 import numpy as np
 
+from ibnorm_export.benchmark.options import Difference
 from ibnorm_export.benchmark.report import BenchReport
-from ibnorm_export.benchmark.statistics import LatencyVerdict, judge, unpaired
-from ibnorm_export.errors import IBNormError, ModelFileError, quoted
+from ibnorm_export.benchmark.statistics import Decision, LatencyVerdict, judge, unpaired
+from ibnorm_export.choices import choice
+from ibnorm_export.errors import IBNormError, ModelFileError, quoted, shortened
 from ibnorm_export.files import new_file
-from ibnorm_export.parsing import parse_json
+from ibnorm_export.parsing import parse_json, read_text
+from ibnorm_export.runtimes.runner import Backend
 from ibnorm_export.text_report import Report, text_table
 
 __all__ = [
@@ -34,7 +37,18 @@ __all__ = [
 #: Name of the reference load among the candidates of a benchmark.
 REFERENCE_LOAD: Final = "reference-load"
 
-_FORMAT: Final = 2
+_FORMAT: Final = 3
+_OLDER_FORMATS: Final = (1, 2)
+
+
+#: The packages whose versions decide how fast a backend is.
+_RUNTIMES: Final[Mapping[str, tuple[str, ...]]] = {
+    Backend.ORT_CPU: ("onnxruntime", "onnxruntime-gpu"),
+    Backend.ORT_CUDA: ("onnxruntime-gpu",),
+    Backend.TENSORRT: ("tensorrt",),
+    Backend.TENSORRT_RTX: ("tensorrt-rtx",),
+    Backend.REFERENCE: ("onnx",),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +62,7 @@ class Baseline:
         threads: number of threads of the model and of the reference load.
         times_ms, reference_ms: medians of the rounds.
         environment: machine and package versions.
+        precision, kernels: types of the model, and how its norms ran; empty if that was not recorded.
     """
 
     model: str
@@ -58,6 +73,8 @@ class Baseline:
     times_ms: tuple[float, ...]
     reference_ms: tuple[float, ...]
     environment: Mapping[str, Any]
+    precision: str = ""
+    kernels: str = ""
 
     @property
     def ratios(self) -> tuple[float, ...]:
@@ -86,6 +103,8 @@ def baseline_of(report: BenchReport) -> Baseline:
         times_ms=first.round_ms,
         reference_ms=reference.round_ms,
         environment=report.environment,
+        precision=report.precision,
+        kernels=report.kernels,
     )
 
 
@@ -110,6 +129,8 @@ def _require_types(baseline: Baseline) -> None:
         "inputs": all(isinstance(s, list) and all(isinstance(size, int) for size in s) for s in shapes),
         "threads": isinstance(baseline.threads, int),
         "environment": isinstance(baseline.environment, dict),
+        "precision": isinstance(baseline.precision, str),
+        "kernels": isinstance(baseline.kernels, str),
     }
     wrong = [name for name, holds in legal.items() if not holds]
     if wrong:
@@ -121,8 +142,8 @@ def _parse(text: str) -> Baseline:
     content = parse_json(text)
     if not isinstance(content, dict):
         raise TypeError("it does not hold a JSON object")
-    if (found := content.pop("format")) not in (1, _FORMAT):
-        raise ValueError(f"its format is {quoted(found)}; this version reads formats 1 and {_FORMAT}")
+    if (found := content.pop("format")) not in (*_OLDER_FORMATS, _FORMAT):
+        raise ValueError(f"its format is {quoted(found)}; this version reads formats 1 to {_FORMAT}")
     if found == 1:
         content["reference_ms"] = content.pop("yardstick_ms")  # its name in format 1
     baseline = Baseline(**content)
@@ -140,11 +161,13 @@ def read_baseline(path: str | Path) -> Baseline:
         ModelFileError: the file is missing, damaged, or not a baseline.
     """
     try:
-        return _parse(Path(path).read_text(encoding="utf-8"))
+        return _parse(read_text(Path(path)))
     except FileNotFoundError as error:
         raise ModelFileError(f"{path} does not exist; write it with `ibnorm-export bench --save-baseline`") from error
     except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
-        raise ModelFileError(f"{path} is not a baseline of `ibnorm-export bench --save-baseline`: {error}") from error
+        raise ModelFileError(
+            f"{path} is not a baseline of `ibnorm-export bench --save-baseline`: {shortened(str(error))}"
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +182,11 @@ class BaselineComparison(Report):
 
     def __bool__(self) -> bool:
         return bool(self.verdict)
+
+    @property
+    def decided(self) -> bool:
+        """Whether the rounds were enough to tell a pass from a failure."""
+        return self.verdict.decision is not Decision.CANNOT_TELL
 
     def __str__(self) -> str:
         rows = [
@@ -179,26 +207,74 @@ class BaselineComparison(Report):
 
 
 def compare_baselines(
-    before: Baseline | str | Path, after: Baseline | str | Path, *, max_ratio: float = 1.0
+    before: Baseline | str | Path,
+    after: Baseline | str | Path,
+    *,
+    max_ratio: float = 1.0,
+    allow: Sequence[Difference | str] = (),
 ) -> BaselineComparison:
-    """Decide whether B (`after`) is slower than A (`before`), and list what else differs between them.
+    """Decide whether B (`after`) is slower than A (`before`).
 
     Args:
         before, after: baselines or their files.
         max_ratio: the largest ratio of B to A that passes.
+        allow: differences that do not keep the two from being compared; each that is found becomes a note.
 
     Raises:
         ModelFileError: a file is missing, damaged, or not a baseline.
+        IBNormError: the two were not measured under the same conditions; the message names each and what to do.
     """
     a, b = (baseline if isinstance(baseline, Baseline) else read_baseline(baseline) for baseline in (before, after))
-    notes = []
-    shapes_a, shapes_b = ({name: list(shape) for name, shape in baseline.inputs.items()} for baseline in (a, b))
-    if shapes_a != shapes_b:
-        notes.append(f"inputs differ: {shapes_a} in A, {shapes_b} in B")
-    if a.threads != b.threads:
-        notes.append(f"the number of threads differs: {a.threads} in A, {b.threads} in B")
-    if a.environment.get("processor") != b.environment.get("processor"):
-        notes.append("the processors differ: the reference load corrects only for the speed of the same processor")
-    if a.environment.get("packages") != b.environment.get("packages"):
-        notes.append("the versions of the packages differ")
+    allowed = {choice(Difference, name, name="allow") for name in ([allow] if isinstance(allow, str) else allow)}
+    found = _differences(a, b)
+    if refused := [difference for difference in found if difference not in allowed]:
+        lines = "; ".join(f"{difference}: {found[difference][0]} ({found[difference][1]})" for difference in refused)
+        raise IBNormError(
+            f"A and B are not comparable. {lines}. If a difference is what you measure, allow it: "
+            f"--allow {','.join(refused)}"
+        )
+    notes = [f"{difference} differs: {what}" for difference, (what, _) in found.items()]
+    notes += [
+        f"{name} does not record its precision and kernels: a newer version writes them"
+        for name, baseline in (("A", a), ("B", b))
+        if not baseline.precision
+    ]
+    if a.environment.get("packages") != b.environment.get("packages") and Difference.RUNTIME not in found:
+        notes.append("the versions of other packages differ")
     return BaselineComparison(a, b, verdict=judge(unpaired(b.ratios, a.ratios), max_ratio), notes=tuple(notes))
+
+
+def _runtime(baseline: Baseline) -> dict[str, Any]:
+    """Versions of the packages that may have run a baseline's model."""
+    packages = baseline.environment.get("packages")
+    names = _RUNTIMES.get(baseline.backend, ())
+    return {name: packages[name] for name in names if isinstance(packages, dict) and name in packages}
+
+
+def _differences(a: Baseline, b: Baseline) -> dict[Difference, tuple[str, str]]:
+    """What makes times of `a` and `b` incomparable: the values of both, and what to do about it."""
+
+    def both(one: object, other: object) -> str:
+        return f"{shortened(str(one))} in A, {shortened(str(other))} in B"
+
+    found: dict[Difference, tuple[str, str]] = {}
+    shapes_a, shapes_b = ({name: list(shape) for name, shape in x.inputs.items()} for x in (a, b))
+    if shapes_a != shapes_b:
+        found[Difference.INPUTS] = both(shapes_a, shapes_b), "measure B with the --batch and --seq of A"
+    if a.backend != b.backend:
+        found[Difference.BACKEND] = both(a.backend, b.backend), f"measure B with --backend {shortened(a.backend)}"
+    if a.threads != b.threads:
+        found[Difference.THREADS] = both(a.threads, b.threads), f"measure B with --threads {a.threads}"
+    if a.precision and b.precision and a.precision != b.precision:
+        remedy = "measure both files together: bench B.onnx --against A.onnx"
+        found[Difference.PRECISION] = both(a.precision, b.precision), remedy
+    if a.kernels and b.kernels and a.kernels != b.kernels:
+        found[Difference.KERNELS] = both(a.kernels, b.kernels), "measure both with the same --kernels"
+    machines = [x.environment.get("processor") for x in (a, b)]
+    if machines[0] != machines[1]:
+        remedy = "measure both on one machine: the reference load corrects only for the speed of one processor"
+        found[Difference.PROCESSOR] = both(*machines), remedy
+    versions = [_runtime(x) for x in (a, b)]
+    if versions[0] != versions[1] and a.backend == b.backend:
+        found[Difference.RUNTIME] = both(*versions), "measure A again with the version that is installed now"
+    return found

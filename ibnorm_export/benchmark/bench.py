@@ -88,7 +88,9 @@ def bench_forward(
             timing=options.loop,
             progress=progress,
         )
-    report = replace(report, model=str(exported.path), require_fused=options.require_fused)
+    quantization = exported.metadata.quantization
+    precision = exported.dtype if quantization is None else f"{exported.dtype}, int{quantization.bits} weights"
+    report = replace(report, model=str(exported.path), require_fused=options.require_fused, precision=str(precision))
     if options.backend not in (Backend.ORT_CPU, Backend.ORT_CUDA):
         return report
     from ibnorm_export.runtimes.norm_executions import norm_executions

@@ -33,6 +33,7 @@ def write_comparison(comparison: BaselineComparison, path: str | Path) -> Path:
         summary=f"B over A: {comparison.verdict}",
         sections=[Section("Rounds", text, plots=((plot, "Lower is faster."),))],
         environment=after.environment,
+        verdict="" if comparison.decided else comparison.verdict.decision.value,
     )
 
 

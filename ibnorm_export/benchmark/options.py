@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
+import enum
 import math
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Final
 
-import psutil
-
 from ibnorm_export.choices import choice, real_number, whole_number, whole_numbers
 from ibnorm_export.errors import IBNormError, quoted
 from ibnorm_export.runtimes.runner import Backend, Kernels
+from ibnorm_export.usable_cores import usable_cores
 
-__all__ = ["TORCH_CANDIDATES", "TRTEXEC", "BenchOptions", "GenerationOptions", "Timing"]
+__all__ = ["TORCH_CANDIDATES", "TRTEXEC", "BenchOptions", "Difference", "GenerationOptions", "Timing"]
 
 #: The ways to run a checkpoint in PyTorch, as candidates of a benchmark.
 TORCH_CANDIDATES: Final = ("torch", "torch.compile")
+
+
+class Difference(enum.StrEnum):
+    """What keeps two baselines from being compared."""
+
+    INPUTS = "inputs"
+    """Names or sizes of the inputs."""
+    BACKEND = "backend"
+    """What ran the model."""
+    THREADS = "threads"
+    """Number of threads."""
+    PRECISION = "precision"
+    """Types of activations and weights."""
+    KERNELS = "kernels"
+    """How the norms ran."""
+    PROCESSOR = "processor"
+    """The processor of the machine."""
+    RUNTIME = "runtime"
+    """Version of the runtime."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +101,7 @@ class BenchOptions:
         kernels: how the norms run if the backend has a choice.
         sizes: sizes of the dynamic axes by name. Without an entry, batch is 1, and sequence is 128 or the number of
             positions of the model if that is smaller.
-        threads: number of threads of each candidate; None means the number of physical cores.
+        threads: number of threads of each candidate; None means the physical cores that this process may use.
         rounds: number of turns of each candidate.
         seed: seed of the random inputs.
         engine: a TensorRT engine that was built from the file; None builds one.
@@ -121,7 +140,7 @@ class BenchOptions:
     @property
     def thread_count(self) -> int:
         """Threads of every candidate."""
-        return self.threads or psutil.cpu_count(logical=False) or 1
+        return self.threads or usable_cores()
 
     @property
     def loop(self) -> Timing:

@@ -79,6 +79,7 @@ class BenchReport(Report):
         norms: how each norm of the first candidate ran.
         warnings: why the times may not be reliable.
         require_fused: whether the report fails unless every norm ran as a fused kernel.
+        precision: type of the file's activations and, if they are quantised, of its weights.
     """
 
     inputs: Mapping[str, tuple[int, ...]]
@@ -93,6 +94,13 @@ class BenchReport(Report):
     norms: tuple[NormExecution, ...] = ()
     warnings: tuple[str, ...] = ()
     require_fused: bool = False
+    precision: str = ""
+
+    @property
+    def kernels(self) -> str:
+        """How the norms of the first candidate ran: "fused", "function", or "mixed"; empty if that is unknown."""
+        found = {"function" if norm.problem else "fused" for norm in self.norms}
+        return "mixed" if len(found) > 1 else next(iter(found), "")
 
     @property
     def all_fused(self) -> bool:

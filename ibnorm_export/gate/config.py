@@ -18,7 +18,7 @@ from typing import Any, Final, TypeVar
 
 from ibnorm_export.artifacts.metadata import Task
 from ibnorm_export.artifacts.tensors import DType
-from ibnorm_export.benchmark.options import TORCH_CANDIDATES
+from ibnorm_export.benchmark.options import TORCH_CANDIDATES, Difference
 from ibnorm_export.errors import ConfigError, quoted
 from ibnorm_export.parsing import read_toml
 from ibnorm_export.runtimes.runner import Backend, Kernels
@@ -35,7 +35,7 @@ PRESENT: Final = "present"
 _BACKENDS: Final = tuple(backend for backend in Backend if backend is not Backend.TRITON)
 
 #: How a message states the smallest legal value of a key, if it is not a plain number.
-_LEAST: Final = {"threads": "0, which means the physical cores", "max_rounds": "rounds"}
+_LEAST: Final = {"threads": "0, which means the physical cores that this process may use", "max_rounds": "rounds"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +80,12 @@ class LatencyBudget:
         against: "torch", "torch.compile" or the name of another export.
         max_ratio: the largest ratio to `baseline` or `against` that passes.
         backend: what runs the export.
-        threads: number of threads; 0 means the physical cores.
+        threads: number of threads; 0 means the physical cores that this process may use.
         batch: size of the batch axis.
         sequence: tokens of a sequence; 0 means 128, or as many as the model has positions.
         rounds: rounds to begin with.
         max_rounds: rounds are added up to this number as long as they do not decide.
+        allow: differences from the conditions of `baseline` that do not matter, e.g. "runtime".
     """
 
     max_ms: float | None = None
@@ -98,6 +99,7 @@ class LatencyBudget:
     sequence: int = 0
     rounds: int = 20
     max_rounds: int = 80
+    allow: tuple[Difference, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,7 +123,7 @@ def _judge(budget: LatencyBudget, take: Callable[[int], BenchReport]) -> tuple[L
             verdict = judge(paired(times, [budget.max_ms] * len(times)), 1.0, resolution=0.0)
         elif before is not None:
             now = replace(baseline_of(report), times_ms=times, reference_ms=other_times)
-            comparison = compare_baselines(before, now, max_ratio=budget.max_ratio)
+            comparison = compare_baselines(before, now, max_ratio=budget.max_ratio, allow=budget.allow)
             verdict, notes = comparison.verdict, comparison.notes
         else:
             verdict = judge(paired(times, other_times), budget.max_ratio)

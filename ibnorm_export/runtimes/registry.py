@@ -192,7 +192,7 @@ def open_runner(
     row = _row(backend)
     if engine is not None and not row.takes_engine:
         raise IBNormError(f"backend {backend} takes no engine: use --backend tensorrt or tensorrt-rtx with --engine")
-    library = fused_library(backend, kernels) if row.runs_fused_kernels else None
+    library = fused_library(backend, kernels)
     try:
         return row.opener(RunnerRequest(model, threads, library=library, endpoint=endpoint, engine=engine))
     except ModuleNotFoundError as error:

@@ -14,6 +14,7 @@ from ibnorm_export.benchmark.bench import bench
 from ibnorm_export.benchmark.options import BenchOptions, Timing
 from ibnorm_export.benchmark.report import BenchReport
 from ibnorm_export.errors import IBNormError
+from ibnorm_export.runtimes.runner import Kernels
 
 QUICK = BenchOptions(sizes={"sequence": 4}, threads=1, rounds=2, timing=Timing(repeats=1, warmup_ms=0.0, rest_ms=0.0))
 
@@ -57,3 +58,8 @@ def test_pytorch_needs_the_checkpoint(exported_vit: ExportedModel) -> None:
 def test_options_are_checked_before_any_work(values: dict[str, int]) -> None:
     with pytest.raises(IBNormError, match=f"{next(iter(values))} is 0; it must be at least 1"):
         BenchOptions(**values)  # type: ignore[arg-type]  # keywords of one type
+
+
+def test_a_backend_without_fused_kernels_does_not_ignore_the_option(exported_vit: ExportedModel) -> None:
+    with pytest.raises(IBNormError, match="backend reference cannot run the fused kernels"):
+        bench(exported_vit, options=BenchOptions("reference", Kernels.FUSED, rounds=1))
