@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from ibnorm_export.errors import CheckpointError
 from ibnorm_export.files import sha256_of
 
 __all__ = ["hash_files", "read_config", "weight_files"]
+
+#: Files of weights as transformers and timm name them, and the endings of others.
+_STANDARD_NAMES: Final = ("model.safetensors", "pytorch_model.bin")
+_SUFFIXES: Final = (".safetensors", ".pt", ".pth", ".pth.tar", ".ckpt", ".bin")
+
+#: Starts of the names of files that trainers write beside the weights.
+_NO_WEIGHTS: Final = (
+    "training_args",
+    "optimizer",
+    "scheduler",
+    "scaler",
+    "rng_state",
+    "random_states",
+    "adapter_model",
+)
 
 
 def hash_files(files: list[Path]) -> str:
@@ -39,28 +54,61 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder, and their index if there is one; each is in the folder.
+def _indexed(index: Path) -> list[Path]:
+    """The files that an index names, after it.
 
     Raises:
-        CheckpointError: there are none, one is missing, or the index is damaged or points outside the folder.
+        CheckpointError: the index is damaged, points outside its folder, or names a file that is missing.
     """
-    index = folder / "model.safetensors.index.json"
-    if (folder / "model.safetensors").is_file():
-        return [folder / "model.safetensors"]
-    if not index.is_file():
-        others = sorted(p.name for p in folder.glob("*.bin"))
-        hint = f"; convert {others[0]} to safetensors first" if others else ""
-        raise CheckpointError(f"{folder} has neither model.safetensors nor model.safetensors.index.json{hint}")
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{index} is not an index of safetensors files: {error!r}") from error
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{index} is not an index of weight files: {error!r}"[:400]) from error
     files = []
     for name in names:
         if not isinstance(name, str) or Path(name).name != name:
-            raise CheckpointError(f"{index} points outside its folder: {name!r}")
-        if not (folder / name).is_file():
-            raise CheckpointError(f"{index} names {name}, which is missing")
-        files.append(folder / name)
+            raise CheckpointError(f"{index} points outside its folder: {str(name)[:200]!r}")
+        if not (index.parent / name).is_file():
+            raise CheckpointError(f"{index} names {name[:200]}, which is missing")
+        files.append(index.parent / name)
     return [index, *files]
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files of weights of a folder, after their index if there is one; each is in the folder.
+
+    The names of transformers come first, safetensors before pickles. Without them, the only file of weights is taken.
+
+    Raises:
+        CheckpointError: there are none or several, one is missing, or the index is damaged or points outside the
+            folder.
+    """
+    for name in _STANDARD_NAMES:
+        if (folder / name).is_file():
+            return [folder / name]
+        if (folder / f"{name}.index.json").is_file():
+            return _indexed(folder / f"{name}.index.json")
+    others = sorted(file for file in folder.iterdir() if _may_be_weights(file))
+    if len(others) == 1:
+        return others
+    raise CheckpointError(_no_weights(folder, others))
+
+
+def _may_be_weights(file: Path) -> bool:
+    return file.name.endswith(_SUFFIXES) and not file.name.startswith(_NO_WEIGHTS) and file.is_file()
+
+
+def _no_weights(folder: Path, others: list[Path]) -> str:
+    """Why a folder has no weights to read, and what to type instead."""
+    if others:
+        names = ", ".join(file.name for file in others[:5]) + (
+            f" and {len(others) - 5} more" if len(others) > 5 else ""
+        )
+        return f"{folder} has {len(others)} files of weights and no index ({names}); give one of them"
+    if (folder / "zero_to_fp32.py").is_file() or any(folder.glob("*/zero_pp_rank_*")):
+        return f"{folder} is a checkpoint of DeepSpeed in pieces; give the OUTPUT of `python zero_to_fp32.py . OUTPUT`"
+    if any(folder.glob("adapter_model.*")):
+        return f"{folder} has only an adapter; in your training code, save the result of model.merge_and_unload()"
+    steps = sorted(folder.glob("checkpoint-*"), key=lambda path: path.stat().st_mtime)
+    hint = f"; give a checkpoint in it, such as {steps[-1]}" if steps else ""
+    return f"{folder} has neither {_STANDARD_NAMES[0]} nor another file of weights{hint}"

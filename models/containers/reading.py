@@ -2,58 +2,100 @@
 
 from __future__ import annotations
 
-import pickle
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ibnorm_export.choices import choice
 from ibnorm_export.errors import CheckpointError
 from ibnorm_export.models.containers.checkpoint import TrainingCheckpoint, Weights
+from ibnorm_export.models.containers.choosing import Leaf, choose_weights
+from ibnorm_export.models.containers.dcp import METADATA_FILE, read_distributed
 from ibnorm_export.models.containers.folders import weight_files
+from ibnorm_export.models.containers.stored_tensors import UnfitTensorError
+from ibnorm_export.models.containers.torch_files import read_torch_file
 
 __all__ = ["read_checkpoint"]
 
 
-def _read_torch(path: Path) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} is not a weights-only pickle, and loading any other pickle runs code that the file contains. "
-            "Save only `model.state_dict()`, preferably as safetensors"
-        ) from error
-    except (RuntimeError, EOFError, ValueError, OSError) as error:
-        raise CheckpointError(f"{path} is truncated or is not a torch file: {error}") from error
-
-
-def _read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file starts as safetensors: the length of a JSON object, and the object."""
     if path.suffix == ".safetensors":
+        return True
+    with path.open("rb") as stream:
+        start = stream.read(9)
+    return len(start) == 9 and start[8:] == b"{" and 0 < int.from_bytes(start[:8], "little") < path.stat().st_size
+
+
+def _read_file(path: Path) -> tuple[Any, dict[str, Any]]:
+    """The content of one file, and settings in its header."""
+    if not _is_safetensors(path):
+        return read_torch_file(path), {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is truncated or is not safetensors: {error}") from error
+
+
+def _read_shards(files: list[Path]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The tensors of several files, each with some of a model's."""
+    content: dict[str, Any] = {}
+    header: dict[str, Any] = {}
+    for file in files:
+        part, settings = _read_file(file)
+        if not isinstance(part, dict):
+            raise CheckpointError(f"{file} does not contain a state dict (names to tensors)")
+        if twice := sorted(str(name) for name in content.keys() & part.keys()):
+            raise CheckpointError(f"{file} has {twice[0][:200]}, which another file of the folder has too")
+        content |= part
+        header |= settings
+    return content, header
+
+
+def _read(path: Path) -> tuple[Any, dict[str, Any], list[Path]]:
+    """The content of a file or folder, the settings in headers, and the files that were read."""
+    if not path.is_dir():
+        return *_read_file(path), [path]
+    if not (path / METADATA_FILE).is_file():
+        files = weight_files(path)
+        shards = [file for file in files if file.suffix != ".json"]
+        return *(_read_file(shards[0]) if len(shards) == 1 else _read_shards(shards)), files
+    content, files = read_distributed(path)
+    settings = path / "meta.pt"  # Lightning keeps what is no tensor there
+    if settings.is_file() and isinstance(beside := read_torch_file(settings), dict):
+        content = {**beside, **content}
+        files.append(settings)
+    return content, {}, files
+
+
+def _load(state: Mapping[str, Leaf], source: Path) -> dict[str, Tensor]:
+    """The tensors of a state.
+
+    Raises:
+        CheckpointError: one is damaged, or no model file can hold it.
+    """
+    tensors = {}
+    for name, leaf in state.items():
         try:
-            return cast(dict[str, Tensor], load_file(path)), {}
-        except SafetensorError as error:
-            raise CheckpointError(f"{path} is truncated or is not safetensors: {error}") from error
-    if path.suffix not in (".pt", ".pth", ".bin", ".ckpt"):
-        raise CheckpointError(f"{path} is not a state dict; it must be a .safetensors or .pt file")
-    state, extras = _read_torch(path), {}
-    for key in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            extras = {name: value for name, value in state.items() if name != key}
-            state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise CheckpointError(f"{path} does not contain a state dict (names to tensors)")
-    return state, extras
+            tensor = leaf if isinstance(leaf, Tensor) else leaf.load()
+            if tensor.is_complex():
+                raise UnfitTensorError("complex, and ONNX models have real weights")
+        except UnfitTensorError as error:
+            raise CheckpointError(f"{source}: the tensor {name[:200]} is {error}") from error
+        tensors[name] = tensor
+    return tensors
 
 
 def read_checkpoint(path: str | Path, *, weights: Weights | str | None = None) -> TrainingCheckpoint:
     """Read the weights of a training checkpoint, and the plain data beside them. No code of the file runs.
 
     Args:
-        path: a file, or a folder of files.
+        path: a file of torch.save or safetensors, whatever its name ends in; or a folder of such files with an index,
+            or of torch.distributed.checkpoint.
         weights: "raw" or "ema", where the checkpoint has both the weights of the last step and their moving average;
             None takes the only ones that are there.
 
@@ -62,14 +104,9 @@ def read_checkpoint(path: str | Path, *, weights: Weights | str | None = None) -
             and `weights` is None, or not those that `weights` names.
     """
     path = Path(path)
-    if weights is not None:
-        choice(Weights, weights, name="weights", error=CheckpointError)
-    files = weight_files(path) if path.is_dir() else [path]
-    state: dict[str, Tensor] = {}
-    extras: dict[str, Any] = {}
-    for file in files:
-        if file.suffix != ".json":
-            tensors, beside = _read_file(file)
-            state |= tensors
-            extras |= beside
-    return TrainingCheckpoint(state, extras, (), tuple(files))
+    wanted = None if weights is None else choice(Weights, weights, name="weights", error=CheckpointError)
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist")
+    content, header, files = _read(path)
+    chosen = choose_weights(content, source=str(path), weights=wanted)
+    return TrainingCheckpoint(_load(chosen.state, path), {**header, **chosen.extras}, chosen.notes, tuple(files))
