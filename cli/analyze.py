@@ -69,6 +69,7 @@ def analyze_command(
         typer.Option("--report", metavar="FILE.html", callback=options.page, help="Write a page with plots."),
     ] = None,
     model: options.Factory = None,
+    weights: options.Weights = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Describe what each norm does: kurtosis and variance before and after compression, and information in bits.
@@ -82,7 +83,7 @@ def analyze_command(
 
     wanted = AnalysisOptions(_lambdas(lambdas), _dtypes(dtypes), alpha=alpha, width=width, samples=samples, seed=seed)
     with show_progress() as progress:
-        loaded = load(checkpoint, model)
+        loaded = load(checkpoint, model, weights=weights)
         batch = read_batch(loaded, inputs=inputs, text=text, tokens=samples, seed=seed)
         classes = None if labels is None else read_labels(labels)
         report = analyze(loaded if file is None else file, batch, labels=classes, options=wanted, progress=progress)

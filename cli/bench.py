@@ -78,6 +78,7 @@ def bench_command(
     ] = None,
     engine: options.EngineFile = None,
     model: options.Factory = None,
+    weights: options.Weights = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Measure latency in interleaved rounds, with the same threads for all candidates.
@@ -112,7 +113,9 @@ def bench_command(
     with show_progress() as progress:
         report = bench(
             model_file,
-            checkpoint if checkpoint is None or model is None else load(checkpoint, model),
+            checkpoint
+            if checkpoint is None or (model is None and weights is None)
+            else load(checkpoint, model, weights=weights),
             against=others if save_baseline is None else [*others, REFERENCE_LOAD],
             options=wanted,
             progress=progress,

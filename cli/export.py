@@ -80,6 +80,7 @@ def export_command(
         ),
     ] = True,
     model: options.Factory = None,
+    weights: options.Weights = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Write a trained checkpoint as ONNX: one node for each norm, with its definition in the same file.
@@ -102,7 +103,7 @@ def export_command(
     )
     with show_progress() as progress:
         progress("reading the checkpoint", 0, 4)
-        loaded = models.load(checkpoint, model, task=task_of(target, task))
+        loaded = models.load(checkpoint, model, task=task_of(target, task), weights=weights)
         exported = export(loaded, output, options=how, target=target, kernels=kernels, progress=progress)
     if as_json:
         print_json(
@@ -114,11 +115,14 @@ def export_command(
                 "dtype": exported.dtype,
                 "inputs": [asdict(t) for t in exported.inputs],
                 "outputs": [asdict(t) for t in exported.outputs],
+                "notes": list(loaded.notes),
                 "warnings": list(loaded.warnings),
                 "metadata": exported.metadata.to_dict(),
             }
         )
         return
+    for note in loaded.notes:
+        out.print(f"note: {note}", markup=False)
     for warning in loaded.warnings:
         out.print(f"warning: {warning}", style="yellow", markup=False)
     norms = "norms expanded" if inline else f"{len(exported.norms)} IBNorm nodes"
@@ -128,4 +132,10 @@ def export_command(
         f"{exported.path}: {exported.size_bytes / 1e6:.1f} MB, {stored}, opset {exported.opset}, {norms}",
         markup=False,
     )
-    print_next("verify", output, checkpoint, *(["--model", model] if model else []))
+    print_next(
+        "verify",
+        output,
+        checkpoint,
+        *(["--model", model] if model else []),
+        *(["--weights", weights] if weights else []),
+    )

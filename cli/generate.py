@@ -37,6 +37,7 @@ def generate_command(
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed for the sampling.")] = 0,
     kernels: options.KernelChoice = Kernels.AUTO,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="Threads of ONNX Runtime.")] = None,
+    weights: options.Weights = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Continue a prompt token by token. The same seed gives the same text with every backend.
@@ -46,7 +47,7 @@ def generate_command(
     from ibnorm_export.generation.sampling import Sampling
     from ibnorm_export.text_models import open_text_model
 
-    model = open_text_model(path, kernels=kernels, threads=threads)
+    model = open_text_model(path, kernels=kernels, threads=threads, weights=weights)
     sampling = Sampling(max_new_tokens, temperature, top_p=top_p, seed=seed)
     if as_json:
         result = model.generate(prompt, sampling)

@@ -17,6 +17,7 @@ def inspect_command(
         typer.Argument(metavar="PATH", exists=True, help="An .onnx file, a folder with a model.onnx, or a checkpoint."),
     ],
     model: options.Factory = None,
+    weights: options.Weights = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Report what is in a model or checkpoint: norms, types, sizes, operators, metadata.
@@ -25,7 +26,7 @@ def inspect_command(
     """
     from ibnorm_export.inspection import inspect
 
-    found = inspect(path, model)
+    found = inspect(path, model, weights=weights)
     if as_json:
         print_json(found.to_dict())
     else:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ibnorm_export.artifacts import metadata
 from ibnorm_export.errors import IBNormError
 from ibnorm_export.runtimes import runner
 
@@ -53,7 +54,8 @@ Checkpoint = Annotated[
     typer.Argument(
         metavar="CHECKPOINT",
         exists=True,  # checked before torch is imported
-        help="Hugging Face folder with an ibnorm section in config.json; with --model also a .safetensors or .pt file.",
+        help="Hugging Face folder with an ibnorm section in config.json; with --model also a file or "
+        "folder of weights, such as .safetensors, .pt or .ckpt.",
     ),
 ]
 ModelFile = Annotated[
@@ -66,6 +68,14 @@ Factory = Annotated[
         "--model",
         metavar="MODULE:FACTORY",
         help="Your own model: a function in your own module that returns a CustomModel of ibnorm_export.",
+    ),
+]
+Weights = Annotated[
+    metadata.Weights | None,
+    typer.Option(
+        "--weights",
+        show_default="the only ones in the checkpoint",
+        help="Weights of the last step (raw) or their moving average (ema), if the checkpoint has both.",
     ),
 ]
 Backend = Annotated[

@@ -68,6 +68,7 @@ def verify_command(
     name: Annotated[str, typer.Option("--name", help="Name of the model on that server.")] = "",
     engine: options.EngineFile = None,
     model: options.Factory = None,
+    weights: options.Weights = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Compare an exported file with its checkpoint; exit 1 if its content or its results differ.
@@ -98,7 +99,7 @@ def verify_command(
         progress("reading the checkpoint", 0, 0)
         words = None if text is None else read_text(text)
         exported = ExportedModel(model_file)
-        loaded = models.load(checkpoint, model, task=exported.metadata.task)
+        loaded = models.load(checkpoint, model, task=exported.metadata.task, weights=weights)
         given = None if inputs is None else [read_inputs(inputs, loaded)]
         report = verify(exported, loaded, options=wanted, inputs=given, text=words, progress=progress)
         if html is not None:

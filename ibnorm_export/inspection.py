@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ibnorm_export.artifacts.exported_model import ExportedModel, NormNode, dtype_name
+from ibnorm_export.artifacts.metadata import Weights
 from ibnorm_export.artifacts.onnx_file import resolve
 from ibnorm_export.errors import ModelFileError, quoted
 from ibnorm_export.text_report import text_table
@@ -120,18 +121,23 @@ class CheckpointInspection(_Inspection):
     norms: tuple[InspectedNorm, ...]
 
 
-def inspect(path: str | Path, factory: str | None = None) -> FileInspection | CheckpointInspection:
+def inspect(
+    path: str | Path, factory: str | None = None, *, weights: Weights | None = None
+) -> FileInspection | CheckpointInspection:
     """Describe an exported file or a checkpoint.
 
     Args:
         path: an .onnx file, a folder with a model.onnx, or a checkpoint.
         factory: "PACKAGE.MODULE:FACTORY" of a custom model, for a checkpoint.
+        weights: raw or EMA weights, where a checkpoint has both.
 
     Raises:
         ModelFileError: the file cannot be read.
         CheckpointError: the checkpoint cannot be loaded.
     """
-    return inspect_file(path) if resolve(path).suffix == ".onnx" else inspect_checkpoint(path, factory)
+    if resolve(path).suffix == ".onnx":
+        return inspect_file(path)
+    return inspect_checkpoint(path, factory, weights=weights)
 
 
 def inspect_file(path: str | Path) -> FileInspection:
@@ -166,7 +172,9 @@ def inspect_file(path: str | Path) -> FileInspection:
     )
 
 
-def inspect_checkpoint(path: str | Path, factory: str | None = None) -> CheckpointInspection:
+def inspect_checkpoint(
+    path: str | Path, factory: str | None = None, *, weights: Weights | None = None
+) -> CheckpointInspection:
     """Describe a checkpoint; its weights are loaded.
 
     Raises:
@@ -174,7 +182,7 @@ def inspect_checkpoint(path: str | Path, factory: str | None = None) -> Checkpoi
     """
     from ibnorm_export import models
 
-    model = models.load(path, factory)
+    model = models.load(path, factory, weights=weights)
     parameters = list(model.module.parameters())
     types = Counter(str(p.dtype).removeprefix("torch.") for p in parameters)
     return CheckpointInspection(
@@ -187,7 +195,7 @@ def inspect_checkpoint(path: str | Path, factory: str | None = None) -> Checkpoi
         outputs=tuple(model.outputs),
         default_opset=model.opset,
         source_sha256=model.source_sha256,
-        warnings=tuple(model.warnings),
+        warnings=(*model.notes, *model.warnings),
         norms=tuple(
             InspectedNorm(module, spec.op_type, lambd=spec.lambd, epsilon=spec.epsilon)
             for module, spec in model.norms.items()

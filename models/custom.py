@@ -12,10 +12,11 @@ import numpy as np
 from torch import Tensor, nn
 
 from ibnorm_export.artifacts.loaded_model import CustomModel, LoadedModel
+from ibnorm_export.artifacts.metadata import Weights
 from ibnorm_export.artifacts.module_copy import copy_module
 from ibnorm_export.artifacts.tensors import Arrays, InputSpec
 from ibnorm_export.errors import CheckpointError
-from ibnorm_export.models.containers import Weights, fit_keys, hash_files, read_checkpoint
+from ibnorm_export.models.containers import fit_keys, hash_files, read_checkpoint
 from ibnorm_export.models.registry import apply_adapters
 from ibnorm_export.models.weights import fill, nonfinite_warnings, tied_names
 from ibnorm_export.text_report import counted

@@ -9,7 +9,7 @@ from typing import Any, Final
 import torch
 
 from ibnorm_export.artifacts.loaded_model import LoadedModel
-from ibnorm_export.artifacts.metadata import Task
+from ibnorm_export.artifacts.metadata import Task, Weights
 from ibnorm_export.choices import choice
 from ibnorm_export.errors import BackendUnavailable, CheckpointError, SpecError
 from ibnorm_export.models.containers import read_config
@@ -21,7 +21,7 @@ __all__ = ["load"]
 _EXAMPLE_SECTION: Final = '"ibnorm": {"compression": "L", "lambda": 4.0, "epsilon": 1e-5, "convention": "divide"}'
 
 
-def _load_folder(folder: Path, task: Task) -> LoadedModel:
+def _load_folder(folder: Path, task: Task, *, weights: Weights | None) -> LoadedModel:
     config = read_config(folder)
     if "ibnorm" not in config:
         raise CheckpointError(
@@ -33,13 +33,13 @@ def _load_folder(folder: Path, task: Task) -> LoadedModel:
     except SpecError as error:
         raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
     if config.get("model_type") is None and "architecture" in config and task is Task.FORWARD:
-        return _load_timm(folder, config, norms=norms)
+        return _load_timm(folder, config, norms=norms, weights=weights)
     from ibnorm_export.models.importers.huggingface import load_huggingface
 
-    return load_huggingface(folder, config, norms=norms, task=task)
+    return load_huggingface(folder, config, norms=norms, task=task, weights=weights)
 
 
-def _load_timm(folder: Path, config: Mapping[str, Any], *, norms: NormConfig) -> LoadedModel:
+def _load_timm(folder: Path, config: Mapping[str, Any], *, norms: NormConfig, weights: Weights | None) -> LoadedModel:
     try:
         from ibnorm_export.models.importers.timm import load_timm
     except ModuleNotFoundError as error:
@@ -51,24 +51,34 @@ def _load_timm(folder: Path, config: Mapping[str, Any], *, norms: NormConfig) ->
             f"{folder} is a timm folder, but timm cannot be imported: {error}. Install the torchvision that "
             f"matches torch {torch.__version__}"
         ) from error
-    return load_timm(folder, config, norms=norms)
+    return load_timm(folder, config, norms=norms, weights=weights)
 
 
-def load(checkpoint: str | Path, model: str | None = None, *, task: Task | str = Task.FORWARD) -> LoadedModel:
+def load(
+    checkpoint: str | Path,
+    model: str | None = None,
+    *,
+    task: Task | str = Task.FORWARD,
+    weights: Weights | str | None = None,
+) -> LoadedModel:
     """Read a checkpoint.
 
     Args:
         checkpoint: a Hugging Face folder with an `ibnorm` section in config.json, or, with `model`,
-            a folder or file of weights (.safetensors, or .pt that is weights-only).
+            a file or folder of weights: safetensors, a file of torch.save (.pt, .pth, .ckpt, .bin, ...), shards with
+            an index, or a folder of torch.distributed.checkpoint. No code of it runs.
         model: "package.module:factory" of the user's own code; the factory returns a `CustomModel`.
         task: what to load it for.
+        weights: "raw" for the weights of the last step or "ema" for their moving average, where the checkpoint has
+            both.
 
     Raises:
         CheckpointError: the path, config, code or weights do not make an IBNorm model, or it cannot do
-            the task; the message states the reason.
+            the task; or it has raw and EMA weights, and `weights` is None. The message states the reason.
     """
     path = Path(checkpoint)
     task = choice(Task, task, name="task", error=CheckpointError)
+    chosen = None if weights is None else choice(Weights, weights, name="weights", error=CheckpointError)
     if task is not Task.FORWARD and model is not None:
         raise CheckpointError(f"the task {task} needs a Hugging Face folder; with --model the task must be forward")
     try:
@@ -76,10 +86,10 @@ def load(checkpoint: str | Path, model: str | None = None, *, task: Task | str =
             raise CheckpointError(f"{path} does not exist")
         if model is not None:
             with torch.random.fork_rng(devices=[]):  # the factory draws weights, which are then replaced
-                return load_custom(path, model)
+                return load_custom(path, model, weights=chosen)
         if path.is_dir():
             with torch.random.fork_rng(devices=[]):
-                return _load_folder(path, task)
+                return _load_folder(path, task, weights=chosen)
     except PermissionError as error:
         raise CheckpointError(f"{error.filename or path} cannot be read: permission denied") from error
     raise CheckpointError(

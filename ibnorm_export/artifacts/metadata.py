@@ -13,13 +13,20 @@ from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.errors import ModelFileError, quoted
 from ibnorm_export.parsing import parse_json
 
-__all__ = ["METADATA_FORMAT", "CacheKind", "ModelMetadata", "QuantizationEntry", "Target", "Task"]
+__all__ = ["METADATA_FORMAT", "CacheKind", "ModelMetadata", "QuantizationEntry", "Target", "Task", "Weights"]
 
 #: The format that this version writes and reads.
 METADATA_FORMAT: Final = "1"
 
 #: Prefix of this package's keys in the metadata of an ONNX file.
 _PREFIX: Final = "ibnorm."
+
+
+class Weights(enum.StrEnum):
+    """Which weights of a checkpoint are meant, where it has those of the last step and their moving average."""
+
+    RAW = "raw"
+    EMA = "ema"
 
 
 class Task(enum.StrEnum):

@@ -16,7 +16,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from ibnorm_export.artifacts.metadata import Task
+from ibnorm_export.artifacts.metadata import Task, Weights
 from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.benchmark.options import TORCH_CANDIDATES, Difference
 from ibnorm_export.errors import ConfigError, quoted
@@ -110,6 +110,7 @@ class ExportCheck:
     checkpoint: Path
     _: KW_ONLY
     model: str | None = None
+    weights: Weights | None = None
     file: Path | None = None
     task: Task = Task.FORWARD
     dtype: DType = DType.FP32

@@ -72,7 +72,7 @@ def check(path_or_config: CheckConfig | str | Path, *, progress: Progress = sile
 def _prepare(entry: ExportCheck, folder: Path, *, cases: list[Case], progress: Progress) -> Prepared:
     """Load the checkpoint, and export it unless the check names a file."""
     start = time.perf_counter()
-    model = load(entry.checkpoint, entry.model, task=entry.task)
+    model = load(entry.checkpoint, entry.model, task=entry.task, weights=entry.weights)
     options = ExportOptions(entry.dtype, entry.opset, inline=entry.inline, fuse_skip=entry.fuse_skip)
     if entry.file is not None:
         exported = ExportedModel(entry.file)

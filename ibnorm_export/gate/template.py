@@ -24,6 +24,7 @@ results = "check-results"        # folder for junit.xml, report.json, report.md,
 name = "{name}"
 checkpoint = {checkpoint}
 # model = "package.module:factory"   # for a model of your own code
+# weights = "ema"                # or "raw", if the checkpoint has a moving average too
 # task = "text-generation"       # for a language model with a cache
 # file = "{name}.onnx"           # check this file instead of exporting one
 dtype = "fp32"                   # fp32, fp16 or bf16

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,14 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["TrainingCheckpoint", "Weights"]
-
-
-class Weights(enum.StrEnum):
-    """Which weights of a checkpoint are meant, where it has those of the last step and their moving average."""
-
-    RAW = "raw"
-    EMA = "ema"
+__all__ = ["TrainingCheckpoint"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ from typing import Any, Final
 
 from torch import Tensor
 
+from ibnorm_export.artifacts.metadata import Weights
 from ibnorm_export.errors import CheckpointError
-from ibnorm_export.models.containers.checkpoint import Weights
 from ibnorm_export.models.containers.extras import PlainData
 from ibnorm_export.models.containers.stored_tensors import StoredTensor
 from ibnorm_export.text_report import counted

@@ -9,9 +9,10 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ibnorm_export.artifacts.metadata import Weights
 from ibnorm_export.choices import choice
 from ibnorm_export.errors import CheckpointError
-from ibnorm_export.models.containers.checkpoint import TrainingCheckpoint, Weights
+from ibnorm_export.models.containers.checkpoint import TrainingCheckpoint
 from ibnorm_export.models.containers.choosing import Leaf, choose_weights
 from ibnorm_export.models.containers.dcp import METADATA_FILE, read_distributed
 from ibnorm_export.models.containers.folders import weight_files

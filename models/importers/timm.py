@@ -16,11 +16,12 @@ import timm
 from torch import Tensor, nn
 
 from ibnorm_export.artifacts.loaded_model import LoadedModel
+from ibnorm_export.artifacts.metadata import Weights
 from ibnorm_export.artifacts.tensors import Arrays, InputSpec
 from ibnorm_export.errors import CheckpointError, SpecError
-from ibnorm_export.models.containers import hash_files, read_checkpoint, weight_files
+from ibnorm_export.models.containers import fit_keys, hash_files, read_checkpoint
 from ibnorm_export.models.families.images import images
-from ibnorm_export.models.weights import fill, nonfinite_warnings
+from ibnorm_export.models.weights import fill, nonfinite_warnings, tied_names
 from ibnorm_export.op.replace_norms import replace_norms
 from ibnorm_export.op.spec import NormConfig
 
@@ -82,13 +83,16 @@ def _input(folder: Path, config: Mapping[str, Any]) -> InputSpec:
     return InputSpec("pixel_values", ("batch", *size), floating=True)
 
 
-def load_timm(folder: Path, config: Mapping[str, Any], *, norms: NormConfig) -> LoadedModel:
+def load_timm(
+    folder: Path, config: Mapping[str, Any], *, norms: NormConfig, weights: Weights | None = None
+) -> LoadedModel:
     """Read an image classifier of timm: pixel_values (batch, channels, height, width) -> logits (batch, classes).
 
     Args:
-        folder: written by timm's `save_for_hf`, with model.safetensors or a weights-only pytorch_model.bin.
+        folder: written by timm's `save_for_hf`, with model.safetensors, pytorch_model.bin or shards of them.
         config: its config.json.
         norms: its `ibnorm` section.
+        weights: raw or EMA weights, where the folder has both.
 
     Raises:
         CheckpointError: architecture, arguments, norms or weights do not fit.
@@ -99,11 +103,9 @@ def load_timm(folder: Path, config: Mapping[str, Any], *, norms: NormConfig) -> 
         replace_norms(module, norms)
     except SpecError as error:
         raise CheckpointError(f"{folder}: {error}") from error
-    pickled = folder / "pytorch_model.bin"
-    only_pickled = pickled.is_file() and not (folder / "model.safetensors").is_file()
-    files = [pickled] if only_pickled else weight_files(folder)
-    checkpoint = read_checkpoint(pickled if only_pickled else folder)
-    fill(module, checkpoint.state, source=folder)
+    checkpoint = read_checkpoint(folder, weights=weights)
+    state, stripped = fit_keys(checkpoint.state, module.state_dict().keys(), tied=tied_names(module))
+    fill(module, state, source=folder)
     module.eval().requires_grad_(False)
 
     def call(model: nn.Module, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -121,7 +123,8 @@ def load_timm(folder: Path, config: Mapping[str, Any], *, norms: NormConfig) -> 
         sample=sample,
         opset=20,  # the first with Gelu, as for ViT
         source=str(folder),
-        source_sha256=hash_files([folder / "config.json", *files]),
+        source_sha256=hash_files([folder / "config.json", *checkpoint.files]),
         section=norms.to_config(),
         warnings=nonfinite_warnings(module),
+        notes=(*checkpoint.notes, *stripped),
     )
