@@ -27,7 +27,13 @@ from ibnorm_export.models.containers.safe_pickle import (
     UnreadableError,
     read_pickle,
 )
-from ibnorm_export.models.containers.stored_tensors import StoredTensor, UnfitTensorError, map_file
+from ibnorm_export.models.containers.stored_tensors import (
+    DenseTensor,
+    OtherTensor,
+    StoredTensor,
+    UnfitTensorError,
+    map_file,
+)
 from ibnorm_export.models.containers.torch_files import read_torch_bytes
 
 __all__ = ["METADATA_FILE", "read_distributed"]
@@ -103,7 +109,7 @@ class _Piece:
             content = read_torch_bytes(self.data, self.source)
         except CheckpointError as error:
             raise UnfitTensorError(f"damaged: {error}") from error
-        tensor = content.load() if hasattr(content, "load") else None
+        tensor = content.load() if isinstance(content, (DenseTensor, OtherTensor)) else None
         if tensor is None or tuple(tensor.shape) != self.sizes or tensor.dtype != dtype:
             raise UnfitTensorError(f"damaged: {self.source} does not have the piece that .metadata describes")
         return tensor

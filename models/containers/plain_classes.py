@@ -147,7 +147,8 @@ def _set(items: object = ()) -> list[Any]:
 
 
 def _range(*bounds: object) -> Any:
-    if not all(isinstance(bound, int) for bound in bounds) or len(numbers := range(*bounds)) > _MOST_ITEMS:  # type: ignore[arg-type]  # checked just before
+    whole = [bound for bound in bounds if isinstance(bound, int)]
+    if len(whole) != 3 or len(numbers := range(whole[0], whole[1], whole[2])) > _MOST_ITEMS:
         raise UnreadableError("a range is damaged")
     return list(numbers)
 

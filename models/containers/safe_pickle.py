@@ -11,7 +11,7 @@ from __future__ import annotations
 import pickle
 import struct
 from collections.abc import Callable, Mapping
-from typing import IO, Any, Final
+from typing import IO, Any, ClassVar, Final
 
 __all__ = ["Allowed", "PlainObject", "RefusedClassError", "UnreadableError", "read_pickle"]
 
@@ -94,9 +94,14 @@ def _checked_key(key: object) -> Any:
     return key
 
 
-# mypy has no stub for the unpickler in Python, which the module exports under this name since Python 3.0.
-class _Reader(pickle._Unpickler):  # type: ignore[name-defined, misc]
-    dispatch: Final = dict(pickle._Unpickler.dispatch)  # type: ignore[attr-defined]
+class _Reader(pickle._Unpickler):
+    # Attributes and methods of the base, which type checkers do not know.
+    stack: list[Any]
+    append: Callable[[Any], None]
+    pop_mark: Callable[[], list[Any]]
+    read: Callable[[int], bytes]
+
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
 
     def __init__(self, stream: IO[bytes], allowed: Mapping[str, Any], *, storage: Callable[[object], Any]) -> None:
         super().__init__(stream, encoding="utf-8")

@@ -130,7 +130,10 @@ def _tensor_classes() -> dict[str, Any]:
     }
     storages = {f"{module}.{name}": dtype for name, dtype in _STORAGES.items() for module in ("torch", "torch.cuda")}
     storages["torch.storage.UntypedStorage"] = torch.uint8
-    return {name: Allowed(name, make) for name, make in makers.items()} | storages
+    schemes = {
+        str(found): str(found) for name in dir(torch) if isinstance(found := getattr(torch, name), torch.qscheme)
+    }
+    return {name: Allowed(name, make) for name, make in makers.items()} | storages | schemes
 
 
 class _Storages:
@@ -202,8 +205,12 @@ def _read_legacy(data: memoryview) -> Any:
     stream = io.BufferedReader(_View(data))
     allowed = {**plain_classes(), **_tensor_classes()}
     storages = _Storages(lambda key: None)
-    if read_pickle(stream, {}) != _MAGIC or read_pickle(stream, {}) != _VERSION:
-        raise UnreadableError("it is a pickle, but not one of torch.save")
+    try:
+        known = read_pickle(stream, {}) == _MAGIC and read_pickle(stream, {}) == _VERSION
+    except RefusedClassError as error:
+        raise UnreadableError(f"it is a pickle that starts with {error.name[:100]}") from error
+    if not known:
+        raise UnreadableError("it is a pickle of something else")
     machine = read_pickle(stream, {})
     if not isinstance(machine, dict) or machine.get("little_endian") is not True:
         raise UnreadableError("it was saved on a big-endian machine; load and save it on a little-endian one")
@@ -265,14 +272,14 @@ def read_torch_bytes(data: memoryview, source: str) -> Any:
         CheckpointError: it is damaged or of another kind, or it contains a class that is not plain data.
     """
     for start, what in _OTHER_FORMATS.items():
-        if data[: len(start)] == start:
+        if bytes(data[: len(start)]) == start:
             raise CheckpointError(f"{source} is {what}; it must be a file of torch.save or a safetensors file")
-    if data[257:262] == b"ustar":
+    if bytes(data[257:262]) == b"ustar":
         raise CheckpointError(
             f"{source} is a tar archive; unpack it. If PyTorch before 0.1.10 wrote it, load and save it again"
         )
     try:
-        content = _read_zip(data) if data[:4] == b"PK\x03\x04" else _read_legacy(data)
+        content = _read_zip(data) if bytes(data[:4]) == b"PK\x03\x04" else _read_legacy(data)
     except RefusedClassError as error:
         raise CheckpointError(
             f"{source} contains {error.name[:200]}, which is not plain data: loading it would run code, so nothing was "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,9 +12,9 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from ibnorm_export.artifacts.loaded_model import LoadedModel
-from ibnorm_export.artifacts.metadata import Task
+from ibnorm_export.artifacts.metadata import Task, Weights
 from ibnorm_export.errors import CheckpointError, SpecError
-from ibnorm_export.models.containers import hash_files, weight_files
+from ibnorm_export.models.containers import TrainingCheckpoint, hash_files, read_checkpoint, weight_files
 from ibnorm_export.models.families.causal import CausalFamily
 from ibnorm_export.models.families.family import Family
 from ibnorm_export.models.families.stock_norms import check_replaced, check_stated
@@ -108,20 +109,30 @@ def _find_family(folder: Path, config: Mapping[str, Any], *, task: Task) -> Fami
 
 
 def _build(
-    folder: Path, config: Mapping[str, Any], *, family: Family, norms: NormConfig
+    folder: Path,
+    config: Mapping[str, Any],
+    *,
+    family: Family,
+    norms: NormConfig,
+    checkpoint: TrainingCheckpoint | None,
 ) -> tuple[PreTrainedModel, Mapping[str, Any]]:
     """The model with its weights, and transformers' report of the keys."""
     try:
         family.check(config)
         with quiet_transformers():
-            model, keys = with_norms(family.architecture, norms).from_pretrained(
-                folder,
+            architecture = with_norms(family.architecture, norms)
+            given: dict[str, Any] = {"use_safetensors": True}
+            if checkpoint is not None:  # transformers would read a pickle itself, by other rules
+                settings = architecture.config_class.from_pretrained(folder, local_files_only=True)
+                given = {"config": settings, "state_dict": dict(checkpoint.state)}
+            model, keys = architecture.from_pretrained(
+                folder if checkpoint is None else None,
                 attn_implementation=family.attention,
                 dtype="auto",
                 ignore_mismatched_sizes=True,  # the caller reports them by name
                 local_files_only=True,
                 output_loading_info=True,
-                use_safetensors=True,
+                **given,
             )
     except SafetensorError as error:
         raise CheckpointError(f"{folder}: a weight file is truncated or is not safetensors: {error}") from error
@@ -132,21 +143,27 @@ def _build(
     return model, keys
 
 
-def load_huggingface(folder: Path, config: Mapping[str, Any], *, norms: NormConfig, task: Task) -> LoadedModel:
+def load_huggingface(
+    folder: Path, config: Mapping[str, Any], *, norms: NormConfig, task: Task, weights: Weights | None = None
+) -> LoadedModel:
     """Read a folder of transformers.
 
     Args:
-        folder: contains config.json and safetensors files.
+        folder: contains config.json, and safetensors files or pytorch_model.bin or its shards.
         config: its config.json.
         norms: its `ibnorm` section.
         task: what the model is loaded for.
+        weights: raw or EMA weights, where the folder has both.
 
     Raises:
         CheckpointError: the family, the settings or the weights do not make a model that can do the task.
     """
     family = _find_family(folder, config, task=task)
     files = weight_files(folder)
-    model, keys = _build(folder, config, family=family, norms=norms)
+    checkpoint = None
+    if weights is not None or files[-1].suffix != ".safetensors":  # else transformers maps the files itself
+        checkpoint = read_checkpoint(folder, weights=weights)
+    model, keys = _build(folder, config, family=family, norms=norms, checkpoint=checkpoint)
     raise_mismatch(
         folder,
         list(keys["missing_keys"]),
@@ -155,6 +172,8 @@ def load_huggingface(folder: Path, config: Mapping[str, Any], *, norms: NormConf
     )
     source_sha256 = hash_files([folder / "config.json", *files])
     loaded = _family_model(family, model, source=str(folder), source_sha256=source_sha256, norms=norms)
+    if checkpoint is not None:
+        loaded = dataclasses.replace(loaded, notes=checkpoint.notes)
     if task is Task.TEXT_GENERATION and isinstance(family, CausalFamily):
         return family.with_cache(loaded)
     return loaded

@@ -250,7 +250,7 @@ def test_a_pickle_cannot_run_code(user: User) -> None:
     proof = user.folder / "proof"
     for content in (RunsCode(proof), {"state_dict": user.state, "extra": RunsCode(proof)}):
         torch.save(content, user.folder / "w.pt")
-        with pytest.raises(CheckpointError, match=r"w\.pt is not a weights-only pickle"):
+        with pytest.raises(CheckpointError, match=r"w\.pt contains builtins\.getattr, which is not plain data"):
             models.load(user.folder / "w.pt", model="mymodel:build")
         (user.folder / "w.pt").write_bytes(pickle.dumps(content, protocol=2))
         with pytest.raises(CheckpointError, match=r"w\.pt is "):
@@ -263,7 +263,7 @@ def test_a_pickle_cannot_run_code(user: User) -> None:
 def test_a_truncated_state_dict(user: User, file: str, cut: int) -> None:
     path = user.save(file)
     path.write_bytes(path.read_bytes()[:cut])
-    with pytest.raises(CheckpointError, match=r"w\.[a-z]+ is (truncated|not a weights-only)"):
+    with pytest.raises(CheckpointError, match=r"w\.[a-z]+ is (truncated|empty, so it is truncated)"):
         models.load(path, model="mymodel:build")
 
 
@@ -273,7 +273,7 @@ def test_a_file_that_holds_something_else(user: User) -> None:
         with pytest.raises(CheckpointError, match="does not contain a state dict"):
             models.load(user.folder / "w.pt", model="mymodel:build")
     (user.folder / "w.npz").touch()
-    with pytest.raises(CheckpointError, match=r"\.safetensors or \.pt"):
+    with pytest.raises(CheckpointError, match="npz is empty"):
         models.load(user.folder / "w.npz", model="mymodel:build")
 
 

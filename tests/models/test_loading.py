@@ -145,7 +145,7 @@ def test_truncated_and_foreign_weights(copy: Path) -> None:
         assert_rejected(copy, "truncated or is not safetensors")
     file.unlink()
     (copy / "pytorch_model.bin").touch()
-    assert_rejected(copy, "convert pytorch_model.bin to safetensors")
+    assert_rejected(copy, "pytorch_model.bin is empty")
 
 
 def test_shards(llama_checkpoint: Path, copy: Path) -> None:
