@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -28,7 +29,21 @@ def raise_mismatch(source: Path, missing: list[str], *, extra: list[str], shapes
     if shapes:
         parts.append(f"{len(shapes)} of the wrong shape ({_listed(shapes)})")
     if parts:
-        raise CheckpointError(f"{source}: weights do not fit the model: {'; '.join(parts)}")
+        near = _nearest(missing, extra)
+        hint = f". Perhaps {near}" if near else ""
+        raise CheckpointError(f"{source}: weights do not fit the model: {'; '.join(parts)}{hint}")
+
+
+def _nearest(missing: list[str], extra: list[str]) -> str:
+    """For the first names that are not in the model, the missing name that each may be."""
+    wanted, candidates = frozenset(missing), sorted(missing)[:1000]
+    pairs = []
+    for name in sorted(extra)[:5]:
+        parts = name.split(".")
+        found = [tail for start in range(1, len(parts)) if (tail := ".".join(parts[start:])) in wanted]
+        found = found or difflib.get_close_matches(name, candidates, n=1, cutoff=0.75)
+        pairs += [f"{name} may be {found[0]}"] if found else []
+    return ", ".join(pairs[:3])
 
 
 def nonfinite_warnings(module: nn.Module) -> tuple[str, ...]:

@@ -257,6 +257,8 @@ def choose_weights(content: object, *, source: str, weights: Weights | None) -> 
         CheckpointError: there are none, there are raw and EMA weights and `weights` is None, there are not those that
             `weights` names, or several models are there.
     """
+    if content == {}:  # the state of a model without parameters
+        return Chosen({}, {}, ())
     found = _teacher(_lightning_average(content, list(_find(content, (), seen=set()))))
     raw, averaged = [one for one in found if not one.averaged], [one for one in found if one.averaged]
     if not found:
