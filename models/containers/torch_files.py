@@ -4,8 +4,9 @@ Format: torch/serialization.py of PyTorch 2.13. A zip archive has one folder wit
 every storage, uncompressed. The older format is five pickles (a magic number, a version, facts about the machine, the
 content, the keys of its storages), and then each storage as a count of 8 bytes and its elements.
 
-`torch.load(weights_only=True)` is not used: it trusts the sizes of storages that a file gives, names one refused class
-at a time in a text for programmers, refuses plain containers, and allows further classes for the whole process only.
+`torch.load(weights_only=True, mmap=True)` is not used. It reads a storage that is larger than its record, or a record
+that is compressed, as whatever bytes are there, and it cannot read subclasses of dict or pickles of protocol 4.
+Further classes can be allowed for the whole process only.
 """
 
 from __future__ import annotations
