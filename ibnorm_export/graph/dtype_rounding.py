@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 import onnx_ir as ir
+import onnx_ir.passes.common as passes
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.errors import ModelFileError, quoted
@@ -54,6 +55,7 @@ def rounding_copy(model: ExportedModel) -> ir.Model:
     """
     copy = ir.load(model.path)
     nodes = list(copy.graph)
+    _infer_types(copy, nodes)
     for node in nodes:
         _check_node(node, model)
     _read_through_casts(copy.graph, nodes[0])
@@ -62,6 +64,24 @@ def rounding_copy(model: ExportedModel) -> ir.Model:
             if value.dtype in _HALF:
                 _round_output(copy.graph, node, value)
     return copy
+
+
+def _infer_types(copy: ir.Model, nodes: list[ir.Node]) -> None:
+    """Add the types of values where the file does not state them, as in a file that ONNX Runtime has optimised."""
+    if all(value.dtype is not None for node in nodes for value in node.outputs):
+        return
+    passes.ShapeInferencePass()(copy)
+    for node in nodes:
+        if node.domain in ("", "ai.onnx"):
+            continue
+        # ONNX knows no types of other domains. What optimisers fuse there keeps the type of its data.
+        floating = [
+            v.dtype for v in node.inputs if v is not None and v.dtype is not None and v.dtype.is_floating_point()
+        ]
+        for value in node.outputs:
+            if value.dtype is None and floating:
+                value.type = ir.TensorType(floating[0])
+                passes.ShapeInferencePass()(copy)
 
 
 def _check_node(node: ir.Node, model: ExportedModel) -> None:

@@ -22,7 +22,7 @@ def with_loading(report: NumericReport, comparison: Comparison) -> NumericReport
     copied = comparison.options.backend == "ort-cpu" and (
         file.dtype is not DType.FP32 or file.metadata.quantization is not None
     )
-    if not copied or any(finding.where == "runtime" for finding in report.findings):
+    if not copied:
         return report
     problem, note = _load(file)
     findings = (*report.findings, Finding("runtime", problem)) if problem else report.findings

@@ -129,11 +129,11 @@ def _run(comparison: Comparison, *, tokens: NDArray[np.int64] | None) -> Numeric
     """The numeric verdict. A file that the runtime refuses is a finding, in addition to the static ones."""
     check = check_quantized if comparison.file.metadata.quantization else check_numeric
     try:
-        return with_loading(check(comparison, tokens=tokens), comparison)
+        report = check(comparison, tokens=tokens)
     except RefusedInputError:
         raise
     except ModelFileError as error:
-        return NumericReport(
+        report = NumericReport(
             comparison.options.backend,
             comparison.reference.dtype.value,
             method="nothing: the file does not load",
@@ -141,3 +141,4 @@ def _run(comparison: Comparison, *, tokens: NDArray[np.int64] | None) -> Numeric
             outputs=(),
             findings=(Finding("runtime", str(error)),),
         )
+    return with_loading(report, comparison)

@@ -1,0 +1,159 @@
+"""Check that a file computes with the numbers that PyTorch computes with: limits, factors, epsilons, branches.
+
+Random inputs do not show a number that acts only beyond some length, batch or value. But PyTorch's run of the checkpoint
+uses all its numbers, or numbers from which an exporter derives the file's: a reciprocal, a square root, a power.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any, Final
+
+import numpy as np
+import onnx
+import onnx.defs
+import onnx.helper
+import torch
+from numpy.typing import NDArray
+
+from ibnorm_export.artifacts.loaded_model import LoadedModel
+from ibnorm_export.artifacts.tensors import DType
+from ibnorm_export.op.spec import DOMAIN
+from ibnorm_export.verifier.coverage import Coverage
+from ibnorm_export.verifier.dataflow import DataFlow, FlowNode
+from ibnorm_export.verifier.report import Finding
+
+__all__ = ["check_numbers_used"]
+
+#: Operators that compare a value with a number, limit it, or choose.
+_LIMITS: Final = frozenset(
+    {"Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Equal", "Clip", "Min", "Max", "Mod", "Where", "Shrink"}
+)
+
+#: Operators that compute with a floating-point number.
+_ARITHMETIC: Final = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "Sum", "Mean", "PRelu"})
+
+_BRANCHES: Final = frozenset({"If", "Loop", "Scan"})
+
+#: PyTorch's operators that become a branch or a loop in a file.
+_BRANCHING: Final = frozenset({"cond", "while_loop", "scan", "map", "associative_scan"})
+
+#: Numbers of the definitions of activations, which PyTorch computes inside one operator: GELU (0.5, 1, sqrt(2),
+#: sqrt(2/pi), 0.044715, 3; 1.702 in its sigmoid form), HardSwish (3, 6, 1/6), Mish, Softplus (20), SELU, and squares.
+_DEFINITIONS: Final = (
+    *(0.0, 0.5, 1.0, 2.0, 3.0, 6.0, 20.0, math.pi, math.e, 1.702, 0.044715, math.sqrt(2), math.sqrt(2 / math.pi)),
+    *(1.6732632423543772, 1.0507009873554805, 1.0 + 2.0**-23, 0.01, 0.2),
+)
+
+#: Numbers that may limit a value in any file: signs, empty and unlimited ranges, and the values of masks.
+_ANY_LIMIT: Final = (
+    *(0.0, 1.0, math.inf, float(2**63 - 1), float(2**31 - 1), 1.0 + 2.0**-23),
+    *(float(torch.finfo(kind).max) for kind in (torch.float16, torch.bfloat16, torch.float32, torch.float64)),
+    *(float(torch.finfo(kind).tiny) for kind in (torch.float16, torch.bfloat16, torch.float32)),
+)
+
+#: Attributes that are numbers without an effect on the result.
+_IDLE: Final = frozenset({"momentum", "seed", "ratio", "lambd"})
+
+
+def check_numbers_used(flow: DataFlow, model: LoadedModel, *, coverage: Coverage) -> Iterator[Finding]:
+    """Find numbers and branches of the file that the checkpoint does not have.
+
+    Args:
+        flow: the data flow of the file.
+        model: the checkpoint.
+        coverage: the numbers and operators of one run of it.
+    """
+    numbers = _Numbers(flow.exported.dtype, model, coverage)
+    for node in flow.nodes:
+        if node.proto.domain == DOMAIN:
+            continue
+        if node.proto.op_type in _BRANCHES and not _BRANCHING & coverage.operators and not _is_constant(flow, node):
+            yield Finding(str(node), "the file branches or loops, which PyTorch does not for this checkpoint")
+        for what, number in (*_attribute_numbers(node), *_input_numbers(flow, node)):
+            if not numbers.explains(node, number):
+                yield Finding(f"number {number:.6g}", f"{what} of the {node}; PyTorch has no such number")
+
+
+def _is_constant(flow: DataFlow, node: FlowNode) -> bool:
+    return all(flow.is_constant(name) for name in (*node.inputs, *node.captured) if name)
+
+
+class _Numbers:
+    """The numbers that a right file may have."""
+
+    def __init__(self, dtype: DType, model: LoadedModel, coverage: Coverage) -> None:
+        # A number was rounded to the file's dtype, and may have been derived from others that were.
+        self._tolerance = {DType.FP32: 2e-6, DType.FP16: 4e-3, DType.BF16: 3e-2}[dtype]
+        specs = [spec for spec in model.norms.values()]
+        used = {*coverage.numbers, *(s.lambd for s in specs), *(s.epsilon for s in specs), *_sizes(model)}
+        used |= {spec.lambd**2 * spec.epsilon for spec in specs}
+        self._limits = _sorted({*_ANY_LIMIT, *coverage.limits, *(s.lambd for s in specs)})
+        self._factors = _sorted({*_ANY_LIMIT, *_DEFINITIONS, *_derived(used)})
+
+    def explains(self, node: FlowNode, number: float) -> bool:
+        """Whether a number is one of PyTorch's, whatever its sign."""
+        known = self._limits if node.proto.op_type in _LIMITS else self._factors
+        size = abs(number)
+        if math.isnan(size) or size in (0.0, math.inf):
+            return True
+        position = int(np.searchsorted(known, size))
+        near = known[max(0, position - 1) : position + 1]
+        return bool((np.abs(near - size) <= self._tolerance * size).any())
+
+
+def _sorted(numbers: Iterable[float]) -> NDArray[np.float64]:
+    return np.unique(np.abs([number for number in numbers if math.isfinite(number)]))
+
+
+def _derived(numbers: Iterable[float]) -> Iterator[float]:
+    """Numbers, and what decompositions of operators make of them; a scale may be split between two factors."""
+    for number in {abs(number) for number in numbers if number and math.isfinite(number)}:
+        yield from (number, 1 / number, number * number, math.sqrt(number))
+        yield from (1 / math.sqrt(number), number**0.25, number**-0.25, 1 / (number * number))
+
+
+def _sizes(model: LoadedModel) -> set[float]:
+    """Sizes of weights, from which means and the scale of attention follow; and those of a head."""
+    sizes = {float(size) for tensor in model.module.state_dict().values() for size in tensor.shape}
+    config: Any = getattr(model.module, "config", None)
+    heads = getattr(config, "num_attention_heads", None)
+    hidden = getattr(config, "hidden_size", None)
+    head = getattr(config, "head_dim", None)
+    if isinstance(head, int):
+        sizes.add(float(head))
+    if isinstance(heads, int) and isinstance(hidden, int) and heads:
+        sizes.add(hidden / heads)
+    return sizes
+
+
+def _attribute_numbers(node: FlowNode) -> Iterator[tuple[str, float]]:
+    """Floating-point attributes that differ from the operator's default, and windows of attention."""
+    if node.proto.op_type in ("Constant", "ConstantOfShape"):
+        return
+    defaults = {}
+    if node.proto.domain in ("", "ai.onnx") and onnx.defs.has(node.proto.op_type):
+        schema = onnx.defs.get_schema(node.proto.op_type)
+        defaults = {name: a.default_value.f for name, a in schema.attributes.items()}
+    for attribute in node.proto.attribute:
+        name = attribute.name
+        if attribute.type == onnx.AttributeProto.FLOAT and name not in _IDLE and attribute.f != defaults.get(name):
+            yield f"attribute {name}", attribute.f
+        elif name == "local_window_size" and attribute.i >= 0:
+            yield f"attribute {name}", float(attribute.i)
+
+
+def _input_numbers(flow: DataFlow, node: FlowNode) -> Iterator[tuple[str, float]]:
+    """Inputs that are one number, or many times one number."""
+    kind = node.proto.op_type
+    if kind not in _LIMITS | _ARITHMETIC or node.proto.domain not in ("", "ai.onnx"):
+        return
+    for position, name in enumerate(node.inputs):
+        array = flow.value(name) if name and flow.is_constant(name) and not flow.is_large(name) else None
+        if array is None or not array.size or array.dtype == np.bool_:
+            continue
+        floating = not np.issubdtype(array.dtype, np.integer)
+        values = np.unique(np.asarray(array, dtype=np.float64))
+        if len(values) == 1 and (floating or kind in _LIMITS):
+            yield f"input {position}", float(values[0])
