@@ -26,7 +26,33 @@ _MAX_ELEMENTS: Final = 1 << 20
 
 #: Operators whose numbers are sizes, axes and positions, which a file states in another form.
 _SHAPE_OPERATORS: Final = frozenset(
-    {"view", "_unsafe_view", "reshape", "expand", "permute", "transpose", "unsqueeze", "squeeze", "slice", "select"}
+    {
+        *("view", "_unsafe_view", "reshape", "expand", "permute", "transpose", "unsqueeze", "squeeze", "slice"),
+        *("select", "arange", "zeros", "ones", "empty", "new_zeros", "new_ones", "new_empty", "repeat", "split"),
+        *("t", "detach", "alias", "_to_copy", "clone", "contiguous", "movedim", "flatten", "unflatten"),
+        *("new_empty_strided", "empty_strided", "as_strided", "cat", "stack", "unbind", "chunk"),
+    }
+)
+
+#: Operators that compare with a number, limit a value, or choose; and those that make the numbers for them.
+_LIMITING_OPERATORS: Final = frozenset(
+    {
+        *("lt", "le", "gt", "ge", "eq", "ne", "clamp", "clamp_min", "clamp_max", "clip", "where", "minimum", "maximum"),
+        *("remainder", "fmod", "masked_fill", "hardtanh", "threshold", "relu6", "hardswish", "hardsigmoid", "full"),
+        *(
+            "full_like",
+            "new_full",
+            "scalar_tensor",
+            "fill",
+            "bitwise_and",
+            "floor_divide",
+            "triu",
+            "tril",
+            "max",
+            "min",
+        ),
+        *("masked_fill_", "fill_", "lift_fresh", "where_", "clamp_", "clamp_min_", "clamp_max_", "hardtanh_"),
+    }
 )
 
 
@@ -41,6 +67,7 @@ class Coverage:
             `compute_in_float64` widens casts: those that write to a tensor of another dtype.
         operators: names of the operators that ran, without their overloads.
         numbers: numbers that operators were given: Python's own and those of tensors with one element.
+        limits: those of them that operators were given that compare, limit or choose.
         constants: tensors that operators took or returned and that depend on no input; only small ones.
     """
 
@@ -50,6 +77,7 @@ class Coverage:
     narrow_operators: frozenset[str] = frozenset()
     operators: frozenset[str] = frozenset()
     numbers: frozenset[float] = frozenset()
+    limits: frozenset[float] = frozenset()
     constants: tuple[Tensor, ...] = ()
 
 
@@ -66,7 +94,8 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         self.narrow: set[str] = set()
         self.operators: set[str] = set()
         self.numbers: set[float] = set()
-        self.constants: list[Tensor] = []
+        self.limits: set[float] = set()
+        self.constants: dict[int, Tensor] = {}
         self._room = _MAX_ELEMENTS
         self._data = WeakIdKeyDictionary(dict.fromkeys(inputs, True))
 
@@ -80,21 +109,28 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         if any(value.is_floating_point() and value.dtype != torch.float64 for value in made):
             self.narrow.add(str(func))
         if name not in _SHAPE_OPERATORS:
-            self.numbers.update(float(v) for v in given if isinstance(v, (int, float)) and not isinstance(v, bool))
+            numbers = {float(v) for v in given if isinstance(v, (int, float)) and not isinstance(v, bool)}
+            numbers |= {float(v.item()) for v in tensors if v.numel() == 1 and self._is_constant(v)}
+            self.numbers |= numbers
+            self.limits |= numbers if name in _LIMITING_OPERATORS else set()
         if any(tensor in self._data for tensor in tensors):
             self._data.update(dict.fromkeys(made, True))
             made = []
-        for value in (*tensors, *made):
-            if value not in self._data and not isinstance(value, Widened):
+        # What only moves the values of a weight is recognised without being kept.
+        for value in (*tensors, *made) if name not in _SHAPE_OPERATORS else ():
+            if self._is_constant(value):
                 self._keep(value)
         return result
+
+    def _is_constant(self, value: Tensor) -> bool:
+        return value not in self._data and not isinstance(value, Widened)
 
     def _keep(self, constant: Tensor) -> None:
         if constant.numel() == 1:
             self.numbers.add(float(constant.item()))
-        elif 1 < constant.numel() <= self._room and not any(constant is known for known in self.constants):
+        elif 1 < constant.numel() <= self._room and id(constant) not in self.constants:
             self._room -= constant.numel()
-            self.constants.append(constant.detach())
+            self.constants[id(constant)] = constant
 
 
 def measure_coverage(model: LoadedModel, truth: nn.Module, *, inputs: Arrays) -> Coverage:
@@ -128,5 +164,6 @@ def measure_coverage(model: LoadedModel, truth: nn.Module, *, inputs: Arrays) ->
         narrow_operators=frozenset(watch.narrow),
         operators=frozenset(watch.operators),
         numbers=frozenset(watch.numbers),
-        constants=tuple(watch.constants),
+        limits=frozenset(watch.limits),
+        constants=tuple(constant.detach() for constant in watch.constants.values()),
     )

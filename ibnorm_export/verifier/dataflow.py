@@ -7,6 +7,7 @@ alike before and after a tool has folded its constants.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
@@ -30,6 +31,10 @@ __all__ = ["ConstantUse", "DataFlow", "FlowNode"]
 _RANDOM: Final = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"}
 )
+
+
+#: Number of values from which a constant is taken for a weight without a look at it.
+_LARGE: Final = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +171,10 @@ class DataFlow:
     def is_constant(self, name: str) -> bool:
         """Whether the value depends on no input."""
         return name in self._constant
+
+    def is_large(self, name: str) -> bool:
+        """Whether a constant is stored and too large to be a number that a computation uses many times."""
+        return name in self._stored and math.prod(self._stored[name].dims) > _LARGE
 
     def value(self, name: str) -> NDArray[Any] | None:
         """The value of a constant; None if it cannot be computed here.

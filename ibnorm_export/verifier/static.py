@@ -16,6 +16,7 @@ from ibnorm_export.verifier.report import Finding, StaticReport
 from ibnorm_export.verifier.static_functions import check_functions
 from ibnorm_export.verifier.static_inlined import InlinedNorms
 from ibnorm_export.verifier.static_norms import check_norms, norm_nodes
+from ibnorm_export.verifier.static_numbers import check_numbers_used
 from ibnorm_export.verifier.static_types import check_types
 from ibnorm_export.verifier.static_weights import compare_weights
 from ibnorm_export.verifier.weight_values import WeightValues
@@ -47,6 +48,7 @@ def check_static(exported: ExportedModel, model: LoadedModel, *, coverage: Cover
         *check_types(exported),
         *_claim_problems(exported, model, flow=flow),
         *weights.findings,
+        *check_numbers_used(flow, model, coverage=coverage),
     )
     norms = len(norm_nodes(flow)) + inlined.recognised
     return StaticReport(norms, weights.compared, findings, (*_notes(flow, inlined), *weights.notes))

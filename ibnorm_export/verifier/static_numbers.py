@@ -1,7 +1,7 @@
 """Check that a file computes with the numbers that PyTorch computes with: limits, factors, epsilons, branches.
 
-Random inputs do not show a number that acts only beyond some length, batch or value. But PyTorch's run of the checkpoint
-uses all its numbers, or numbers from which an exporter derives the file's: a reciprocal, a square root, a power.
+Random inputs do not show a number that acts only beyond some length, batch or value. But one run of the checkpoint in
+PyTorch uses all its numbers. A file has the same, or what an exporter derives: a reciprocal, a square root, a power.
 """
 
 from __future__ import annotations
@@ -67,17 +67,13 @@ def check_numbers_used(flow: DataFlow, model: LoadedModel, *, coverage: Coverage
     """
     numbers = _Numbers(flow.exported.dtype, model, coverage)
     for node in flow.nodes:
-        if node.proto.domain == DOMAIN:
+        if node.proto.domain == DOMAIN or all(flow.is_constant(name) for name in node.outputs if name):
             continue
-        if node.proto.op_type in _BRANCHES and not _BRANCHING & coverage.operators and not _is_constant(flow, node):
+        if node.proto.op_type in _BRANCHES and not _BRANCHING & coverage.operators:
             yield Finding(str(node), "the file branches or loops, which PyTorch does not for this checkpoint")
         for what, number in (*_attribute_numbers(node), *_input_numbers(flow, node)):
             if not numbers.explains(node, number):
                 yield Finding(f"number {number:.6g}", f"{what} of the {node}; PyTorch has no such number")
-
-
-def _is_constant(flow: DataFlow, node: FlowNode) -> bool:
-    return all(flow.is_constant(name) for name in (*node.inputs, *node.captured) if name)
 
 
 class _Numbers:
@@ -86,7 +82,7 @@ class _Numbers:
     def __init__(self, dtype: DType, model: LoadedModel, coverage: Coverage) -> None:
         # A number was rounded to the file's dtype, and may have been derived from others that were.
         self._tolerance = {DType.FP32: 2e-6, DType.FP16: 4e-3, DType.BF16: 3e-2}[dtype]
-        specs = [spec for spec in model.norms.values()]
+        specs = list(model.norms.values())
         used = {*coverage.numbers, *(s.lambd for s in specs), *(s.epsilon for s in specs), *_sizes(model)}
         used |= {spec.lambd**2 * spec.epsilon for spec in specs}
         self._limits = _sorted({*_ANY_LIMIT, *coverage.limits, *(s.lambd for s in specs)})

@@ -1,0 +1,368 @@
+"""The static verdict: each kind of fault that reading a file shows, and right files that tools have changed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.helper
+import onnx.inliner
+import onnx.numpy_helper
+import pytest
+
+from ibnorm_export import Compression
+from ibnorm_export.artifacts.exported_model import ExportedModel
+from ibnorm_export.artifacts.loaded_model import LoadedModel
+from ibnorm_export.exporter.export import ExportOptions
+from ibnorm_export.exporter.single_file import export_file
+from ibnorm_export.op import onnx_functions as onnx_op
+from ibnorm_export.op.spec import DOMAIN
+from ibnorm_export.verifier.coverage import Coverage, measure_coverage
+from ibnorm_export.verifier.report import StaticReport
+from ibnorm_export.verifier.static import check_static
+from tests.support.planting import Array, Change, initializer, insert, norm_of, norms, set_attribute
+from tests.verifier.plant import plant
+
+
+def cover(model: LoadedModel) -> Coverage:
+    return measure_coverage(model, model.in_float64(), inputs=model.sample(np.random.default_rng(0), 0))
+
+
+@pytest.fixture(scope="module")
+def llama_coverage(llama: LoadedModel) -> Coverage:
+    return cover(llama)
+
+
+@pytest.fixture(scope="module")
+def vit_coverage(vit: LoadedModel) -> Coverage:
+    return cover(vit)
+
+
+@pytest.fixture(scope="module")
+def inlined_vit(vit: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> ExportedModel:
+    return export_file(vit, tmp_path_factory.mktemp("inlined") / "vit.onnx", options=ExportOptions(inline=True))
+
+
+def found(report: StaticReport, pattern: str) -> bool:
+    return any(re.search(pattern, str(finding)) for finding in report.findings)
+
+
+# ---- changes ----
+
+
+def add(proto: onnx.ModelProto, array: Array, name: str) -> str:
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.ascontiguousarray(array), name))
+    return name
+
+
+def value(proto: onnx.ModelProto, name: str) -> Array:
+    return onnx.numpy_helper.to_array(initializer(proto, name))
+
+
+def user(proto: onnx.ModelProto, name: str) -> tuple[onnx.NodeProto, int]:
+    """The first node that reads a value, and where."""
+    return next((n, list(n.input).index(name)) for n in proto.graph.node if name in n.input)
+
+
+def copy_of(name: str, change: Callable[[Array], Array]) -> Change:
+    """The weight stays in the file, and a changed copy is used instead."""
+
+    def apply(proto: onnx.ModelProto) -> None:
+        node, position = user(proto, name)
+        node.input[position] = add(proto, change(value(proto, name).copy()), "copy")
+
+    return apply
+
+
+def through(name: str, op_type: str, *numbers: float) -> Change:
+    """The weight is reached through one more node."""
+
+    def apply(proto: onnx.ModelProto) -> None:
+        node, position = user(proto, name)
+        others = [add(proto, np.float32(number), f"number.{i}") for i, number in enumerate(numbers)]
+        insert(proto, node, onnx.helper.make_node(op_type, [name, *others], ["changed"], name="extra"))
+        node.input[position] = "changed"
+
+    return apply
+
+
+def after(output: str, op_type: str, *constants: Array) -> Change:
+    """A value of the graph goes through one more node before anything reads it."""
+
+    def apply(proto: onnx.ModelProto) -> None:
+        others = [add(proto, array, f"number.{i}") for i, array in enumerate(constants)]
+        readers = [node for node in proto.graph.node if output in node.input]
+        insert(proto, readers[0], onnx.helper.make_node(op_type, [output, *others], ["changed"], name="extra"))
+        for node in readers:
+            for position, name in enumerate(node.input):
+                if name == output:
+                    node.input[position] = "changed"
+
+    return apply
+
+
+def one_value(array: Array) -> Array:
+    array[-1, -1] += 1e-3
+    return array
+
+
+def claim(key: str, text: str) -> Change:
+    def apply(proto: onnx.ModelProto) -> None:
+        next(p for p in proto.metadata_props if p.key == key).value = text
+
+    return apply
+
+
+def claim_another_norm(proto: onnx.ModelProto) -> None:
+    entry = next(p for p in proto.metadata_props if p.key == "ibnorm.norms")
+    entry.value = entry.value.replace("model.norm", "model.other")
+
+
+def claim_another_lambda(proto: onnx.ModelProto) -> None:
+    entry = next(p for p in proto.metadata_props if p.key == "ibnorm.norms")
+    entry.value = entry.value.replace('"lambda": 4.0', '"lambda": 8.0', 1)
+
+
+def call_an_overload(proto: onnx.ModelProto) -> None:
+    """The function without an overload is right; the node calls another one."""
+    node = norms(proto)[0]
+    node.overload = "fast"
+    wrong = onnx_op.function(Compression.TANH, proto.opset_import[0].version)
+    wrong.name, wrong.overload = node.op_type, "fast"
+    proto.functions.append(wrong)
+
+
+def bypass_a_norm(proto: onnx.ModelProto) -> None:
+    """The node stays in the file, but nothing reads its output."""
+    node = norm_of(proto, "model.layers.0.input_layernorm")
+    for other in proto.graph.node:
+        for position, name in enumerate(other.input):
+            if name == node.output[0]:
+                other.input[position] = node.input[0]
+
+
+def norm_twice(proto: onnx.ModelProto) -> None:
+    node = norm_of(proto, "model.layers.0.input_layernorm")
+    again = onnx.NodeProto()
+    again.CopyFrom(node)
+    again.name = f"{node.name}#2"
+    output = node.output[0]
+    node.output[0], again.input[0] = "first", "first"
+    assert again.output[0] == output
+    proto.graph.node.insert(list(proto.graph.node).index(node) + 1, again)
+
+
+def exchange_norms(proto: onnx.ModelProto) -> None:
+    """Two norms trade their names, modules and weights."""
+    first, second = (norm_of(proto, f"model.layers.{i}.post_attention_layernorm") for i in (0, 1))
+    first.name, second.name = second.name, first.name
+    first.input[-2], second.input[-2] = second.input[-2], first.input[-2]
+    props = [next(p for p in node.metadata_props if p.key == "module") for node in (first, second)]
+    props[0].value, props[1].value = props[1].value, props[0].value
+
+
+def negate_in_a_branch(proto: onnx.ModelProto) -> None:
+    """From 600 tokens on, the logits change their sign."""
+    node = next(n for n in proto.graph.node if n.output[0] == "logits")
+    node.output[0] = "right"
+    limit = add(proto, np.int64(600), "limit")
+    axis = add(proto, np.int64(1), "axis")
+
+    def branch(op_type: str) -> onnx.GraphProto:
+        info = onnx.helper.make_tensor_value_info(f"{op_type}.out", onnx.TensorProto.FLOAT, None)
+        return onnx.helper.make_graph([onnx.helper.make_node(op_type, ["right"], [info.name])], op_type, [], [info])
+
+    make = onnx.helper.make_node
+    proto.graph.node.extend(
+        [
+            make("Shape", ["input_ids"], ["shape"]),
+            make("Gather", ["shape", axis], ["length"]),
+            make("Greater", ["length", limit], ["long"]),
+            make("If", ["long"], ["logits"], then_branch=branch("Neg"), else_branch=branch("Identity"), name="if"),
+        ]
+    )
+
+
+_EMBEDDING = "model.embed_tokens.weight"
+_MATRIX = "model.layers.0.mlp.up_proj.weight.T"
+
+#: fault -> how it is planted in a LLaMA, and a finding that names it.
+FAULTS: dict[str, tuple[Change, str]] = {
+    "a changed copy of the embedding": (
+        copy_of(_EMBEDDING, one_value),
+        r"constant copy: .*copy of the weight model\.embed_tokens\.weight with 1 of 8192 values changed",
+    ),
+    "the right matrix is not used": (
+        copy_of(_MATRIX, lambda a: a[::-1]),
+        r"weight model\.layers\.0\.mlp\.up_proj\.weight: no output of the file depends on it",
+    ),
+    "another matrix under another name": (copy_of(_MATRIX, lambda a: a * 0.5), r"constant copy: is used by the MatMul"),
+    "a weight through Mul": (through(_MATRIX, "Mul", 1.01), "constant changed: is used by the MatMul"),
+    "a weight through Add": (through(_EMBEDDING, "Add", 1e-3), "constant changed: is used by the Gather"),
+    "a weight through Clip": (through(_EMBEDDING, "Clip", -0.01, 0.01), "constant changed: is used by the Gather"),
+    "a vector is added": (
+        after("logits.before", "Add", np.linspace(0, 1e-3, 256, dtype=np.float32)),
+        "constant number.0: is used by the Add .* neither has nor computes",
+    ),
+    "token ids are clipped": (
+        after("input_ids", "Clip", np.int64(0), np.int64(199)),
+        "number 199: input 2 of the Clip node 'extra'",
+    ),
+    "token ids wrap": (after("input_ids", "Mod", np.int64(250)), "number 250: input 1 of the Mod"),
+    "a factor on a residual": (after("embedding", "Mul", np.float32(1.02)), "number 1.02: input 1 of the Mul"),
+    "a limit on activations": (
+        after("embedding", "Clip", np.float32(-40), np.float32(40)),
+        "number -40: input 1 of the Clip",
+    ),
+    "a branch on the length": (negate_in_a_branch, "If node 'if': the file branches"),
+    "the limit of a branch": (negate_in_a_branch, "number 600: input 1 of the Greater"),
+    "inlined is claimed": (claim("ibnorm.inlined", "true"), "metadata: states that norms are inlined, .* 5 norm nodes"),
+    "a norm is claimed": (claim_another_norm, "metadata of norm model.other: the checkpoint has no such norm"),
+    "a lambda is claimed": (claim_another_lambda, r"metadata of norm .*'lambda': 8\.0.*; the checkpoint has"),
+    "a function by its overload": (call_an_overload, "function IBNormL:fast: the body differs"),
+    "a norm that nothing reads": (bypass_a_norm, r"norm model\.layers\.0\.input_layernorm: .*dropped or changed"),
+    "two nodes for a module": (norm_twice, r"norm model\.layers\.0\.input_layernorm: has 2 nodes, .* 1 time$"),
+    "norms are exchanged": (exchange_norms, r"depends on norm model\.layers\.1\.post_attention_layernorm, which runs"),
+}
+
+
+@pytest.mark.parametrize("fault", list(FAULTS))
+def test_a_fault_is_named(
+    exported_llama: ExportedModel, llama: LoadedModel, llama_coverage: Coverage, tmp_path: Path, fault: str
+) -> None:
+    change, pattern = FAULTS[fault]
+
+    def planted(proto: onnx.ModelProto) -> None:
+        head = next(n for n in proto.graph.node if n.output[0] == "logits")
+        if fault == "a vector is added":
+            head.output[0] = "logits.before"
+            proto.graph.node.append(onnx.helper.make_node("Identity", ["logits.before"], ["logits"]))
+        change(proto)
+
+    report = check_static(plant(exported_llama, tmp_path, planted), llama, coverage=llama_coverage)
+    assert not report
+    assert found(report, pattern), report.findings
+
+
+@pytest.mark.parametrize(("attribute", "number"), [("epsilon", 1e-2), ("lambd", 3.3)])
+def test_a_fault_in_an_inlined_norm_is_named(
+    inlined_vit: ExportedModel, vit: LoadedModel, vit_coverage: Coverage, tmp_path: Path, attribute: str, number: float
+) -> None:
+    def change(proto: onnx.ModelProto) -> None:
+        if attribute == "epsilon":
+            set_attribute(next(n for n in proto.graph.node if n.op_type == "LayerNormalization"), "epsilon", number)
+        else:
+            scaled = next(n for n in proto.graph.node if n.op_type == "Div" and "ibnorm" not in n.input[0].lower())
+            scaled.input[1] = add(proto, np.float32(number), "other")
+
+    report = check_static(plant(inlined_vit, tmp_path, change), vit, coverage=vit_coverage)
+    assert found(report, r"norm vit\.layers\.0\.layernorm_before: no output depends on .*IBNorm-T \(lambda 3"), report
+
+
+def test_an_unused_tensor_does_not_change_the_dtype(
+    exported_vit: ExportedModel, vit: LoadedModel, vit_coverage: Coverage, tmp_path: Path
+) -> None:
+    """Most numbers of the file are bfloat16, but no node reads them."""
+
+    def change(proto: onnx.ModelProto) -> None:
+        unused = onnx.helper.make_tensor("unused", onnx.TensorProto.BFLOAT16, [10**6], np.zeros(10**6, np.float32))
+        proto.graph.initializer.append(unused)
+
+    bad = plant(exported_vit, tmp_path, change)
+    assert bad.stored_dtype == bad.dtype == "fp32"
+    assert check_static(bad, vit, coverage=vit_coverage)
+
+
+# ---- right files ----
+
+
+def rename_everything(proto: onnx.ModelProto) -> None:
+    """As tools do: initializers get numbers for names, and nodes lose their names and metadata."""
+    names = {tensor.name: f"_v_{index}" for index, tensor in enumerate(proto.graph.initializer)}
+    for tensor in proto.graph.initializer:
+        tensor.name = names[tensor.name]
+    for node in proto.graph.node:
+        for position, name in enumerate(node.input):
+            node.input[position] = names.get(name, name)
+        if node.domain != DOMAIN:
+            node.name = ""
+        del node.metadata_props[:]
+
+
+def unfold_transposes(proto: onnx.ModelProto) -> None:
+    for tensor in list(proto.graph.initializer):
+        if tensor.name.endswith(".T"):
+            node, position = user(proto, tensor.name)
+            plain = add(proto, onnx.numpy_helper.to_array(tensor).T, f"plain.{tensor.name}")
+            insert(proto, node, onnx.helper.make_node("Transpose", [plain], [f"{tensor.name}/t"], perm=[1, 0]))
+            node.input[position] = f"{tensor.name}/t"
+            proto.graph.initializer.remove(tensor)
+
+
+def constants_as_nodes(proto: onnx.ModelProto) -> None:
+    nodes = [onnx.helper.make_node("Constant", [], [t.name], value=t) for t in proto.graph.initializer]
+    kept = list(proto.graph.node)
+    del proto.graph.initializer[:], proto.graph.node[:]
+    proto.graph.node.extend([*nodes, *kept])
+
+
+def reorder_bodies(proto: onnx.ModelProto) -> None:
+    """Constants first, values renamed, and each constant as a tensor of its type."""
+    for body in proto.functions:
+        nodes = sorted(body.node, key=lambda node: node.op_type != "Constant")
+        inner = {name: f"r_{name}" for node in nodes for name in node.output if name not in body.output}
+        for node in nodes:
+            for names in (node.input, node.output):
+                for position, name in enumerate(names):
+                    names[position] = inner.get(name, name)
+            for attribute in list(node.attribute) if node.op_type == "Constant" else []:
+                if attribute.name == "value_float" and not attribute.ref_attr_name:
+                    tensor = onnx.numpy_helper.from_array(np.float32(attribute.f))
+                    node.attribute.remove(attribute)
+                    node.attribute.append(onnx.helper.make_attribute("value", tensor))
+        del body.node[:]
+        body.node.extend(nodes)
+
+
+def join_projections(proto: onnx.ModelProto) -> None:
+    """The matrices of queries, keys and values become one, as onnxsim does."""
+    names = [f"model.layers.0.self_attn.{part}_proj.weight.T" for part in "qkv"]
+    nodes = [user(proto, name)[0] for name in names]
+    joined = add(proto, np.concatenate([value(proto, name) for name in names], axis=1), "joined")
+    sizes = add(proto, np.array([value(proto, name).shape[1] for name in names]), "sizes")
+    make = onnx.helper.make_node
+    insert(proto, nodes[0], make("MatMul", [nodes[0].input[0], joined], ["product"]))
+    insert(proto, nodes[0], make("Split", ["product", sizes], [n.output[0] for n in nodes], axis=-1))
+    for node, name in zip(nodes, names, strict=True):
+        proto.graph.node.remove(node)
+        proto.graph.initializer.remove(initializer(proto, name))
+
+
+def expand_norms(proto: onnx.ModelProto) -> None:
+    """As ONNX Runtime does when it writes an optimised file; the metadata does not say so."""
+    proto.CopyFrom(onnx.inliner.inline_local_functions(proto))
+
+
+RIGHT: dict[str, Change] = {
+    "names and metadata": rename_everything,
+    "transposes": unfold_transposes,
+    "constants as nodes": constants_as_nodes,
+    "reordered bodies": reorder_bodies,
+    "joined matrices": join_projections,
+    "expanded norms": expand_norms,
+}
+
+
+@pytest.mark.parametrize("tool", list(RIGHT))
+def test_what_tools_change_makes_no_difference(
+    exported_llama: ExportedModel, llama: LoadedModel, llama_coverage: Coverage, tmp_path: Path, tool: str
+) -> None:
+    copy = plant(exported_llama, tmp_path, RIGHT[tool])
+    onnx.checker.check_model(copy.path, full_check=True)
+    report = check_static(copy, llama, coverage=llama_coverage)
+    assert report, report.findings
+    assert report.norms == 5
+    assert report.weights >= 20
