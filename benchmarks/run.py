@@ -31,6 +31,7 @@ SUITES = {
     "export_large": "Time and memory of exporting LLaMA-1B.",
     "serving": "A real Triton and the text endpoint, called by clients.",
     "families": "Every preset of the paper, exported and verified with random weights.",
+    "architectures": "Architectures of transformers with a stranger's norms, against their own module.",
     "planted_faults": "Faults that verification must find, and correct exports that it must pass.",
     "gates_live": "Cost of --layers and check, errors and latency verdicts on the demo's models.",
     "gpu_check": "Kernels, plugin and bandwidth on a GPU in one call, or on the CPU emulator.",

@@ -44,7 +44,7 @@ def _channels_first(module: nn.Module) -> bool:
 
 
 def _features(module: nn.Module, path: str) -> int:
-    if getattr(module, "act", None) is not None:
+    if not isinstance(getattr(module, "act", getattr(module, "activation", None)), (type(None), nn.Identity)):
         raise SpecError(
             f"{path} ({type(module).__name__}) also applies an activation; only a plain norm can be replaced"
         )

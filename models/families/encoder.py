@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -78,6 +79,10 @@ class Encoder(Family):
 
     def call(self, module: nn.Module, *tensors: Tensor) -> tuple[Tensor, ...]:
         named = {spec.name: tensor for spec, tensor in zip(self.inputs(module), tensors, strict=True)}
+        config: Any = module.config
+        if getattr(config, "rope_parameters", None):  # RotaryEmbedding of opset 23 needs positions for every row
+            ids = named["input_ids"]
+            named["position_ids"] = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
         result = module(**named, return_dict=True)
         return tuple(result[name] for name in self.output_names(module))
 

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnxruntime as ort
 import pytest
 import torch
 
@@ -13,6 +15,7 @@ from ibnorm_export import NormConfig, models, replace_norms
 from ibnorm_export.errors import CheckpointError
 from ibnorm_export.exporter.export import export
 from ibnorm_export.verifier.verify import VerifyOptions, verify
+from tests.support.architectures import EPSILON, LAMBDA, TheirNorm
 
 timm = pytest.importorskip("timm", reason="timm is not installed (make test-families installs it)")
 
@@ -116,3 +119,52 @@ def test_what_does_not_fit_is_named(tmp_path: Path, key: str, value: object, exp
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(CheckpointError, match=expected):
         models.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "arguments"),
+    [
+        ("swin_tiny_patch4_window7_224", {"embed_dim": 16, "depths": [1, 1], "num_heads": [2, 2], "window_size": 4}),
+        ("convnext_atto", {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]}),
+        ("deit_tiny_distilled_patch16_224", {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}),
+        ("seresnet18", {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}),
+    ],
+)
+def test_against_a_strangers_norms(architecture: str, arguments: dict[str, Any], tmp_path: Path) -> None:
+    """The exported file, in plain onnxruntime, against timm's own module with the stranger's class in it."""
+    kind = "SLT"[len(architecture) % 3]
+    sized = {} if architecture.startswith(("convnext", "seresnet")) else {"img_size": 32}
+    torch.manual_seed(0)
+    theirs = timm.create_model(architecture, num_classes=5, **arguments, **sized)
+    for path, norm in list(theirs.named_modules()):
+        if isinstance(norm, (torch.nn.LayerNorm, torch.nn.BatchNorm2d)):
+            first = isinstance(norm, torch.nn.BatchNorm2d) or type(norm).__name__ == "LayerNorm2d"
+            own = TheirNorm(kind, len(norm.weight), bias=True, offset=0.0, channels_first=first)
+            theirs.set_submodule(path, own)
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape)
+    norms = {"compression": kind, "lambda": LAMBDA, "epsilon": EPSILON, "convention": "divide"}
+    settings = {"ibnorm": norms, "model_args": {**arguments, **sized}}
+    timm.models.save_for_hf(theirs, tmp_path / "c", model_config=settings, safe_serialization=True)
+    config = json.loads((tmp_path / "c/config.json").read_text(encoding="utf-8"))
+    config["pretrained_cfg"]["input_size"] = [3, 32, 32]
+    (tmp_path / "c/config.json").write_text(json.dumps(config), encoding="utf-8")
+
+    model = models.load(tmp_path / "c")
+    exported = export(model, tmp_path / "m.onnx")
+    report = verify(exported, model)
+    assert report, report.findings
+    pixels = torch.randn(3, 3, 32, 32)
+    session = ort.InferenceSession(exported.path, providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {"pixel_values": pixels.numpy()})
+    with torch.no_grad():
+        truth = theirs.double().eval()(pixels.double()).numpy()
+    assert np.linalg.norm(logits - truth) <= 2e-6 * np.linalg.norm(truth)
+
+
+def test_a_norm_with_an_activation_is_refused(tmp_path: Path) -> None:
+    model = timm.create_model("mobilenetv3_small_050")
+    timm.models.save_for_hf(model, tmp_path / "c", model_config={"ibnorm": section()}, safe_serialization=True)
+    with pytest.raises(CheckpointError, match=r"bn1 \(BatchNormAct2d\) also applies an activation"):
+        models.load(tmp_path / "c")
