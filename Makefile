@@ -132,7 +132,7 @@ build/vision/.ready: $(VENV)/.tools constraints.txt
 	touch $@
 
 test-families: native build/vision/.ready
-	$(VISION) $(PYTEST) -p tests.models.families.vision_operators tests/models/families
+	$(VISION) $(PYTEST) -p tests.models.families.vision_operators tests/models/families tests/models/importers/test_timm_train.py
 
 # benchmarks/results/families.md: every preset of the paper with random weights. Takes hours; recorded rows are kept.
 families: native build/vision/.ready

@@ -59,9 +59,7 @@ def import_checkpoint_command(
             help="What the norms compute, as in the ibnorm section of config.json; in place of --norm-class.",
         ),
     ] = None,
-    weights: Annotated[
-        str | None, typer.Option("--weights", metavar="raw|ema", help="Which weights, where the checkpoint has both.")
-    ] = None,
+    weights: options.Weights = None,
     settings: Annotated[
         str | None,
         typer.Option("--settings", metavar="JSON", help="Settings of the model that the checkpoint does not state."),

@@ -276,7 +276,7 @@ def _write_tokenizer(source: TrainingSource, folder: Path, *, tokenizer: Path | 
             f"--tokenizer {tokenizer} has no tokenizer.json; give that file, its folder, or a meta.pkl"
         )
     return (
-        "no tokenizer, which `generate` and `serve` need: import again with --tokenizer PATH, a tokenizer.json, its "
+        "no tokenizer, which `generate` needs: import again with --tokenizer PATH, a tokenizer.json, its "
         "folder, or nanoGPT's meta.pkl"
     )
 

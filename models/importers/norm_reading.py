@@ -158,7 +158,7 @@ class ClassReading:
         return f"{self._class.__name__}({', '.join(f'{name}={origin}' for name, origin in self.origins.items())})"
 
     def _filled(self, site: NormSite, kept: Mapping[str, Tensor]) -> nn.Module:
-        arguments = self._constructor_arguments(site)
+        arguments = self._constructor_arguments(site, kept)
         try:
             with torch.random.fork_rng(devices=[]):
                 module = self._class(**arguments).double().eval()
@@ -179,7 +179,7 @@ class ClassReading:
         module.load_state_dict(dict(kept), strict=False)
         return module
 
-    def _constructor_arguments(self, site: NormSite) -> dict[str, Any]:
+    def _constructor_arguments(self, site: NormSite, kept: Mapping[str, Tensor]) -> dict[str, Any]:
         values: dict[str, Any] = {}
         defaults: list[str] = []
         parameters = inspect.signature(self._class).parameters
@@ -188,6 +188,8 @@ class ClassReading:
                 continue
             if name in self._arguments:
                 values[name], origin = self._arguments[name], "--norm-args"
+            elif name == "bias":  # a setting of this name may be about linear layers
+                values[name], origin = any(bias in kept for bias in _BIASES), "weights"
             elif name in _CONFIGS and parameter.default is parameter.empty:
                 values[name], origin = SimpleNamespace(**self._settings), "settings of the checkpoint"
             elif name in _FEATURES or (parameter.default is parameter.empty and not values):
@@ -260,6 +262,7 @@ class StatedReading:
         kind, spec = self._norms.at(site.path)
         rest = {name: tensor for name, tensor in kept.items() if name != _COUNTER}
         if kind is not NormKind.IBNORM:
+            spec = dataclasses.replace(spec, scale="weight" in rest, bias="bias" in rest)
             return ReadNorm(kind, spec, tensors=rest)
         scale = next((rest.pop(name) for name in _SCALES if name in rest), None)
         bias = next((rest.pop(name) for name in _BIASES if name in rest), None)

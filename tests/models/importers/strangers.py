@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import argparse
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed.checkpoint as dcp
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -443,3 +445,11 @@ def save_torchvision(path: Path, model: nn.Module, ema: nn.Module | None = None,
         checkpoint["model_ema"] = torch.optim.swa_utils.AveragedModel(ema, use_buffers=True).state_dict()
     torch.save(checkpoint, path)
     return path
+
+
+def save_distributed(folder: Path, model: nn.Module) -> Path:
+    """What torch.distributed.checkpoint saves; one process is enough for that, and it warns about it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dcp.save({"model": model.state_dict()}, checkpoint_id=folder, no_dist=True)
+    return folder

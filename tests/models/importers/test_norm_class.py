@@ -15,9 +15,14 @@ from ibnorm_export import import_checkpoint
 from ibnorm_export.errors import CheckpointError
 from tests.models.importers.strangers import (
     GPT,
+    BatchNormL,
+    ChannelNorm,
     GammaNorm,
+    ImageNorm,
     LogNorm,
+    ResNet,
     save_nanogpt,
+    save_torchvision,
     shake,
 )
 from tests.models.importers.truth import difference
@@ -51,7 +56,7 @@ def test_a_class_with_an_argument(tmp_path: Path) -> None:
     assert section(tmp_path / "gpt")["lambda"] == pytest.approx(0.4, rel=1e-9)
     assert section(tmp_path / "gpt")["epsilon"] == pytest.approx(6.25e-5, rel=1e-6)
     assert all(residual is not None and residual < 1e-11 for _, _, residual in report.norms)
-    assert "LogNorm(ndim=features, lam=2.5 (--norm-args), eps=1e-05 (default), bias=True (checkpoint))" in str(report)
+    assert "LogNorm(ndim=features, lam=2.5 (--norm-args), eps=1e-05 (default), bias=True (weights))" in str(report)
 
 
 def test_a_class_that_reads_the_configuration_and_counts_gamma_from_one(tmp_path: Path) -> None:
@@ -64,6 +69,16 @@ def test_a_class_that_reads_the_configuration_and_counts_gamma_from_one(tmp_path
     assert section(tmp_path / "gpt")["compression"] == "T"
     assert section(tmp_path / "gpt")["lambda"] == pytest.approx(3.0, rel=1e-9)
     assert report.mapped["transformer.ln_f.weight"] == "derived from beta, gamma"
+
+
+@pytest.mark.parametrize(("norm", "grouping"), [(ChannelNorm, "last"), (ImageNorm, "axes"), (BatchNormL, "batch")])
+def test_classes_of_a_convolutional_network(tmp_path: Path, norm: Any, grouping: str) -> None:
+    model = shake(ResNet((1, 1), norm, bottleneck=False))
+    source = save_torchvision(tmp_path / "checkpoint.pth", model)
+    import_checkpoint(source, tmp_path / "resnet", norm_class=norm)
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    assert difference(model, tmp_path / "resnet", pixels) < 1e-10
+    assert section(tmp_path / "resnet")["grouping"] == grouping
 
 
 def test_norms_that_differ_by_layer(tmp_path: Path) -> None:
