@@ -1,0 +1,30 @@
+"""docs/custom-models.md: its files and its commands, as a reader runs them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ibnorm_export.cli import main
+from tests.docs.pages import commands, python_files
+
+PAGE = "custom-models.md"
+
+
+def test_the_example_trains_exports_and_verifies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name, code in python_files(PAGE).items():
+        (tmp_path / name).write_text(code)
+    subprocess.run([sys.executable, "train.py"], cwd=tmp_path, check=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert [words[0] for words in commands(PAGE)] == ["export", "verify"]
+    for words in commands(PAGE):
+        monkeypatch.setattr(sys, "argv", ["ibnorm-export", *words])
+        assert main.main() == 0
+    assert "verdict: pass" in capfd.readouterr().out
+    sys.modules.pop("mymodel", None)
