@@ -20,7 +20,13 @@ from ibnorm_export.artifacts.manifest import write_manifest
 from ibnorm_export.artifacts.metadata import CacheKind, Target, Task
 from ibnorm_export.artifacts.onnx_file import MODEL_FILE
 from ibnorm_export.errors import ExportError
-from ibnorm_export.exporter.genai_builder import BUILDER_VERSION, build_genai, import_builder, write_genai_config
+from ibnorm_export.exporter.genai_builder import (
+    BUILDER_VERSION,
+    BUILDERS,
+    build_genai,
+    import_builder,
+    write_genai_config,
+)
 from ibnorm_export.exporter.options import ExportOptions
 from ibnorm_export.exporter.single_file import check_quantization, describe, quantized, write_metadata
 from ibnorm_export.exporter.text_folder import copy_companions, earlier_export
@@ -36,8 +42,6 @@ __all__ = ["export_genai"]
 #: With rotary positions, GroupQueryAttention of ONNX Runtime 1.31 requires head sizes that are multiples of this.
 _HEAD_MULTIPLE: Final = 16
 
-_FAMILIES: Final = ("llama",)
-
 #: The builder's name for the axis of the values of a head.
 _HEAD_AXIS: Final = "kv_cache_dim"
 
@@ -50,11 +54,17 @@ def _head_size(model: LoadedModel) -> int:
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
+def _has_window(config: Any) -> bool:
+    """Whether any layer only attends to the latest tokens."""
+    layers = getattr(config, "layer_types", None)
+    return bool(getattr(config, "sliding_window", None)) and (layers is None or "sliding_attention" in layers)
+
+
 def _check_model(model: LoadedModel) -> None:
     """Raise ExportError for a model that the builder cannot write."""
-    if model.task is not Task.TEXT_GENERATION or model.family not in _FAMILIES:
+    if model.task is not Task.TEXT_GENERATION or model.family not in BUILDERS:
         raise ExportError(
-            f"--target ort-genai takes only models of the family {', '.join(_FAMILIES)}, loaded for the task "
+            f"--target ort-genai takes only models of the family {', '.join(BUILDERS)}, loaded for the task "
             f"text-generation; {model.source} is of the family {model.family}, loaded for {model.task}. Export with "
             "--target portable"
         )
@@ -64,6 +74,11 @@ def _check_model(model: LoadedModel) -> None:
             f"rotary scaling is {rotary['rope_type']!r}, for which the builder of onnxruntime-genai {BUILDER_VERSION} "
             f"writes a model that differs from PyTorch; it must be one of {', '.join(_ROTARY)}. Export with --target "
             "portable"
+        )
+    if _has_window(model.module.config):
+        raise ExportError(
+            f"the attention of {model.source} has a sliding window, for which onnxruntime-genai {BUILDER_VERSION} "
+            "keeps a shorter cache than its builder's models return. Export with --target portable"
         )
     size = _head_size(model)
     if size % _HEAD_MULTIPLE:
@@ -96,6 +111,7 @@ def _fused_library(kernels: Kernels) -> Path | None:
 def _checkpoint_name(name: str, layers: int) -> str:
     """Return the state dict's name for the builder's `name`, with .T if it is transposed."""
     name = name.replace(".attn.", ".self_attn.").replace(f"model.layers.{layers}.final_norm_layernorm", "model.norm")
+    name = name.replace("_norm.layernorm.", "_norm.")  # of queries and keys
     return name.replace(".MatMul.weight", ".weight.T").replace(".Add.bias", ".bias")
 
 
@@ -164,7 +180,7 @@ def export_genai(
     appears whole or not at all.
 
     Args:
-        model: a LLaMA that was loaded for the task "text-generation"; it is not changed.
+        model: of a family of `BUILDERS`, that was loaded for the task "text-generation"; it is not changed.
         folder: the folder to write. It gets model.onnx and its data, genai_config.json, the tokenizer, the library of
             fused kernels, and a manifest of all of them. An earlier export in it is replaced.
         options: dtype and quantization; the builder chooses the rest. None is `ExportOptions()`.
@@ -181,7 +197,7 @@ def export_genai(
     options = ExportOptions() if options is None else options
     _check_options(model, options)
     _check_model(model)
-    base = import_builder()
+    base = import_builder(model.family)
     library = _fused_library(kernels)
     libraries = {} if library is None else {library.name: library}
     model = model.converted(torch_dtype(options.dtype))

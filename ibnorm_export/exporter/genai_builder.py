@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 
 import onnx_ir as ir
@@ -44,6 +45,14 @@ GENAI_CONFIG_FILE: Final = "genai_config.json"
 #: The only version whose method for norms is known.
 BUILDER_VERSION: Final = "0.18.0"
 
+#: Module and class of the builder for each family whose results were compared with those of transformers.
+BUILDERS: Final = {
+    "llama": ("llama", "LlamaModel"),
+    "mistral": ("mistral", "MistralModel"),
+    "qwen2": ("qwen", "QwenModel"),
+    "qwen3": ("qwen", "Qwen3Model"),
+}
+
 _IR_DTYPES: Final = {
     DType.FP32: ir.DataType.FLOAT,
     DType.FP16: ir.DataType.FLOAT16,
@@ -54,8 +63,8 @@ _IR_DTYPES: Final = {
 _UnknownBase: Any = object
 
 
-def import_builder() -> type[Any]:
-    """Import the builder's class for LLaMA.
+def import_builder(family: str) -> type[Any]:
+    """Import the builder's class for a family of `BUILDERS`.
 
     Raises:
         BackendUnavailable: onnxruntime-genai is missing or has another version.
@@ -75,10 +84,10 @@ def import_builder() -> type[Any]:
     try:
         with preserved_logging(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            from onnxruntime_genai.models.builders.llama import LlamaModel
+            module, name = BUILDERS[family]
+            builder: type[Any] = getattr(importlib.import_module(f"onnxruntime_genai.models.builders.{module}"), name)
     except ImportError as error:
         raise BackendUnavailable(f"the model builder of onnxruntime-genai cannot be imported: {error}") from error
-    builder: type[Any] = LlamaModel
     return builder
 
 
@@ -104,30 +113,58 @@ class _IBNormNodes(_UnknownBase):  # type: ignore[misc]  # see `_UnknownBase`
     library: str | None
     _norm: IBNorm | None = None
     _constants: Mapping[str, str] = {}
+    _attention: Any = None
 
     def load_weights(self, input_path: str) -> nn.Module:
         return self.loaded
 
     def make_layernorm(self, layer_id: int, layernorm: Any, skip: bool, simple: bool, location: str) -> None:
-        if not isinstance(layernorm, IBNorm):
+        affine = self._begin_norm(layernorm, f"{location} of layer {layer_id}")
+        super().make_layernorm(layer_id, affine, skip, False, location)
+
+    def _begin_norm(self, norm: Any, place: str) -> _Affine:
+        """Remember the norm whose nodes come next, and make the constants for a scale or bias that it lacks."""
+        if not isinstance(norm, IBNorm):
             raise ExportError(
-                f"the norm {location} of layer {layer_id} is {type(layernorm).__name__}; --target ort-genai only takes "
-                "models whose norms are all IBNorm. Export with --target portable"
+                f"the norm {place} is {type(norm).__name__}; --target ort-genai only takes models whose norms are all "
+                "IBNorm. Export with --target portable"
             )
         dtype = next(p.dtype for p in self.loaded.parameters() if p.is_floating_point())
-        ones, zeros = torch.ones(layernorm.features, dtype=dtype), torch.zeros(layernorm.features, dtype=dtype)
-        self._norm = layernorm
+        ones, zeros = torch.ones(norm.features, dtype=dtype), torch.zeros(norm.features, dtype=dtype)
+        self._norm = norm
         self._constants = {}
-        for role, parameter, values in (("ones", layernorm.weight, ones), ("zeros", layernorm.bias, zeros)):
+        for role, parameter, values in (("ones", norm.weight, ones), ("zeros", norm.bias, zeros)):
             if parameter is None:  # all norms share one constant, named as in a portable file
-                self._constants[role] = f"ibnorm.{role}.{layernorm.features}"
+                self._constants[role] = f"ibnorm.{role}.{norm.features}"
                 if self._constants[role] not in self.model.graph.initializers:
                     self.make_initializer(values, self._constants[role], to=self.io_dtype)
-        affine = _Affine(
-            ones if layernorm.weight is None else layernorm.weight,
-            zeros if layernorm.bias is None else layernorm.bias,
+        return _Affine(ones if norm.weight is None else norm.weight, zeros if norm.bias is None else norm.bias)
+
+    def make_qk_norm(self, layer_id: int, attention: Any) -> None:
+        """Write the norms of queries and keys; the builder writes their nodes in a method without a part for them."""
+        self._attention = attention
+        norms = {name: getattr(attention, name) for name in ("q_norm", "k_norm")}
+        affine = {name: self._begin_norm(norm, f"{name} of layer {layer_id}") for name, norm in norms.items()}
+        super().make_qk_norm(layer_id, SimpleNamespace(**affine))
+        self._attention = None
+
+    def make_node(self, op_type: str, inputs: list[str], outputs: list[str], **kwargs: Any) -> Any:
+        if self._attention is None or op_type != "SimplifiedLayerNormalization":
+            return super().make_node(op_type, inputs=inputs, outputs=outputs, **kwargs)
+        name = "q_norm" if "/q_norm/" in kwargs["name"] else "k_norm"
+        norm = getattr(self._attention, name)
+        self._begin_norm(norm, name)
+        bias = self._constants.get("zeros", f"{self.paths[id(norm)]}.bias")
+        if norm.bias is not None:
+            self.make_initializer(norm.bias, bias, to=self.io_dtype)
+        return super().make_node(
+            norm.spec.op_type,
+            inputs=[inputs[0], self._constants.get("ones", inputs[1]), bias],
+            outputs=outputs,
+            name=self.paths[id(norm)],
+            domain=DOMAIN,
+            **norm.spec.attributes(),
         )
-        super().make_layernorm(layer_id, affine, skip, False, location)
 
     def make_layernorm_op(
         self, name: str, op_type: str, inputs: list[str], outputs: list[str], skip: bool, *args: Any, **kwargs: Any
@@ -170,7 +207,7 @@ def _make_builder(base: type[Any], model: LoadedModel, *, dtype: DType, library:
     builder_class = type("Builder", (_IBNormNodes, base), {"loaded": model.module, "paths": paths, "library": library})
     config: Any = model.module.config
     config._name_or_path = model.source
-    config.architectures = ["LlamaForCausalLM"]
+    config.architectures = [type(model.module).__name__]
     # For the CPU, the builder writes half-precision models without GroupQueryAttention: they are slow, and the shapes
     # in the file are wrong.
     provider = "cpu" if dtype is DType.FP32 else "cuda"
@@ -184,7 +221,7 @@ def build_genai(base: type[Any], model: LoadedModel, *, dtype: DType, library: s
 
     Args:
         base: what `import_builder` returned.
-        model: a LLaMA with parameters in `dtype`; the builder changes its configuration, so give it a copy.
+        model: a model with parameters in `dtype`; the builder changes its configuration, so give it a copy.
         dtype: type of weights and activations.
         library: file name of the library of fused kernels, for genai_config.json; None leaves it out.
         cache: a folder for the builder's temporary files.
@@ -218,7 +255,7 @@ def expected_genai_config(model: LoadedModel, *, dtype: DType, library: str | No
     Raises:
         BackendUnavailable: onnxruntime-genai is missing or has another version.
     """
-    base = import_builder()
+    base = import_builder(model.family)
     module: Any = copy.copy(model.module)  # the builder changes the configuration, and only that
     module.config = copy.deepcopy(module.config)
     copied = replace(model, module=module)

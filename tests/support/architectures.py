@@ -185,8 +185,10 @@ def _stock_class(config: dict[str, Any]) -> Any:
     return transformers.AutoModelForImageClassification if kind in IMAGES else transformers.AutoModel
 
 
-def save_theirs(name: str, kind: str, folder: Path) -> Any:
+def save_theirs(name: str, kind: str, folder: Path, **changes: Any) -> Any:
     """Write a checkpoint with random weights to `folder`, and return the stranger's module of it in float64.
+
+    `changes` are further settings of config.json.
 
     Every parameter is random, also those that a new model has at zero or one: a bias of zero hides that it was dropped.
     """
@@ -194,7 +196,7 @@ def save_theirs(name: str, kind: str, folder: Path) -> Any:
 
     case = ARCHITECTURES[name]
     settings = {key: value for key, value in case.config.items() if key not in ("model_type", "architectures")}
-    config: Any = transformers.AutoConfig.for_model(case.config["model_type"], **settings)
+    config: Any = transformers.AutoConfig.for_model(case.config["model_type"], **{**settings, **changes})
     config.ibnorm = section(case, kind)
     stock = _stock_class(case.config)
     torch.manual_seed(0)
