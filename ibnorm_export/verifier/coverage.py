@@ -68,6 +68,7 @@ class Coverage:
         operators: names of the operators that ran, without their overloads.
         numbers: numbers that operators were given: Python's own and those of tensors with one element.
         limits: those of them that operators were given that compare, limit or choose.
+        places: integers that operators were given that move, select or reshape values.
         constants: tensors that operators took or returned and that depend on no input; only small ones.
     """
 
@@ -78,6 +79,7 @@ class Coverage:
     operators: frozenset[str] = frozenset()
     numbers: frozenset[float] = frozenset()
     limits: frozenset[float] = frozenset()
+    places: frozenset[int] = frozenset()
     constants: tuple[Tensor, ...] = ()
 
 
@@ -95,6 +97,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         self.operators: set[str] = set()
         self.numbers: set[float] = set()
         self.limits: set[float] = set()
+        self.places: set[int] = set()
         self.constants: dict[int, Tensor] = {}
         self._room = _MAX_ELEMENTS
         self._data = WeakIdKeyDictionary(dict.fromkeys(inputs, True))
@@ -108,6 +111,9 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         self.identities.update(storage_identity(tensor) for tensor in tensors)
         if any(value.is_floating_point() and value.dtype != torch.float64 for value in made):
             self.narrow.add(str(func))
+        self.places.update(v for v in given if type(v) is int)
+        if "attention" in name:  # its scale follows from the size of a head
+            self.numbers.update(float(tensor.shape[-1]) for tensor in tensors if tensor.dim())
         if name not in _SHAPE_OPERATORS:
             numbers = {float(v) for v in given if isinstance(v, (int, float)) and not isinstance(v, bool)}
             numbers |= {float(v.item()) for v in tensors if v.numel() == 1 and self._is_constant(v)}
@@ -165,5 +171,6 @@ def measure_coverage(model: LoadedModel, truth: nn.Module, *, inputs: Arrays) ->
         operators=frozenset(watch.operators),
         numbers=frozenset(watch.numbers),
         limits=frozenset(watch.limits),
+        places=frozenset(watch.places),
         constants=tuple(constant.detach() for constant in watch.constants.values()),
     )

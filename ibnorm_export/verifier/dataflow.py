@@ -17,21 +17,25 @@ import numpy as np
 import onnx
 import onnx.helper
 import onnx.inliner
+import onnx.numpy_helper
 import onnx.reference
 from numpy.typing import NDArray
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.onnx_file import read_tensor
-from ibnorm_export.errors import ModelFileError
+from ibnorm_export.errors import ModelFileError, quoted
 from ibnorm_export.op.spec import DOMAIN
 
-__all__ = ["ConstantUse", "DataFlow", "FlowNode"]
+__all__ = ["RANDOM_OPERATORS", "ConstantUse", "DataFlow", "FlowNode"]
 
 #: Operators whose result differs from run to run.
-_RANDOM: Final = frozenset(
+RANDOM_OPERATORS: Final = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"}
 )
 
+
+#: Most values of a sparse initializer that are written out.
+_LARGEST_SPARSE: Final = 1 << 28
 
 #: Number of values from which a constant is taken for a weight without a look at it.
 _LARGE: Final = 1 << 16
@@ -100,6 +104,8 @@ class DataFlow:
 
         for tensor in graph.initializer:
             self._stored[unique(tensor.name)] = tensor
+        for sparse in graph.sparse_initializer:
+            self._stored[unique(sparse.values.name)] = self._dense(sparse)
         for value in graph.input:
             if names.get(value.name) not in self._stored:
                 self._data.add(unique(value.name))
@@ -114,6 +120,20 @@ class DataFlow:
             self._all.append(made)
             self._producers.update((name, made) for name in outputs if name)
         return names
+
+    def _dense(self, sparse: onnx.SparseTensorProto) -> onnx.TensorProto:
+        """A sparse initializer as runtimes load it."""
+        values, indices = (read_tensor(tensor, self.exported.path) for tensor in (sparse.values, sparse.indices))
+        try:
+            if math.prod(sparse.dims) > _LARGEST_SPARSE:
+                raise ValueError
+            array = np.zeros(tuple(sparse.dims), dtype=values.dtype)
+            array.reshape(-1)[indices if indices.ndim == 1 else np.ravel_multi_index(indices.T, array.shape)] = values
+        except (ValueError, IndexError, MemoryError) as error:
+            raise ModelFileError(
+                f"{self.exported.path}: the sparse initializer {quoted(sparse.values.name)} is damaged"
+            ) from error
+        return onnx.numpy_helper.from_array(array, sparse.values.name)
 
     @cached_property
     def reached(self) -> frozenset[str]:
@@ -143,7 +163,7 @@ class DataFlow:
         known = set(self._stored)
         for node in self._all:
             proto = node.proto
-            fixed = all(name in known for name in node.inputs if name) and proto.op_type not in _RANDOM
+            fixed = all(name in known for name in node.inputs if name) and proto.op_type not in RANDOM_OPERATORS
             if fixed and proto.domain in ("", "ai.onnx") and not any(_subgraphs(proto)):
                 known.update(name for name in node.outputs if name)
         return frozenset(known)

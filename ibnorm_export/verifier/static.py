@@ -51,6 +51,7 @@ def check_static(exported: ExportedModel, model: LoadedModel, *, coverage: Cover
         *check_numbers_used(flow, model, coverage=coverage),
     )
     norms = len(norm_nodes(flow)) + inlined.recognised
+    findings = tuple(dict.fromkeys(findings))  # a node may show a fault at each of its inputs
     return StaticReport(norms, weights.compared, findings, (*_notes(flow, inlined), *weights.notes))
 
 

@@ -21,7 +21,7 @@ from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.op.spec import DOMAIN
 from ibnorm_export.verifier.coverage import Coverage
-from ibnorm_export.verifier.dataflow import DataFlow, FlowNode
+from ibnorm_export.verifier.dataflow import RANDOM_OPERATORS, DataFlow, FlowNode
 from ibnorm_export.verifier.report import Finding
 
 __all__ = ["check_numbers_used"]
@@ -33,6 +33,26 @@ _LIMITS: Final = frozenset(
 
 #: Operators that compute with a floating-point number.
 _ARITHMETIC: Final = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "Sum", "Mean", "PRelu"})
+
+#: Positions of inputs that select, shift or place values along an axis, by op type.
+_PLACES: Final = {
+    "Slice": (1, 2),
+    "Gather": (1,),
+    "GatherElements": (1,),
+    "GatherND": (1,),
+    "ScatterElements": (1,),
+    "ScatterND": (1,),
+    "Trilu": (1,),
+    "Range": (0, 1, 2),
+    "Pad": (1,),
+    "Add": (0, 1),
+    "Sub": (0, 1),
+    "Mul": (0, 1),
+    "Div": (0, 1),
+}
+
+#: Places up to this one are in every sample, so a wrong one shows; and axes are among them.
+_NEAR: Final = 8
 
 _BRANCHES: Final = frozenset({"If", "Loop", "Scan"})
 
@@ -51,10 +71,14 @@ _ANY_LIMIT: Final = (
     *(0.0, 1.0, math.inf, float(2**63 - 1), float(2**31 - 1), 1.0 + 2.0**-23),
     *(float(torch.finfo(kind).max) for kind in (torch.float16, torch.bfloat16, torch.float32, torch.float64)),
     *(float(torch.finfo(kind).tiny) for kind in (torch.float16, torch.bfloat16, torch.float32)),
+    *(float(torch.finfo(kind).eps) for kind in (torch.float16, torch.bfloat16, torch.float32)),
 )
 
+#: The longest side of a patch or kernel of an image, whose square is a number of values.
+_LARGEST_PATCH: Final = 64
+
 #: Attributes that are numbers without an effect on the result.
-_IDLE: Final = frozenset({"momentum", "seed", "ratio", "lambd"})
+_IDLE: Final = frozenset({"momentum", "seed", "ratio"})
 
 
 def check_numbers_used(flow: DataFlow, model: LoadedModel, *, coverage: Coverage) -> Iterator[Finding]:
@@ -71,9 +95,17 @@ def check_numbers_used(flow: DataFlow, model: LoadedModel, *, coverage: Coverage
             continue
         if node.proto.op_type in _BRANCHES and not _BRANCHING & coverage.operators:
             yield Finding(str(node), "the file branches or loops, which PyTorch does not for this checkpoint")
+        if node.proto.op_type in RANDOM_OPERATORS and not any("rand" in name for name in coverage.operators):
+            yield Finding(str(node), "the file draws random numbers, which PyTorch does not for this checkpoint")
         for what, number in (*_attribute_numbers(node), *_input_numbers(flow, node)):
             if not numbers.explains(node, number):
                 yield Finding(f"number {number:.6g}", f"{what} of the {node}; PyTorch has no such number")
+        window = next((a.i for a in node.proto.attribute if a.name == "local_window_size"), -1)
+        if window >= 0 and not numbers.explains_window(window):
+            yield Finding(f"window {window}", f"attention of the {node} is limited to it; PyTorch's is not")
+        for what, place in _places(flow, node):
+            if not numbers.explains_place(place):
+                yield Finding(f"position {place}", f"{what} of the {node}; PyTorch has no such position or size")
 
 
 class _Numbers:
@@ -85,8 +117,26 @@ class _Numbers:
         specs = list(model.norms.values())
         used = {*coverage.numbers, *(s.lambd for s in specs), *(s.epsilon for s in specs), *_sizes(model)}
         used |= {spec.lambd**2 * spec.epsilon for spec in specs}
-        self._limits = _sorted({*_ANY_LIMIT, *coverage.limits, *(s.lambd for s in specs)})
+        used |= {size / (size - 1) for size in _sizes(model) if size > 1}  # the factor of an unbiased variance
+        limits = {3.0, 6.0} if {"hardswish", "hardsigmoid", "relu6"} & coverage.operators else set()
+        self._limits = _sorted({*_ANY_LIMIT, *limits, *coverage.limits, *(s.lambd for s in specs)})
         self._factors = _sorted({*_ANY_LIMIT, *_DEFINITIONS, *_derived(used)})
+
+        places = {
+            int(number) for number in (*used, *coverage.places) if math.isfinite(number) and number == int(number)
+        }
+        self._windows = {*coverage.numbers, getattr(getattr(model.module, "config", None), "sliding_window", None)}
+        places |= _integers(getattr(model.module, "config", None))
+        self._places = {abs(shifted) for place in places for shifted in (place - 1, place, place + 1, place // 2)}
+        self._places |= {size * size for size in places if size <= _LARGEST_PATCH}
+
+    def explains_window(self, window: int) -> bool:
+        """Whether PyTorch limits attention to this number of tokens."""
+        return window in self._windows
+
+    def explains_place(self, place: int) -> bool:
+        """Whether an index, offset or size is one of PyTorch's, or is without a limit."""
+        return abs(place) <= _NEAR or abs(place) >= 2**31 - 1 or abs(place) in self._places
 
     def explains(self, node: FlowNode, number: float) -> bool:
         """Whether a number is one of PyTorch's, whatever its sign."""
@@ -97,6 +147,20 @@ class _Numbers:
         position = int(np.searchsorted(known, size))
         near = known[max(0, position - 1) : position + 1]
         return bool((np.abs(near - size) <= self._tolerance * size).any())
+
+
+def _integers(config: Any) -> set[int]:
+    """All integers of a configuration."""
+    waiting, found = [config.to_dict() if hasattr(config, "to_dict") else {}], set()
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += value.values()
+        elif isinstance(value, (list, tuple)):
+            waiting += value
+        elif isinstance(value, int) and not isinstance(value, bool):
+            found.add(value)
+    return found
 
 
 def _sorted(numbers: Iterable[float]) -> NDArray[np.float64]:
@@ -125,7 +189,7 @@ def _sizes(model: LoadedModel) -> set[float]:
 
 
 def _attribute_numbers(node: FlowNode) -> Iterator[tuple[str, float]]:
-    """Floating-point attributes that differ from the operator's default, and windows of attention."""
+    """Floating-point attributes that differ from the operator's default."""
     if node.proto.op_type in ("Constant", "ConstantOfShape"):
         return
     defaults = {}
@@ -136,8 +200,6 @@ def _attribute_numbers(node: FlowNode) -> Iterator[tuple[str, float]]:
         name = attribute.name
         if attribute.type == onnx.AttributeProto.FLOAT and name not in _IDLE and attribute.f != defaults.get(name):
             yield f"attribute {name}", attribute.f
-        elif name == "local_window_size" and attribute.i >= 0:
-            yield f"attribute {name}", float(attribute.i)
 
 
 def _input_numbers(flow: DataFlow, node: FlowNode) -> Iterator[tuple[str, float]]:
@@ -153,3 +215,14 @@ def _input_numbers(flow: DataFlow, node: FlowNode) -> Iterator[tuple[str, float]
         values = np.unique(np.asarray(array, dtype=np.float64))
         if len(values) == 1 and (floating or kind in _LIMITS):
             yield f"input {position}", float(values[0])
+
+
+def _places(flow: DataFlow, node: FlowNode) -> Iterator[tuple[str, int]]:
+    """Integers that select, shift or place values along an axis."""
+    if node.proto.domain not in ("", "ai.onnx"):
+        return
+    for position in _PLACES.get(node.proto.op_type, ()):
+        name = node.inputs[position] if position < len(node.inputs) else ""
+        array = flow.value(name) if name and flow.is_constant(name) and not flow.is_large(name) else None
+        if array is not None and np.issubdtype(array.dtype, np.integer) and array.size <= _NEAR:
+            yield from ((f"input {position}", int(place)) for place in array.reshape(-1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from typing import Final
 
@@ -27,6 +28,10 @@ def check_types(exported: ExportedModel) -> Iterator[Finding]:
 
     Operators of other domains are not checked; nothing is inferred after them.
     """
+    graph = exported.proto.graph
+    names = Counter([t.name for t in graph.initializer] + [t.values.name for t in graph.sparse_initializer])
+    for name in [name for name, count in names.items() if count > 1]:
+        yield Finding(f"constant {name}", "the file has two of this name, of which runtimes choose differently")
     try:
         onnx.shape_inference.infer_shapes(_without_weights(exported.proto), check_type=True, strict_mode=True)
     except onnx.shape_inference.InferenceError as error:

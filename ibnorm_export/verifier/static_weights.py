@@ -63,6 +63,12 @@ def compare_weights(flow: DataFlow, model: LoadedModel, *, coverage: Coverage, v
     seen: set[str] = set()
     for use in flow.constant_uses:
         weight = quantized.get(use.name) or (named.get(use.name) if flow.is_stored(use.name) else None)
+        if weight is not None and weight.quantized and use.node is not None:
+            mixed = {quantized[name].name for name in use.node.inputs if name in quantized} - {weight.name}
+            others = ", ".join(sorted(mixed))
+            report.findings += (
+                [Finding(f"weight {weight.name}", f"the {use.node} mixes it with {others}")] if mixed else []
+            )
         key = use.name if weight is None else weight.name
         if key not in seen:
             seen.add(key)

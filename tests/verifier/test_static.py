@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import types
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,6 +14,7 @@ import onnx.helper
 import onnx.inliner
 import onnx.numpy_helper
 import pytest
+import torch
 
 from ibnorm_export import Compression
 from ibnorm_export.artifacts.exported_model import ExportedModel
@@ -20,9 +23,11 @@ from ibnorm_export.exporter.export import ExportOptions
 from ibnorm_export.exporter.single_file import export_file
 from ibnorm_export.op import onnx_functions as onnx_op
 from ibnorm_export.op.spec import DOMAIN
+from ibnorm_export.verifier.constants import KnownConstants
 from ibnorm_export.verifier.coverage import Coverage, measure_coverage
 from ibnorm_export.verifier.report import StaticReport
 from ibnorm_export.verifier.static import check_static
+from ibnorm_export.verifier.weight_values import WeightValues
 from tests.support.planting import Array, Change, initializer, insert, norm_of, norms, set_attribute
 from tests.verifier.plant import plant
 
@@ -186,6 +191,28 @@ def negate_in_a_branch(proto: onnx.ModelProto) -> None:
     )
 
 
+def remap_tokens(proto: onnx.ModelProto) -> None:
+    table = np.arange(256)
+    table[[200, 201]] = table[[201, 200]]
+    add(proto, table, "table")
+    node, position = user(proto, "input_ids")
+    insert(proto, node, onnx.helper.make_node("Gather", ["table", "input_ids"], ["changed"], name="extra"))
+    node.input[position] = "changed"
+
+
+def add_a_sparse_vector(proto: onnx.ModelProto) -> None:
+    values = onnx.numpy_helper.from_array(np.float32([1e-3]), "sparse")
+    indices = onnx.numpy_helper.from_array(np.int64([5]))
+    proto.graph.sparse_initializer.append(onnx.helper.make_sparse_tensor(values, indices, [32]))
+    node, position = user(proto, "embedding")
+    insert(proto, node, onnx.helper.make_node("Add", ["embedding", "sparse"], ["changed"], name="extra"))
+    node.input[position] = "changed"
+
+
+def repeat_a_constant(proto: onnx.ModelProto) -> None:
+    add(proto, value(proto, _MATRIX) * 2, _MATRIX)
+
+
 _EMBEDDING = "model.embed_tokens.weight"
 _MATRIX = "model.layers.0.mlp.up_proj.weight.T"
 
@@ -219,6 +246,17 @@ FAULTS: dict[str, tuple[Change, str]] = {
     ),
     "a branch on the length": (negate_in_a_branch, "If node 'if': the file branches"),
     "the limit of a branch": (negate_in_a_branch, "number 600: input 1 of the Greater"),
+    "positions stop": (
+        after("attention_mask", "Slice", np.int64([0]), np.int64([100]), np.int64([1])),
+        "position 100: input 2 of the Slice",
+    ),
+    "integers that remap tokens": (
+        remap_tokens,
+        "constant table: .*256 integers that the checkpoint neither has nor computes",
+    ),
+    "random numbers": (after("embedding", "RandomNormalLike"), "RandomNormalLike node 'extra': the file draws random"),
+    "a sparse vector": (add_a_sparse_vector, "constant sparse: is used by the Add"),
+    "a name that two constants have": (repeat_a_constant, "up_proj.weight.T: the file has two of this name"),
     "inlined is claimed": (claim("ibnorm.inlined", "true"), "metadata: states that norms are inlined, .* 5 norm nodes"),
     "a norm is claimed": (claim_another_norm, "metadata of norm model.other: the checkpoint has no such norm"),
     "a lambda is claimed": (claim_another_lambda, r"metadata of norm .*'lambda': 8\.0.*; the checkpoint has"),
@@ -260,6 +298,42 @@ def test_a_fault_in_an_inlined_norm_is_named(
 
     report = check_static(plant(inlined_vit, tmp_path, change), vit, coverage=vit_coverage)
     assert found(report, r"norm vit\.layers\.0\.layernorm_before: no output depends on .*IBNorm-T \(lambda 3"), report
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda table: table, ""),
+        (lambda table: table[:40], "a rotary table of 40 positions; the model has 64"),
+        (lambda table: np.where(np.arange(64)[:, None] < 50, table, 0), "of which 14 positions are wrong, from 50 on"),
+        (lambda table: table + 0.01, "neither has nor computes"),
+    ],
+)
+@pytest.mark.parametrize("function", [np.cos, np.sin])
+def test_a_rotary_table_is_compared_to_its_last_position(
+    llama: LoadedModel, llama_coverage: Coverage, function: Callable[[Array], Array], change: Any, problem: str
+) -> None:
+    """Base 10000, heads of 8: frequencies 10000^(-2i/8)."""
+    angles = np.outer(np.arange(64), 10000.0 ** (-np.arange(0, 8, 2) / 8))
+    table = change(function(angles)).astype(np.float32)
+    found = KnownConstants(llama, llama_coverage).problem(table)
+    assert problem in found
+    assert bool(problem) == bool(found)
+
+
+@pytest.mark.parametrize("block", [8, 16])
+def test_a_weight_in_blocks_of_channels_is_recognised(block: int) -> None:
+    """Output channel o is in block o // block, at place o % block of the last axis; missing channels are zeros."""
+    kernel = torch.randn(12, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    stored = np.zeros((-(-12 // block), 3, 2, 2, block), dtype=np.float32)
+    for channel in range(12):
+        stored[channel // block, ..., channel % block] = kernel[channel]
+    module = torch.nn.Module()
+    module.register_buffer("kernel", kernel)
+    values = WeightValues(types.SimpleNamespace(module=module), torch.float32)  # type: ignore[arg-type]  # all it reads
+    assert values.find(stored, blocked=True)[0] is module.kernel
+    stored[0, 0, 0, 0, 0] += 1e-3
+    assert values.find(stored, blocked=True) == ()
 
 
 def test_an_unused_tensor_does_not_change_the_dtype(
