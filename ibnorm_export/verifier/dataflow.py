@@ -192,9 +192,13 @@ class DataFlow:
         """Whether the value depends on no input."""
         return name in self._constant
 
+    def size(self, name: str) -> int | None:
+        """Number of values of a stored constant; None for one that nodes compute."""
+        return math.prod(self._stored[name].dims) if name in self._stored else None
+
     def is_large(self, name: str) -> bool:
         """Whether a constant is stored and too large to be a number that a computation uses many times."""
-        return name in self._stored and math.prod(self._stored[name].dims) > _LARGE
+        return (self.size(name) or 0) > _LARGE
 
     def value(self, name: str) -> NDArray[Any] | None:
         """The value of a constant; None if it cannot be computed here.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,7 +76,12 @@ def compare_weights(flow: DataFlow, model: LoadedModel, *, coverage: Coverage, v
                 report.add(weight.tensors, _compare(stored, weight), name=weight.name)
             else:
                 _compare_unnamed(flow, use, report=report, known=known, values=values)
-    report.findings += _missing(model, coverage, report=report, in_file=named)
+    missing = {
+        name: tensor
+        for name, tensor in model.module.state_dict(keep_vars=True).items()
+        if name in coverage.weights and id(tensor) not in report.used and not _is_merged(flow, tensor, values)
+    }
+    report.findings += _missing(missing, in_file=named)
     state = model.module.state_dict(keep_vars=True)
     unused = [name for name, tensor in state.items() if name not in coverage.weights and tensor.is_floating_point()]
     if unused:
@@ -85,17 +90,21 @@ def compare_weights(flow: DataFlow, model: LoadedModel, *, coverage: Coverage, v
     return report
 
 
-def _missing(
-    model: LoadedModel, coverage: Coverage, *, report: WeightsReport, in_file: dict[str, StoredWeight]
-) -> Iterator[Finding]:
+def _is_merged(flow: DataFlow, tensor: Tensor, values: WeightValues) -> bool:
+    """Whether another constant has the value of a weight: tools merge equal ones, such as scales that are all 1."""
+    for use in flow.constant_uses:
+        array = flow.value(use.name) if flow.size(use.name) in (None, tensor.numel()) else None
+        if array is not None and values.holds(array, tensor):
+            return True
+    return False
+
+
+def _missing(missing: Mapping[str, Tensor], *, in_file: Mapping[str, StoredWeight]) -> Iterator[Finding]:
     """Weights that the checkpoint uses and the outputs of the file do not."""
     idle = {id(tensor) for weight in in_file.values() for tensor in weight.tensors}
-    for name, tensor in model.module.state_dict(keep_vars=True).items():
-        if name in coverage.weights and id(tensor) not in report.used:
-            unused = "no output of the file depends on it, though the checkpoint uses it"
-            yield Finding(
-                f"weight {name}", unused if id(tensor) in idle else "used by the checkpoint but not in the file"
-            )
+    for name, tensor in missing.items():
+        unused = "no output of the file depends on it, though the checkpoint uses it"
+        yield Finding(f"weight {name}", unused if id(tensor) in idle else "used by the checkpoint but not in the file")
 
 
 def _compare_unnamed(

@@ -111,8 +111,11 @@ def test_the_static_verdict_reads_quantised_weights(
     onnx.save(proto, tmp_path / "model.onnx")
     broken = verify(ExportedModel(tmp_path), load(quantised_checkpoint), options=FUNCTION)
     assert broken.static is not None
-    assert [f.where for f in broken.static.findings] == ["weight model.layers.0.self_attn.qkv_proj.weight.T"]
-    assert "more than one step" in broken.static.findings[0].what
+    (finding,) = (
+        f for f in broken.static.findings if f.where.startswith("weight")
+    )  # the rest of the folder is missing
+    assert finding.where == "weight model.layers.0.self_attn.qkv_proj.weight.T"
+    assert "more than one step" in finding.what
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import types
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from ibnorm_export.verifier.coverage import Coverage, measure_coverage
 from ibnorm_export.verifier.report import StaticReport
 from ibnorm_export.verifier.static import check_static
 from ibnorm_export.verifier.weight_values import WeightValues
-from tests.support.planting import Array, Change, initializer, insert, norm_of, norms, set_attribute
+from tests.support.planting import Array, Change, initializer, insert, norm_of, norms, rewrite, set_attribute
 from tests.verifier.plant import plant
 
 
@@ -440,3 +442,25 @@ def test_what_tools_change_makes_no_difference(
     assert report, report.findings
     assert report.norms == 5
     assert report.weights >= 20
+
+
+@pytest.mark.parametrize("merged", ["model.layers.0.input_layernorm.weight", "ones"])
+def test_equal_weights_may_be_merged(
+    exported_llama: ExportedModel, llama: LoadedModel, llama_coverage: Coverage, tmp_path: Path, merged: str
+) -> None:
+    """A fresh model has scales of 1 everywhere, of which tools keep one, under any name."""
+    fresh = replace(llama, module=copy.deepcopy(llama.module))
+    scales = [name for name, _ in fresh.module.named_parameters() if "norm" in name]
+    for name in scales:
+        fresh.module.get_parameter(name).data.fill_(1)
+
+    def merge(proto: onnx.ModelProto) -> None:
+        rewrite(proto, scales[0], np.ones_like)
+        kept = scales[0] if merged == scales[0] else add(proto, value(proto, scales[0]), merged)
+        for node in proto.graph.node:
+            for position, name in enumerate(node.input):
+                if name in scales:
+                    node.input[position] = kept
+
+    report = check_static(plant(exported_llama, tmp_path, merge), fresh, coverage=llama_coverage)
+    assert report, report.findings
