@@ -86,7 +86,14 @@ def analyze_command(
         loaded = load(checkpoint, model, weights=weights)
         batch = read_batch(loaded, inputs=inputs, text=text, tokens=samples, seed=seed)
         classes = None if labels is None else read_labels(labels)
-        report = analyze(loaded if file is None else file, batch, labels=classes, options=wanted, progress=progress)
+        report = analyze(
+            loaded if file is None else file,
+            batch,
+            checkpoint=loaded,
+            labels=classes,
+            options=wanted,
+            progress=progress,
+        )
     if html is not None:
         write_analysis(report, html)
     if as_json:

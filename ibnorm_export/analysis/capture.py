@@ -24,7 +24,7 @@ from ibnorm_export.runtimes.registry import open_runner
 from ibnorm_export.runtimes.runner import Backend
 from ibnorm_export.runtimes.torch import TorchRunner
 
-__all__ = ["Capture", "NormInput", "capture_checkpoint", "capture_file"]
+__all__ = ["Capture", "NormInput", "capture_checkpoint", "capture_file", "used_rows"]
 
 #: Prefix of the outputs that are added to a file.
 _PREFIX: Final = "norm input:"
@@ -75,6 +75,46 @@ def _norm_input(norm: IBNorm, x: torch.Tensor) -> NormInput:
     )
     spec = IBNormSpec(norm.spec.compression, norm.spec.lambd, epsilon=norm.spec.epsilon)
     return NormInput(spec, _rows_last(norm, x).detach().float().numpy().copy(), scale, bias)
+
+
+def used_rows(model: LoadedModel, inputs: Arrays) -> dict[str, NDArray[np.bool_]]:
+    """Find which rows of each sample reach an output, by norm: a mask (rows of a sample,).
+
+    An exporter leaves the others out: of a classifier's last block, only the class token is computed. A row reaches no
+    output when the derivative of every output with respect to it is zero, in every sample.
+
+    Args:
+        model: the checkpoint; a copy of it runs in float32.
+        inputs: one batch.
+    """
+    module = model.in_dtype(torch.float32)
+    leaves: dict[str, tuple[IBNorm, torch.Tensor]] = {}
+
+    def hook(path: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]:
+        def add_zero(norm: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+            assert isinstance(norm, IBNorm)
+            zero = torch.zeros_like(args[0], requires_grad=True)  # its derivative is that with respect to the input
+            leaves.setdefault(path, (norm, zero))
+            return (args[0] + zero, *args[1:])
+
+        return add_zero
+
+    for path, norm in module.named_modules():
+        if isinstance(norm, IBNorm):
+            norm.register_forward_pre_hook(hook(path))
+    tensors = [torch.from_numpy(np.ascontiguousarray(inputs[spec.name])) for spec in model.inputs]
+    outputs = model.entry(module)(*(t.float() if t.is_floating_point() else t for t in tensors))
+    # random weights, because the sum of what a norm returns does not depend on its input
+    draws = torch.Generator().manual_seed(0)
+    total = sum((o * torch.randn(o.shape, generator=draws)).sum() for o in outputs if o.is_floating_point())
+    assert isinstance(total, torch.Tensor)
+    zeros = [zero for _, zero in leaves.values()]
+    derivatives = torch.autograd.grad(total, zeros, allow_unused=True)
+    found = {}
+    for (path, (norm, zero)), derivative in zip(leaves.items(), derivatives, strict=True):
+        rows = _rows_last(norm, zero if derivative is None else derivative)
+        found[path] = (rows.reshape(len(rows), -1, rows.shape[-1]) != 0.0).any(-1).any(0).numpy()
+    return found
 
 
 def capture_checkpoint(model: LoadedModel, module: nn.Module, *, inputs: Arrays) -> Capture:

@@ -103,10 +103,9 @@ def _cells(row: NormAnalysis) -> tuple[str, ...]:
         row.contraction,
         row.about_target,
         row.about_input,
-        row.bottleneck,
     )
     described = (row.module, row.compression, f"{row.lambd:g}", f"{row.deviation:.3g}")
-    return (*described, *(f"{figure:.3f}" for figure in figures))
+    return (*described, *(f"{figure:.3f}" for figure in figures), row.value_text)
 
 
 def _side_by_side(groups: Mapping[str, list[NormAnalysis]]) -> Section:

@@ -6,7 +6,7 @@ rows describe what that norm would do to them, not a model that was trained with
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -14,8 +14,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ibnorm_export.analysis.capture import Capture, NormInput, capture_checkpoint, capture_file
-from ibnorm_export.analysis.information import BETA, excess_kurtosis, information_bottleneck
+from ibnorm_export.analysis.capture import Capture, NormInput, capture_checkpoint, capture_file, used_rows
+from ibnorm_export.analysis.information import BETA, excess_kurtosis, information_with_errors
 from ibnorm_export.analysis.options import AnalysisOptions
 from ibnorm_export.analysis.report import AnalysisReport, NormAnalysis
 from ibnorm_export.artifacts.exported_model import ExportedModel
@@ -25,6 +25,7 @@ from ibnorm_export.errors import ModelFileError
 from ibnorm_export.op import reference
 from ibnorm_export.op.spec import Compression, IBNormSpec
 from ibnorm_export.progress import Progress, silent
+from ibnorm_export.text_report import counted
 
 __all__ = ["analyze", "contraction"]
 
@@ -36,6 +37,7 @@ def analyze(
     model_or_file: LoadedModel | ExportedModel | str | Path,
     inputs: Arrays | None = None,
     *,
+    checkpoint: LoadedModel | None = None,
     labels: NDArray[Any] | None = None,  # (batch,) or (batch, sequence)
     options: AnalysisOptions | None = None,
     progress: Progress = silent,
@@ -46,6 +48,8 @@ def analyze(
         model_or_file: a checkpoint, which runs in PyTorch in each of `options.dtypes`; or an exported file or its
             path, which runs in ONNX Runtime in its own type.
         inputs: one batch, arrays by input name. A checkpoint draws random ones by default; a file needs them.
+        checkpoint: the checkpoint of a file. It tells which rows reach an output, so that a file that leaves some of
+            the others out is described by the same rows as one that computes all.
         labels: classes of the samples, or of every token; None means the next token, or the model's own prediction.
         options: see `AnalysisOptions`.
         progress: receives the progress of the work.
@@ -67,7 +71,11 @@ def analyze(
     rows: list[NormAnalysis] = []
     skipped: tuple[str, ...] = ()
     count, description = 0, ""
-    for dtype, capture in captures:
+    owner = model_or_file if isinstance(model_or_file, LoadedModel) else checkpoint
+    used = {} if owner is None else used_rows(owner, inputs)
+    notes: dict[str, None] = {}
+    for dtype, whole in captures:
+        capture = _only_used(whole, used, batch=len(next(iter(inputs.values()))), notes=notes)
         target, description = _target(inputs, capture.outputs, labels=labels)
         rows += _rows(capture, dtype, target=target, options=options)
         count, skipped = len(target), capture.skipped
@@ -75,16 +83,16 @@ def analyze(
         raise ModelFileError(
             f"{source}: nothing to analyse, because no IBNorm that computes statistics of its input ran"
         )
-    used = min(options.samples, count)
+    drawn = min(options.samples, count)
     return AnalysisReport(
         source,
         tuple(rows),
-        samples=used,
+        samples=drawn,
         target=description,
         alpha=options.alpha,
         beta=BETA,
         width="median distance between samples" if options.width is None else f"{options.width:g}",
-        notes=tuple(_notes(skipped, used)),
+        notes=(*_notes(skipped, drawn), *notes),
     )
 
 
@@ -94,6 +102,39 @@ def _capture_in_each_type(
     for index, dtype in enumerate(options.dtypes):
         progress(f"analysing in {dtype.value}", index, len(options.dtypes))
         yield dtype.value, capture_checkpoint(model, model.in_dtype(torch_dtype(dtype)), inputs=inputs)
+
+
+def _only_used(
+    capture: Capture, used: Mapping[str, NDArray[np.bool_]], *, batch: int, notes: dict[str, None]
+) -> Capture:
+    """A capture without the rows that reach no output; adds to `notes` which norms have fewer rows than others.
+
+    Args:
+        capture: one pass.
+        used: masks of the rows of a sample by norm; a norm without one keeps what it has.
+        batch: number of samples.
+        notes: remarks on the figures, each once.
+    """
+    kept: dict[str, NormInput] = {}
+    most = max((_rows_of_a_sample(norm, batch) for norm in capture.norms.values()), default=0)
+    for path, norm in capture.norms.items():
+        rows, mask = _rows_of_a_sample(norm, batch), used.get(path)
+        if mask is not None and rows == mask.size > mask.sum() > 0:
+            x = norm.x.reshape(batch, rows, norm.x.shape[-1])[:, mask]
+            norm = replace(norm, x=x)
+            notes[f"{path}: only {mask.sum()} of {rows} rows of a sample reach an output, and only they count"] = None
+        elif mask is not None and rows == mask.sum() < mask.size:
+            notes[f"{path}: the file computes {rows} of {mask.size} rows of a sample, those that reach an output"] = (
+                None
+            )
+        elif mask is None and rows < most:
+            notes[f"{path}: the file computes {counted(rows, 'row')} of a sample; other norms have {most}"] = None
+        kept[path] = norm
+    return replace(capture, norms=kept)
+
+
+def _rows_of_a_sample(norm: NormInput, batch: int) -> int:
+    return norm.x.size // norm.x.shape[-1] // batch if norm.x.size else 0
 
 
 def _inputs_of_file(exported: ExportedModel, inputs: Arrays | None) -> Arrays:
@@ -172,7 +213,7 @@ def _analyze_norm(
     spec = replace(norm.spec, lambd=lambd)
     rows = np.asarray(norm.x, np.float64).reshape(-1, norm.x.shape[-1])
     output = reference.ibnorm(norm.x, norm.scale, bias=norm.bias, spec=spec)
-    information = information_bottleneck(
+    information, errors = information_with_errors(
         samples.select(samples.first),
         samples.select(output),
         target=samples.target[samples.chosen],
@@ -192,6 +233,9 @@ def _analyze_norm(
         about_target=information.about_target,
         about_input=information.about_input,
         bottleneck=information.value(),
+        about_target_error=None if errors is None else errors.about_target,
+        about_input_error=None if errors is None else errors.about_input,
+        bottleneck_error=None if errors is None else errors.value,
     )
 
 

@@ -40,6 +40,8 @@ class NormAnalysis:
         about_target: I(T; Y) in bits, where T is the norm's output.
         about_input: I(T; X) in bits.
         bottleneck: I(T; Y) - beta * I(T; X) in bits.
+        about_target_error, about_input_error, bottleneck_error: their standard errors over the choice of
+            samples; None if there are too few.
     """
 
     module: str
@@ -55,6 +57,15 @@ class NormAnalysis:
     about_target: float
     about_input: float
     bottleneck: float
+    about_target_error: float | None = None
+    about_input_error: float | None = None
+    bottleneck_error: float | None = None
+
+    @property
+    def value_text(self) -> str:
+        """The value of the bottleneck with its error."""
+        error = "" if self.bottleneck_error is None else f" +- {self.bottleneck_error:.3f}"
+        return f"{self.bottleneck:.3f}{error}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,14 +108,15 @@ class AnalysisReport(Report):
                 f"{r.contraction:.3f}",
                 f"{r.about_target:.3f}",
                 f"{r.about_input:.3f}",
-                f"{r.bottleneck:.3f}",
+                r.value_text,
             )
             for r in self.rows
         ]
         table = text_table(f"{self.source}: {self.samples} samples, Y is {self.target}", _COLUMNS, rows=rows)
         how = (
             f"information in bits: Renyi entropies of order {self.alpha:g}, Gaussian kernels (width: {self.width}); "
-            f"value = I(T; Y) - {self.beta:g} I(T; X)"
+            f"value = I(T; Y) - {self.beta:g} I(T; X), with its "
+            "standard error over the choice of samples"
         )
         return "\n".join((table, how, *(f"note: {note}" for note in self.notes)))
 

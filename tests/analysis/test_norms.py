@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from ibnorm_export import IBNormSpec, models
+from ibnorm_export.analysis.capture import used_rows
 from ibnorm_export.analysis.html import write_analysis
-from ibnorm_export.analysis.information import entropy_bits, gram, information_bottleneck
+from ibnorm_export.analysis.information import entropy_bits, gram, information_bottleneck, information_with_errors
 from ibnorm_export.analysis.norms import analyze, contraction
 from ibnorm_export.analysis.options import AnalysisOptions
 from ibnorm_export.artifacts.exported_model import ExportedModel
@@ -76,17 +77,49 @@ def test_a_file_has_the_figures_of_its_checkpoint(request: pytest.FixtureRequest
     model = models.load(request.getfixturevalue(f"{family}_checkpoint"))
     exported: ExportedModel = request.getfixturevalue(f"exported_{family}")
     inputs = model.sample(np.random.default_rng(0), 2 if family == "vit" else 0)
-    ours, files = (
-        analyze(model, inputs),
-        analyze(exported, inputs),
-    )
-    pairs = list(zip(ours.rows, files.rows, strict=True))
-    for a, b in (
-        pairs[:-2] if family == "vit" else pairs
-    ):  # in a ViT's file only the class token reaches the last two norms
+    few = AnalysisOptions(samples=64)
+    ours, files = (analyze(one, inputs, checkpoint=model, options=few) for one in (model, exported))
+    for a, b in zip(ours.rows, files.rows, strict=True):
         assert (a.module, a.compression) == (b.module, b.compression)
-        for name in ("kurtosis_before", "kurtosis_after", "contraction", "about_target", "about_input"):
+        for name in ("kurtosis_before", "kurtosis_after", "contraction", "about_target", "about_input", "bottleneck"):
             assert getattr(a, name) == pytest.approx(getattr(b, name), abs=1e-4), (a.module, name)
+    partial = [row.module for row in ours.rows[-2:]] if family == "vit" else []
+    for module in partial:
+        assert any(note.startswith(f"{module}: only 1 of ") for note in ours.notes)
+        assert any(note.startswith(f"{module}: the file computes 1 of ") for note in files.notes)
+    assert len([note for note in (*ours.notes, *files.notes) if " of a sample" in note]) == 2 * len(partial)
+    if family == "vit":
+        alone = analyze(exported, inputs, options=few)
+        assert any(note.startswith(f"{partial[-1]}: the file computes 1 row of") for note in alone.notes)
+
+
+def test_rows_that_reach_no_output_are_found(vit_checkpoint: Path, llama_checkpoint: Path) -> None:
+    vit = models.load(vit_checkpoint)
+    masks = list(used_rows(vit, vit.sample(np.random.default_rng(0), 2)).values())
+    assert len(masks) == len(vit.norms)
+    assert all(mask.all() for mask in masks[:-2])
+    for mask in masks[-2:]:  # after the last attention, a classifier uses its class token only
+        assert mask[0] and not mask[1:].any()
+    llama = models.load(llama_checkpoint)
+    assert all(mask.all() for mask in used_rows(llama, llama.sample(np.random.default_rng(0), 0)).values())
+
+
+def test_the_error_is_the_spread_over_batches() -> None:
+    """Batches of the same distribution: the standard error of each is near the standard deviation over them."""
+
+    def batch(seed: int) -> tuple[float, float]:
+        rng = np.random.default_rng(seed)
+        labels = rng.integers(0, 4, 64)
+        x = rng.standard_normal((64, 3)) + 2.0 * np.eye(4)[labels][:, :3]
+        found, errors = information_with_errors(x, np.tanh(x), target=labels)
+        assert errors is not None
+        return found.value(), errors.value
+
+    values, errors = zip(*map(batch, range(24)), strict=True)
+    assert 0.5 < np.median(errors) / np.std(values) < 2.0
+    few, errors_of_few = information_with_errors(np.eye(4), np.eye(4), target=np.arange(4))
+    assert np.isfinite(few.value())
+    assert errors_of_few is None
 
 
 def test_inputs_of_another_model_are_refused(exported_llama: ExportedModel, vit_checkpoint: Path) -> None:
@@ -111,8 +144,10 @@ def test_the_report_prints_as_text(vit_checkpoint: Path) -> None:
     assert lines[0].endswith("samples, Y is the model's own prediction")
     assert lines[1].split()[:4] == ["norm", "type", "kind", "lambda"]
     assert lines[2].startswith("vit.layers.0.layernorm_before")
-    assert "order 1.01" in lines[-2]
-    assert lines[-1].startswith("note: ")
+    notes = [line for line in lines if line.startswith("note: ")]
+    assert len(notes) == 3
+    assert lines[-3:] == notes
+    assert "order 1.01" in lines[-4]
 
 
 def test_labels_must_fit(vit_checkpoint: Path) -> None:
