@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -18,7 +17,7 @@ from ibnorm_export.runtimes.runner import Kernels
 def export_command(
     checkpoint: options.Checkpoint,
     output: Annotated[
-        Path,
+        str,  # a Path would lose the slash that ends the name of a folder
         typer.Option(
             "-o", "--output", metavar="PATH", help="File to write; a folder for text-generation and ort-genai."
         ),

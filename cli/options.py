@@ -9,10 +9,11 @@ import typer
 
 from ibnorm_export.artifacts import metadata
 from ibnorm_export.errors import IBNormError
+from ibnorm_export.files import Kind, check_target
 from ibnorm_export.runtimes import runner
 
 
-def _check_target(path: Path, suffix: str) -> None:
+def _check_target(path: Path, suffix: str, *, kind: Kind | None = None) -> None:
     """Refuse a path that cannot be written, before the work whose result goes there."""
     if path.suffix.lower() != suffix:
         raise typer.BadParameter(f"{path} does not end in {suffix}")
@@ -20,14 +21,16 @@ def _check_target(path: Path, suffix: str) -> None:
         raise typer.BadParameter(f"{path} is a folder")
     if not path.parent.is_dir():
         raise typer.BadParameter(f"the folder {path.parent} does not exist")
+    if kind is not None:
+        check_target(path, kind, error=typer.BadParameter)
 
 
 def page(path: Path | None) -> Path | None:
     """Check the path of an HTML report, and that its plots can be drawn."""
-    from ibnorm_export.html_page import demand_plots
+    from ibnorm_export.html_page import PAGE, demand_plots
 
     if path is not None:
-        _check_target(path, ".html")
+        _check_target(path, ".html", kind=PAGE)
         demand_plots()
     return path
 

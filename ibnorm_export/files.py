@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from ibnorm_export.errors import ExportError
 
-__all__ = ["machine_of", "new_file", "new_folder", "sha256_of"]
+__all__ = ["Kind", "check_target", "machine_of", "named_file", "new_file", "new_folder", "sha256_of"]
+
+#: Bytes of a file in which the mark of its kind must be.
+_MARK_WITHIN_BYTES: Final = 512
 
 
 def _make_readable(folder: Path) -> None:
@@ -32,8 +37,65 @@ def _make_readable(folder: Path) -> None:
                 file.chmod(mode | usual)
 
 
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What a command writes, so that it replaces an earlier result and no other file.
+
+    Args:
+        name: the kind of file with an article, for messages, e.g. "an ONNX file".
+        matches: whether an existing file is of this kind.
+    """
+
+    name: str
+    matches: Callable[[Path], bool]
+
+    @classmethod
+    def marked(cls, name: str, mark: bytes) -> Kind:
+        """The kind of files that contain a mark near their beginning."""
+
+        def matches(path: Path) -> bool:
+            with path.open("rb") as stream:
+                return mark in stream.read(_MARK_WITHIN_BYTES)
+
+        return cls(name, matches)
+
+
+def check_target(target: Path, kind: Kind, *, error: type[Exception] = ExportError) -> None:
+    """Check that a file may be written: nothing is there, or an empty file, or an earlier one of the same kind.
+
+    Args:
+        target: the file to write.
+        kind: what is written.
+        error: class of the exception to raise.
+
+    Raises:
+        error: another file is there, or it cannot be read.
+    """
+    try:
+        if target.is_file() and target.stat().st_size and not kind.matches(target):
+            raise error(f"{target} exists and is not {kind.name}: it would be lost. Name another file, or move it away")
+    except OSError as cause:
+        raise error(f"cannot replace {target}: {cause.strerror or cause}") from cause
+
+
+def named_file(target: str | Path, example: str, *, error: type[Exception] = ExportError) -> Path:
+    """Return the path of a file to write.
+
+    Args:
+        target: the path, as the user wrote it.
+        example: name of a file, for the message.
+        error: class of the exception to raise.
+
+    Raises:
+        error: it is a folder, or ends in a slash as the name of a folder does.
+    """
+    if Path(target).is_dir() or str(target).endswith(("/", os.sep)):
+        raise error(f"{target} is a folder; name the file to write, e.g. {Path(target) / example}")
+    return Path(target)
+
+
 @contextlib.contextmanager
-def new_file(target: Path, error: type[Exception] = ExportError) -> Iterator[Path]:
+def new_file(target: Path, error: type[Exception] = ExportError, *, kind: Kind | None = None) -> Iterator[Path]:
     """Give a temporary folder next to `target`, and move its files into place at the end of the block.
 
     The block writes a file named `target.name`, and may write companions, which belong next to it. After an exception
@@ -44,15 +106,19 @@ def new_file(target: Path, error: type[Exception] = ExportError) -> Iterator[Pat
     Args:
         target: the file to write.
         error: class of the exception to raise.
+        kind: what is written, which is all that may be replaced; None replaces any file.
 
     Raises:
-        error: the target cannot be written: the folder does not exist, or there is no permission or space.
+        error: the target cannot be written: the folder does not exist, or there is no permission or space; or a file of
+            another kind is there.
     """
     try:
         if target.is_dir():
             raise error(f"{target} is a folder; name the file to write")
         if target.exists() and not target.is_file():
             raise error(f"{target} is not a regular file; name another file to write")
+        if kind is not None:
+            check_target(target, kind, error=error)
         if not target.parent.is_dir():
             raise error(f"cannot write {target}: the folder {target.parent} does not exist")
         temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".partial"))

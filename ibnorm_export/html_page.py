@@ -14,13 +14,13 @@ import jinja2
 from markupsafe import Markup
 
 from ibnorm_export.errors import IBNormError, printable, shortened
-from ibnorm_export.files import new_file
+from ibnorm_export.files import Kind, new_file
 from ibnorm_export.optional_packages import demand_package, import_package
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Curve", "Section", "bars", "curves", "demand_plots", "heat_map", "render"]
+__all__ = ["PAGE", "Curve", "Section", "bars", "curves", "demand_plots", "heat_map", "render"]
 
 _BLUE, _ORANGE, _GREY, _RED = "#2563eb", "#d97706", "#9ca3af", "#dc2626"
 _COLOURS = (_BLUE, _ORANGE, _GREY, _RED, "#059669", "#7c3aed", "#0891b2", "#be185d")
@@ -36,6 +36,9 @@ _STYLE = {
     "axes.titleweight": "bold",
 }
 
+#: The pages of this package, of which a later one may take the place.
+PAGE: Final = Kind.marked("a page of ibnorm-export", b'<meta name="generator" content="ibnorm-export">')
+
 #: Characters of a label of a plot, and of a cell or paragraph of the page.
 _LABEL_LIMIT: Final = 60
 _CELL_LIMIT: Final = 2000
@@ -44,6 +47,7 @@ _PAGE = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
+<meta name="generator" content="ibnorm-export">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ title }}</title>
 <style>
@@ -278,6 +282,6 @@ def render(
         environment=flat,
     )
     path = Path(path)
-    with new_file(path, IBNormError) as folder:
+    with new_file(path, IBNormError, kind=PAGE) as folder:
         (folder / path.name).write_text(text, encoding="utf-8")
     return path

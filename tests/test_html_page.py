@@ -78,3 +78,10 @@ def test_a_name_is_text_and_not_an_instruction(tmp_path: Path, name: str) -> Non
     assert text.count(f">{shown}") + text.count(f"> {shown}") >= 8, "in the title, the table and the three plots"
     assert not {"\x1b", "\x00"} & set(text)
     assert len(text) < 200_000
+
+
+def test_a_page_of_another_kind_is_not_replaced(tmp_path: Path) -> None:
+    assert page(tmp_path / "r.html") == page(tmp_path / "r.html")
+    (tmp_path / "index.html").write_text("<!doctype html><title>mine</title>")
+    with pytest.raises(IBNormError, match=r"index\.html exists and is not a page of ibnorm-export: it would be lost"):
+        page(tmp_path / "index.html")

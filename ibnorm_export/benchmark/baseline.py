@@ -19,7 +19,7 @@ from ibnorm_export.benchmark.report import BenchReport
 from ibnorm_export.benchmark.statistics import Decision, LatencyVerdict, judge, unpaired
 from ibnorm_export.choices import choice
 from ibnorm_export.errors import IBNormError, ModelFileError, quoted, shortened
-from ibnorm_export.files import new_file
+from ibnorm_export.files import Kind, new_file
 from ibnorm_export.parsing import parse_json, read_text
 from ibnorm_export.runtimes.runner import Backend
 from ibnorm_export.text_report import Report, text_table
@@ -112,10 +112,10 @@ def write_baseline(baseline: Baseline, path: str | Path) -> Path:
     """Write a baseline as JSON, whole or not at all.
 
     Raises:
-        IBNormError: the file cannot be written.
+        IBNormError: the file cannot be written, or would replace a file of another kind.
     """
     path = Path(path)
-    with new_file(path, IBNormError) as folder:
+    with new_file(path, IBNormError, kind=Kind("a baseline", _is_baseline)) as folder:
         text = json.dumps({"format": _FORMAT, **asdict(baseline)}, indent=1)
         (folder / path.name).write_text(f"{text}\n", encoding="utf-8")
     return path
@@ -168,6 +168,14 @@ def read_baseline(path: str | Path) -> Baseline:
         raise ModelFileError(
             f"{path} is not a baseline of `ibnorm-export bench --save-baseline`: {shortened(str(error))}"
         ) from error
+
+
+def _is_baseline(path: Path) -> bool:
+    try:
+        read_baseline(path)
+    except ModelFileError:
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)

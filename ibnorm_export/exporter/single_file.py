@@ -20,11 +20,12 @@ import onnx_ir.passes.common as passes
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel, torch_dtype
 from ibnorm_export.artifacts.metadata import CacheKind, ModelMetadata, Task
+from ibnorm_export.artifacts.onnx_file import MODEL_FILE, read_model
 from ibnorm_export.artifacts.tensors import DType
-from ibnorm_export.errors import ExportError
+from ibnorm_export.errors import ExportError, ModelFileError
 from ibnorm_export.exporter.options import ExportOptions
 from ibnorm_export.exporter.trace import ENTRY_PREFIX, trace
-from ibnorm_export.files import new_file
+from ibnorm_export.files import Kind, named_file, new_file
 from ibnorm_export.graph.attention import keep_heads_joined, transpose_keys_directly
 from ibnorm_export.graph.attention_cache import grow_cache_in_attention
 from ibnorm_export.graph.attention_mask import use_mask_directly
@@ -176,6 +177,18 @@ def _check_names(graph: ir.Graph, model: LoadedModel) -> None:
             )
 
 
+def _is_onnx(path: Path) -> bool:
+    try:
+        read_model(path)
+    except ModelFileError:
+        return False
+    return True
+
+
+#: What an export may replace, whatever wrote it.
+ONNX: Final = Kind("an ONNX file", _is_onnx)
+
+
 def _check_path(path: Path, source: Path) -> None:
     """Raise ExportError if `path` is the checkpoint or a file in it; an earlier export there may be replaced."""
     inside = path.exists() and path.parent.exists() and source.is_dir() and path.parent.samefile(source)
@@ -213,7 +226,7 @@ def export_file(
 
     Args:
         model: from `ibnorm_export.load`; it is not changed.
-        path: the .onnx file to write; an existing one is replaced.
+        path: the .onnx file to write; an existing ONNX file is replaced, and no other.
         options: how to export; None is `ExportOptions()`.
         progress: called at the start of each stage.
 
@@ -221,9 +234,9 @@ def export_file(
         ExportError: torch.export cannot trace the model, an option does not suit it, or the file cannot be written.
     """
     options = ExportOptions() if options is None else options
-    path = Path(path)
+    path = named_file(path, MODEL_FILE)
     _check_path(path, Path(model.source))
-    with new_file(path) as folder:
+    with new_file(path, kind=ONNX) as folder:
         built = build(model, options, progress=progress)
         progress("writing", 2, 4)
         built = quantized(built, options)

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Final
 
 from ibnorm_export.errors import BackendUnavailable, IBNormError, printable
-from ibnorm_export.files import new_file
+from ibnorm_export.files import Kind, check_target, new_file
 from ibnorm_export.gate.report import Case, CheckReport, Outcome
-from ibnorm_export.html_page import Section, demand_plots, render
+from ibnorm_export.html_page import PAGE, Section, demand_plots, render
 from ibnorm_export.json_text import json_text
 from ibnorm_export.verifier.html import sections
 
-__all__ = ["write_report_files"]
+__all__ = ["check_report_files", "write_report_files"]
 
 _COLUMNS: Final = ("where", "what", "outcome", "message")
 
@@ -29,6 +29,25 @@ _JUNIT_TAGS: Final = {
 
 #: Characters that XML 1.0 does not allow, which a node's name or an exception may contain.
 _NOT_IN_XML: Final = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+#: What each file is recognised by, so that no other file is replaced.
+_KINDS: Final = {
+    "junit.xml": Kind.marked("a report of `ibnorm-export check`", b'<testsuites name="ibnorm-export check"'),
+    "report.json": Kind.marked("a report of `ibnorm-export check`", b'"verdict": "'),
+    "report.md": Kind.marked("a report of `ibnorm-export check`", b"## IBNorm export: "),
+    "report.html": PAGE,
+}
+
+
+def check_report_files(folder: Path) -> None:
+    """Check before long work that the report files may be written.
+
+    Raises:
+        IBNormError: a file of another kind is in the place of one.
+    """
+    for name, kind in _KINDS.items():
+        check_target(folder / name, kind, error=IBNormError)
 
 
 def write_report_files(report: CheckReport, folder: Path) -> CheckReport:
@@ -56,7 +75,7 @@ def write_report_files(report: CheckReport, folder: Path) -> CheckReport:
         "report.md": _markdown(report).encode(),
     }
     for name, content in texts.items():
-        with new_file(folder / name, IBNormError) as partial:
+        with new_file(folder / name, IBNormError, kind=_KINDS[name]) as partial:
             (partial / name).write_bytes(content)
     return report
 

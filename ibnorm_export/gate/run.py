@@ -15,7 +15,7 @@ from ibnorm_export.gate.config import CheckConfig, ExportCheck, read_check_confi
 from ibnorm_export.gate.latency import Prepared, latency_case
 from ibnorm_export.gate.parity import compare_on_backends
 from ibnorm_export.gate.report import Case, CheckReport, Outcome
-from ibnorm_export.gate.report_files import write_report_files
+from ibnorm_export.gate.report_files import check_report_files, write_report_files
 from ibnorm_export.models.loading import load
 from ibnorm_export.progress import Progress, silent
 from ibnorm_export.verifier.report import ParityReport
@@ -37,7 +37,8 @@ def check(path_or_config: CheckConfig | str | Path, *, progress: Progress = sile
 
     Raises:
         ConfigError: the file is missing or not legal.
-        IBNormError: the results folder cannot be created, or a report cannot be written.
+        IBNormError: the results folder cannot be created, a report cannot be written, or a file of another kind is in
+            its place.
     """
     config = path_or_config if isinstance(path_or_config, CheckConfig) else read_check_config(path_or_config)
     start = time.perf_counter()
@@ -45,6 +46,7 @@ def check(path_or_config: CheckConfig | str | Path, *, progress: Progress = sile
         config.results.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise IBNormError(f"cannot create the folder {config.results}: {error.strerror or error}") from error
+    check_report_files(config.results)
     cases: list[Case] = []
     parity: dict[str, ParityReport] = {}
     prepared: dict[str, Prepared] = {}

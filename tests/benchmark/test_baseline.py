@@ -158,3 +158,11 @@ def test_other_json_is_reported_in_one_line(tmp_path: Path, content: str) -> Non
     (tmp_path / "a.json").write_text(content, encoding="utf-8")
     with pytest.raises(ModelFileError, match=r"a\.json is not a baseline"):
         read_baseline(tmp_path / "a.json")
+
+
+def test_a_file_of_another_kind_is_not_replaced(tmp_path: Path) -> None:
+    write_baseline(recorded(1.0), write_baseline(recorded(1.2), tmp_path / "a.json"))
+    assert read_baseline(tmp_path / "a.json") == recorded(1.0)
+    (tmp_path / "package.json").write_text("{}")
+    with pytest.raises(IBNormError, match=r"package\.json exists and is not a baseline: it would be lost"):
+        write_baseline(recorded(1.0), tmp_path / "package.json")

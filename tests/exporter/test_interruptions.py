@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnx.helper
 import pytest
 
 from ibnorm_export import models
@@ -48,6 +49,38 @@ def test_a_path_without_permission(prebuilt: LoadedModel, tmp_path: Path, monkey
     assert [p.name for p in tmp_path.iterdir()] == []
 
 
+#: A model from another tool.
+OLDER = onnx.helper.make_model(
+    onnx.helper.make_graph(
+        [onnx.helper.make_node("Relu", ["x"], ["y"])],
+        "g",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])],
+    )
+).SerializeToString()
+
+
+@pytest.mark.parametrize("content", [b"notes of a user", b"PK\x03\x04", OLDER[: len(OLDER) // 2], b"{}"])
+def test_a_file_of_another_kind_is_not_replaced(prebuilt: LoadedModel, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "m.onnx").write_bytes(content)
+    with pytest.raises(ExportError, match=r"m\.onnx exists and is not an ONNX file: it would be lost"):
+        export(prebuilt, tmp_path / "m.onnx")
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("m.onnx", content)]
+
+
+@pytest.mark.parametrize("content", [OLDER, b""])
+def test_an_earlier_model_is_replaced(prebuilt: LoadedModel, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "m.onnx").write_bytes(content)
+    assert len(export(prebuilt, tmp_path / "m.onnx").norms) > 0
+
+
+def test_a_path_that_ends_in_a_slash_is_a_folder(prebuilt: LoadedModel, tmp_path: Path) -> None:
+    for path in (f"{tmp_path}/new/", f"{tmp_path}/"):
+        with pytest.raises(ExportError, match=r"/ is a folder; name the file to write, e\.g\. .*/model\.onnx"):
+            export(prebuilt, path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def full_disk(model: Any, path: Any, **_: object) -> None:
     Path(path).write_bytes(b"half of it")
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -71,7 +104,7 @@ def broken(model: Any, path: Any, **_: object) -> None:
         (broken, ZeroDivisionError, "planted"),
     ],
 )
-@pytest.mark.parametrize("old", [b"an older model", None], ids=["over an old file", "new"])
+@pytest.mark.parametrize("old", [OLDER, None], ids=["over an old file", "new"])
 def test_a_failed_write_leaves_what_was_there(
     prebuilt: LoadedModel,
     tmp_path: Path,

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from ibnorm_export.errors import IBNormError
 from ibnorm_export.gate.report import Case, CheckReport, Outcome
-from ibnorm_export.gate.report_files import write_report_files
+from ibnorm_export.gate.report_files import check_report_files, write_report_files
 
 
 def report_of(*cases: Case, config: str = "check.toml") -> CheckReport:
@@ -68,3 +69,17 @@ def test_without_matplotlib_the_page_is_left_out(tmp_path: Path, monkeypatch: py
     (note,) = report.notes
     assert note.startswith("report.html is not written: ")
     assert "pip install 'ibnorm-export[plots]'" in note
+
+
+@pytest.mark.parametrize("name", ["junit.xml", "report.json", "report.md", "report.html"])
+def test_a_file_of_another_kind_is_not_replaced(tmp_path: Path, name: str) -> None:
+    report = report_of(Case("m", "export", outcome=Outcome.PASS))
+    check_report_files(tmp_path)
+    write_report_files(report, tmp_path)
+    check_report_files(tmp_path)
+    write_report_files(report, tmp_path)
+    (tmp_path / name).write_text("# Notes of a user\n")
+    for write in (lambda: check_report_files(tmp_path), lambda: write_report_files(report, tmp_path)):
+        with pytest.raises(IBNormError, match=f"{name} exists and is not a (report|page) of .*: it would be lost"):
+            write()
+    assert (tmp_path / name).read_text() == "# Notes of a user\n"

@@ -21,11 +21,11 @@ import onnx_ir as ir
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.environment import version_of
 from ibnorm_export.errors import BackendUnavailable, EngineError
-from ibnorm_export.files import new_file, sha256_of
+from ibnorm_export.files import Kind, check_target, named_file, new_file, sha256_of
 from ibnorm_export.graph.attention_cache import grow_cache_by_concat
 from ibnorm_export.op import native
 from ibnorm_export.runtimes.tensorrt.bindings import bindings, last_error, logger
-from ibnorm_export.runtimes.tensorrt.description import EngineDescription, description_path
+from ibnorm_export.runtimes.tensorrt.description import EngineDescription, description_path, read_description
 from ibnorm_export.runtimes.tensorrt.engine import Engine, gpu_name
 from ibnorm_export.runtimes.tensorrt.norm_kernels import kernels_in_inspection, kernels_in_plan, norm_layers
 from ibnorm_export.runtimes.tensorrt.options import EngineOptions, NormRoute, Runtime
@@ -56,7 +56,8 @@ def build_engine(
     """
     options = EngineOptions() if options is None else options
     model = exported if isinstance(exported, ExportedModel) else ExportedModel(exported)
-    path = Path(path)
+    path = named_file(path, "model.plan", error=EngineError)
+    check_target(path, _PLAN, error=EngineError)
     wanted = profiles(model, parse_ranges(options.ranges))
     trt = bindings(options.runtime)
     builder = _builder(trt, options.runtime)
@@ -201,6 +202,18 @@ def _kernels(trt: Any, plan: bytes, *, runtime: Runtime) -> Any:
         raise EngineError(f"TensorRT {trt.__version__} cannot read the plan that it built: {last_error(trt)}")
     inspector = engine.create_engine_inspector()
     return kernels_in_inspection(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+
+
+def _is_described(path: Path) -> bool:
+    try:
+        read_description(path)
+    except EngineError:
+        return False
+    return True
+
+
+#: A plan has no mark of its own, but a description next to it.
+_PLAN: Final = Kind("a plan with its description next to it", _is_described)
 
 
 def _write(path: Path, plan: bytes, *, description: EngineDescription) -> None:

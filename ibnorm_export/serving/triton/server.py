@@ -158,7 +158,7 @@ def _start(
             f"--backend-config=python,shm-region-prefix-name={shared_memory}",
         ]
         environment |= python_environment(binary.root)
-    with log.open("wb") as stream, _large_stacks():
+    with log.open("ab") as stream, _large_stacks():
         return subprocess.Popen(
             [*command, *_arguments(options)],
             stdin=subprocess.DEVNULL,
