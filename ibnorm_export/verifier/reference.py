@@ -97,7 +97,9 @@ class Reference:
     @cached_property
     def _runs(self) -> tuple[tuple[Sample, ...], MappingMeasurement | None]:
         baseline = TorchRunner(self.model, self.baseline)
-        measurement = MappingMeasurement(self.model, self.truth, self.mapped) if self.model.replaced_norms else None
+        measurement = (
+            MappingMeasurement(self.model, self.truth, mapped=self.mapped) if self.model.replaced_norms else None
+        )
         samples = []
         for index, inputs in enumerate(self.inputs):
             self.progress("running PyTorch", index, len(self.inputs))
