@@ -88,6 +88,7 @@ def bench_command(
     Example: ibnorm-export bench llama.onnx --checkpoint checkpoints/llama --against torch,torch.compile
     """
     from ibnorm_export.api import bench
+    from ibnorm_export.artifacts.exported_model import ExportedModel
     from ibnorm_export.benchmark.baseline import REFERENCE_LOAD, baseline_of, write_baseline
     from ibnorm_export.benchmark.generation import generates_text
     from ibnorm_export.benchmark.options import BenchOptions, GenerationOptions
@@ -115,7 +116,7 @@ def bench_command(
             model_file,
             checkpoint
             if checkpoint is None or (model is None and weights is None)
-            else load(checkpoint, model, weights=weights),
+            else load(checkpoint, model, weights=weights, inputs=None if model is None else ExportedModel(model_file)),
             against=others if save_baseline is None else [*others, REFERENCE_LOAD],
             options=wanted,
             progress=progress,

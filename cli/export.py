@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -80,6 +81,15 @@ def export_command(
     ] = True,
     model: options.Factory = None,
     weights: options.Weights = None,
+    inputs: Annotated[
+        Path | None,
+        typer.Option(
+            "--inputs",
+            metavar="FILE.npz",
+            exists=True,
+            help="Example inputs by argument name, for a --model factory that returns a plain module.",
+        ),
+    ] = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Write a trained checkpoint as ONNX: one node for each norm, with its definition in the same file.
@@ -89,6 +99,7 @@ def export_command(
     Example: ibnorm-export export checkpoints/llama -o llama.onnx
     """
     from ibnorm_export import models
+    from ibnorm_export.artifacts.npz import read_npz
     from ibnorm_export.exporter.export import ExportOptions, export, task_of
 
     how = ExportOptions.with_weights(
@@ -102,7 +113,8 @@ def export_command(
     )
     with show_progress() as progress:
         progress("reading the checkpoint", 0, 4)
-        loaded = models.load(checkpoint, model, task=task_of(target, task), weights=weights)
+        example = None if inputs is None else read_npz(inputs, "an .npz file of plain arrays")
+        loaded = models.load(checkpoint, model, task=task_of(target, task), weights=weights, inputs=example)
         exported = export(loaded, output, options=how, target=target, kernels=kernels, progress=progress)
     if as_json:
         print_json(

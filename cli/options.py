@@ -70,7 +70,7 @@ Factory = Annotated[
     typer.Option(
         "--model",
         metavar="MODULE:FACTORY",
-        help="Your own model: a function in your own module that returns a CustomModel of ibnorm_export.",
+        help="Your own model: a function in your own module that returns it, an nn.Module or a CustomModel.",
     ),
 ]
 Weights = Annotated[

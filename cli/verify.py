@@ -99,7 +99,7 @@ def verify_command(
         progress("reading the checkpoint", 0, 0)
         words = None if text is None else read_text(text)
         exported = ExportedModel(model_file)
-        loaded = models.load(checkpoint, model, task=exported.metadata.task, weights=weights)
+        loaded = models.load(checkpoint, model, task=exported.metadata.task, weights=weights, inputs=exported)
         given = None if inputs is None else [read_inputs(inputs, loaded)]
         report = verify(exported, loaded, options=wanted, inputs=given, text=words, progress=progress)
         if html is not None:

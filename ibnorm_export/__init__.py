@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ibnorm_export.analysis.norms import analyze
     from ibnorm_export.analysis.options import AnalysisOptions
     from ibnorm_export.analysis.report import AnalysisReport
-    from ibnorm_export.api import bench, verify
+    from ibnorm_export.api import bench, export, verify
     from ibnorm_export.artifacts.exported_model import ExportedModel
     from ibnorm_export.artifacts.loaded_model import CustomModel, LoadedModel
     from ibnorm_export.artifacts.metadata import CacheKind, Target, Task
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
         PromptError,
         SpecError,
     )
-    from ibnorm_export.exporter.export import export
     from ibnorm_export.exporter.options import ExportOptions
     from ibnorm_export.gate.report import CheckReport
     from ibnorm_export.gate.run import check
     from ibnorm_export.graph.quantization import Quantization
     from ibnorm_export.models.importers.checkpoint_import import ImportKind, ImportReport, import_checkpoint
+    from ibnorm_export.models.in_memory import from_module
     from ibnorm_export.models.loading import load
     from ibnorm_export.op.replace_norms import replace_norms
     from ibnorm_export.op.spec import Compression, Convention, Grouping, IBNormSpec, LayerRule, NormConfig, NormKind
@@ -121,6 +121,7 @@ __all__ = [
     "build_engine",
     "check",
     "export",
+    "from_module",
     "ibnorm",
     "import_checkpoint",
     "load",
@@ -138,7 +139,7 @@ _HOME = {
         "analysis.norms": ("analyze",),
         "analysis.options": ("AnalysisOptions",),
         "analysis.report": ("AnalysisReport",),
-        "api": ("bench", "verify"),
+        "api": ("bench", "export", "verify"),
         "artifacts.exported_model": ("ExportedModel",),
         "artifacts.loaded_model": ("CustomModel", "LoadedModel"),
         "artifacts.metadata": ("CacheKind", "Target", "Task"),
@@ -157,12 +158,12 @@ _HOME = {
             "PromptError",
             "SpecError",
         ),
-        "exporter.export": ("export",),
         "exporter.options": ("ExportOptions",),
         "gate.report": ("CheckReport",),
         "gate.run": ("check",),
         "graph.quantization": ("Quantization",),
         "models.importers.checkpoint_import": ("ImportKind", "ImportReport", "import_checkpoint"),
+        "models.in_memory": ("from_module",),
         "models.loading": ("load",),
         "op.replace_norms": ("replace_norms",),
         "op.spec": ("Compression", "Convention", "Grouping", "IBNormSpec", "LayerRule", "NormConfig", "NormKind"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from ibnorm_export.artifacts.loaded_model import CustomModel, LoadedModel
 from ibnorm_export.artifacts.tensors import InputSpec
+from ibnorm_export.models.in_memory import from_module
 from ibnorm_export.models.loading import load
 from ibnorm_export.models.new_models import measure_statistics, new_model, save
 from ibnorm_export.models.registry import FAMILIES, register_adapter
@@ -17,6 +18,7 @@ __all__ = [
     "CustomModel",
     "InputSpec",
     "LoadedModel",
+    "from_module",
     "load",
     "measure_statistics",
     "new_model",

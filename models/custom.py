@@ -5,20 +5,26 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
+from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import CustomModel, LoadedModel
 from ibnorm_export.artifacts.metadata import Weights
 from ibnorm_export.artifacts.module_copy import copy_module
 from ibnorm_export.artifacts.tensors import Arrays, InputSpec
 from ibnorm_export.errors import CheckpointError
+from ibnorm_export.models.call_arguments import Inputs
 from ibnorm_export.models.containers import fit_keys, hash_files, read_checkpoint
-from ibnorm_export.models.registry import apply_adapters
+from ibnorm_export.models.in_memory import from_module, from_module_of_file
+from ibnorm_export.models.own_norms import replace_own_norms
 from ibnorm_export.models.weights import fill, nonfinite_warnings, tied_names
+from ibnorm_export.op.float64_mode import compute_in_float64
 from ibnorm_export.text_report import counted
 
 __all__ = ["load_custom"]
@@ -43,17 +49,19 @@ def _import_factory(reference: str) -> Any:
     return factory
 
 
-def _make(reference: str) -> CustomModel:
+def _make(reference: str) -> CustomModel | nn.Module:
     """Call the factory and check what it returns."""
     factory = _import_factory(reference)
     try:
         custom = factory()
     except Exception as error:  # the user's own code may raise anything
         raise CheckpointError(f"--model {reference} raised {type(error).__name__}: {error}") from error
+    if isinstance(custom, nn.Module):
+        return custom
     if not isinstance(custom, CustomModel):
         raise CheckpointError(
-            f"--model {reference} returned {type(custom).__name__}; it must return an ibnorm_export.CustomModel, which "
-            "declares the inputs and outputs"
+            f"--model {reference} returned {type(custom).__name__}; it must return an nn.Module, or an "
+            "ibnorm_export.CustomModel, which declares its inputs and outputs"
         )
     names = [*(spec.name for spec in custom.inputs), *custom.outputs, *custom.module.state_dict()]
     if not custom.inputs or not custom.outputs or len(set(names)) < len(names):
@@ -114,31 +122,65 @@ def _returned(reference: str, result: object, *, outputs: tuple[str, ...]) -> tu
     return tuple(tensor.clone() if isinstance(tensor, nn.Parameter) else tensor for tensor in tensors)
 
 
-def load_custom(path: Path, reference: str, *, weights: Weights | None = None) -> LoadedModel:
+def load_custom(
+    path: Path, reference: str, *, weights: Weights | str | None = None, inputs: Inputs | ExportedModel | None = None
+) -> LoadedModel:
     """Read a checkpoint of the user's own code; see `ibnorm_export.load`.
 
     Args:
         path: a file or a folder of weights.
         reference: "package.module:factory".
         weights: raw or EMA weights, where the checkpoint has both.
+        inputs: for a factory that returns a plain module: example inputs, or a file that was exported from it.
 
     Raises:
         CheckpointError: the factory fails, or its model or the weights are not valid.
     """
-    custom = _make(reference)
+    made = _make(reference)
     checkpoint = read_checkpoint(path, weights=weights)
-    original = custom.module
+    original = made if isinstance(made, nn.Module) else made.module
     state, stripped = fit_keys(checkpoint.state, original.state_dict().keys(), tied=tied_names(original))
     fill(original, state, source=path)
-    original.eval().requires_grad_(False)
+    if isinstance(made, CustomModel):
+        model = _declared(made, reference)
+    elif inputs is None:
+        raise CheckpointError(
+            f"--model {reference} returned {type(made).__name__}, whose inputs are not known: give example inputs with "
+            "--inputs FILE.npz (inputs= in Python), or return an ibnorm_export.CustomModel"
+        )
+    elif isinstance(inputs, ExportedModel):
+        model = from_module_of_file(made, inputs)
+    else:
+        model = from_module(made, inputs)
+    return replace(
+        model,
+        source=str(path),
+        source_sha256=hash_files(list(checkpoint.files)),
+        notes=(*checkpoint.notes, *stripped, *model.notes),
+    )
+
+
+def _declared(custom: CustomModel, reference: str) -> LoadedModel:
+    """The model that a factory declares."""
+    original = custom.module.eval().requires_grad_(False)
     module = copy_module(original)  # shares the weights
-    apply_adapters(module)
-    module.eval().requires_grad_(False)
     outputs = custom.outputs
 
     def call(module: nn.Module, *tensors: Tensor) -> tuple[Tensor, ...]:
         return _returned(reference, module(*tensors), outputs=outputs)
 
+    def run() -> None:
+        arrays = _sample(reference, custom, rng=np.random.default_rng(0), index=0)
+        tensors = [torch.from_numpy(arrays[spec.name]) for spec in custom.inputs]
+        try:
+            with compute_in_float64(), torch.no_grad():
+                module(*tensors)
+        except Exception as error:  # the user's own code may raise anything
+            raise CheckpointError(
+                f"--model {reference}: forward raised {type(error).__name__} on sample 0: {error}"
+            ) from error
+
+    notes = replace_own_norms(module, run=run)
     return LoadedModel(
         module=module,
         original=original,
@@ -149,8 +191,8 @@ def load_custom(path: Path, reference: str, *, weights: Weights | None = None) -
         sample=lambda rng, index: _sample(reference, custom, rng=rng, index=index),
         exact=custom.exact,
         opset=custom.opset,
-        source=str(path),
-        source_sha256=hash_files(list(checkpoint.files)),
+        source=reference,
+        source_sha256="",
         warnings=nonfinite_warnings(module),
-        notes=(*checkpoint.notes, *stripped),
+        notes=notes,
     )

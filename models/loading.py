@@ -8,10 +8,12 @@ from typing import Any, Final
 
 import torch
 
+from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.metadata import Task, Weights
 from ibnorm_export.choices import choice
 from ibnorm_export.errors import BackendUnavailable, CheckpointError, SpecError
+from ibnorm_export.models.call_arguments import Inputs
 from ibnorm_export.models.containers import read_config
 from ibnorm_export.models.custom import load_custom
 from ibnorm_export.op.spec import NormConfig
@@ -60,6 +62,7 @@ def load(
     *,
     task: Task | str = Task.FORWARD,
     weights: Weights | str | None = None,
+    inputs: Inputs | ExportedModel | None = None,
 ) -> LoadedModel:
     """Read a checkpoint.
 
@@ -67,10 +70,13 @@ def load(
         checkpoint: a Hugging Face folder with an `ibnorm` section in config.json, or, with `model`,
             a file or folder of weights: safetensors, a file of torch.save (.pt, .pth, .ckpt, .bin, ...), shards with
             an index, or a folder of torch.distributed.checkpoint. No code of it runs.
-        model: "package.module:factory" of the user's own code; the factory returns a `CustomModel`.
+        model: "package.module:factory" of the user's own code; the factory returns an `nn.Module` or a
+            `CustomModel`.
         task: what to load it for.
         weights: "raw" for the weights of the last step or "ema" for their moving average, where the checkpoint has
             both.
+        inputs: for a factory that returns an `nn.Module`: example inputs, as for `from_module`, or a file that was
+            exported from it.
 
     Raises:
         CheckpointError: the path, config, code or weights do not make an IBNorm model, or it cannot do
@@ -86,7 +92,7 @@ def load(
             raise CheckpointError(f"{path} does not exist")
         if model is not None:
             with torch.random.fork_rng(devices=[]):  # the factory draws weights, which are then replaced
-                return load_custom(path, model, weights=chosen)
+                return load_custom(path, model, weights=chosen, inputs=inputs)
         if path.is_dir():
             with torch.random.fork_rng(devices=[]):
                 return _load_folder(path, task, weights=chosen)

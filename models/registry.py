@@ -18,9 +18,11 @@ from ibnorm_export.models.families.llama import Llama
 from ibnorm_export.models.families.resnet import ResNet
 from ibnorm_export.models.families.vit import ViT
 from ibnorm_export.op.spec import IBNormSpec
-from ibnorm_export.op.torch_op import IBNorm
 
-__all__ = ["FAMILIES", "TESTED", "apply_adapters", "find_family", "preset", "register_adapter"]
+__all__ = ["FAMILIES", "TESTED", "Adapter", "adapter_of", "find_family", "preset", "register_adapter"]
+
+#: (instance of the user's class) -> what it computes, or the module that computes it.
+Adapter = Callable[[nn.Module], IBNormSpec | nn.Module]
 
 FAMILIES: Final[dict[str, Family]] = {family.name: family for family in (Llama(), GPT2(), ViT(), ResNet())}
 
@@ -61,16 +63,20 @@ TESTED: Final[Mapping[str, tuple[str, ...]]] = {
 
 
 # `register_adapter` fills it while the user's modules are imported, as in every registry of classes.
-_ADAPTERS: Final[dict[type[nn.Module], Callable[[nn.Module], IBNormSpec]]] = {}
+_ADAPTERS: Final[dict[type[nn.Module], Adapter]] = {}
 
 
-def register_adapter(norm: type[nn.Module], convert: Callable[[nn.Module], IBNormSpec]) -> None:
-    """Declare what a norm class of your own computes, so that models with it can be exported.
+def register_adapter(norm: type[nn.Module], convert: Adapter) -> None:
+    """Declare what a norm class of your own computes. Without an adapter, its instances are identified.
+
+    What is declared is compared with the class before export, and an adapter that does not fit is an error.
 
     Args:
-        norm: the class. Its parameters are called `weight` and `bias`; both are optional.
-        convert: (instance) -> its spec. It states your convention for lambda, with `IBNormSpec.from_convention`. Its
-            `scale` and `bias` are ignored: they are read from the instance.
+        norm: the class. The adapter also holds for its subclasses that have none of their own.
+        convert: (instance) -> its spec, which states your convention for lambda with `IBNormSpec.from_convention`, and
+            may have any grouping. The parameters `weight` and `bias` are taken from the instance; both are optional,
+            and the spec's `scale` and `bias` are ignored. For a norm with other parameters, return the module that
+            replaces it instead of a spec: an IBNorm, for example, that holds the instance's own parameters.
 
     Example:
         register_adapter(MyNorm, lambda m: IBNormSpec.from_convention("L", m.lam, epsilon=m.eps, convention="divide"))
@@ -78,35 +84,9 @@ def register_adapter(norm: type[nn.Module], convert: Callable[[nn.Module], IBNor
     _ADAPTERS[norm] = convert
 
 
-def apply_adapters(module: nn.Module) -> None:
-    """Replace every instance of a registered class in `module`, in place; parameters are kept."""
-    for path, norm in list(module.named_modules(remove_duplicate=False)):
-        convert = _ADAPTERS.get(type(norm))
-        if convert is None:
-            continue
-        if not path:
-            raise CheckpointError("the model itself is a norm: put it inside a module")
-        weight, bias = (getattr(norm, name, None) for name in ("weight", "bias"))
-        parameter = weight if weight is not None else bias
-        size = getattr(norm, "normalized_shape", None) if parameter is None else parameter.shape
-        if size is None:
-            raise CheckpointError(
-                f"{path} ({type(norm).__name__}) has no weight, bias or normalized_shape, so its size is unknown"
-            )
-        features = int(size if isinstance(size, int) else size[-1])
-        given = convert(norm)
-        spec = IBNormSpec(
-            given.compression,
-            given.lambd,
-            epsilon=given.epsilon,
-            scale=weight is not None,
-            bias=bias is not None,
-            grouping=given.grouping,
-            axis=given.axis,
-        )
-        new = IBNorm(features, spec)
-        new.weight, new.bias = weight, bias
-        module.set_submodule(path, new)
+def adapter_of(norm: type[nn.Module]) -> Adapter | None:
+    """The adapter of a class: its own, or that of the nearest class that it inherits from; None if there is none."""
+    return next((_ADAPTERS[base] for base in norm.__mro__ if base in _ADAPTERS), None)
 
 
 def preset(name: str) -> tuple[Family, dict[str, object]]:

@@ -29,6 +29,7 @@ FUNCTIONS = {
     "build_engine",
     "check",
     "export",
+    "from_module",
     "ibnorm",
     "import_checkpoint",
     "load",

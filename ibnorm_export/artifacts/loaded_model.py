@@ -98,7 +98,8 @@ class LoadedModel:
         trace_sizes: sizes of dynamic axes to trace with, for axes that cannot have any size.
         vocabulary: number of tokens of a language model that was loaded for text generation; else 0.
         max_positions: the longest sequence of a language model, in tokens; 0 if that is unknown.
-        norms: the spec of every IBNorm by module path; empty for a baseline, whose section only names other norms.
+        arguments: how `forward` is called, as far as the inputs do not show it; see `ModelMetadata.arguments`.
+        norms: the spec of every IBNorm by module path; empty if all norms are of another kind, as in a baseline.
     """
 
     module: nn.Module
@@ -121,16 +122,12 @@ class LoadedModel:
     trace_sizes: Mapping[str, int] = field(default_factory=dict)
     vocabulary: int = 0
     max_positions: int = 0
+    arguments: Mapping[str, Any] = field(default_factory=dict)
     norms: Mapping[str, IBNormSpec] = field(init=False)
 
     def __post_init__(self) -> None:
         modules = list(self.module.named_modules())
         norms = {path: m.spec for path, m in modules if isinstance(m, (IBNorm, BatchIBNorm))}
-        if not norms and self.section is None:  # a section may replace every norm with another kind, as a baseline
-            raise CheckpointError(
-                f"{self.source}: the model has no IBNorm module. If it uses your own norm class, register a "
-                "conversion: ibnorm_export.models.register_adapter(YourClass, convert)"
-            )
         if not any(p.is_floating_point() for p in self.module.parameters()):
             raise CheckpointError(
                 f"{self.source}: the model has no floating-point parameter, so its dtype is unknown; give it one, for "

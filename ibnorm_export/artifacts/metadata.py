@@ -104,6 +104,10 @@ class ModelMetadata:
         config: the checkpoint's `ibnorm` section; None for a model that the user's own code builds.
         norms: spec of every norm, by module path.
         source_sha256: hash of the checkpoint's config and weights.
+        arguments: for a module from memory, what the inputs do not show: `integers`, the types that `forward` takes by
+            input name where the file has int64; `constants`, other arguments by name; `ranges`, the smallest and the
+            largest integer by input name; `sizes`, those of the example's dynamic axes. The key is only written if
+            there are some.
         versions: versions of the packages that wrote the file.
         other: entries under keys that this version does not know.
     """
@@ -123,6 +127,7 @@ class ModelMetadata:
     config: Mapping[str, Any] | None = None
     norms: Mapping[str, Any] = field(default_factory=dict)
     source_sha256: str = ""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     other: Mapping[str, Any] = field(default_factory=dict)
 
@@ -145,6 +150,8 @@ class ModelMetadata:
         entries["packed"] = {name: list(parts) for name, parts in self.packed.items()}
         if self.target is Target.PORTABLE:
             del entries["target"], entries["packed"]
+        if not self.arguments:
+            del entries["arguments"]
         return {key: entries[key] for key in sorted(entries)}
 
     def to_props(self) -> dict[str, str]:
@@ -232,6 +239,31 @@ def _read_packed(value: Any) -> dict[str, tuple[str, ...]]:
     return {stored: tuple(names) for stored, names in value.items()}
 
 
+def _read_arguments(value: Any) -> dict[str, dict[str, Any]]:
+    expected = f"an object of {', '.join(_ARGUMENTS)}, each by name"
+    if not isinstance(value, dict) or not set(value) <= set(_ARGUMENTS):
+        _fail(expected)
+    for key, entries in value.items():
+        if not isinstance(entries, dict) or not all(_ARGUMENTS[key](entry) for entry in entries.values()):
+            _fail(expected)
+    return value
+
+
+def _is_range(value: Any) -> bool:
+    return isinstance(value, list) and [type(limit) for limit in value] == [int, int] and value[0] <= value[1]
+
+
+#: Types of inputs that a file has as int64.
+_INTEGERS: Final = ("bool", "uint8", "int8", "int16", "int32")
+
+#: What `arguments` may have, and whether an entry is legal there.
+_ARGUMENTS: Final[Mapping[str, Callable[[Any], bool]]] = {
+    "integers": lambda value: isinstance(value, str) and value in _INTEGERS,
+    "constants": lambda value: value is None or isinstance(value, (bool, int, float, str)),
+    "ranges": _is_range,
+    "sizes": lambda value: type(value) is int and value > 0,
+}
+
 _TEXT: Final = _of_type(str, "a string")
 _INTEGER: Final = _of_type(int, "an integer")
 _FLAG: Final = _of_type(bool, "true or false")
@@ -254,5 +286,6 @@ _READERS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "config": _optional(_OBJECT),
     "norms": _OBJECT,
     "source_sha256": _TEXT,
+    "arguments": _read_arguments,
     "versions": _OBJECT,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import types
 
 import torch
 from torch import Tensor, nn
@@ -45,8 +46,9 @@ def deep_copy(module: nn.Module, shared: dict[int, object]) -> nn.Module:
         shared: objects that replace those of `module` in the copy, by the `id` of the replaced object.
 
     Raises:
-        CheckpointError: the module holds an object that Python cannot copy.
+        CheckpointError: the module holds an object that Python cannot copy, or a `forward` that the copy cannot have.
     """
+    _require_forward_of_class(module)
     try:
         return copy.deepcopy(module, shared)
     except (
@@ -58,6 +60,24 @@ def deep_copy(module: nn.Module, shared: dict[int, object]) -> nn.Module:
             f"{type(module).__name__} cannot be copied, which export and verify require: {error}. Create "
             "such objects when they are first used, or define __deepcopy__"
         ) from error
+
+
+def _require_forward_of_class(module: nn.Module) -> None:
+    """Refuse a `forward` that was set on an instance and that a copy would share with the original.
+
+    A bound method of a module in the tree is bound to the copy of that module, but a function keeps referring to the
+    original, whose weights have another dtype.
+    """
+    modules = list(module.named_modules())
+    own = {id(inner) for _, inner in modules}
+    for path, inner in modules:
+        forward = inner.__dict__.get("forward")
+        if forward is None or (isinstance(forward, types.MethodType) and id(forward.__self__) in own):
+            continue
+        raise CheckpointError(
+            f"{path or 'the model'} ({type(inner).__name__}) has a `forward` that was set on the instance, "
+            "which a copy cannot have: define it in a subclass, or bind it with types.MethodType(function, module)"
+        )
 
 
 def cast_buffers(module: nn.Module, dtype: torch.dtype) -> None:

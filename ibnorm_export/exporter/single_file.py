@@ -71,6 +71,7 @@ def describe(model: LoadedModel, options: ExportOptions, *, opset: int) -> Model
         config=model.section,
         norms={path: spec.to_config() for path, spec in model.norms.items()},
         source_sha256=model.source_sha256,
+        arguments=model.arguments,
         versions={name: importlib.metadata.version(name) for name in _RECORDED_PACKAGES},
     )
 

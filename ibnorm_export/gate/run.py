@@ -7,6 +7,8 @@ from pathlib import Path
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.metadata import Task
+from ibnorm_export.artifacts.npz import read_npz
+from ibnorm_export.artifacts.tensors import Arrays
 from ibnorm_export.environment import environment
 from ibnorm_export.errors import IBNormError
 from ibnorm_export.exporter.export import ExportOptions, export
@@ -74,7 +76,10 @@ def check(path_or_config: CheckConfig | str | Path, *, progress: Progress = sile
 def _prepare(entry: ExportCheck, folder: Path, *, cases: list[Case], progress: Progress) -> Prepared:
     """Load the checkpoint, and export it unless the check names a file."""
     start = time.perf_counter()
-    model = load(entry.checkpoint, entry.model, task=entry.task, weights=entry.weights)
+    inputs: ExportedModel | Arrays | None = None if entry.file is None else ExportedModel(entry.file)
+    if inputs is None and entry.model is not None and entry.parity.inputs:
+        inputs = read_npz(entry.parity.inputs[0], "an .npz file of plain arrays")
+    model = load(entry.checkpoint, entry.model, task=entry.task, weights=entry.weights, inputs=inputs)
     options = ExportOptions(entry.dtype, entry.opset, inline=entry.inline, fuse_skip=entry.fuse_skip)
     if entry.file is not None:
         exported = ExportedModel(entry.file)

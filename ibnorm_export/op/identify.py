@@ -221,6 +221,8 @@ def _is_of(kind: type, norm_class: type[nn.Module] | str) -> bool:
 def _shapes(named: Mapping[str, nn.Module], run: Callable[[], object]) -> dict[nn.Module, tuple[int, ...]]:
     """The shape of the first input of each module that maps one tensor to one of the same shape, during a run."""
     shapes: dict[nn.Module, tuple[int, ...]] = {}
+    if not named:
+        return shapes  # nothing to see, so the user's code need not run
 
     def seen(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> None:
         tensors = [value for value in (*args, *kwargs.values()) if value is not None]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -50,6 +50,7 @@ class MappingMeasurement:
 
     model: LoadedModel
     original: nn.Module
+    _: KW_ONLY
     mapped: nn.Module
     _norms: dict[str, Agreement] = field(default_factory=dict, init=False)
     _outputs: Agreement = field(default_factory=lambda: Agreement(END_TO_END_TOLERANCE), init=False)

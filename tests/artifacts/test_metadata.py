@@ -35,6 +35,12 @@ GENAI = ModelMetadata(
     packed={"qkv": ("q", "k", "v")},
     config={"compression": "linear"},
     source_sha256="ab",
+    arguments={
+        "integers": {"mask": "bool"},
+        "constants": {"k": None},
+        "ranges": {"ids": [0, 9]},
+        "sizes": {"batch": 2},
+    },
 )
 
 
@@ -52,8 +58,9 @@ def test_the_file_has_one_key_for_each_field_in_order() -> None:
     assert props["ibnorm.packed"] == '{"qkv": ["q", "k", "v"]}'
 
 
-def test_a_portable_file_records_neither_target_nor_packed_matrices() -> None:
-    assert FORWARD.to_props().keys() == GENAI.to_props().keys() - {"ibnorm.target", "ibnorm.packed"}
+def test_a_portable_file_of_a_checkpoint_has_no_keys_that_only_others_need() -> None:
+    others = {"ibnorm.target", "ibnorm.packed", "ibnorm.arguments"}
+    assert FORWARD.to_props().keys() == GENAI.to_props().keys() - others
 
 
 def test_a_file_from_another_tool_has_empty_metadata() -> None:
@@ -84,6 +91,10 @@ def test_unknown_keys_are_kept() -> None:
         ("norms", [], "must be an object"),
         ("config", "vit", "must be an object"),
         ("packed", {"qkv": "q"}, "must be an object of lists of names"),
+        ("arguments", {"integers": {"mask": "float32"}}, "must be an object of integers, constants, ranges, sizes"),
+        ("arguments", {"ranges": {"ids": [9, 0]}}, "must be an object of integers"),
+        ("arguments", {"sizes": {"batch": "2"}}, "must be an object of integers"),
+        ("arguments", {"code": {}}, "must be an object of integers"),
         ("quantization", {"bits": 3}, "must be an object whose bits are 4 or 8"),
         ("family", ["x" * 1000], r"x\.\.\.; it must be a string"),
     ],

@@ -27,4 +27,7 @@ def test_the_example_trains_exports_and_verifies(
         monkeypatch.setattr(sys, "argv", ["ibnorm-export", *words])
         assert main.main() == 0
     assert "verdict: pass" in capfd.readouterr().out
+    done = subprocess.run([sys.executable, "in_memory.py"], cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert "verdict: pass" in done.stdout
+    assert "torch" in done.stdout
     sys.modules.pop("mymodel", None)

@@ -77,10 +77,6 @@ def build_only_the_network():
     return Net()
 
 
-def build_without_norm():
-    return CustomModel(nn.Linear(16, 3), inputs=(InputSpec("x", ("batch", 16), True),))
-
-
 def needs_an_argument(size):
     return build()
 
@@ -207,7 +203,6 @@ def test_samples_are_the_users_own(user: User) -> None:
         ("mymodel:nothing", "nothing"),
         ("mymodel:a_number", "not callable"),
         ("mymodel:build_only_the_network", "CustomModel"),
-        ("mymodel:build_without_norm", "register_adapter"),
         ("mymodel:needs_an_argument", "needs_an_argument"),
         ("mymodel:broken", "my own mistake"),
         ("has_a_bug:build", "no_such_package_of_mine"),
@@ -217,8 +212,6 @@ def test_samples_are_the_users_own(user: User) -> None:
 )
 def test_a_bad_factory_is_one_clear_line(user: User, reference: str, expected: str) -> None:
     weights = user.save("w.pt")
-    if reference == "mymodel:build_without_norm":
-        torch.save(nn.Linear(16, 3).state_dict(), weights)
     with pytest.raises(CheckpointError) as caught:
         models.load(weights, model=reference)
     message = str(caught.value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ import pytest
 import torch
 
 from ibnorm_export import DType, ExportOptions, IBNormSpec, LoadedModel, export, models, verify
-from ibnorm_export.models import registry
+from ibnorm_export.artifacts.module_copy import copy_module
+from ibnorm_export.op.torch_op import IBNorm
 from ibnorm_export.progress import silent
 from ibnorm_export.verifier.reference import Reference
 from ibnorm_export.verifier.report import MappingReport, ParityReport
@@ -99,6 +101,7 @@ divide, unit_slope, multiply, outer = of(Divide), of(UnitSlope), of(Multiply), o
 in_place, by_matmul, autocast = of(InPlace), of(ByMatmul), of(Autocast)
 """
 
+#: The stranger's class of each factory.
 CLASSES = {
     "divide": "Divide",
     "unit_slope": "UnitSlope",
@@ -112,18 +115,24 @@ CLASSES = {
 
 @pytest.fixture
 def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., LoadedModel]]:
-    """Load the stranger's model, with an adapter that reads its norm as `spec`."""
+    """Load the stranger's model, and read its norms as `spec`, right or wrong, past the check of adapters."""
     (tmp_path / "strange.py").write_text(CODE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", ["", *sys.path])
-    monkeypatch.setattr(registry, "_ADAPTERS", {})
     importlib.invalidate_caches()
 
     def load(factory: str, spec: IBNormSpec) -> LoadedModel:
         code = importlib.import_module("strange")
-        models.register_adapter(getattr(code, CLASSES[factory]), lambda _: spec)
-        torch.save(getattr(code, factory)().module.state_dict(), "w.pt")
-        return models.load("w.pt", model=f"strange:{factory}")
+        original = getattr(code, factory)().module
+        torch.save(original.state_dict(), "w.pt")
+        model = models.load("w.pt", model=f"strange:{factory}")
+        module = copy_module(model.module)
+        for path in ("norm", "last"):
+            own = module.get_submodule(path)
+            new = IBNorm(16, spec)
+            new.weight, new.bias = own.weight, own.bias
+            module.set_submodule(path, new.requires_grad_(False))
+        return replace(model, module=module)
 
     yield load
     sys.modules.pop("strange", None)
