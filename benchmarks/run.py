@@ -34,6 +34,7 @@ SUITES = {
     "architectures": "Architectures of transformers with a stranger's norms, against their own module.",
     "planted_faults": "Faults that verification must find, and correct exports that it must pass.",
     "gates_live": "Cost of --layers and check, errors and latency verdicts on the demo's models.",
+    "strangers_path": "Training codes with norm classes of their own, from training to serving, by commands only.",
     "gpu_check": "Kernels, plugin and bandwidth on a GPU in one call, or on the CPU emulator.",
     "cuda_races": "Proofs that the CUDA kernels have no data race.",
     "cuda_static": "Registers, spills and instructions of the compiled CUDA kernels.",
