@@ -1,7 +1,7 @@
 # On a fresh machine with Python 3.11 and a C++ compiler:
 #   make demo    sets up, then does the main job on real input
 #   make test    sets up, then lints and runs the core suite
-# Other suites, each of which sets up what it needs (.ci/run runs all but test-qemu and test-compat):
+# Other suites, each of which sets up what it needs (.ci/run runs all but test-fuzz, test-qemu and test-compat):
 #   make test-generation   cached decoding, text generation, quantised weights
 #   make test-faults       planted faults, each of which verification must name
 #   make test-families     every model family and grouping, and timm's checkpoint folders
@@ -9,6 +9,7 @@
 #   make test-cuda         the CUDA kernels on a CPU emulator
 #   make test-tensorrt     the TensorRT plugin, and engines for TensorRT-RTX, without a GPU
 #   make test-serving      a real Triton and the text endpoint, on loopback
+#   make test-fuzz         damaged and hostile files for every reader, for MINUTES (5)
 #   make test-qemu         the numeric tests on emulated older processors, where qemu-user is installed
 #   make test-compat       the library's tests on ONNX Runtime 1.20.1
 # Native libraries:
@@ -42,7 +43,7 @@ CUDA_ARCHITECTURES ?= 80-real;90-real
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 CPP := $(shell find custom_ops tests -name '*.cc' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo library test test-generation test-faults test-families test-browser families test-cuda test-tensorrt test-serving test-qemu extras core-tests lint format setup native native-cuda sanitize test-compat mutants clean
+.PHONY: demo library test test-fuzz test-generation test-faults test-families test-browser families test-cuda test-tensorrt test-serving test-qemu extras core-tests lint format setup native native-cuda sanitize test-compat mutants clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.ready
@@ -122,6 +123,11 @@ test-generation: native
 # python -m benchmarks.run planted_faults --record
 test-faults: native
 	$(PYTEST) tests/verifier/faults
+
+# Each case has a number, from which it is made again: python -m benchmarks.run fuzz --reader NAME --case NUMBER
+MINUTES ?= 5
+test-fuzz: native
+	$(BIN)/python -m benchmarks.run fuzz --minutes $(MINUTES)
 
 # timm needs torchvision, whose wheels are built for CUDA and cannot be imported beside a CPU build of torch; transformers
 # then fails too. Both go into a separate folder, and `vision_operators` defines the operators that are missing.

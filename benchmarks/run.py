@@ -33,6 +33,7 @@ SUITES = {
     "families": "Every preset of the paper, exported and verified with random weights.",
     "architectures": "Architectures of transformers with a stranger's norms, against their own module.",
     "planted_faults": "Faults that verification must find, and correct exports that it must pass.",
+    "fuzz": "Damaged and hostile files for every reader, with a limit of memory.",
     "gates_live": "Cost of --layers and check, errors and latency verdicts on the demo's models.",
     "strangers_path": "Training codes with norm classes of their own, from training to serving, by commands only.",
     "gpu_check": "Kernels, plugin and bandwidth on a GPU in one call, or on the CPU emulator.",

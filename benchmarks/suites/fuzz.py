@@ -1,0 +1,147 @@
+"""Damaged and hostile files for every reader, for a number of minutes, in a process with a memory limit.
+
+A reader may accept a file or raise an error of this package. Anything else is a failure: another exception, exit code
+70, a traceback, a crash, more memory than the limit, or a case that takes too long. Every case has a number, from which
+it is made again: `python -m benchmarks.run fuzz --reader onnx --case 17`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks.report import Report
+from benchmarks.rows import Figure, Row, Target
+from benchmarks.suites import fuzz_worker
+
+__all__ = ["add_options", "measure"]
+
+#: Seconds without an answer after which a case counts as a hang. The worker itself gives up after `CASE_S`.
+_SILENCE_S: Final = 120.0
+
+#: Failures of one reader after which it is left alone.
+_ENOUGH: Final = 50
+
+
+@dataclass
+class _Found:
+    """What one reader has shown so far."""
+
+    cases: int = 0
+    accepted: int = 0
+    seconds: float = 0.0
+    peak_mb: float = 0.0
+    failures: list[dict[str, Any]] = field(default_factory=list)
+
+
+class _Worker:
+    """The process that reads; it is started again after a crash or a hang."""
+
+    def __init__(self, corpus: Path, memory_mb: int) -> None:
+        self._command = [sys.executable, "-m", "benchmarks.suites.fuzz_worker", str(corpus), str(memory_mb)]
+        self._process: subprocess.Popen[str] | None = None
+
+    def ask(self, reader: str, case: int) -> dict[str, Any]:
+        """Run one case, and return what the worker reports; a worker that ends or hangs is a failure."""
+        if self._process is None:
+            self._process = subprocess.Popen(
+                self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            )
+        process = self._process
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            process.stdin.write(json.dumps({"reader": reader, "case": case}) + "\n")
+            process.stdin.flush()
+            line = _line_within(process, _SILENCE_S)
+        except BrokenPipeError:
+            line = ""
+        if line:
+            answer: dict[str, Any] = json.loads(line)
+            return answer
+        how = "it hangs" if process.poll() is None else f"the process ended with {process.wait()}"
+        self.stop()
+        return {"failure": how, "seconds": 0.0, "peak_mb": 0.0}
+
+    def stop(self) -> None:
+        """End the process."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+def _line_within(process: subprocess.Popen[str], seconds: float) -> str:
+    """A line of the process's output; empty if it ends or says nothing for this long."""
+    import select
+
+    assert process.stdout is not None
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if select.select([process.stdout], [], [], 1.0)[0]:
+            return process.stdout.readline()
+    return ""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this suite."""
+    parser.add_argument("--minutes", type=float, default=5.0, help="How long to go on.")
+    parser.add_argument("--seed", type=int, default=0, help="Number of the first case of every reader.")
+    parser.add_argument("--memory-mb", type=int, default=1024, help="Private memory of the process that reads.")
+    parser.add_argument(
+        "--reader", choices=fuzz_worker.READERS, action="append", help="Only this one; may be repeated."
+    )
+    parser.add_argument("--case", type=int, help="Only this case, with its traceback.")
+
+
+def measure(options: argparse.Namespace, report: Report) -> None:
+    """Take the readers in turn, one case each, until the time is over."""
+    readers = options.reader or list(fuzz_worker.READERS)
+    with tempfile.TemporaryDirectory() as name:
+        corpus = Path(name)
+        fuzz_worker.make_corpus(corpus)
+        worker = _Worker(corpus, options.memory_mb)
+        found = {reader: _Found() for reader in readers}
+        end = time.monotonic() + (0.0 if options.case is not None else options.minutes * 60.0)
+        case = options.seed if options.case is None else options.case
+        while True:
+            for reader in readers:
+                if len(found[reader].failures) < _ENOUGH:
+                    _note(found[reader], worker.ask(reader, case), case=case)
+            case += 1
+            if time.monotonic() >= end:
+                break
+        worker.stop()
+    report.facts |= {"seed": options.seed, "minutes": options.minutes, "memory_mb": options.memory_mb}
+    for reader, seen in found.items():
+        report.add(_row(reader, seen, first=options.seed))
+
+
+def _note(seen: _Found, answer: dict[str, Any], *, case: int) -> None:
+    seen.cases += 1
+    seen.accepted += bool(answer.get("accepted"))
+    seen.seconds = max(seen.seconds, answer["seconds"])
+    seen.peak_mb = max(seen.peak_mb, answer["peak_mb"])
+    if answer.get("failure"):
+        seen.failures.append({"case": case, "failure": answer["failure"], "where": answer.get("where", "")})
+
+
+def _row(reader: str, seen: _Found, *, first: int) -> Row:
+    kinds = Counter(str(failure["failure"])[:100] for failure in seen.failures)
+    figures = {
+        "failures": Figure(len(seen.failures)),
+        "cases": Figure(seen.cases),
+        "accepted": Figure(seen.accepted),
+        "slowest": Figure(seen.seconds, "s"),
+        "peak": Figure(seen.peak_mb, "MB"),
+    }
+    details = {"first_case": first, "failures": seen.failures[:20]}
+    note = "; ".join(f"{count} x {kind}" for kind, count in kinds.most_common(3))
+    return Row(reader, figures, targets=(Target("failures", 0),), details=details, note=note)
