@@ -89,6 +89,7 @@ def bench_command(
     """
     from ibnorm_export.api import bench
     from ibnorm_export.artifacts.exported_model import ExportedModel
+    from ibnorm_export.artifacts.metadata import Task
     from ibnorm_export.benchmark.baseline import REFERENCE_LOAD, baseline_of, write_baseline
     from ibnorm_export.benchmark.generation import generates_text
     from ibnorm_export.benchmark.options import BenchOptions, GenerationOptions
@@ -110,13 +111,20 @@ def bench_command(
         require_fused=require_fused,
         generation=GenerationOptions(_counts(prompts, "--prompts"), _counts(batches, "--batches")),
     )
+    task = Task.TEXT_GENERATION if model is None and generates_text(model_file) else Task.FORWARD
     others = [name.strip() for name in against.split(",") if name.strip()]
     with show_progress() as progress:
         report = bench(
             model_file,
-            checkpoint
-            if checkpoint is None or (model is None and weights is None)
-            else load(checkpoint, model, weights=weights, inputs=None if model is None else ExportedModel(model_file)),
+            None
+            if checkpoint is None
+            else load(
+                checkpoint,
+                model,
+                task=task,
+                weights=weights,
+                inputs=None if model is None else ExportedModel(model_file),
+            ),
             against=others if save_baseline is None else [*others, REFERENCE_LOAD],
             options=wanted,
             progress=progress,

@@ -21,6 +21,7 @@ def check_command(
             "--init", metavar="CHECKPOINT", exists=True, help="Write a commented CONFIG.toml for this checkpoint."
         ),
     ] = None,
+    weights: options.Weights = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Run every export, comparison and latency budget of one file; exit 1 if any of them fails.
@@ -32,7 +33,7 @@ def check_command(
     if init is not None:
         from ibnorm_export.gate.template import write_template
 
-        write_template(init, config)
+        write_template(init, config, weights=weights)
         if as_json:
             print_json({"path": str(config)})
             return

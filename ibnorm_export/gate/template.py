@@ -6,12 +6,15 @@ import os
 import re
 from pathlib import Path
 
+from ibnorm_export.artifacts.metadata import Weights
 from ibnorm_export.artifacts.tensors import default_length
 from ibnorm_export.errors import ConfigError
 from ibnorm_export.files import new_file
 from ibnorm_export.models.loading import load
 
 __all__ = ["write_template"]
+
+_EXAMPLE_WEIGHTS = '# weights = "ema"                # or "raw", if the checkpoint has a moving average too'
 
 _TEXT = """\
 # What `ibnorm-export check {file}` does, for {source}:
@@ -24,7 +27,7 @@ results = "check-results"        # folder for junit.xml, report.json, report.md,
 name = "{name}"
 checkpoint = {checkpoint}
 # model = "package.module:factory"   # for a model of your own code
-# weights = "ema"                # or "raw", if the checkpoint has a moving average too
+{weights}
 # task = "text-generation"       # for a language model with a cache
 # file = "{name}.onnx"           # check this file instead of exporting one
 dtype = "fp32"                   # fp32, fp16 or bf16
@@ -57,7 +60,7 @@ max_rounds = 80
 [[export]]
 name = "{name}-fp16"
 checkpoint = {checkpoint}
-dtype = "fp16"
+{weights_again}dtype = "fp16"
 """
 
 
@@ -66,12 +69,13 @@ def _quoted(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def write_template(checkpoint: Path, path: Path) -> Path:
+def write_template(checkpoint: Path, path: Path, *, weights: Weights | None = None) -> Path:
     """Write a check.toml for `checkpoint`.
 
     Args:
         checkpoint: a folder that `ibnorm_export.load` reads.
         path: the file to write, in an existing folder.
+        weights: raw or EMA weights, where the checkpoint has both.
 
     Raises:
         CheckpointError: the checkpoint cannot be read.
@@ -79,7 +83,7 @@ def write_template(checkpoint: Path, path: Path) -> Path:
     """
     if path.exists():
         raise ConfigError(f"{path} already exists; name another file, or remove it")
-    model = load(checkpoint)
+    model = load(checkpoint, weights=weights)
     relative = os.path.relpath(checkpoint.resolve(), path.resolve().parent)
     name = re.sub(r"[^A-Za-z0-9._-]", "-", checkpoint.resolve().name).lstrip(".") or "model"
     text = _TEXT.format(
@@ -88,6 +92,8 @@ def write_template(checkpoint: Path, path: Path) -> Path:
         family=model.family,
         norms=len(model.norms),
         name=name,
+        weights=f'weights = "{weights}"' if weights else _EXAMPLE_WEIGHTS,
+        weights_again=f'weights = "{weights}"\n' if weights else "",
         parameters=sum(p.numel() for p in model.module.parameters()) / 1e6,
         checkpoint=_quoted(relative),
         sequence=f"sequence = {default_length(model.max_positions)}\n" if model.max_positions else "",

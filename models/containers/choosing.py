@@ -7,6 +7,7 @@ are there the caller must say which.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ _NO_MODEL: Final = frozenset(
     {"optimizer", "optimizers", "optim", "scheduler", "schedulers", "scaler", "rng", "callbacks", "loops", "sampler"}
 )
 _WORDS: Final = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+_PLAIN: Final = (type(None), str, int, float)
 _DEEPEST: Final = 6  # levels at which a state dict is looked for
 _COUNTERS: Final = ("n_averaged", "initted", "step", "decay", "num_updates")
 
@@ -94,11 +96,20 @@ def _is_leaf(value: object) -> bool:
 
 
 def _state(content: Mapping[Any, Any]) -> dict[str, Leaf] | None:
-    """The tensors of a mapping, if it is a state dict: names to tensors, and nothing else but extra states."""
+    """The tensors of a mapping, if it is a state dict: names to tensors, and nothing else but extra states.
+
+    Names of modules' tensors, which have dots, may also have plain values beside them, such as a version.
+    """
     state = {key: value for key, value in content.items() if isinstance(key, str) and _is_leaf(value)}
-    others = [key for key in content if key not in state]
+    others = {key: value for key, value in content.items() if key not in state}
     extra = all(isinstance(key, str) and (key.endswith("_extra_state") or key in _COUNTERS) for key in others)
-    return state if state and extra else None
+    plain = any("." in name for name in state) and all(isinstance(value, _PLAIN) for value in others.values())
+    return state if state and (extra or plain) else None
+
+
+def _only_numbers(state: Mapping[str, Leaf]) -> bool:
+    """Whether every tensor has one element, as in a dict of losses."""
+    return all(tuple(leaf.shape) in ((), (1,)) for leaf in state.values())
 
 
 def _find(content: object, place: tuple[str, ...], *, seen: set[int]) -> Iterator[_Found]:
@@ -116,7 +127,8 @@ def _find(content: object, place: tuple[str, ...], *, seen: set[int]) -> Iterato
     elif isinstance(content, dict):
         state = _state(content)
         trained = any(_words(key) & _NO_MODEL for key in place)
-        if state is not None and (averaged or not trained):
+        numbers = state is not None and _only_numbers(state) and bool(place) and place[-1] not in _MODEL_KEYS
+        if state is not None and not numbers and (averaged or not trained):
             yield from _split(_Found(".".join(place), state, averaged=averaged, origin=content))
             return
         items = ((key, value) for key, value in content.items() if isinstance(key, str))
@@ -138,23 +150,33 @@ def _split(found: _Found) -> Iterator[_Found]:
         state = {name: leaf for name, leaf in state.items() if name not in _COUNTERS}
     if not state:  # counters of an average alone
         return
+    shared = _shared_prefix(list(state))
     groups: dict[str, dict[str, Leaf]] = {}
     for name, leaf in state.items():
-        first, _, rest = name.partition(".")
+        first, _, rest = name[len(shared) :].partition(".")
         groups.setdefault(first, {})[rest] = leaf
     for first, group in groups.items():
         if not _words(first) & _AVERAGED:
             continue
-        others = {name: leaf for name, leaf in state.items() if name.partition(".")[0] != first}
-        names = _names_of_average(group, others)
+        start = f"{shared}{first}."
+        others = {name: leaf for name, leaf in state.items() if not name.startswith(start)}
+        names = _names_of_average(group, {name[len(shared) :]: leaf for name, leaf in others.items()})
         if names is None:
             continue
-        place = f"{found.place}.{first}".lstrip(".")
+        place = f"{found.place}.{shared}{first}".lstrip(".")
         yield _Found(place, names, averaged=True, origin=found.origin)
         if not averaged and others:
             yield _Found(found.place, others, averaged=False, origin=found.origin)
         return
     yield _Found(found.place, state, averaged=averaged, origin=found.origin)
+
+
+def _shared_prefix(names: list[str]) -> str:
+    """The components that all names start with, with the dot after them; "" if there are none."""
+    first, last = min(names), max(names)  # what these share, all share
+    pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
+    common = "".join(letter for letter, _ in pairs)
+    return common[: common.rfind(".") + 1]
 
 
 def _names_of_average(group: Mapping[str, Leaf], others: Mapping[str, Leaf]) -> dict[str, Leaf] | None:
@@ -228,13 +250,12 @@ def _named(average: _Found, raw: _Found | None, *, source: str) -> dict[str, Lea
         return average.state
     tensors: list[Leaf] = list(average.origin) if isinstance(average.origin, (list, tuple)) else []
     state = {} if raw is None or raw.state is None else raw.state
-    unique: dict[object, str] = {}
+    tied: dict[object, list[str]] = {}
     for name, leaf in state.items():
-        unique.setdefault(id(leaf) if isinstance(leaf, Tensor) else leaf.identity, name)
-    parameters = [
-        name for name in unique.values() if not name.endswith(("running_mean", "running_var", "batches_tracked"))
-    ]
-    shapes = [tuple(state[name].shape) for name in parameters]
+        if not name.endswith(("running_mean", "running_var", "num_batches_tracked")):
+            tied.setdefault(id(leaf) if isinstance(leaf, Tensor) else leaf.identity, []).append(name)
+    parameters = list(tied.values())
+    shapes = [tuple(state[names[0]].shape) for names in parameters]
     if shapes != [tuple(tensor.shape) for tensor in tensors] or not shapes:
         raise CheckpointError(
             f"{source}: the EMA weights ({average}) are {counted(len(tensors), 'tensor')} without names, and their "
@@ -242,7 +263,8 @@ def _named(average: _Found, raw: _Found | None, *, source: str) -> dict[str, Lea
             "model in your training code, ema.copy_to(model.parameters()), and save it: torch.save(model.state_dict(), "
             '"weights.pt")'
         )
-    return {**state, **dict(zip(parameters, tensors, strict=True))}
+    named = {name: tensor for names, tensor in zip(parameters, tensors, strict=True) for name in names}
+    return {**state, **named}
 
 
 def choose_weights(content: object, *, source: str, weights: Weights | None) -> Chosen:
@@ -283,9 +305,15 @@ def choose_weights(content: object, *, source: str, weights: Weights | None) -> 
         chosen = _one(averaged, source=source, kind="EMA")
         named = chosen.state is None and raw
         state = _named(chosen, _one(raw, source=source, kind="raw") if named else None, source=source)
+    return Chosen(state, _extras(content, found), _notes(chosen, bool(averaged), weights))
+
+
+def _extras(content: object, found: list[_Found]) -> dict[str, Any]:
+    """The plain data beside the weights, by key."""
+    if isinstance(content, dict) and any(one.origin is content for one in found):
+        content = {key: value for key, value in content.items() if not _is_leaf(value)}
     beside = PlainData(tuple(one.origin for one in found)).convert(content)
-    extras = beside if isinstance(beside, dict) else {}
-    return Chosen(state, {str(key): value for key, value in extras.items()}, _notes(chosen, bool(averaged), weights))
+    return {str(key): value for key, value in beside.items()} if isinstance(beside, dict) else {}
 
 
 def _notes(chosen: _Found, averages: bool, weights: Weights | None) -> tuple[str, ...]:

@@ -161,7 +161,7 @@ def load_huggingface(
     family = _find_family(folder, config, task=task)
     files = weight_files(folder)
     checkpoint = None
-    if weights is not None or files[-1].suffix != ".safetensors":  # else transformers maps the files itself
+    if weights is not None or not files[0].name.startswith("model.safetensors"):  # which transformers maps itself
         checkpoint = read_checkpoint(folder, weights=weights)
     model, keys = _build(folder, config, family=family, norms=norms, checkpoint=checkpoint)
     raise_mismatch(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from ibnorm_export.artifacts.metadata import Weights
 from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.errors import ConfigError
 from ibnorm_export.exporter.export import ExportOptions
@@ -116,3 +117,5 @@ def test_the_template_is_legal_and_does_not_replace_a_file(llama_checkpoint: Pat
     assert config.export[0].latency[0].sequence == 64
     with pytest.raises(ConfigError, match="already exists"):
         write_template(llama_checkpoint, path)
+    chosen = read_check_config(write_template(llama_checkpoint, tmp_path / "raw.toml", weights=Weights.RAW))
+    assert [export.weights for export in chosen.export] == [Weights.RAW, Weights.RAW]

@@ -65,6 +65,8 @@ def same(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> bool:
         {"app": {"model": RAW, "optim": OPTIMIZER.state_dict()}},
         {"model": {"state_dict": RAW}},
         {"my_classifier": RAW, "epoch": 1},
+        {"my_classifier": RAW, "losses": {"train": torch.tensor(0.1)}, "average": {"loss": torch.tensor([0.2])}},
+        {"model": {**RAW, "version": 3}},
         {"state_dict": RAW, "discriminator": AVERAGE},
         {"model": RAW, "rng_state": {"cpu": torch.get_rng_state(), "cuda": torch.get_rng_state()}},
         [RAW, {"epoch": 1}],
@@ -75,6 +77,12 @@ def test_wrappers_of_training_codes(saved: Any, content: object) -> None:
     read = read_checkpoint(saved(content))
     assert same(read.state, RAW)
     assert read.notes == ()
+
+
+def test_plain_values_between_the_tensors(saved: Any) -> None:
+    read = read_checkpoint(saved({**RAW, "epoch": 3, "note": "x"}))
+    assert same(read.state, RAW)
+    assert read.extras == {"epoch": 3, "note": "x"}
 
 
 def test_what_is_beside_the_weights(saved: Any) -> None:
@@ -168,6 +176,30 @@ BOTH: dict[str, tuple[object, str, str, str, str]] = {
         "model.",
         "",
     ),
+    "a module of the user's, in a wrapper": (
+        {
+            "state_dict": {**prefixed("module.net.", RAW), **prefixed("module.net_ema.", AVERAGE)},
+            "averages": 1,
+        },
+        "state_dict",
+        "state_dict.module.net_ema",
+        "module.net.",
+        "",
+    ),
+    "names without dots, as LitEma's": (
+        {
+            "state_dict": {
+                **prefixed("model.", RAW),
+                **{f"model_ema.{name.replace('.', '')}": tensor for name, tensor in AVERAGE.items()},
+                "model_ema.decay": torch.tensor(0.999),
+                "model_ema.num_updates": torch.tensor(3),
+            }
+        },
+        "state_dict",
+        "state_dict.model_ema",
+        "model.",
+        "",
+    ),
     "DINO": ({"student": RAW, "teacher": AVERAGE, "epoch": 2}, "student", "teacher", "", ""),
 }
 
@@ -211,6 +243,11 @@ def test_averaged_tensors_without_names(saved: Any) -> None:
     read = read_checkpoint(saved(content), weights="ema")
     wanted = {**RAW, **{name: AVERAGE[name] for name, _ in NET.named_parameters()}}
     assert same(read.state, wanted)
+    twice = {"first": RAW["0.weight"], "again": RAW["0.weight"], "bias": RAW["0.bias"]}
+    read = read_checkpoint(saved({"model": twice, "ema": {"shadow_params": shadows[:2]}}), weights="ema")
+    assert same(read.state, {"first": shadows[0], "again": shadows[0], "bias": shadows[1]}), (
+        "a tied weight, by each name"
+    )
     content["ema"]["shadow_params"] = shadows[1:]  # type: ignore[index]  # the value is a dict
     with pytest.raises(CheckpointError, match=r"5 tensors without names, .*ema\.copy_to"):
         read_checkpoint(saved(content), weights="ema")
