@@ -46,7 +46,7 @@ class WeightValue:
         axes = [axis for axis, size in enumerate(value.shape) if size > 1]
         for order in itertools.permutations(axes) if len(axes) <= 4 else (tuple(axes),):
             kept = [axis for axis in range(value.dim()) if axis not in axes]
-            yield value.permute(*order, *kept)
+            yield value.permute((*order, *kept))  # a tuple, which a single number has too
 
 
 class WeightValues:
