@@ -57,7 +57,7 @@ def export_command(
         int | None,
         typer.Option(
             "--opset",
-            show_default="23 for LLaMA and GPT-2, else 20; bf16 needs 22, --cache static 24",
+            show_default="23 for models of text, 20 for those of images; bf16 needs 22, --cache static 24",
             help="ONNX opset, 18 to 26.",
         ),
     ] = None,

@@ -75,6 +75,7 @@ def row_of(details: dict[str, Any]) -> Row:
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", nargs="+", default=[*ARCHITECTURES], choices=[*ARCHITECTURES], help="Architectures.")
     parser.add_argument("--kinds", nargs="+", default=[c.value for c in Compression], choices=[*Compression])
+    parser.add_argument("--tasks", nargs="+", default=[t.value for t in Task], choices=[t.value for t in Task])
 
 
 def measure(options: argparse.Namespace, report: Report) -> None:
@@ -85,7 +86,7 @@ def measure(options: argparse.Namespace, report: Report) -> None:
     for kind in options.kinds:
         for name in options.only:
             for task in Task if name in CAUSAL else (Task.FORWARD,):
-                if f"{name}, {kind}, {task}" in done:
+                if f"{name}, {kind}, {task}" in done or task.value not in options.tasks:
                     continue
                 try:
                     report.add(row_of(measure_one(name, kind, task=task)))

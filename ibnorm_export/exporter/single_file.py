@@ -52,6 +52,9 @@ EXTERNAL_ABOVE_BYTES: Final = 2_000_000_000
 #: The first opset whose Conv, Reshape and others take bfloat16.
 _FIRST_BF16_OPSET: Final = 22
 
+#: Families whose files store a tied matrix in both layouts, as the first version did; their bytes stay the same.
+_TIED_TWICE: Final = ("llama", "gpt2")
+
 #: The packages whose versions a file records.
 _RECORDED_PACKAGES: Final = ("ibnorm-export", "torch", "onnx", "onnxscript", "onnx-ir", "transformers")
 
@@ -130,7 +133,8 @@ def _simplify(built: ir.Model, model: LoadedModel, *, options: ExportOptions) ->
     """Run the passes that turn PyTorch's graph into one for inference; the order matters."""
     graph = built.graph
     restore_weight_names(graph, ENTRY_PREFIX)
-    transpose_weights(graph)
+    # The quantizer packs the transpose, so a tied matrix is there twice: as an embedding, and quantised.
+    transpose_weights(graph, tied_once=model.family not in _TIED_TWICE and options.quantization is None)
     connect_affine(graph)
     kept = {name for key in model.module.state_dict() for name in (key, f"{key}.T")}
     simplify(built, kept)

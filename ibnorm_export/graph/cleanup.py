@@ -62,12 +62,14 @@ def _transposed(matrix: ir.TensorProtocol, name: str) -> Callable[[], ir.TensorP
     return lambda: ir.Tensor(np.ascontiguousarray(matrix.numpy().T), name=name)
 
 
-def transpose_weights(graph: ir.Graph) -> None:
+def transpose_weights(graph: ir.Graph, *, tied_once: bool = False) -> None:
     """Store a matrix that a Transpose reads as its transpose, NAME.T, which is computed when the file is written.
 
-    Runtimes would transpose it at every load. Constant folding would too, but would lose the name.
+    Runtimes would transpose it at every load. Constant folding would too, but would lose the name. A tied matrix, which
+    an embedding reads as it is, is stored a second time as its transpose, unless `tied_once`: then the Transpose stays.
 
-    Before: initializers have the names of the state dict. After: no Transpose reads a matrix of weights directly.
+    Before: initializers have the names of the state dict. After: no Transpose reads a matrix of weights directly, but
+    one that is tied.
     """
     transposed: dict[str, ir.Value] = {}
     for node in list(graph):
@@ -76,6 +78,8 @@ def transpose_weights(graph: ir.Graph) -> None:
             continue
         perm = node.attributes.get("perm")
         if perm is None or list(perm.as_ints()) != [1, 0]:
+            continue
+        if tied_once and any(user.op_type != "Transpose" for user, _ in source.uses()):
             continue
         assert source.name is not None and source.shape is not None and source.dtype is not None
         if source.name not in transposed:

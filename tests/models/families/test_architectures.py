@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
 from ibnorm_export import models
@@ -41,6 +42,11 @@ def test_text_generation(name: str, tmp_path: Path) -> None:
     assert decoding_error(path, theirs) <= TOLERANCE
     tokens, expected = greedy_tokens(path, theirs)
     assert tokens == expected
+    shapes = [sorted(tensor.dims) for tensor in onnx.load(path).graph.initializer]
+    tied_twice = name == "gpt2"  # as files of the first version
+    vocabulary, hidden = theirs.get_input_embeddings().weight.shape
+    stored = 1 if theirs.config.tie_word_embeddings and not tied_twice else 2
+    assert shapes.count(sorted((vocabulary, hidden))) == stored, "the embedding and the head"
 
 
 @pytest.mark.parametrize(
