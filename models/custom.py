@@ -80,6 +80,10 @@ def _draw(inputs: tuple[InputSpec, ...], rng: np.random.Generator, *, index: int
         shape = [n if isinstance(n, int) else sizes.setdefault(n, (2, 1, 5, 3)[index % 4]) for n in spec.shape]
         if spec.floating:
             arrays[spec.name] = rng.standard_normal(shape, dtype=np.float32)
+        elif spec.name.endswith("mask") and len(shape) == 2:  # no row is masked throughout
+            arrays[spec.name] = np.ones(shape, dtype=np.int64)
+            arrays[spec.name][1::2, : shape[1] // 3] = 0
+            arrays[spec.name][2::2, shape[1] - shape[1] // 3 :] = 0
         else:
             arrays[spec.name] = rng.integers(0, 2, shape, dtype=np.int64)
     return arrays

@@ -12,6 +12,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from ibnorm_export.artifacts.covering_inputs import LONGEST
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.tensors import Arrays, InputSpec
 
@@ -62,7 +63,7 @@ def _one_long_sample(model: LoadedModel, rng: np.random.Generator) -> Arrays:
     """One row of the longest sequence that the model takes; the first half repeats one token."""
     first: Any = model.sample(rng, 0)
     ids = first["input_ids"]
-    longest = model.max_positions
+    longest = min(model.max_positions, LONGEST)
     row = np.full((1, longest), ids.flat[0], dtype=np.int64)
     row[:, longest // 2 :] = rng.integers(0, int(ids.max()) + 1, (1, longest - longest // 2))
     return {"input_ids": row, "attention_mask": np.ones_like(row)}

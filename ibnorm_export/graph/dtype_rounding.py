@@ -1,4 +1,4 @@
-"""A float32 copy of a half-precision model that rounds the output of every node to the half type.
+"""Float32 copies of a half-precision model: one rounds the output of every node to the half type, one rounds nothing.
 
 On a CPU, ONNX Runtime computes float16 graphs in float32 without rounding between nodes, so a product of 153600 does
 not overflow, and it cannot run bfloat16 graphs. The copy computes in float32 and rounds with explicit Casts after every
@@ -7,15 +7,17 @@ node, as GPU kernels do. Casts survive the runtime's optimisation.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Final
 
+import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.errors import ModelFileError, quoted
 
-__all__ = ["rounding_copy"]
+__all__ = ["exact_copy", "rounding_copy"]
 
 _HALF: Final = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
@@ -38,6 +40,9 @@ _TYPED_SOURCES: Final = frozenset(
     }
 )
 
+#: Attributes that hold an element type.
+_TYPE_ATTRIBUTES: Final = frozenset({"to", "dtype", "output_datatype"})
+
 
 def _cast(source: ir.Value, to: ir.DataType, *, name: str) -> ir.Node:
     node = ir.node("Cast", [source], attributes={"to": to.value}, name=f"{name}/cast")
@@ -58,7 +63,7 @@ def rounding_copy(model: ExportedModel) -> ir.Model:
     _infer_types(copy, nodes)
     for node in nodes:
         _check_node(node, model)
-    _read_through_casts(copy.graph, nodes[0])
+    _read_through_casts(copy.graph, nodes[0], rounds=True)
     for node in nodes:
         for value in node.outputs:
             if value.dtype in _HALF:
@@ -84,6 +89,52 @@ def _infer_types(copy: ir.Model, nodes: list[ir.Node]) -> None:
                 passes.ShapeInferencePass()(copy)
 
 
+def exact_copy(model: ExportedModel, constants: Collection[float]) -> ir.Model:
+    """Return a copy that computes in float32 and rounds nothing; its weights are those of the file.
+
+    Rounding hides arithmetic that is wrong by less than it. In this copy, such an error stands out.
+
+    Args:
+        model: the file.
+        constants: numbers in PyTorch's code. Where the file holds one of them rounded, the copy holds it exactly.
+    """
+    copy = ir.load(model.path)
+    bodies = [node for function in copy.functions.values() for node in function]
+    for node in [*copy.graph.all_nodes(), *bodies]:
+        if node.op_type in _TYPED_SOURCES:
+            _widen_attributes(node, constants)
+        for value in node.outputs:
+            if value.dtype in _HALF:
+                value.type = ir.TensorType(ir.DataType.FLOAT)
+    for value in copy.graph.initializers.values():
+        if value.dtype in _HALF and value.const_value is not None and value.const_value.size == 1:
+            value.const_value = _widened(value.const_value, constants)
+            value.type = ir.TensorType(ir.DataType.FLOAT)
+    _read_through_casts(copy.graph, next(iter(copy.graph)), rounds=False)
+    return copy
+
+
+def _widened(tensor: ir.TensorProtocol, constants: Collection[float]) -> ir.TensorProtocol:
+    """A half-precision tensor in float32; a single value that is one of `constants` rounded becomes that constant."""
+    values = tensor.numpy()
+    wide = values.astype(np.float32)
+    if values.size == 1:
+        exact = [c for c in constants if np.asarray(c).astype(values.dtype) == values.reshape(())]
+        wide = np.full(
+            values.shape, min(exact, key=lambda c: abs(c - float(wide.reshape(()))), default=wide), np.float32
+        )
+    return ir.tensor(wide)
+
+
+def _widen_attributes(node: ir.Node, constants: Collection[float]) -> None:
+    """Replace a half type in the attributes of a node whose output type they give."""
+    for name, attribute in list(node.attributes.items()):
+        if attribute.type == ir.AttributeType.INT and name in _TYPE_ATTRIBUTES and attribute.value in _HALF:
+            node.attributes[name] = ir.AttrInt64(name, ir.DataType.FLOAT.value)
+        elif attribute.type == ir.AttributeType.TENSOR and attribute.value.dtype in _HALF:
+            node.attributes[name] = ir.AttrTensor(name, _widened(attribute.value, constants))
+
+
 def _check_node(node: ir.Node, model: ExportedModel) -> None:
     if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
         raise ModelFileError(
@@ -94,8 +145,8 @@ def _check_node(node: ir.Node, model: ExportedModel) -> None:
             raise ModelFileError(f"{model.path}: the type of {quoted(value.name)} is unknown")
 
 
-def _read_through_casts(graph: ir.Graph, first: ir.Node) -> None:
-    """Cast inputs and initializers in half precision to float32; inputs become float32 and are rounded first."""
+def _read_through_casts(graph: ir.Graph, first: ir.Node, *, rounds: bool) -> None:
+    """Cast initializers in half precision to float32; inputs become float32 and, if requested, are rounded first."""
     for value in [*graph.inputs, *graph.initializers.values()]:
         half = value.dtype
         if half not in _HALF:
@@ -104,6 +155,8 @@ def _read_through_casts(graph: ir.Graph, first: ir.Node) -> None:
         casts: list[ir.Node] = []
         if value.is_graph_input():  # NumPy has no bfloat16, so callers give float32
             value.type = ir.TensorType(ir.DataType.FLOAT)
+            if not rounds:
+                continue
             casts.append(_cast(value, half, name=f"{value.name}/rounded"))
         casts.append(_cast(casts[0].outputs[0] if casts else value, ir.DataType.FLOAT, name=f"{value.name}/float"))
         graph.insert_before(first, casts)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ibnorm_export.errors import SpecError
 from ibnorm_export.op.spec import Compression, Grouping, IBNormSpec
 
-__all__ = ["IBNorm", "SkipIBNorm", "ibnorm", "skip_ibnorm"]
+__all__ = ["IBNorm", "SkipIBNorm", "compose_ibnorm", "ibnorm", "skip_ibnorm"]
 
 
 def _compress(t: Tensor, compression: Compression) -> Tensor:
@@ -55,7 +55,7 @@ def _standardise(
     return t, c, centred * rstd, rstd
 
 
-def _forward(
+def compose_ibnorm(
     x: Tensor, weight: Tensor | None, *, bias: Tensor | None, lambd: float, epsilon: float, compression: Compression
 ) -> Tensor:
     y = _standardise(x, lambd, epsilon=epsilon, compression=compression)[2]
@@ -88,7 +88,7 @@ _SkipOp = Callable[..., tuple[Tensor, Tensor]]
 def _define(compression: Compression) -> _Op:
     @torch.library.custom_op(f"ibnorm::{compression.op_type}", mutates_args=())
     def op(x: Tensor, weight: Tensor | None, bias: Tensor | None, lambd: float, epsilon: float) -> Tensor:
-        return _forward(x, weight, bias=bias, lambd=lambd, epsilon=epsilon, compression=compression)
+        return compose_ibnorm(x, weight, bias=bias, lambd=lambd, epsilon=epsilon, compression=compression)
 
     @op.register_fake
     def _(x: Tensor, weight: Tensor | None, bias: Tensor | None, lambd: float, epsilon: float) -> Tensor:
@@ -122,7 +122,7 @@ def _define_skip(compression: Compression) -> _SkipOp:
         x: Tensor, skip: Tensor, weight: Tensor | None, bias: Tensor | None, lambd: float, epsilon: float
     ) -> tuple[Tensor, Tensor]:
         total = (x + skip).contiguous()
-        return _forward(total, weight, bias=bias, lambd=lambd, epsilon=epsilon, compression=compression), total
+        return compose_ibnorm(total, weight, bias=bias, lambd=lambd, epsilon=epsilon, compression=compression), total
 
     @op.register_fake
     def _(
@@ -194,7 +194,9 @@ def ibnorm(
     """
     _check(x, weight, bias=bias, spec=spec)
     if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
-        return _forward(x, weight, bias=bias, lambd=spec.lambd, epsilon=spec.epsilon, compression=spec.compression)
+        return compose_ibnorm(
+            x, weight, bias=bias, lambd=spec.lambd, epsilon=spec.epsilon, compression=spec.compression
+        )
     return _OPS[spec.compression](x, weight, bias, spec.lambd, spec.epsilon)
 
 
@@ -221,7 +223,7 @@ def skip_ibnorm(
         )
     if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
         total = (x + skip).contiguous()
-        return _forward(
+        return compose_ibnorm(
             total, weight, bias=bias, lambd=spec.lambd, epsilon=spec.epsilon, compression=spec.compression
         ), total
     return _SKIP_OPS[spec.compression](x, skip, weight, bias, spec.lambd, spec.epsilon)

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import functools
+import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Final
 
 import onnx_ir as ir
+import torch
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
+from ibnorm_export.artifacts.loaded_model import torch_dtype
+from ibnorm_export.artifacts.metadata import Target
+from ibnorm_export.artifacts.onnx_file import MODEL_FILE
 from ibnorm_export.artifacts.tensors import Arrays, DType, InputSpec
 from ibnorm_export.progress import Progress
 from ibnorm_export.runtimes.lazy_runners import LazyRunners
 from ibnorm_export.runtimes.registry import fused_library, open_runner
 from ibnorm_export.runtimes.runner import Kernels, Runner
+from ibnorm_export.verifier.code_constants import find_constants
 from ibnorm_export.verifier.options import VerifyOptions
 from ibnorm_export.verifier.reference import Reference
 
-__all__ = ["FUNCTIONS", "FUSED", "Comparison", "with_rounding"]
+__all__ = ["FUNCTIONS", "FUSED", "Comparison", "with_rounding", "without_rounding", "write_copy"]
 
 #: How the norms ran, as in `OutputParity.norms`.
 FUSED: Final = "fused"
@@ -37,12 +43,14 @@ class Comparison:
         reference: what it is compared with.
         options: how to verify.
         progress: receives the progress of the work.
+        unrounded: whether the file is a float32 copy of a half-precision file; see `without_rounding`.
     """
 
     file: ExportedModel
     reference: Reference
     options: VerifyOptions
     progress: Progress
+    unrounded: bool = field(default=False, kw_only=True)
 
     @property
     def rounds(self) -> bool:
@@ -93,3 +101,36 @@ def with_rounding(comparison: Comparison, folder: Path) -> Comparison:
 
     ir.save(rounding_copy(comparison.file), folder / "rounding.onnx", external_data="rounding.onnx.data")
     return replace(comparison, file=ExportedModel(folder / "rounding.onnx"))
+
+
+def without_rounding(comparison: Comparison, folder: Path) -> Comparison:
+    """Return the comparison of a half-precision file that computes in float32 and rounds nothing.
+
+    PyTorch has the file's weights, in float32 and float64, so the tolerance is that of float32: an error that rounding
+    would hide stands out.
+
+    Args:
+        comparison: the file as it is, and its reference.
+        folder: where the copy is written.
+    """
+    from ibnorm_export.graph.dtype_rounding import exact_copy
+
+    reference = comparison.reference
+    model = reference.model.converted(torch_dtype(reference.dtype)).converted(torch.float32)
+    constants = find_constants(model, inputs=reference.inputs[0])
+    return replace(
+        comparison,
+        file=write_copy(exact_copy(comparison.file, constants), comparison.file, folder=folder),
+        reference=replace(reference, model=model, dtype=DType.FP32),
+        unrounded=True,
+    )
+
+
+def write_copy(model: ir.Model, original: ExportedModel, *, folder: Path) -> ExportedModel:
+    """Write a changed copy of a file to `folder`, and the rest of its folder if it runs as a folder."""
+    if original.metadata.target is Target.ORT_GENAI:
+        for file in original.path.parent.iterdir():
+            if file.is_file() and not file.name.startswith(MODEL_FILE):
+                shutil.copyfile(file, folder / file.name)
+    ir.save(model, folder / MODEL_FILE, external_data=f"{MODEL_FILE}.data")
+    return ExportedModel(folder / MODEL_FILE)

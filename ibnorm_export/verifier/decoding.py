@@ -11,6 +11,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from ibnorm_export.artifacts.covering_inputs import LONGEST_PROMPT
 from ibnorm_export.artifacts.kv_cache import positions
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.metadata import CacheKind, Target, Task
@@ -90,8 +91,10 @@ def decode(comparison: Comparison) -> StepReport:
         _compare_variant(comparison, script, runner=runner, norms=norms, baseline=baseline, truth=truth)
         for norms, runner in comparison.variants.items()
     ]
-    # onnxruntime-genai and a cache in place have no form that rounds after every node, so only fp32 is compared.
-    if comparison.reference.dtype is DType.FP32 and (genai or comparison.file.metadata.cache is CacheKind.STATIC):
+    # onnxruntime-genai and a cache in place have no form that rounds after every node, and GenAI runs half precision
+    # only on a GPU, so only files in fp32 are compared.
+    in_place = comparison.file.metadata.cache is CacheKind.STATIC
+    if comparison.reference.dtype is DType.FP32 and not comparison.unrounded and (genai or in_place):
         steps.append(_compare_session(comparison, script, genai=genai, baseline=baseline, truth=truth))
     return StepReport(
         tuple(output for step in steps for output in step.outputs),
@@ -153,7 +156,9 @@ def _compare_variant(
     except ModelFileError as error:
         return StepReport(findings=(Finding("decoding", str(error)),))
     outputs = []
-    for name, sums in _sum_errors(script, actual, baseline=baseline, truth=truth).items():
+    for name, sums in _sum_errors(
+        script, actual, baseline=baseline, truth=truth, spread=comparison.reference.spread
+    ).items():
         if not sums:  # a model of one position has a prompt and no step after it
             continue
         output = sums.judge(
@@ -169,7 +174,7 @@ def _failures(name: str, output: OutputParity, *, dtype: DType) -> list[Finding]
 
 
 def _sum_errors(
-    script: _Script, actual: _Logits, *, baseline: _Logits, truth: NDArray[np.float32]
+    script: _Script, actual: _Logits, *, baseline: _Logits, truth: NDArray[np.float32], spread: float
 ) -> dict[str, ErrorSums]:
     """Errors of the prompt and of the steps after it, without padded positions."""
     sums = {"prompt": ErrorSums(), "decoding": ErrorSums()}
@@ -177,7 +182,8 @@ def _sum_errors(
     for a, b in zip(actual, baseline, strict=True):
         part = slice(start, start + a.shape[1])
         rows = script.mask[:, part] != 0
-        sums["prompt" if start == 0 else "decoding"].add(a[rows], b[rows], truth=truth[:, part][rows])
+        name = "prompt" if start == 0 else "decoding"
+        sums[name].add(a[rows], b[rows], truth=truth[:, part][rows], spread=spread)
         start += a.shape[1]
     return sums
 
@@ -208,10 +214,32 @@ def _compare_session(
         Kernels.FUSED if norms == FUSED else Kernels.FUNCTION,
     )
     sums = ErrorSums()
+    spread = comparison.reference.spread
     session = source.start(1, script.total + 1)
     for call, expected in enumerate(baseline):
         end = script.prompt + call
         logits = session.feed(script.tokens[:1, 0 if call == 0 else end - 1 : end])
-        sums.add(logits, expected[:1, -1], truth=truth[:1, end - 1])
-    output = sums.judge(f"{name} ({counted(len(baseline), 'call')})", norms, bound=BOUNDS[comparison.reference.dtype])
-    return StepReport((output,), tuple(_failures(name, output, dtype=comparison.reference.dtype)))
+        sums.add(logits, expected[:1, -1], truth=truth[:1, end - 1], spread=spread)
+    outputs = [
+        sums.judge(f"{name} ({counted(len(baseline), 'call')})", norms, bound=BOUNDS[comparison.reference.dtype])
+    ]
+    if (ends := _sum_end_errors(comparison, source, after=script.total)) is not None:
+        calls = counted(len(ends.samples), "call")
+        outputs.append(ends.judge(f"{name}, its last slots ({calls})", norms, bound=BOUNDS[comparison.reference.dtype]))
+    dtype = comparison.reference.dtype
+    return StepReport(tuple(outputs), tuple(f for output in outputs for f in _failures(name, output, dtype=dtype)))
+
+
+def _sum_end_errors(comparison: Comparison, source: SessionSource, *, after: int) -> ErrorSums | None:
+    """Errors of the last slots of the cache in the session that generates text; None if `after` slots are all."""
+    longest = next((s for s in comparison.reference.samples if s.covers == LONGEST_PROMPT), None)
+    if longest is None or (total := longest.inputs["input_ids"].shape[1] - 1) <= after:
+        return None
+    sums = ErrorSums()
+    session = source.start(1, total + 1)
+    for stop in range(total - 2, total + 1):
+        comparison.progress("decoding at the end of the cache", stop - total + 2, 3)
+        logits = session.feed(longest.inputs["input_ids"][:1, 0 if stop == total - 2 else stop - 1 : stop])
+        baseline, truth = (arrays["logits"][:1, stop - 1] for arrays in (longest.baseline, longest.truth))
+        sums.add(logits, baseline, truth=truth, spread=comparison.reference.spread)
+    return sums

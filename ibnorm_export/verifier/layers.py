@@ -49,8 +49,8 @@ class _Recordings:
             ("truth", reference.truth, reference.exact(reference.truth)),
             ("baseline", reference.baseline, TorchRunner(reference.model, reference.baseline)),
         )
-        for index, inputs in enumerate(reference.inputs):
-            reference.progress("running PyTorch layer by layer", index, len(reference.inputs))
+        for index, inputs in enumerate(sample.inputs for sample in reference.samples):
+            reference.progress("running PyTorch layer by layer", index, len(reference.samples))
             for role, module, runner in runners:
                 with record_layer_outputs(module, paths=paths) as values:
                     runner.run(inputs)
@@ -84,8 +84,10 @@ class _Sums:
         actual: NDArray[Any],
         recorded: _Recorded | None,
         masks: Sequence[NDArray[np.bool_]],
+        covers: str,
+        spread: float,
     ) -> None:
-        """Add one layer of one sample, without the positions that `masks` exclude."""
+        """Add one layer of one sample, without the positions that `masks` exclude; see `ErrorSums.add`."""
         name = f"{layer.kind} {layer.module}"
         if recorded is None:
             self.notes[f"{name} did not run in PyTorch"] = None
@@ -95,7 +97,7 @@ class _Sums:
             self.notes[f"{name}: the file has shape {actual.shape}, PyTorch {truth.shape}"] = None
             return
         a, b, t = (_without_padding(values, masks) for values in (actual, baseline, truth))
-        self.errors.setdefault((layer.module, norms), ErrorSums()).add(a, b, truth=t)
+        self.errors.setdefault((layer.module, norms), ErrorSums()).add(a, b, truth=t, covers=covers, spread=spread)
 
 
 def compare_layers(comparison: Comparison) -> LayersReport:
@@ -117,17 +119,26 @@ def compare_layers(comparison: Comparison) -> LayersReport:
         recordings.record(reference)
         sums = _Sums()
         for norms, index, actual in _runs(comparison):
-            masks = list(reference.model.valid(reference.inputs[index]).values())
+            sample = reference.samples[index]
+            masks = list(sample.valid.values())
             with recordings.read(index) as recorded:
-                for layer in layers:
-                    sums.add(layer, norms, actual=actual[layer.output], recorded=recorded(layer), masks=masks)
+                for layer in (layer for layer in layers if layer.output in actual):
+                    sums.add(
+                        layer,
+                        norms,
+                        actual=actual[layer.output],
+                        recorded=recorded(layer),
+                        masks=masks,
+                        covers=sample.covers,
+                        spread=reference.spread,
+                    )
     parities = tuple(_judge(layers, sums.errors, reference=reference))
     return LayersReport(parities, _describe_first_failure(parities), tuple(sums.notes))
 
 
 def _runs(comparison: Comparison) -> Iterator[tuple[str, int, Arrays]]:
     """How the norms ran, index of the sample, and what the file computes; one session after the other."""
-    inputs = comparison.reference.inputs
+    inputs = [sample.inputs for sample in comparison.reference.samples]
     for norms, runner in comparison.variants.items():
         for index, sample in enumerate(inputs):
             comparison.progress(f"comparing layers, norms {norms}", index, len(inputs))
@@ -166,10 +177,14 @@ def _describe_first_failure(layers: Sequence[LayerParity]) -> str:
     for layer in layers:
         failed = next((variant for variant in layer.variants if not variant.passed), None)
         if failed is not None:
+            error, tolerance = failed.error, failed.tolerance
+            if error <= tolerance:
+                error, tolerance = failed.worst_sample_error, failed.worst_sample_tolerance
+            where = f" for {failed.worst_sample_covers}" if failed.worst_sample_covers else ""
             return (
                 f"{layer.kind} {layer.module} (node {layer.node}) is the first to exceed its tolerance, after "
-                f"{before}: relative error {failed.error:.3g} with norms {failed.norms}; PyTorch has "
-                f"{failed.baseline_error:.3g}, the tolerance is {failed.tolerance:.3g}"
+                f"{before}: relative error {error:.3g}{where} with norms {failed.norms}; PyTorch has "
+                f"{failed.baseline_error:.3g}, the tolerance is {tolerance:.3g}"
             )
         before = f"{layer.kind} {layer.module}"
     return ""

@@ -6,13 +6,16 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ibnorm_export.artifacts.metadata import Target
 from ibnorm_export.artifacts.tensors import DType
+from ibnorm_export.errors import ModelFileError
 from ibnorm_export.verifier.attribution import attribute, needs_levels
-from ibnorm_export.verifier.comparison import Comparison, with_rounding
+from ibnorm_export.verifier.comparison import Comparison, with_rounding, without_rounding
 from ibnorm_export.verifier.decoding import decode
 from ibnorm_export.verifier.layers import compare_layers
 from ibnorm_export.verifier.norms import find_unfused, observe_norms
@@ -22,7 +25,11 @@ from ibnorm_export.verifier.quality import check_quality
 from ibnorm_export.verifier.report import Finding, LayersReport, NumericReport, OutputParity
 from ibnorm_export.verifier.tolerances import MAX_BASELINE_ERROR
 
-__all__ = ["check_numbers", "check_numeric"]
+__all__ = ["check_numbers", "check_numeric", "locate"]
+
+_EXACT: Final = (
+    "a copy in float32 that rounds nothing, against PyTorch in float32 and float64 with the weights of the file"
+)
 
 
 def check_numeric(comparison: Comparison, *, tokens: NDArray[np.int64] | None) -> NumericReport:
@@ -40,9 +47,39 @@ def check_numeric(comparison: Comparison, *, tokens: NDArray[np.int64] | None) -
         norms = observe_norms(runnable)
     findings = (*report.findings, *(Finding("quality", str(q)) for q in quality if not q.passed))
     report = replace(report, quality=quality, norms=norms, findings=findings)
-    if comparison.options.layers:
-        report = with_layers(report, compare_layers(comparison))
+    report = locate(report, comparison)
+    if not comparison.rounds:
+        report = _with_exact(report, comparison)
     return replace(report, findings=(*report.findings, *find_unfused(comparison, norms)))
+
+
+def locate(report: NumericReport, comparison: Comparison) -> NumericReport:
+    """The report with the error of every layer if that was requested; with the first that fails if an output fails."""
+    if comparison.options.layers:
+        return with_layers(report, compare_layers(comparison))
+    if all(output.passed for output in report.outputs):
+        return report
+    layers = compare_layers(comparison)
+    found = (Finding("layer", layers.first_failure),) if layers.first_failure else ()
+    return replace(report, findings=(*report.findings, *found))
+
+
+def _with_exact(report: NumericReport, comparison: Comparison) -> NumericReport:
+    """The report with the verdict on a copy that rounds nothing: rounding hides arithmetic that is slightly wrong."""
+    if comparison.file.metadata.target is Target.ORT_GENAI:
+        left_out = "arithmetic without rounding: onnxruntime-genai stores rounded tables of the rotary embedding"
+        return replace(report, not_run=(*report.not_run, left_out))
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            unrounded = without_rounding(comparison, Path(folder))
+            exact = check_numbers(unrounded)
+            unrounded.variants.close()
+            exact = locate(exact, unrounded)
+    except ModelFileError as error:
+        return replace(report, findings=(*report.findings, Finding("without rounding", str(error))))
+    exact = replace(exact, method=_EXACT)
+    findings = tuple(Finding(f"without rounding, {found.where}", found.what) for found in exact.findings)
+    return replace(report, exact=exact, findings=(*report.findings, *findings))
 
 
 def check_numbers(comparison: Comparison) -> NumericReport:
@@ -60,13 +97,13 @@ def check_numbers(comparison: Comparison) -> NumericReport:
         *decoded.findings,
         *_find_unfit_dtype(outputs, dtype),
     ]
-    if attribution is not None and attribution.source:
+    if attribution is not None and attribution.source and not compared.explained:
         findings.append(Finding(f"error source {attribution.source}", attribution.summary))
     return NumericReport(
         comparison.options.backend,
         dtype.value,
         method=_describe_method(comparison),
-        samples=len(comparison.reference.inputs),
+        samples=len(comparison.reference.samples),
         outputs=outputs,
         findings=tuple(findings),
         attribution=attribution,

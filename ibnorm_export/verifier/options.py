@@ -30,6 +30,7 @@ class VerifyOptions:
         expected: an .npz file of inputs and outputs that the training code saved, to which the checkpoint and the file
             are held.
         expected_dtype: the type that the training code computed in; None takes that of the saved outputs.
+        coverage: whether to add inputs for what ordinary samples leave out; see `draw_covering_inputs`.
         stress: whether to add inputs that expose wrong arithmetic; see `draw_stress_inputs`.
 
     Raises:
@@ -46,6 +47,7 @@ class VerifyOptions:
     require_fused: bool = False
     layers: bool = False
     endpoint: Endpoint | None = None
+    coverage: bool = True
     stress: bool = False
     engine: Path | None = None
     expected: Path | None = None

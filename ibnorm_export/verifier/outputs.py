@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ibnorm_export.artifacts.tensors import DType
+from ibnorm_export.artifacts.tensors import Arrays, DType
 from ibnorm_export.errors import ModelFileError
 from ibnorm_export.runtimes.runner import Runner
 from ibnorm_export.verifier.comparison import Comparison
 from ibnorm_export.verifier.error_accumulator import ErrorSums
+from ibnorm_export.verifier.reference import Sample
 from ibnorm_export.verifier.report import Finding, OutputParity, StepReport
+from ibnorm_export.verifier.runtime_faults import find_runtime_fault
 from ibnorm_export.verifier.tolerances import BOUNDS
 
 __all__ = ["compare", "compare_runner", "describe_error"]
@@ -29,7 +32,46 @@ def compare(comparison: Comparison) -> StepReport:
         for output in outputs
         if not output.passed
     ]
-    return StepReport(outputs, tuple(findings))
+    return StepReport(outputs, tuple(findings), explained=any(step.explained for step in steps))
+
+
+@dataclass(frozen=True, slots=True)
+class _OutputSums:
+    """Sums of one output: of everything, and without the rows that are masked throughout."""
+
+    everything: ErrorSums = field(default_factory=ErrorSums)
+    unmasked: ErrorSums = field(default_factory=ErrorSums)
+
+    def add(self, sample: Sample, actual: Arrays, *, name: str, spread: float) -> None:
+        """Add one sample."""
+        self._add_to(self.everything, sample, actual, name=name, spread=spread)
+        masked = sample.masked_rows
+        arrays = (actual, sample.baseline, sample.truth)
+        if not masked.any():
+            self._add_to(self.unmasked, sample, actual, name=name, spread=spread)
+        elif not masked.all() and all(len(a[name]) == len(masked) for a in arrays):
+            valid = {n: v[~masked] for n, v in sample.valid.items()}
+            kept, baseline, truth = ({name: a[name][~masked]} for a in arrays)
+            self._add_to(
+                self.unmasked,
+                replace(sample, valid=valid, baseline=baseline, truth=truth, least_error={}),
+                kept,
+                name=name,
+                spread=spread,
+            )
+
+    @staticmethod
+    def _add_to(sums: ErrorSums, sample: Sample, actual: Arrays, *, name: str, spread: float) -> None:
+        a, b, t = (sample.select(arrays, name) for arrays in (actual, sample.baseline, sample.truth))
+        sums.add(
+            a,
+            b,
+            truth=t,
+            least_error=sample.least_error.get(name),
+            spread=spread,
+            index=sample.index,
+            covers=sample.covers,
+        )
 
 
 def compare_runner(comparison: Comparison, runner: Runner, *, norms: str) -> StepReport:
@@ -43,40 +85,63 @@ def compare_runner(comparison: Comparison, runner: Runner, *, norms: str) -> Ste
     Returns:
         A parity for each output, and findings for samples that cannot be compared.
     """
-    names = comparison.reference.model.outputs
-    sums = {name: ErrorSums() for name in names}
+    reference = comparison.reference
+    sums = {name: _OutputSums() for name in reference.model.outputs}
     findings: list[Finding] = []
-    for index, sample in enumerate(comparison.reference.samples):
-        comparison.progress(f"comparing, norms {norms}", index, len(comparison.reference.samples))
+    explained = False
+    for done, sample in enumerate(reference.samples):
+        comparison.progress(f"comparing, norms {norms}", done, len(reference.samples))
         try:
             actual = runner.run(comparison.feed(sample.inputs))
         except ModelFileError as error:
-            findings.append(Finding(f"sample {index}", str(error)))
+            findings.append(Finding(sample.label, str(error)))
             continue
-        for name in names:
+        for name, added in sums.items():
             expected = sample.truth[name].shape
             if name not in actual or actual[name].shape != expected:
                 what = f"has shape {actual[name].shape}" if name in actual else "is missing"
-                findings.append(Finding(f"output {name}", f"sample {index}: {what}; its shape must be {expected}"))
+                findings.append(Finding(f"output {name}", f"{sample.label}: {what}; its shape must be {expected}"))
+                continue
+            if (fault := find_runtime_fault(comparison, sample, actual[name], name=name)) is not None:
+                findings.append(fault)
+                explained = True
                 continue
             a, b, t = (sample.select(arrays, name) for arrays in (actual, sample.baseline, sample.truth))
             findings += [
-                Finding(f"output {name}", f"sample {index}: {problem}")
-                for problem in _nonfinite_problems(a, b, truth=t, dtype=comparison.reference.dtype)
+                Finding(f"output {name}", f"{sample.label}: {problem}")
+                for problem in _nonfinite_problems(a, b, truth=t, dtype=reference.dtype)
             ]
-            sums[name].add(a, b, truth=t)
-    comparison.progress("comparing", len(comparison.reference.samples), len(comparison.reference.samples))
-    bound = BOUNDS[comparison.reference.dtype]
-    return StepReport(
-        tuple(added.judge(name, norms, bound=bound) for name, added in sums.items() if added), tuple(findings)
+            added.add(sample, actual, name=name, spread=reference.spread)
+    comparison.progress("comparing", len(reference.samples), len(reference.samples))
+    bound = BOUNDS[reference.dtype]
+    outputs = tuple(
+        added.everything.judge(name, norms, bound=bound) for name, added in sums.items() if added.everything
     )
+    confined = [
+        output.name
+        for output in outputs
+        if not output.passed
+        and sums[output.name].unmasked
+        and sums[output.name].unmasked.judge(output.name, norms, bound=bound).passed
+    ]
+    findings += [
+        Finding(
+            f"masked rows of output {name}",
+            "the difference is confined to rows that are masked throughout (attention_mask is 0 everywhere), whose "
+            "values have no meaning; give inputs with at least one token in each row",
+        )
+        for name in confined
+    ]
+    return StepReport(outputs, tuple(findings), explained=explained or bool(confined))
 
 
 def describe_error(output: OutputParity, dtype: DType) -> str:
     """The error of an output and its tolerance, in words."""
+    covers = f", {output.worst_sample_covers}" if output.worst_sample_covers else ""
     return (
-        f"relative error {output.error:.3g} against float64 (worst sample {output.worst_sample_error:.3g}); PyTorch in "
-        f"{dtype.value} has {output.baseline_error:.3g}, the tolerance is {output.tolerance:.3g}; norms ran "
+        f"relative error {output.error:.3g} against float64; PyTorch in {dtype.value} has {output.baseline_error:.3g}, "
+        f"the tolerance is {output.tolerance:.3g}; sample {output.worst_sample}{covers} has "
+        f"{output.worst_sample_error:.3g}, its tolerance is {output.worst_sample_tolerance:.3g}; norms ran "
         f"{output.norms}"
     )
 

@@ -8,7 +8,6 @@ checks everything that is not a matrix: masks, caches, batches, norms.
 from __future__ import annotations
 
 import copy
-import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -23,16 +22,12 @@ from torch import Tensor, nn
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel
-from ibnorm_export.artifacts.metadata import Target
-from ibnorm_export.artifacts.onnx_file import MODEL_FILE
 from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.graph.quantization import dequantize
-from ibnorm_export.verifier.comparison import Comparison
-from ibnorm_export.verifier.layers import compare_layers
+from ibnorm_export.verifier.comparison import Comparison, write_copy
 from ibnorm_export.verifier.norms import find_unfused, observe_norms
-from ibnorm_export.verifier.numeric import check_numbers, with_layers
+from ibnorm_export.verifier.numeric import check_numbers, locate
 from ibnorm_export.verifier.quality import check_quality, sample_text
-from ibnorm_export.verifier.reference import Reference
 from ibnorm_export.verifier.report import Finding, NumericReport
 
 __all__ = ["check_quantized"]
@@ -82,7 +77,7 @@ def _check_own_numbers(comparison: Comparison) -> NumericReport:
             comparison.options.backend,
             given.dtype.value,
             method=predictions,
-            samples=len(given.inputs),
+            samples=len(given.samples),
             outputs=(),
             findings=(),
         )
@@ -91,12 +86,11 @@ def _check_own_numbers(comparison: Comparison) -> NumericReport:
         exact = replace(
             comparison,
             file=_copy_without_rounding(comparison.file, Path(folder)),
-            reference=Reference(model, DType.FP32, given.inputs, given.progress),
+            reference=replace(given, model=model, dtype=DType.FP32),
         )
         report = check_numbers(exact)
         exact.variants.close()
-        if comparison.options.layers:
-            report = with_layers(report, compare_layers(exact))
+        report = locate(report, exact)
     method = (
         f"{predictions}; numbers of a copy without rounding of activations, against PyTorch with the file's matrices"
     )
@@ -109,12 +103,7 @@ def _copy_without_rounding(exported: ExportedModel, folder: Path) -> ExportedMod
     for node in model.graph.all_nodes():
         if node.op_type == "MatMulNBits":
             node.attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", _FLOAT32)
-    if exported.metadata.target is Target.ORT_GENAI:  # it runs as a folder
-        for file in exported.path.parent.iterdir():
-            if file.is_file() and not file.name.startswith(MODEL_FILE):
-                shutil.copyfile(file, folder / file.name)
-    ir.save(model, folder / MODEL_FILE, external_data=f"{MODEL_FILE}.data")
-    return ExportedModel(folder / MODEL_FILE)
+    return write_copy(model, exported, folder=folder)
 
 
 def _matrices(exported: ExportedModel, model: LoadedModel) -> Iterator[tuple[str, Tensor]]:

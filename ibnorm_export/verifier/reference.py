@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +17,15 @@ from ibnorm_export.progress import Progress
 from ibnorm_export.runtimes.runner import Runner
 from ibnorm_export.runtimes.torch import Float64TorchRunner, TorchRunner
 from ibnorm_export.verifier.mapping import MappingMeasurement
+from ibnorm_export.verifier.realisations import largest_errors, pooled_spread
 from ibnorm_export.verifier.report import MappingReport
-from ibnorm_export.verifier.samples import refusals
+from ibnorm_export.verifier.samples import RefusedInputError, refusals
+from ibnorm_export.verifier.tolerances import MAX_BASELINE_ERROR
 
 __all__ = ["Reference", "Sample"]
+
+#: Ordinary samples that are run under several realisations of rounding.
+_REALISED: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,16 +37,46 @@ class Sample:
         valid: for some outputs, which leading positions have a defined value (padding has none).
         baseline: outputs of PyTorch in the file's dtype.
         truth: outputs of PyTorch in float64.
+        index: number of the sample.
+        covers: what a covering input covers; empty for an ordinary sample.
+        least_error: by output, the largest error of several realisations of rounding, where they were run.
     """
 
     inputs: Arrays
     valid: Mapping[str, NDArray[np.bool_]]
+    _: KW_ONLY
     baseline: Arrays
     truth: Arrays
+    index: int
+    covers: str = ""
+    least_error: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """The number of the sample, and what it covers."""
+        return f"sample {self.index}{f', {self.covers}' if self.covers else ''}"
+
+    @property
+    def masked_rows(self) -> NDArray[np.bool_]:
+        """Which rows are masked throughout; empty for inputs without a mask."""
+        mask = self.inputs.get("attention_mask")
+        found: NDArray[np.bool_] = np.zeros(0, bool) if mask is None or mask.ndim != 2 else (mask == 0).all(1)
+        return found
 
     def select(self, arrays: Arrays, name: str) -> NDArray[Any]:
         """The values of output `name` that are defined."""
         return arrays[name][self.valid[name]] if name in self.valid else arrays[name]
+
+
+@dataclass(frozen=True, slots=True)
+class _Runs:
+    """What PyTorch computed, which covering inputs are not compared, and the mapping of the norms."""
+
+    samples: tuple[Sample, ...]
+    left_out: tuple[str, ...]
+    _: KW_ONLY
+    spread: float
+    measurement: MappingMeasurement | None
 
 
 @dataclass(frozen=True)
@@ -53,12 +88,15 @@ class Reference:
         dtype: dtype of the baseline.
         inputs: one entry for each sample.
         progress: receives the progress of the work.
+        covers: what a covering input covers, by its index. It is left out where PyTorch cannot run it.
     """
 
     model: LoadedModel
     dtype: DType
+    _: KW_ONLY
     inputs: tuple[Arrays, ...]
     progress: Progress
+    covers: Mapping[int, str] = field(default_factory=dict)
 
     @cached_property
     def truth(self) -> nn.Module:
@@ -82,33 +120,80 @@ class Reference:
     @cached_property
     def mapping(self) -> MappingReport | None:
         """The user's own norms against their replacements, on every input; None if no norm is replaced."""
-        _, measurement = self._runs
-        return None if measurement is None else measurement.report()
+        return None if self._runs.measurement is None else self._runs.measurement.report()
 
     @property
     def samples(self) -> tuple[Sample, ...]:
-        """Every input with the outputs of PyTorch.
+        """Every input that PyTorch can run, with the outputs of PyTorch.
 
         Raises:
-            RefusedInputError: PyTorch cannot run on an input.
+            RefusedInputError: PyTorch cannot run on an input that is not a covering one.
         """
-        return self._runs[0]
+        return self._runs.samples
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Covering inputs that are not compared, and why."""
+        return self._runs.left_out
+
+    @property
+    def spread(self) -> float:
+        """The largest error of several realisations of rounding over that of one run; at least 1."""
+        return self._runs.spread
 
     @cached_property
-    def _runs(self) -> tuple[tuple[Sample, ...], MappingMeasurement | None]:
-        baseline = TorchRunner(self.model, self.baseline)
+    def _runs(self) -> _Runs:
         measurement = (
             MappingMeasurement(self.model, self.truth, mapped=self.mapped) if self.model.replaced_norms else None
         )
-        samples = []
+        samples, left_out = [], []
         for index, inputs in enumerate(self.inputs):
             self.progress("running PyTorch", index, len(self.inputs))
-            with refusals(index, inputs):
-                exact, offset = self._run_truth(inputs, measurement)
-            plain = baseline.run(inputs)
-            plain |= {name: plain[name] + difference for name, difference in offset.items()}
-            samples.append(Sample(inputs, self.model.valid(inputs), plain, exact))
-        return tuple(samples), measurement
+            try:
+                sample = self._run(index, inputs, measurement=measurement)
+            except RefusedInputError as error:
+                if index not in self.covers:
+                    raise
+                left_out.append(f"{self.covers[index]}: {error}")
+                continue
+            reason = _reason_to_leave_out(sample, self.dtype) if sample.covers else ""
+            if reason:
+                left_out.append(f"{sample.covers}: {reason}")
+            else:
+                samples.append(sample)
+        realised, spread = self._realise(samples)
+        return _Runs(realised, tuple(left_out), spread=spread, measurement=measurement)
+
+    def _realise(self, samples: Sequence[Sample]) -> tuple[tuple[Sample, ...], float]:
+        """The samples, some with their errors under several realisations of rounding, and the spread of the others."""
+        self.progress("running PyTorch with other rounding", 0, 0)
+        chosen = [sample for sample in samples if not sample.covers][:_REALISED]
+        names = [name for name in self.model.outputs if not name.startswith("present.")]
+        errors = largest_errors(
+            self.model,
+            self.baseline,
+            dtype=torch_dtype(self.dtype),
+            samples=[(sample.inputs, sample.truth, sample.select) for sample in chosen],
+            names=names,
+        )
+        own = [_relative_error(sample, name) for sample in chosen for name in names]
+        spread = pooled_spread(own, [error for found in errors for error in found.values()])
+        by_index = dict(zip((sample.index for sample in chosen), errors, strict=True))
+        return tuple(replace(s, least_error=by_index.get(s.index, {})) for s in samples), spread
+
+    def _run(self, index: int, inputs: Arrays, *, measurement: MappingMeasurement | None) -> Sample:
+        with refusals(index, inputs):
+            exact, offset = self._run_truth(inputs, measurement)
+        plain = TorchRunner(self.model, self.baseline).run(inputs)
+        plain |= {name: plain[name] + difference for name, difference in offset.items()}
+        return Sample(
+            inputs,
+            self.model.valid(inputs),
+            baseline=plain,
+            truth=exact,
+            index=index,
+            covers=self.covers.get(index, ""),
+        )
 
     def _run_truth(self, inputs: Arrays, measurement: MappingMeasurement | None) -> tuple[Arrays, Arrays]:
         """The outputs of `truth`, and what to add to those of the baseline, so that it has only the dtype's error.
@@ -132,3 +217,24 @@ class Reference:
             return exact, {}
         comparable = [n for n, a in exact.items() if a.shape == mapped[n].shape and np.issubdtype(a.dtype, np.floating)]
         return exact, {name: exact[name] - mapped[name] for name in comparable}
+
+
+def _reason_to_leave_out(sample: Sample, dtype: DType) -> str:
+    """Why a covering input cannot be compared; empty if it can."""
+    for name in sample.truth:
+        exact, rounded = (sample.select(arrays, name).astype(np.float64) for arrays in (sample.truth, sample.baseline))
+        if not np.isfinite(exact).all():
+            return "the checkpoint itself gives NaN or infinity"
+        if not np.isfinite(rounded).all():
+            return f"PyTorch overflows in {dtype.value}"
+        error = _relative_error(sample, name)
+        if error > MAX_BASELINE_ERROR:
+            return f"PyTorch in {dtype.value} differs from float64 by {error:.0%}"
+    return ""
+
+
+def _relative_error(sample: Sample, name: str) -> float:
+    """The baseline error of one output; infinite if the truth is 0 and the baseline is not."""
+    exact, rounded = (sample.select(arrays, name).astype(np.float64) for arrays in (sample.truth, sample.baseline))
+    error, size = float(np.linalg.norm(rounded - exact)), float(np.linalg.norm(exact))
+    return error / size if size else (np.inf if error else 0.0)

@@ -35,6 +35,11 @@ def _verdict(passed: bool) -> str:
     return "pass" if passed else "FAIL"
 
 
+def _excess(error: float, tolerance: float) -> float:
+    excess = error / tolerance if tolerance else error
+    return float("inf") if excess != excess else excess
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One thing that is wrong: where, and what."""
@@ -74,10 +79,12 @@ class OutputParity:
         name: the output, or a step of decoding.
         norms: how the norms ran, e.g. "fused" or "as functions".
         max_abs: largest absolute difference from the truth.
-        error: error of the file over all samples.
-        baseline_error: error of PyTorch in the same dtype over all samples.
-        worst_sample, worst_sample_error: the sample with the largest error of the file, and that error.
-        tolerance: the largest error over all samples that passes.
+        error: error of the file over the ordinary samples.
+        baseline_error: error of PyTorch in the same dtype over them, the largest of several realisations of rounding.
+        worst_sample, worst_sample_error: the sample nearest to its tolerance or farthest above it, and its error.
+        worst_sample_tolerance: the largest error of that sample that passes.
+        worst_sample_covers: what that sample covers; empty for an ordinary sample.
+        tolerance: the largest error over the ordinary samples that passes.
         ratio: `error` over `baseline_error`.
         cosine: cosine of the angle between the file's values and the truth.
         top1_agreement: share of rows with the same largest value; None if rows have one value.
@@ -93,6 +100,8 @@ class OutputParity:
     baseline_error: float
     worst_sample: int
     worst_sample_error: float
+    worst_sample_tolerance: float
+    worst_sample_covers: str
     tolerance: float
     ratio: float
     cosine: float
@@ -102,9 +111,8 @@ class OutputParity:
 
     @property
     def excess(self) -> float:
-        """The error over its tolerance; infinite if the error is not a number."""
-        excess = self.error / self.tolerance if self.tolerance else self.error
-        return float("inf") if excess != excess else excess
+        """The error over its tolerance, over the samples or in the worst; infinite if an error is not a number."""
+        return max(_excess(self.error, self.tolerance), _excess(self.worst_sample_error, self.worst_sample_tolerance))
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,10 +239,17 @@ class Quality:
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """What one step of the numeric verdict found: outputs that were compared, and what is wrong."""
+    """What one step of the numeric verdict found.
+
+    Args:
+        outputs: outputs that were compared.
+        findings: what is wrong.
+        explained: whether a finding names the cause, so that no step of the export is responsible.
+    """
 
     outputs: tuple[OutputParity, ...] = ()
     findings: tuple[Finding, ...] = ()
+    explained: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,12 +378,15 @@ class NumericReport(Report):
         outputs: each output, for each way of running the norms.
         findings: what is wrong.
         notes: remarks for the reader.
+        ran: what the inputs cover: batches, lengths, slots of the cache, token ids, padding, ranges of values.
+        not_run: what they leave out, and why.
         norms: which implementation ran for each norm.
         quality: predictions of a language model.
         attribution: where the error comes from; None if nothing was compared.
         mapping: the user's own norms against those that are exported; None if the user's code is not there or uses
             IBNorm itself.
         layers: the error after every norm and block; None if it was not requested.
+        exact: the verdict on a copy that rounds nothing; None if the file is not in half precision or ran on a device.
     """
 
     backend: str
@@ -379,16 +397,19 @@ class NumericReport(Report):
     outputs: tuple[OutputParity, ...]
     findings: tuple[Finding, ...]
     notes: tuple[str, ...] = ()
+    ran: tuple[str, ...] = ()
+    not_run: tuple[str, ...] = ()
     norms: tuple[NormExecution, ...] = ()
     quality: tuple[Quality, ...] = ()
     attribution: ErrorAttribution | None = None
     mapping: MappingReport | None = None
     layers: LayersReport | None = None
+    exact: NumericReport | None = None
 
     def __bool__(self) -> bool:
         compared = [part.passed for part in self.outputs] + [part.passed for part in self.quality]
-        mapped = self.mapping is None or bool(self.mapping)
-        return bool(compared) and all(compared) and mapped and not self.findings
+        parts = [part for part in (self.mapping, self.exact) if part is not None]
+        return bool(compared) and all(compared) and all(parts) and not self.findings
 
     def __str__(self) -> str:
         return "\n".join(self._lines())
@@ -397,6 +418,9 @@ class NumericReport(Report):
         if self.outputs:
             yield from _output_lines(f"{self.backend}, {self.dtype}, {counted(self.samples, 'sample')}", self.outputs)
             yield f"numeric: ran {self.method}"
+            if self.ran:
+                yield f"what ran: {'; '.join(self.ran)}"
+            yield from (f"not run: {left_out}" for left_out in self.not_run)
             if self.norms:
                 yield norms_summary(self.norms)
         for quality in self.quality:
@@ -407,6 +431,9 @@ class NumericReport(Report):
             yield f"error attribution: {self.attribution.summary}"
         if self.layers is not None:
             yield str(self.layers)
+        if self.exact is not None:
+            yield "without rounding:"
+            yield str(self.exact)
 
 
 def _output_lines(title: str, outputs: Sequence[OutputParity]) -> Iterator[str]:

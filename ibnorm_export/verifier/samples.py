@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field, replace
+from typing import Final
 
 import numpy as np
 import torch
 
+from ibnorm_export.artifacts.covering_inputs import (
+    CoveringInputs,
+    Limits,
+    draw_covering_inputs,
+    find_limits,
+    fit_sizes,
+)
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.kv_cache import without_padding
 from ibnorm_export.artifacts.loaded_model import LoadedModel, torch_dtype
@@ -15,9 +24,13 @@ from ibnorm_export.artifacts.metadata import Target
 from ibnorm_export.artifacts.stress_inputs import draw_stress_inputs
 from ibnorm_export.artifacts.tensors import Arrays
 from ibnorm_export.errors import ModelFileError
+from ibnorm_export.runtimes.runner import Backend
 from ibnorm_export.verifier.options import VerifyOptions
 
-__all__ = ["RefusedInputError", "prepare_samples", "refusals", "round_inputs"]
+__all__ = ["PreparedSamples", "RefusedInputError", "prepare_samples", "refusals", "round_inputs"]
+
+#: Backends that take only the sizes that an engine was built for or a server allows.
+_BOUNDED_BACKENDS: Final = (Backend.TENSORRT, Backend.TENSORRT_RTX, Backend.TRITON)
 
 
 class RefusedInputError(ModelFileError):
@@ -46,28 +59,89 @@ def round_inputs(inputs: Arrays, dtype: torch.dtype) -> Arrays:
     }
 
 
-def _draw(model: LoadedModel, options: VerifyOptions) -> tuple[list[Arrays], list[str]]:
-    """Inputs that walk through the shapes that matter, then stress inputs if requested; and notes."""
+@dataclass(frozen=True, slots=True)
+class PreparedSamples:
+    """The inputs of a comparison.
+
+    Args:
+        inputs: the inputs, rounded to the file's dtype.
+        notes: notes about them for the reader.
+        covers: what a covering input covers, by its index. It is left out where PyTorch cannot run it.
+        left_out: what is not run, and why.
+        limits: what the model takes.
+    """
+
+    inputs: tuple[Arrays, ...]
+    notes: tuple[str, ...]
+    _: KW_ONLY
+    covers: Mapping[int, str] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
+    limits: Limits
+
+
+def _fixed_sizes(exported: ExportedModel, model: LoadedModel) -> dict[str, int]:
+    """Sizes of the axes that are dynamic in the model and fixed in the file, by name."""
+    shapes = {tensor.name: tensor.shape for tensor in exported.inputs}
+    return {
+        axis: size
+        for spec in model.inputs
+        for axis, size in zip(spec.shape, shapes.get(spec.name, ()), strict=False)
+        if isinstance(axis, str) and isinstance(size, int)
+    }
+
+
+def _draw(exported: ExportedModel, model: LoadedModel, *, options: VerifyOptions) -> PreparedSamples:
+    """Inputs that walk through the shapes that matter, then covering inputs, then stress inputs if requested."""
     rng = np.random.default_rng(options.seed)
     drawn = [model.sample(rng, index) for index in range(options.samples)]
+    with refusals(0, drawn[0]):
+        limits = find_limits(model, inputs=drawn[0])
+    fixed = _fixed_sizes(exported, model)
+    drawn = [fit_sizes(model, arrays, limits=limits, fixed=fixed) for arrays in drawn]
+    covering = _cover(model, rng, options=options, limits=limits, fixed=fixed, drawn=drawn)
     stress = draw_stress_inputs(model, rng) if options.stress else {}
-    notes = [f"samples {len(drawn)} and up are stress inputs: {', '.join(stress)}"] if stress else []
-    return [*drawn, *stress.values()], notes
+    stressed = [fit_sizes(model, arrays, limits=limits, fixed=fixed) for arrays in stress.values()]
+    covered = len(drawn) + len(covering.samples)
+    notes = [f"samples {covered} and up are stress inputs: {', '.join(stress)}"] if stress else []
+    if fixed:
+        sizes = ", ".join(f"{name} {size}" for name, size in fixed.items())
+        notes.append(f"the file takes one size only: {sizes}; other sizes are not compared")
+    return PreparedSamples(
+        (*drawn, *covering.samples.values(), *stressed),
+        tuple(notes),
+        covers=dict(enumerate(covering.samples, len(drawn))),
+        left_out=covering.left_out,
+        limits=limits,
+    )
+
+
+def _cover(
+    model: LoadedModel,
+    rng: np.random.Generator,
+    *,
+    options: VerifyOptions,
+    limits: Limits,
+    fixed: Mapping[str, int],
+    drawn: Sequence[Arrays],
+) -> CoveringInputs:
+    if not options.coverage:
+        return CoveringInputs({}, ("the longest sequence, a large batch and large values: coverage is off",))
+    if options.backend in _BOUNDED_BACKENDS:
+        reason = f"backend {options.backend} takes only the sizes of its engine or server"
+        return CoveringInputs({}, (f"the longest sequence, a large batch and large values: {reason}",))
+    return draw_covering_inputs(model, rng, limits=limits, fixed=fixed, drawn=drawn)
 
 
 def prepare_samples(
     exported: ExportedModel, model: LoadedModel, *, options: VerifyOptions, given: Sequence[Arrays] | None
-) -> tuple[tuple[Arrays, ...], tuple[str, ...]]:
+) -> PreparedSamples:
     """The inputs to compare on.
 
     Args:
         exported: the file.
         model: the checkpoint; it draws inputs.
-        options: number of samples, seed, and whether to add stress inputs.
+        options: number of samples, seed, and whether to add covering and stress inputs.
         given: the user's own inputs instead.
-
-    Returns:
-        The inputs, and notes about them.
 
     Raises:
         ModelFileError: `given` is empty, or has padding, which the file does not take.
@@ -81,9 +155,16 @@ def prepare_samples(
             "GroupQueryAttention counts positions without padding. Give rows of equal length, or export --target "
             "portable"
         )
-    samples, notes = _draw(model, options) if given is None else (list(given), [])
+    if given is None:
+        prepared = _draw(exported, model, options=options)
+    else:
+        with refusals(0, given[0]):
+            limits = find_limits(model, inputs=given[0])
+        left_out = ("anything but your own inputs",)
+        prepared = PreparedSamples(tuple(given), (), left_out=left_out, limits=limits)
+    samples, notes = prepared.inputs, prepared.notes
     if genai:
-        notes.append("rows of a batch have equal lengths: GroupQueryAttention counts positions without padding")
-        samples = [without_padding(sample) for sample in samples]
+        notes = (*notes, "rows of a batch have equal lengths: GroupQueryAttention counts positions without padding")
+        samples = tuple(without_padding(sample) for sample in samples)
     dtype = torch_dtype(exported.dtype)
-    return tuple(round_inputs(sample, dtype) for sample in samples), tuple(notes)
+    return replace(prepared, inputs=tuple(round_inputs(sample, dtype) for sample in samples), notes=notes)

@@ -8,6 +8,7 @@ baseline error, that of PyTorch in the file's dtype.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from ibnorm_export.verifier.comparison import Comparison
 from ibnorm_export.verifier.coverage import Coverage, measure_coverage
 from ibnorm_export.verifier.expected import check_expected
 from ibnorm_export.verifier.folder import with_folder
+from ibnorm_export.verifier.input_coverage import describe_inputs
 from ibnorm_export.verifier.loading import with_loading
 from ibnorm_export.verifier.matching import require_match
 from ibnorm_export.verifier.numeric import check_numeric
@@ -32,7 +34,7 @@ from ibnorm_export.verifier.quality import require_predictions
 from ibnorm_export.verifier.quantized import check_quantized
 from ibnorm_export.verifier.reference import Reference
 from ibnorm_export.verifier.report import Finding, NumericReport, ParityReport, StaticReport
-from ibnorm_export.verifier.samples import RefusedInputError, prepare_samples, refusals
+from ibnorm_export.verifier.samples import PreparedSamples, RefusedInputError, prepare_samples, refusals
 from ibnorm_export.verifier.static import check_static
 
 __all__ = ["VerifyOptions", "verify"]
@@ -65,11 +67,11 @@ def verify(
     exported = exported if isinstance(exported, ExportedModel) else ExportedModel(exported)
     options = VerifyOptions() if options is None else options
     match_notes = require_match(exported, model)
-    samples, sample_notes = prepare_samples(exported, model, options=options, given=inputs)
+    prepared = prepare_samples(exported, model, options=options, given=inputs)
     tokens = None if text is None else _encode(text, model)
-    reference = Reference(model, exported.dtype, samples, progress)
-    with refusals(0, samples[0]):
-        coverage = measure_coverage(model, reference.mapped, inputs=samples[0])
+    reference = Reference(model, exported.dtype, inputs=prepared.inputs, progress=progress, covers=prepared.covers)
+    with refusals(0, prepared.inputs[0]):
+        coverage = measure_coverage(model, reference.mapped, inputs=prepared.inputs[0])
     comparison = Comparison(exported, reference, options, progress)
     expected = None
     if options.expected is not None:
@@ -78,16 +80,26 @@ def verify(
         str(exported.path),
         model.source,
         static=_check_static(exported, model, coverage=coverage) if options.static else None,
-        numeric=_run(comparison, tokens=tokens),
+        numeric=_with_coverage(_run(comparison, tokens=tokens), prepared, reference=reference),
         expected=expected,
         notes=(
             *model.warnings,
             *model.notes,
             *match_notes,
             *_find_notes(model, coverage),
-            *sample_notes,
+            *prepared.notes,
             *_find_assumptions(model, options),
         ),
+    )
+
+
+def _with_coverage(report: NumericReport, prepared: PreparedSamples, *, reference: Reference) -> NumericReport:
+    """The report with what its inputs cover and leave out."""
+    ran = [sample.inputs for sample in reference.samples]
+    return replace(
+        report,
+        ran=describe_inputs(reference.model, ran, limits=prepared.limits) if report.outputs else (),
+        not_run=(*prepared.left_out, *reference.left_out, *report.not_run),
     )
 
 

@@ -30,5 +30,5 @@ def compare_runners(
         def variants(self) -> LazyRunners:
             return LazyRunners({norms: lambda runner=runner: runner for norms, runner in runners.items()})
 
-    reference = Reference(model, DType(file.dtype), tuple(inputs), silent)
+    reference = Reference(model, DType(file.dtype), inputs=tuple(inputs), progress=silent)
     return ChosenRunners(file, reference, VerifyOptions(kernels=Kernels.FUNCTION), silent)

@@ -102,7 +102,7 @@ def read_as(checkpoint: Path, folder: Path, **section: Any) -> LoadedModel:
 
 
 def compared(file: ExportedModel, model: LoadedModel, path: Path, dtype: DType | None = None) -> ExpectedReport:
-    comparison = Comparison(file, Reference(model, file.dtype, (), silent), VerifyOptions(), silent)
+    comparison = Comparison(file, Reference(model, file.dtype, inputs=(), progress=silent), VerifyOptions(), silent)
     return check_expected(comparison, path, dtype=dtype)
 
 

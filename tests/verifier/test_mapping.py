@@ -149,7 +149,7 @@ def verified(model: LoadedModel, **options: str) -> ParityReport:
 def measured(model: LoadedModel) -> MappingReport:
     """The mapping on two samples; nothing is exported."""
     inputs = tuple(model.sample(np.random.default_rng(0), index) for index in range(2))
-    mapping = Reference(model, DType.FP32, inputs, silent).mapping
+    mapping = Reference(model, DType.FP32, inputs=inputs, progress=silent).mapping
     assert mapping is not None
     return mapping
 

@@ -69,6 +69,8 @@ def layer(name: str, error: float) -> LayerParity:
         baseline_error=1e-7,
         worst_sample=0,
         worst_sample_error=error,
+        worst_sample_tolerance=1.3e-6,
+        worst_sample_covers="",
         tolerance=1.3e-6,
         ratio=error / 1e-7,
         cosine=1.0,

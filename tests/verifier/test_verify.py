@@ -31,7 +31,9 @@ def test_good_files_pass(
             assert report.static.norms == 5
             assert report.static.weights >= len(model.module.state_dict())
             assert report.numeric is not None
-            assert (report.numeric.backend, report.numeric.dtype, report.numeric.samples) == (backend, "fp32", 4)
+            assert (report.numeric.backend, report.numeric.dtype) == (backend, "fp32")
+            assert report.numeric.samples == (7 if exported is exported_llama else 6)
+            assert report.numeric.not_run == ()
             logits = report.numeric.outputs[-1]  # norms as functions; fused ones come first where they are installed
             assert logits.error <= 2e-6
             assert logits.top1_agreement == 1.0
