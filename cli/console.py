@@ -37,6 +37,10 @@ class _Console(Console):
     def on_broken_pipe(self) -> None:
         raise  # the BrokenPipeError that rich is handling
 
+    def print(self, *values: Any, **settings: Any) -> None:
+        """Print values; control characters in a text, which may be a name from a file, are escaped."""
+        super().print(*(printable(value) if isinstance(value, str) else value for value in values), **settings)
+
 
 class _ErrorConsole(_Console):
     """The console of stderr. On a terminal it shows at once that a command is loading."""
@@ -88,12 +92,12 @@ def print_json(value: Any) -> None:
 
 def print_next(*words: object) -> None:
     """Print the command that a person would run next, quoted for a shell."""
-    out.print(printable(f"next: {shlex.join(['ibnorm-export', *map(str, words)])}"), style="dim", markup=False)
+    out.print(f"next: {shlex.join(['ibnorm-export', *map(str, words)])}", style="dim", markup=False)
 
 
 def print_report(report: object) -> None:
     """Print the text of a report, with its verdict, failures, notes and warnings in colour."""
-    for line in printable(str(report)).split("\n"):
+    for line in str(report).split("\n"):
         out.print(line, style=_style(line), markup=False)
 
 

@@ -213,6 +213,11 @@ def _number(model: ExportedModel, norm: NormNode, *, attribute: str) -> float:
 
 
 def _text(value: Any) -> str:
+    """A value on one line: a name from a file could otherwise print lines of its own."""
+    return _joined(value).replace("\n", "\\n")
+
+
+def _joined(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {one}" for name, one in value.items()) or "none"
     if isinstance(value, (list, tuple)):

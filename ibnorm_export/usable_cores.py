@@ -14,7 +14,7 @@ from typing import Final
 
 import psutil
 
-__all__ = ["usable_cores"]
+__all__ = ["default_threads", "usable_cores"]
 
 _ROOT: Final = Path("/")
 
@@ -80,3 +80,12 @@ def usable_cores(root: Path = _ROOT) -> int:
     else:
         cores = psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
     return max(1, math.floor(min(cores, _quota(root))))
+
+
+def default_threads() -> int | None:
+    """Return how many threads a runtime should have unless a user says so; None leaves it to the runtime.
+
+    A runtime counts the cores of the machine, so where fewer may be used, its threads would wait for each other.
+    """
+    cores = usable_cores()
+    return cores if cores < (psutil.cpu_count(logical=False) or 1) else None

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import psutil
 import pytest
 
 from ibnorm_export.benchmark.options import BenchOptions
-from ibnorm_export.usable_cores import usable_cores
+from ibnorm_export.runtimes.ort import session_options
+from ibnorm_export.usable_cores import default_threads, usable_cores
 
 affinity = pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system has no affinity")
 
@@ -37,6 +39,10 @@ def test_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
         assert usable_cores() == 1
         assert BenchOptions().thread_count == 1
         assert BenchOptions(threads=3).thread_count == 3
+        machine_has = psutil.cpu_count(logical=False) or 1
+        assert default_threads() == (1 if machine_has > 1 else None)
+        assert session_options(None, None).intra_op_num_threads == (1 if machine_has > 1 else 0)
+        assert session_options(3, None).intra_op_num_threads == 3
     finally:
         os.sched_setaffinity(0, allowed)
 

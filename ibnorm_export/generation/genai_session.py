@@ -14,6 +14,7 @@ from ibnorm_export.artifacts.manifest import check_library, read_manifest
 from ibnorm_export.errors import ModelFileError, quoted
 from ibnorm_export.op import native
 from ibnorm_export.parsing import read_json
+from ibnorm_export.usable_cores import default_threads
 
 __all__ = ["GenaiModel", "GenaiSession"]
 
@@ -97,7 +98,7 @@ class GenaiModel:
 
     Args:
         folder: written by `export --target ort-genai`.
-        threads: number of the runtime's threads; None is its default.
+        threads: number of the runtime's threads; None is its default, or fewer where the process may use fewer cores.
 
     Raises:
         ModelFileError: the folder is incomplete or damaged, or its op library cannot be used here.
@@ -107,6 +108,7 @@ class GenaiModel:
         _check_library(folder)
         try:
             config = og.Config(str(folder))
+            threads = default_threads() if threads is None else threads
             if threads is not None:
                 session = {"session_options": {"intra_op_num_threads": threads}}
                 config.overlay(json.dumps({"model": {"decoder": session}}))

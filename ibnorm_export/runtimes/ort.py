@@ -16,6 +16,7 @@ from ibnorm_export.artifacts.kv_cache import CAPACITY
 from ibnorm_export.artifacts.tensors import Arrays
 from ibnorm_export.errors import ModelFileError
 from ibnorm_export.runtimes.runner import Backend
+from ibnorm_export.usable_cores import default_threads
 
 __all__ = [
     "LEVELS",
@@ -71,10 +72,11 @@ def session_options(threads: int | None, profile: Path | None) -> ort.SessionOpt
     """Make the options of a session.
 
     Args:
-        threads: number of threads; None is the runtime's default.
+        threads: number of threads; None is the runtime's default, or fewer where the process may use fewer cores.
         profile: prefix of the profile that the session writes; None writes no profile.
     """
     options = ort.SessionOptions()
+    threads = default_threads() if threads is None else threads
     if threads is not None:
         options.intra_op_num_threads = threads
     if profile is not None:

@@ -86,10 +86,31 @@ def test_the_list_has_every_command_and_every_exit_code(cli: Any) -> None:
     assert all(f"{int(code)} " in result.out for code in ExitCode)
 
 
+def test_consoles_escape_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    console.out.print("warning: a\x1b[2Jb", markup=False)
+    console.err.print("warning: a\x1b[2Jb", markup=False)
+    assert list(capsys.readouterr()) == ["warning: a\\x1b[2Jb\n"] * 2
+
+
 def test_a_report_is_printed_whole(capsys: pytest.CaptureFixture[str]) -> None:
     text = "a table  1\nnote: [bold]as it is[/bold]\nFAIL x: y\nverdict: fail"
     console.print_report(text)
     assert capsys.readouterr().out == f"{text}\n"
+
+
+def test_names_with_control_characters_are_shown_escaped(cli: Any, exported: Path, tmp_path: Path) -> None:
+    """A name comes from a file: it could clear the screen, or print a verdict of its own."""
+    proto = onnx.load(exported)
+    proto.graph.input[0].name = "ids\x1b[2J\nverdict: pass"
+    proto.graph.output[0].name = "logits\x1b]0;title\x07" + "x" * 100_000
+    onnx.save(proto, tmp_path / "m.onnx")
+    result = cli("inspect", tmp_path / "m.onnx")
+    assert r"ids\x1b[2J\nverdict: pass" in result.out
+    assert "\x1b" not in result.out + result.err
+    assert not any(line.startswith("verdict") for line in result.out.splitlines())
+    result = cli("inspect", tmp_path / "a\x1b[2Jb")
+    assert result.code == 2
+    assert "\x1b" not in result.err
 
 
 def test_export_and_verify(cli: Any, llama_checkpoint: Path, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from ibnorm_export.serving.text.admission import TextQueue
 from ibnorm_export.serving.text.app import create_app
 from ibnorm_export.serving.text.chat_template import ChatTemplate, TemplateSource
 from ibnorm_export.serving.text.limits import TextLimits
-from tests.support.running_server import PATIENCE_S, command, running
+from tests.support.running_server import PATIENCE_S, Running, command, running
 
 LIMIT = 16
 
@@ -354,3 +354,41 @@ def test_templates_run_in_a_sandbox() -> None:
         ChatTemplate(TemplateSource("{{ raise_exception('only users speak') }}", {})).render([])
     with pytest.raises(ModelFileError, match="damaged"):
         ChatTemplate(TemplateSource("{% for %}", {}))
+
+
+def test_a_template_that_loops_stops_neither_the_endpoint_nor_its_end(noise: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "noise"
+    shutil.copytree(noise, folder)
+    loops = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    (folder / "chat_template.jinja").write_text(loops)
+    body = json.dumps({"model": "noise", "messages": [{"role": "user", "content": "x"}]}).encode()
+
+    def ask(server: Running) -> tuple[int, dict[str, Any]]:
+        request = urllib.request.Request(
+            f"http://{server.http}/v1/chat/completions", body, {"Content-Type": "application/json"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as error:
+            return error.code, json.load(error)
+        except OSError:  # the endpoint has ended
+            return 0, {}
+
+    with running(folder) as server, ThreadPoolExecutor(4) as pool:
+        asked = pool.submit(ask, server)
+        slowest = 0.0
+        while not asked.done():
+            begin = time.monotonic()
+            with urllib.request.urlopen(f"http://{server.http}/health", timeout=PATIENCE_S) as answer:
+                assert answer.status == 200
+            slowest = max(slowest, time.monotonic() - begin)
+        status, error = asked.result()
+        assert status == 400
+        assert "the chat template exceeds 1 s of processor time" in error["error"]["message"]
+        assert slowest < 5.0  # on a busy machine; the template alone would take hours
+        for _ in range(3):
+            pool.submit(ask, server)
+        time.sleep(0.2)
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(PATIENCE_S) == 0
