@@ -136,13 +136,7 @@ def export_command(
         out.print(f"note: {note}", markup=False)
     for warning in loaded.warnings:
         out.print(f"warning: {warning}", style="yellow", markup=False)
-    norms = "norms expanded" if inline else f"{len(exported.norms)} IBNorm nodes"
-    quantization = exported.metadata.quantization
-    stored = exported.dtype if quantization is None else f"int{quantization.bits} weights"
-    out.print(
-        f"{exported.path}: {exported.size_bytes / 1e6:.1f} MB, {stored}, opset {exported.opset}, {norms}",
-        markup=False,
-    )
+    out.print(str(exported), markup=False)
     print_next(
         "verify",
         output,

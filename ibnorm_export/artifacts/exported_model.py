@@ -19,6 +19,7 @@ from ibnorm_export.artifacts.onnx_file import external_files, read_model, read_t
 from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.errors import ModelFileError, quoted
 from ibnorm_export.op.spec import DOMAIN, OP_TYPES, SKIP_OP_TYPES
+from ibnorm_export.text_report import counted
 
 __all__ = ["ExportedModel", "NormNode", "Tensor", "dtype_name", "norm_node"]
 
@@ -117,6 +118,12 @@ class ExportedModel:
         self.proto = read_model(self.path)
         self.external_files = external_files(self.proto, self.path)
         """Files of external data, in the same folder or below it."""
+
+    def __str__(self) -> str:
+        norms = "norms expanded" if self.metadata.inlined else counted(len(self.norms), "IBNorm node")
+        quantization = self.metadata.quantization
+        stored = self.dtype if quantization is None else f"int{quantization.bits} weights"
+        return f"{self.path}: {self.size_bytes / 1e6:.1f} MB, {stored}, opset {self.opset}, {norms}"
 
     @cached_property
     def size_bytes(self) -> int:
