@@ -37,6 +37,7 @@ COMMANDS: Final = {
     "generate": "Generate text with an exported language model.",
     "package": "Write a model repository for Triton.",
     "serve": "Serve a model on this machine.",
+    "identify": "Find out which IBNorm a norm of your own code is.",
     "inspect": "Describe an exported file or a checkpoint.",
     "doctor": "Report which runtimes and libraries work on this machine.",
     "demo": "Train, export, verify and benchmark two small models.",

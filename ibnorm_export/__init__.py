@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from ibnorm_export.models.importers.checkpoint_import import ImportKind, ImportReport, import_checkpoint
     from ibnorm_export.models.in_memory import from_module
     from ibnorm_export.models.loading import load
+    from ibnorm_export.models.norm_identities import identify_checkpoint
+    from ibnorm_export.op.identify import IdentityReport, NormIdentity, identify, identify_norms
     from ibnorm_export.op.replace_norms import replace_norms
     from ibnorm_export.op.spec import Compression, Convention, Grouping, IBNormSpec, LayerRule, NormConfig, NormKind
     from ibnorm_export.op.torch_op import IBNorm, SkipIBNorm, ibnorm, skip_ibnorm
@@ -87,6 +89,7 @@ __all__ = [
     "IBNorm",
     "IBNormError",
     "IBNormSpec",
+    "IdentityReport",
     "ImportKind",
     "ImportReport",
     "InputSpec",
@@ -96,6 +99,7 @@ __all__ = [
     "LoadedModel",
     "ModelFileError",
     "NormConfig",
+    "NormIdentity",
     "NormKind",
     "NormRoute",
     "Package",
@@ -123,6 +127,9 @@ __all__ = [
     "export",
     "from_module",
     "ibnorm",
+    "identify",
+    "identify_checkpoint",
+    "identify_norms",
     "import_checkpoint",
     "load",
     "package",
@@ -165,6 +172,8 @@ _HOME = {
         "models.importers.checkpoint_import": ("ImportKind", "ImportReport", "import_checkpoint"),
         "models.in_memory": ("from_module",),
         "models.loading": ("load",),
+        "models.norm_identities": ("identify_checkpoint",),
+        "op.identify": ("IdentityReport", "NormIdentity", "identify", "identify_norms"),
         "op.replace_norms": ("replace_norms",),
         "op.spec": ("Compression", "Convention", "Grouping", "IBNormSpec", "LayerRule", "NormConfig", "NormKind"),
         "op.torch_op": ("IBNorm", "SkipIBNorm", "ibnorm", "skip_ibnorm"),

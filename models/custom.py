@@ -20,14 +20,14 @@ from ibnorm_export.artifacts.module_copy import copy_module
 from ibnorm_export.artifacts.tensors import Arrays, InputSpec
 from ibnorm_export.errors import CheckpointError
 from ibnorm_export.models.call_arguments import Inputs
-from ibnorm_export.models.containers import fit_keys, hash_files, read_checkpoint
+from ibnorm_export.models.containers import TrainingCheckpoint, fit_keys, hash_files, read_checkpoint
 from ibnorm_export.models.in_memory import from_module, from_module_of_file
 from ibnorm_export.models.own_norms import replace_own_norms
 from ibnorm_export.models.weights import fill, nonfinite_warnings, tied_names
 from ibnorm_export.op.float64_mode import compute_in_float64
 from ibnorm_export.text_report import counted
 
-__all__ = ["load_custom"]
+__all__ = ["draw_sample", "filled_model", "load_custom"]
 
 
 def _import_factory(reference: str) -> Any:
@@ -89,8 +89,8 @@ def _draw(inputs: tuple[InputSpec, ...], rng: np.random.Generator, *, index: int
     return arrays
 
 
-def _sample(reference: str, custom: CustomModel, *, rng: np.random.Generator, index: int) -> Arrays:
-    """The inputs that the user's `sample` returns, checked, by name and in order."""
+def draw_sample(reference: str, custom: CustomModel, *, rng: np.random.Generator, index: int) -> Arrays:
+    """The inputs that the user's `sample` returns, checked, or random ones, by name and in order."""
     if custom.sample is None:
         return _draw(custom.inputs, rng, index=index)
     wanted = [spec.name for spec in custom.inputs]
@@ -126,6 +126,27 @@ def _returned(reference: str, result: object, *, outputs: tuple[str, ...]) -> tu
     return tuple(tensor.clone() if isinstance(tensor, nn.Parameter) else tensor for tensor in tensors)
 
 
+def filled_model(
+    path: Path, reference: str, *, weights: Weights | str | None = None
+) -> tuple[CustomModel | nn.Module, TrainingCheckpoint, tuple[str, ...]]:
+    """What a factory returns, with the weights of a checkpoint; the checkpoint; and notes about its names.
+
+    Args:
+        path: a file or a folder of weights.
+        reference: "package.module:factory".
+        weights: raw or EMA weights, where the checkpoint has both.
+
+    Raises:
+        CheckpointError: the factory fails, or its model or the weights are not valid.
+    """
+    made = _make(reference)
+    checkpoint = read_checkpoint(path, weights=weights)
+    original = made if isinstance(made, nn.Module) else made.module
+    state, stripped = fit_keys(checkpoint.state, original.state_dict().keys(), tied=tied_names(original))
+    fill(original, state, source=path)
+    return made, checkpoint, stripped
+
+
 def load_custom(
     path: Path, reference: str, *, weights: Weights | str | None = None, inputs: Inputs | ExportedModel | None = None
 ) -> LoadedModel:
@@ -140,11 +161,7 @@ def load_custom(
     Raises:
         CheckpointError: the factory fails, or its model or the weights are not valid.
     """
-    made = _make(reference)
-    checkpoint = read_checkpoint(path, weights=weights)
-    original = made if isinstance(made, nn.Module) else made.module
-    state, stripped = fit_keys(checkpoint.state, original.state_dict().keys(), tied=tied_names(original))
-    fill(original, state, source=path)
+    made, checkpoint, stripped = filled_model(path, reference, weights=weights)
     if isinstance(made, CustomModel):
         model = _declared(made, reference)
     elif inputs is None:
@@ -174,7 +191,7 @@ def _declared(custom: CustomModel, reference: str) -> LoadedModel:
         return _returned(reference, module(*tensors), outputs=outputs)
 
     def run() -> None:
-        arrays = _sample(reference, custom, rng=np.random.default_rng(0), index=0)
+        arrays = draw_sample(reference, custom, rng=np.random.default_rng(0), index=0)
         tensors = [torch.from_numpy(arrays[spec.name]) for spec in custom.inputs]
         try:
             with compute_in_float64(), torch.no_grad():
@@ -192,7 +209,7 @@ def _declared(custom: CustomModel, reference: str) -> LoadedModel:
         inputs=custom.inputs,
         outputs=outputs,
         call=call,
-        sample=lambda rng, index: _sample(reference, custom, rng=rng, index=index),
+        sample=lambda rng, index: draw_sample(reference, custom, rng=rng, index=index),
         exact=custom.exact,
         opset=custom.opset,
         source=reference,

@@ -133,7 +133,8 @@ def identify_norms(
         if module not in shapes or any(_contains(outer, path) for outer in (path_ for path_, i in norms.items() if i)):
             continue
         if id(module) not in done:
-            done[id(module)] = _identified(module, shapes[module], known=known)
+            inside = any(_contains(path, other) and m in shapes for other, m in named.items())
+            done[id(module)] = _identified(module, shapes[module], known=known, explain=not inside)
         found = done[id(module)]
         if isinstance(found, str):
             refused[path] = found
@@ -145,13 +146,15 @@ def identify_norms(
     return IdentityReport(norms, {p: n for p, n in stock.items() if not any(_contains(o, p) for o in inside)}, refused)
 
 
-def _identified(module: nn.Module, shape: tuple[int, ...], *, known: dict[object, NormIdentity]) -> NormIdentity | str:
+def _identified(
+    module: nn.Module, shape: tuple[int, ...], *, known: dict[object, NormIdentity], explain: bool
+) -> NormIdentity | str:
     """The identity of a norm, or why it has none; `known` holds that of one norm of each kind."""
     plain = {name: v for name, v in vars(module).items() if isinstance(v, (bool, int, float, str))}
     key = (type(module), tuple(sorted((n, v) for n, v in plain.items() if n != "training")), len(shape))
     try:
         start = known[key].fit if key in known else None
-        found = identify_at(NormProbe(module), shape, start=start)
+        found = identify_at(NormProbe(module), shape, start=start, explain=explain)
     except SpecError as error:
         return str(error)
     known.setdefault(key, found)

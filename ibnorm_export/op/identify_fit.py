@@ -225,9 +225,11 @@ def refine(start: Fit, x: Array, *, y: Array, fixed: Sequence[str] = ()) -> Fit:
 
 
 def _starts(form: Form, compression: str, near: float | None) -> Iterator[Fit]:
-    lambdas = _LAMBDAS if near is None else (near / 2, near, near * 2)
+    lambdas: tuple[float, ...] = _LAMBDAS if near is None else (near / 2, near, near * 2)
+    lambdas = (1.0,) if compression == "S" else lambdas
     bounds = _BOUNDS if form.has_bound else (math.inf,)
-    for lambd, epsilon, bound in itertools.product((1.0,) if compression == "S" else lambdas, _EPSILONS, bounds):
+    epsilons = _EPSILONS[::3] if form.has_bound else _EPSILONS  # three dimensions need a coarser grid
+    for lambd, epsilon, bound in itertools.product(lambdas, epsilons, bounds):
         yield Fit(form, compression, lambd=lambd, epsilon=epsilon, bound=bound)
 
 

@@ -79,6 +79,11 @@ def _relative_lambda(x: Array, g: _Compress, lambd: float, epsilon: float, bound
     return (_standardised(g(d / (lambd * np.sqrt(_mean_square(d) + epsilon))), 0.0),)
 
 
+def _relative_lambda_twice(x: Array, g: _Compress, lambd: float, epsilon: float, bound: float) -> tuple[Array, ...]:
+    d = _centred(x)
+    return (_standardised(g(d / (lambd * np.sqrt(_mean_square(d) + epsilon))), epsilon),)
+
+
 def _compressed_last(x: Array, g: _Compress, lambd: float, epsilon: float, bound: float) -> tuple[Array, ...]:
     return (g(_standardised(x, epsilon) / lambd),)
 
@@ -128,6 +133,7 @@ NEIGHBOURS: Final = (
     Form("mean added again", "the mean of x is added again after the compression", _mean_kept),
     Form("epsilon as a minimum", "epsilon is the smallest standard deviation, not a term of a sum", _epsilon_minimum),
     Form("relative lambda", "lambda is relative to the standard deviation of each row", _relative_lambda),
+    Form("relative lambda", "lambda is relative to the standard deviation of each row", _relative_lambda_twice),
     Form("compressed last", "the compression comes after the standardisation", _compressed_last),
     Form("residual added", "the input is added to the output, as in a residual connection", _residual),
     Form(

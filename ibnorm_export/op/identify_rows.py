@@ -44,6 +44,8 @@ _AGREES: Final = 1e-12
 #: The same for inputs beyond the samples, where rounding is larger.
 _BEYOND: Final = 1e-9
 
+_NO_FORMULA: Final = "no known formula explains its output"
+
 #: A formula is searched for with about so many values; what is found is confirmed with all.
 _SEARCHED: Final = 50_000
 
@@ -122,13 +124,16 @@ class _Rows:
         return self.groups.split(self.probe(self.inputs))
 
 
-def identify_at(probe: NormProbe, shape: Sequence[int], *, start: Fit | None = None) -> NormIdentity:
+def identify_at(
+    probe: NormProbe, shape: Sequence[int], *, start: Fit | None = None, explain: bool = True
+) -> NormIdentity:
     """Identify a norm that takes inputs of a shape.
 
     Args:
         probe: the norm.
         shape: shape of an input, the batch first.
         start: the fit of an equal norm, which is tried first.
+        explain: find out what a norm is that is not a member; it is only named "unknown" otherwise.
 
     Raises:
         SpecError: as for `identify`.
@@ -145,7 +150,7 @@ def identify_at(probe: NormProbe, shape: Sequence[int], *, start: Fit | None = N
             best = _fit_family(rows, start)
             grouping, words = _spec_grouping(found.axes, len(shape))
             if not best.explains or grouping is None or found.groups > 1:
-                return _other(rows, best, words=words, start=start)
+                return _other(rows, best, words=words, start=start, explain=explain)
             effects = _effects(rows, best)
         else:
             identity, tried = identify_pointwise(probe, small)
@@ -204,40 +209,52 @@ def _fit_family(rows: _Rows, start: Fit | None) -> Fit:
     return best
 
 
-def _saturated(y: Array) -> NDArray[np.bool_]:
-    """Which outputs are at a bound: several samples share the largest or smallest value."""
+def _saturated(y: Array) -> tuple[NDArray[np.bool_], Array]:
+    """Which outputs may be at a bound, and the values that several samples share.
+
+    A position whose largest or smallest value occurs in several samples has a bound there. The same bound may be met by
+    one sample at other positions, so that theirs are left out as well.
+    """
     mask = np.zeros(y.shape, bool)
+    shared = [np.zeros(0)]
     for bound in (y.max(), y.min()):
         at = y == bound
-        mask |= at if at.sum() >= 3 else False
+        if at.sum() >= 3:
+            mask |= at
+            shared.append(y[at])
     for bounds in (y.max(0), y.min(0)):
         at = y == bounds
-        mask |= at & (at.sum(0) >= 2)
-    return mask
+        several = at.sum(0) >= 2
+        if several.any():
+            mask |= at
+            shared.append(y[at & several])
+    return mask, np.unique(np.concatenate(shared))
 
 
 def _bounded(rows: _Rows) -> tuple[Fit, str] | None:
     """The member that explains the outputs that are not at a bound, and what the bounds are."""
-    mask = _saturated(rows.y)
-    if not mask.any() or mask.mean() > 0.7:
+    mask, shared = _saturated(rows.y)
+    if not shared.size or mask.mean() > 0.7:
         return None
     y = np.where(mask, np.nan, rows.y)
     for compression in COMPRESSIONS:
         found = fit(FAMILY, compression, x=rows.x, y=y)
         if found.explains:
             low, high = float(rows.y.min()), float(rows.y.max())
-            at = np.unique(rows.y[mask])
-            if len(at) == 1:
-                words = f"values {'below' if at[0] == low else 'above'} {at[0]:g} are cut off, as in an activation"
+            if len(shared) == 1:
+                side = "below" if shared[0] == low else "above"
+                words = f"values {side} {shared[0]:g} are cut off, as in an activation"
             else:
                 words = f"the output is clipped, between {low:.6g} and {high:.6g} at most"
             return snap(found, rows.x, y=y), words
     return None
 
 
-def _other(rows: _Rows, nearest: Fit, *, words: str, start: Fit | None) -> NormIdentity:
+def _other(rows: _Rows, nearest: Fit, *, words: str, start: Fit | None = None, explain: bool = True) -> NormIdentity:
     """What a norm is that is not a member, and how far off the nearest member is."""
-    kind, sentence, found = _named(rows, nearest, words=words, start=start)
+    kind, sentence, found = "unknown", _NO_FORMULA, None
+    if explain:
+        kind, sentence, found = _named(rows, nearest, words=words, start=start)
     identity = NormIdentity(
         rows.probe.original,
         None,
@@ -282,7 +299,7 @@ def _named(rows: _Rows, nearest: Fit, *, words: str, start: Fit | None) -> tuple
         if match.form is FAMILY:
             sentence = f"the compression is {match.compression}, not S, L or T"
         return _kind(match), sentence, match
-    return "unknown", "no known formula explains its output", None
+    return "unknown", _NO_FORMULA, None
 
 
 def _neighbour(rows: _Rows, nearest: Fit) -> Fit | None:
@@ -474,7 +491,7 @@ def _member(rows: _Rows, best: Fit, *, grouping: Grouping, words: str, effects: 
         rows, [scales, biases, *(v for e in joined.values() for v in (e.scale, e.bias))], grouping=grouping, words=words
     )
     if axis is None:
-        return _other(rows, best, words=f"{words}, with a scale and bias for each element", start=None)
+        return _other(rows, best, words=f"{words}, with a scale and bias for each element")
     scale, bias = _per_channel(scales, axis), _per_channel(biases, axis)
     size = float(np.abs(scale).max() + np.abs(bias).max())
     found = [_Affine(rows, w, target=t, size=size) for w, t in (("scale", scale), ("bias", bias))]
@@ -516,8 +533,8 @@ def _confirmed(probe: NormProbe, identity: NormIdentity, samples: Array) -> Norm
             got = replacement(torch.tensor(x)).numpy()
         if not np.array_equal(np.isnan(got), np.isnan(expected)):
             return math.inf
-        norm = float(np.linalg.norm(np.nan_to_num(expected)))
-        return float(np.linalg.norm(np.nan_to_num(got - expected))) / norm if norm else 0.0
+        off, norm = (float(np.linalg.norm(np.nan_to_num(values))) for values in (got - expected, expected))
+        return off / norm if norm else off
 
     shape = samples.shape[1:]
     if (off := difference(samples)) > _AGREES:

@@ -1,0 +1,77 @@
+"""`ibnorm-export identify`."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Annotated, Any
+
+import typer
+
+from ibnorm_export.cli import options
+from ibnorm_export.cli.console import finish
+
+
+def _arguments(text: str | None) -> list[Any] | dict[str, Any]:
+    if text is None:
+        return []
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise typer.BadParameter(f"--args is not valid JSON: {error}; quote it for the shell") from error
+    if not isinstance(value, (list, dict)):
+        raise typer.BadParameter(f"--args is {text[:200]}; it must be a JSON list or object")
+    return value
+
+
+def _shape(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    if not re.fullmatch(r"[1-9]\d{0,6}(,[1-9]\d{0,6})+", text.replace(" ", "")):
+        raise typer.BadParameter(f"--shape is {text[:200]!r}; it must be two sizes or more, the batch first, as in 2,8")
+    return tuple(int(size) for size in text.split(","))
+
+
+def identify_command(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="TARGET", help="package.module:Class (or a function, or a norm), or with --model a checkpoint."
+        ),
+    ],
+    arguments: Annotated[
+        str | None,
+        typer.Option("--args", metavar="JSON", help="Arguments of the class: a JSON list or object."),
+    ] = None,
+    shape: Annotated[
+        str | None,
+        typer.Option("--shape", metavar="N,N,...", help="Shape of an input of the norm, the batch first."),
+    ] = None,
+    model: options.Factory = None,
+    weights: options.Weights = None,
+    norm_class: Annotated[
+        str | None,
+        typer.Option(
+            "--norm-class",
+            metavar="MODULE:CLASS",
+            help="With --model: a class whose instances are norms, whatever they are called.",
+        ),
+    ] = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Find out which IBNorm a norm of your own code is, by running it; exit 1 if it is none.
+
+    Example: ibnorm-export identify mymodel:IBNorm --args '{"features": 8, "lam": 4.0}'
+    """
+    built, size = _arguments(arguments), _shape(shape)
+    if model is not None and (arguments is not None or shape is not None):
+        raise typer.BadParameter("--args and --shape are for a class, not for a checkpoint with --model")
+    if model is None and norm_class is not None:
+        raise typer.BadParameter("--norm-class is for a checkpoint with --model")
+    from ibnorm_export.models.norm_identities import build_norm, identify_checkpoint
+    from ibnorm_export.op.identify import identify
+
+    if model is not None:
+        finish(identify_checkpoint(target, model, norm_class=norm_class, weights=weights), as_json=as_json)
+    else:
+        finish(identify(build_norm(target, built), shape=size), as_json=as_json)

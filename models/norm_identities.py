@@ -1,0 +1,113 @@
+"""Identify norms that are named in text: a class of the user's own code, or the norms of a checkpoint."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ibnorm_export.artifacts.metadata import Weights
+from ibnorm_export.choices import choice
+from ibnorm_export.errors import CheckpointError
+from ibnorm_export.models.custom import draw_sample, filled_model
+from ibnorm_export.op.identify import IdentityReport, identify_norms
+
+__all__ = ["build_norm", "identify_checkpoint"]
+
+
+def _import(reference: str) -> Any:
+    module_name, _, attribute = reference.partition(":")
+    if not module_name or not attribute:
+        raise CheckpointError(f"{reference!r} must be package.module:Class, or a checkpoint with --model")
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # the user's code is usually in the working directory, as for `python -m`
+    try:
+        found: Any = importlib.import_module(module_name)
+        for name in attribute.split("."):
+            found = getattr(found, name)
+    except ModuleNotFoundError as error:
+        raise CheckpointError(
+            f"{reference}: no module named {error.name!r}; run from the folder that contains it, or install it"
+        ) from error
+    except Exception as error:  # importing runs the user's own code, which may raise anything
+        raise CheckpointError(f"{reference}: {type(error).__name__}: {error}"[:300]) from error
+    return found
+
+
+def build_norm(reference: str, arguments: Sequence[Any] | Mapping[str, Any] = ()) -> nn.Module:
+    """Import a norm, and build it.
+
+    Args:
+        reference: "package.module:name" of a class, of a function that returns a norm, or of a norm.
+        arguments: arguments of the class or function, by position or by name.
+
+    Raises:
+        CheckpointError: it cannot be imported or built, or is no module of PyTorch.
+    """
+    found = _import(reference)
+    if not isinstance(found, nn.Module):
+        if not callable(found):
+            raise CheckpointError(f"{reference} is {type(found).__name__}; it must be a class, a function or a norm")
+        named = isinstance(arguments, Mapping)
+        try:
+            with torch.random.fork_rng(devices=[]):
+                found = found(**arguments) if isinstance(arguments, Mapping) else found(*arguments)
+        except Exception as error:  # the user's own code may raise anything
+            given = "" if not arguments and not named else f" with {str(arguments)[:100]}"
+            raise CheckpointError(
+                f"{reference} cannot be built{given}: {type(error).__name__}: {str(error)[:200]}. Its signature is "
+                f"{_signature(_import(reference))}; give arguments with --args, as a JSON list or object"
+            ) from error
+    if not isinstance(found, nn.Module):
+        raise CheckpointError(f"{reference} returns {type(found).__name__}; it must return a torch.nn.Module")
+    return found
+
+
+def _signature(function: Any) -> str:
+    try:
+        return f"{function.__name__}{inspect.signature(function)}"[:200]
+    except (TypeError, ValueError, AttributeError):  # code that has no signature
+        return "not known"
+
+
+def identify_checkpoint(
+    checkpoint: str | Path, model: str, *, norm_class: str | None = None, weights: Weights | str | None = None
+) -> IdentityReport:
+    """Identify every norm of a checkpoint of the user's own code.
+
+    Args:
+        checkpoint: a file or folder of weights.
+        model: "package.module:factory"; the factory returns a `CustomModel`.
+        norm_class: name, or "module:Class", of a class whose instances are norms whatever they are called.
+        weights: "raw" or "ema" weights, where the checkpoint has both.
+
+    Raises:
+        CheckpointError: the factory fails, or its model or the weights are not valid.
+        SpecError: `norm_class` is no class of the model.
+    """
+    path = Path(checkpoint)
+    chosen = None if weights is None else choice(Weights, weights, name="weights", error=CheckpointError)
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist")
+    with torch.random.fork_rng(devices=[]):  # the factory draws weights, which are then replaced
+        custom, _, _ = filled_model(path, model, weights=chosen)
+    arrays = draw_sample(model, custom, rng=np.random.default_rng(0), index=0)
+    dtype = next((p.dtype for p in custom.module.parameters() if p.is_floating_point()), torch.float32)
+    tensors = [torch.from_numpy(array) for array in arrays.values()]
+    tensors = [tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in tensors]
+
+    def run() -> None:
+        try:
+            with torch.no_grad():
+                custom.module(*tensors)
+        except Exception as error:  # the user's own code may raise anything
+            raise CheckpointError(f"--model {model}: {type(error).__name__}: {str(error)[:200]}") from error
+
+    return identify_norms(custom.module, run=run, norm_class=norm_class)
