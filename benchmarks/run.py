@@ -32,6 +32,7 @@ SUITES = {
     "serving": "A real Triton and the text endpoint, called by clients.",
     "families": "Every preset of the paper, exported and verified with random weights.",
     "architectures": "Architectures of transformers with a stranger's norms, against their own module.",
+    "identify": "Norms of strangers that `identify` must recognise, or name as something else.",
     "planted_faults": "Faults that verification must find, and correct exports that it must pass.",
     "fuzz": "Damaged and hostile files for every reader, with a limit of memory.",
     "gates_live": "Cost of --layers and check, errors and latency verdicts on the demo's models.",

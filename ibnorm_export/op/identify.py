@@ -133,8 +133,8 @@ def identify_norms(
         if module not in shapes or any(_contains(outer, path) for outer in (path_ for path_, i in norms.items() if i)):
             continue
         if id(module) not in done:
-            inside = any(_contains(path, other) and m in shapes for other, m in named.items())
-            done[id(module)] = _identified(module, shapes[module], known=known, explain=not inside)
+            wraps = any(_contains(path, other) and m in shapes for other, m in named.items())
+            done[id(module)] = _identified(module, shapes[module], known=known, explain=not wraps)
         found = done[id(module)]
         if isinstance(found, str):
             refused[path] = found
