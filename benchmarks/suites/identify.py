@@ -1,9 +1,9 @@
 """Norms that `identify` must recognise, and norms that it must name as something else.
 
-Targets: for S, L and T in each of the four conventions, lambda 0.5 to 16, epsilon 0 to 1e-3, 8 to 4096 features, float32
-and float64: the right kind, lambda and epsilon to 6 digits, and a residual of at most 1e-11; a replacement that agrees
-with the norm to 1e-12; every norm outside the family named as what it is; a model with 50 norms of width 4096 in at
-most 60 s of processor time. The norms are in tests/op/stranger_norms.py, and share no code with the package.
+Targets: for S, L and T in each of the four conventions, lambda 0.5 to 16, epsilon 0 to 1e-3, 8 to 4096 features,
+float32 and float64: the right kind, lambda and epsilon to 6 digits, and a residual of at most 1e-11; a replacement that
+agrees with the norm to 1e-12; every norm outside the family named as what it is; a model with 50 norms of width 4096 in
+at most 60 s of processor time. The norms are in tests/op/stranger_norms.py, and share no code with the package.
 """
 
 from __future__ import annotations
