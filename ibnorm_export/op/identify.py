@@ -16,7 +16,7 @@ from typing import Any, Final
 from torch import Tensor, nn
 
 from ibnorm_export.errors import SpecError
-from ibnorm_export.op.identify_probe import NormProbe, candidate_shapes
+from ibnorm_export.op.identify_probe import NormProbe, UnfitShape, candidate_shapes
 from ibnorm_export.op.identify_rows import identify_at
 from ibnorm_export.op.norm_identity import NormIdentity
 from ibnorm_export.text_report import Report, text_table
@@ -52,8 +52,11 @@ def identify(module: nn.Module, *, shape: Sequence[int] | None = None) -> NormId
         others.append(found)
     if others:
         return min(others, key=lambda identity: identity.residual)
-    hint = "" if shape is not None else ". If the norm takes inputs of another shape, give one: shape=(2, 8)"
-    raise SpecError(f"{errors[0]}{hint}") from errors[0]
+    # An error about the norm itself is worth more than one about a shape that was only tried.
+    error = next((e for e in errors if not isinstance(e, UnfitShape)), errors[0])
+    if shape is None and isinstance(error, UnfitShape):
+        raise SpecError(f"{error}. If it takes inputs of another shape, give one: shape=(2, 8)") from error
+    raise error
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +133,7 @@ def identify_norms(
     known: dict[object, NormIdentity] = {}
     done: dict[int, NormIdentity | str] = {}
     for path, module in named.items():
-        if module not in shapes or any(_contains(outer, path) for outer in (path_ for path_, i in norms.items() if i)):
+        if module not in shapes or any(identity and _contains(outer, path) for outer, identity in norms.items()):
             continue
         if id(module) not in done:
             wraps = any(_contains(path, other) and m in shapes for other, m in named.items())
@@ -183,8 +186,10 @@ def _is_stock(module: nn.Module) -> bool:
     return type(module).__module__.startswith("torch.nn.") and "Norm" in type(module).__name__
 
 
-#: Names of classes that compute a norm: LayerNorm, RMSNorm, IBNorm2d, LN, LN2d, IBN, BN1d.
-_NORM_NAME: Final = re.compile(r"norm|^(ib|layer|rms|group|batch)?_?(ln|bn|gn|ibn|rms)(\d?d)?$|^ibn", re.IGNORECASE)
+#: Names of classes that compute a norm: LayerNorm, RMSNorm, IBNorm2d, LN, LN2d, IBN, BN1d; not Normalize or NormalNoise.
+_NORM_NAME: Final = re.compile(
+    r"norm(?!al)|^(ib|layer|rms|group|batch)?_?(ln|bn|gn|ibn|rms)(\d?d)?$|^ibn", re.IGNORECASE
+)
 
 #: Modules with weights of their own: what contains one is a layer with a norm, not a norm.
 _LAYERS: Final = (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding, nn.MultiheadAttention, nn.RNNBase)

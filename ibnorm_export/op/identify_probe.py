@@ -16,7 +16,17 @@ from torch import Tensor, nn
 from ibnorm_export.errors import SpecError
 from ibnorm_export.op.float64_mode import compute_in_float64
 
-__all__ = ["NormProbe", "Structure", "candidate_shapes", "inputs", "perturbed", "samples", "structure", "trimmed"]
+__all__ = [
+    "NormProbe",
+    "Structure",
+    "UnfitShape",
+    "candidate_shapes",
+    "inputs",
+    "perturbed",
+    "samples",
+    "structure",
+    "trimmed",
+]
 
 Array = NDArray[np.float64]
 
@@ -30,6 +40,10 @@ _ROWS: Final = (
 
 #: An output moves if it changes by more than this, relative to the largest output.
 _MOVED: Final = 1e-12
+
+
+class UnfitShape(SpecError):
+    """A norm does not take an input of a shape as a norm: it raises, or returns something else."""
 
 
 class NormProbe:
@@ -66,7 +80,7 @@ class NormProbe:
         with self._quiet():
             y = self._call(x, shape)
         if y.shape != x.shape or y.dtype != x.dtype:
-            raise SpecError(
+            raise UnfitShape(
                 f"{self.name} returns {y.dtype} {tuple(y.shape)} for {x.dtype} {tuple(x.shape)}; a norm returns the "
                 "shape and dtype of its input"
             )
@@ -86,7 +100,7 @@ class NormProbe:
         with self._quiet(), compute_in_float64():
             y = self._call(tensor, x.shape)
         if y.shape != tensor.shape or not y.is_floating_point():
-            raise SpecError(
+            raise UnfitShape(
                 f"{self.name} returns {y.dtype} {tuple(y.shape)} for an input of shape {tuple(x.shape)}; a norm "
                 "returns the shape and dtype of its input"
             )
@@ -96,9 +110,9 @@ class NormProbe:
         try:
             y: object = self.copy(x)
         except Exception as error:  # the user's own code may raise anything
-            raise SpecError(f"{self.name} raised {_message(error)} for an input of shape {tuple(shape)}") from error
+            raise UnfitShape(f"{self.name} raised {_message(error)} for an input of shape {tuple(shape)}") from error
         if not isinstance(y, Tensor):
-            raise SpecError(f"{self.name} returns {type(y).__name__}; a norm returns one tensor")
+            raise UnfitShape(f"{self.name} returns {type(y).__name__}; a norm returns one tensor")
         return y
 
     @contextmanager

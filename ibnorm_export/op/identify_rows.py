@@ -389,7 +389,7 @@ def _formula_role(rows: _Rows, best: Fit, y: Array, *, name: str) -> str:
     return " and ".join(word for word, (old, new) in moved.items() if abs(new - old) > 1e-6 * max(old, new))
 
 
-def _channel_axis(rows: _Rows, values: Sequence[Array], *, grouping: Grouping, words: str) -> int | None:
+def _channel_axis(rows: _Rows, values: Sequence[Array], *, words: str) -> int | None:
     """The axis that scale and bias (each of the shape of a sample) follow: 1 or -1; None if there is none."""
     rank = len(rows.shape)
     legal = {"last axis": (-1,), "channels (axis 1)": (1,)}.get(words, (1, -1))
@@ -487,9 +487,7 @@ def _member(rows: _Rows, best: Fit, *, grouping: Grouping, words: str, effects: 
         name: dataclasses.replace(e, scale=rows.groups.join(e.scale), bias=rows.groups.join(e.bias))
         for name, e in effects.items()
     }
-    axis = _channel_axis(
-        rows, [scales, biases, *(v for e in joined.values() for v in (e.scale, e.bias))], grouping=grouping, words=words
-    )
+    axis = _channel_axis(rows, [scales, biases, *(v for e in joined.values() for v in (e.scale, e.bias))], words=words)
     if axis is None:
         return _other(rows, best, words=f"{words}, with a scale and bias for each element")
     scale, bias = _per_channel(scales, axis), _per_channel(biases, axis)

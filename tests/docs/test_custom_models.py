@@ -22,11 +22,13 @@ def test_the_example_trains_exports_and_verifies(
     subprocess.run([sys.executable, "train.py"], cwd=tmp_path, check=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert [words[0] for words in commands(PAGE)] == ["export", "verify"]
+    assert [words[0] for words in commands(PAGE)] == ["export", "verify", "identify", "identify"]
     for words in commands(PAGE):
         monkeypatch.setattr(sys, "argv", ["ibnorm-export", *words])
         assert main.main() == 0
-    assert "verdict: pass" in capfd.readouterr().out
+    printed = capfd.readouterr().out
+    assert "verdict: pass" in printed
+    assert "MyNorm is IBNorm-L: lambda 4.0, epsilon 1e-05" in printed
     done = subprocess.run([sys.executable, "in_memory.py"], cwd=tmp_path, check=True, capture_output=True, text=True)
     assert "verdict: pass" in done.stdout
     assert "torch" in done.stdout
