@@ -186,7 +186,7 @@ def _is_stock(module: nn.Module) -> bool:
     return type(module).__module__.startswith("torch.nn.") and "Norm" in type(module).__name__
 
 
-#: Names of classes that compute a norm: LayerNorm, RMSNorm, IBNorm2d, LN, LN2d, IBN, BN1d; not Normalize or NormalNoise.
+#: Names of classes that compute a norm: LayerNorm, RMSNorm, IBNorm2d, LN2d, IBN, BN1d; not Normalize, NormalNoise.
 _NORM_NAME: Final = re.compile(
     r"norm(?!al)|^(ib|layer|rms|group|batch)?_?(ln|bn|gn|ibn|rms)(\d?d)?$|^ibn", re.IGNORECASE
 )
