@@ -53,10 +53,10 @@ def identify(module: nn.Module, *, shape: Sequence[int] | None = None) -> NormId
     if others:
         return min(others, key=lambda identity: identity.residual)
     # An error about the norm itself is worth more than one about a shape that was only tried.
-    error = next((e for e in errors if not isinstance(e, UnfitShape)), errors[0])
-    if shape is None and isinstance(error, UnfitShape):
-        raise SpecError(f"{error}. If it takes inputs of another shape, give one: shape=(2, 8)") from error
-    raise error
+    refusal = next((e for e in errors if not isinstance(e, UnfitShape)), errors[0])
+    if shape is None and isinstance(refusal, UnfitShape):
+        raise SpecError(f"{refusal}. If it takes inputs of another shape, give one: shape=(2, 8)") from refusal
+    raise refusal
 
 
 @dataclass(frozen=True, slots=True)

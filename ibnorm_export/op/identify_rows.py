@@ -268,12 +268,9 @@ def _other(rows: _Rows, nearest: Fit, *, words: str, start: Fit | None = None, e
         fit=found,
     )
     formula = "" if found is None else f", with {_numbers(found)} (residual {found.residual:.1e})"
-    member = (
-        f"The nearest member, IBNorm-{nearest.compression} with {_numbers(nearest)}, is off by {nearest.residual:.1e}"
-    )
-    if nearest.explains:
-        member = f"As IBNorm it would be {nearest.compression}"
-    return dataclasses.replace(identity, difference=f"{sentence}{formula}. {member}")
+    member = f". The nearest member, IBNorm-{nearest.compression} with {_numbers(nearest)}, is off by "
+    member = "" if nearest.explains else f"{member}{nearest.residual:.1e}"
+    return dataclasses.replace(identity, difference=f"{sentence}{formula}{member}")
 
 
 def _numbers(found: Fit) -> str:
