@@ -121,7 +121,19 @@ class _Rows:
         return self.x[::2, :outer], y[::2, :outer]
 
     def outputs(self) -> Array:
-        return self.groups.split(self.probe(self.inputs))
+        """The outputs of the norm with the present values of its parameters, in groups.
+
+        Raises:
+            SpecError: the norm cannot be run, or one is not finite.
+        """
+        y = self.probe(self.inputs)
+        if not np.isfinite(y).all():
+            rows = ~np.isfinite(y).reshape(len(y), -1).all(1)
+            scales = self.inputs.reshape(len(y), -1).std(1)[rows]
+            raise SpecError(
+                f"{self.probe.name} returns NaN or infinity for inputs with a standard deviation of {scales[0]:.1g}"
+            )
+        return self.groups.split(y)
 
 
 def identify_at(
@@ -196,6 +208,8 @@ def _fit_family(rows: _Rows, start: Fit | None) -> Fit:
         near = refine(start, rows.x, y=rows.y)
         if near.explains:
             return snap(near, rows.x, y=rows.y)
+    elif start is not None and refine(start, rows.x, y=rows.y).explains:
+        return refine(dataclasses.replace(start, form=FAMILY, bound=math.inf), rows.x, y=rows.y)
     best: Fit | None = None
     x, y = rows.some(rows.y)
     for compression in COMPRESSIONS:

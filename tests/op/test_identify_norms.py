@@ -169,3 +169,22 @@ def test_equal_norms_are_confirmed_and_not_searched_again(monkeypatch: pytest.Mo
     net = nn.Sequential(*[IBNorm(16) for _ in range(4)])
     assert identify_norms(net, run=lambda: net(torch.randn(2, 16))).passed
     assert searches == ["S", "L"]
+
+
+def test_equal_norms_that_are_no_members_are_confirmed_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    searches = []
+
+    def counted(form: identify_fit.Form, compression: str, **more: Any) -> identify_fit.Fit:
+        searches.append(form.name)
+        return identify_fit.fit(form, compression, **more)
+
+    monkeypatch.setattr(identify_rows, "fit", counted)
+    kind = type(made(OTHERS["RMSNorm"].forward)())
+    nets = [nn.Sequential(*[kind() for _ in range(count)]) for count in (1, 4)]
+    counts = []
+    for net in nets:
+        searches.clear()
+        report = identify_norms(net, run=lambda net=net: net(torch.randn(2, 16)))  # type: ignore[misc]  # bound early
+        assert {i.kind for i in report.norms.values()} == {"RMSNorm"}
+        counts.append(len(searches))
+    assert counts[0] == counts[1]
