@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -49,6 +50,15 @@ def identify_command(
     ] = None,
     model: options.Factory = None,
     weights: options.Weights = None,
+    inputs: Annotated[
+        Path | None,
+        typer.Option(
+            "--inputs",
+            metavar="FILE.npz",
+            exists=True,
+            help="Example inputs by argument name, for a --model factory that returns a plain module.",
+        ),
+    ] = None,
     norm_class: Annotated[
         str | None,
         typer.Option(
@@ -66,12 +76,15 @@ def identify_command(
     built, size = _arguments(arguments), _shape(shape)
     if model is not None and (arguments is not None or shape is not None):
         raise typer.BadParameter("--args and --shape are for a class, not for a checkpoint with --model")
-    if model is None and norm_class is not None:
-        raise typer.BadParameter("--norm-class is for a checkpoint with --model")
+    if model is None and (norm_class is not None or inputs is not None or weights is not None):
+        raise typer.BadParameter("--norm-class, --inputs and --weights are for a checkpoint with --model")
+    from ibnorm_export.artifacts.npz import read_npz
     from ibnorm_export.models.norm_identities import build_norm, identify_checkpoint
     from ibnorm_export.op.identify import identify
 
     if model is not None:
-        finish(identify_checkpoint(target, model, norm_class=norm_class, weights=weights), as_json=as_json)
+        example = None if inputs is None else read_npz(inputs, "an .npz file of plain arrays")
+        report = identify_checkpoint(target, model, inputs=example, norm_class=norm_class, weights=weights)
+        finish(report, as_json=as_json)
     else:
         finish(identify(build_norm(target, built), shape=size), as_json=as_json)

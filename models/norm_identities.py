@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from ibnorm_export.artifacts.loaded_model import CustomModel
 from ibnorm_export.artifacts.metadata import Weights
 from ibnorm_export.choices import choice
 from ibnorm_export.errors import CheckpointError
+from ibnorm_export.models.call_arguments import Inputs, read_arguments
 from ibnorm_export.models.custom import draw_sample, filled_model
+from ibnorm_export.op.float64_mode import compute_in_float64
 from ibnorm_export.op.identify import IdentityReport, identify_norms
 
 __all__ = ["build_norm", "identify_checkpoint"]
@@ -78,18 +81,24 @@ def _signature(function: Any) -> str:
 
 
 def identify_checkpoint(
-    checkpoint: str | Path, model: str, *, norm_class: str | None = None, weights: Weights | str | None = None
+    checkpoint: str | Path,
+    model: str,
+    *,
+    inputs: Inputs | None = None,
+    norm_class: str | None = None,
+    weights: Weights | str | None = None,
 ) -> IdentityReport:
     """Identify every norm of a checkpoint of the user's own code.
 
     Args:
         checkpoint: a file or folder of weights.
-        model: "package.module:factory"; the factory returns a `CustomModel`.
+        model: "package.module:factory"; the factory returns a `CustomModel`, or a module of PyTorch.
+        inputs: example inputs, for a factory that returns a module.
         norm_class: name, or "module:Class", of a class whose instances are norms whatever they are called.
         weights: "raw" or "ema" weights, where the checkpoint has both.
 
     Raises:
-        CheckpointError: the factory fails, or its model or the weights are not valid.
+        CheckpointError: the factory fails, or its model, its weights or the inputs are not valid.
         SpecError: `norm_class` is no class of the model.
     """
     path = Path(checkpoint)
@@ -97,17 +106,32 @@ def identify_checkpoint(
     if not path.exists():
         raise CheckpointError(f"{path} does not exist")
     with torch.random.fork_rng(devices=[]):  # the factory draws weights, which are then replaced
-        custom, _, _ = filled_model(path, model, weights=chosen)
-    arrays = draw_sample(model, custom, rng=np.random.default_rng(0), index=0)
-    dtype = next((p.dtype for p in custom.module.parameters() if p.is_floating_point()), torch.float32)
-    tensors = [torch.from_numpy(array) for array in arrays.values()]
-    tensors = [tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in tensors]
+        made, _, _ = filled_model(path, model, weights=chosen)
+    module = made if isinstance(made, nn.Module) else made.module
+    module.eval()
+    call = _sample_call(made, model, inputs)
 
     def run() -> None:
         try:
-            with torch.no_grad():
-                custom.module(*tensors)
+            with compute_in_float64(), torch.no_grad():
+                call()
         except Exception as error:  # the user's own code may raise anything
             raise CheckpointError(f"--model {model}: {type(error).__name__}: {str(error)[:200]}") from error
 
-    return identify_norms(custom.module, run=run, norm_class=norm_class)
+    return identify_norms(module, run=run, norm_class=norm_class)
+
+
+def _sample_call(made: CustomModel | nn.Module, model: str, inputs: Inputs | None) -> Callable[[], object]:
+    """A call of what a factory returned, on its own sample or on example inputs."""
+    rng = np.random.default_rng(0)
+    if isinstance(made, CustomModel):
+        arrays, module = draw_sample(model, made, rng=rng, index=0), made.module
+        return lambda: module(*map(torch.from_numpy, arrays.values()))
+    if inputs is None:
+        raise CheckpointError(
+            f"--model {model} returned {type(made).__name__}, whose inputs are not known: give example inputs with "
+            "--inputs FILE.npz (inputs= in Python), or return an ibnorm_export.CustomModel"
+        )
+    arguments = read_arguments(made, inputs)
+    drawn = arguments.draw(rng, 0)
+    return lambda: arguments.call(made, *(torch.from_numpy(drawn[spec.name]) for spec in arguments.specs))

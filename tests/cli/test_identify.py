@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 
@@ -42,9 +43,12 @@ class Squash(SoftNorm):
 ready = SoftNorm(8, 2.0)
 
 
+def network():
+    return nn.Sequential(nn.Linear(8, 8), SoftNorm(8), nn.Linear(8, 8), Squash(8), nn.LayerNorm(8))
+
+
 def model():
-    net = nn.Sequential(nn.Linear(8, 8), SoftNorm(8), nn.Linear(8, 8), Squash(8), nn.LayerNorm(8))
-    return CustomModel(net, (InputSpec("x", ("batch", 8), True),))
+    return CustomModel(network(), (InputSpec("x", ("batch", 8), True),))
 '''
 
 
@@ -103,6 +107,10 @@ def test_every_norm_of_a_checkpoint(cli: Any, tmp_path: Path) -> None:
     assert code == 1
     assert found["norms"]["3"]["kind"] == "T, epsilon outside the root"
     assert set(found["norms"]) == {"1", "3"}
+    numpy.savez(tmp_path / "example.npz", input=numpy.ones((2, 8), numpy.float32))
+    code, out, err = cli("weights.pt", "--model", "stranger:network", "--inputs", "example.npz", "--json")
+    assert (code, err) == (0, "")
+    assert set(json.loads(out)["norms"]) == {"1"}
 
 
 @pytest.mark.parametrize(
@@ -117,12 +125,16 @@ def test_every_norm_of_a_checkpoint(cli: Any, tmp_path: Path) -> None:
         (["stranger:SoftNorm", "--args", "{"], "--args is not valid JSON"),
         (["stranger:ready", "--shape", "8"], "it must be two sizes or more"),
         (["stranger:ready", "--shape", "2,9"], "raised RuntimeError"),
-        (["stranger:ready", "--norm-class", "A"], "--norm-class is for a checkpoint with --model"),
+        (["stranger:ready", "--norm-class", "A"], "are for a checkpoint with --model"),
+        (["weights.pt", "--model", "stranger:network"], "give example inputs with --inputs FILE.npz"),
         (["missing.pt", "--model", "stranger:model"], "missing.pt does not exist"),
         (["missing.pt", "--model", "stranger:model", "--shape", "2,8"], "--args and --shape are for a class"),
     ],
 )
-def test_bad_input_ends_in_one_line(cli: Any, words: list[str], message: str) -> None:
+def test_bad_input_ends_in_one_line(cli: Any, words: list[str], message: str, tmp_path: Path) -> None:
+    import stranger
+
+    torch.save(stranger.network().state_dict(), tmp_path / "weights.pt")
     code, out, err = cli(*words)
     assert (code, out) == (2, "")
     assert message in err
