@@ -33,6 +33,8 @@ def test_every_convention(g: str, convention: str, lambd: float, epsilon: float)
         assert found, found.difference
         assert found.kind == g
         assert (found.lambd, found.epsilon) == pytest.approx(canonical(g, lambd, epsilon, convention), rel=1e-12)
+        if convention == "divide" and g != "S":
+            assert (found.lambd, found.epsilon) == (lambd, epsilon)  # as they were written, to the last bit
         assert found.residual < 1e-11
         assert (found.weight, found.bias_parameter) == (norm.w, norm.b)
 
