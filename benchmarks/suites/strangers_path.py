@@ -149,8 +149,44 @@ def gpt(folder: Path, options: argparse.Namespace, report: Report) -> None:
     )
 
 
+#: Compares vit.onnx with vit.py, with neither this package nor its kernels.
+VIT_TRUTH = """
+import json
+import numpy as np, onnxruntime, torch
+import vit
+
+model = vit.build()
+checkpoint = torch.load("last.pth.tar", weights_only=False)  # the file of this suite
+model.load_state_dict(checkpoint["state_dict"])
+model.double().eval()
+session = onnxruntime.InferenceSession("vit.onnx", providers=["CPUExecutionProvider"])
+rng, worst = np.random.default_rng(0), 0.0
+for batch in (1, 2, 9):
+    images = rng.standard_normal((batch, 1, 8, 8)).astype(np.float32)
+    (got,) = session.run(None, {session.get_inputs()[0].name: images})
+    with torch.no_grad():
+        want = model(torch.from_numpy(images).double()).numpy()
+    worst = max(worst, float(np.linalg.norm(got - want) / np.linalg.norm(want)))
+print(json.dumps(worst))
+"""
+
+
+def vit(folder: Path, options: argparse.Namespace, report: Report) -> None:
+    """A ViT in the way of timm, through `--model` alone: train, export, verify."""
+    for file in (EXAMPLES / "timm_like").glob("*.py"):
+        shutil.copy(file, folder)
+    run = Commands(folder, report)
+    run.python("train the ViT", "train_vit.py", "--seconds", min(options.seconds, 60))
+    model = ("--model", "vit:build")
+    run.ibnorm("export", "last.pth.tar", "-o", "vit.onnx", *model, "--inputs", "example.npz")
+    truth = float(json.loads(run.python("run vit.onnx and vit.py", "-c", VIT_TRUTH)))
+    report.add(limited("vit.onnx against the stranger's own classes", truth, at_most=LIMIT, note="relative, float64"))
+    run.ibnorm("verify", "vit.onnx", "last.pth.tar", *model)
+
+
 def measure(options: argparse.Namespace, report: Report) -> None:
     """Walk the path in a folder that is deleted afterwards."""
     find_triton()  # a missing server is reported before the training
     with tempfile.TemporaryDirectory() as folder:
         gpt(Path(folder), options, report)
+        vit(Path(folder), options, report)

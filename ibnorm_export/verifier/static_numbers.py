@@ -121,8 +121,7 @@ class _Numbers:
         specs = list(model.norms.values())
         used = {*coverage.numbers, *(s.lambd for s in specs), *(s.epsilon for s in specs), *_sizes(model)}
         used |= {spec.lambd**2 * spec.epsilon for spec in specs}
-        for size in [size for size in _sizes(model) if size > 1]:  # of an unbiased variance
-            used |= {size - 1, size / (size - 1)}
+        used |= {size / (size - 1) for size in _sizes(model) if size > 1}  # the factor of an unbiased variance
         limits = {3.0, 6.0} if {"hardswish", "hardsigmoid", "relu6"} & coverage.operators else set()
         self._limits = _sorted({*_ANY_LIMIT, *limits, *coverage.limits, *(s.lambd for s in specs)})
         self._factors = _sorted({*_ANY_LIMIT, *_DEFINITIONS, *_derived(used)})
