@@ -66,6 +66,7 @@ def same(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> bool:
         {"model": {"state_dict": RAW}},
         {"my_classifier": RAW, "epoch": 1},
         {"my_classifier": RAW, "losses": {"train": torch.tensor(0.1)}, "average": {"loss": torch.tensor([0.2])}},
+        {"my_classifier": RAW, "rng_state": {"cpu": torch.get_rng_state()}, "optimizer": {"momentum": dict(AVERAGE)}},
         {"model": {**RAW, "version": 3}},
         {"state_dict": RAW, "discriminator": AVERAGE},
         {"model": RAW, "rng_state": {"cpu": torch.get_rng_state(), "cuda": torch.get_rng_state()}},

@@ -68,6 +68,11 @@ def test_names_that_fit_after_no_stripping_stay(names: tuple[str, ...]) -> None:
     assert fit_keys(state, ["a", "b"]) == (state, ())
 
 
+def test_two_names_that_would_become_one() -> None:
+    state = saved("module.a", "a")
+    assert fit_keys(state, ["a"]) == (state, ())
+
+
 def test_one_name_of_a_tied_weight_is_enough() -> None:
     tied = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
     tied[1].weight = tied[0].weight
