@@ -122,6 +122,8 @@ class _Numbers:
         used = {*coverage.numbers, *(s.lambd for s in specs), *(s.epsilon for s in specs), *_sizes(model)}
         used |= {spec.lambd**2 * spec.epsilon for spec in specs}
         used |= {size / (size - 1) for size in _sizes(model) if size > 1}  # the factor of an unbiased variance
+        if {"var", "var_mean", "std", "std_mean"} & coverage.operators:
+            used |= {size - 1 for size in _sizes(model)}  # its divisor
         limits = {3.0, 6.0} if {"hardswish", "hardsigmoid", "relu6"} & coverage.operators else set()
         self._limits = _sorted({*_ANY_LIMIT, *limits, *coverage.limits, *(s.lambd for s in specs)})
         self._factors = _sorted({*_ANY_LIMIT, *_DEFINITIONS, *_derived(used)})

@@ -27,6 +27,7 @@ from ibnorm_export import (
 )
 from ibnorm_export.artifacts.metadata import Task
 from ibnorm_export.progress import silent
+from ibnorm_export.verifier import readings
 from ibnorm_export.verifier.comparison import Comparison
 from ibnorm_export.verifier.expected import check_expected
 from ibnorm_export.verifier.reference import Reference
@@ -60,12 +61,61 @@ class TrainedNorm(nn.Module):
         return self.weight * (s - mean) / torch.sqrt(variance + EPSILON) + self.bias
 
 
-def trained(module: nn.Module, convention: str) -> nn.Module:
+class Unbiased(TrainedNorm):
+    """The variance divides by n - 1, and epsilon is large."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * self.compressed(x) / torch.sqrt(self.compressed(x).var(-1, keepdim=True) + 0.5) + self.bias
+
+    def compressed(self, x: Tensor) -> Tensor:
+        d = x - x.mean(-1, keepdim=True)
+        c = d.sign() * COMPRESSIONS[self.convention](d.abs())
+        return c - c.mean(-1, keepdim=True)
+
+
+class Outside(Unbiased):
+    """Epsilon is outside the root."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        c = self.compressed(x)
+        return self.weight * c / (c.std(-1, keepdim=True, unbiased=False) + EPSILON) + self.bias
+
+
+class NoSecondMean(Unbiased):
+    def forward(self, x: Tensor) -> Tensor:
+        c = self.compressed(x)
+        d = x - x.mean(-1, keepdim=True)
+        raw = d.sign() * COMPRESSIONS[self.convention](d.abs())
+        return self.weight * raw / torch.sqrt(c.var(-1, keepdim=True, unbiased=False) + EPSILON) + self.bias
+
+
+class NoFirstMean(Unbiased):
+    def compressed(self, x: Tensor) -> Tensor:
+        c = x.sign() * COMPRESSIONS[self.convention](x.abs())
+        return c - c.mean(-1, keepdim=True)
+
+
+class OnePlusWeight(TrainedNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + (super().forward(x) - self.bias) / self.weight
+
+
+class Halved(TrainedNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) / 2**0.5
+
+
+class LostScale(TrainedNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return (super().forward(x) - self.bias) / self.weight
+
+
+def trained(module: nn.Module, convention: str, norm_class: type[TrainedNorm] = TrainedNorm) -> nn.Module:
     """The model of the training code, with the same weights."""
     model = copy.deepcopy(module)
     for path, norm in list(model.named_modules()):
         if type(norm).__name__ == "IBNorm":
-            model.set_submodule(path, TrainedNorm(norm.weight.detach(), norm.bias.detach(), convention))
+            model.set_submodule(path, norm_class(norm.weight.detach(), norm.bias.detach(), convention))
     return model.eval()
 
 
@@ -152,6 +202,19 @@ def test_values_of_another_model_fit_no_reading(right: LoadedModel, file: Export
     report = compared(file, right, tmp_path / "values.npz")
     assert not report
     assert "No other convention" in report.findings[0].what
+
+
+@pytest.mark.parametrize(
+    "norm", [Unbiased, Outside, NoSecondMean, NoFirstMean, OnePlusWeight, Halved, LostScale], ids=lambda c: c.__name__
+)
+def test_a_norm_that_the_config_cannot_state_fails(
+    right: LoadedModel, file: ExportedModel, tmp_path: Path, norm: type[TrainedNorm], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readings, "_MAX_TRIED", 20)  # the number of readings is the same for all
+    np.savez(tmp_path / "values.npz", **saved_by_training(trained(right.module, "divide", norm)))
+    report = compared(file, right, tmp_path / "values.npz")
+    assert not report
+    assert not any(row.passed for row in report.rows)
 
 
 def test_half_precision_has_its_own_tolerance(right: LoadedModel, file: ExportedModel, tmp_path: Path) -> None:
