@@ -287,7 +287,9 @@ def test_wrappers_of_training_are_removed() -> None:
 def test_a_class_of_another_name_is_found_by_norm_class() -> None:
     net = Net()
     net.norm.__class__ = type("Squash", (StrangerNorm,), {})
-    assert not from_module(net, ids()).norms
+    model = from_module(net, ids())
+    assert not model.norms
+    assert "norm_class" in model.notes[0]
     assert list(from_module(net, ids(), norm_class=StrangerNorm).norms) == ["norm"]
 
 
