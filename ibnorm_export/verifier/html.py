@@ -11,7 +11,15 @@ from markupsafe import Markup
 from ibnorm_export.environment import environment
 from ibnorm_export.html_page import Curve, Section, bars, curves, heat_map, render
 from ibnorm_export.text_report import counted
-from ibnorm_export.verifier.report import ErrorAttribution, LayerParity, LayersReport, NumericReport, ParityReport
+from ibnorm_export.verifier.report import (
+    ErrorAttribution,
+    ExpectedReport,
+    LayerParity,
+    LayersReport,
+    MappingReport,
+    NumericReport,
+    ParityReport,
+)
 
 __all__ = ["parity_bars", "sections", "write_report"]
 
@@ -114,16 +122,47 @@ def _layer_plots(layers: Sequence[LayerParity], names: Sequence[str]) -> tuple[t
     return ((plot, "After every norm and block."), (grid, "The same, by name."))
 
 
+def _mapping(report: MappingReport) -> Section:
+    rows = tuple(
+        (
+            norm.module,
+            norm.norm,
+            norm.replacement,
+            f"{norm.error:.2e}",
+            f"{norm.tolerance:.2e}",
+            "pass" if norm.passed else "FAIL",
+        )
+        for norm in report.norms
+    )
+    head = ("PyTorch module", "your class", "exported as", "error in float64", "tolerance", "verdict")
+    return Section("Your own norms", (str(report),), head=head, rows=rows)
+
+
+def _expected(report: ExpectedReport) -> Section:
+    rows = tuple(
+        (row.output, row.what, f"{row.error:.2e}", f"{row.tolerance:.2e}", "pass" if row.passed else "FAIL")
+        for row in report.rows
+    )
+    text = f"Computed in {report.dtype}; saved in {report.path}."
+    return Section(
+        "Values of the training code", (text,), head=("output", "", "error", "tolerance", "verdict"), rows=rows
+    )
+
+
 def sections(report: ParityReport) -> tuple[Section, ...]:
     """The sections of the page."""
     found = []
     if report.numeric is not None:
         if report.numeric.outputs:
             found.append(_outputs(report, report.numeric))
+        if report.numeric.mapping is not None:
+            found.append(_mapping(report.numeric.mapping))
         if report.numeric.attribution is not None:
             found.append(_attribution(report.numeric.attribution))
         if report.numeric.layers is not None:
             found.append(_layers(report.numeric.layers))
+    if report.expected is not None:
+        found.append(_expected(report.expected))
     listed = tuple((f.where, f.what) for f in report.findings)
     found.append(Section("Findings", () if listed else ("None.",), head=("where", "what"), rows=listed))
     return (*found, Section("Notes", report.all_notes)) if report.all_notes else tuple(found)

@@ -16,6 +16,7 @@ from ibnorm_export import DType, ExportOptions, IBNormSpec, LoadedModel, export,
 from ibnorm_export.artifacts.module_copy import copy_module
 from ibnorm_export.op.torch_op import IBNorm
 from ibnorm_export.progress import silent
+from ibnorm_export.verifier.html import sections
 from ibnorm_export.verifier.reference import Reference
 from ibnorm_export.verifier.report import MappingReport, ParityReport
 
@@ -198,6 +199,8 @@ def test_a_report_fails_with_the_mapping(stranger: Callable[..., LoadedModel]) -
     # The baseline has the same wrong norms, and must not widen the tolerance of the outputs.
     assert all(output.tolerance < 1e-5 for output in report.numeric.outputs)
     assert "mapping: 2 norms of your own classes" in str(report)
+    (section,) = [section for section in sections(report) if section.title == "Your own norms"]
+    assert [row[0] for row in section.rows] == ["norm", "last"]
 
 
 def test_half_precision_is_held_to_the_users_class_too(stranger: Callable[..., LoadedModel]) -> None:
