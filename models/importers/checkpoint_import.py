@@ -323,40 +323,52 @@ def import_checkpoint(
     kind, read = _recognise(read, kind)
     reader, by_class = _reader(read, norm=norm, norm_class=norm_class, norm_args=norm_args or {})
     conversion, norms = _convert(read, kind, reader=reader)
-    notes = [*conversion.notes]
     if by_class is not None:
-        notes.append(f"norms were built as {by_class.describe()}")
-    tensors, origins, cast = _all_tensors(conversion, norms)
-    notes += cast
-    config = conversion.config | {"ibnorm": combine(norms).to_config()}
-    output = Path(output)
-    with import_folder(output) as folder:
-        write_checkpoint(folder, config, tensors=tensors)
-        causal = _check_loads(folder, read.path)
-        has_tokenizer = False
-        if causal:
-            vocabulary = len(tensors[_embedding_name(tensors)])
-            notes.append(
-                _write_tokenizer(
-                    read, folder, tokenizer=None if tokenizer is None else Path(tokenizer), vocabulary=vocabulary
-                )
-            )
-            has_tokenizer = (folder / "tokenizer.json").is_file()
-        rows = tuple((path, _reading(norm), norm.residual) for path, norm in norms.items())
-        family = str(config.get("model_type") or config.get("architecture"))
-        report = ImportReport(
-            output,
-            kind=kind,
-            family=family,
-            norms=rows,
-            mapped={name: origins.get(name, name) for name in tensors},
-            notes=tuple(notes),
-            tokenizer=has_tokenizer,
-            causal=causal,
+        note = f"norms were built as {by_class.describe()}"
+        conversion = replace(conversion, notes=(*conversion.notes, note))
+    with import_folder(Path(output)) as folder:
+        report = _write(
+            read,
+            folder,
+            conversion=conversion,
+            norms=norms,
+            tokenizer=None if tokenizer is None else Path(tokenizer),
         )
+        report = replace(report, path=Path(output), kind=kind)
         manifest = {"source": str(source), **report.to_dict()}
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     return report
+
+
+def _write(
+    source: TrainingSource,
+    folder: Path,
+    *,
+    conversion: Conversion,
+    norms: Mapping[str, ReadNorm],
+    tokenizer: Path | None,
+) -> ImportReport:
+    """Write the checkpoint and its tokenizer into a folder, and load it.
+
+    Raises:
+        CheckpointError: the folder does not load, or the tokenizer does not fit.
+    """
+    tensors, origins, notes = _all_tensors(conversion, norms)
+    config = conversion.config | {"ibnorm": combine(norms).to_config()}
+    write_checkpoint(folder, config, tensors=tensors)
+    vocabulary = _check_loads(folder, source.path)
+    if vocabulary:
+        notes.append(_write_tokenizer(source, folder, tokenizer=tokenizer, vocabulary=vocabulary))
+    return ImportReport(
+        folder,
+        kind=ImportKind.AUTO,
+        family=str(config.get("model_type") or config.get("architecture")),
+        norms=tuple((path, _reading(norm), norm.residual) for path, norm in norms.items()),
+        mapped={name: origins.get(name, name) for name in tensors},
+        notes=(*conversion.notes, *notes),
+        tokenizer=(folder / "tokenizer.json").is_file(),
+        causal=vocabulary > 0,
+    )
 
 
 def _reading(norm: ReadNorm) -> str:
@@ -455,18 +467,16 @@ def _names(types: set[torch.dtype]) -> str:
     return " and ".join(sorted(str(t).removeprefix("torch.") for t in types))
 
 
-def _check_loads(folder: Path, source: Path) -> bool:
-    """Load the folder; return whether it can generate text.
+def _check_loads(folder: Path, source: Path) -> int:
+    """Load the folder; return the size of the vocabulary if the model can generate text, else 0.
 
     Raises:
         CheckpointError: it does not load: the tensors do not fit the architecture.
     """
     try:
-        load(folder)
+        loaded = load(folder)
     except IBNormError as error:
         raise CheckpointError(str(error).replace(str(folder), str(source))) from error
-    return isinstance(find_family(read_config(folder)), CausalFamily)
-
-
-def _embedding_name(tensors: Mapping[str, Tensor]) -> str:
-    return next(n for n in tensors if n.endswith(("wte.weight", "embed_tokens.weight", "embed_in.weight")))
+    causal = isinstance(find_family(read_config(folder)), CausalFamily)
+    config: Any = loaded.module.config if causal else None
+    return int(config.vocab_size) if causal else 0
