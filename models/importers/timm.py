@@ -22,7 +22,7 @@ from ibnorm_export.errors import CheckpointError, SpecError
 from ibnorm_export.models.containers import fit_keys, hash_files, read_checkpoint
 from ibnorm_export.models.families.images import images
 from ibnorm_export.models.weights import fill, nonfinite_warnings, tied_names
-from ibnorm_export.op.replace_norms import replace_norms
+from ibnorm_export.op.replace_norms import absorb_offsets, replace_norms
 from ibnorm_export.op.spec import NormConfig
 
 __all__ = ["build_timm", "load_timm"]
@@ -107,6 +107,7 @@ def load_timm(
     state, stripped = fit_keys(checkpoint.state, module.state_dict().keys(), tied=tied_names(module))
     fill(module, state, source=folder)
     module.eval().requires_grad_(False)
+    absorb_offsets(module)
 
     def call(model: nn.Module, *tensors: Tensor) -> tuple[Tensor, ...]:
         return (model(tensors[0]),)
