@@ -118,7 +118,10 @@ def _compare_unnamed(
     elif array is None:
         report.findings.append(Finding(f"constant {use.name}", f"{_place(use)}; its value cannot be computed here"))
     elif not kind and not known.explains_use(use, array):
-        if tensors := values.find(array, blocked=use.node is not None and use.node.proto.domain == BLOCKED_DOMAIN):
+        blocked = use.node is not None and use.node.proto.domain == BLOCKED_DOMAIN
+        # The weight itself, and what PyTorch computes an equal constant from before it meets the input.
+        tensors = (*values.find(array, blocked=blocked), *known.weights(known.origins(array)))
+        if tensors := tensors or values.folded.find(array, blocked=blocked):
             report.add(tensors)
         elif problem := known.problem(array):
             nearest = values.nearest(array)

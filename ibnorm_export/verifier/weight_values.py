@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ibnorm_export.artifacts.loaded_model import LoadedModel
+from ibnorm_export.verifier.folded_norms import FoldedNorms
 from ibnorm_export.verifier.tool_layouts import blocked_forms, split_joined
 
 __all__ = ["WeightValue", "WeightValues", "as_float32"]
@@ -60,6 +61,8 @@ class WeightValues:
     def __init__(self, model: LoadedModel, dtype: torch.dtype) -> None:
         self._model = model
         self._dtype = dtype
+        self.folded = FoldedNorms(model, dtype)
+        """Recognises norms that were folded into other constants."""
 
     @cached_property
     def _by_size(self) -> dict[int, list[WeightValue]]:

@@ -18,12 +18,13 @@ import onnx.numpy_helper
 import pytest
 import torch
 
-from ibnorm_export import Compression
+from ibnorm_export import Compression, IBNormSpec
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.exporter.export import ExportOptions
 from ibnorm_export.exporter.single_file import export_file
 from ibnorm_export.op import onnx_functions as onnx_op
+from ibnorm_export.op.norm_variants import BatchIBNorm
 from ibnorm_export.op.spec import DOMAIN
 from ibnorm_export.verifier.constants import KnownConstants
 from ibnorm_export.verifier.coverage import Coverage, measure_coverage
@@ -336,6 +337,30 @@ def test_a_weight_in_blocks_of_channels_is_recognised(block: int) -> None:
     assert values.find(stored, blocked=True)[0] is module.kernel
     stored[0, 0, 0, 0, 0] += 1e-3
     assert values.find(stored, blocked=True) == ()
+
+
+@pytest.mark.parametrize("fault", [0.0, 1e-2])
+def test_a_norm_folded_into_a_convolution_is_recognised(fault: float) -> None:
+    """The definition, for one channel: y = w (x - m - 3 c) / sqrt(9 (v + e)) + b, because S compresses by x / 3."""
+    generator = torch.Generator().manual_seed(0)
+    module = torch.nn.Module()
+    module.conv = torch.nn.Conv2d(2, 4, 3)
+    spec = IBNormSpec("S", 3.0, epsilon=1e-3, grouping="batch")
+    module.norm = norm = BatchIBNorm(4, spec, channel_axis=1)
+    for tensor in (*norm.parameters(), *norm.buffers()):
+        tensor.data = torch.rand(tensor.shape, generator=generator) + 0.5
+    w, b, m, c, v = (
+        t.detach().double().numpy()
+        for t in (norm.weight, norm.bias, norm.running_mean, norm.compressed_mean, norm.compressed_var)
+    )
+    scale = w / np.sqrt(9 * (v + 1e-3))
+    kernel = module.conv.weight.detach().double().numpy() * scale[:, None, None, None]
+    kernel[-1] *= 1 + fault
+    shift = (module.conv.bias.detach().double().numpy() - m - 3 * c) * scale + b
+    values = WeightValues(types.SimpleNamespace(module=module), torch.float32)  # type: ignore[arg-type]  # all it reads
+    found = values.folded.find(kernel.astype(np.float32), blocked=False)
+    assert any(tensor is module.conv.weight for tensor in found) == (not fault)
+    assert any(t is module.conv.bias for t in values.folded.find(shift.astype(np.float32), blocked=False))
 
 
 def test_an_unused_tensor_does_not_change_the_dtype(
