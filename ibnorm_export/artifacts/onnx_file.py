@@ -27,6 +27,10 @@ __all__ = ["MODEL_FILE", "external_files", "read_model", "read_tensor", "resolve
 MODEL_FILE: Final = "model.onnx"
 
 
+#: Types of attributes that have a value.
+_ATTRIBUTE_TYPES: Final = frozenset(onnx.AttributeProto.AttributeType.values()) - {onnx.AttributeProto.UNDEFINED}
+
+
 def resolve(path: str | Path) -> Path:
     """The .onnx file that `path` names: itself, or model.onnx in a folder."""
     path = Path(path)
@@ -58,6 +62,7 @@ def read_model(path: Path) -> onnx.ModelProto:
         raise ModelFileError(f"{path} is truncated or is not an ONNX file: it has no graph")
     _check_text(model, path)
     _check_element_types(model.graph, path)
+    _check_attributes(model.graph, path)
     return model
 
 
@@ -72,6 +77,19 @@ def _check_text(model: onnx.ModelProto, path: Path) -> None:
                 waiting.extend(items)
             elif field.type == field.TYPE_STRING and any(isinstance(item, bytes) for item in items):
                 raise ModelFileError(f"{path}: {field.name} of a {type(message).__name__} is not UTF-8: it is damaged")
+
+
+def _check_attributes(graph: onnx.GraphProto, path: Path) -> None:
+    """Check that attributes have values: outside a function, one that refers to the function's has none."""
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.ref_attr_name or attribute.type not in _ATTRIBUTE_TYPES:
+                raise ModelFileError(
+                    f"{path}: the attribute {quoted(attribute.name)} of the node {quoted(node.name)} has no value: the "
+                    "file is damaged"
+                )
+            for subgraph in (attribute.g, *attribute.graphs):
+                _check_attributes(subgraph, path)
 
 
 def _check_element_types(graph: onnx.GraphProto, path: Path) -> None:

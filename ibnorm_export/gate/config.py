@@ -155,7 +155,10 @@ def _value(kind: Any, value: object, *, where: str, folder: Path) -> Any:
     if kind is Path and isinstance(value, str):
         return folder / value
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise ConfigError(f"{where} is {quoted(value)}; it must be a number that a float can hold") from error
     if (kind is int and isinstance(value, bool)) or kind is Path or not isinstance(value, kind):
         raise ConfigError(f"{where} is {quoted(value)}; it must be {'a path' if kind is Path else kind.__name__}")
     return value

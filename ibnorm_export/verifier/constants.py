@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from ibnorm_export.artifacts.loaded_model import LoadedModel
+from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.verifier.coverage import Coverage
 from ibnorm_export.verifier.dataflow import ConstantUse
 
@@ -59,11 +60,13 @@ class KnownConstants:
     Args:
         model: the checkpoint.
         coverage: what one run of it used.
+        dtype: the dtype of the file, in which it has rounded weights before it computed constants from them.
     """
 
-    def __init__(self, model: LoadedModel, coverage: Coverage) -> None:
+    def __init__(self, model: LoadedModel, coverage: Coverage, *, dtype: DType) -> None:
         self._model = model
         self._coverage = coverage
+        self._step = {DType.FP32: 2.0**-23, DType.FP16: 2.0**-10, DType.BF16: 2.0**-7}[dtype]
 
     def explains_use(self, use: ConstantUse, array: NDArray[Any]) -> bool:
         """Whether a constant states a shape, axes or positions where it is used."""
@@ -87,17 +90,30 @@ class KnownConstants:
         problem = f"it holds {array.size} values that the checkpoint neither has nor computes"
         return self._rotary_problem(array, otherwise=problem)
 
+    def origins(self, array: NDArray[Any]) -> frozenset[str]:
+        """Names of the weights from which PyTorch computes an equal constant, whatever the input."""
+        found = (
+            names
+            for known, names in self._constants_by_size.get(array.size, ())
+            if _close(array, known, step=self._step)
+        )
+        return frozenset().union(*found)
+
+    def weights(self, names: frozenset[str]) -> tuple[torch.Tensor, ...]:
+        """Tensors of the state dict by their names."""
+        state = self._model.module.state_dict(keep_vars=True)
+        return tuple(state[name] for name in sorted(names))
+
     def _computed(self, array: NDArray[Any]) -> bool:
         """Whether PyTorch takes or computes the same, whatever the input."""
-        return any(_close(array, known) for known in self._constants_by_size.get(array.size, ()))
+        return any(_close(array, known, step=self._step) for known, _ in self._constants_by_size.get(array.size, ()))
 
     @cached_property
-    def _constants_by_size(self) -> dict[int, list[NDArray[Any]]]:
-        found: dict[int, list[NDArray[Any]]] = {}
-        for constant in self._coverage.constants:
-            array = constant.detach()
-            wide = array.double() if array.is_floating_point() else array
-            found.setdefault(constant.numel(), []).append(wide.numpy())
+    def _constants_by_size(self) -> dict[int, list[tuple[NDArray[Any], frozenset[str]]]]:
+        found: dict[int, list[tuple[NDArray[Any], frozenset[str]]]] = {}
+        for constant, names in self._coverage.constants:
+            wide = constant.double() if constant.is_floating_point() else constant
+            found.setdefault(constant.numel(), []).append((wide.numpy(), names))
         return found
 
     def _rotary_problem(self, array: NDArray[Any], *, otherwise: str) -> str:
@@ -139,12 +155,12 @@ def _step(array: NDArray[Any]) -> float:
     return sizes.get(str(array.dtype), 2.0**-23)
 
 
-def _close(array: NDArray[Any], known: NDArray[Any]) -> bool:
+def _close(array: NDArray[Any], known: NDArray[Any], *, step: float) -> bool:
     actual, expected = (np.asarray(a, dtype=np.float64).reshape(-1) for a in (array, known))
     finite = np.isfinite(expected)
     largest = float(np.abs(expected[finite]).max(initial=0.0))
     if np.issubdtype(array.dtype, np.integer):
         return bool(np.array_equal(actual, expected))
-    tolerance = _STEPS * _step(array) * largest
+    tolerance = _STEPS * max(step, _step(array)) * largest
     same = np.isfinite(actual) == finite
     return bool(same.all() and (np.abs(actual[finite] - expected[finite]) <= tolerance).all())

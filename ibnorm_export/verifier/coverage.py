@@ -34,26 +34,8 @@ _SHAPE_OPERATORS: Final = frozenset(
     }
 )
 
-#: Operators that compare with a number, limit a value, or choose; and those that make the numbers for them.
-_LIMITING_OPERATORS: Final = frozenset(
-    {
-        *("lt", "le", "gt", "ge", "eq", "ne", "clamp", "clamp_min", "clamp_max", "clip", "where", "minimum", "maximum"),
-        *("remainder", "fmod", "masked_fill", "hardtanh", "threshold", "relu6", "hardswish", "hardsigmoid", "full"),
-        *(
-            "full_like",
-            "new_full",
-            "scalar_tensor",
-            "fill",
-            "bitwise_and",
-            "floor_divide",
-            "triu",
-            "tril",
-            "max",
-            "min",
-        ),
-        *("masked_fill_", "fill_", "lift_fresh", "where_", "clamp_", "clamp_min_", "clamp_max_", "hardtanh_"),
-    }
-)
+#: Operators whose numbers are factors and terms; those of all others may limit a value or choose one.
+_ARITHMETIC_OPERATORS: Final = frozenset({"add", "sub", "rsub", "mul", "div", "pow", "add_", "sub_", "mul_", "div_"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +49,10 @@ class Coverage:
             `compute_in_float64` widens casts: those that write to a tensor of another dtype.
         operators: names of the operators that ran, without their overloads.
         numbers: numbers that operators were given: Python's own and those of tensors with one element.
-        limits: those of them that operators were given that compare, limit or choose.
+        limits: those of them that an operator may use as a limit.
         places: integers that operators were given that move, select or reshape values.
-        constants: tensors that operators took or returned and that depend on no input; only small ones.
+        constants: tensors that operators took or returned and that depend on no input, only small ones; and the names
+            of the weights that each was computed from.
     """
 
     weights: frozenset[str]
@@ -80,7 +63,7 @@ class Coverage:
     numbers: frozenset[float] = frozenset()
     limits: frozenset[float] = frozenset()
     places: frozenset[int] = frozenset()
-    constants: tuple[Tensor, ...] = ()
+    constants: tuple[tuple[Tensor, frozenset[str]], ...] = ()
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -101,6 +84,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         self.constants: dict[int, Tensor] = {}
         self._room = _MAX_ELEMENTS
         self._data = WeakIdKeyDictionary(dict.fromkeys(inputs, True))
+        self._origins: Any = WeakIdKeyDictionary()  # torch leaves it untyped
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -118,15 +102,22 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
             numbers = {float(v) for v in given if isinstance(v, (int, float)) and not isinstance(v, bool)}
             numbers |= {float(v.item()) for v in tensors if v.numel() == 1 and self._is_constant(v)}
             self.numbers |= numbers
-            self.limits |= numbers if name in _LIMITING_OPERATORS else set()
+            self.limits |= set() if name in _ARITHMETIC_OPERATORS else numbers
         if any(tensor in self._data for tensor in tensors):
             self._data.update(dict.fromkeys(made, True))
             made = []
+        else:
+            self._origins.update(dict.fromkeys(made, frozenset().union(*(self.origins(t) for t in tensors))))
         # What only moves the values of a weight is recognised without being kept.
         for value in (*tensors, *made) if name not in _SHAPE_OPERATORS else ():
             if self._is_constant(value):
                 self._keep(value)
         return result
+
+    def origins(self, constant: Tensor) -> frozenset[int]:
+        """Identities of the stored tensors that a constant was computed from."""
+        known: frozenset[int] = self._origins.get(constant, frozenset())
+        return known | {storage_identity(constant)}
 
     def _is_constant(self, value: Tensor) -> bool:
         return value not in self._data and not isinstance(value, Widened)
@@ -163,7 +154,14 @@ def measure_coverage(model: LoadedModel, truth: nn.Module, *, inputs: Arrays) ->
         for hook in hooks:
             hook.remove()
     state = truth.state_dict(keep_vars=True)
-    used = {name for name, tensor in state.items() if storage_identity(tensor) in watch.identities}
+    names: dict[int, set[str]] = {}
+    for name, tensor in state.items():
+        names.setdefault(storage_identity(tensor), set()).add(name)
+    used = {name for identity in watch.identities for name in names.get(identity, ())}
+    constants = [
+        (constant.detach(), frozenset(n for identity in watch.origins(constant) for n in names.get(identity, ())))
+        for constant in watch.constants.values()
+    ]
     return Coverage(
         frozenset(used),
         dict(norms),
@@ -172,5 +170,5 @@ def measure_coverage(model: LoadedModel, truth: nn.Module, *, inputs: Arrays) ->
         numbers=frozenset(watch.numbers),
         limits=frozenset(watch.limits),
         places=frozenset(watch.places),
-        constants=tuple(constant.detach() for constant in watch.constants.values()),
+        constants=tuple(constants),
     )

@@ -188,6 +188,16 @@ class DataFlow:
         """The node that computes a value; None for an input or an initializer."""
         return self._producers.get(name)
 
+    def sources(self, name: str) -> tuple[str, ...]:
+        """Names of the stored constants that nodes compute a constant from."""
+        waiting, seen = [name], {name}
+        while waiting:
+            node = self._producers.get(waiting.pop())
+            new = [n for n in (node.inputs if node is not None else ()) if n and n not in seen]
+            seen.update(new)
+            waiting += new
+        return tuple(n for n in seen if n in self._stored and n != name)
+
     def is_constant(self, name: str) -> bool:
         """Whether the value depends on no input."""
         return name in self._constant

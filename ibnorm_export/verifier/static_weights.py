@@ -58,7 +58,7 @@ def compare_weights(flow: DataFlow, model: LoadedModel, *, coverage: Coverage, v
     named = {weight.name: weight for weight in stored.of(model)}
     # A weight in blocks of few bits is several tensors, which are compared together.
     quantized = {part: weight for weight in named.values() if weight.quantized for part in stored.parts(weight)}
-    known = KnownConstants(model, coverage)
+    known = KnownConstants(model, coverage, dtype=flow.exported.dtype)
     report = WeightsReport()
     seen: set[str] = set()
     for use in flow.constant_uses:
@@ -76,6 +76,10 @@ def compare_weights(flow: DataFlow, model: LoadedModel, *, coverage: Coverage, v
                 report.add(weight.tensors, _compare(stored, weight), name=weight.name)
             else:
                 _compare_unnamed(flow, use, report=report, known=known, values=values)
+                sources = [named[name] for name in flow.sources(use.name) if name in named and name not in seen]
+                seen.update(source.name for source in sources)
+                for source in sources:  # of a constant that nodes compute
+                    report.add(source.tensors, _compare(stored, source), name=source.name)
     missing = {
         name: tensor
         for name, tensor in model.module.state_dict(keep_vars=True).items()
@@ -123,6 +127,8 @@ def _compare_unnamed(
         tensors = (*values.find(array, blocked=blocked), *known.weights(known.origins(array)))
         if tensors := tensors or values.folded.find(array, blocked=blocked):
             report.add(tensors)
+        elif origins := known.origins(array):  # what PyTorch computes from weights before it meets the input
+            report.add(known.weights(origins))
         elif problem := known.problem(array):
             nearest = values.nearest(array)
             report.findings.append(Finding(f"constant {use.name}", f"{_place(use)}; {nearest or problem}"))

@@ -68,6 +68,28 @@ def test_metadata_of_another_format(
         ExportedModel(tmp_path / "m.onnx").require_metadata()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"ref_attr_name": "lambd"}, {"type": onnx.AttributeProto.UNDEFINED}],
+    ids=["a reference outside a function", "no type"],
+)
+@pytest.mark.parametrize("nested", [False, True])
+def test_an_attribute_without_a_value(
+    exported_vit: ExportedModel, tmp_path: Path, change: dict[str, object], nested: bool
+) -> None:
+    proto = onnx.load(exported_vit.path)
+    node = next(node for node in proto.graph.node if node.attribute)
+    if nested:
+        outer = proto.graph.node.add(op_type="If").attribute.add(name="then_branch", type=onnx.AttributeProto.GRAPH)
+        node = outer.g.node.add(op_type="Add")
+        node.attribute.add(name="a", i=1, type=onnx.AttributeProto.INT)
+    for key, value in change.items():
+        setattr(node.attribute[0], key, value)
+    onnx.save(proto, tmp_path / "m.onnx")
+    with pytest.raises(ModelFileError, match="has no value: the file is damaged"):
+        ExportedModel(tmp_path / "m.onnx")
+
+
 @pytest.mark.parametrize("where", ["metadata", "node", "output", "initializer", "attribute"])
 def test_a_text_that_is_not_utf_8(exported_vit: ExportedModel, tmp_path: Path, where: str) -> None:
     proto, mark = onnx.load(exported_vit.path), "MARKED-TEXT"

@@ -72,6 +72,7 @@ def test_the_defaults_are_those_of_export() -> None:
         (START + "_ = 1", "unknown keys ['_']; legal keys are ['name', 'checkpoint', 'model',"),
         (START + "[export.parity]\nsamples = true", "samples is True; it must be int"),
         (START + "[export.parity]\nsamples = 0", "samples is 0"),
+        (START + "[export.parity]\nmax_error = 1" + "0" * 400, "it must be a number that a float can hold"),
         (START + "[export.parity]\nseed = -1", "parity.seed is -1"),
         (START + "[export.parity]\nmax_error = -1.0", "parity.max_error is -1.0"),
         (START + "[export.parity]\nmax_error = nan", "parity.max_error is nan"),

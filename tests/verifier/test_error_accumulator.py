@@ -52,3 +52,26 @@ def test_the_cosine_of_zeros_is_defined() -> None:
         sums = ErrorSums()
         sums.add(np.full((1, 4), actual), np.full((1, 4), truth), truth=np.full((1, 4), truth))
         assert sums.judge("logits", "fused", bound=BOUNDS[DType.FP16]).cosine == cosine
+
+
+def test_a_covering_input_has_its_own_tolerance_and_raises_no_other() -> None:
+    def errors(ordinary: float, covering: float) -> ErrorSums:
+        sums = ErrorSums()
+        for error, baseline, covers in ((ordinary, 1e-3, ""), (covering, 0.1, "large values")):
+            truth = np.ones((1, 1000))
+            sums.add(truth * (1 + error), truth * (1 - baseline), truth=truth, covers=covers)
+        return sums
+
+    assert errors(1.9e-3, 0.19).judge("logits", "fused", bound=BOUNDS[DType.FP16]).passed
+    assert not errors(2.1e-3, 0.19).judge("logits", "fused", bound=BOUNDS[DType.FP16]).passed
+    found = errors(1.9e-3, 0.21).judge("logits", "fused", bound=BOUNDS[DType.FP16])
+    assert not found.passed
+    assert (found.worst_sample, found.worst_sample_covers) == (1, "large values")
+
+
+def test_the_largest_realisation_is_the_baseline() -> None:
+    truth = np.ones((1, 1000))
+    for realised, spread, passes in ((None, 1.0, False), (2e-3, 1.0, True), (None, 2.0, True)):
+        sums = ErrorSums()
+        sums.add(truth * 1.003, truth * 1.001, truth=truth, least_error=realised, spread=spread)
+        assert sums.judge("logits", "fused", bound=BOUNDS[DType.FP16]).passed == passes
