@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,6 +38,9 @@ _ROWS: Final = (
     *((scale, 10.0) for scale in (1.0, 3.0, 10.0, 100.0)),
     *((scale, 5 * scale) for scale in (1e-3, 1e-2, 0.1, 1.0)),
 )
+
+#: Longer groups of values that share statistics are made shorter; the result is confirmed at their real size.
+_LONGEST_GROUP: Final = 16384
 
 #: An output moves if it changes by more than this, relative to the largest output.
 _MOVED: Final = 1e-12
@@ -191,18 +195,21 @@ def structure(probe: NormProbe, shape: Sequence[int]) -> Structure:
     return Structure(tuple(sorted(axes)), groups)
 
 
-def trimmed(probe: NormProbe, shape: Sequence[int], *, keep: tuple[int, ...] | None = None) -> tuple[int, ...]:
+def trimmed(probe: NormProbe, shape: Sequence[int], *, axes: tuple[int, ...] | None = None) -> tuple[int, ...]:
     """A smaller input shape that the norm takes as well: axes that no parameter follows become short.
 
     Args:
         probe: the norm.
         shape: the shape that it is known to take.
-        keep: axes that share statistics, if they are known; they stay as they are.
+        axes: axes that share statistics, if they are known. They keep their sizes, which a norm may depend on (as in
+            an unbiased variance), unless they are very long together.
     """
     own = {n for t in probe.tensors().values() for n in (t.numel(), *t.shape) if n > 1}
-    longest = 2 if keep is not None else 5 if own else 64
+    group = math.prod(shape[axis] for axis in axes or ())
+    kept = set(axes or ()) if group <= _LONGEST_GROUP else set()
+    longest = [(2 if axes and axis not in axes else 5) if own else 64 for axis in range(len(shape))]
     sizes = enumerate(shape)
-    small = tuple(2 if axis == 0 else n if n in own or axis in (keep or ()) else min(n, longest) for axis, n in sizes)
+    small = tuple(2 if axis == 0 else n if n in own or axis in kept else min(n, longest[axis]) for axis, n in sizes)
     if small == tuple(shape):
         return small
     try:

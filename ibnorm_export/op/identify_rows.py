@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from ibnorm_export.errors import SpecError
 from ibnorm_export.op.identify_batch import identify_pointwise
@@ -154,21 +154,55 @@ def identify_at(
         raise SpecError(f"shape is {tuple(shape)}; it must have the batch first, and at least one more axis")
     probe.check_plain_call(shape)
     small = trimmed(probe, shape)
-    with _live(probe, small) as is_live:
+    with _live(probe, small):
         found = structure(probe, small)
-        small = trimmed(probe, small, keep=found.axes)
+    small = trimmed(probe, shape, axes=found.axes)
+    identity = _identify(probe, small, found=found, start=start, explain=explain)
+    if not identity or small == tuple(shape):
+        return identity
+    sized = _at_size(identity, shape)
+    if sized is not None and all(small[axis] == shape[axis] for axis in found.axes):
+        return sized
+    if sized is not None and _difference(probe, sized, inputs(shape, seed=9)) <= _AGREES:
+        return sized
+    return _identify(probe, tuple(shape), found=found, start=identity.fit, explain=explain)
+
+
+def _at_size(identity: NormIdentity, shape: Sequence[int]) -> NormIdentity | None:
+    """The identity for inputs of a shape, from that of a smaller one; None if its scale or bias cannot be extended."""
+    features = shape[identity.channel_axis]
+    if identity.features == features:
+        return identity
+    tensors = [identity.weight, identity.bias_parameter, *identity.statistics.values()]
+    if any(t is not None and float(t.max() - t.min()) > _SAME * float(t.abs().max()) for t in tensors):
+        return None
+
+    def longer(tensor: Tensor) -> Tensor:
+        return tensor.detach().flatten()[:1].repeat(features)
+
+    old = (identity.weight, identity.bias_parameter)
+    weight, bias = (None if t is None else nn.Parameter(longer(t), requires_grad=False) for t in old)
+    statistics = {name: longer(value) for name, value in identity.statistics.items()}
+    return dataclasses.replace(identity, features=features, weight=weight, bias_parameter=bias, statistics=statistics)
+
+
+def _identify(
+    probe: NormProbe, shape: tuple[int, ...], *, found: Structure, start: Fit | None, explain: bool
+) -> NormIdentity:
+    """Identify a norm of a known structure with samples of a shape."""
+    with _live(probe, shape) as is_live:
         if found.axes:
-            rows = _Rows(probe, small, found=found)
+            rows = _Rows(probe, shape, found=found)
             best = _fit_family(rows, start)
             grouping, words = _spec_grouping(found.axes, len(shape))
             if not best.explains or grouping is None or found.groups > 1:
                 return _other(rows, best, words=words, start=start, explain=explain)
             effects = _effects(rows, best)
         else:
-            identity, tried = identify_pointwise(probe, small)
+            identity, tried = identify_pointwise(probe, shape)
     if found.axes:
         assert grouping is not None  # otherwise it is no member, which has been returned
-        real = rows if is_live else _Rows(probe, small, found=found)
+        real = rows if is_live else _Rows(probe, shape, found=found)
         identity, tried = _member(real, best, grouping=grouping, words=words, effects=effects), real.inputs
     return _confirmed(probe, identity, tried) if identity else identity
 
@@ -532,26 +566,27 @@ def _member(rows: _Rows, best: Fit, *, grouping: Grouping, words: str, effects: 
     )
 
 
+def _difference(probe: NormProbe, identity: NormIdentity, x: Array) -> float:
+    """Of the replacement from the norm, relative to the norm of the output; infinite if NaN is elsewhere."""
+    replacement = copy.deepcopy(identity.replacement()).cpu().to(torch.float64).eval()
+    expected = probe(x)
+    with torch.no_grad():
+        got = replacement(torch.tensor(x)).numpy()
+    if not np.array_equal(np.isnan(got), np.isnan(expected)):
+        return math.inf
+    off, norm = (float(np.linalg.norm(np.nan_to_num(values))) for values in (got - expected, expected))
+    return off / norm if norm else off
+
+
 def _confirmed(probe: NormProbe, identity: NormIdentity, samples: Array) -> NormIdentity:
     """The identity, if its replacement agrees with the norm at the samples and beyond."""
-    replacement = copy.deepcopy(identity.replacement()).cpu().to(torch.float64).eval()
-
-    def difference(x: Array) -> float:
-        expected = probe(x)
-        with torch.no_grad():
-            got = replacement(torch.tensor(x)).numpy()
-        if not np.array_equal(np.isnan(got), np.isnan(expected)):
-            return math.inf
-        off, norm = (float(np.linalg.norm(np.nan_to_num(values))) for values in (got - expected, expected))
-        return off / norm if norm else off
-
     shape = samples.shape[1:]
-    if (off := difference(samples)) > _AGREES:
+    if (off := _difference(probe, identity, samples)) > _AGREES:
         raise SpecError(f"the replacement of {probe.name} differs from it by {off:.1e}; please report this")
     for scale in (1e-6, 1e4, 1e6):
-        if (off := difference(inputs((2, *shape), seed=8, scale=scale))) > _BEYOND:
+        if (off := _difference(probe, identity, inputs((2, *shape), seed=8, scale=scale))) > _BEYOND:
             return _beyond(identity, f"for values of about {scale:g} it differs from that by {off:.1e}")
-    if difference(np.zeros((2, *shape))) > _BEYOND:
+    if _difference(probe, identity, np.zeros((2, *shape))) > _BEYOND:
         return _beyond(identity, "for rows of equal values it gives something else (IBNorm gives the bias, or NaN)")
     return identity
 

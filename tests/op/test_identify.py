@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ibnorm_export.errors import SpecError
 from ibnorm_export.op.identify import NormIdentity, identify
-from tests.op.stranger_norms import MEMBERS, OTHERS, Base, Written, canonical, made, standard
+from tests.op.stranger_norms import MEMBERS, OTHERS, Base, Over3Axes, Written, canonical, made, standard
 
 #: Each pair of g, convention, lambda and epsilon occurs; benchmarks/suites/identify.py has the whole table.
 CASES = [
@@ -181,6 +181,38 @@ def test_nothing_of_the_caller_changes() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in norm.state_dict().items())
     assert norm.log_lam.dtype == torch.float32
+
+
+class Unbiased(nn.Module):
+    """No parameter, and an unbiased variance: it depends on the number of features."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        c = torch.tanh((x - x.mean(-1, keepdim=True)) / 2)
+        return 3 * (c - c.mean(-1, keepdim=True)) / torch.sqrt(c.var(-1, keepdim=True) + 1e-3)
+
+
+class UnbiasedImages(nn.Module):
+    """The same over long groups, which are identified at a smaller size first."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        c = torch.tanh((x - x.mean((1, 2, 3), keepdim=True)) / 2)
+        return 3 * (c - c.mean((1, 2, 3), keepdim=True)) / torch.sqrt(c.var((1, 2, 3), keepdim=True) + 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("norm", "shape"),
+    [
+        (Unbiased(), (2, 7, 150)),
+        (MEMBERS["one gain"].build(), (2, 70, 150)),
+        (UnbiasedImages(), (1, 66, 16, 16)),
+        (Over3Axes(), (2, 16, 40, 40)),
+    ],
+)
+def test_a_replacement_has_the_size_of_the_input(norm: nn.Module, shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
+    found = identify(norm, shape=shape)
+    assert found, found.difference
+    assert difference(norm, found.replacement(), x) < 1e-12
 
 
 def test_the_text_of_an_identity() -> None:
