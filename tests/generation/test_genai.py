@@ -187,7 +187,7 @@ def test_the_op_library_must_exist_and_match(folder: Path) -> None:
         GenaiModel(folder)
     config["model"]["decoder"]["session_options"]["custom_ops_library"] = "../libibnorm_ort.so"
     file.write_text(json.dumps(config))
-    with pytest.raises(ModelFileError, match="must be a file in the folder"):
+    with pytest.raises(ModelFileError, match="must be the name of a file in the folder"):
         GenaiModel(folder)
     file.write_text("{")
     with pytest.raises(ModelFileError, match="is damaged"):
