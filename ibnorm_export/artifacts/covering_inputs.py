@@ -247,8 +247,9 @@ class _Planner:
         self._specs = {spec.name: spec for spec in model.inputs}
         self._cache = [spec for spec in model.inputs if spec.floating]
         self._longest = self._bound_length(limits)
-        # Long enough for every id of a small vocabulary.
-        needed = limits.vocabulary.get("input_ids", 0) // (MANY_ROWS - 3) + 3
+        # Long enough for every id of a small vocabulary, if the longest sequence is not.
+        missing = limits.vocabulary.get("input_ids", 0) - self._longest * 4 // 5
+        needed = missing // (MANY_ROWS - 3) + 3 if missing > 0 else 0
         self._short = min(max(_SHORT, needed if needed < MANY_ROWS else 0), self._longest)
         self.has_cache = bool(self._cache)
         self._has_mask = any(name.endswith("mask") for name in self._specs)
@@ -284,17 +285,19 @@ class _Planner:
             return
         yield self._planned("the longest sequence", _Sizes(1, longest), holes=self._has_mask)
         if self._has_mask:
-            length = min(longest, 160)
-            yield self._planned("much padding", _Sizes(3, length), padding=min(110, length * 2 // 3))
+            length = min(longest, 130)
+            yield self._planned("much padding", _Sizes(2, length), padding=min(110, length * 2 // 3), both=True)
         yield self._planned("a large batch", _Sizes(MANY_ROWS, self._short), padding=2)
 
     def _planned(
-        self, covers: str, sizes: _Sizes, *, padding: int = 0, holes: bool = False
+        self, covers: str, sizes: _Sizes, *, padding: int = 0, both: bool = False, holes: bool = False
     ) -> tuple[str, _Sizes, NDArray[np.int64]]:
         sizes = sizes.fixed(self._fixed)
         mask = _ones(sizes)
         if padding:
             _mask_rows(mask, padding=padding, left_only=self.has_cache and sizes.past > 0)
+        if both:  # row 0 is padded on the right
+            mask[0, mask.shape[1] - padding // 3 :] = 0
         if holes:
             _mask_holes(mask)
         return covers, sizes, mask

@@ -204,7 +204,12 @@ def test_the_right_file_passes_and_the_report_says_what_ran(
     ran = "; ".join(report.numeric.ran)
     assert report.numeric.not_run == ()
     wanted = {
-        "llama": ("batch 1, 3, 33", "640 tokens (the longest is 640)", "128 of 128 token ids", "padding: left, right"),
+        "llama": (
+            "batch 1, 2, 3, 33",
+            "640 tokens (the longest is 640)",
+            "128 of 128 token ids",
+            "padding: left, right",
+        ),
         "decoder": ("a past of 0, 5, 12, 19, 639 tokens", "slots of the cache up to 640", "128 of 128 token ids"),
         "vit": ("batch 1, 2, 9", "pixel_values from -", "to 852"),
     }[base]
