@@ -50,7 +50,7 @@ class Range:
     def __post_init__(self) -> None:
         minimum = 0 if self.axis == _PAST else 1
         for size in (self.smallest, self.optimal, self.largest):
-            whole_number(size, name=f"a size of the axis {self.axis}", least=minimum, error=EngineError)
+            whole_number(size, name=f"a size of the axis {self.axis}", least=0, error=EngineError)
         if not minimum <= self.smallest <= self.optimal <= self.largest:
             raise EngineError(
                 f"profile {self.axis}={self.smallest}x{self.optimal}x{self.largest}: the sizes must be at least "
