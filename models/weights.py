@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ibnorm_export.errors import CheckpointError
+from ibnorm_export.errors import CheckpointError, printable, shortened
 
 __all__ = ["fill", "nonfinite_warnings", "raise_mismatch", "tied_names"]
 
 
 def _listed(names: list[str]) -> str:
-    shown = ", ".join(sorted(names)[:5])
+    shown = printable(", ".join(shortened(name) for name in sorted(names)[:5]))
     return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
 
 
@@ -43,7 +43,7 @@ def _nearest(missing: list[str], extra: list[str]) -> str:
         found = [tail for start in range(1, len(parts)) if (tail := ".".join(parts[start:])) in wanted]
         found = found or difflib.get_close_matches(name, candidates, n=1, cutoff=0.75)
         pairs += [f"{name} may be {found[0]}"] if found else []
-    return ", ".join(pairs[:3])
+    return printable(", ".join(pairs[:3]))
 
 
 def nonfinite_warnings(module: nn.Module) -> tuple[str, ...]:

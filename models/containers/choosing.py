@@ -18,6 +18,7 @@ from torch import Tensor
 from ibnorm_export.artifacts.metadata import Weights
 from ibnorm_export.errors import CheckpointError
 from ibnorm_export.models.containers.extras import PlainData
+from ibnorm_export.models.containers.safe_pickle import shown
 from ibnorm_export.models.containers.stored_tensors import StoredTensor
 from ibnorm_export.text_report import counted
 
@@ -84,7 +85,7 @@ class _Found:
         return self.place.rpartition(".")[2] in ("", *_MODEL_KEYS)
 
     def __str__(self) -> str:
-        return self.place or "the tensors at the top level"
+        return shown(self.place) or "the tensors at the top level"
 
 
 def _words(key: str) -> set[str]:
@@ -220,7 +221,7 @@ def _teacher(found: list[_Found]) -> list[_Found]:
 
 
 def _listed(found: list[_Found]) -> str:
-    return ", ".join(str(one)[:100] for one in found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
+    return ", ".join(str(one) for one in found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
 
 
 def _one(found: list[_Found], *, source: str, kind: str) -> _Found:
@@ -236,7 +237,7 @@ def _one(found: list[_Found], *, source: str, kind: str) -> _Found:
     key = models[0].place.partition(".")[0]
     raise CheckpointError(
         f"{source} has {counted(len(models), 'state dict')} of {kind} weights: {_listed(models)}. Save the one that "
-        f'you want, e.g. torch.save(torch.load("{source.rpartition("/")[2]}")["{key}"], "weights.pt")'
+        f'you want, e.g. torch.save(torch.load("{source.rpartition("/")[2]}")["{shown(key)}"], "weights.pt")'
     )
 
 
@@ -339,5 +340,5 @@ def _what(content: object) -> str:
     unnamed = sorted({type(key).__name__ for key in content if not isinstance(key, str)})
     if unnamed:
         return f"a dict with keys of the type {', '.join(unnamed)}, and names are text"
-    keys = [str(key)[:40] for key in list(content)[:8]]
+    keys = [shown(key) for key in list(content)[:8]]
     return f"a dict with the keys {', '.join(keys)}" if keys else "an empty dict"

@@ -26,6 +26,7 @@ from ibnorm_export.models.containers.safe_pickle import (
     RefusedClassError,
     UnreadableError,
     read_pickle,
+    shown,
 )
 from ibnorm_export.models.containers.stored_tensors import (
     DenseTensor,
@@ -184,7 +185,7 @@ class _Folder:
             raise CheckpointError(f"{self.path / METADATA_FILE} points outside its folder: {name[:200]!r}")
         if not (self.path / name).is_file():
             raise CheckpointError(
-                f"{self.path / METADATA_FILE} names {name[:200]}, which is missing; copy the files of every rank into "
+                f"{self.path / METADATA_FILE} names {shown(name)}, which is missing; copy the files of every rank into "
                 "the folder"
             )
         return map_file(self.path / name)
@@ -193,7 +194,7 @@ class _Folder:
         """The bytes of one piece, and what to call it."""
         place = self.places.get((name, offset))
         if place is None:
-            raise UnreadableError(f"a piece of {name[:200]} has no place")
+            raise UnreadableError(f"a piece of {shown(name)} has no place")
         if place.fields.get("transform_descriptors"):
             raise UnreadableError("its files are compressed or encrypted by an extension; save without it")
         file, start, length = (_field(place, "relative_path", str), *_span(place))
@@ -252,10 +253,10 @@ def read_distributed(folder: Path) -> tuple[dict[Any, Any], list[Path]]:
             _insert(content, path, read.tensor(name, entry) if is_tensor else read.value(name))
     except RefusedClassError as error:
         raise CheckpointError(
-            f"{source} contains {error.name[:200]}, which torch.distributed.checkpoint never writes; nothing was loaded"
+            f"{source} contains {error.name}, which torch.distributed.checkpoint never writes; nothing was loaded"
         ) from error
     except UnreadableError as error:
         raise CheckpointError(
-            f"{source} is truncated, or torch.distributed.checkpoint did not write it: {error}"
+            f"{source} is truncated, or torch.distributed.checkpoint did not write it: {shown(error)}"
         ) from error
     return content, [source, *(folder / name for name in read.files)]

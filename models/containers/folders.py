@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
-from ibnorm_export.errors import CheckpointError
+from ibnorm_export.errors import CheckpointError, printable, shortened
 from ibnorm_export.files import sha256_of
 
 __all__ = ["hash_files", "read_config", "weight_files"]
@@ -69,7 +69,7 @@ def _indexed(index: Path) -> list[Path]:
         if not isinstance(name, str) or Path(name).name != name:
             raise CheckpointError(f"{index} points outside its folder: {str(name)[:200]!r}")
         if not (index.parent / name).is_file():
-            raise CheckpointError(f"{index} names {name[:200]}, which is missing")
+            raise CheckpointError(f"{index} names {printable(shortened(name))}, which is missing")
         files.append(index.parent / name)
     return [index, *files]
 

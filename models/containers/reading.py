@@ -16,6 +16,7 @@ from ibnorm_export.models.containers.checkpoint import TrainingCheckpoint
 from ibnorm_export.models.containers.choosing import Leaf, choose_weights
 from ibnorm_export.models.containers.dcp import METADATA_FILE, read_distributed
 from ibnorm_export.models.containers.folders import weight_files
+from ibnorm_export.models.containers.safe_pickle import shown
 from ibnorm_export.models.containers.stored_tensors import UnfitTensorError
 from ibnorm_export.models.containers.torch_files import read_torch_file
 
@@ -51,7 +52,7 @@ def _read_shards(files: list[Path]) -> tuple[dict[str, Any], dict[str, Any]]:
         if not isinstance(part, dict):
             raise CheckpointError(f"{file} does not contain a state dict (names to tensors)")
         if twice := sorted(str(name) for name in content.keys() & part.keys()):
-            raise CheckpointError(f"{file} has {twice[0][:200]}, which another file of the folder has too")
+            raise CheckpointError(f"{file} has {shown(twice[0])}, which another file of the folder has too")
         content |= part
         header |= settings
     return content, header
@@ -86,7 +87,7 @@ def _load(state: Mapping[str, Leaf], source: Path) -> dict[str, Tensor]:
             if tensor.is_complex():
                 raise UnfitTensorError("complex, and ONNX models have real weights")
         except UnfitTensorError as error:
-            raise CheckpointError(f"{source}: the tensor {name[:200]} is {error}") from error
+            raise CheckpointError(f"{source}: the tensor {shown(name)} is {shown(error)}") from error
         tensors[name] = tensor
     return tensors
 

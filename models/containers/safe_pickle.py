@@ -13,7 +13,9 @@ import struct
 from collections.abc import Callable, Mapping
 from typing import IO, Any, ClassVar, Final
 
-__all__ = ["Allowed", "PlainObject", "RefusedClassError", "UnreadableError", "read_pickle"]
+from ibnorm_export.errors import printable, shortened
+
+__all__ = ["Allowed", "PlainObject", "RefusedClassError", "UnreadableError", "read_pickle", "shown"]
 
 #: Types of keys that dicts and sets of a pickle may have. A tuple is hashed recursively, without a limit of depth.
 _KEYS: Final = (str, bytes, int, float, type(None))
@@ -33,6 +35,11 @@ _NEEDLESS: Final = (
 )
 
 
+def shown(value: object) -> str:
+    """Text of a file as a message shows it: shortened, on one line, without characters that a terminal obeys."""
+    return printable(" ".join(shortened(str(value)).splitlines()))
+
+
 class UnreadableError(Exception):
     """A pickle is damaged, or does what data does not need."""
 
@@ -46,7 +53,7 @@ class RefusedClassError(UnreadableError):
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
-        self.name = name
+        self.name = shown(name)
 
 
 class PlainObject:
@@ -228,4 +235,4 @@ def read_pickle(
         *(pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError),
         *(OverflowError, MemoryError, RecursionError),
     ) as error:  # what the instructions of a damaged pickle raise
-        raise UnreadableError(f"{type(error).__name__}: {error}"[:200]) from error
+        raise UnreadableError(shortened(f"{type(error).__name__}: {error}")) from error

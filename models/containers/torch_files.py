@@ -22,12 +22,7 @@ import torch
 
 from ibnorm_export.errors import CheckpointError
 from ibnorm_export.models.containers.plain_classes import plain_classes
-from ibnorm_export.models.containers.safe_pickle import (
-    Allowed,
-    RefusedClassError,
-    UnreadableError,
-    read_pickle,
-)
+from ibnorm_export.models.containers.safe_pickle import Allowed, RefusedClassError, UnreadableError, read_pickle, shown
 from ibnorm_export.models.containers.stored_tensors import DenseTensor, OtherTensor, Storage, map_file
 
 __all__ = ["read_torch_bytes", "read_torch_file"]
@@ -209,7 +204,7 @@ def _read_legacy(data: memoryview) -> Any:
     try:
         known = read_pickle(stream, {}) == _MAGIC and read_pickle(stream, {}) == _VERSION
     except RefusedClassError as error:
-        raise UnreadableError(f"it is a pickle that starts with {error.name[:100]}") from error
+        raise UnreadableError(f"it is a pickle that starts with {error.name}") from error
     if not known:
         raise UnreadableError("it is a pickle of something else")
     machine = read_pickle(stream, {})
@@ -283,12 +278,12 @@ def read_torch_bytes(data: memoryview, source: str) -> Any:
         content = _read_zip(data) if bytes(data[:4]) == b"PK\x03\x04" else _read_legacy(data)
     except RefusedClassError as error:
         raise CheckpointError(
-            f"{source} contains {error.name[:200]}, which is not plain data: loading it would run code, so nothing was "
+            f"{source} contains {error.name}, which is not plain data: loading it would run code, so nothing was "
             'loaded. Save only the weights in your training code: torch.save(model.state_dict(), "weights.pt")'
             f"{_hint(error.name)}"
         ) from error
     except UnreadableError as error:
-        raise CheckpointError(f"{source} is truncated, or is not a file of torch.save: {error}") from error
+        raise CheckpointError(f"{source} is truncated, or is not a file of torch.save: {shown(error)}") from error
     return content
 
 
