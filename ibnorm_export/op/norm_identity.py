@@ -121,7 +121,7 @@ class NormIdentity(Report):
             return f"{name} is not IBNorm: {self.difference}"
         product = " (S is identified by epsilon * lambda^2)" if self.spec.compression is Compression.LINEAR else ""
         lines = [
-            f"{name} is IBNorm-{self.kind}: lambda {self.lambd!r}, epsilon {self.epsilon!r}{product}",
+            f"{name} is IBNorm-{self.kind}: lambda {self.lambd:.12g}, epsilon {self.epsilon:.12g}{product}",
             f"  grouping   {self.grouping}, {self.features} features",
             f"  residual   {self.residual:.1e}",
         ]

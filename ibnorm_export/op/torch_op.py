@@ -58,6 +58,21 @@ def _standardise(
 def compose_ibnorm(
     x: Tensor, weight: Tensor | None, *, bias: Tensor | None, lambd: float, epsilon: float, compression: Compression
 ) -> Tensor:
+    """IBNorm over the last axis composed of PyTorch's own operators.
+
+    Args:
+        x: (..., n), any floating-point dtype; the arithmetic is float64 for float64, and float32 otherwise.
+        weight: the scale (n,); None means ones.
+        bias: the bias (n,); None means zeros.
+        lambd: lambda of the definition.
+        epsilon: epsilon of the definition.
+        compression: g of the definition.
+
+    Returns:
+        (..., n), contiguous, of x's dtype.
+
+    Source: arXiv 2510.25262, section 4.2.
+    """
     y = _standardise(x, lambd, epsilon=epsilon, compression=compression)[2]
     if weight is not None:
         y = y * weight.to(y.dtype)

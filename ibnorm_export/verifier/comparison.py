@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Final
@@ -48,9 +48,10 @@ class Comparison:
 
     file: ExportedModel
     reference: Reference
+    _: KW_ONLY
     options: VerifyOptions
     progress: Progress
-    unrounded: bool = field(default=False, kw_only=True)
+    unrounded: bool = False
 
     @property
     def rounds(self) -> bool:

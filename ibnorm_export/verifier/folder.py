@@ -43,7 +43,7 @@ _FIXED: Final = (
 )
 
 
-def with_folder(report: StaticReport, exported: ExportedModel, model: LoadedModel) -> StaticReport:
+def with_folder(report: StaticReport, exported: ExportedModel, *, model: LoadedModel) -> StaticReport:
     """The static verdict with that about the folder of a language model, if the file is in one.
 
     Args:

@@ -102,7 +102,7 @@ def compare_runner(comparison: Comparison, runner: Runner, *, norms: str) -> Ste
                 what = f"has shape {actual[name].shape}" if name in actual else "is missing"
                 findings.append(Finding(f"output {name}", f"{sample.label}: {what}; its shape must be {expected}"))
                 continue
-            if (fault := find_runtime_fault(comparison, sample, actual[name], name=name)) is not None:
+            if (fault := find_runtime_fault(comparison, sample, actual=actual[name], name=name)) is not None:
                 findings.append(fault)
                 explained = True
                 continue

@@ -29,7 +29,7 @@ def _version() -> str:
     return ""
 
 
-def find_runtime_fault(comparison: Comparison, sample: Sample, actual: NDArray[Any], *, name: str) -> Finding | None:
+def find_runtime_fault(comparison: Comparison, sample: Sample, *, actual: NDArray[Any], name: str) -> Finding | None:
     """A finding if the values of one output show a known fault of the runtime that ran the file.
 
     Args:

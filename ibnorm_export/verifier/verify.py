@@ -72,7 +72,7 @@ def verify(
     reference = Reference(model, exported.dtype, inputs=prepared.inputs, progress=progress, covers=prepared.covers)
     with refusals(0, prepared.inputs[0]):
         coverage = measure_coverage(model, reference.mapped, inputs=prepared.inputs[0])
-    comparison = Comparison(exported, reference, options, progress)
+    comparison = Comparison(exported, reference, options=options, progress=progress)
     expected = None
     if options.expected is not None:
         expected = check_expected(comparison, options.expected, dtype=options.expected_dtype)
@@ -105,7 +105,7 @@ def _with_coverage(report: NumericReport, prepared: PreparedSamples, *, referenc
 
 def _check_static(exported: ExportedModel, model: LoadedModel, *, coverage: Coverage) -> StaticReport:
     """The static verdict about the file, and about the folder of a language model."""
-    return with_folder(check_static(exported, model, coverage=coverage), exported, model)
+    return with_folder(check_static(exported, model, coverage=coverage), exported, model=model)
 
 
 def _find_notes(model: LoadedModel, coverage: Coverage) -> Iterator[str]:

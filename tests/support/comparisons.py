@@ -31,4 +31,4 @@ def compare_runners(
             return LazyRunners({norms: lambda runner=runner: runner for norms, runner in runners.items()})
 
     reference = Reference(model, DType(file.dtype), inputs=tuple(inputs), progress=silent)
-    return ChosenRunners(file, reference, VerifyOptions(kernels=Kernels.FUNCTION), silent)
+    return ChosenRunners(file, reference, options=VerifyOptions(kernels=Kernels.FUNCTION), progress=silent)

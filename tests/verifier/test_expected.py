@@ -152,7 +152,8 @@ def read_as(checkpoint: Path, folder: Path, **section: Any) -> LoadedModel:
 
 
 def compared(file: ExportedModel, model: LoadedModel, path: Path, dtype: DType | None = None) -> ExpectedReport:
-    comparison = Comparison(file, Reference(model, file.dtype, inputs=(), progress=silent), VerifyOptions(), silent)
+    reference = Reference(model, file.dtype, inputs=(), progress=silent)
+    comparison = Comparison(file, reference, options=VerifyOptions(), progress=silent)
     return check_expected(comparison, path, dtype=dtype)
 
 

@@ -72,7 +72,7 @@ def genai(portable: Path, model: LoadedModel) -> Path:
 
 
 def check(folder: Path, model: LoadedModel) -> StaticReport:
-    return with_folder(StaticReport(1, 1, ()), ExportedModel(folder), model)
+    return with_folder(StaticReport(1, 1, ()), ExportedModel(folder), model=model)
 
 
 def edit(name: str, change: Callable[[dict[str, Any]], object]) -> Edit:

@@ -72,7 +72,7 @@ def same(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> bool:
         {"model": RAW, "rng_state": {"cpu": torch.get_rng_state(), "cuda": torch.get_rng_state()}},
         [RAW, {"epoch": 1}],
     ],
-    ids=lambda content: ",".join(map(str, content))[:40],
+    ids=lambda content: ",".join(str(key) for key in content if isinstance(key, str))[:40] or "a list",
 )
 def test_wrappers_of_training_codes(saved: Any, content: object) -> None:
     read = read_checkpoint(saved(content))
