@@ -48,7 +48,7 @@ def check_static(exported: ExportedModel, model: LoadedModel, *, coverage: Cover
         *check_types(exported),
         *_claim_problems(exported, model, flow=flow),
         *weights.findings,
-        *check_numbers_used(flow, model, coverage=coverage),
+        *check_numbers_used(flow, model, coverage=coverage, block_sizes=inlined.block_sizes),
     )
     norms = len(norm_nodes(flow)) + inlined.recognised
     findings = tuple(dict.fromkeys(findings))  # a node may show a fault at each of its inputs

@@ -27,12 +27,15 @@ __all__ = ["InlinedNorms"]
 #: Operators that leave the value as it is.
 _CONVERSIONS: Final = frozenset({"Cast", "CastLike", "Identity"})
 
+#: The value of a wide norm's definition that says how many values it adds up at a time. Any number computes the same.
+_BLOCK: Final = "block"
+
 _COMMUTATIVE: Final = frozenset({"Add", "Mul", "Max"})
 
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """One norm that was recognised: its spec, and the names of its scale and bias."""
+    """One norm that was recognised: its spec, the names of its scale and bias, and the block size of a wide one."""
 
     op_type: str
     lambd: float
@@ -40,6 +43,7 @@ class _Found:
     epsilon: float
     scale: str
     bias: str
+    block: int = 0
 
 
 class InlinedNorms:
@@ -57,6 +61,11 @@ class InlinedNorms:
         self._holds = holds
         self._taken: set[int] = set()
 
+    @cached_property
+    def block_sizes(self) -> frozenset[int]:
+        """How many values the wide norms of the file add up at a time."""
+        return frozenset(found.block for found in self._found if found.block)
+
     @property
     def recognised(self) -> int:
         """How many norms of the checkpoint were recognised so far."""
@@ -64,10 +73,13 @@ class InlinedNorms:
 
     @cached_property
     def _found(self) -> tuple[_Found, ...]:
-        bodies = onnx_functions.functions(self._flow.exported.opset)
+        opset = self._flow.exported.opset
+        wide = [(s.op_type, 2 * onnx_functions.NARROW) for s in self._specs]
+        definitions = (onnx_functions.functions(opset), onnx_functions.functions(opset, wide))
         values = {(s.op_type, s.attributes()["lambd"], s.attributes()["epsilon"]) for s in self._specs}
         patterns = [
             _Pattern(bodies[op_type], self._flow, lambd=lambd, epsilon=epsilon)
+            for bodies in definitions
             for op_type, lambd, epsilon in sorted(values)
         ]
         return tuple(found for node in self._flow.nodes for p in patterns if (found := p.match(node)) is not None)
@@ -118,8 +130,14 @@ class _Pattern:
         if bound is None:
             return None
         numbers = self._numbers
+        block = self._flow.value(bound[_BLOCK]) if _BLOCK in bound else None
         return _Found(
-            self._body.name, numbers["lambd"], epsilon=numbers["epsilon"], scale=bound["scale"], bias=bound["bias"]
+            self._body.name,
+            numbers["lambd"],
+            epsilon=numbers["epsilon"],
+            scale=bound["scale"],
+            bias=bound["bias"],
+            block=0 if block is None else int(block.item()),
         )
 
     def _skip_conversions(self, name: str) -> str:
@@ -133,6 +151,9 @@ class _Pattern:
         if wanted in self._body.input:
             return {**bound, wanted: name} if bound.get(wanted, name) == name else None
         producer, node = self._producers[wanted], self._flow.producer(name)
+        if wanted == _BLOCK:
+            same = bound.get(wanted, name) == name and self._is_size(name)
+            return {**bound, wanted: name} if same else None
         if producer.op_type == "Constant":
             return dict(bound) if self._is_constant(producer, name) else None
         if node is None or (producer.op_type, producer.domain) != (node.proto.op_type, node.proto.domain):
@@ -157,6 +178,10 @@ class _Pattern:
             return True
         given = next((a.f for a in node.attribute if a.name == "epsilon"), 1e-5)
         return bool(np.float32(given) == np.float32(self._numbers["epsilon"]))
+
+    def _is_size(self, name: str) -> bool:
+        array = self._flow.value(name) if self._flow.is_constant(name) else None
+        return array is not None and array.size == 1 and array.item() >= 1
 
     def _is_constant(self, wanted: onnx.NodeProto, name: str) -> bool:
         array = self._flow.value(name) if self._flow.is_constant(name) else None

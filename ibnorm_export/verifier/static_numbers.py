@@ -81,13 +81,16 @@ _LARGEST_PATCH: Final = 64
 _IDLE: Final = frozenset({"momentum", "seed", "ratio"})
 
 
-def check_numbers_used(flow: DataFlow, model: LoadedModel, *, coverage: Coverage) -> Iterator[Finding]:
+def check_numbers_used(
+    flow: DataFlow, model: LoadedModel, *, coverage: Coverage, block_sizes: frozenset[int] = frozenset()
+) -> Iterator[Finding]:
     """Find numbers and branches of the file that the checkpoint does not have.
 
     Args:
         flow: the data flow of the file.
         model: the checkpoint.
         coverage: the numbers and operators of one run of it.
+        block_sizes: how many values the wide norms of the file add up at a time.
     """
     numbers = _Numbers(flow.exported.dtype, model, coverage)
     # An exporter may write out an operator of any code with numbers of its own, e.g. n - 1 in a standard deviation.
@@ -108,7 +111,7 @@ def check_numbers_used(flow: DataFlow, model: LoadedModel, *, coverage: Coverage
         if window >= 0 and not numbers.explains_window(window):
             yield Finding(f"window {window}", f"attention of the {node} is limited to it; PyTorch's is not")
         for what, place in _places(flow, node):
-            if not numbers.explains_place(place):
+            if place not in block_sizes and not numbers.explains_place(place):
                 yield Finding(f"position {place}", f"{what} of the {node}; PyTorch has no such position or size")
 
 

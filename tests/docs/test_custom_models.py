@@ -28,7 +28,7 @@ def test_the_example_trains_exports_and_verifies(
         assert main.main() == 0
     printed = capfd.readouterr().out
     assert "verdict: pass" in printed
-    assert "MyNorm is IBNorm-L: lambda 4.0, epsilon 1e-05" in printed
+    assert "MyNorm is IBNorm-L: lambda 4, epsilon 1e-05" in printed
     done = subprocess.run([sys.executable, "in_memory.py"], cwd=tmp_path, check=True, capture_output=True, text=True)
     assert "verdict: pass" in done.stdout
     assert "torch" in done.stdout

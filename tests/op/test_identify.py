@@ -221,6 +221,6 @@ def test_a_replacement_has_the_size_of_the_input(
 
 def test_the_text_of_an_identity() -> None:
     text = str(identify(Written(8, g="L", lam=4.0, eps=1e-5)))
-    assert text.startswith("Written is IBNorm-L: lambda 4.0, epsilon 1e-05\n")
+    assert text.startswith("Written is IBNorm-L: lambda 4, epsilon 1e-05\n")
     assert "last axis, 8 features" in text
     assert str(identify(made(OTHERS["RMSNorm"].forward)())).startswith("Norm is not IBNorm: no mean is subtracted")
