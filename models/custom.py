@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +21,7 @@ from ibnorm_export.models.call_arguments import Inputs
 from ibnorm_export.models.containers import TrainingCheckpoint, fit_keys, hash_files, read_checkpoint
 from ibnorm_export.models.in_memory import from_module, from_module_of_file
 from ibnorm_export.models.own_norms import replace_own_norms
+from ibnorm_export.models.user_code import import_object
 from ibnorm_export.models.weights import fill, nonfinite_warnings, tied_names
 from ibnorm_export.op.float64_mode import compute_in_float64
 from ibnorm_export.text_report import counted
@@ -31,21 +30,11 @@ __all__ = ["draw_sample", "filled_model", "load_custom"]
 
 
 def _import_factory(reference: str) -> Any:
-    module_name, _, attribute = reference.partition(":")
-    if not module_name or not attribute:
-        raise CheckpointError(f"--model is {reference!r}; it must be package.module:factory")
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # the user's code is usually in the working directory, as for `python -m`
-    try:
-        factory = getattr(importlib.import_module(module_name), attribute)
-    except ModuleNotFoundError as error:
-        raise CheckpointError(
-            f"--model {reference}: no module named {error.name!r}; run from the folder that contains it, or install it"
-        ) from error
-    except Exception as error:  # importing runs the user's own code, which may raise anything
-        raise CheckpointError(f"--model {reference}: {type(error).__name__}: {error}") from error
+    where = f"--model {reference}"
+    malformed = f"--model is {reference!r}; it must be package.module:factory"
+    factory = import_object(reference, where=where, malformed=malformed)
     if not callable(factory):
-        raise CheckpointError(f"--model {reference}: {attribute} is not callable")
+        raise CheckpointError(f"{where}: {reference.partition(':')[2]} is not callable")
     return factory
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from ibnorm_export.choices import choice
 from ibnorm_export.errors import CheckpointError
 from ibnorm_export.models.call_arguments import Inputs, read_arguments
 from ibnorm_export.models.custom import draw_sample, filled_model
+from ibnorm_export.models.user_code import import_object
 from ibnorm_export.op.float64_mode import compute_in_float64
 from ibnorm_export.op.identify import IdentityReport, identify_norms
 
@@ -26,22 +25,8 @@ __all__ = ["build_norm", "identify_checkpoint"]
 
 
 def _import(reference: str) -> Any:
-    module_name, _, attribute = reference.partition(":")
-    if not module_name or not attribute:
-        raise CheckpointError(f"{reference!r} must be package.module:Class, or a checkpoint with --model")
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # the user's code is usually in the working directory, as for `python -m`
-    try:
-        found: Any = importlib.import_module(module_name)
-        for name in attribute.split("."):
-            found = getattr(found, name)
-    except ModuleNotFoundError as error:
-        raise CheckpointError(
-            f"{reference}: no module named {error.name!r}; run from the folder that contains it, or install it"
-        ) from error
-    except Exception as error:  # importing runs the user's own code, which may raise anything
-        raise CheckpointError(f"{reference}: {type(error).__name__}: {error}"[:300]) from error
-    return found
+    malformed = f"{reference!r} must be package.module:Class, or a checkpoint with --model"
+    return import_object(reference, where=reference, malformed=malformed)
 
 
 def build_norm(reference: str, arguments: Sequence[Any] | Mapping[str, Any] = ()) -> nn.Module:

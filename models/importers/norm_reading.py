@@ -6,10 +6,8 @@ Nothing is guessed: a norm whose reading neither a class nor the user gives is a
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import inspect
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
@@ -20,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ibnorm_export.errors import CheckpointError, IBNormError, SpecError
+from ibnorm_export.models.user_code import import_object
 from ibnorm_export.op.identify import identify
 from ibnorm_export.op.spec import Grouping, IBNormSpec, LayerRule, NormConfig, NormKind
 
@@ -87,22 +86,11 @@ def import_norm_class(reference: str) -> type[nn.Module]:
     Raises:
         CheckpointError: there is no such module or class, or it is not a module of PyTorch.
     """
-    module_name, _, attribute = reference.partition(":")
-    if not module_name or not attribute:
-        raise CheckpointError(f"--norm-class is {reference!r}; it must be package.module:Class")
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # the user's code is usually in the working directory, as for `python -m`
-    try:
-        found = getattr(importlib.import_module(module_name), attribute)
-    except ModuleNotFoundError as error:
-        raise CheckpointError(
-            f"--norm-class {reference}: no module named {error.name!r}; run from the folder that contains it, or "
-            "install it"
-        ) from error
-    except Exception as error:  # importing runs the user's own code, which may raise anything
-        raise CheckpointError(f"--norm-class {reference}: {type(error).__name__}: {error}") from error
+    where = f"--norm-class {reference}"
+    malformed = f"--norm-class is {reference!r}; it must be package.module:Class"
+    found = import_object(reference, where=where, malformed=malformed)
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise CheckpointError(f"--norm-class {reference}: {attribute} is not a class of torch.nn.Module")
+        raise CheckpointError(f"{where}: {reference.partition(':')[2]} is not a class of torch.nn.Module")
     return found
 
 
