@@ -15,6 +15,7 @@ from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.metadata import Task
 from ibnorm_export.artifacts.tensors import Arrays, InputSpec
 from ibnorm_export.models.families.family import Family
+from ibnorm_export.models.families.texts import texts
 
 __all__ = ["CausalFamily"]
 
@@ -43,16 +44,7 @@ class CausalFamily(Family):
 
     def sample(self, module: nn.Module, rng: np.random.Generator, *, index: int) -> Arrays:
         config: Any = module.config
-        # one prompt; padding on the left; a single token; padding on the right
-        batch, sequence = ((1, 64), (3, 33), (1, 1), (2, 48))[index % 4]
-        sequence = min(sequence, self.longest(module) or sequence)
-        ids = rng.integers(0, config.vocab_size, (batch, sequence), dtype=np.int64)
-        mask = np.ones((batch, sequence), dtype=np.int64)
-        if index % 4 == 1:
-            for row in range(1, batch):
-                mask[row, : min(7 * row, sequence - 1)] = 0
-        elif index % 4 == 3 and sequence > 5:
-            mask[1, -5:] = 0
+        ids, mask = texts(rng, vocabulary=config.vocab_size, longest=self.longest(module), index=index)
         return {"input_ids": ids, "attention_mask": mask}
 
     def valid(self, arrays: Arrays) -> dict[str, NDArray[np.bool_]]:

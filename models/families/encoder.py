@@ -15,6 +15,7 @@ from ibnorm_export.artifacts.tensors import Arrays, InputSpec
 from ibnorm_export.errors import CheckpointError
 from ibnorm_export.models.families.architectures import Architecture, Head, check_rotary
 from ibnorm_export.models.families.family import Family
+from ibnorm_export.models.families.texts import texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -23,9 +24,6 @@ __all__ = ["Encoder"]
 
 #: Outputs with one value for each token; padding has none that is defined.
 _PER_TOKEN: Final = ("last_hidden_state", "start_logits", "end_logits")
-
-#: Tokens of a sample, where the model takes as many.
-_SEQUENCES: Final = ((1, 64), (3, 33), (1, 1), (2, 48))
 
 
 class Encoder(Family):
@@ -96,19 +94,10 @@ class Encoder(Family):
 
     def sample(self, module: nn.Module, rng: np.random.Generator, *, index: int) -> Arrays:
         config: Any = module.config
-        # one text; padding on the left; a single token; padding on the right
-        batch, sequence = _SEQUENCES[index % 4]
-        sequence = min(sequence, self.longest(module) or sequence)
-        ids = rng.integers(0, config.vocab_size, (batch, sequence), dtype=np.int64)
-        mask = np.ones((batch, sequence), dtype=np.int64)
-        if index % 4 == 1:
-            for row in range(1, batch):
-                mask[row, : min(7 * row, sequence - 1)] = 0
-        elif index % 4 == 3 and sequence > 5:
-            mask[1, -5:] = 0
+        ids, mask = texts(rng, vocabulary=config.vocab_size, longest=self.longest(module), index=index)
         arrays: Arrays = {"input_ids": ids, "attention_mask": mask}
         if any(spec.name == "token_type_ids" for spec in self.inputs(module)):
-            arrays["token_type_ids"] = rng.integers(0, config.type_vocab_size, (batch, sequence), dtype=np.int64)
+            arrays["token_type_ids"] = rng.integers(0, config.type_vocab_size, ids.shape, dtype=np.int64)
         return arrays
 
     def valid(self, arrays: Arrays) -> dict[str, NDArray[np.bool_]]:
