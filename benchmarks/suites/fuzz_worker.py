@@ -128,7 +128,7 @@ def _mutate_json(value: Any, rng: random.Random) -> Any:
                 container[key] = [container[key]]
             case 3:
                 other, place = rng.choice(places)
-                with contextlib.suppress(LookupError):
+                with contextlib.suppress(LookupError):  # an earlier change has removed the place
                     container[key] = copy.deepcopy(other[place])
             case _:
                 container[key] = copy.deepcopy(rng.choice(_ODD))
