@@ -6,6 +6,7 @@
 #   make test-faults       planted faults, each of which verification must name
 #   make test-families     every model family and grouping, and timm's checkpoint folders
 #   make test-browser      the HTML reports in a headless Chromium, where one is installed
+#   make test-targets      what exports for other runtimes compute there, and the example in C++
 #   make test-cuda         the CUDA kernels on a CPU emulator
 #   make test-tensorrt     the TensorRT plugin, and engines for TensorRT-RTX, without a GPU
 #   make test-serving      a real Triton and the text endpoint, on loopback
@@ -43,7 +44,7 @@ CUDA_ARCHITECTURES ?= 80-real;90-real
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 CPP := $(shell find custom_ops tests -name '*.cc' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo library test test-fuzz test-generation test-faults test-families test-browser families test-cuda test-tensorrt test-serving test-qemu extras core-tests lint format setup native native-cuda sanitize test-compat mutants clean
+.PHONY: demo library test test-fuzz test-generation test-faults test-families test-browser families test-targets test-cuda test-tensorrt test-serving test-qemu extras core-tests lint format setup native native-cuda sanitize test-compat mutants clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.ready
@@ -113,7 +114,7 @@ test: native
 	$(MAKE) --no-print-directory --jobs=2 lint core-tests
 
 core-tests:
-	$(PYTEST) --junit-xml=build/test-results/core.xml $(addprefix --ignore=tests/,generation verifier/faults models/families browser custom_ops/cuda custom_ops/tensorrt serving)
+	$(PYTEST) --junit-xml=build/test-results/core.xml $(addprefix --ignore=tests/,generation verifier/faults models/families browser targets custom_ops/cuda custom_ops/tensorrt serving)
 
 # Cached decoding, generation in every form, and quantised weights. Most of the time is export.
 test-generation: native
@@ -148,6 +149,10 @@ families: native build/vision/.ready
 # The reports in Chromium (Debian: apt-get install chromium); the test lets it reach no network.
 test-browser: native $(VENV)/.extra-browser-test
 	$(BIN)/python -m pytest tests/browser
+
+# The program of examples/cpp, built and run.
+test-targets: native
+	$(BIN)/python -m pytest tests/targets
 
 # The source of the CUDA kernels, compiled by g++ and run on a CPU emulator. Where nvcc is installed, also what it makes of
 # them, and a proof that they have no race. No GPU is needed.
