@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,17 +10,19 @@ import typer
 
 from ibnorm_export.cli import options
 from ibnorm_export.cli.console import finish
+from ibnorm_export.errors import quoted
+from ibnorm_export.parsing import parse_json
 
 
 def _arguments(text: str | None) -> list[Any] | dict[str, Any]:
     if text is None:
         return []
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        value = parse_json(text)
+    except ValueError as error:
         raise typer.BadParameter(f"--args is not valid JSON: {error}; quote it for the shell") from error
     if not isinstance(value, (list, dict)):
-        raise typer.BadParameter(f"--args is {text[:200]}; it must be a JSON list or object")
+        raise typer.BadParameter(f"--args is {quoted(text)}; it must be a JSON list or object")
     return value
 
 
@@ -29,7 +30,7 @@ def _shape(text: str | None) -> tuple[int, ...] | None:
     if text is None:
         return None
     if not re.fullmatch(r"[1-9]\d{0,6}(,[1-9]\d{0,6})+", text.replace(" ", "")):
-        raise typer.BadParameter(f"--shape is {text[:200]!r}; it must be two sizes or more, the batch first, as in 2,8")
+        raise typer.BadParameter(f"--shape is {quoted(text)}; it must be two sizes or more, the batch first, as in 2,8")
     return tuple(int(size) for size in text.split(","))
 
 

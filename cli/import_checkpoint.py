@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,17 +9,19 @@ import typer
 
 from ibnorm_export.cli import options
 from ibnorm_export.cli.console import print_json, print_next, print_report
+from ibnorm_export.errors import quoted
+from ibnorm_export.parsing import parse_json
 
 
 def _json_object(text: str | None, option: str) -> dict[str, Any] | None:
     if text is None:
         return None
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        value = parse_json(text)
+    except ValueError as error:
         raise typer.BadParameter(f"{option} is not valid JSON: {error}; quote it for the shell") from error
     if not isinstance(value, dict):
-        raise typer.BadParameter(f"{option} is {text[:200]!r}; it must be a JSON object")
+        raise typer.BadParameter(f"{option} is {quoted(text)}; it must be a JSON object")
     return value
 
 

@@ -1,4 +1,4 @@
-"""Read JSON, TOML and text from files that may be damaged or hostile.
+"""Read JSON, TOML, YAML and text from files that may be damaged or hostile.
 
 Python's parsers recurse, so a thousand brackets end them with RecursionError, and slightly fewer end whatever walks
 through the value. Everything here raises ValueError or OSError only.
@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from ibnorm_export.errors import shortened
 
-__all__ = ["parse_json", "read_json", "read_text", "read_toml"]
+__all__ = ["parse_json", "read_json", "read_text", "read_toml", "read_yaml"]
 
 #: Levels of lists and objects. Files of this package and of Hugging Face have fewer than 20.
 _MAX_DEPTH: Final = 100
@@ -81,3 +81,30 @@ def read_toml(path: Path) -> dict[str, Any]:
     except tomllib.TOMLDecodeError as error:
         raise ValueError(shortened(str(error))) from error
     return parsed
+
+
+def read_yaml(path: Path) -> Any:
+    """Read a YAML file of plain values, without aliases: a few of them make a file of 1 kB a value of 1 GB.
+
+    Raises:
+        OSError: it cannot be read, or is not a regular file.
+        ValueError: it is not YAML, has aliases, or is nested too deeply.
+    """
+    import yaml
+
+    text = read_text(path)
+    depth = 0
+    try:
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            match event:
+                case yaml.AliasEvent():
+                    raise ValueError("it has aliases (*name); write the values out")
+                case yaml.CollectionStartEvent():
+                    depth += 1
+                case yaml.CollectionEndEvent():
+                    depth -= 1
+            if depth > _MAX_DEPTH:
+                raise ValueError(f"its values are nested more than {_MAX_DEPTH} levels deep")
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(shortened(" ".join(str(error).split()))) from error

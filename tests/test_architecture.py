@@ -229,6 +229,39 @@ def test_metadata_of_a_file_is_read_through_its_type() -> None:
             assert not (isinstance(looked_up, ast.Attribute) and looked_up.attr == "metadata"), module
 
 
+#: Functions that parse text without limits of depth and size; `parsing` has limits.
+UNLIMITED = re.compile(
+    r"(json|tomllib|yaml)\.\w*(load|parse|JSONDecoder)\w*|pickle\.\w*(loads?|Unpickler)\w*|ast\.literal_eval"
+)
+
+#: Modules that use one of them, and who wrote the text.
+TRUSTED = {
+    "parsing": "checks sizes and depths",
+    "benchmark.fresh_process": "this package, in the process that started it",
+    "graph.cleanup": "torch.onnx, a moment before",
+    "models.containers.safe_pickle": "anybody; it interprets a pickle itself, with an allow-list",
+    "op.native": "the library whose code is loaded in the same line",
+    "runtimes.ort": "ONNX Runtime, a moment before",
+    "runtimes.tensorrt.norm_kernels": "TensorRT, a moment before",
+    "serving.text.template_process": "this package; the size of a line is limited",
+    "serving.text.template_worker": "this package, in the process that started it",
+    "serving.text.worker": "this package, in the process that started it",
+    "serving.text.worker_process": "this package, in the process that started it",
+}
+
+
+def test_untrusted_text_is_parsed_with_limits() -> None:
+    """A thousand brackets end Python's parsers with RecursionError."""
+    found = set()
+    for module in MODULES:
+        for node in ast.walk(parsed(module)):
+            if isinstance(node, ast.ImportFrom):
+                assert node.module not in ("json", "tomllib", "yaml", "pickle"), f"{module}: import it as a module"
+            elif isinstance(node, ast.Attribute) and UNLIMITED.fullmatch(ast.unparse(node)):
+                found.add(module)
+    assert found == TRUSTED.keys()
+
+
 @pytest.mark.parametrize("folder", ["tests", "benchmarks"])
 def test_no_import_path_is_changed(folder: str) -> None:
     """Tests and benchmarks import each other as packages of the repository."""

@@ -16,7 +16,8 @@ from ibnorm_export.artifacts.tokenizer import end_tokens, read_json
 from ibnorm_export.benchmark.baseline import read_baseline
 from ibnorm_export.errors import IBNormError, ModelFileError
 from ibnorm_export.gate.config import read_check_config
-from ibnorm_export.parsing import parse_json, read_text, read_toml
+from ibnorm_export.models.containers.folders import read_config, weight_files
+from ibnorm_export.parsing import parse_json, read_text, read_toml, read_yaml
 from ibnorm_export.runtimes.tensorrt.description import read_description
 
 LEVELS = (101, 900, 100_000)
@@ -54,6 +55,30 @@ def test_nested_toml_is_an_error(tmp_path: Path, text: str, levels: int) -> None
         read_toml(file)
 
 
+@pytest.mark.parametrize("levels", LEVELS)
+@pytest.mark.parametrize("nested", [lists, lambda levels: "- " * levels + "1"])
+def test_nested_yaml_is_an_error(tmp_path: Path, nested: Callable[[int], str], levels: int) -> None:
+    file = tmp_path / "model_config.yaml"
+    file.write_text(nested(levels))
+    with pytest.raises(ValueError, match="more than 100 levels"):
+        read_yaml(file)
+
+
+def test_yaml_is_read_without_aliases(tmp_path: Path) -> None:
+    file = tmp_path / "model_config.yaml"
+    file.write_text("n_layer: 2\nhf_config: {name: a, org: b}\n")
+    assert read_yaml(file) == {"n_layer": 2, "hf_config": {"name": "a", "org": "b"}}
+    lines = [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 40)]
+    for text in ("\n".join(["a0: &a0 x", *lines]), "a: &a [*a]"):
+        file.write_text(text)
+        with pytest.raises(ValueError, match="aliases"):
+            read_yaml(file)
+    for text in ("a: [", "a: !!python/object/apply:os.getcwd []", "x" * 100_000 + ": ["):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=r"^[ -~]{1,203}$"):
+            read_yaml(file)
+
+
 def description(file: Path) -> object:
     plan = file.with_name(file.name.removesuffix(".json"))
     plan.touch()
@@ -67,6 +92,8 @@ READERS: dict[str, Callable[[Path], object]] = {
     "tokenizer_config.json": read_json,
     "generation_config.json": lambda file: end_tokens(file.parent),
     "m.plan.json": description,
+    "config.json": lambda file: read_config(file.parent),
+    "model.safetensors.index.json": lambda file: weight_files(file.parent),
     "check.toml": read_check_config,
 }
 
@@ -97,7 +124,7 @@ def test_every_reader_reports_damage_in_a_short_line(tmp_path: Path, name: str, 
         assert str(tmp_path) in str(error)
         assert len(str(error)) < 1000
     else:  # a JSON object without an entry that the reader needs
-        assert name in ("tokenizer_config.json", "generation_config.json")
+        assert name in ("tokenizer_config.json", "generation_config.json", "config.json")
         assert content.startswith(b"{") and len(content) < 200_000
 
 

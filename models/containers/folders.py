@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Final
 
-from ibnorm_export.errors import CheckpointError, printable, shortened
+from ibnorm_export.errors import CheckpointError, quoted, shortened
 from ibnorm_export.files import sha256_of
+from ibnorm_export.parsing import read_json
 
 __all__ = ["hash_files", "read_config", "weight_files"]
 
@@ -46,9 +46,9 @@ def read_config(folder: Path) -> dict[str, Any]:
             "file together with --model package.module:factory"
         )
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+        config = read_json(path)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not valid JSON: {shortened(str(error))}") from error
     if not isinstance(config, dict):
         raise CheckpointError(f"{path} contains {type(config).__name__}; it must be a JSON object")
     return config
@@ -61,15 +61,15 @@ def _indexed(index: Path) -> list[Path]:
         CheckpointError: the index is damaged, points outside its folder, or names a file that is missing.
     """
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{index} is not an index of weight files: {error!r}"[:400]) from error
+        names = sorted(set(read_json(index)["weight_map"].values()))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{index} is not an index of weight files: {quoted(error)}") from error
     files = []
     for name in names:
         if not isinstance(name, str) or Path(name).name != name:
-            raise CheckpointError(f"{index} points outside its folder: {str(name)[:200]!r}")
+            raise CheckpointError(f"{index} points outside its folder: {quoted(name)}")
         if not (index.parent / name).is_file():
-            raise CheckpointError(f"{index} names {printable(shortened(name))}, which is missing")
+            raise CheckpointError(f"{index} names {quoted(name)}, which is missing")
         files.append(index.parent / name)
     return [index, *files]
 

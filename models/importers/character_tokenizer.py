@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import io
-import pickle
 from pathlib import Path
 from typing import Any, Final
 
 from ibnorm_export.errors import CheckpointError
+from ibnorm_export.models.containers.safe_pickle import RefusedClassError, UnreadableError, read_pickle
 
 __all__ = ["write_character_tokenizer"]
 
 #: No vocabulary of characters is larger; a larger file is something else.
 _MAX_BYTES: Final = 64 << 20
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Reads dicts, texts and numbers; a pickle that names any class or function is refused."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"it names {module}.{name}")
 
 
 def _read_meta(path: Path) -> dict[str, int]:
@@ -31,10 +23,13 @@ def _read_meta(path: Path) -> dict[str, int]:
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise CheckpointError(f"{path} is larger than any vocabulary of characters")
-        meta = _PlainUnpickler(io.BytesIO(path.read_bytes())).load()
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{path} is not a plain pickle: {error}; nanoGPT's meta.pkl has only dicts") from error
-    except (EOFError, ValueError, IndexError, KeyError, AttributeError, TypeError, OSError) as error:
+        with path.open("rb") as stream:
+            meta: Any = read_pickle(stream, {})
+    except RefusedClassError as error:
+        raise CheckpointError(
+            f"{path} is not a plain pickle: it names {error.name}; nanoGPT's meta.pkl has only dicts"
+        ) from error
+    except (UnreadableError, OSError) as error:
         raise CheckpointError(f"{path} is truncated or is not a pickle: {error}") from error
     tokens = meta.get("stoi") if isinstance(meta, dict) else None
     if (

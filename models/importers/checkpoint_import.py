@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ibnorm_export.choices import choice
-from ibnorm_export.errors import CheckpointError, IBNormError
+from ibnorm_export.errors import CheckpointError, IBNormError, shortened
 from ibnorm_export.models.containers import read_checkpoint, read_config
 from ibnorm_export.models.families.causal import CausalFamily
 from ibnorm_export.models.importers import litgpt, nanogpt, same_names, torchvision
@@ -33,6 +33,7 @@ from ibnorm_export.models.importers.source import Conversion, TrainingSource, st
 from ibnorm_export.models.loading import load
 from ibnorm_export.models.registry import FAMILIES, find_family
 from ibnorm_export.op.spec import Grouping, IBNormSpec, NormConfig, NormKind
+from ibnorm_export.parsing import read_yaml
 from ibnorm_export.text_report import Report, counted, text_table
 
 __all__ = ["ImportKind", "ImportReport", "import_checkpoint"]
@@ -158,12 +159,10 @@ def _read_source(source: Path, *, weights: str | None, settings: Mapping[str, An
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    import yaml
-
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, OSError) as error:
-        raise CheckpointError(f"{path} is not valid YAML: {' '.join(str(error).split())[:200]}") from error
+        content = read_yaml(path)
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{path} is not valid YAML: {shortened(str(error))}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} contains {type(content).__name__}; it must be a mapping")
     return content

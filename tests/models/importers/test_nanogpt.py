@@ -103,6 +103,7 @@ class _Code:
     [
         (pickle.dumps({"stoi": _Code()}), "is not a plain pickle: it names builtins.print"),
         (b"\x80\x04}", "truncated or is not a pickle"),
+        (b"\x80\x02}r\xff\xff\xff\x7f.", "is not nanoGPT's meta.pkl"),  # Python's own reader reserves 16 GB
         (pickle.dumps({"stoi": {"a": 0, "bc": 1}}), "is not nanoGPT's meta.pkl"),
         (pickle.dumps({"stoi": {chr(200 + n): n for n in range(66)}}), "has 66 tokens, but the model has 65"),
     ],
