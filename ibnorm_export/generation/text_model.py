@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ibnorm_export.artifacts.tokenizer import FolderTokenizer, end_tokens, read_json
+from ibnorm_export.artifacts.tokenizer import FolderTokenizer, TextStream, end_tokens, read_json
 from ibnorm_export.errors import ModelFileError, PromptError
 from ibnorm_export.generation.sampling import Sampling
 from ibnorm_export.generation.sessions import SessionSource, open_sessions, torch_sessions
@@ -53,6 +53,49 @@ class TextResult:
 
 def _ignore(text: str) -> None:
     pass
+
+
+class _GrowingText:
+    """A text while its tokens arrive.
+
+    Args:
+        stream: decodes tokens.
+        sampling: names the stop strings.
+    """
+
+    def __init__(self, stream: TextStream, sampling: Sampling) -> None:
+        self.tokens: list[int] = []
+        self.written = ""
+        self._stream, self._sampling = stream, sampling
+        self._decoded = 0  # how many of the tokens the stream has received
+        self._tail = ""  # decoded, not written: it may still become a stop string
+
+    @property
+    def has_stop(self) -> bool:
+        """Whether a stop string has been decoded."""
+        return self._sampling.find_stop(self._tail) >= 0
+
+    def decode(self) -> None:
+        """Decode the tokens that have arrived since the last call."""
+        self._stream.extend(self.tokens[self._decoded :])
+        self._decoded = len(self.tokens)
+        self._tail += self._stream.take()
+
+    def take(self) -> str:
+        """Return the decoded text that cannot become part of a stop string; it is written then."""
+        piece = self._sampling.without_stop_prefix(self._tail)
+        self.written, self._tail = self.written + piece, self._tail[len(piece) :]
+        return piece
+
+    def finish(self) -> str:
+        """Return what is left to write: the text before a stop string, or all of it."""
+        if not self.has_stop:
+            self._stream.extend(self.tokens[self._decoded :])
+            self._tail += self._stream.rest()
+        place = self._sampling.find_stop(self._tail)
+        rest = self._tail if place < 0 else self._tail[:place]
+        self.written += rest
+        return rest
 
 
 class TextModel:
@@ -117,61 +160,58 @@ class TextModel:
             PromptError: the prompt is empty or too long.
             ModelFileError: the runtime fails.
         """
+        ids = self._encode(prompt)
+        room = min(sampling.max_new_tokens, self.max_positions - len(ids))
+        text = _GrowingText(self._tokens.stream(), sampling)
+        begin = first = time.perf_counter()
+        ended_by = "length" if room == sampling.max_new_tokens else "positions"
+        written = turn_end = -math.inf
+        for token in self._choose(ids, room, sampling=sampling):
+            now = time.perf_counter()
+            if not text.tokens:
+                first = now
+            if token in self._ends:
+                ended_by = "end"
+                break
+            text.tokens.append(token)
+            if now < turn_end and not sampling.stop:
+                continue
+            due = now - written >= pace_s
+            if due or sampling.stop:
+                text.decode()
+                if text.has_stop:
+                    break
+            piece = text.take() if due else ""
+            if piece:
+                written = now
+            if piece or now >= turn_end:
+                yield piece
+                turn_end = time.perf_counter() + turn_s
+        done = time.perf_counter()
+        yield text.finish()
+        after = max(len(text.tokens) - 1, 0)
+        yield TextResult(
+            text.written,
+            tuple(text.tokens),
+            prompt_tokens=len(ids),
+            stopped="stop" if text.has_stop else ended_by,
+            first_token_ms=(first - begin) * 1e3,
+            tokens_per_s=after / (done - first) if done > first and after else 0.0,
+        )
+
+    def _encode(self, prompt: str) -> NDArray[np.int64]:
+        """The tokens of a prompt.
+
+        Raises:
+            PromptError: there are none, or no position is left for the text.
+        """
         ids = self._tokens.encode(prompt)
         if len(ids) >= self.max_positions:
             raise PromptError(
                 f"the prompt has {len(ids)} tokens; the model has {self.max_positions} positions, and the text needs "
                 "at least one: shorten the prompt"
             )
-        room = min(sampling.max_new_tokens, self.max_positions - len(ids))
-        chosen: list[int] = []
-        stream = self._tokens.stream()
-        text, tail = "", ""  # what was written, and what may still become a stop string
-        begin = first = time.perf_counter()
-        stopped = "length" if room == sampling.max_new_tokens else "positions"
-        written = turn_end = -math.inf
-        known = 0  # how many of `chosen` the stream has received
-        for token in self._choose(ids, room, sampling=sampling):
-            now = time.perf_counter()
-            if not chosen:
-                first = now
-            if token in self._ends:
-                stopped = "end"
-                break
-            chosen.append(token)
-            if now < turn_end and not sampling.stop:
-                continue
-            due = now - written >= pace_s
-            if due or sampling.stop:
-                stream.extend(chosen[known:])
-                known = len(chosen)
-                tail += stream.take()
-                if sampling.find_stop(tail) >= 0:
-                    stopped = "stop"
-                    break
-            piece = sampling.without_stop_prefix(tail) if due else ""
-            if piece:
-                text, tail, written = text + piece, tail[len(piece) :], now
-            if piece or now >= turn_end:
-                yield piece
-                turn_end = time.perf_counter() + turn_s
-        done = time.perf_counter()
-        if stopped != "stop":
-            stream.extend(chosen[known:])
-            tail += stream.rest()
-        if (place := sampling.find_stop(tail)) >= 0:
-            stopped, tail = "stop", tail[:place]
-        text += tail
-        yield tail
-        after = max(len(chosen) - 1, 0)
-        yield TextResult(
-            text,
-            tuple(chosen),
-            prompt_tokens=len(ids),
-            stopped=stopped,
-            first_token_ms=(first - begin) * 1e3,
-            tokens_per_s=after / (done - first) if done > first and after else 0.0,
-        )
+        return ids
 
     def _choose(self, ids: NDArray[np.int64], room: int, *, sampling: Sampling) -> Iterator[int]:
         session = self._start(1, len(ids) + room)
