@@ -9,16 +9,16 @@ import typer
 
 from ibnorm_export.cli import options
 from ibnorm_export.cli.console import print_json, print_next, print_report
-from ibnorm_export.serving.triton.config import Limits
-from ibnorm_export.serving.triton.options import Format, PackageOptions, TritonBackend, Variant
+from ibnorm_export.serving.triton.config import TritonLimits
+from ibnorm_export.serving.triton.options import PackagedNorms, PackageOptions, RepositoryFormat, TritonBackend
 
 
 def package_command(
     model_file: options.ModelFile,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="REPO", help="The folder to write.")],
     kind: Annotated[
-        Format, typer.Option("--format", help="Software that reads REPO; kserve adds an InferenceService.")
-    ] = Format.TRITON,
+        RepositoryFormat, typer.Option("--format", help="Software that reads REPO; kserve adds an InferenceService.")
+    ] = RepositoryFormat.TRITON,
     name: Annotated[
         str | None, typer.Option("--name", show_default="the file's name", help="Name of the model.")
     ] = None,
@@ -26,8 +26,8 @@ def package_command(
         TritonBackend, typer.Option("--backend", help="What runs the model inside Triton; tensorrt needs --plan.")
     ] = TritonBackend.ONNXRUNTIME,
     variant: Annotated[
-        Variant, typer.Option("--variant", help="How the norms run; auto is fused if the library is installed.")
-    ] = Variant.AUTO,
+        PackagedNorms, typer.Option("--variant", help="How the norms run; auto is fused if the library is installed.")
+    ] = PackagedNorms.AUTO,
     plan: Annotated[
         Path | None,
         typer.Option("--plan", metavar="MODEL.plan", exists=True, help="A plan that `build-engine` wrote."),
@@ -75,7 +75,7 @@ def package_command(
         mount=mount,
         storage_uri=storage_uri,
         gpu=gpu,
-        limits=Limits(
+        limits=TritonLimits(
             max_batch, max_queue, queue_timeout_ms=queue_timeout, queue_delay_us=queue_delay, instances=instances
         ),
         warmup=inputs,

@@ -51,8 +51,8 @@ if TYPE_CHECKING:
     from ibnorm_export.serving.options import ReadyServer, ServeOptions
     from ibnorm_export.serving.serve import serve
     from ibnorm_export.serving.text.limits import TextLimits
-    from ibnorm_export.serving.triton.config import Limits
-    from ibnorm_export.serving.triton.options import Format, PackageOptions, TritonBackend, Variant
+    from ibnorm_export.serving.triton.config import TritonLimits
+    from ibnorm_export.serving.triton.options import PackagedNorms, PackageOptions, RepositoryFormat, TritonBackend
     from ibnorm_export.serving.triton.repository import Package, package
     from ibnorm_export.verifier.report import ParityReport
     from ibnorm_export.verifier.verify import VerifyOptions
@@ -82,7 +82,6 @@ __all__ = [
     "ExportError",
     "ExportOptions",
     "ExportedModel",
-    "Format",
     "GenerationOptions",
     "GenerationReport",
     "Grouping",
@@ -95,7 +94,6 @@ __all__ = [
     "InputSpec",
     "Kernels",
     "LayerRule",
-    "Limits",
     "LoadedModel",
     "ModelFileError",
     "NormConfig",
@@ -104,11 +102,13 @@ __all__ = [
     "NormRoute",
     "Package",
     "PackageOptions",
+    "PackagedNorms",
     "ParityError",
     "ParityReport",
     "PromptError",
     "Quantization",
     "ReadyServer",
+    "RepositoryFormat",
     "Runtime",
     "ServeOptions",
     "SkipIBNorm",
@@ -118,7 +118,7 @@ __all__ = [
     "TextLimits",
     "Timing",
     "TritonBackend",
-    "Variant",
+    "TritonLimits",
     "VerifyOptions",
     "analyze",
     "bench",
@@ -184,8 +184,8 @@ _HOME = {
         "serving.options": ("ReadyServer", "ServeOptions"),
         "serving.serve": ("serve",),
         "serving.text.limits": ("TextLimits",),
-        "serving.triton.config": ("Limits",),
-        "serving.triton.options": ("Format", "PackageOptions", "TritonBackend", "Variant"),
+        "serving.triton.config": ("TritonLimits",),
+        "serving.triton.options": ("RepositoryFormat", "PackageOptions", "TritonBackend", "PackagedNorms"),
         "serving.triton.repository": ("Package", "package"),
         "verifier.report": ("ParityReport",),
         "verifier.verify": ("VerifyOptions",),

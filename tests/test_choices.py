@@ -19,8 +19,8 @@ from ibnorm_export.runtimes.runner import Backend, Kernels
 from ibnorm_export.runtimes.tensorrt.options import NormRoute, Runtime
 from ibnorm_export.serving.options import ServeOptions
 from ibnorm_export.serving.text.limits import TextLimits
-from ibnorm_export.serving.triton.config import Limits
-from ibnorm_export.serving.triton.options import Format, TritonBackend, Variant
+from ibnorm_export.serving.triton.config import TritonLimits
+from ibnorm_export.serving.triton.options import PackagedNorms, RepositoryFormat, TritonBackend
 
 
 def test_a_text_becomes_the_member_of_the_enum() -> None:
@@ -32,11 +32,11 @@ def test_a_text_becomes_the_member_of_the_enum() -> None:
     assert isinstance(engine.runtime, Runtime)
     assert engine.timing_cache == Path("cache")
     repository: Any = PackageOptions("kserve", backend="tensorrt", plan="m.plan", warmup="x.npz")  # type: ignore[arg-type]
-    assert isinstance(repository.format, Format)
+    assert isinstance(repository.format, RepositoryFormat)
     assert repository.root == "/mnt/models"
     assert repository.backend is TritonBackend.TENSORRT
     assert (repository.plan, repository.warmup) == (Path("m.plan"), Path("x.npz"))
-    assert PackageOptions(variant="both").variant is Variant.BOTH  # type: ignore[arg-type]
+    assert PackageOptions(variant="both").variant is PackagedNorms.BOTH  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_anything_else_is_refused_with_the_legal_values(make: Callable[[], Any],
         (lambda: AnalysisOptions(lambdas=["4"]), "a value of lambdas is '4'; it must be a number"),
         (lambda: AnalysisOptions(samples="4"), "samples is '4'; it must be a whole number"),
         (lambda: AnalysisOptions(alpha="2"), "alpha is '2'; it must be a number"),
-        (lambda: Limits(max_batch="4"), "max_batch is '4'; it must be a whole number"),
+        (lambda: TritonLimits(max_batch="4"), "max_batch is '4'; it must be a whole number"),
         (lambda: Sampling("4"), "max_new_tokens is '4'; it must be a whole number"),
         (lambda: Sampling(temperature="1"), "temperature is '1'; it must be a number"),
         (lambda: EngineOptions(workspace_bytes="1"), "workspace_bytes is '1'; it must be a whole number"),

@@ -59,7 +59,7 @@ TYPES = {
     "EngineOptions",
     "ExportOptions",
     "ExportedModel",
-    "Format",
+    "RepositoryFormat",
     "GenerationOptions",
     "GenerationReport",
     "Grouping",
@@ -71,7 +71,7 @@ TYPES = {
     "InputSpec",
     "Kernels",
     "LayerRule",
-    "Limits",
+    "TritonLimits",
     "LoadedModel",
     "NormConfig",
     "NormIdentity",
@@ -90,7 +90,7 @@ TYPES = {
     "TextLimits",
     "Timing",
     "TritonBackend",
-    "Variant",
+    "PackagedNorms",
     "VerifyOptions",
 }
 ERRORS = {
@@ -123,12 +123,12 @@ from ibnorm_export import (
     EngineOptions,
     ExportOptions,
     ExportedModel,
-    Format,
+    RepositoryFormat,
     GenerationReport,
     IBNorm,
     IBNormError,
     IBNormSpec,
-    Limits,
+    TritonLimits,
     LoadedModel,
     NormConfig,
     NormRoute,
@@ -139,7 +139,7 @@ from ibnorm_export import (
     ServeOptions,
     SkipIBNorm,
     TextLimits,
-    Variant,
+    PackagedNorms,
     VerifyOptions,
     analyze,
     bench,
@@ -191,7 +191,7 @@ times: BenchReport | GenerationReport = bench(
 figures: AnalysisReport = analyze(model, options=AnalysisOptions((0.5, 8.0)))
 checked: CheckReport = check("check.toml", progress=show)
 engine: Engine = build_engine(full, "llama.plan", options=EngineOptions(Runtime.TENSORRT_RTX, NormRoute.FUNCTION))
-packing: PackageOptions = PackageOptions(Format.KSERVE, variant=Variant.BOTH, limits=Limits(4))
+packing: PackageOptions = PackageOptions(RepositoryFormat.KSERVE, variant=PackagedNorms.BOTH, limits=TritonLimits(4))
 packaged: Package = package(full, "repository", options=packing)
 serve(packaged.path, options=ServeOptions(http_port=0, text=TextLimits(4)), ready=lambda server: print(server.http))
 try:

@@ -23,8 +23,8 @@ from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.op import native
 from ibnorm_export.runtimes.ort import OrtRunner
-from ibnorm_export.serving.triton.config import Limits
-from ibnorm_export.serving.triton.options import PackageOptions, Variant
+from ibnorm_export.serving.triton.config import TritonLimits
+from ibnorm_export.serving.triton.options import PackagedNorms, PackageOptions
 from ibnorm_export.serving.triton.repository import package
 from ibnorm_export.verifier.tolerances import BOUNDS
 from tests.support.running_server import Running, members, running
@@ -33,7 +33,7 @@ from tests.support.triton_clients import CLIENTS, REFUSED, ask, connect, draw
 __all__ = ["concurrent_requests", "parity", "sigterm_under_load"]
 
 #: Without batching an answer has exactly one right value, to the byte.
-UNBATCHED = Limits(max_batch=0)
+UNBATCHED = TritonLimits(max_batch=0)
 #: Rows of a batch may be summed in a different order than single rows. Each is within the floor of `BOUNDS` of the
 #: truth, so two of them are within twice the floor of each other (norm-wise).
 BATCHED = 2 * BOUNDS[DType.FP32].floor
@@ -52,7 +52,7 @@ def parity(folder: Path, scratch: Path) -> list[Row]:
     for file in sorted(folder.glob("*.onnx")):
         model = ExportedModel(file)
         packaged = package(
-            model, scratch / file.stem, options=PackageOptions(name="m", variant=Variant.BOTH, limits=UNBATCHED)
+            model, scratch / file.stem, options=PackageOptions(name="m", variant=PackagedNorms.BOTH, limits=UNBATCHED)
         )
         with running(packaged.path) as server:
             for there, library in (("m", native.ort_library()), ("m-portable", None)):
@@ -90,13 +90,13 @@ def concurrent_requests(folder: Path, scratch: Path) -> list[Row]:
     rows: list[Row] = []
     for what, limits in (
         ("200 concurrent, HTTP and gRPC, mixed sizes: right to the byte", UNBATCHED),
-        (f"the same with dynamic batching: right to {BATCHED:g}", Limits()),
-        ("overload, queue limit 16, 200 in flight: not clean", Limits(max_batch=0, max_queue=16)),
+        (f"the same with dynamic batching: right to {BATCHED:g}", TritonLimits()),
+        ("overload, queue limit 16, 200 in flight: not clean", TritonLimits(max_batch=0, max_queue=16)),
     ):
         packaged = package(
             model,
             scratch / f"crowd-{len(rows)}",
-            options=PackageOptions(name="m", variant=Variant.FUSED, limits=limits),
+            options=PackageOptions(name="m", variant=PackagedNorms.FUSED, limits=limits),
         )
         batched = limits.max_batch > 0
         with running(packaged.path) as server, ThreadPoolExecutor(200) as pool:
@@ -125,7 +125,7 @@ def sigterm_under_load(folder: Path, scratch: Path) -> list[Row]:
     arrays = draw(model, np.random.default_rng(3), 1, 1)
     expected = OrtRunner(model.path, library=native.ort_library()).run(arrays)["logits"].tobytes()
     packaged = package(
-        model, scratch / "ended", options=PackageOptions(name="m", variant=Variant.FUSED, limits=UNBATCHED)
+        model, scratch / "ended", options=PackageOptions(name="m", variant=PackagedNorms.FUSED, limits=UNBATCHED)
     )
     workers, each = 16, 625
     requests = itertools.count(1)

@@ -23,7 +23,7 @@ __all__ = [
     "LONGEST_PROMPT",
     "MANY_ROWS",
     "CoveringInputs",
-    "Limits",
+    "ModelLimits",
     "draw_covering_inputs",
     "find_limits",
     "fit_sizes",
@@ -47,7 +47,7 @@ _SHORT: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ModelLimits:
     """What a model takes.
 
     Args:
@@ -91,7 +91,7 @@ class _Embeddings:
             self.vocabulary[name] = min(module.num_embeddings, self.vocabulary.get(name, module.num_embeddings))
 
 
-def find_limits(model: LoadedModel, *, inputs: Arrays) -> Limits:
+def find_limits(model: LoadedModel, *, inputs: Arrays) -> ModelLimits:
     """Find the vocabulary and the longest sequence of a model, if necessary by running it once.
 
     Args:
@@ -99,9 +99,9 @@ def find_limits(model: LoadedModel, *, inputs: Arrays) -> Limits:
         inputs: one input.
     """
     if all(spec.floating for spec in model.inputs):
-        return Limits({}, 0)
+        return ModelLimits({}, 0)
     if model.vocabulary and model.max_positions:
-        return Limits({"input_ids": model.vocabulary}, model.max_positions)
+        return ModelLimits({"input_ids": model.vocabulary}, model.max_positions)
     module = model.module
     tensors = {spec.name: torch.from_numpy(inputs[spec.name].copy()) for spec in model.inputs}
     watch = _Embeddings({spec.name: tensors[spec.name] for spec in model.inputs if not spec.floating})
@@ -119,7 +119,7 @@ def find_limits(model: LoadedModel, *, inputs: Arrays) -> Limits:
         watch.positions.append(vocabulary.pop("position_ids"))
     if model.vocabulary and "input_ids" in tensors:
         vocabulary["input_ids"] = model.vocabulary
-    return Limits(vocabulary, model.max_positions or min(watch.positions, default=0))
+    return ModelLimits(vocabulary, model.max_positions or min(watch.positions, default=0))
 
 
 class _Ids:
@@ -175,7 +175,7 @@ class _TokenInputs:
     """Draws inputs of a model that takes input_ids, with any sizes."""
 
     specs: tuple[InputSpec, ...]
-    limits: Limits
+    limits: ModelLimits
     rng: np.random.Generator
     _ids: dict[str, _Ids] = field(default_factory=dict, init=False)
 
@@ -241,7 +241,7 @@ def _mask_holes(mask: NDArray[np.int64]) -> NDArray[np.int64]:
 class _Planner:
     """Decides which samples cover a language model, with the sizes that the file allows."""
 
-    def __init__(self, model: LoadedModel, limits: Limits, *, fixed: Mapping[str, int]) -> None:
+    def __init__(self, model: LoadedModel, limits: ModelLimits, *, fixed: Mapping[str, int]) -> None:
         self.left_out: list[str] = []
         self._fixed = fixed
         self._specs = {spec.name: spec for spec in model.inputs}
@@ -254,7 +254,7 @@ class _Planner:
         self.has_cache = bool(self._cache)
         self._has_mask = any(name.endswith("mask") for name in self._specs)
 
-    def _bound_length(self, limits: Limits) -> int:
+    def _bound_length(self, limits: ModelLimits) -> int:
         longest = limits.longest or _LENGTHS[0]
         if not limits.longest:
             self.left_out.append(f"lengths above {longest} tokens: the longest sequence of the model is unknown")
@@ -363,7 +363,7 @@ def draw_covering_inputs(
     model: LoadedModel,
     rng: np.random.Generator,
     *,
-    limits: Limits,
+    limits: ModelLimits,
     fixed: Mapping[str, int],
     drawn: Sequence[Arrays],
 ) -> CoveringInputs:
@@ -388,7 +388,7 @@ def draw_covering_inputs(
     return CoveringInputs(samples, tuple(planner.left_out))
 
 
-def fit_sizes(model: LoadedModel, inputs: Arrays, *, limits: Limits, fixed: Mapping[str, int]) -> Arrays:
+def fit_sizes(model: LoadedModel, inputs: Arrays, *, limits: ModelLimits, fixed: Mapping[str, int]) -> Arrays:
     """Return an input with the sizes that a file fixes; values repeat, or end early, along such an axis.
 
     Args:

@@ -6,14 +6,14 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from ibnorm_export.artifacts.covering_inputs import Limits
+from ibnorm_export.artifacts.covering_inputs import ModelLimits
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.tensors import Arrays
 
 __all__ = ["describe_inputs"]
 
 
-def describe_inputs(model: LoadedModel, inputs: Sequence[Arrays], *, limits: Limits) -> tuple[str, ...]:
+def describe_inputs(model: LoadedModel, inputs: Sequence[Arrays], *, limits: ModelLimits) -> tuple[str, ...]:
     """What ran: batches, lengths, slots of the cache, token ids, padding, and ranges of values.
 
     Args:
@@ -35,7 +35,7 @@ def describe_inputs(model: LoadedModel, inputs: Sequence[Arrays], *, limits: Lim
     return tuple(lines)
 
 
-def _describe_tokens(inputs: Sequence[Arrays], limits: Limits) -> Iterator[str]:
+def _describe_tokens(inputs: Sequence[Arrays], limits: ModelLimits) -> Iterator[str]:
     longest = f" (the longest is {limits.longest})" if limits.longest else ""
     yield f"sequences of {_listed(a['input_ids'].shape[1] for a in inputs)} tokens{longest}"
     totals = [(arrays["input_ids"].shape[1], _total(arrays)) for arrays in inputs]

@@ -12,7 +12,7 @@ import torch
 
 from ibnorm_export.artifacts.covering_inputs import (
     CoveringInputs,
-    Limits,
+    ModelLimits,
     draw_covering_inputs,
     find_limits,
     fit_sizes,
@@ -76,7 +76,7 @@ class PreparedSamples:
     _: KW_ONLY
     covers: Mapping[int, str] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
-    limits: Limits
+    limits: ModelLimits
 
 
 def _fixed_sizes(exported: ExportedModel, model: LoadedModel) -> dict[str, int]:
@@ -120,7 +120,7 @@ def _cover(
     rng: np.random.Generator,
     *,
     options: VerifyOptions,
-    limits: Limits,
+    limits: ModelLimits,
     fixed: Mapping[str, int],
     drawn: Sequence[Arrays],
 ) -> CoveringInputs:

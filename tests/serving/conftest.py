@@ -14,8 +14,8 @@ from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.artifacts.tokenizer import write_byte_tokenizer
 from ibnorm_export.exporter.export import ExportOptions, export
 from ibnorm_export.exporter.genai import export_genai
-from ibnorm_export.serving.triton.config import Limits
-from ibnorm_export.serving.triton.options import PackageOptions, Variant
+from ibnorm_export.serving.triton.config import TritonLimits
+from ibnorm_export.serving.triton.options import PackagedNorms, PackageOptions
 from ibnorm_export.serving.triton.repository import package
 from tests.support.checkpoints import LLAMA, save_checkpoint
 from tests.support.running_server import Running, running
@@ -69,6 +69,6 @@ def served(
     """A model, its name, and a server with both variants, NAME and NAME-portable, without batching."""
     model = exported[request.param]
     folder = tmp_path_factory.mktemp("served") / "repository"
-    options = PackageOptions(name=request.param, variant=Variant.BOTH, limits=Limits(max_batch=0))
+    options = PackageOptions(name=request.param, variant=PackagedNorms.BOTH, limits=TritonLimits(max_batch=0))
     with running(package(model, folder, options=options).path) as server:
         yield model, request.param, server

@@ -16,7 +16,7 @@ import tritonclient.http
 from tritonclient.utils import InferenceServerException
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
-from ibnorm_export.serving.triton.options import PackageOptions, Variant
+from ibnorm_export.serving.triton.options import PackagedNorms, PackageOptions
 from ibnorm_export.serving.triton.repository import package
 from tests.support.running_server import PATIENCE_S, Running, running
 from tests.support.triton_clients import CLIENTS, ask, connect
@@ -30,7 +30,7 @@ UNKNOWN = {tritonclient.http: "404", tritonclient.grpc: "StatusCode.NOT_FOUND"}
 @pytest.fixture(scope="module")
 def server(exported_vit: ExportedModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("served") / "repository"
-    with running(package(exported_vit, folder, options=PackageOptions(variant=Variant.PORTABLE)).path) as found:
+    with running(package(exported_vit, folder, options=PackageOptions(variant=PackagedNorms.PORTABLE)).path) as found:
         yield found
 
 

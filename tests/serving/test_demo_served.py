@@ -18,7 +18,7 @@ from ibnorm_export.exporter.export import export
 from ibnorm_export.exporter.genai import export_genai
 from ibnorm_export.generation.sampling import Sampling
 from ibnorm_export.generation.text_model import open_checkpoint
-from ibnorm_export.serving.triton.options import PackageOptions, Variant
+from ibnorm_export.serving.triton.options import PackagedNorms, PackageOptions
 from ibnorm_export.serving.triton.repository import package
 from tests.support.running_server import running
 from tests.support.triton_clients import CLIENTS, ask, connect
@@ -38,7 +38,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def shipped(demo: Path, name: str) -> Path:
     exported = export(models.load(demo / name), demo / f"{name}.onnx")
-    return package(exported, demo / f"{name}-repository", options=PackageOptions(variant=Variant.BOTH)).path
+    return package(exported, demo / f"{name}-repository", options=PackageOptions(variant=PackagedNorms.BOTH)).path
 
 
 def through(server: Any, name: str, arrays: dict[str, Any]) -> list[np.ndarray[Any, Any]]:

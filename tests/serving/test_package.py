@@ -20,8 +20,8 @@ from ibnorm_export.errors import BackendUnavailable, ExportError, IBNormError
 from ibnorm_export.exporter.export import ExportOptions, export
 from ibnorm_export.exporter.text_folder import export_folder
 from ibnorm_export.op import native
-from ibnorm_export.serving.triton.config import Limits
-from ibnorm_export.serving.triton.options import Format, PackageOptions, TritonBackend, Variant
+from ibnorm_export.serving.triton.config import TritonLimits
+from ibnorm_export.serving.triton.options import PackagedNorms, PackageOptions, RepositoryFormat, TritonBackend
 from ibnorm_export.serving.triton.repository import package
 
 
@@ -59,7 +59,7 @@ def test_a_text_folder_becomes_a_model_of_one_step(
     else:
         model = models.load(llama_checkpoint, task="text-generation")
         exported = export_folder(model, tmp_path / form, options=ExportOptions(cache="static"))
-    made = package(exported, tmp_path / "repository", options=PackageOptions(variant=Variant.PORTABLE))
+    made = package(exported, tmp_path / "repository", options=PackageOptions(variant=PackagedNorms.PORTABLE))
     config = check_against_onnx(made.path / made.models[0])
     caches = [item for item in config.input if item.name.startswith("past_key_values.")]
     assert caches
@@ -71,8 +71,8 @@ def test_a_text_folder_becomes_a_model_of_one_step(
 def test_config_agrees_with_the_model(name: str, dtype: DType, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     checkpoint = request.getfixturevalue(f"{name}_checkpoint")
     model = export(models.load(checkpoint), tmp_path / f"{name}.onnx", options=ExportOptions(dtype=dtype))
-    limits = Limits(max_batch=4, max_queue=16, queue_timeout_ms=500, queue_delay_us=70, instances=3)
-    made = package(model, tmp_path / "repository", options=PackageOptions(variant=Variant.BOTH, limits=limits))
+    limits = TritonLimits(max_batch=4, max_queue=16, queue_timeout_ms=500, queue_delay_us=70, instances=3)
+    made = package(model, tmp_path / "repository", options=PackageOptions(variant=PackagedNorms.BOTH, limits=limits))
     assert made.models == (name, f"{name}-portable")
     for variant in made.models:
         config = check_against_onnx(made.path / variant)
@@ -82,7 +82,7 @@ def test_config_agrees_with_the_model(name: str, dtype: DType, request: pytest.F
         assert policy.timeout_action == policy.REJECT
         assert config.dynamic_batching.max_queue_delay_microseconds == 70
         assert [(group.count, group.kind) for group in config.instance_group] == [(3, 2)]  # KIND_CPU
-        assert Limits().instances == 2, "with one and a queue limit, Triton 2.51 stands still between two batches"
+        assert TritonLimits().instances == 2, "with one and a queue limit, Triton 2.51 stands still between two batches"
         library = list(config.model_operations.op_library_filename)
         assert library == ([f"/models/{name}/libibnorm_ort.so"] if variant == name else [])
         assert (made.path / variant / "libibnorm_ort.so").exists() == bool(library)
@@ -97,7 +97,7 @@ def test_config_agrees_with_the_model(name: str, dtype: DType, request: pytest.F
 
 
 def test_manifest_names_every_file(exported_vit: ExportedModel, tmp_path: Path) -> None:
-    made = package(exported_vit, tmp_path / "repository", options=PackageOptions(variant=Variant.FUSED))
+    made = package(exported_vit, tmp_path / "repository", options=PackageOptions(variant=PackagedNorms.FUSED))
     manifest = json.loads((made.path / "manifest.json").read_text())
     on_disk = {str(f.relative_to(made.path)) for f in made.path.rglob("*") if f.is_file()} - {"manifest.json"}
     assert set(manifest["files"]) == on_disk
@@ -137,7 +137,9 @@ def test_no_batching_if_the_first_axes_differ(exported_vit: ExportedModel, tmp_p
 
 def test_kserve(exported_vit: ExportedModel, tmp_path: Path) -> None:
     yaml = pytest.importorskip("yaml", reason="transformers brings pyyaml; without it there is nothing to parse with")
-    options = PackageOptions(Format.KSERVE, name="Digits_1", variant=Variant.FUSED, storage_uri="s3://bucket/digits")
+    options = PackageOptions(
+        RepositoryFormat.KSERVE, name="Digits_1", variant=PackagedNorms.FUSED, storage_uri="s3://bucket/digits"
+    )
     made = package(exported_vit, tmp_path / "r", options=options)
     service = yaml.safe_load((made.path / "inferenceservice.yaml").read_text())
     assert service["metadata"]["name"] == "digits-1"
@@ -226,7 +228,7 @@ def test_options_out_of_range(options: dict[str, object], message: str) -> None:
 
 def test_limits_out_of_range() -> None:
     with pytest.raises(ExportError, match="max_queue is 0; it must be at least 1"):
-        Limits(max_queue=0)
+        TritonLimits(max_queue=0)
 
 
 def test_other_files_in_the_folder_are_not_replaced(exported_vit: ExportedModel, tmp_path: Path) -> None:
@@ -260,7 +262,7 @@ def test_fused_kernels_need_the_library(
     gone = native.NativeLibrary(None, problem="not here", remedy="build it")
     monkeypatch.setattr(native, "availability", lambda: gone)
     with pytest.raises(BackendUnavailable, match="not here; build it; or package with --variant portable"):
-        package(exported_vit, tmp_path / "r", options=PackageOptions(variant=Variant.FUSED))
+        package(exported_vit, tmp_path / "r", options=PackageOptions(variant=PackagedNorms.FUSED))
     made = package(exported_vit, tmp_path / "r")
     assert made.manifest["models"] == {"vit": "portable"}
 
@@ -268,5 +270,5 @@ def test_fused_kernels_need_the_library(
 def test_fused_kernels_need_norms(exported_vit: ExportedModel, vit_checkpoint: Path, tmp_path: Path) -> None:
     plain = export(models.load(vit_checkpoint), tmp_path / "vit.onnx", options=ExportOptions(inline=True))
     with pytest.raises(IBNormError, match="no IBNorm node"):
-        package(plain, tmp_path / "r", options=PackageOptions(variant=Variant.FUSED))
+        package(plain, tmp_path / "r", options=PackageOptions(variant=PackagedNorms.FUSED))
     assert package(plain, tmp_path / "r").manifest["models"] == {"vit": "portable"}

@@ -18,7 +18,7 @@ from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.errors import BackendUnavailable, IBNormError, ModelFileError
 from ibnorm_export.serving.options import ServeOptions
 from ibnorm_export.serving.triton.binary import find_triton
-from ibnorm_export.serving.triton.options import PackageOptions, Variant
+from ibnorm_export.serving.triton.options import PackagedNorms, PackageOptions
 from ibnorm_export.serving.triton.repository import package
 from ibnorm_export.serving.triton.server import triton_server
 from tests.support.running_server import PATIENCE_S, command, listening, members, running
@@ -35,7 +35,7 @@ def test_an_onnx_file_is_served(exported_vit: ExportedModel) -> None:
 
 
 def test_a_crash_is_reported_with_the_end_of_the_log(exported_vit: ExportedModel, tmp_path: Path) -> None:
-    made = package(exported_vit, tmp_path / "r", options=PackageOptions(variant=Variant.PORTABLE))
+    made = package(exported_vit, tmp_path / "r", options=PackageOptions(variant=PackagedNorms.PORTABLE))
     with running(made.path) as server:
         os.kill(server.pid, signal.SIGSEGV)
         _, text = server.process.communicate(timeout=PATIENCE_S)
@@ -45,7 +45,7 @@ def test_a_crash_is_reported_with_the_end_of_the_log(exported_vit: ExportedModel
 
 
 def test_a_read_only_repository_is_served(exported_vit: ExportedModel, tmp_path: Path) -> None:
-    made = package(exported_vit, tmp_path / "r", options=PackageOptions(variant=Variant.FUSED))
+    made = package(exported_vit, tmp_path / "r", options=PackageOptions(variant=PackagedNorms.FUSED))
     before = {f: f.stat().st_mtime_ns for f in made.path.rglob("*")}
     for folder in (made.path, *(f for f in made.path.rglob("*") if f.is_dir())):
         folder.chmod(0o555)
@@ -61,7 +61,7 @@ def test_a_read_only_repository_is_served(exported_vit: ExportedModel, tmp_path:
 
 
 def test_a_changed_repository_is_not_served(exported_vit: ExportedModel, tmp_path: Path) -> None:
-    made = package(exported_vit, tmp_path / "r", options=PackageOptions(variant=Variant.FUSED))
+    made = package(exported_vit, tmp_path / "r", options=PackageOptions(variant=PackagedNorms.FUSED))
     library = made.path / "vit" / "libibnorm_ort.so"
     original = library.read_bytes()
 
@@ -103,7 +103,7 @@ def test_a_changed_repository_is_not_served(exported_vit: ExportedModel, tmp_pat
 
 
 def test_port_in_use(exported_vit: ExportedModel, tmp_path: Path) -> None:
-    made = package(exported_vit, tmp_path / "r", options=PackageOptions(variant=Variant.PORTABLE))
+    made = package(exported_vit, tmp_path / "r", options=PackageOptions(variant=PackagedNorms.PORTABLE))
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -130,7 +130,7 @@ def test_a_triton_server_on_path_is_preferred(
     fake.write_text('#!/bin/sh\ncat "${1#*=}"/*/config.pbtxt >&2\nexit 9\n')
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{fake.parent}{os.pathsep}{os.environ['PATH']}")
-    made = package(exported_vit, tmp_path / "r", options=PackageOptions(variant=Variant.FUSED))
+    made = package(exported_vit, tmp_path / "r", options=PackageOptions(variant=PackagedNorms.FUSED))
     log = tmp_path / "log"
     options = ServeOptions(log=log, http_port=0, grpc_port=0, metrics_port=0)
     with pytest.raises(IBNormError, match="ended with exit code 9"), triton_server(made.path, options):

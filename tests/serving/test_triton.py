@@ -27,15 +27,15 @@ from ibnorm_export.errors import BackendUnavailable, IBNormError
 from ibnorm_export.op import native
 from ibnorm_export.runtimes.ort import OrtRunner
 from ibnorm_export.runtimes.runner import Endpoint
-from ibnorm_export.serving.triton.config import Limits
-from ibnorm_export.serving.triton.options import PackageOptions, Variant
+from ibnorm_export.serving.triton.config import TritonLimits
+from ibnorm_export.serving.triton.options import PackagedNorms, PackageOptions
 from ibnorm_export.serving.triton.repository import package
 from ibnorm_export.verifier.tolerances import BOUNDS
 from ibnorm_export.verifier.verify import VerifyOptions, verify
 from tests.support.running_server import PATIENCE_S, Running, running
 from tests.support.triton_clients import CLIENTS, REFUSED, ask, connect, draw
 
-ALONE = Limits(max_batch=0)  # without batching, an answer has exactly one right value
+ALONE = TritonLimits(max_batch=0)  # without batching, an answer has exactly one right value
 BOTH_CLIENTS = pytest.mark.parametrize("module", CLIENTS, ids=["http", "grpc"])
 
 
@@ -88,7 +88,9 @@ def test_two_hundred_concurrent_requests(served: tuple[ExportedModel, str, Runni
 
 def test_requests_are_batched(exported_llama: ExportedModel, tmp_path: Path) -> None:
     """Requests with equal shapes are computed together, and each gets its own rows."""
-    options = PackageOptions(name="m", variant=Variant.FUSED, limits=Limits(max_batch=8, queue_delay_us=200_000))
+    options = PackageOptions(
+        name="m", variant=PackagedNorms.FUSED, limits=TritonLimits(max_batch=8, queue_delay_us=200_000)
+    )
     rng = np.random.default_rng(11)
     work = [draw(exported_llama, rng, 1 + index % 2, 9) for index in range(64)]
     here = OrtRunner(exported_llama.path, library=native.ort_library())
@@ -153,7 +155,7 @@ def test_verify_fails_if_the_server_has_another_model(
 
 
 def test_overload_is_refused_and_recovers_afterwards(exported_llama: ExportedModel, tmp_path: Path) -> None:
-    options = PackageOptions(name="m", variant=Variant.FUSED, limits=Limits(max_batch=0, max_queue=16))
+    options = PackageOptions(name="m", variant=PackagedNorms.FUSED, limits=TritonLimits(max_batch=0, max_queue=16))
     arrays = draw(exported_llama, np.random.default_rng(8), 8, 64)
     wanted = answers(exported_llama, [arrays])[0]
     with running(package(exported_llama, tmp_path / "r", options=options).path) as server:
@@ -176,7 +178,7 @@ def test_overload_is_refused_and_recovers_afterwards(exported_llama: ExportedMod
 def test_sigterm_between_requests(exported_llama: ExportedModel, tmp_path: Path) -> None:
     """Every request gets the right answer or is refused, and none hangs. `running` checks that no process is left."""
     made = package(
-        exported_llama, tmp_path / "r", options=PackageOptions(name="m", variant=Variant.FUSED, limits=ALONE)
+        exported_llama, tmp_path / "r", options=PackageOptions(name="m", variant=PackagedNorms.FUSED, limits=ALONE)
     )
     arrays = draw(exported_llama, np.random.default_rng(9), 1, 16)
     wanted = answers(exported_llama, [arrays])[0]
@@ -239,7 +241,7 @@ def test_endpoints_that_change_the_server_are_closed(
 
 
 def test_they_are_open_if_asked_for(exported: dict[str, ExportedModel], tmp_path: Path) -> None:
-    options = PackageOptions(name="m", variant=Variant.PORTABLE)
+    options = PackageOptions(name="m", variant=PackagedNorms.PORTABLE)
     with (
         running(package(exported["vit-fp32"], tmp_path / "r", options=options).path, "--admin") as server,
         connect(server, tritonclient.http) as client,

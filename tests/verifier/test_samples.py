@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
-from ibnorm_export.artifacts.covering_inputs import Limits, draw_covering_inputs, find_limits
+from ibnorm_export.artifacts.covering_inputs import ModelLimits, draw_covering_inputs, find_limits
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.tensors import Arrays, InputSpec
@@ -125,7 +125,7 @@ def test_random_masks_mask_no_row_throughout() -> None:
 def test_covering_inputs_hold_every_id_and_stay_within_memory(llama: LoadedModel) -> None:
     drawn = [llama.sample(np.random.default_rng(0), 0)]
     limits = find_limits(llama, inputs=drawn[0])
-    assert limits == Limits({"input_ids": 256}, 64)
+    assert limits == ModelLimits({"input_ids": 256}, 64)
     rng = np.random.default_rng(0)
     covering = draw_covering_inputs(llama, rng, limits=limits, fixed={}, drawn=drawn)
     seen = [a["input_ids"][a["attention_mask"] != 0] for a in covering.samples.values()]
@@ -133,6 +133,6 @@ def test_covering_inputs_hold_every_id_and_stay_within_memory(llama: LoadedModel
     assert covering.left_out == ()
     for arrays in covering.samples.values():
         assert (arrays["attention_mask"] != 0).any(1).all()
-    long = draw_covering_inputs(llama, rng, limits=Limits({"input_ids": 9}, 10**6), fixed={}, drawn=drawn)
+    long = draw_covering_inputs(llama, rng, limits=ModelLimits({"input_ids": 9}, 10**6), fixed={}, drawn=drawn)
     assert long.samples["the longest sequence"]["input_ids"].shape == (1, 4096)
     assert long.left_out == ("lengths above 4096 of 1000000 tokens: they take too much memory",)

@@ -18,7 +18,7 @@ from ibnorm_export.artifacts.metadata import Target
 from ibnorm_export.choices import whole_number
 from ibnorm_export.errors import ExportError
 
-__all__ = ["Limits", "ModelConfig", "batch_axis", "config_text", "triton_dtype"]
+__all__ = ["ModelConfig", "TritonLimits", "batch_axis", "config_text", "triton_dtype"]
 
 _DTYPES: Final = {
     "fp32": "TYPE_FP32",
@@ -38,7 +38,7 @@ class _Name(str):
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class TritonLimits:
     """How much a server accepts for one model.
 
     Args:
@@ -94,7 +94,7 @@ class ModelConfig:
     file: str
     inputs: Sequence[Tensor]
     outputs: Sequence[Tensor]
-    limits: Limits
+    limits: TritonLimits
     gpu: bool = False
     library: str | None = None
     warmup: Mapping[str, tuple[tuple[int, ...], str]] = field(default_factory=dict)
@@ -142,7 +142,7 @@ def config_text(config: ModelConfig) -> str:
     return "\n".join(_lines(message, "")) + "\n"
 
 
-def _dynamic_batching(limits: Limits) -> dict[str, Any]:
+def _dynamic_batching(limits: TritonLimits) -> dict[str, Any]:
     policy: dict[str, Any] = {"max_queue_size": limits.max_queue}
     if limits.queue_timeout_ms:
         microseconds = limits.queue_timeout_ms * 1000

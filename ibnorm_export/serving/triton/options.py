@@ -11,9 +11,9 @@ from typing import Final
 from ibnorm_export.artifacts.tensors import Arrays
 from ibnorm_export.choices import choice
 from ibnorm_export.errors import ExportError, quoted
-from ibnorm_export.serving.triton.config import Limits
+from ibnorm_export.serving.triton.config import TritonLimits
 
-__all__ = ["Format", "PackageOptions", "TritonBackend", "Variant"]
+__all__ = ["PackageOptions", "PackagedNorms", "RepositoryFormat", "TritonBackend"]
 
 #: Folder in which the container of each format finds the repository. Source: NVIDIA's and KServe's documentation.
 MOUNTS: Final = {"triton": "/models", "kserve": "/mnt/models"}
@@ -21,14 +21,14 @@ MOUNTS: Final = {"triton": "/models", "kserve": "/mnt/models"}
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
-class Format(enum.StrEnum):
+class RepositoryFormat(enum.StrEnum):
     """The software that reads the repository."""
 
     TRITON = "triton"
     KSERVE = "kserve"
 
 
-class Variant(enum.StrEnum):
+class PackagedNorms(enum.StrEnum):
     """How the norms run on the server."""
 
     AUTO = "auto"  # fused if the library is installed on this machine, otherwise portable
@@ -64,20 +64,20 @@ class PackageOptions:
         ExportError: a value is outside its range, or the options do not fit together.
     """
 
-    format: Format = Format.TRITON
+    format: RepositoryFormat = RepositoryFormat.TRITON
     name: str | None = None
     _: KW_ONLY
     backend: TritonBackend = TritonBackend.ONNXRUNTIME
-    variant: Variant = Variant.AUTO
+    variant: PackagedNorms = PackagedNorms.AUTO
     plan: Path | None = None
     mount: str | None = None
     storage_uri: str = ""
     gpu: bool = False
-    limits: Limits = field(default_factory=Limits)
+    limits: TritonLimits = field(default_factory=TritonLimits)
     warmup: Arrays | Path | None = None
 
     def __post_init__(self) -> None:
-        for name, kind in (("format", Format), ("backend", TritonBackend), ("variant", Variant)):
+        for name, kind in (("format", RepositoryFormat), ("backend", TritonBackend), ("variant", PackagedNorms)):
             object.__setattr__(self, name, choice(kind, getattr(self, name), name=name, error=ExportError))
         for name in ("plan", "warmup"):
             if isinstance(path := getattr(self, name), str):
@@ -95,7 +95,7 @@ class PackageOptions:
             raise ExportError(
                 "--backend tensorrt and --plan MODEL.plan belong together; `build-engine` writes the plan"
             )
-        if self.plan is not None and self.variant is not Variant.AUTO:
+        if self.plan is not None and self.variant is not PackagedNorms.AUTO:
             raise ExportError("--variant is for ONNX Runtime only: `build-engine` decides how the norms of a plan run")
         if any(character in self.storage_uri for character in "\"'\\\n"):
             raise ExportError(

@@ -29,8 +29,8 @@ from ibnorm_export.files import machine_of, new_folder, sha256_of
 from ibnorm_export.op import native
 from ibnorm_export.runtimes.tensorrt.description import EngineDescription, check_plan, read_description
 from ibnorm_export.runtimes.tensorrt.options import NormRoute, Runtime
-from ibnorm_export.serving.triton.config import Limits, ModelConfig, batch_axis, config_text
-from ibnorm_export.serving.triton.options import Format, PackageOptions, TritonBackend, Variant
+from ibnorm_export.serving.triton.config import ModelConfig, TritonLimits, batch_axis, config_text
+from ibnorm_export.serving.triton.options import PackagedNorms, PackageOptions, RepositoryFormat, TritonBackend
 from ibnorm_export.serving.triton.warmup import warmup_file, warmup_inputs
 
 __all__ = ["Package", "package"]
@@ -83,14 +83,14 @@ class _Contents:
     options: PackageOptions
     plan: EngineDescription | None
     library: Path | None
-    limits: Limits
+    limits: TritonLimits
     warmup: Arrays
 
     @property
     def variants(self) -> dict[str, Path | None]:
         """The library of each model, by the model's name."""
         variants = {self.name: self.library}
-        if self.options.variant is Variant.BOTH:
+        if self.options.variant is PackagedNorms.BOTH:
             variants[f"{self.name}-portable"] = None
         return variants
 
@@ -201,7 +201,7 @@ def _read_plan(plan: Path, model: ExportedModel) -> EngineDescription:
     return description
 
 
-def _limits(model: ExportedModel, limits: Limits, *, plan: EngineDescription | None) -> Limits:
+def _limits(model: ExportedModel, limits: TritonLimits, *, plan: EngineDescription | None) -> TritonLimits:
     """Reduce the batch to what the model and the plan accept."""
     axis = batch_axis(model)
     if axis is None:
@@ -216,7 +216,7 @@ def _library(model: ExportedModel, options: PackageOptions, *, plan: EngineDescr
     """Choose the native library that goes into the repository."""
     if plan is not None:
         return native.trt_library() if plan.norm is NormRoute.PLUGIN else None
-    if options.variant is Variant.PORTABLE:
+    if options.variant is PackagedNorms.PORTABLE:
         return None
     found = native.availability()
     problem: ExportError | BackendUnavailable | None = None
@@ -230,7 +230,7 @@ def _library(model: ExportedModel, options: PackageOptions, *, plan: EngineDescr
             "with CUDA, or package with --variant portable"
         )
     if problem is not None:
-        if options.variant is Variant.AUTO:
+        if options.variant is PackagedNorms.AUTO:
             return None
         raise problem
     if machine_of(Path(str(found.path))) is None:
@@ -312,7 +312,7 @@ def _write_documents(folder: Path, contents: _Contents, *, start: str) -> None:
         "service": re.sub(r"[^a-z0-9-]", "-", contents.name.lower())[:63].strip("-"),
     }
     _render(folder / "README.md", "triton_readme.md.jinja", values=values)
-    if contents.options.format is Format.KSERVE:
+    if contents.options.format is RepositoryFormat.KSERVE:
         _render(folder / "inferenceservice.yaml", "inferenceservice.yaml.jinja", values=values)
 
 
