@@ -126,7 +126,8 @@ def quantize(model: onnx.ModelProto, wanted: Quantization) -> onnx.ModelProto:
     body = {n.name for n in matmuls} - head
     if not body or not head:
         raise ExportError("the model has no constant matrices between its input and its logits to quantise")
-    props = {node.name: list(node.metadata_props) for node in model.graph.node}
+    # By output: the quantizer gives nodes other names, and their outputs the same.
+    props = {node.output[0]: list(node.metadata_props) for node in model.graph.node if node.output}
     try:
         with preserved_logging():
             model = _pass(model, wanted.bits, block_size=wanted.block_size, exclude=head)
@@ -137,8 +138,8 @@ def quantize(model: onnx.ModelProto, wanted: Quantization) -> onnx.ModelProto:
             f"quantisation needs the package {error.name}, which is not installed; pip install 'ibnorm-export[cpu]'"
         ) from error
     for node in model.graph.node:
-        if not node.metadata_props:
-            node.metadata_props.extend(props.get(node.name, []))
+        if not node.metadata_props and node.output:
+            node.metadata_props.extend(props.get(node.output[0], []))
     return model
 
 

@@ -125,6 +125,17 @@ def portable(quantised_checkpoint: Path, tmp_path_factory: pytest.TempPathFactor
     return export_folder(load(quantised_checkpoint), tmp_path_factory.mktemp("quantize") / "portable", options=options)
 
 
+def test_a_quantised_matrix_belongs_to_the_module_of_its_linear_layer(portable: ExportedModel) -> None:
+    """The comparison of layers takes a block's end from the modules of the nodes."""
+    modules = [
+        {entry.key: entry.value for entry in node.metadata_props}.get("module", "")
+        for node in onnx.load(portable.path, load_external_data=False).graph.node
+        if node.op_type == "MatMulNBits"
+    ]
+    assert "model.layers.0.mlp.down_proj" in modules
+    assert all(modules)
+
+
 def planted(exported: ExportedModel, folder: Path, change: Callable[[onnx.ModelProto], None]) -> ExportedModel:
     proto = onnx.load(exported.path)
     change(proto)
