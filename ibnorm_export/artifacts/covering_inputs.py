@@ -312,17 +312,15 @@ def _heavy(values: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.
 
 
 def _large_values(model: LoadedModel, base: Arrays, rng: np.random.Generator) -> Arrays:
-    """The floating-point inputs with large values, except keys of a cache, which are up to about 12.
+    """The floating-point inputs with large values, except keys of a cache, which stay as they are.
 
-    A key enters the exponent of attention, where rounding grows with its size: at 1000, the order of a sum decides.
+    A key enters the exponent of attention, where rounding grows with its size: the order of a sum would decide.
     """
     floating = {spec.name for spec in model.inputs if spec.floating}
     large: Arrays = {}
     for name, array in base.items():
-        if name not in floating or not array.size:
-            large[name] = array
-        else:
-            large[name] = array * np.float32(3.0) if name.endswith(".key") else _heavy(array, rng)
+        grows = name in floating and array.size and not name.endswith(".key")
+        large[name] = _heavy(array, rng) if grows else array
     return large
 
 
