@@ -81,7 +81,7 @@ def identify_command(
         raise typer.BadParameter("--norm-class, --inputs and --weights are for a checkpoint with --model")
     from ibnorm_export.artifacts.npz import read_npz
     from ibnorm_export.models.norm_identities import build_norm, identify_checkpoint
-    from ibnorm_export.op.identify import identify
+    from ibnorm_export.op.identification.norms import identify
 
     if model is not None:
         example = None if inputs is None else read_npz(inputs, "an .npz file of plain arrays")

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from ibnorm_export.models.in_memory import from_module
     from ibnorm_export.models.loading import load
     from ibnorm_export.models.norm_identities import identify_checkpoint
-    from ibnorm_export.op.identify import IdentityReport, NormIdentity, identify, identify_norms
+    from ibnorm_export.op.identification.norms import IdentityReport, NormIdentity, identify, identify_norms
     from ibnorm_export.op.replace_norms import replace_norms
     from ibnorm_export.op.spec import Compression, Convention, Grouping, IBNormSpec, LayerRule, NormConfig, NormKind
     from ibnorm_export.op.torch_op import IBNorm, SkipIBNorm, ibnorm, skip_ibnorm
@@ -173,7 +173,7 @@ _HOME = {
         "models.in_memory": ("from_module",),
         "models.loading": ("load",),
         "models.norm_identities": ("identify_checkpoint",),
-        "op.identify": ("IdentityReport", "NormIdentity", "identify", "identify_norms"),
+        "op.identification.norms": ("IdentityReport", "NormIdentity", "identify", "identify_norms"),
         "op.replace_norms": ("replace_norms",),
         "op.spec": ("Compression", "Convention", "Grouping", "IBNormSpec", "LayerRule", "NormConfig", "NormKind"),
         "op.torch_op": ("IBNorm", "SkipIBNorm", "ibnorm", "skip_ibnorm"),

@@ -19,7 +19,7 @@ from ibnorm_export.models.call_arguments import Inputs, read_arguments
 from ibnorm_export.models.custom import draw_sample, filled_model
 from ibnorm_export.models.user_code import import_object
 from ibnorm_export.op.float64_mode import compute_in_float64
-from ibnorm_export.op.identify import IdentityReport, identify_norms
+from ibnorm_export.op.identification.norms import IdentityReport, identify_norms
 
 __all__ = ["build_norm", "identify_checkpoint"]
 

@@ -14,7 +14,7 @@ from ibnorm_export.errors import CheckpointError, IBNormError, SpecError
 from ibnorm_export.models.adapted_norms import adapted
 from ibnorm_export.models.registry import adapter_of
 from ibnorm_export.op.float64_mode import compute_in_float64
-from ibnorm_export.op.identify import NormIdentity, identify, identify_norms
+from ibnorm_export.op.identification.norms import NormIdentity, identify, identify_norms
 from ibnorm_export.op.norm_variants import BatchIBNorm
 from ibnorm_export.op.torch_op import IBNorm
 

@@ -19,7 +19,7 @@ from torch import nn
 
 from benchmarks.report import Report
 from benchmarks.rows import Figure, Row, Target
-from ibnorm_export.op.identify import identify, identify_norms
+from ibnorm_export.op.identification.norms import identify, identify_norms
 from tests.op.stranger_norms import F_OF_R, MEMBERS, OTHERS, Written, canonical, made
 
 KINDS = ("S", "L", "T")

@@ -4,8 +4,8 @@ A norm that ends in `x.float()` or a rotary embedding that builds its tables wit
 float32 whatever its parameters are. Inside `compute_in_float64()` such casts and factories give float64, and operators
 receive float64 values, so that the code computes what its author means without the rounding.
 
-It is in `op`, the lowest package that needs it: `op.identify` runs a user's norm in it, and `artifacts` builds the
-reference of a comparison with it. Parameters may be of any type, `artifacts.float64_parameters.Widened` included.
+It is in `op`, the lowest package that needs it: `op.identification` runs a user's norm in it, and `artifacts` builds
+the reference of a comparison with it. Parameters may be of any type, `artifacts.float64_parameters.Widened` included.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ibnorm_export.errors import CheckpointError, IBNormError, SpecError
 from ibnorm_export.models.user_code import import_object
-from ibnorm_export.op.identify import identify
+from ibnorm_export.op.identification.norms import identify
 from ibnorm_export.op.spec import Grouping, IBNormSpec, LayerRule, NormConfig, NormKind
 
 __all__ = ["ClassReading", "NormReader", "NormSite", "ReadNorm", "StatedReading", "combine", "import_norm_class"]

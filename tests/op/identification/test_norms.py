@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ibnorm_export.errors import SpecError
-from ibnorm_export.op import identify_fit, identify_rows
-from ibnorm_export.op.identify import identify_norms
+from ibnorm_export.op.identification import fitting, rows
+from ibnorm_export.op.identification.norms import identify_norms
 from tests.op.stranger_norms import OTHERS, Base, Over3Axes, Written, made
 
 
@@ -161,11 +161,11 @@ def test_a_model_without_norms() -> None:
 def test_equal_norms_are_confirmed_and_not_searched_again(monkeypatch: pytest.MonkeyPatch) -> None:
     searches = []
 
-    def counted(form: identify_fit.Form, compression: str, **more: Any) -> identify_fit.Fit:
+    def counted(form: fitting.Form, compression: str, **more: Any) -> fitting.Fit:
         searches.append(compression)
-        return identify_fit.fit(form, compression, **more)
+        return fitting.fit(form, compression, **more)
 
-    monkeypatch.setattr(identify_rows, "fit", counted)
+    monkeypatch.setattr(rows, "fit", counted)
     net = nn.Sequential(*[IBNorm(16) for _ in range(4)])
     assert identify_norms(net, run=lambda: net(torch.randn(2, 16))).passed
     assert searches == ["S", "L"]
@@ -174,11 +174,11 @@ def test_equal_norms_are_confirmed_and_not_searched_again(monkeypatch: pytest.Mo
 def test_equal_norms_that_are_no_members_are_confirmed_too(monkeypatch: pytest.MonkeyPatch) -> None:
     searches = []
 
-    def counted(form: identify_fit.Form, compression: str, **more: Any) -> identify_fit.Fit:
+    def counted(form: fitting.Form, compression: str, **more: Any) -> fitting.Fit:
         searches.append(form.name)
-        return identify_fit.fit(form, compression, **more)
+        return fitting.fit(form, compression, **more)
 
-    monkeypatch.setattr(identify_rows, "fit", counted)
+    monkeypatch.setattr(rows, "fit", counted)
     kind = type(made(OTHERS["RMSNorm"].forward)())
     nets = [nn.Sequential(*[kind() for _ in range(count)]) for count in (1, 4)]
     counts = []

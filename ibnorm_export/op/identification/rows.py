@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ibnorm_export.errors import SpecError
-from ibnorm_export.op.identify_batch import identify_pointwise
-from ibnorm_export.op.identify_fit import (
+from ibnorm_export.op.identification.fitting import (
     COMPRESSIONS,
     OTHER_COMPRESSIONS,
     Fit,
@@ -26,9 +25,10 @@ from ibnorm_export.op.identify_fit import (
     refine,
     snap,
 )
-from ibnorm_export.op.identify_forms import FAMILY, NEIGHBOURS
-from ibnorm_export.op.identify_probe import NormProbe, Structure, inputs, perturbed, samples, structure, trimmed
-from ibnorm_export.op.norm_identity import NormIdentity
+from ibnorm_export.op.identification.forms import FAMILY, NEIGHBOURS
+from ibnorm_export.op.identification.norm_identity import NormIdentity
+from ibnorm_export.op.identification.probe import NormProbe, Structure, inputs, perturbed, samples, structure, trimmed
+from ibnorm_export.op.identification.running_statistics import identify_pointwise
 from ibnorm_export.op.spec import Grouping, IBNormSpec
 
 __all__ = ["identify_at"]

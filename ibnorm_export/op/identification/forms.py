@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 
-from ibnorm_export.op.identify_fit import Array, Form
+from ibnorm_export.op.identification.fitting import Array, Form
 
 __all__ = ["FAMILY", "NEIGHBOURS"]
 

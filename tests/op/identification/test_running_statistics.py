@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ibnorm_export.op.identify import identify
+from ibnorm_export.op.identification.norms import identify
 from ibnorm_export.op.spec import Grouping
 
 

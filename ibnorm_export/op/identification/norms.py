@@ -2,7 +2,7 @@
 
 A norm is a member when, for some (g, lambda, epsilon), its output is an affine image of IBNorm's standardised value, at
 every scale of its input. Unbiased variance, `1 + weight`, constant factors and other names of parameters are absorbed
-exactly. Anything else is named where it is known (`identify_forms.NEIGHBOURS`), with its distance from the nearest
+exactly. Anything else is named where it is known (`forms.NEIGHBOURS`), with its distance from the nearest
 member.
 """
 
@@ -16,9 +16,9 @@ from typing import Any, Final
 from torch import Tensor, nn
 
 from ibnorm_export.errors import SpecError
-from ibnorm_export.op.identify_probe import NormProbe, UnfitShape, candidate_shapes
-from ibnorm_export.op.identify_rows import identify_at
-from ibnorm_export.op.norm_identity import NormIdentity
+from ibnorm_export.op.identification.norm_identity import NormIdentity
+from ibnorm_export.op.identification.probe import NormProbe, UnfitShape, candidate_shapes
+from ibnorm_export.op.identification.rows import identify_at
 from ibnorm_export.text_report import Report, text_table
 
 __all__ = ["IdentityReport", "NormIdentity", "identify", "identify_norms"]

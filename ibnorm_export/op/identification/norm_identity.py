@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ibnorm_export.errors import SpecError
-from ibnorm_export.op.identify_fit import Fit
+from ibnorm_export.op.identification.fitting import Fit
 from ibnorm_export.op.norm_variants import AxesIBNorm, BatchIBNorm, ChannelIBNorm
 from ibnorm_export.op.spec import Compression, Grouping, IBNormSpec
 from ibnorm_export.op.torch_op import IBNorm

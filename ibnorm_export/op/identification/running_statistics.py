@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ibnorm_export.errors import SpecError
-from ibnorm_export.op.identify_fit import COMPRESSIONS, MEMBER_RESIDUAL, affine, candidates, residual
-from ibnorm_export.op.identify_probe import NormProbe, perturbed
-from ibnorm_export.op.norm_identity import NormIdentity
+from ibnorm_export.op.identification.fitting import COMPRESSIONS, MEMBER_RESIDUAL, affine, candidates, residual
+from ibnorm_export.op.identification.norm_identity import NormIdentity
+from ibnorm_export.op.identification.probe import NormProbe, perturbed
 from ibnorm_export.op.spec import Grouping, IBNormSpec
 
 __all__ = ["identify_pointwise"]

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ibnorm_export.errors import SpecError
-from ibnorm_export.op import identify_probe
-from ibnorm_export.op.identify import NormIdentity, identify
+from ibnorm_export.op.identification import probe
+from ibnorm_export.op.identification.norms import NormIdentity, identify
 from tests.op.stranger_norms import MEMBERS, OTHERS, Base, Over3Axes, Written, canonical, made, standard
 
 #: Each pair of g, convention, lambda and epsilon occurs; benchmarks/suites/identify.py has the whole table.
@@ -212,7 +212,7 @@ class UnbiasedImages(nn.Module):
 def test_a_replacement_has_the_size_of_the_input(
     norm: nn.Module, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(identify_probe, "_LONGEST_GROUP", 1000)
+    monkeypatch.setattr(probe, "_LONGEST_GROUP", 1000)
     x = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
     found = identify(norm, shape=shape)
     assert found, found.difference

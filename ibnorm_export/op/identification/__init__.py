@@ -1,0 +1,1 @@
+"""Which member of the IBNorm family a norm of unknown code is."""
