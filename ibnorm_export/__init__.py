@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from ibnorm_export.gate.report import CheckReport
     from ibnorm_export.gate.run import check
     from ibnorm_export.graph.quantization import Quantization
-    from ibnorm_export.models.importers.checkpoint_import import ImportKind, ImportReport, import_checkpoint
+    from ibnorm_export.models.importers.checkpoint_import import import_checkpoint
+    from ibnorm_export.models.importers.report import ImportKind, ImportReport
     from ibnorm_export.models.in_memory import from_module
     from ibnorm_export.models.loading import load
     from ibnorm_export.models.norm_identities import identify_checkpoint
@@ -169,7 +170,8 @@ _HOME = {
         "gate.report": ("CheckReport",),
         "gate.run": ("check",),
         "graph.quantization": ("Quantization",),
-        "models.importers.checkpoint_import": ("ImportKind", "ImportReport", "import_checkpoint"),
+        "models.importers.checkpoint_import": ("import_checkpoint",),
+        "models.importers.report": ("ImportKind", "ImportReport"),
         "models.in_memory": ("from_module",),
         "models.loading": ("load",),
         "models.norm_identities": ("identify_checkpoint",),

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from ibnorm_export.errors import SpecError
 from ibnorm_export.op.identification.norm_identity import NormIdentity
+from ibnorm_export.op.identification.one_norm import identify_at
 from ibnorm_export.op.identification.probe import NormProbe, UnfitShape, candidate_shapes
-from ibnorm_export.op.identification.rows import identify_at
 from ibnorm_export.text_report import Report, text_table
 
 __all__ = ["IdentityReport", "NormIdentity", "identify", "identify_norms"]

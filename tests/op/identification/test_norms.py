@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ibnorm_export.errors import SpecError
-from ibnorm_export.op.identification import fitting, rows
+from ibnorm_export.op.identification import fitting, formulas
 from ibnorm_export.op.identification.norms import identify_norms
 from tests.op.stranger_norms import OTHERS, Base, Over3Axes, Written, made
 
@@ -165,7 +165,7 @@ def test_equal_norms_are_confirmed_and_not_searched_again(monkeypatch: pytest.Mo
         searches.append(compression)
         return fitting.fit(form, compression, **more)
 
-    monkeypatch.setattr(rows, "fit", counted)
+    monkeypatch.setattr(formulas, "fit", counted)
     net = nn.Sequential(*[IBNorm(16) for _ in range(4)])
     assert identify_norms(net, run=lambda: net(torch.randn(2, 16))).passed
     assert searches == ["S", "L"]
@@ -178,7 +178,7 @@ def test_equal_norms_that_are_no_members_are_confirmed_too(monkeypatch: pytest.M
         searches.append(form.name)
         return fitting.fit(form, compression, **more)
 
-    monkeypatch.setattr(rows, "fit", counted)
+    monkeypatch.setattr(formulas, "fit", counted)
     kind = type(made(OTHERS["RMSNorm"].forward)())
     nets = [nn.Sequential(*[kind() for _ in range(count)]) for count in (1, 4)]
     counts = []
