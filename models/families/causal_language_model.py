@@ -9,37 +9,23 @@ import torch
 from torch import nn
 
 from ibnorm_export.errors import CheckpointError
-from ibnorm_export.models.families.architectures import Architecture, check_causal
+from ibnorm_export.models.families.architectures import check_causal
 from ibnorm_export.models.families.causal import CausalFamily
+from ibnorm_export.models.families.found_family import FoundFamily
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    pass
 
 __all__ = ["CausalLanguageModel"]
 
 
-class CausalLanguageModel(CausalFamily):
-    """A causal language model of transformers, with the inputs and outputs of `CausalFamily`.
-
-    Args:
-        architecture: the class of transformers.
-    """
+class CausalLanguageModel(FoundFamily, CausalFamily):
+    """A causal language model of transformers, with the inputs and outputs of `CausalFamily`."""
 
     opset = 23  # see Llama
 
-    def __init__(self, architecture: Architecture) -> None:
-        self.name = architecture.model_type
-        self._class = architecture.load()
-        # An architecture that transforms attention scores (soft-capping) has no scaled_dot_product_attention.
-        self.attention = "sdpa" if self._class._supports_sdpa else "eager"
-
-    @property
-    def architecture(self) -> type[PreTrainedModel]:
-        return self._class
-
     def check(self, config: Mapping[str, Any]) -> None:
-        settings = {key: value for key, value in config.items() if key != "model_type"}
-        check_causal(self._class, self._class.config_class(**settings))
+        check_causal(self._class, self.settings(config))
 
     def cache_size(self, module: nn.Module) -> tuple[int, int, int]:
         """The number of layers, of heads of keys and values, and the size of a head, as a run without weights shows.

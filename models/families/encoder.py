@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from ibnorm_export.artifacts.tensors import Arrays, InputSpec
 from ibnorm_export.errors import CheckpointError
-from ibnorm_export.models.families.architectures import Architecture, Head, check_rotary
-from ibnorm_export.models.families.family import Family
+from ibnorm_export.models.families.architectures import Head, check_rotary
+from ibnorm_export.models.families.found_family import FoundFamily
 from ibnorm_export.models.families.texts import texts
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    pass
 
 __all__ = ["Encoder"]
 
@@ -26,30 +26,17 @@ __all__ = ["Encoder"]
 _PER_TOKEN: Final = ("last_hidden_state", "start_logits", "end_logits")
 
 
-class Encoder(Family):
+class Encoder(FoundFamily):
     """An encoder: input_ids, attention_mask and, where the model has them, token_type_ids -> the outputs of its head.
 
     Without a head the outputs are last_hidden_state and, where the model has a pooler, pooler_output; otherwise logits,
     or start_logits and end_logits.
-
-    Args:
-        architecture: the class of transformers.
     """
 
     opset = 23  # the first with a standard Attention, which takes a padding mask
 
-    def __init__(self, architecture: Architecture) -> None:
-        self.name = architecture.model_type
-        self._head = architecture.head
-        self._class = architecture.load()
-        self.attention = "sdpa" if self._class._supports_sdpa else "eager"
-
-    @property
-    def architecture(self) -> type[PreTrainedModel]:
-        return self._class
-
     def check(self, config: Mapping[str, Any]) -> None:
-        settings: Any = self._class.config_class(**{key: value for key, value in config.items() if key != "model_type"})
+        settings = self.settings(config)
         for key in ("is_encoder_decoder", "is_decoder", "add_cross_attention"):
             if getattr(settings, key, False):
                 raise CheckpointError(
@@ -58,7 +45,7 @@ class Encoder(Family):
         check_rotary(settings)
 
     def output_names(self, module: nn.Module) -> tuple[str, ...]:
-        match self._head:
+        match self.head:
             case Head.BASE:
                 pooled = getattr(module, "pooler", None) is not None
                 return ("last_hidden_state", "pooler_output") if pooled else ("last_hidden_state",)
@@ -103,4 +90,4 @@ class Encoder(Family):
     def valid(self, arrays: Arrays) -> dict[str, NDArray[np.bool_]]:
         mask = arrays["attention_mask"] != 0
         per_token = dict.fromkeys(_PER_TOKEN, mask)
-        return {**per_token, "logits": mask} if self._head in (Head.MASKED, Head.TOKENS) else per_token
+        return {**per_token, "logits": mask} if self.head in (Head.MASKED, Head.TOKENS) else per_token

@@ -10,12 +10,11 @@ from torch import Tensor, nn
 
 from ibnorm_export.artifacts.tensors import Arrays, InputSpec
 from ibnorm_export.errors import CheckpointError
-from ibnorm_export.models.families.architectures import Architecture
-from ibnorm_export.models.families.family import Family
+from ibnorm_export.models.families.found_family import FoundFamily
 from ibnorm_export.models.families.images import images, unmasked_attention
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    pass
 
 __all__ = ["ImageClassifier"]
 
@@ -34,29 +33,16 @@ def _sides(config: Any) -> tuple[int, int]:
     return sides[0], sides[1]
 
 
-class ImageClassifier(Family):
+class ImageClassifier(FoundFamily):
     """An image classifier: pixel_values (batch, channels, height, width) -> logits (batch, classes).
 
     Height and width are `image_size` of config.json, 224 by default.
-
-    Args:
-        architecture: the class of transformers.
     """
 
     opset = 20  # see ViT
 
-    def __init__(self, architecture: Architecture) -> None:
-        self.name = architecture.model_type
-        self._class = architecture.load()
-        self.attention = "sdpa" if self._class._supports_sdpa else "eager"
-
-    @property
-    def architecture(self) -> type[PreTrainedModel]:
-        return self._class
-
     def check(self, config: Mapping[str, Any]) -> None:
-        settings = {key: value for key, value in config.items() if key != "model_type"}
-        _sides(self._class.config_class(**settings))
+        _sides(self.settings(config))
 
     def prepare(self, module: nn.Module) -> None:
         if self.attention == "sdpa":
