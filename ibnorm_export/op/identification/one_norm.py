@@ -48,7 +48,7 @@ def identify_at(
     sized = resize(identity, shape)
     if sized is not None and all(small[axis] == shape[axis] for axis in found.axes):
         return sized
-    if sized is not None and output_difference(probe, sized, inputs(shape, seed=9)) <= AGREES:
+    if sized is not None and output_difference(probe, sized, x=inputs(shape, seed=9)) <= AGREES:
         return sized
     return _identify(probe, tuple(shape), found=found, start=identity.fit, explain=explain)
 
@@ -71,7 +71,7 @@ def _identify(
         assert grouping is not None  # otherwise it is no member, which has been returned
         real = rows if is_live else Rows(probe, shape, found=found)
         identity, tried = build_member(real, best, grouping=grouping, words=words, effects=effects), real.inputs
-    return confirm(probe, identity, tried) if identity else identity
+    return confirm(probe, identity, samples=tried) if identity else identity
 
 
 def _spec_grouping(axes: tuple[int, ...], rank: int) -> tuple[Grouping | None, str]:

@@ -182,15 +182,15 @@ def resize(identity: NormIdentity, shape: Sequence[int]) -> NormIdentity | None:
     return dataclasses.replace(identity, features=features, weight=weight, bias_parameter=bias, statistics=statistics)
 
 
-def confirm(probe: NormProbe, identity: NormIdentity, samples: Array) -> NormIdentity:
+def confirm(probe: NormProbe, identity: NormIdentity, *, samples: Array) -> NormIdentity:
     """The identity, if its replacement agrees with the norm at the samples and beyond."""
     shape = samples.shape[1:]
-    if (off := output_difference(probe, identity, samples)) > AGREES:
+    if (off := output_difference(probe, identity, x=samples)) > AGREES:
         raise SpecError(f"the replacement of {probe.name} differs from it by {off:.1e}; please report this")
     for scale in (1e-6, 1e4, 1e6):
-        if (off := output_difference(probe, identity, inputs((2, *shape), seed=8, scale=scale))) > _BEYOND:
+        if (off := output_difference(probe, identity, x=inputs((2, *shape), seed=8, scale=scale))) > _BEYOND:
             return _beyond(identity, f"for values of about {scale:g} it differs from that by {off:.1e}")
-    if output_difference(probe, identity, np.zeros((2, *shape))) > _BEYOND:
+    if output_difference(probe, identity, x=np.zeros((2, *shape))) > _BEYOND:
         return _beyond(identity, "for rows of equal values it gives something else (IBNorm gives the bias, or NaN)")
     return identity
 
@@ -204,7 +204,7 @@ def _beyond(identity: NormIdentity, words: str) -> NormIdentity:
     )
 
 
-def output_difference(probe: NormProbe, identity: NormIdentity, x: Array) -> float:
+def output_difference(probe: NormProbe, identity: NormIdentity, *, x: Array) -> float:
     """Of the replacement from the norm, relative to the norm of the output; infinite if NaN is elsewhere."""
     replacement = copy.deepcopy(identity.replacement()).cpu().to(torch.float64).eval()
     expected = probe(x)
