@@ -14,12 +14,12 @@ from safetensors import SafetensorError
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.metadata import Task, Weights
 from ibnorm_export.errors import CheckpointError, SpecError
-from ibnorm_export.models.containers import TrainingCheckpoint, hash_files, read_checkpoint, weight_files
+from ibnorm_export.models.containers import TrainingCheckpoint, fit_keys, hash_files, read_checkpoint, weight_files
 from ibnorm_export.models.families.causal import CausalFamily
 from ibnorm_export.models.families.family import Family
 from ibnorm_export.models.families.stock_norms import check_replaced, check_stated
 from ibnorm_export.models.registry import TESTED, find_family
-from ibnorm_export.models.weights import nonfinite_warnings, raise_mismatch
+from ibnorm_export.models.weights import nonfinite_warnings, raise_mismatch, tied_names
 from ibnorm_export.op.replace_norms import absorb_offsets, replace_norms
 from ibnorm_export.op.spec import NormConfig
 
@@ -143,6 +143,12 @@ def _build(
     return model, keys
 
 
+def _without_prefixes(model: PreTrainedModel, checkpoint: TrainingCheckpoint) -> TrainingCheckpoint | None:
+    """The checkpoint without names that wrappers add, such as `module.`; None if they do not make every name fit."""
+    state, notes = fit_keys(checkpoint.state, model.state_dict().keys(), tied=tied_names(model))
+    return dataclasses.replace(checkpoint, state=state, notes=(*checkpoint.notes, *notes)) if notes else None
+
+
 def load_huggingface(
     folder: Path, config: Mapping[str, Any], *, norms: NormConfig, task: Task, weights: Weights | None = None
 ) -> LoadedModel:
@@ -164,6 +170,11 @@ def load_huggingface(
     if weights is not None or not files[0].name.startswith("model.safetensors"):  # which transformers maps itself
         checkpoint = read_checkpoint(folder, weights=weights)
     model, keys = _build(folder, config, family=family, norms=norms, checkpoint=checkpoint)
+    if keys["missing_keys"] and keys["unexpected_keys"]:  # perhaps the names of a wrapper
+        stripped = _without_prefixes(model, checkpoint or read_checkpoint(folder))
+        if stripped is not None:
+            checkpoint = stripped
+            model, keys = _build(folder, config, family=family, norms=norms, checkpoint=checkpoint)
     raise_mismatch(
         folder,
         list(keys["missing_keys"]),

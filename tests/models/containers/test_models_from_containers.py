@@ -195,3 +195,18 @@ def test_weights_that_do_not_fit_are_named_as_before(llama_checkpoint: Path, tmp
     save_file(weights, tmp_path / "bin" / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"model\.norm\.weight"):
         models.load(tmp_path / "bin")
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "net."])
+def test_a_folder_of_transformers_saved_by_a_wrapped_model(llama_checkpoint: Path, tmp_path: Path, prefix: str) -> None:
+    reference = models.load(llama_checkpoint).module.state_dict()
+    weights = prefixed(prefix, pickled(llama_checkpoint, tmp_path / "bin", parts=1))
+    save_file(weights, tmp_path / "bin" / "model.safetensors")
+    (tmp_path / "bin" / "pytorch_model.bin").unlink()
+    found = models.load(tmp_path / "bin", task=Task.TEXT_GENERATION)
+    check(found, reference)
+    assert found.notes == (f"names of weights: the prefix {prefix} was stripped",)
+    weights[f"{prefix}other"] = weights.pop(f"{prefix}model.norm.weight")
+    save_file(weights, tmp_path / "bin" / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"missing .*not in the model"):
+        models.load(tmp_path / "bin")
