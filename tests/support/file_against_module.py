@@ -90,7 +90,7 @@ def logits_error(path: str | Path, theirs: Any) -> float:
     return _error(_run(open_session(path), arrays)["logits"], truth, mask != 0)
 
 
-def _decode(session: ort.InferenceSession, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> Iterator[Any]:
+def decode(session: ort.InferenceSession, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> Iterator[Any]:
     """Logits of a prompt (batch, prompt, vocabulary), then of each token that is sent back."""
     past = {
         value.name: np.zeros((len(ids), value.shape[1], 0, value.shape[3]), np.float32)
@@ -109,7 +109,7 @@ def decoding_error(path: str | Path, theirs: Any, *, prompt: int = 14) -> float:
     """The largest relative error of a prompt with padding, and of each cached step after it."""
     ids, mask = _text(right=False)
     truth = _truth(theirs, {"input_ids": ids, "attention_mask": mask, "position_ids": _positions(mask)}).logits
-    steps = _decode(open_session(path), ids[:, :prompt], mask[:, :prompt])
+    steps = decode(open_session(path), ids[:, :prompt], mask[:, :prompt])
     errors = [_error(next(steps), truth[:, :prompt], mask[:, :prompt] != 0)]
     for step in range(prompt, ids.shape[1]):
         errors.append(_error(steps.send(ids[:, step : step + 1]), truth[:, step : step + 1]))
@@ -120,7 +120,7 @@ def greedy_tokens(path: str | Path, theirs: Any, *, count: int = 20) -> tuple[li
     """The tokens that the file generates from its own logits, and those of transformers' `generate`."""
     ids, mask = _text(right=False)
     ids, mask = ids[:1, :3], mask[:1, :3]
-    steps = _decode(open_session(path), ids, mask)
+    steps = decode(open_session(path), ids, mask)
     logits, tokens = next(steps), []
     for _ in range(count):
         tokens.append(int(logits[0, -1].argmax()))
