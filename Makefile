@@ -5,6 +5,7 @@
 #   make test-generation   cached decoding, text generation, quantised weights
 #   make test-faults       planted faults, each of which verification must name
 #   make test-families     every model family and grouping, and timm's checkpoint folders
+#   make test-runtimes      OpenVINO, and ONNX Runtime in Node and WebAssembly, where Node is installed
 #   make test-browser      the HTML reports in a headless Chromium, where one is installed
 #   make test-targets      what exports for other runtimes compute there, and the example in C++
 #   make test-cuda         the CUDA kernels on a CPU emulator
@@ -44,7 +45,7 @@ CUDA_ARCHITECTURES ?= 80-real;90-real
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 CPP := $(shell find custom_ops tests -name '*.cc' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo library test test-fuzz test-generation test-faults test-families test-browser families test-targets test-cuda test-tensorrt test-serving test-qemu extras core-tests lint format setup native native-cuda sanitize test-compat mutants clean
+.PHONY: demo test-runtimes library test test-fuzz test-generation test-faults test-families test-browser families test-targets test-cuda test-tensorrt test-serving test-qemu extras core-tests lint format setup native native-cuda sanitize test-compat mutants clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.ready
@@ -114,7 +115,7 @@ test: native
 	$(MAKE) --no-print-directory --jobs=2 lint core-tests
 
 core-tests:
-	$(PYTEST) --junit-xml=build/test-results/core.xml $(addprefix --ignore=tests/,generation verifier/faults models/families browser targets custom_ops/cuda custom_ops/tensorrt serving)
+	$(PYTEST) --junit-xml=build/test-results/core.xml $(addprefix --ignore=tests/,generation runtimes/others verifier/faults models/families browser targets custom_ops/cuda custom_ops/tensorrt serving)
 
 # Cached decoding, generation in every form, and quantised weights. Most of the time is export.
 test-generation: native
@@ -154,6 +155,10 @@ test-browser: native $(VENV)/.extra-browser-test
 test-targets: native
 	$(BIN)/python -m pytest tests/targets
 
+# Files in other runtimes.
+test-runtimes: native $(VENV)/.extra-openvino
+	$(BIN)/python -m pytest tests/runtimes/others
+
 # The source of the CUDA kernels, compiled by g++ and run on a CPU emulator. Where nvcc is installed, also what it makes of
 # them, and a proof that they have no race. No GPU is needed.
 test-cuda: $(VENV)/.extra-cuda-test
@@ -191,7 +196,7 @@ qemu-tests-%:
 	  --junit-xml=build/test-results/qemu-$*.xml $(QEMU_TESTS)
 
 # The packages of all optional suites, in one call of pip.
-OPTIONAL := browser-test cuda-test serve-test tensorrt-test
+OPTIONAL := browser-test cuda-test openvino serve-test tensorrt-test
 comma := ,
 space := $(subst ,, )
 extras: $(VENV)/.extras $(VENV)/.triton build/vision/.ready

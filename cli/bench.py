@@ -51,7 +51,8 @@ def bench_command(
         typer.Option(
             "--against",
             metavar="LIST",
-            help="Compare with these: torch, torch.compile, other exports. For text generation: torch, other folders.",
+            help="Compare with these: torch, torch.compile, other backends such as openvino, other exports. For text "
+            "generation: torch, other folders.",
         ),
     ] = "",
     threads: Annotated[

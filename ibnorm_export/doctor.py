@@ -93,6 +93,7 @@ _OPTIONAL: Final = (
     _Optional(
         "GenAI (export --target ort-genai, generate, serve)", "genai", {"onnxruntime_genai": "onnxruntime-genai"}
     ),
+    _Optional("OpenVINO (--backend openvino)", "openvino", {"openvino": "openvino"}),
     _Optional("text endpoint (serve GENAI_DIR)", "serve", {"fastapi": "fastapi", "uvicorn": "uvicorn"}),
     _Optional("Triton's clients (verify --backend triton)", "serve", {"tritonclient.http": "tritonclient"}),
     _Optional("checkpoints of timm", "vision", {"timm": "timm"}),

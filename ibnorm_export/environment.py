@@ -22,6 +22,7 @@ _PACKAGES = (
     "onnxruntime",
     "onnxruntime-gpu",
     "onnxruntime-genai",
+    "openvino",
     "tensorrt",
     "tensorrt-rtx",
     "transformers",

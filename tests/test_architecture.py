@@ -36,6 +36,7 @@ RANK = {part: rank for rank, row in enumerate(ORDER) for part in row}
 OPTIONAL = {
     "onnxruntime": ("runtimes.ort", "runtimes.ort_cuda", "generation.ort_session"),
     "onnxruntime_genai": ("generation.genai_session",),
+    "openvino": ("runtimes.openvino",),
     "tensorrt": ("runtimes.tensorrt.runner",),
     "tritonclient": ("runtimes.triton",),
     "fastapi": ("serving.text.app", "serving.text.responses"),

@@ -47,6 +47,7 @@ _RUNTIMES: Final[Mapping[str, tuple[str, ...]]] = {
     Backend.ORT_CUDA: ("onnxruntime-gpu",),
     Backend.TENSORRT: ("tensorrt",),
     Backend.TENSORRT_RTX: ("tensorrt-rtx",),
+    Backend.OPENVINO: ("openvino",),
     Backend.REFERENCE: ("onnx",),
 }
 

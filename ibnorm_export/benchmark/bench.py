@@ -15,13 +15,13 @@ from ibnorm_export.artifacts.random_inputs import draw_inputs
 from ibnorm_export.artifacts.tensors import DType, default_length
 from ibnorm_export.benchmark.generation import bench_generation, generates_text
 from ibnorm_export.benchmark.measure import measure
-from ibnorm_export.benchmark.options import TORCH_CANDIDATES, BenchOptions
+from ibnorm_export.benchmark.options import BACKEND_CANDIDATES, TORCH_CANDIDATES, BenchOptions
 from ibnorm_export.benchmark.reference_load import REFERENCE_LOAD, ReferenceLoad
 from ibnorm_export.benchmark.report import BenchReport, GenerationReport
 from ibnorm_export.errors import BackendUnavailable, IBNormError
 from ibnorm_export.progress import Progress, silent
 from ibnorm_export.runtimes.registry import fused_library, open_runner
-from ibnorm_export.runtimes.runner import Backend, Runner
+from ibnorm_export.runtimes.runner import Backend, Kernels, Runner
 
 __all__ = ["bench", "bench_forward"]
 
@@ -43,8 +43,9 @@ def bench(
         exported: a file or folder that `export` wrote, or the path of one.
         model: the checkpoint; needed to compare with PyTorch. For a folder that generates text it is loaded with the
             task "text-generation".
-        against: what to compare with. For a file: "torch", "torch.compile", "reference-load" or other exports. For a
-            folder that generates text: "torch" or other such folders.
+        against: what to compare with. For a file: "torch", "torch.compile", "reference-load", other exports, or other
+            backends that run the same file, such as "openvino". For a folder that generates text: "torch" or other such
+            folders.
         options: see `BenchOptions`.
         progress: receives the progress of the work.
 
@@ -130,11 +131,14 @@ def _candidates(
 ) -> dict[str, Runner]:
     """Runners by the name that is reported; the file itself is named after its backend."""
     for other in against:
-        known = isinstance(other, ExportedModel) or other in (*TORCH_CANDIDATES, REFERENCE_LOAD) or Path(other).exists()
-        if not known:
+        named = (*TORCH_CANDIDATES, REFERENCE_LOAD, *BACKEND_CANDIDATES)
+        if not isinstance(other, ExportedModel) and other not in named and not Path(other).exists():
             raise IBNormError(
-                f"cannot compare with {str(other)!r}: it is neither {', '.join(TORCH_CANDIDATES)} nor an exported file"
+                f"cannot compare with {str(other)!r}: it is neither one of "
+                f"{', '.join((*TORCH_CANDIDATES, *BACKEND_CANDIDATES))} nor an exported file"
             )
+        if other == options.backend:
+            raise IBNormError(f"cannot compare backend {other} with itself: leave it out of --against")
         if other in TORCH_CANDIDATES and model is None:
             raise IBNormError(f"comparing with {other} needs the checkpoint: add --checkpoint DIR (model= in Python)")
     candidates = {options.backend: _open(exported, options, engine=options.engine)}
@@ -146,6 +150,8 @@ def _candidates(
             )
         elif other == REFERENCE_LOAD:
             candidates[REFERENCE_LOAD] = ReferenceLoad()
+        elif other in BACKEND_CANDIDATES:
+            candidates[str(other)] = _open(exported, replace(options, backend=str(other), kernels=Kernels.AUTO))
         else:
             second = other if isinstance(other, ExportedModel) else ExportedModel(other)
             candidates[str(second.path)] = _open(second, options)

@@ -14,10 +14,21 @@ from ibnorm_export.errors import IBNormError, quoted
 from ibnorm_export.runtimes.runner import Backend, Kernels
 from ibnorm_export.usable_cores import usable_cores
 
-__all__ = ["TORCH_CANDIDATES", "TRTEXEC", "BenchOptions", "Difference", "GenerationOptions", "Timing"]
+__all__ = [
+    "BACKEND_CANDIDATES",
+    "TORCH_CANDIDATES",
+    "TRTEXEC",
+    "BenchOptions",
+    "Difference",
+    "GenerationOptions",
+    "Timing",
+]
 
 #: The ways to run a checkpoint in PyTorch, as candidates of a benchmark.
 TORCH_CANDIDATES: Final = ("torch", "torch.compile")
+
+#: Backends that run the same file as other candidates; Triton is left out: it needs the address of a server.
+BACKEND_CANDIDATES: Final = tuple(backend for backend in Backend if backend is not Backend.TRITON)
 
 
 class Difference(enum.StrEnum):

@@ -18,7 +18,7 @@ from typing import Any, Final, TypeVar
 
 from ibnorm_export.artifacts.metadata import Task, Weights
 from ibnorm_export.artifacts.tensors import DType
-from ibnorm_export.benchmark.options import TORCH_CANDIDATES, Difference
+from ibnorm_export.benchmark.options import BACKEND_CANDIDATES, TORCH_CANDIDATES, Difference
 from ibnorm_export.errors import ConfigError, quoted
 from ibnorm_export.parsing import read_toml
 from ibnorm_export.runtimes.runner import Backend, Kernels
@@ -77,7 +77,7 @@ class LatencyBudget:
     Args:
         max_ms: the largest median time that passes, in ms.
         baseline: a file of `bench --save-baseline`; times are compared relative to the reference load.
-        against: "torch", "torch.compile" or the name of another export.
+        against: "torch", "torch.compile", another backend that runs the same file, or the name of another export.
         max_ratio: the largest ratio to `baseline` or `against` that passes.
         backend: what runs the export.
         threads: number of threads; 0 means the physical cores that this process may use.
@@ -219,7 +219,8 @@ def _check_budget(budget: LatencyBudget, where: str, *, others: list[str]) -> No
     _require(budget.backend in _BACKENDS, f"{where}: backend is {quoted(budget.backend)}; it must be one of {legal}")
     given = [key for key in ("max_ms", "baseline", "against") if getattr(budget, key) is not None]
     _require(len(given) == 1, f"{where} names {given}; it must name exactly one of max_ms, baseline and against")
-    candidates = (*TORCH_CANDIDATES, *others)
+    backends = (backend for backend in BACKEND_CANDIDATES if backend != budget.backend)
+    candidates = (*TORCH_CANDIDATES, *backends, *others)
     known = budget.against is None or budget.against in candidates
     _require(known, f"{where}: against is {quoted(budget.against)}; it must be one of {', '.join(candidates)}")
     for key in ("max_ratio", "max_ms"):

@@ -13,7 +13,7 @@ from ibnorm_export.artifacts.metadata import Task
 from ibnorm_export.artifacts.tensors import default_length
 from ibnorm_export.benchmark.baseline import REFERENCE_LOAD, baseline_of, compare_baselines, read_baseline
 from ibnorm_export.benchmark.bench import bench_forward
-from ibnorm_export.benchmark.options import TORCH_CANDIDATES, BenchOptions, Timing
+from ibnorm_export.benchmark.options import BACKEND_CANDIDATES, TORCH_CANDIDATES, BenchOptions, Timing
 from ibnorm_export.benchmark.report import BenchReport
 from ibnorm_export.benchmark.statistics import Decision, LatencyVerdict, judge, paired
 from ibnorm_export.gate.attempt import attempt
@@ -55,7 +55,7 @@ def latency_case(
         what = f"at most {budget.max_ms:g} ms"
     else:
         what = f"at most {budget.max_ratio:g} times {budget.against or budget.baseline}"
-    if budget.against is not None and budget.against not in (*TORCH_CANDIDATES, *others):
+    if budget.against is not None and budget.against not in (*TORCH_CANDIDATES, *BACKEND_CANDIDATES, *others):
         return Case(suite, what, outcome=Outcome.SKIPPED, message=f"{budget.against} was not exported")
     cases: list[Case] = []
     with attempt(cases, suite=suite, name=what):

@@ -44,7 +44,7 @@ layers = true                    # name the first norm or block beyond its toler
 # A budget has one of max_ms, baseline and against. If the rounds do not decide, the outcome is "cannot tell",
 # which is not a failure.
 [[export.latency]]
-against = "torch"                # or "torch.compile", or the name of another export
+against = "torch"                # or "torch.compile", another backend, or another export
 max_ratio = 2.0
 batch = 1
 {sequence}rounds = 20

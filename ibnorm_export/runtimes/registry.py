@@ -47,6 +47,7 @@ class BackendInfo:
         runs_fused_kernels: whether it can use the fused kernels for ONNX Runtime.
         takes_engine: whether it can run an existing engine.
         needs_endpoint: whether it needs the address of a running server.
+        rounds: whether it computes a half-precision file in that type, not in float32 without rounding between nodes.
     """
 
     backend: Backend
@@ -57,6 +58,7 @@ class BackendInfo:
     runs_fused_kernels: bool = False
     takes_engine: bool = False
     needs_endpoint: bool = False
+    rounds: bool = True
 
 
 def _open_ort_cpu(request: RunnerRequest) -> Runner:
@@ -94,6 +96,12 @@ def _open_triton(request: RunnerRequest) -> Runner:
     return TritonRunner(request.model, request.endpoint)
 
 
+def _open_openvino(request: RunnerRequest) -> Runner:
+    from ibnorm_export.runtimes.openvino import OpenVinoRunner
+
+    return OpenVinoRunner(request.model, request.threads)
+
+
 def _open_reference(request: RunnerRequest) -> Runner:
     from ibnorm_export.runtimes.reference import ReferenceRunner
 
@@ -107,6 +115,7 @@ _ROWS: Final = (
         extra="cpu",
         opener=_open_ort_cpu,
         runs_fused_kernels=True,
+        rounds=False,
     ),
     BackendInfo(
         Backend.ORT_CUDA,
@@ -127,6 +136,13 @@ _ROWS: Final = (
     ),
     BackendInfo(
         Backend.TRITON, "a running Triton server, at --url", extra="serve", opener=_open_triton, needs_endpoint=True
+    ),
+    BackendInfo(
+        Backend.OPENVINO,
+        "OpenVINO on the CPU, in float32",
+        extra="openvino",
+        opener=_open_openvino,
+        rounds=False,
     ),
     BackendInfo(
         Backend.REFERENCE, "onnx.reference, the standard's own evaluator (slow)", extra="cpu", opener=_open_reference

@@ -20,6 +20,7 @@ class Backend(enum.StrEnum):
     TENSORRT = "tensorrt"
     TENSORRT_RTX = "tensorrt-rtx"
     TRITON = "triton"
+    OPENVINO = "openvino"
     REFERENCE = "reference"
 
 

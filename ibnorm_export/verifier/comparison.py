@@ -20,7 +20,7 @@ from ibnorm_export.artifacts.onnx_file import MODEL_FILE
 from ibnorm_export.artifacts.tensors import Arrays, DType, InputSpec
 from ibnorm_export.progress import Progress
 from ibnorm_export.runtimes.lazy_runners import LazyRunners
-from ibnorm_export.runtimes.registry import fused_library, open_runner
+from ibnorm_export.runtimes.registry import BACKENDS, fused_library, open_runner
 from ibnorm_export.runtimes.runner import Kernels, Runner
 from ibnorm_export.verifier.code_constants import find_constants
 from ibnorm_export.verifier.options import VerifyOptions
@@ -57,9 +57,10 @@ class Comparison:
     def rounds(self) -> bool:
         """Whether the backend rounds after every node, as the file's dtype requires.
 
-        On a CPU, ONNX Runtime computes fp16 graphs in float32 without that rounding, and bf16 graphs not at all.
+        On a CPU, ONNX Runtime and OpenVINO compute fp16 graphs in float32 without that rounding, and ONNX Runtime bf16
+        graphs not at all.
         """
-        return self.options.backend != "ort-cpu" or self.reference.dtype is DType.FP32
+        return BACKENDS[self.options.backend].rounds or self.reference.dtype is DType.FP32
 
     @cached_property
     def file_inputs(self) -> tuple[InputSpec, ...]:

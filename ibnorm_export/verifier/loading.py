@@ -7,6 +7,8 @@ from dataclasses import replace
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.errors import ModelFileError
+from ibnorm_export.runtimes.registry import BACKENDS
+from ibnorm_export.runtimes.runner import Backend
 from ibnorm_export.verifier.comparison import Comparison
 from ibnorm_export.verifier.report import Finding, NumericReport
 
@@ -14,19 +16,32 @@ __all__ = ["with_loading"]
 
 
 def with_loading(report: NumericReport, comparison: Comparison) -> NumericReport:
-    """The report with what happens when ONNX Runtime loads the file itself, if a copy of it was run.
+    """The report with what happens when the runtime loads the file itself, if a copy of it was run.
 
     Half-precision files are run as a copy that rounds, quantised ones as a copy that does not.
     """
     file = comparison.file
-    copied = comparison.options.backend == "ort-cpu" and (
-        file.dtype is not DType.FP32 or file.metadata.quantization is not None
-    )
-    if not copied:
+    options = comparison.options
+    on_cpu = options.backend == Backend.ORT_CPU
+    copied = file.dtype is not DType.FP32 or (on_cpu and file.metadata.quantization is not None)
+    if BACKENDS[options.backend].rounds or not copied:
         return report
-    problem, note = _load(file)
+    problem, note = _load(file) if on_cpu else (_open(comparison), "")
     findings = (*report.findings, Finding("runtime", problem)) if problem else report.findings
     return replace(report, findings=findings, notes=(*report.notes, note) if note else report.notes)
+
+
+def _open(comparison: Comparison) -> str:
+    """What is wrong with the file on a backend other than ONNX Runtime; empty if the backend loads it."""
+    comparison.variants.close()
+    try:
+        for key in comparison.variants:
+            comparison.variants.open(key)
+    except ModelFileError as error:
+        return str(error)
+    finally:
+        comparison.variants.close()
+    return ""
 
 
 def _load(file: ExportedModel) -> tuple[str, str]:

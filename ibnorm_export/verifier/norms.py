@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ibnorm_export.runtimes.norm_executions import NormExecution, norm_executions
-from ibnorm_export.runtimes.registry import fused_library
+from ibnorm_export.runtimes.registry import BACKENDS, fused_library
 from ibnorm_export.verifier.comparison import Comparison
 from ibnorm_export.verifier.report import Finding
 
@@ -15,7 +15,7 @@ __all__ = ["find_unfused", "observe_norms"]
 def observe_norms(comparison: Comparison) -> tuple[NormExecution, ...]:
     """What ran for every norm, from the profile of one pass; empty for a backend without a profile."""
     options = comparison.options
-    if not options.backend.startswith("ort-"):
+    if not BACKENDS[options.backend].runs_fused_kernels:
         return ()
     return norm_executions(
         comparison.file,

@@ -140,6 +140,6 @@ def _describe_method(comparison: Comparison) -> str:
         return "the file as it is"
     dtype = comparison.reference.dtype.value
     return (
-        f"a copy that rounds every node's output to {dtype} by explicit Casts and does arithmetic in float32: on a "
-        f"CPU, ONNX Runtime computes {dtype} graphs in float32 without that rounding, or not at all"
+        f"a copy that rounds every node's output to {dtype} by explicit Casts and does arithmetic in float32: backend "
+        f"{comparison.options.backend} computes {dtype} graphs in float32 without that rounding, or not at all"
     )

@@ -8,6 +8,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from ibnorm_export.runtimes.runner import Backend
 from ibnorm_export.verifier.comparison import Comparison
 from ibnorm_export.verifier.reference import Sample
 from ibnorm_export.verifier.report import Finding
@@ -41,7 +42,7 @@ def find_runtime_fault(comparison: Comparison, sample: Sample, *, actual: NDArra
     version = _version()
     mask = sample.inputs.get("attention_mask")
     if (
-        not comparison.options.backend.startswith("ort-")
+        comparison.options.backend not in (Backend.ORT_CPU, Backend.ORT_CUDA)
         or not version.startswith(_NAN_VERSIONS)
         or mask is None
         or mask.ndim != 2

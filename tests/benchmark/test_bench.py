@@ -35,18 +35,28 @@ def test_every_kind_of_candidate_is_measured(exported_vit: ExportedModel, vit_ch
     other.write_bytes(exported_vit.path.read_bytes())
     before = torch.get_num_threads()
     model = models.load(vit_checkpoint)
-    report = bench(exported_vit, model=model, against=["torch", REFERENCE_LOAD, other], options=QUICK)
+    report = bench(exported_vit, model=model, against=["torch", "reference", REFERENCE_LOAD, other], options=QUICK)
     assert isinstance(report, BenchReport)
-    assert [latency.name for latency in report.latencies] == ["ort-cpu", "torch", REFERENCE_LOAD, str(other)]
-    assert [ratio.against for ratio in report.ratios] == ["torch", REFERENCE_LOAD, str(other)]
+    assert [latency.name for latency in report.latencies] == [
+        "ort-cpu",
+        "torch",
+        "reference",
+        REFERENCE_LOAD,
+        str(other),
+    ]
+    assert [ratio.against for ratio in report.ratios] == ["torch", "reference", REFERENCE_LOAD, str(other)]
     assert torch.get_num_threads() == before
     baseline = baseline_of(report)
     assert len(baseline.times_ms) == len(baseline.reference_ms) == 2
 
 
 def test_an_unknown_candidate_is_named(exported_vit: ExportedModel) -> None:
-    with pytest.raises(IBNormError, match=r"'abacus': it is neither torch, torch\.compile nor an exported file"):
+    with pytest.raises(
+        IBNormError, match=r"'abacus': it is neither one of torch, torch\.compile, .* nor an exported file"
+    ):
         bench(exported_vit, against=["abacus"], options=QUICK)
+    with pytest.raises(IBNormError, match="cannot compare backend ort-cpu with itself"):
+        bench(exported_vit, against=["ort-cpu"], options=QUICK)
 
 
 def test_pytorch_needs_the_checkpoint(exported_vit: ExportedModel) -> None:
