@@ -14,6 +14,10 @@ Why the function bodies have this form:
     error stays below 2e-7 from 1e-6 to 1e30, where Log(1 + r) loses all digits.
   * All inputs are connected and all attributes are on the node, as TensorRT's parser and onnx's reference evaluator
     require.
+  * A constant is a tensor (`value`), because onnx2tf, TVM, onnxslim and the quantisers of ONNX Runtime read no other
+    form. Only lambda and epsilon, which are attributes of the function, cannot be tensors; `graph.inlining` makes them
+    tensors where it expands a function.
+  * Nodes have names, without which pnnx fails.
 """
 
 from __future__ import annotations
@@ -45,8 +49,8 @@ _BLOCK: Final = 1024
 _COMPRESS: Final = {
     Compression.LINEAR: "",  # g is the identity, so c is t
     Compression.LOGARITHMIC: """
-        one = Constant <value_float = 1.0> ()
-        smallest = Constant <value_float = 1.00000011920928955078125> ()
+        one = Constant <value = float {1.0}> ()
+        smallest = Constant <value = float {1.00000011920928955078125}> ()
         r = Abs(t)
         one_r = Add(one, r)
         q = Max(one_r, smallest)
@@ -62,7 +66,7 @@ _COMPRESS: Final = {
 _NORM: Final = """
         scale_f = Cast <to = 1> (scale)
         bias_f = Cast <to = 1> (bias)
-        axes = Constant <value_ints = [-1]> ()
+        axes = Constant <value = int64[1] {{-1}}> ()
         mean = ReduceMean <keepdims = 1> (x, axes)
         d = Sub(x, mean)
         lambd = Constant <value_float: float = @lambd> ()
@@ -75,12 +79,12 @@ _WIDE_NORM: Final = """
         bias_f = Cast <to = 1> (bias)
         rows = Shape <start = 0, end = -1> (x)
         n = Shape <start = -1> (x)
-        block = Constant <value_ints = [{block}]> ()
+        block = Constant <value = int64[1] {{{block}}}> ()
         blocks = Div(n, block)
         shape = Concat <axis = 0> (rows, blocks, block)
         x_blocks = Reshape(x, shape)
-        inner = Constant <value_ints = [-1]> ()
-        outer = Constant <value_ints = [-2]> ()
+        inner = Constant <value = int64[1] {{-1}}> ()
+        outer = Constant <value = int64[1] {{-2}}> ()
         means = ReduceMean <keepdims = 1> (x_blocks, inner)
         mean = ReduceMean <keepdims = 1> (means, outer)
         d = Sub(x_blocks, mean)
@@ -137,7 +141,10 @@ def _parse(
         norm = _NORM.format(compress=compress, c=c)
     else:
         norm = _WIDE_NORM.format(compress=compress, c=c, block=_block(widths))
-    return onnx.parser.parse_function(text.format(domain=DOMAIN, opset=opset, op_type=op_type, norm=norm))
+    parsed = onnx.parser.parse_function(text.format(domain=DOMAIN, opset=opset, op_type=op_type, norm=norm))
+    for node in parsed.node:
+        node.name = node.output[0]
+    return parsed
 
 
 def function(compression: Compression, opset: int, *, widths: Collection[int] = ()) -> onnx.FunctionProto:

@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 import onnx
 import onnx.helper
+import onnx.numpy_helper
 import torch
 from torch import Tensor
 
@@ -189,7 +190,9 @@ class _Pattern:
             return False
         (attribute,) = wanted.attribute
         value = self._numbers.get(attribute.ref_attr_name)
-        expected = onnx.helper.get_attribute_value(attribute) if value is None else value
+        if value is None:
+            value = onnx.helper.get_attribute_value(attribute)
+        expected = onnx.numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else value
         return bool(np.array_equal(np.asarray(array, np.float32).ravel(), np.asarray(expected, np.float32).ravel()))
 
 

@@ -412,7 +412,7 @@ def constants_as_nodes(proto: onnx.ModelProto) -> None:
 
 
 def reorder_bodies(proto: onnx.ModelProto) -> None:
-    """Constants first, values renamed, and each constant as a tensor of its type."""
+    """Constants first, and values renamed."""
     for body in proto.functions:
         nodes = sorted(body.node, key=lambda node: node.op_type != "Constant")
         inner = {name: f"r_{name}" for node in nodes for name in node.output if name not in body.output}
@@ -420,13 +420,19 @@ def reorder_bodies(proto: onnx.ModelProto) -> None:
             for names in (node.input, node.output):
                 for position, name in enumerate(names):
                     names[position] = inner.get(name, name)
-            for attribute in list(node.attribute) if node.op_type == "Constant" else []:
-                if attribute.name == "value_float" and not attribute.ref_attr_name:
-                    tensor = onnx.numpy_helper.from_array(np.float32(attribute.f))
-                    node.attribute.remove(attribute)
-                    node.attribute.append(onnx.helper.make_attribute("value", tensor))
         del body.node[:]
         body.node.extend(nodes)
+
+
+def bodies_of_earlier_versions(proto: onnx.ModelProto) -> None:
+    """Nodes without names, and constants as numbers where they are tensors now."""
+    for body in proto.functions:
+        for node in body.node:
+            node.ClearField("name")
+            if node.op_type == "Constant" and not node.attribute[0].ref_attr_name:
+                array = onnx.numpy_helper.to_array(node.attribute[0].t)
+                name = "value_ints" if array.ndim else "value_float"
+                node.attribute[0].CopyFrom(onnx.helper.make_attribute(name, array.tolist()))
 
 
 def join_projections(proto: onnx.ModelProto) -> None:
@@ -453,6 +459,7 @@ RIGHT: dict[str, Change] = {
     "transposes": unfold_transposes,
     "constants as nodes": constants_as_nodes,
     "reordered bodies": reorder_bodies,
+    "bodies of earlier versions": bodies_of_earlier_versions,
     "joined matrices": join_projections,
     "expanded norms": expand_norms,
 }
