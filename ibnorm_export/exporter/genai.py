@@ -31,7 +31,7 @@ from ibnorm_export.exporter.options import ExportOptions
 from ibnorm_export.exporter.single_file import check_quantization, describe, quantized, write_metadata
 from ibnorm_export.exporter.text_folder import copy_companions, earlier_export
 from ibnorm_export.files import new_folder
-from ibnorm_export.graph.cleanup import attach_functions
+from ibnorm_export.graph.cleanup import attach_functions, forget_initializer_info
 from ibnorm_export.op import native
 from ibnorm_export.op.spec import DOMAIN, OP_VERSION
 from ibnorm_export.progress import Progress, silent
@@ -208,7 +208,9 @@ def export_genai(
         _complete(builder.model, model, options=options)
         if options.quantization is not None:
             progress("quantizing", 2, 3)
-        ir.save(quantized(builder.model, options), new / MODEL_FILE, external_data=f"{MODEL_FILE}.data")
+        written = quantized(builder.model, options)
+        forget_initializer_info(written.graph)
+        ir.save(written, new / MODEL_FILE, external_data=f"{MODEL_FILE}.data")
         write_genai_config(builder, model, folder=new)
         copy_companions(model, new)
         for name, file in libraries.items():

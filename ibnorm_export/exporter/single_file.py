@@ -32,12 +32,15 @@ from ibnorm_export.graph.attention_mask import use_mask_directly
 from ibnorm_export.graph.cleanup import (
     attach_functions,
     connect_affine,
+    forget_initializer_info,
     name_nodes,
     restore_weight_names,
     simplify,
     transpose_weights,
 )
 from ibnorm_export.graph.early_gather import gather_early
+from ibnorm_export.graph.inlining import inline_norms
+from ibnorm_export.graph.nan_guards import remove_nan_guards
 from ibnorm_export.graph.quantization import quantize
 from ibnorm_export.graph.skip_fusion import fuse_skip
 from ibnorm_export.graph.static_cache import STATIC_OPSET, keep_cache_in_place
@@ -120,9 +123,7 @@ def build(model: LoadedModel, options: ExportOptions, *, progress: Progress = si
     _check_names(built.graph, model)
     attach_functions(built, opset)
     if options.inline:
-        passes.InlinePass()(built)
-        passes.ShapeInferencePass()(built)
-        passes.RemoveUnusedOpsetsPass()(built)
+        inline_norms(built)
     built.graph.name = model.family
     built.graph.metadata_props.clear()
     write_metadata(built, describe(model, options, opset=opset))
@@ -145,6 +146,7 @@ def _simplify(built: ir.Model, model: LoadedModel, *, options: ExportOptions) ->
     else:
         grow_cache_in_attention(graph)
     keep_heads_joined(graph)
+    remove_nan_guards(graph)
     passes.RemoveUnusedNodesPass()(built)
     name_nodes(graph, ENTRY_PREFIX)
     gather_early(graph)
@@ -203,6 +205,7 @@ def _check_path(path: Path, source: Path) -> None:
 
 def _save(built: ir.Model, file: Path) -> None:
     size = sum(v.const_value.nbytes for v in built.graph.initializers.values() if v.const_value is not None)
+    forget_initializer_info(built.graph)
     if size > EXTERNAL_ABOVE_BYTES:
         ir.save(built, file, external_data=f"{file.name}.data")
     else:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -27,8 +27,10 @@ __all__ = [
     "attach_functions",
     "connect_affine",
     "constant",
+    "forget_initializer_info",
     "name_nodes",
     "restore_weight_names",
+    "share_constants",
     "simplify",
     "transpose_weights",
 ]
@@ -124,12 +126,17 @@ def connect_affine(graph: ir.Graph) -> None:
             node.replace_input_with(position, graph.initializers[name])
 
 
-def _share_constants(graph: ir.Graph) -> None:
-    """Merge small initializers that are equal."""
+def share_constants(graph: ir.Graph, *, without: Collection[str] = ()) -> None:
+    """Merge small initializers that are equal.
+
+    Args:
+        graph: the graph.
+        without: names of initializers that stay as they are.
+    """
     first: dict[tuple[Any, ...], ir.Value] = {}
     for value in list(graph.initializers.values()):
         tensor = value.const_value
-        if tensor is None or tensor.size > 1024 or value.is_graph_output():
+        if tensor is None or tensor.size > 1024 or value.is_graph_output() or value.name in without:
             continue
         key = (tensor.dtype, tuple(tensor.shape.numpy()), tensor.tobytes())
         if first.setdefault(key, value) is not value:
@@ -183,7 +190,7 @@ def simplify(model: ir.Model, weights: set[str]) -> None:
             _fuse_standard(model)
             passes.RemoveUnusedNodesPass()(model)
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-        _share_constants(model.graph)
+        share_constants(model.graph)
         ir.passes.Sequential(
             passes.CommonSubexpressionEliminationPass(),
             passes.RemoveUnusedNodesPass(),
@@ -241,3 +248,17 @@ def attach_functions(model: ir.Model, opset: int) -> None:
         if op_type in dict(norms):
             function = ir.serde.deserialize_function(body)
             model.functions[function.identifier()] = function
+
+
+def forget_initializer_info(graph: ir.Graph) -> None:
+    """Forget the shapes and types of initializers, which their tensors have, so that no value_info repeats them.
+
+    ONNX Runtime's quantize_dynamic fails on a quantised weight that has one.
+
+    Args:
+        graph: the graph, changed in place just before it is written.
+    """
+    inputs = set(graph.inputs)
+    for value in graph.initializers.values():
+        if value not in inputs:
+            value.shape = value.type = None

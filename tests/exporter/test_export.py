@@ -46,6 +46,19 @@ def test_one_node_per_norm_with_all_inputs_and_attributes(pair: tuple[ExportedMo
     assert exported.opset == model.opset == {"llama": 23, "vit": 20}[model.family]
 
 
+def test_tools_can_read_the_file(pair: tuple[ExportedModel, Path]) -> None:
+    """Each of these stops a tool: pnnx, quantize_dynamic, and onnx2tf, which reads only the `value` of a Constant."""
+    exported, _ = pair
+    assert not {info.name for info in exported.proto.graph.value_info} & set(exported.weights)
+    for body in exported.proto.functions:
+        names = [node.name for node in body.node]
+        assert all(names)
+        assert len(set(names)) == len(names)
+        constants = [a for node in body.node if node.op_type == "Constant" for a in node.attribute]
+        assert {a.name for a in constants if not a.ref_attr_name} == {"value"}
+        assert [a.ref_attr_name for a in constants if a.ref_attr_name] == ["lambd"]
+
+
 def test_initializers_have_the_names_of_the_state_dict(pair: tuple[ExportedModel, Path]) -> None:
     exported, checkpoint = pair
     state = models.load(checkpoint).module.state_dict()
