@@ -9,6 +9,7 @@ import typer
 
 from ibnorm_export.cli import options
 from ibnorm_export.cli.console import finish, out, print_json, print_next, show_progress
+from ibnorm_export.verifier.options import InputCoverage
 
 
 def check_command(
@@ -19,6 +20,14 @@ def check_command(
         Path | None,
         typer.Option(
             "--init", metavar="CHECKPOINT", exists=True, help="Write a commented CONFIG.toml for this checkpoint."
+        ),
+    ] = None,
+    coverage: Annotated[
+        InputCoverage | None,
+        typer.Option(
+            "--coverage",
+            show_default="the file's",
+            help="Inputs to compare on; fast leaves out the longest sequence, a large batch and large values.",
         ),
     ] = None,
     weights: options.Weights = None,
@@ -43,5 +52,5 @@ def check_command(
     from ibnorm_export.gate.run import check
 
     with show_progress() as progress:
-        report = check(config, progress=progress)
+        report = check(config, coverage=coverage, progress=progress)
     finish(report, as_json=as_json)

@@ -125,7 +125,7 @@ def finish(report: _Verdict, *, as_json: bool, failure: ExitCode = ExitCode.CHEC
 
 def _style(line: str) -> str:
     if line.startswith("verdict:"):
-        return "bold green" if line == "verdict: pass" else "bold red"
+        return "bold green" if line.startswith("verdict: pass") else "bold red"
     if line.startswith("FAIL"):
         return "red"
     return "yellow" if line.startswith(("note:", "warning:", "missing ")) else ""

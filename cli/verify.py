@@ -11,6 +11,7 @@ from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.cli import options
 from ibnorm_export.cli.console import finish, show_progress
 from ibnorm_export.runtimes.runner import Backend, Endpoint, Kernels
+from ibnorm_export.verifier.options import InputCoverage
 
 
 def verify_command(
@@ -52,6 +53,12 @@ def verify_command(
         bool,
         typer.Option("--layers", help="Measure every norm and block; name the first that exceeds its tolerance."),
     ] = False,
+    coverage: Annotated[
+        InputCoverage,
+        typer.Option(
+            "--coverage", help="Random inputs; fast leaves out the longest sequence, a large batch and large values."
+        ),
+    ] = InputCoverage.FULL,
     stress: Annotated[
         bool, typer.Option("--stress", help="Add stress inputs: heavy tails, large means, constant rows, ...")
     ] = False,
@@ -90,6 +97,7 @@ def verify_command(
         require_fused=require_fused,
         layers=layers,
         endpoint=None if url is None else Endpoint(url, name),
+        coverage=coverage,
         stress=stress,
         engine=engine,
         expected=expected,

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from ibnorm_export.serving.triton.config import TritonLimits
     from ibnorm_export.serving.triton.options import PackagedNorms, PackageOptions, RepositoryFormat, TritonBackend
     from ibnorm_export.serving.triton.repository import Package, package
+    from ibnorm_export.verifier.options import InputCoverage
     from ibnorm_export.verifier.report import ParityReport
     from ibnorm_export.verifier.verify import VerifyOptions
 
@@ -92,6 +93,7 @@ __all__ = [
     "IdentityReport",
     "ImportKind",
     "ImportReport",
+    "InputCoverage",
     "InputSpec",
     "Kernels",
     "LayerRule",
@@ -190,6 +192,7 @@ _HOME = {
         "serving.triton.options": ("RepositoryFormat", "PackageOptions", "TritonBackend", "PackagedNorms"),
         "serving.triton.repository": ("Package", "package"),
         "verifier.report": ("ParityReport",),
+        "verifier.options": ("InputCoverage",),
         "verifier.verify": ("VerifyOptions",),
     }.items()
     for name in names

@@ -65,6 +65,7 @@ TYPES = {
     "Grouping",
     "IBNorm",
     "IBNormSpec",
+    "InputCoverage",
     "IdentityReport",
     "ImportKind",
     "ImportReport",
@@ -128,6 +129,7 @@ from ibnorm_export import (
     IBNorm,
     IBNormError,
     IBNormSpec,
+    InputCoverage,
     TritonLimits,
     LoadedModel,
     NormConfig,
@@ -191,6 +193,7 @@ times: BenchReport | GenerationReport = bench(
 figures: AnalysisReport = analyze(model, options=AnalysisOptions((0.5, 8.0)))
 checked: CheckReport = check("check.toml", progress=show)
 engine: Engine = build_engine(full, "llama.plan", options=EngineOptions(Runtime.TENSORRT_RTX, NormRoute.FUNCTION))
+quick: VerifyOptions = VerifyOptions(coverage=InputCoverage.FAST)
 packing: PackageOptions = PackageOptions(RepositoryFormat.KSERVE, variant=PackagedNorms.BOTH, limits=TritonLimits(4))
 packaged: Package = package(full, "repository", options=packing)
 serve(packaged.path, options=ServeOptions(http_port=0, text=TextLimits(4)), ready=lambda server: print(server.http))

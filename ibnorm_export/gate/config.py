@@ -22,6 +22,7 @@ from ibnorm_export.benchmark.options import BACKEND_CANDIDATES, TORCH_CANDIDATES
 from ibnorm_export.errors import ConfigError, quoted
 from ibnorm_export.parsing import read_toml
 from ibnorm_export.runtimes.runner import Backend, Kernels
+from ibnorm_export.verifier.options import InputCoverage
 
 __all__ = ["PRESENT", "CheckConfig", "ExportCheck", "LatencyBudget", "ParityCheck", "read_check_config"]
 
@@ -47,6 +48,7 @@ class ParityCheck:
         samples: number of random samples.
         seed: seed for the random samples.
         layers: measure every norm and block, and name the first one beyond its tolerance.
+        coverage: "fast" leaves out the longest sequence, a large batch and large values.
         stress: add stress inputs (heavy tails, large means, constant rows, ...).
         inputs: your own .npz files, instead of random samples.
         expected: an .npz file of inputs and outputs that the training code saved; see `verify`.
@@ -61,6 +63,7 @@ class ParityCheck:
     _: KW_ONLY
     seed: int = 0
     layers: bool = True
+    coverage: InputCoverage = InputCoverage.FULL
     stress: bool = True
     inputs: tuple[Path, ...] = ()
     expected: Path | None = None

@@ -17,7 +17,9 @@ from ibnorm_export.gate.config import PRESENT, ExportCheck
 from ibnorm_export.gate.report import Case, Outcome
 from ibnorm_export.progress import Progress
 from ibnorm_export.runtimes.runner import Backend
+from ibnorm_export.verifier.options import InputCoverage
 from ibnorm_export.verifier.report import LayerParity, ParityReport
+from ibnorm_export.verifier.samples import FAST_LEAVES_OUT
 from ibnorm_export.verifier.verify import VerifyOptions, verify
 
 __all__ = ["BackendParity", "compare_on_backends", "parity_cases"]
@@ -88,6 +90,7 @@ def _compare(
         kernels=parity.kernels,
         require_fused=parity.require_fused,
         layers=parity.layers,
+        coverage=parity.coverage,
         stress=parity.stress,
         expected=parity.expected,
         expected_dtype=parity.expected_dtype,
@@ -158,6 +161,8 @@ def _numeric_cases(suite: str, report: ParityReport, *, max_error: float | None)
     if not numeric and not any(case.red for case in cases):
         reason = "nothing was compared" if not numeric.outputs else "; ".join(f.what for f in numeric.findings)
         cases.append(Case(suite, "outputs", outcome=Outcome.FAIL, message=reason))
+    if numeric.coverage is InputCoverage.FAST:
+        cases.append(Case(suite, "all inputs", outcome=Outcome.SKIPPED, message=f"not run: {FAST_LEAVES_OUT}"))
     if numeric.layers is not None:
         layers = numeric.layers
         cases += _layer_cases(f"{suite}.layers", layers.layers, first=layers.first_failure, failed=not numeric)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.metadata import Task
 from ibnorm_export.artifacts.npz import read_npz
 from ibnorm_export.artifacts.tensors import Arrays
+from ibnorm_export.choices import choice
 from ibnorm_export.environment import environment
 from ibnorm_export.errors import IBNormError
 from ibnorm_export.exporter.export import ExportOptions, export
@@ -20,18 +22,25 @@ from ibnorm_export.gate.report import Case, CheckReport, Outcome
 from ibnorm_export.gate.report_files import check_report_files, write_report_files
 from ibnorm_export.models.loading import load
 from ibnorm_export.progress import Progress, silent
+from ibnorm_export.verifier.options import InputCoverage
 from ibnorm_export.verifier.report import ParityReport
 
 __all__ = ["check"]
 
 
-def check(path_or_config: CheckConfig | str | Path, *, progress: Progress = silent) -> CheckReport:
+def check(
+    path_or_config: CheckConfig | str | Path,
+    *,
+    coverage: InputCoverage | str | None = None,
+    progress: Progress = silent,
+) -> CheckReport:
     """Do everything that a check.toml requests, and write the reports into its results folder.
 
     A failure becomes a case of the report, and the rest continues.
 
     Args:
         path_or_config: the file, or the result of `read_check_config`.
+        coverage: "full" or "fast" for every comparison; None takes it from the file.
         progress: receives the progress of the work.
 
     Returns:
@@ -39,10 +48,12 @@ def check(path_or_config: CheckConfig | str | Path, *, progress: Progress = sile
 
     Raises:
         ConfigError: the file is missing or not legal.
-        IBNormError: the results folder cannot be created, a report cannot be written, or a file of another kind is in
-            its place.
+        IBNormError: there is no such coverage, the results folder cannot be created, a report cannot be written, or a
+            file of another kind is in its place.
     """
     config = path_or_config if isinstance(path_or_config, CheckConfig) else read_check_config(path_or_config)
+    if coverage is not None:
+        config = _with_coverage(config, choice(InputCoverage, coverage, name="coverage"))
     start = time.perf_counter()
     try:
         config.results.mkdir(parents=True, exist_ok=True)
@@ -71,6 +82,11 @@ def check(path_or_config: CheckConfig | str | Path, *, progress: Progress = sile
         seconds=time.perf_counter() - start,
     )
     return write_report_files(report, config.results)
+
+
+def _with_coverage(config: CheckConfig, coverage: InputCoverage) -> CheckConfig:
+    exports = (replace(entry, parity=replace(entry.parity, coverage=coverage)) for entry in config.export)
+    return replace(config, export=tuple(exports))
 
 
 def _prepare(entry: ExportCheck, folder: Path, *, cases: list[Case], progress: Progress) -> Prepared:

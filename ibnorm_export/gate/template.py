@@ -36,6 +36,7 @@ dtype = "fp32"                   # fp32, fp16 or bf16
 backends = ["ort-cpu"]           # or ["present"]: every backend that this machine can run
 samples = 4                      # random inputs, among them batch 1, padding and single tokens
 stress = true                    # add heavy tails, large means, constant and near-zero rows, maximum length
+# coverage = "fast"              # leave out the longest sequence, a large batch and large values
 layers = true                    # name the first norm or block beyond its tolerance
 # inputs = ["batch.npz"]         # your own inputs instead
 # require_fused = true           # fail if a norm does not run as a fused kernel

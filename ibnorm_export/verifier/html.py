@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,7 +10,9 @@ from markupsafe import Markup
 
 from ibnorm_export.environment import environment
 from ibnorm_export.html_page import Curve, Section, bars, curves, heat_map, render
+from ibnorm_export.runtimes.norm_executions import norms_summary
 from ibnorm_export.text_report import counted
+from ibnorm_export.verifier.options import InputCoverage
 from ibnorm_export.verifier.report import (
     ErrorAttribution,
     ExpectedReport,
@@ -27,7 +29,7 @@ __all__ = ["parity_bars", "sections", "write_report"]
 _TINY: Final = 1e-12
 
 
-def _outputs(report: ParityReport, numeric: NumericReport) -> Section:
+def _outputs(numeric: NumericReport, title: str) -> Section:
     rows = tuple(
         (
             o.name,
@@ -43,17 +45,53 @@ def _outputs(report: ParityReport, numeric: NumericReport) -> Section:
     )
     plots: tuple[tuple[Markup, str], ...] = ()
     if 0 < len(numeric.outputs) <= 8:
-        plots = ((parity_bars("Parity", [report]), "Relative error against float64, and the tolerance."),)
+        plots = ((_output_bars(title, [numeric]), "Relative error against float64, and the tolerance."),)
+    text = [f"{numeric.backend}, {numeric.dtype}, {counted(numeric.samples, 'sample')}: ran {numeric.method}."]
+    if numeric.norms:
+        text.append(f"{norms_summary(numeric.norms)}.")
     return Section(
-        "Outputs",
-        (f"{numeric.backend}, {numeric.dtype}, {counted(numeric.samples, 'sample')}: {numeric.method}.",),
+        title,
+        tuple(text),
         head=("output", "norms", "error", "baseline error", "tolerance", "max abs", "cosine", "verdict"),
         rows=rows,
         plots=plots,
     )
 
 
-def _attribution(attribution: ErrorAttribution) -> Section:
+def _inputs(numeric: NumericReport) -> Section:
+    """What the inputs cover, and what they leave out and why: the verdict covers only what ran."""
+    rows = [("ran", what, "") for what in numeric.ran]
+    for left_out in numeric.not_run:
+        what, _, why = left_out.partition(": ")
+        rows.append(("not run", what, why))
+    text = "The verdict covers only what ran."
+    if numeric.coverage is InputCoverage.FAST:
+        text += " Coverage was fast: verify again with full coverage before you rely on it."
+    return Section("Inputs of the comparison", (text,), head=("", "inputs", "why"), rows=tuple(rows))
+
+
+def _numeric(numeric: NumericReport) -> Iterator[Section]:
+    """The sections of a numeric verdict, then those of the verdict without rounding."""
+    if numeric.outputs:
+        yield _outputs(numeric, "Outputs")
+    if numeric.ran or numeric.not_run:
+        yield _inputs(numeric)
+    if numeric.mapping is not None:
+        yield _mapping(numeric.mapping)
+    if numeric.attribution is not None:
+        yield _attribution(numeric.attribution, "Error attribution")
+    if numeric.layers is not None:
+        yield _layers(numeric.layers, "Layer by layer")
+    if numeric.exact is not None:
+        exact = numeric.exact
+        yield _outputs(exact, "Without rounding")
+        if exact.attribution is not None:
+            yield _attribution(exact.attribution, "Error attribution without rounding")
+        if exact.layers is not None:
+            yield _layers(exact.layers, "Layer by layer without rounding")
+
+
+def _attribution(attribution: ErrorAttribution, title: str) -> Section:
     rows = [
         (
             source.name,
@@ -72,15 +110,13 @@ def _attribution(attribution: ErrorAttribution) -> Section:
         )
         for level in attribution.levels
     ]
-    return Section(
-        "Error attribution", (attribution.summary,), head=("step", "error after it", "", "what ran"), rows=tuple(rows)
-    )
+    return Section(title, (attribution.summary,), head=("step", "error after it", "", "what ran"), rows=tuple(rows))
 
 
-def _layers(report: LayersReport) -> Section:
+def _layers(report: LayersReport, title: str) -> Section:
     text = (report.first_failure or "Every norm and block is within its tolerance.", *report.notes)
     if not report.layers:
-        return Section("Layer by layer", text)
+        return Section(title, text)
     names = [variant.norms for variant in report.layers[0].variants]
     rows = tuple(
         (
@@ -95,7 +131,7 @@ def _layers(report: LayersReport) -> Section:
         for layer in report.layers
     )
     return Section(
-        "Layer by layer",
+        title,
         text,
         head=("PyTorch module", "kind", "ONNX node", "baseline error", *names, "tolerance", "verdict"),
         rows=rows,
@@ -151,16 +187,7 @@ def _expected(report: ExpectedReport) -> Section:
 
 def sections(report: ParityReport) -> tuple[Section, ...]:
     """The sections of the page."""
-    found = []
-    if report.numeric is not None:
-        if report.numeric.outputs:
-            found.append(_outputs(report, report.numeric))
-        if report.numeric.mapping is not None:
-            found.append(_mapping(report.numeric.mapping))
-        if report.numeric.attribution is not None:
-            found.append(_attribution(report.numeric.attribution))
-        if report.numeric.layers is not None:
-            found.append(_layers(report.numeric.layers))
+    found = [] if report.numeric is None else list(_numeric(report.numeric))
     if report.expected is not None:
         found.append(_expected(report.expected))
     listed = tuple((f.where, f.what) for f in report.findings)
@@ -179,7 +206,8 @@ def write_report(report: ParityReport, path: str | Path, *, about: Mapping[str, 
     Raises:
         IBNormError: the file cannot be written.
     """
-    summary = f"{counted(len(report.findings), 'finding')}; checkpoint {report.checkpoint}"
+    verdict = f"{report.verdict}; " if report else ""
+    summary = f"{verdict}{counted(len(report.findings), 'finding')}; checkpoint {report.checkpoint}"
     footer = environment() if about is None else about
     return render(
         path,
@@ -193,7 +221,11 @@ def write_report(report: ParityReport, path: str | Path, *, about: Mapping[str, 
 
 def parity_bars(title: str, reports: Sequence[ParityReport]) -> Markup:
     """Bars of the file's error, the baseline error and the tolerance, by output and dtype."""
-    found = [(r.numeric.dtype, o) for r in reports if r.numeric is not None for o in r.numeric.outputs]
+    return _output_bars(title, [report.numeric for report in reports if report.numeric is not None])
+
+
+def _output_bars(title: str, verdicts: Sequence[NumericReport]) -> Markup:
+    found = [(numeric.dtype, output) for numeric in verdicts for output in numeric.outputs]
     return bars(
         title,
         "relative error against float64",

@@ -108,6 +108,7 @@ def check_numbers(comparison: Comparison) -> NumericReport:
         findings=tuple(findings),
         attribution=attribution,
         mapping=mapping,
+        coverage=comparison.options.coverage,
         notes=() if mapping is None else mapping.notes,
     )
 

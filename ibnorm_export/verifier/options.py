@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
@@ -10,7 +11,14 @@ from ibnorm_export.choices import choice, whole_number
 from ibnorm_export.errors import ModelFileError
 from ibnorm_export.runtimes.runner import Backend, Endpoint, Kernels
 
-__all__ = ["VerifyOptions"]
+__all__ = ["InputCoverage", "VerifyOptions"]
+
+
+class InputCoverage(enum.StrEnum):
+    """Which inputs a file is compared on."""
+
+    FULL = "full"  # also the longest sequence, the last slot of a cache, a large batch and large values
+    FAST = "fast"  # ordinary samples only
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +38,11 @@ class VerifyOptions:
         expected: an .npz file of inputs and outputs that the training code saved, to which the checkpoint and the file
             are held.
         expected_dtype: the type that the training code computed in; None takes that of the saved outputs.
-        coverage: whether to add inputs for what ordinary samples leave out; see `draw_covering_inputs`.
+        coverage: FULL adds inputs for what ordinary samples leave out; see `draw_covering_inputs`.
         stress: whether to add inputs that expose wrong arithmetic; see `draw_stress_inputs`.
 
     Raises:
-        IBNormError: there is no such backend or kind of kernels.
+        IBNormError: there is no such backend, kind of kernels or coverage.
         ModelFileError: `samples` is below 1.
     """
 
@@ -47,7 +55,7 @@ class VerifyOptions:
     require_fused: bool = False
     layers: bool = False
     endpoint: Endpoint | None = None
-    coverage: bool = True
+    coverage: InputCoverage = InputCoverage.FULL
     stress: bool = False
     engine: Path | None = None
     expected: Path | None = None
@@ -56,6 +64,7 @@ class VerifyOptions:
     def __post_init__(self) -> None:
         object.__setattr__(self, "backend", choice(Backend, self.backend, name="backend"))
         object.__setattr__(self, "kernels", choice(Kernels, self.kernels, name="kernels"))
+        object.__setattr__(self, "coverage", choice(InputCoverage, self.coverage, name="coverage"))
         if self.expected_dtype is not None:
             object.__setattr__(self, "expected_dtype", DType.of(self.expected_dtype, error=ModelFileError))
         for name, least in (("samples", 1), ("seed", 0)):

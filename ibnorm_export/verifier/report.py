@@ -9,6 +9,7 @@ from typing import Any
 from ibnorm_export.errors import ParityError
 from ibnorm_export.runtimes.norm_executions import NormExecution, norms_summary
 from ibnorm_export.text_report import Report, counted, text_table
+from ibnorm_export.verifier.options import InputCoverage
 from ibnorm_export.verifier.tolerances import QualityBound
 
 __all__ = [
@@ -380,6 +381,7 @@ class NumericReport(Report):
         notes: remarks for the reader.
         ran: what the inputs cover: batches, lengths, slots of the cache, token ids, padding, ranges of values.
         not_run: what they leave out, and why.
+        coverage: FAST if inputs for what ordinary samples leave out were not requested.
         norms: which implementation ran for each norm.
         quality: predictions of a language model.
         attribution: where the error comes from; None if nothing was compared.
@@ -399,6 +401,7 @@ class NumericReport(Report):
     notes: tuple[str, ...] = ()
     ran: tuple[str, ...] = ()
     not_run: tuple[str, ...] = ()
+    coverage: InputCoverage = InputCoverage.FULL
     norms: tuple[NormExecution, ...] = ()
     quality: tuple[Quality, ...] = ()
     attribution: ErrorAttribution | None = None
@@ -555,7 +558,15 @@ class ParityReport(Report):
         lines += [str(part) for part in (self.numeric, self.expected, self.static) if part is not None and str(part)]
         lines += [f"note: {note}" for note in self.all_notes]
         lines += [f"FAIL {finding}" for finding in self.findings]
-        return "\n".join([*lines, f"verdict: {'pass' if self else 'fail'}"])
+        return "\n".join([*lines, f"verdict: {self.verdict}"])
+
+    @property
+    def verdict(self) -> str:
+        """The verdict in words; a pass with fast coverage names it."""
+        if not self:
+            return "fail"
+        fast = self.numeric is not None and self.numeric.coverage is InputCoverage.FAST
+        return "pass, with fast coverage only" if fast else "pass"
 
     @property
     def findings(self) -> tuple[Finding, ...]:

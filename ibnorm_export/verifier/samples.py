@@ -25,9 +25,15 @@ from ibnorm_export.artifacts.stress_inputs import draw_stress_inputs
 from ibnorm_export.artifacts.tensors import Arrays
 from ibnorm_export.errors import ModelFileError
 from ibnorm_export.runtimes.runner import Backend
-from ibnorm_export.verifier.options import VerifyOptions
+from ibnorm_export.verifier.options import InputCoverage, VerifyOptions
 
-__all__ = ["PreparedSamples", "RefusedInputError", "prepare_samples", "refusals", "round_inputs"]
+__all__ = ["FAST_LEAVES_OUT", "PreparedSamples", "RefusedInputError", "prepare_samples", "refusals", "round_inputs"]
+
+#: What fast coverage leaves out, and why.
+FAST_LEAVES_OUT: Final = (
+    "the longest sequence, the last slot of a cache, a large batch, much padding, both ends of the vocabulary and "
+    "large values: coverage is fast"
+)
 
 #: Backends that take only the sizes that an engine was built for or a server allows.
 _BOUNDED_BACKENDS: Final = (Backend.TENSORRT, Backend.TENSORRT_RTX, Backend.TRITON)
@@ -124,8 +130,8 @@ def _cover(
     fixed: Mapping[str, int],
     drawn: Sequence[Arrays],
 ) -> CoveringInputs:
-    if not options.coverage:
-        return CoveringInputs({}, ("the longest sequence, a large batch and large values: coverage is off",))
+    if options.coverage is InputCoverage.FAST:
+        return CoveringInputs({}, (FAST_LEAVES_OUT,))
     if options.backend in _BOUNDED_BACKENDS:
         reason = f"backend {options.backend} takes only the sizes of its engine or server"
         return CoveringInputs({}, (f"the longest sequence, a large batch and large values: {reason}",))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
@@ -9,6 +12,7 @@ from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.errors import ParityError
 from ibnorm_export.gate.parity import parity_cases
 from ibnorm_export.gate.report import Outcome
+from ibnorm_export.verifier.html import sections, write_report
 from ibnorm_export.verifier.report import (
     Finding,
     LayerParity,
@@ -58,6 +62,36 @@ def test_a_report_prints_itself(exported_vit: ExportedModel, vit: LoadedModel) -
     assert "layers: all are within their tolerance" in lines
     assert "static: 5 norms and 40 weights compared, 0 findings" in lines
     assert report._repr_html_().startswith("<pre>")
+
+
+def test_fast_coverage_is_named_in_the_verdict(exported_vit: ExportedModel, vit: LoadedModel, tmp_path: Path) -> None:
+    report = verify(exported_vit, vit, options=VerifyOptions(samples=1, static=False, coverage="fast"))  # type: ignore[arg-type]  # the text of a value
+    assert report
+    lines = str(report).splitlines()
+    assert lines[-1] == "verdict: pass, with fast coverage only"
+    assert any(line.startswith("not run: the longest sequence") and line.endswith("fast") for line in lines)
+    assert report.to_dict()["numeric"]["coverage"] == "fast"
+    cases = parity_cases("m", "b", report=report, max_error=None, seconds=0.0)
+    assert [case.name for case in cases if case.outcome is Outcome.SKIPPED] == ["all inputs"]
+    page = write_report(report, tmp_path / "r.html").read_text()
+    assert "pass, with fast coverage only" in page
+    assert "Coverage was fast" in page
+
+
+def test_the_page_shows_what_ran_and_what_did_not(exported_vit: ExportedModel, vit: LoadedModel) -> None:
+    report = verify(exported_vit, vit, options=VerifyOptions(samples=1, static=False))
+    found = {section.title: section for section in sections(report)}
+    assert report.numeric is not None
+    rows = found["Inputs of the comparison"].rows
+    assert [row[1] for row in rows if row[0] == "ran"] == list(report.numeric.ran)
+    assert any(text.startswith("batch ") for text in report.numeric.ran)
+    assert [f"{what}: {why}" if why else what for kind, what, why in rows if kind == "not run"] == [
+        *report.numeric.not_run
+    ]
+    exact = replace(report.numeric, not_run=("lengths above 4096: too long",), attribution=None)
+    report = replace(report, numeric=replace(report.numeric, exact=exact))
+    found = {section.title: section for section in sections(report)}
+    assert found["Without rounding"].rows == found["Outputs"].rows
 
 
 def layer(name: str, error: float) -> LayerParity:

@@ -15,6 +15,7 @@ from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.metadata import Task
 from ibnorm_export.exporter.export import export
+from ibnorm_export.verifier.options import InputCoverage
 from ibnorm_export.verifier.verify import VerifyOptions, verify
 from tests.support.checkpoints import LLAMA, VIT, save_checkpoint
 from tests.support.planting import Change
@@ -188,7 +189,7 @@ def test_a_fault_outside_ordinary_samples_is_found(
     assert not report
     assert any(covers in str(finding) for finding in report.findings), report.findings
     if covers:
-        ordinary = verify(planted, model, options=VerifyOptions(static=False, samples=2, coverage=False))
+        ordinary = verify(planted, model, options=VerifyOptions(static=False, samples=2, coverage=InputCoverage.FAST))
         assert ordinary, "only the covering inputs find it"
         assert ordinary.numeric is not None
         assert any("coverage is off" in left_out for left_out in ordinary.numeric.not_run)
