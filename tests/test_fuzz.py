@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.suites.fuzz_worker import READERS, run_case
+from benchmarks.fuzzing.readers import READERS
+from benchmarks.fuzzing.worker import run_case
 from ibnorm_export import parsing
 
 CASES = 60
@@ -23,7 +24,7 @@ def corpus(tmp_path: Path) -> Path:
 
 
 def test_a_number_makes_the_same_case_again() -> None:
-    _, change = READERS["generation_config"]
+    change = READERS["generation_config"].change
     content = json.dumps({"eos_token_id": [1, 2], "top_p": 0.9}).encode()
     cases = [change(content, random.Random(f"generation_config {case}")) for case in range(CASES)]
     assert cases == [change(content, random.Random(f"generation_config {case}")) for case in range(CASES)]

@@ -8,6 +8,7 @@ it is made again: `python -m benchmarks.run fuzz --reader onnx --case 17`.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import subprocess
 import sys
@@ -18,14 +19,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.fuzzing.corpus import make_corpus
+from benchmarks.fuzzing.readers import READERS
 from benchmarks.report import Report
 from benchmarks.rows import Figure, Row, Target
-from benchmarks.suites import fuzz_worker
 
 __all__ = ["add_options", "measure"]
 
-#: Seconds without an answer after which a case counts as a hang. The worker itself gives up after `CASE_S`.
+#: Seconds without an answer after which a case hangs. The worker itself gives up after 30 s of processor time.
 _SILENCE_S: Final = 120.0
+
+#: Seconds that a process takes to end after it has closed its output.
+_END_S: Final = 5.0
 
 #: Failures of one reader after which it is left alone.
 _ENOUGH: Final = 50
@@ -35,6 +40,8 @@ _ENOUGH: Final = 50
 class _Found:
     """What one reader has shown so far."""
 
+    next_case: int
+    spent_s: float = 0.0
     cases: int = 0
     accepted: int = 0
     seconds: float = 0.0
@@ -46,7 +53,7 @@ class _Worker:
     """The process that reads; it is started again after a crash or a hang."""
 
     def __init__(self, corpus: Path, memory_mb: int) -> None:
-        self._command = [sys.executable, "-m", "benchmarks.suites.fuzz_worker", str(corpus), str(memory_mb)]
+        self._command = [sys.executable, "-m", "benchmarks.fuzzing.worker", str(corpus), str(memory_mb)]
         self._process: subprocess.Popen[str] | None = None
 
     def ask(self, reader: str, case: int) -> dict[str, Any]:
@@ -66,7 +73,9 @@ class _Worker:
         if line:
             answer: dict[str, Any] = json.loads(line)
             return answer
-        how = "it hangs" if process.poll() is None else f"the process ended with {process.wait()}"
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_END_S)
+        how = "it hangs" if process.poll() is None else f"the process ended with {process.returncode}"
         self.stop()
         return {"failure": how, "seconds": 0.0, "peak_mb": 0.0}
 
@@ -95,42 +104,42 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--minutes", type=float, default=5.0, help="How long to go on.")
     parser.add_argument("--seed", type=int, default=0, help="Number of the first case of every reader.")
     parser.add_argument("--memory-mb", type=int, default=1024, help="Private memory of the process that reads.")
-    parser.add_argument(
-        "--reader", choices=fuzz_worker.READERS, action="append", help="Only this one; may be repeated."
-    )
+    parser.add_argument("--reader", choices=READERS, action="append", help="Only this one; may be repeated.")
     parser.add_argument("--case", type=int, help="Only this case, with its traceback.")
 
 
 def measure(options: argparse.Namespace, report: Report) -> None:
-    """Take the readers in turn, one case each, until the time is over."""
-    readers = options.reader or list(fuzz_worker.READERS)
+    """Give each case to the reader that has had the least time, until the time is over."""
+    readers = options.reader or list(READERS)
+    first = options.seed if options.case is None else options.case
     with tempfile.TemporaryDirectory() as name:
         corpus = Path(name)
-        fuzz_worker.make_corpus(corpus)
+        make_corpus(corpus)
         worker = _Worker(corpus, options.memory_mb)
-        found = {reader: _Found() for reader in readers}
+        found = {reader: _Found(first) for reader in readers}
         end = time.monotonic() + (0.0 if options.case is not None else options.minutes * 60.0)
-        case = options.seed if options.case is None else options.case
-        while True:
-            for reader in readers:
-                if len(found[reader].failures) < _ENOUGH:
-                    _note(found[reader], worker.ask(reader, case), case=case)
-            case += 1
-            if time.monotonic() >= end:
+        while left := [reader for reader in readers if len(found[reader].failures) < _ENOUGH]:
+            reader = min(left, key=lambda name: (found[name].cases > 0, found[name].spent_s))
+            if found[reader].cases and time.monotonic() >= end:
                 break
+            begin = time.monotonic()
+            _note(found[reader], worker.ask(reader, found[reader].next_case))
+            found[reader].spent_s += time.monotonic() - begin
         worker.stop()
     report.facts |= {"seed": options.seed, "minutes": options.minutes, "memory_mb": options.memory_mb}
     for reader, seen in found.items():
-        report.add(_row(reader, seen, first=options.seed))
+        report.add(_row(reader, seen, first=first))
 
 
-def _note(seen: _Found, answer: dict[str, Any], *, case: int) -> None:
-    seen.cases += 1
+def _note(seen: _Found, answer: dict[str, Any]) -> None:
     seen.accepted += bool(answer.get("accepted"))
     seen.seconds = max(seen.seconds, answer["seconds"])
     seen.peak_mb = max(seen.peak_mb, answer["peak_mb"])
     if answer.get("failure"):
-        seen.failures.append({"case": case, "failure": answer["failure"], "where": answer.get("where", "")})
+        failure = {"case": seen.next_case, "failure": answer["failure"], "where": answer.get("where", "")}
+        seen.failures.append(failure)
+    seen.cases += 1
+    seen.next_case += 1
 
 
 def _row(reader: str, seen: _Found, *, first: int) -> Row:

@@ -62,11 +62,13 @@ rounds = 8
 """
     path = written(tmp_path, text)
     (tmp_path / "vit.onnx").write_bytes(exported_vit.path.read_bytes())
-    code, out = run(monkeypatch, capfd, "check", path)
+    code, out = run(monkeypatch, capfd, "check", path, "--coverage", "fast")
     assert code == 0, out
     results = tmp_path / "check-results"
     suites = ET.parse(results / "junit.xml").getroot()
     assert not suites.findall(".//failure")
+    skipped = [case.get("name") for case in suites.iter("testcase") if case.find("skipped") is not None]
+    assert skipped == ["all inputs"], "fast coverage names what it leaves out"
     assert len(suites.findall(".//testcase")) > 8
     assert "✅" in (results / "report.md").read_text(encoding="utf-8")
 
