@@ -151,8 +151,16 @@ families: native build/vision/.ready
 test-browser: native $(VENV)/.extra-browser-test
 	$(BIN)/python -m pytest tests/browser
 
-# The program of examples/cpp, built and run.
+# The packages that run exports in Node and in a browser (450 MB). Their scripts, which would fetch more, do not run.
+build/node/.ready: tests/node/package.json
+	mkdir -p build/node && cp tests/node/package.json build/node/
+	npm install --prefix build/node --ignore-scripts --no-package-lock --no-audit --no-fund --loglevel=error
+	touch $@
+
+# What exports for other runtimes compute there, and the program of examples/cpp, built and run. Without npm, what needs
+# Node is skipped.
 test-targets: native
+	if command -v npm > /dev/null; then $(MAKE) --no-print-directory build/node/.ready; fi
 	$(BIN)/python -m pytest tests/targets
 
 # Files in other runtimes.

@@ -20,7 +20,10 @@ def export_command(
     output: Annotated[
         str,  # a Path would lose the slash that ends the name of a folder
         typer.Option(
-            "-o", "--output", metavar="PATH", help="File to write; a folder for text-generation and ort-genai."
+            "-o",
+            "--output",
+            metavar="PATH",
+            help="File to write; a folder for text-generation, ort-genai and transformers.js.",
         ),
     ],
     task: Annotated[
@@ -28,7 +31,10 @@ def export_command(
     ] = Task.FORWARD,
     target: Annotated[
         Target,
-        typer.Option("--target", help="One file for any ONNX runtime (portable), or a folder for onnxruntime-genai."),
+        typer.Option(
+            "--target",
+            help="One file for any ONNX runtime (portable), or a folder for onnxruntime-genai or transformers.js.",
+        ),
     ] = Target.PORTABLE,
     kernels: Annotated[
         Kernels,
@@ -39,11 +45,13 @@ def export_command(
         ),
     ] = Kernels.AUTO,
     dtype: Annotated[
-        WeightType,
+        list[WeightType] | None,
         typer.Option(
-            "--dtype", help="Type of weights and activations. int8 and int4 are for the weights of language models."
+            "--dtype",
+            show_default="fp32; all types for transformers.js, which takes the option several times",
+            help="Type of weights and activations. int8 and int4 are for the weights of language models.",
         ),
-    ] = WeightType.FP32,
+    ] = None,
     block_size: Annotated[
         int, typer.Option("--block-size", help="Number of weights that share a scale, for int8 and int4.")
     ] = 32,
@@ -100,22 +108,29 @@ def export_command(
     """
     from ibnorm_export import models
     from ibnorm_export.artifacts.npz import read_npz
-    from ibnorm_export.exporter.export import ExportOptions, export, task_of
+    from ibnorm_export.exporter.export import ExportOptions, export, export_weights, task_of
 
-    how = ExportOptions.with_weights(
-        dtype,
-        block_size=block_size,
-        head=head_dtype,
-        opset=opset,
-        inline=inline,
-        fuse_skip=fuse_skip,
-        cache=cache,
-    )
+    needed = task_of(target, task, checkpoint=checkpoint)
+    weights_types = dtype or export_weights(target, needed)
+    how = [
+        ExportOptions.with_weights(
+            chosen,
+            block_size=block_size,
+            head=head_dtype,
+            opset=opset,
+            inline=inline,
+            fuse_skip=fuse_skip,
+            cache=cache,
+        )
+        for chosen in weights_types
+    ]
     with show_progress() as progress:
         progress("reading the checkpoint", 0, 4)
         example = None if inputs is None else read_npz(inputs, "an .npz file of plain arrays")
-        loaded = models.load(checkpoint, model, task=task_of(target, task), weights=weights, inputs=example)
-        exported = export(loaded, output, options=how, target=target, kernels=kernels, progress=progress)
+        loaded = models.load(checkpoint, model, task=needed, weights=weights, inputs=example)
+        exported = export(
+            loaded, output, options=how[0] if len(how) == 1 else how, target=target, kernels=kernels, progress=progress
+        )
     if as_json:
         print_json(
             {
@@ -139,7 +154,7 @@ def export_command(
     out.print(str(exported), markup=False)
     print_next(
         "verify",
-        output,
+        str(exported.path) if target is Target.TRANSFORMERS_JS else output,
         checkpoint,
         *(["--model", model] if model else []),
         *(["--weights", weights] if weights else []),

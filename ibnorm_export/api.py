@@ -50,7 +50,7 @@ def export(
     path: str | Path,
     *,
     inputs: Inputs | None = None,
-    options: ExportOptions | None = None,
+    options: ExportOptions | Sequence[ExportOptions] | None = None,
     target: Target | str = Target.PORTABLE,
     task: Task | str | None = None,
     kernels: Kernels | str = Kernels.AUTO,
@@ -59,21 +59,23 @@ def export(
     """Write `model` as ONNX. The same model gives the same bytes; the output appears whole or not at all.
 
     A model that was loaded for "forward" becomes one file. One that was loaded for "text-generation" becomes a folder
-    with its tokenizer: for any ONNX runtime, or for onnxruntime-genai. A plain module becomes one file.
+    with its tokenizer: for any ONNX runtime, or for onnxruntime-genai. Either becomes a folder for transformers.js. A
+    plain module becomes one file.
 
     Args:
         model: from `load` or `from_module`, or any `nn.Module`; it is not changed.
         path: the .onnx file or the folder to write; an earlier export is replaced.
         inputs: for an `nn.Module`: example inputs; see `from_module`, which also names outputs and dynamic axes.
-        options: how to export; None is `ExportOptions()`.
-        target: "portable", or "ort-genai" for onnxruntime-genai.
+        options: how to export; None is `ExportOptions()`. "transformers.js" also takes several, one for each type of
+            weights, and None is all types.
+        target: "portable", "ort-genai" for onnxruntime-genai, or "transformers.js".
         task: the task that the model must be loaded for; None takes the model's own.
         kernels: for "ort-genai", whether the folder contains the library of fused kernels: "auto", "fused" or
             "function".
         progress: called at the start of each stage.
 
     Returns:
-        The file that was written; in a folder, its model.onnx.
+        The file that was written; in a folder, its model.onnx, or the first of several models.
 
     Raises:
         CheckpointError: the module cannot be copied or run on the inputs.

@@ -7,6 +7,7 @@ scikit-learn's handwritten digits.
 from __future__ import annotations
 
 import enum
+import json
 import pydoc_data.topics
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
@@ -23,7 +24,18 @@ from ibnorm_export.errors import CheckpointError
 from ibnorm_export.op.spec import Compression, IBNormSpec
 from ibnorm_export.optional_packages import import_package
 
-__all__ = ["Goal", "Metric", "Plan", "Task", "digits_task", "plan", "read_training_text", "text_task", "training_split"]
+__all__ = [
+    "Goal",
+    "Metric",
+    "Plan",
+    "Task",
+    "digits_task",
+    "plan",
+    "read_training_text",
+    "text_task",
+    "training_split",
+    "write_preprocessor",
+]
 
 _LLAMA: Final = {
     "model_type": "llama",
@@ -47,6 +59,11 @@ _VIT: Final = {
     "num_channels": 1,
     "num_labels": 10,
 }
+
+#: Pixels of the digits are 0 (black) to 16 (white); these make their mean about 0 and their variance about 1.
+_WHITE: Final = 16
+_MEAN: Final = 4.9
+_STD: Final = 6.0
 
 #: Bytes of a training sequence.
 _CONTEXT: Final = 128
@@ -181,7 +198,7 @@ def digits_task() -> Task:
     """Name the handwritten digit in an image."""
     datasets = import_package("sklearn.datasets", extra="demo", purpose="the demo")
     images, labels = datasets.load_digits(return_X_y=True)
-    pixels = ((images.reshape(-1, 1, 8, 8) - 4.9) / 6.0).astype(np.float32)
+    pixels = ((images.reshape(-1, 1, 8, 8) - _MEAN) / _STD).astype(np.float32)
     order = np.random.default_rng(0).permutation(len(labels))
     pixels, labels = pixels[order], labels[order].astype(np.int64)
     cut = len(labels) * 4 // 5
@@ -199,6 +216,23 @@ def digits_task() -> Task:
 
     held_out = ({"pixel_values": pixels[cut:]}, torch.from_numpy(labels[cut:]))
     return Task(batches, held_out, logits=logits, final_norm="vit.layernorm", embedding=embedding)
+
+
+def write_preprocessor(folder: Path) -> None:
+    """Write preprocessor_config.json, with which transformers.js turns images into what the ViT was trained on."""
+    config = {
+        "image_processor_type": "ViTImageProcessor",
+        "do_convert_rgb": False,
+        "do_resize": True,
+        "size": {"height": _VIT["image_size"], "width": _VIT["image_size"]},
+        "resample": 2,
+        "do_rescale": True,
+        "rescale_factor": _WHITE / 255,
+        "do_normalize": True,
+        "image_mean": [_MEAN],
+        "image_std": [_STD],
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def plan(name: str, text: Path | None = None) -> Plan:

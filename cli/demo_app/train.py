@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ibnorm_export.analysis.information import excess_kurtosis, information_bottleneck
 from ibnorm_export.artifacts.tokenizer import write_byte_tokenizer
 from ibnorm_export.cli.demo_app import MAX_STEPS
-from ibnorm_export.cli.demo_app.tasks import Goal, Task, plan
+from ibnorm_export.cli.demo_app.tasks import Goal, Task, plan, write_preprocessor
 from ibnorm_export.models.new_models import new_model, save
 from ibnorm_export.op.torch_op import IBNorm
 from ibnorm_export.progress import Progress, silent
@@ -171,7 +171,7 @@ def train_checkpoint(
 
     Args:
         name: "llama" or "vit".
-        folder: receives the checkpoint, with a tokenizer if the model reads text.
+        folder: receives the checkpoint, with a tokenizer or a preprocessor.
         max_steps: when training ends at the latest; it ends when the goal of the model is reached.
         text: a file to train the LLaMA on; None means the documentation that CPython ships.
         progress: receives the progress of the work.
@@ -187,4 +187,6 @@ def train_checkpoint(
     save(model, folder)
     if name == "llama":
         write_byte_tokenizer(folder)
+    else:
+        write_preprocessor(folder)
     return evaluations

@@ -45,6 +45,8 @@ class Target(enum.StrEnum):
     """Any ONNX runtime."""
     ORT_GENAI = "ort-genai"
     """A folder for onnxruntime-genai."""
+    TRANSFORMERS_JS = "transformers.js"
+    """A folder for transformers.js, in Node and in a browser."""
 
 
 class CacheKind(enum.StrEnum):

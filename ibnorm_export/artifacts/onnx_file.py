@@ -32,9 +32,10 @@ _ATTRIBUTE_TYPES: Final = frozenset(onnx.AttributeProto.AttributeType.values()) 
 
 
 def resolve(path: str | Path) -> Path:
-    """The .onnx file that `path` names: itself, or model.onnx in a folder."""
+    """The .onnx file that `path` names: itself, or in a folder model.onnx or onnx/model.onnx (transformers.js)."""
     path = Path(path)
-    return path / MODEL_FILE if (path / MODEL_FILE).is_file() else path
+    files = (path / MODEL_FILE, path / "onnx" / MODEL_FILE)
+    return next((file for file in files if file.is_file()), path)
 
 
 def read_model(path: Path) -> onnx.ModelProto:

@@ -47,7 +47,7 @@ from ibnorm_export.graph.static_cache import STATIC_OPSET, keep_cache_in_place
 from ibnorm_export.op.onnx_functions import OPSETS
 from ibnorm_export.progress import Progress, silent
 
-__all__ = ["build", "check_quantization", "describe", "export_file", "quantized", "write_metadata"]
+__all__ = ["build", "check_file", "check_quantization", "describe", "export_file", "quantized", "write_metadata"]
 
 #: A Protocol Buffers message is at most 2 GiB. Above this many bytes, weights go into a second file.
 EXTERNAL_ABOVE_BYTES: Final = 2_000_000_000
@@ -212,7 +212,8 @@ def _save(built: ir.Model, file: Path) -> None:
         ir.save(built, file)
 
 
-def _check_file(file: Path, dtype: DType, *, opset: int) -> None:
+def check_file(file: Path, dtype: DType, *, opset: int) -> None:
+    """Raise ExportError unless `file` is valid ONNX with types and shapes that fit each other."""
     try:
         onnx.checker.check_model(str(file), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
@@ -252,6 +253,6 @@ def export_file(
         progress("checking", 3, 4)
         opset = built.opset_imports[""]
         del built  # the checker reads the file, so this copy is not needed
-        _check_file(folder / path.name, options.dtype, opset=opset)
+        check_file(folder / path.name, options.dtype, opset=opset)
     progress("written", 4, 4)
     return ExportedModel(path)

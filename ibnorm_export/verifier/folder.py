@@ -20,6 +20,7 @@ from ibnorm_export.artifacts.tokenizer import read_json
 from ibnorm_export.errors import BackendUnavailable, ModelFileError
 from ibnorm_export.exporter.genai_builder import GENAI_CONFIG_FILE, expected_genai_config
 from ibnorm_export.exporter.text_folder import COMPANION_FILES, companions
+from ibnorm_export.exporter.transformers_js import SECTION
 from ibnorm_export.files import sha256_of
 from ibnorm_export.op.spec import OP_TYPES, SKIP_OP_TYPES
 from ibnorm_export.verifier.report import Finding, StaticReport
@@ -53,7 +54,10 @@ def with_folder(report: StaticReport, exported: ExportedModel, *, model: LoadedM
     """
     folder = exported.path.parent
     genai = exported.metadata.target is Target.ORT_GENAI
-    if model.task is not Task.TEXT_GENERATION or exported.path.name != MODEL_FILE:
+    web = exported.metadata.target is Target.TRANSFORMERS_JS
+    if web:  # its models are in a folder of their own, and have other names
+        folder = folder.parent
+    if model.task is not Task.TEXT_GENERATION or not (web or exported.path.name == MODEL_FILE):
         return report
     if not genai and not any((folder / name).is_file() for name in COMPANION_FILES):
         note = "there is no configuration or tokenizer next to the file, so only the model was verified"
@@ -96,6 +100,8 @@ def _content_problems(file: Path, source: Path) -> Iterator[Finding]:
         return
     try:
         actual, expected = _normalised(read_json(file)), _normalised(read_json(source))
+        if file.name == "config.json":
+            actual.pop(SECTION, None)  # where transformers.js finds the files, which is no matter of the checkpoint
     except ModelFileError as error:
         yield Finding(file.name, str(error))
         return
