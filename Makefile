@@ -36,7 +36,7 @@ install  = $(PIP) $(1) && { $(COMPILE) $(VENV)/lib/python3*/site-packages || tru
 # torch first and pinned: left to itself pip takes the CUDA build of several GB. The editable install reads
 # ibnorm_export/lib, which is git-ignored and filled by `library`, so it compiles nothing itself.
 EDITABLE := --no-build-isolation --config-settings=wheel.cmake=false --editable
-EXTRAS   := cpu,genai,serve,demo,dev
+EXTRAS   := cpu,genai,serve,demo,evaluate,dev
 # Two of the seven architectures that are shipped: two take three minutes of one core, and CI has no time for seven.
 CUDA_ARCHITECTURES ?= 80-real;90-real
 

@@ -31,6 +31,7 @@ COMMANDS: Final = {
     "verify": "Compare an exported file with its checkpoint.",
     "bench": "Measure latency, and compare it with PyTorch.",
     "compare": "Decide whether one measurement is slower than another.",
+    "evaluate": "Measure accuracy or perplexity of models, and compare them.",
     "check": "Run every export, comparison and latency budget of one configuration file.",
     "analyze": "Report what each norm does to the values that reach it.",
     "build-engine": "Build a TensorRT engine.",

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
         PromptError,
         SpecError,
     )
+    from ibnorm_export.evaluation.evaluate import evaluate
+    from ibnorm_export.evaluation.options import EvaluationOptions, TaskName
+    from ibnorm_export.evaluation.report import EvaluationReport
     from ibnorm_export.exporter.options import ExportOptions
     from ibnorm_export.gate.report import CheckReport
     from ibnorm_export.gate.run import check
@@ -81,6 +84,8 @@ __all__ = [
     "Engine",
     "EngineError",
     "EngineOptions",
+    "EvaluationOptions",
+    "EvaluationReport",
     "ExportError",
     "ExportOptions",
     "ExportedModel",
@@ -118,6 +123,7 @@ __all__ = [
     "SpecError",
     "Target",
     "Task",
+    "TaskName",
     "TextLimits",
     "Timing",
     "TritonBackend",
@@ -127,6 +133,7 @@ __all__ = [
     "bench",
     "build_engine",
     "check",
+    "evaluate",
     "export",
     "from_module",
     "ibnorm",
@@ -168,6 +175,9 @@ _HOME = {
             "PromptError",
             "SpecError",
         ),
+        "evaluation.evaluate": ("evaluate",),
+        "evaluation.options": ("EvaluationOptions", "TaskName"),
+        "evaluation.report": ("EvaluationReport",),
         "exporter.options": ("ExportOptions",),
         "gate.report": ("CheckReport",),
         "gate.run": ("check",),

@@ -27,6 +27,7 @@ ORDER = (
     ("exporter", "generation"),
     ("analysis", "verifier", "benchmark", "serving"),
     ("models",),
+    ("evaluation",),
     ("gate", "inspection", "doctor", "text_models", "api"),
     ("cli",),
 )

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 from ibnorm_export import parsing
 from ibnorm_export.errors import ModelFileError, PromptError, quoted, shortened
+from ibnorm_export.files import sha256_of
 
 __all__ = ["TOKENIZER_FILES", "FolderTokenizer", "TextStream", "end_tokens", "read_json", "write_byte_tokenizer"]
 
@@ -158,6 +159,10 @@ class FolderTokenizer:
         except Exception as error:  # the package raises bare Exception for every kind of damage
             raise ModelFileError(f"{file} is not a tokenizer: {shortened(str(error))}") from error
         vocab = self._tokenizer.get_vocab(with_added_tokens=True)
+        self.size = len(vocab)
+        """Number of tokens."""
+        self.sha256 = sha256_of(file)
+        """Hash of tokenizer.json."""
         largest = max(vocab.values(), default=-1)
         if vocabulary is not None and largest >= vocabulary:
             raise ModelFileError(
@@ -186,6 +191,15 @@ class FolderTokenizer:
         if not ids.size:
             raise PromptError("the prompt is empty; give at least one character")
         return ids
+
+    def encode_with_starts(self, text: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the token ids (n,) of a text, and the character (n,) of the text at which each token begins.
+
+        The starts never fall: a special token, which stands for no character, begins where the token before it does.
+        """
+        encoding = self._tokenizer.encode(text)
+        starts = np.array([start for start, _ in encoding.offsets], dtype=np.int64)
+        return np.array(encoding.ids, dtype=np.int64), np.maximum.accumulate(starts) if len(starts) else starts
 
     def decode(self, ids: NDArray[np.int64] | list[int]) -> str:
         """Return the text of token ids; incomplete characters become U+FFFD."""

@@ -1,0 +1,144 @@
+"""`ibnorm-export evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ibnorm_export.cli import options
+from ibnorm_export.cli.console import finish, show_progress
+from ibnorm_export.evaluation.options import EvaluationOptions, TaskName
+from ibnorm_export.runtimes.runner import Backend, Endpoint, Kernels
+
+
+def _share(text: str) -> float:
+    """Parse "0.5%" or "0.005"."""
+    number, percent, _ = text.strip().partition("%")
+    try:
+        return float(number) / (100.0 if percent else 1.0)
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is not a share such as 0.5% or 0.005") from error
+
+
+def evaluate_command(
+    models: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="MODEL...",
+            exists=True,
+            help="Exported files or folders, and checkpoints, which PyTorch runs. All see the same samples.",
+        ),
+    ],
+    task: Annotated[TaskName, typer.Option("--task", help="What the models are evaluated on.")],
+    data: Annotated[
+        Path,
+        typer.Option(
+            "--data",
+            metavar="PATH",
+            help="Texts (.txt, .jsonl, .parquet, a folder of datasets) or labelled images (a folder for each class, "
+            ".npz, .parquet, .tar shards). Nothing is downloaded.",
+        ),
+    ],
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            "--against", metavar="MODEL", exists=True, help="The reference that every model is compared with."
+        ),
+    ] = None,
+    max_drop: Annotated[
+        str,
+        typer.Option(
+            "--max-drop",
+            metavar="SHARE",
+            help="Largest loss against the reference that passes: of accuracy, or relative of perplexity.",
+        ),
+    ] = "0.5%",
+    backend: options.Backend = Backend.ORT_CPU,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, show_default="all", help="Number of samples.")] = None,
+    batch: Annotated[
+        int | None, typer.Option("--batch", min=1, show_default="chosen", help="Samples of one pass.")
+    ] = None,
+    max_length: Annotated[
+        int | None,
+        typer.Option(
+            "--max-length",
+            min=2,
+            show_default="the model's positions, at most 1024",
+            help="Tokens of a window, for perplexity.",
+        ),
+    ] = None,
+    stride: Annotated[
+        int | None,
+        typer.Option(
+            "--stride", min=1, show_default="half a window", help="Tokens that a window moves by, for perplexity."
+        ),
+    ] = None,
+    max_unreadable: Annotated[
+        str, typer.Option("--max-unreadable", metavar="SHARE", help="Share of samples that may be unreadable.")
+    ] = "0%",
+    results: Annotated[
+        Path | None,
+        typer.Option(
+            "--results",
+            metavar="DIR",
+            help="Keep the result of each sample there. A run that was stopped goes on, and a model that has been "
+            "evaluated is not run again.",
+        ),
+    ] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(
+            "--tokenizer",
+            metavar="DIR",
+            exists=True,
+            show_default="that of a model",
+            help="Folder of the tokenizer.",
+        ),
+    ] = None,
+    preprocessing: Annotated[
+        Path | None,
+        typer.Option(
+            "--preprocessing",
+            metavar="DIR",
+            exists=True,
+            show_default="those of a model",
+            help="Folder with the settings of the image processor.",
+        ),
+    ] = None,
+    kernels: options.KernelChoice = Kernels.AUTO,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Threads of the runtime.")] = None,
+    url: Annotated[
+        str | None,
+        typer.Option("--url", metavar="HOST:PORT", help="Address of a Triton server; grpc://HOST:PORT for gRPC."),
+    ] = None,
+    name: Annotated[str, typer.Option("--name", help="Name of the model on that server.")] = "",
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed for the resamples of the bootstrap.")] = 0,
+    as_json: options.AsJson = False,
+) -> None:
+    """Measure accuracy or perplexity of models on the same samples; exit 1 if one is worse than the reference.
+
+    Example: ibnorm-export evaluate vit.int8.onnx --against checkpoints/vit --task classification --data val
+    """
+    from ibnorm_export.evaluation.evaluate import evaluate
+
+    wanted = EvaluationOptions(
+        backend,
+        kernels,
+        max_drop=_share(max_drop),
+        limit=limit,
+        batch=batch,
+        max_length=max_length,
+        stride=stride,
+        max_unreadable=_share(max_unreadable),
+        results=results,
+        tokenizer=tokenizer,
+        preprocessing=preprocessing,
+        threads=threads,
+        endpoint=None if url is None else Endpoint(url, name),
+        seed=seed,
+    )
+    with show_progress() as progress:
+        report = evaluate(models, task=task, data=data, against=against, options=wanted, progress=progress)
+    finish(report, as_json=as_json)

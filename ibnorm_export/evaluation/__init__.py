@@ -1,0 +1,1 @@
+"""Does the exported model still do its task? Accuracy or perplexity of several candidates on the same samples."""

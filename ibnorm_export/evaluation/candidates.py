@@ -1,0 +1,271 @@
+"""Exported files and checkpoints as candidates: one protocol over every runtime."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ibnorm_export.artifacts.exported_model import ExportedModel
+from ibnorm_export.artifacts.kv_cache import input_specs
+from ibnorm_export.artifacts.metadata import Weights
+from ibnorm_export.artifacts.onnx_file import MODEL_FILE
+from ibnorm_export.artifacts.tensors import Arrays, InputSpec
+from ibnorm_export.artifacts.tokenizer import read_json
+from ibnorm_export.environment import version_of
+from ibnorm_export.errors import IBNormError, ModelFileError
+from ibnorm_export.evaluation.options import EvaluationOptions
+from ibnorm_export.evaluation.samples import Candidate, ModelFacts, TokenScores, Window
+from ibnorm_export.evaluation.scoring import score_tokens
+from ibnorm_export.files import sha256_of
+from ibnorm_export.generation.decoder import Decoder
+from ibnorm_export.runtimes.registry import fused_library, open_runner
+from ibnorm_export.runtimes.runner import Runner
+
+if TYPE_CHECKING:  # importing torch takes seconds, and exported files do not need it
+    from ibnorm_export.artifacts.loaded_model import LoadedModel
+
+__all__ = ["ModelCandidate", "exported_candidate", "open_candidate", "torch_candidate"]
+
+_LOGITS: Final = "logits"
+
+#: The package whose version the answers of a backend depend on; others are part of the same one.
+_PACKAGES: Final = {
+    "ort-cpu": "onnxruntime",
+    "ort-cuda": "onnxruntime-gpu",
+    "tensorrt": "tensorrt",
+    "tensorrt-rtx": "tensorrt-rtx",
+    "reference": "onnx",
+}
+
+
+class _TimedRunner:
+    """Adds up the time that a runner takes; opens it when it is first needed."""
+
+    def __init__(self, opener: Callable[[], Runner]) -> None:
+        self._opener = opener
+        self._runner: Runner | None = None
+        self.seconds = 0.0
+        self.name = ""
+
+    def run(self, inputs: Arrays) -> Arrays:
+        if self._runner is None:
+            self._runner = self._opener()
+            self.name = self._runner.name
+        start = time.perf_counter()
+        outputs = self._runner.run(inputs)
+        self.seconds += time.perf_counter() - start
+        return outputs
+
+
+class ModelCandidate:
+    """A model behind a runner of the registry.
+
+    Args:
+        name: name in the report.
+        identity: hash of what determines its answers.
+        facts: what is known about it.
+        inputs: what it takes.
+        opener: opens its runner; called when it is first asked.
+    """
+
+    def __init__(
+        self, name: str, *, identity: str, facts: ModelFacts, inputs: Sequence[InputSpec], opener: Callable[[], Runner]
+    ) -> None:
+        self.name = name
+        self.identity = identity
+        self.facts = facts
+        self._inputs = tuple(inputs)
+        self._runner = _TimedRunner(opener)
+
+    @property
+    def seconds(self) -> float:
+        """Time that its runtime has taken so far, in seconds."""
+        return self._runner.seconds
+
+    def classify(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the logits (batch, classes) of images (batch, channels, height, width).
+
+        Raises:
+            ModelFileError: the model does not take one batch of images, or the runtime fails.
+        """
+        if len(self._inputs) != 1 or not self._inputs[0].floating or len(self._inputs[0].shape) != 4:
+            shapes = {spec.name: spec.shape for spec in self._inputs}
+            raise ModelFileError(f"{self.name} is not an image classifier: it takes {shapes}")
+        outputs = self._runner.run({self._inputs[0].name: images})
+        logits = outputs[_LOGITS] if _LOGITS in outputs else next(iter(outputs.values()))
+        if logits.ndim != 2:
+            raise ModelFileError(f"{self.name} is not a classifier: its first output has shape {logits.shape}")
+        return logits.astype(np.float32, copy=False)
+
+    def score(self, windows: Sequence[Window]) -> Sequence[TokenScores]:
+        """Return the scores of each window. They run as one batch, padded on the right.
+
+        Raises:
+            ModelFileError: the model is not a language model, or the runtime fails.
+        """
+        tokens = np.zeros((len(windows), max(len(w.tokens) for w in windows)), dtype=np.int64)
+        for row, window in zip(tokens, windows, strict=True):
+            row[: len(window.tokens)] = window.tokens
+        logits = self._logits(tokens)
+        found = []
+        for index, window in enumerate(windows):
+            last = len(window.tokens)
+            predictions = logits[index, last - 1 - window.scored : last - 1]
+            found.append(score_tokens(predictions, window.tokens[last - window.scored :]))
+        return found
+
+    def _logits(self, tokens: NDArray[np.int64]) -> NDArray[Any]:
+        """Logits (batch, length, vocabulary). A causal model does not see the padding, which is to the right."""
+        names = {spec.name for spec in self._inputs}
+        if "input_ids" not in names:
+            raise ModelFileError(f"{self.name} is not a language model: it takes {', '.join(sorted(names))}")
+        if any(name.startswith("past_key_values.") for name in names):
+            decoder = Decoder(self._runner, self._inputs)
+            decoder.start(len(tokens))
+            return decoder.feed(tokens)
+        inputs: Arrays = {"input_ids": tokens}
+        if "attention_mask" in names:
+            inputs["attention_mask"] = np.ones_like(tokens)
+        if "position_ids" in names:
+            inputs["position_ids"] = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
+        if missing := sorted(names - inputs.keys()):
+            raise ModelFileError(f"{self.name} is not a plain language model: it also takes {', '.join(missing)}")
+        outputs = self._runner.run(inputs)
+        if _LOGITS not in outputs or outputs[_LOGITS].ndim != 3:
+            raise ModelFileError(f"{self.name} is not a language model: it has no logits for each token")
+        return outputs[_LOGITS]
+
+
+def _class_names(folder: Path | None) -> tuple[str, ...]:
+    """Names of the classes that config.json states; empty if it states none of its own."""
+    if folder is None or not (folder / "config.json").is_file():
+        return ()
+    config = read_json(folder / "config.json")
+    named = config.get("id2label")
+    if isinstance(named, dict) and all(str(index) in named for index in range(len(named))):
+        names = tuple(str(named[str(index)]) for index in range(len(named)))
+        stock = all(name == f"LABEL_{index}" for index, name in enumerate(names))
+        return () if stock else names
+    listed = config.get("label_names")  # timm's key
+    return tuple(map(str, listed)) if isinstance(listed, list) else ()
+
+
+def exported_candidate(exported: ExportedModel, *, name: str, options: EvaluationOptions) -> ModelCandidate:
+    """An exported file on the backend of the options."""
+    library = fused_library(options.backend, options.kernels)
+    facts = {
+        "files": [sha256_of(file) for file in (exported.path, *exported.external_files)],
+        "backend": options.backend,
+        "version": version_of(_PACKAGES.get(options.backend, options.backend)),
+        "library": None if library is None else sha256_of(library),
+        "endpoint": None if options.endpoint is None else [options.endpoint.url, options.endpoint.model],
+    }
+    outputs = {tensor.name: tensor.shape for tensor in exported.outputs}
+    shape = outputs.get(_LOGITS, next(iter(outputs.values()), ()))
+    last = shape[-1] if shape and isinstance(shape[-1], int) else 0
+    folder = exported.path.parent if (exported.path.parent / "config.json").is_file() else None
+    specs = input_specs(exported)
+    return ModelCandidate(
+        name,
+        identity=_hash(facts),
+        facts=ModelFacts(
+            folder,
+            last if len(shape) == 3 else 0,
+            max_positions=exported.metadata.max_positions,
+            classes=last if len(shape) == 2 else 0,
+            class_names=_class_names(folder),
+            image=_image(specs),
+        ),
+        inputs=specs,
+        opener=lambda: open_runner(
+            options.backend,
+            exported,
+            threads=options.threads,
+            kernels=options.kernels,
+            endpoint=options.endpoint,
+        ),
+    )
+
+
+def _image(specs: Sequence[InputSpec]) -> tuple[int, ...]:
+    if len(specs) != 1 or not specs[0].floating or len(specs[0].shape) != 4:
+        return ()
+    return tuple(size for size in specs[0].shape[1:] if isinstance(size, int))
+
+
+def torch_candidate(model: LoadedModel, *, name: str) -> ModelCandidate:
+    """A checkpoint in PyTorch, in the dtype of its weights."""
+    dtype = str(next(p.dtype for p in model.module.parameters() if p.is_floating_point()))
+    facts = {"source": model.source_sha256, "backend": "torch", "version": version_of("torch"), "dtype": dtype}
+    config: Any = getattr(model.module, "config", None)
+    folder = Path(model.source) if Path(model.source).is_dir() else None
+    image = _image(model.inputs)
+    classes = getattr(config, "num_labels", 0) or getattr(model.module, "num_classes", 0)
+
+    def opener() -> Runner:
+        from ibnorm_export.runtimes.torch import TorchRunner
+
+        return TorchRunner(model)
+
+    return ModelCandidate(
+        name,
+        identity=_hash(facts),
+        facts=ModelFacts(
+            folder,
+            model.vocabulary or (0 if image else int(getattr(config, "vocab_size", 0) or 0)),
+            max_positions=model.max_positions,
+            classes=int(classes) if image else 0,
+            class_names=_class_names(folder),
+            image=image,
+        ),
+        inputs=model.inputs,
+        opener=opener,
+    )
+
+
+def _hash(facts: dict[str, Any]) -> str:
+    return sha256_of(json.dumps(facts, sort_keys=True).encode())
+
+
+def open_candidate(
+    model: Candidate | ExportedModel | LoadedModel | str | Path,
+    *,
+    options: EvaluationOptions,
+    name: str = "",
+    weights: Weights | None = None,
+) -> Candidate:
+    """Make a candidate of whatever can be evaluated.
+
+    Args:
+        model: an exported file or folder, a checkpoint, the result of `load`, or a candidate, which is returned.
+        options: the backend of exported files.
+        name: name in the report; empty takes the name of the file or folder.
+        weights: raw or EMA weights, where a checkpoint has both.
+
+    Raises:
+        ModelFileError: the file cannot be read.
+        CheckpointError: the checkpoint cannot be read.
+        BackendUnavailable: the backend is not installed.
+    """
+    if isinstance(model, ExportedModel):
+        return exported_candidate(model, name=name or model.path.name, options=options)
+    if not isinstance(model, (str, Path)):
+        from ibnorm_export.artifacts.loaded_model import LoadedModel
+
+        if isinstance(model, LoadedModel):
+            return torch_candidate(model, name=name or f"{Path(model.source).name} (torch)")
+        return model
+    path = Path(model)
+    if not path.exists():
+        raise IBNormError(f"{path} does not exist; give an exported file or folder, or a checkpoint")
+    if path.suffix == ".onnx" or (path / MODEL_FILE).is_file():
+        return exported_candidate(ExportedModel(path), name=name or path.name, options=options)
+    from ibnorm_export.models.loading import load
+
+    return torch_candidate(load(path, weights=weights), name=name or f"{path.name} (torch)")

@@ -1,0 +1,268 @@
+"""Run several candidates on the same samples, and compare what they make of them."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from ibnorm_export.choices import choice
+from ibnorm_export.environment import environment
+from ibnorm_export.errors import IBNormError, shortened
+from ibnorm_export.evaluation.candidates import open_candidate
+from ibnorm_export.evaluation.changes import changed_answers
+from ibnorm_export.evaluation.classification import classification_task
+from ibnorm_export.evaluation.images import open_images
+from ibnorm_export.evaluation.journal import Journal
+from ibnorm_export.evaluation.options import EvaluationOptions, TaskName
+from ibnorm_export.evaluation.perplexity import perplexity_task
+from ibnorm_export.evaluation.report import CandidateResult, EvaluationReport
+from ibnorm_export.evaluation.samples import Candidate, EvaluationTask, PerSampleResult, Sample
+from ibnorm_export.evaluation.texts import TextData
+from ibnorm_export.files import sha256_of
+from ibnorm_export.json_text import json_text
+from ibnorm_export.progress import Progress, silent
+
+if TYPE_CHECKING:  # importing torch takes seconds, and exported files do not need it
+    from ibnorm_export.artifacts.exported_model import ExportedModel
+    from ibnorm_export.artifacts.loaded_model import LoadedModel
+
+__all__ = ["evaluate", "run_task"]
+
+#: Unreadable samples that an error names.
+_NAMED: Final = 3
+
+
+def evaluate(
+    candidates: Candidate | ExportedModel | LoadedModel | str | Path | Sequence[Any],
+    *,
+    task: TaskName | str,
+    data: str | Path,
+    against: Candidate | ExportedModel | LoadedModel | str | Path | None = None,
+    options: EvaluationOptions | None = None,
+    progress: Progress = silent,
+) -> EvaluationReport:
+    """Measure whether models still do their task, all on the same samples, and compare them with a reference.
+
+    Args:
+        candidates: one or several of: an exported file or folder, a checkpoint folder (which PyTorch runs), the result
+            of `load` or `export`, or a `Candidate` of your own.
+        task: "perplexity" or "classification".
+        data: the file or folder of texts or images; nothing is downloaded.
+        against: the reference, of the same kinds; None compares nothing.
+        options: backend, limits and what passes; None is `EvaluationOptions()`.
+        progress: called as the work progresses.
+
+    Returns:
+        A report that is true when no candidate is worse than the reference by more than `max_drop`; `print(report)`
+        shows it.
+
+    Raises:
+        IBNormError: the data is missing or does not belong to the model, or too many samples are unreadable.
+        ModelFileError: a file cannot be read or run.
+        CheckpointError: a checkpoint cannot be read.
+        BackendUnavailable: a package is missing.
+    """
+    options = EvaluationOptions() if options is None else options
+    chosen = choice(TaskName, task, name="task")
+    listed: list[Any] = list(candidates) if isinstance(candidates, (list, tuple)) else [candidates]
+    if against is not None:
+        listed = [against, *listed]
+    if not listed:
+        raise IBNormError("there is no candidate: give at least one file or checkpoint")
+    progress("reading the models", 0, 0)
+    opened = _with_own_names([open_candidate(item, options=options) for item in listed])
+    progress("reading the data", 0, 0)
+    made: EvaluationTask
+    if chosen is TaskName.PERPLEXITY:
+        made, content = perplexity_task(opened, data, options=options, progress=progress), TextData(data).sha256()
+    else:
+        made, content = classification_task(opened, data, options=options), open_images(data).sha256()
+    return run_task(
+        made,
+        opened,
+        data=str(data),
+        data_sha256=content,
+        reference=None if against is None else opened[0],
+        options=options,
+        progress=progress,
+    )
+
+
+def _with_own_names(candidates: list[Candidate]) -> list[Candidate]:
+    """Refuse two candidates of the same name."""
+    names = [candidate.name for candidate in candidates]
+    for name in names:
+        if names.count(name) > 1:
+            raise IBNormError(
+                f"{names.count(name)} candidates are called {name}; give each its own name, e.g. by renaming a file"
+            )
+    return candidates
+
+
+def run_task(
+    task: EvaluationTask,
+    candidates: Sequence[Candidate],
+    *,
+    data: str,
+    data_sha256: str,
+    reference: Candidate | None = None,
+    options: EvaluationOptions,
+    progress: Progress = silent,
+) -> EvaluationReport:
+    """Ask every candidate about every sample, and compare the results.
+
+    Args:
+        task: the samples, and what is made of the answers.
+        candidates: the models, each with its own name; the reference is one of them.
+        data: where the samples are, for the report.
+        data_sha256: hash of the samples.
+        reference: what the others are compared with.
+        options: where results are kept, and what passes.
+        progress: called as the work progresses.
+
+    Raises:
+        IBNormError: too many samples are unreadable, or results of something else are in the place of the journal.
+    """
+    start = time.perf_counter()
+    key = {"data": data_sha256, "settings": sha256_of(json_text(dict(task.settings)).encode())}
+    with ExitStack() as stack:
+        folder = options.results
+        if folder is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ibnorm-evaluate-")))
+        journals = {
+            candidate.name: Journal(
+                folder, candidate.name, key={"candidate": candidate.identity, **key}, columns=task.columns
+            )
+            for candidate in candidates
+        }
+        _ask(task, candidates, journals=journals, max_unreadable=options.max_unreadable, progress=progress)
+        progress("comparing", 0, 0)
+        results = _results(task, candidates, journals=journals, reference=reference, max_drop=options.max_drop)
+        first = next(iter(journals.values()))
+        return EvaluationReport(
+            task.name,
+            data,
+            candidates=results,
+            reference="" if reference is None else reference.name,
+            unreadable=first.unreadable(),
+            settings=task.settings,
+            notes=task.notes,
+            seconds=time.perf_counter() - start,
+            files=() if options.results is None else tuple(str(journal.path) for journal in journals.values()),
+            environment=environment(),
+        )
+
+
+def _ask(
+    task: EvaluationTask,
+    candidates: Sequence[Candidate],
+    *,
+    journals: Mapping[str, Journal],
+    max_unreadable: float,
+    progress: Progress,
+) -> None:
+    """Go through the samples once, batch by batch, and ask each candidate that has no result for the batch yet.
+
+    A batch that an earlier run left unfinished is asked about again, so that batches are the same in both runs.
+    """
+    for journal in journals.values():
+        if journal.done != task.total:
+            journal.keep(journal.done // task.batch * task.batch)
+    position = begin = min(journal.done for journal in journals.values())
+    if task.total and position >= task.total:
+        return
+    clock = _Clock(begin, task.total)
+    first = min(journals.values(), key=lambda journal: journal.done)
+    unreadable = len(first.unreadable())
+    for batch in _batches(task.samples(begin), task.batch):
+        bad = [sample for sample in batch if sample.unreadable]
+        unreadable += len(bad)
+        _check_unreadable(unreadable, bad, total=task.total, share=max_unreadable)
+        for candidate in candidates:
+            journal = journals[candidate.name]
+            if journal.done <= position:
+                progress(clock.text(candidate.name, position), position, task.total)
+                journal.append(_answers(task, candidate, batch))
+        position += len(batch)
+    _check_unreadable(unreadable, [], total=position, share=max_unreadable)
+
+
+def _answers(task: EvaluationTask, candidate: Candidate, batch: Sequence[Sample]) -> list[PerSampleResult]:
+    readable = [sample for sample in batch if not sample.unreadable]
+    answers = iter(task.answer(candidate, readable)) if readable else iter(())
+    return [
+        PerSampleResult(sample.name, unreadable=sample.unreadable) if sample.unreadable else next(answers)
+        for sample in batch
+    ]
+
+
+def _check_unreadable(count: int, latest: Sequence[Sample], *, total: int, share: float) -> None:
+    """Stop as soon as more samples are unreadable than the share of all that is tolerated.
+
+    Raises:
+        IBNormError: too many are; the message names some.
+    """
+    if count and total and count > share * total:
+        named = "; ".join(f"{sample.name}: {shortened(sample.unreadable, 80)}" for sample in latest[:_NAMED])
+        raise IBNormError(
+            f"{count} of {total} samples are unreadable, more than the share of {share:g} that is tolerated"
+            f"{f' ({named})' if named else ''}; repair or remove them, or raise --max-unreadable"
+        )
+
+
+def _batches(samples: Iterator[Sample], size: int) -> Iterator[list[Sample]]:
+    while batch := list(itertools.islice(samples, size)):
+        yield batch
+
+
+class _Clock:
+    """Estimates the time that is left from the samples since the start of this run."""
+
+    def __init__(self, begin: int, total: int) -> None:
+        self._begin, self._total, self._start = begin, total, time.perf_counter()
+
+    def text(self, name: str, position: int) -> str:
+        done = position - self._begin
+        if not done or not self._total:
+            return name
+        left = (time.perf_counter() - self._start) / done * (self._total - position)
+        shown = f"{left:.0f} s" if left < 120 else f"{left / 60:.0f} min" if left < 7200 else f"{left / 3600:.1f} h"
+        return f"{name}, {shown} left"
+
+
+def _results(
+    task: EvaluationTask,
+    candidates: Sequence[Candidate],
+    *,
+    journals: Mapping[str, Journal],
+    reference: Candidate | None,
+    max_drop: float,
+) -> tuple[CandidateResult, ...]:
+    base = None if reference is None else journals[reference.name].table()
+    found = []
+    for candidate in candidates:
+        journal = journals[candidate.name]
+        table = journal.table()
+        measured = task.measure(table)
+        result = CandidateResult(
+            candidate.name,
+            len(table),
+            metrics=measured.metrics,
+            seconds=candidate.seconds,
+            cached=journal.found,
+            curves=measured.curves,
+            classes=measured.classes,
+            confusions=measured.confusions,
+        )
+        if base is not None and reference is not None and candidate is not reference:
+            changed, listed = changed_answers(journal, journals[reference.name], truth=task.truth)
+            comparisons = task.compare(table, base, max_drop=max_drop)
+            result = replace(result, comparisons=comparisons, changed=changed, changed_answers=listed)
+        found.append(result)
+    return tuple(found)

@@ -1,0 +1,322 @@
+"""Labelled images on disk: a folder for each class, .npz, parquet of the hub's layout, and shards of WebDataset."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import re
+import tarfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ibnorm_export.artifacts.npz import read_npz
+from ibnorm_export.errors import IBNormError, quoted, shortened
+from ibnorm_export.evaluation.preprocessing import open_picture
+from ibnorm_export.files import sha256_of
+from ibnorm_export.optional_packages import import_package
+from ibnorm_export.parsing import parse_json
+
+__all__ = ["ImageData", "RawImage", "open_images"]
+
+#: Endings of image files; those that torchvision's ImageFolder takes.
+_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+
+_IMAGES: Final = ("image", "images", "img", "pixel_values", "x", "data")
+_LABELS: Final = ("label", "labels", "fine_label", "y", "target", "targets")
+
+#: Bytes of a member of a shard.
+_MEMBER: Final = 64 << 20
+
+_WHAT: Final = (
+    "nothing is downloaded: put there a folder with a folder of images for each class, an .npz file (images, labels), "
+    "a .parquet file (image.bytes, label), or .tar shards of WebDataset"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RawImage:
+    """One labelled image before it is decoded.
+
+    Args:
+        name: where it is in the data.
+        label: the number of its class, or its name.
+        load: returns a picture of Pillow, or an array that the model takes as it is (channels, height, width).
+    """
+
+    name: str
+    label: int | str
+    load: Callable[[], Any]
+
+
+class ImageData(Protocol):
+    """Labelled images in a fixed order."""
+
+    @property
+    def total(self) -> int:
+        """Number of images; 0 if that is unknown."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of all classes in the order of their numbers; empty if labels are numbers."""
+
+    @property
+    def prepared(self) -> bool:
+        """Whether the images are as the model takes them."""
+
+    def sha256(self) -> str:
+        """Hash of names and contents."""
+
+    def images(self, start: int) -> Iterator[RawImage]:
+        """Yield the images from number `start` on."""
+
+
+def _natural(name: str) -> list[tuple[int, str | int]]:
+    """A key that sorts numbers in names by their value."""
+    return [(0, int(part)) if part.isdigit() else (1, part.lower()) for part in re.split(r"(\d+)", name) if part]
+
+
+def _hash_files(files: tuple[Path, ...], root: Path) -> str:
+    found = hashlib.sha256()
+    for file in files:
+        name = file.name if file == root else file.relative_to(root).as_posix()
+        found.update(f"{name}\0{sha256_of(file)}\0".encode(errors="surrogateescape"))
+    return found.hexdigest()
+
+
+class _Folder:
+    """A folder for each class, named like the class."""
+
+    prepared = False
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self.class_names = tuple(sorted((entry.name for entry in root.iterdir() if entry.is_dir()), key=_natural))
+        self._files = tuple(
+            file
+            for name in self.class_names
+            for file in sorted((root / name).rglob("*"))
+            if file.suffix.lower() in _SUFFIXES and file.is_file()
+        )
+        self.total = len(self._files)
+
+    def sha256(self) -> str:
+        return _hash_files(self._files, self._root)
+
+    def images(self, start: int) -> Iterator[RawImage]:
+        for file in self._files[start:]:
+            inside = file.relative_to(self._root)
+            yield RawImage(inside.as_posix(), inside.parts[0], functools.partial(_read, file))
+
+
+def _read(file: Path) -> Any:
+    return open_picture(file.read_bytes())
+
+
+class _Npz:
+    """Two arrays: images (n, height, width), (n, height, width, 3) or, as the model takes them, (n, c, h, w) floats."""
+
+    class_names: tuple[str, ...] = ()
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        arrays = read_npz(path, "an .npz file of images and labels")
+        self._images = _pick(arrays, _IMAGES, path)
+        self._labels = _pick(arrays, _LABELS, path)
+        if self._labels.shape != (len(self._images),) or not np.issubdtype(self._labels.dtype, np.integer):
+            raise IBNormError(
+                f"{path}: labels have shape {self._labels.shape} and dtype {self._labels.dtype}; they must be one "
+                f"whole number for each of {len(self._images)} images"
+            )
+        self.prepared = bool(np.issubdtype(self._images.dtype, np.floating))
+        legal = self._images.ndim == 4 if self.prepared else self._images.ndim in (3, 4)
+        if not legal or not (self.prepared or self._images.dtype == np.uint8):
+            raise IBNormError(
+                f"{path}: images have shape {self._images.shape} and dtype {self._images.dtype}; they must be uint8 "
+                "(n, height, width) or (n, height, width, 3), or floats (n, channels, height, width)"
+            )
+        self.total = len(self._images)
+
+    def sha256(self) -> str:
+        return sha256_of(self._path)
+
+    def images(self, start: int) -> Iterator[RawImage]:
+        for index in range(start, self.total):
+            yield RawImage(f"{self._path.name}:{index}", int(self._labels[index]), functools.partial(self._load, index))
+
+    def _load(self, index: int) -> Any:
+        image = self._images[index]
+        if self.prepared:
+            return image.astype(np.float32)
+        pillow = import_package("PIL.Image", extra="evaluate", purpose="reading images")
+        return pillow.fromarray(image)
+
+
+def _pick(arrays: Mapping[str, NDArray[Any]], names: tuple[str, ...], path: Path) -> NDArray[Any]:
+    for name in names:
+        if name in arrays:
+            return arrays[name]
+    raise IBNormError(f"{path} contains the arrays {quoted(sorted(arrays))}; it must have one of {', '.join(names)}")
+
+
+class _Parquet:
+    """The hub's layout: a column of structs with bytes, and a column of whole numbers."""
+
+    prepared = False
+
+    def __init__(self, files: tuple[Path, ...], root: Path) -> None:
+        self._files, self._root = files, root
+        self._parquet = import_package("pyarrow.parquet", extra="evaluate", purpose=f"reading {root}")
+        self.total = 0
+        self.class_names: tuple[str, ...] = ()
+        for file in files:
+            try:
+                with self._parquet.ParquetFile(file) as table:
+                    self.total += table.metadata.num_rows
+                    schema = table.schema_arrow
+            except (OSError, ValueError) as error:  # pyarrow's errors are among these
+                raise IBNormError(f"{file} cannot be read: {shortened(str(error))}") from error
+            self._image, self._label = (_column(schema.names, names, file) for names in (_IMAGES, _LABELS))
+            self.class_names = self.class_names or _hub_names(schema.metadata, self._label)
+
+    def sha256(self) -> str:
+        return _hash_files(self._files, self._root)
+
+    def images(self, start: int) -> Iterator[RawImage]:
+        number = 0
+        for file in self._files:
+            with self._parquet.ParquetFile(file) as table:
+                if number + table.metadata.num_rows <= start:
+                    number += table.metadata.num_rows
+                    continue
+                row = 0
+                for batch in table.iter_batches(batch_size=32, columns=[self._image, self._label]):
+                    images, labels = batch.column(self._image), batch.column(self._label)
+                    for image, label in zip(images, labels, strict=True):
+                        if number >= start:
+                            yield RawImage(f"{file.name}:{row}", self._label_of(label), _bytes_loader(image.as_py()))
+                        number, row = number + 1, row + 1
+
+    def _label_of(self, value: Any) -> int | str:
+        label = value.as_py()
+        if isinstance(label, int) and self.class_names and 0 <= label < len(self.class_names):
+            return self.class_names[label]
+        return label if isinstance(label, (int, str)) else quoted(label)
+
+
+def _column(names: list[str], wanted: tuple[str, ...], file: Path) -> str:
+    for name in wanted:
+        if name in names:
+            return name
+    raise IBNormError(f"{file} has the columns {quoted(names)}; it must have one of {', '.join(wanted)}")
+
+
+def _hub_names(metadata: Mapping[bytes, bytes] | None, label: str) -> tuple[str, ...]:
+    """The class names that `datasets` stores beside the schema; empty if there are none."""
+    try:
+        features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
+        return tuple(str(name) for name in features[label]["names"])
+    except (KeyError, ValueError, TypeError):
+        return ()
+
+
+def _bytes_loader(content: Any) -> Callable[[], Any]:
+    raw = content.get("bytes") if isinstance(content, dict) else content
+    return functools.partial(open_picture, raw if isinstance(raw, bytes) else b"")
+
+
+class _Shards:
+    """Shards of WebDataset: files of one sample follow each other and share the name up to the first dot."""
+
+    prepared = False
+    class_names: tuple[str, ...] = ()
+    total = 0
+
+    def __init__(self, files: tuple[Path, ...], root: Path) -> None:
+        self._files, self._root = files, root
+
+    def sha256(self) -> str:
+        return _hash_files(self._files, self._root)
+
+    def images(self, start: int) -> Iterator[RawImage]:
+        number = 0
+        for shard in self._files:
+            try:
+                for key, members in self._samples(shard):
+                    if number >= start:
+                        yield _shard_image(f"{shard.name}:{key}", members)
+                    number += 1
+            except tarfile.TarError as error:
+                raise IBNormError(f"{shard} is not a tar file, or is damaged: {shortened(str(error))}") from error
+
+    def _samples(self, shard: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
+        """Nothing is unpacked to disk; members are read one after the other, regular files only."""
+        current, members = "", dict[str, bytes]()
+        with tarfile.open(shard, "r|*") as archive:
+            for member in archive:
+                folder, _, base = member.name.rpartition("/")
+                stem, _, ending = base.partition(".")
+                if not member.isfile() or not stem:
+                    continue
+                key = f"{folder}/{stem}" if folder else stem
+                if key != current and members:
+                    yield current, members
+                    members = {}
+                current = key
+                if member.size > _MEMBER:
+                    raise IBNormError(f"{shard}: {quoted(member.name)} has {member.size} bytes, more than {_MEMBER}")
+                stream = archive.extractfile(member)
+                members[ending.lower()] = b"" if stream is None else stream.read()
+        if members:
+            yield current, members
+
+
+def _shard_image(name: str, members: Mapping[str, bytes]) -> RawImage:
+    image = next((members[ending[1:]] for ending in _SUFFIXES if ending[1:] in members), b"")
+    return RawImage(name, _shard_label(name, members), _bytes_loader(image))
+
+
+def _shard_label(name: str, members: Mapping[str, bytes]) -> int | str:
+    """The number in NAME.cls, or the label in NAME.json."""
+    try:
+        if "cls" in members:
+            text = members["cls"].decode().strip()
+            return int(text) if text.lstrip("-").isdigit() else text
+        record = parse_json(members["json"])
+        label = next(record[key] for key in (*_LABELS, "cls") if key in record)
+        return label if isinstance(label, (int, str)) else quoted(label)
+    except (KeyError, ValueError, TypeError, StopIteration) as error:
+        raise IBNormError(
+            f"{name} has the files {quoted(sorted(members))}; it must have the number of its class in .cls, or a label "
+            "in .json"
+        ) from error
+
+
+def open_images(path: str | Path) -> ImageData:
+    """Open labelled images.
+
+    Args:
+        path: a folder with one folder for each class, an .npz file, .parquet files, .tar shards, or a folder of these.
+
+    Raises:
+        IBNormError: nothing is there, or it is none of these.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise IBNormError(f"{path} does not exist; {_WHAT}")
+    inside = tuple(sorted(path.rglob("*"))) if path.is_dir() else (path,)
+    for suffix, kind in ((".parquet", _Parquet), (".tar", _Shards)):
+        if files := tuple(file for file in inside if file.suffix.lower() == suffix and file.is_file()):
+            return kind(files, path)
+    if path.suffix.lower() == ".npz" and path.is_file():
+        return _Npz(path)
+    if path.is_dir():
+        found = _Folder(path)
+        if found.total:
+            return found
+    raise IBNormError(f"{path} has no labelled images; {_WHAT}")

@@ -1,0 +1,202 @@
+"""Accuracy, calibration and labels of classifiers, and every layout of labelled images."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from ibnorm_export import EvaluationOptions, IBNormError, evaluate, load
+from ibnorm_export.artifacts.exported_model import ExportedModel
+from ibnorm_export.evaluation.calibration import binned, calibration_error
+from ibnorm_export.evaluation.classification import Labels
+from ibnorm_export.evaluation.report import EvaluationReport
+from ibnorm_export.evaluation.samples import ModelFacts
+from tests.support.fake_candidates import FakeCandidate
+
+pillow = pytest.importorskip("PIL.Image", reason="the extra `evaluate` is not installed")
+
+CLASSES = ("ant", "bee", "cat")
+
+
+def by_colour(images: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Class 0 for red, 1 for green, 2 for blue."""
+    return images.mean(axis=(2, 3)) * 10.0
+
+
+@pytest.fixture(scope="module")
+def processor(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("processor")
+    settings = {"image_processor_type": "ViTImageProcessor", "size": {"height": 8, "width": 8}, "resample": 2}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[tuple[str, bytes]]:
+    """24 PNGs (class, bytes), of which the model takes 2 for another class."""
+    rng = np.random.default_rng(0)
+    found = []
+    for index in range(24):
+        label = index % 3
+        pixels = rng.integers(0, 40, (12, 9, 3)).astype(np.uint8)
+        pixels[:, :, label if index > 1 else 2] += 120
+        buffer = io.BytesIO()
+        pillow.fromarray(pixels).save(buffer, format="PNG")
+        found.append((CLASSES[label], buffer.getvalue()))
+    return sorted(found, key=lambda pair: pair[0])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, pictures: list[tuple[str, bytes]]) -> Path:
+    root = tmp_path_factory.mktemp("images")
+    for index, (name, content) in enumerate(pictures):
+        (root / name).mkdir(exist_ok=True)
+        (root / name / f"{index:03}.png").write_bytes(content)
+    return root
+
+
+def run(data: Path, processor: Path | None, *, classes: int = 3, **options: object) -> EvaluationReport:
+    facts = ModelFacts(classes=classes, image=(3, 8, 8))
+    candidate = FakeCandidate("colour", by_colour, facts=facts)
+    wanted = EvaluationOptions(preprocessing=processor, **options)  # type: ignore[arg-type]  # options by name
+    return evaluate(candidate, task="classification", data=data, options=wanted)
+
+
+def top1(report: EvaluationReport) -> float:
+    return report.candidates[0].metrics[0].value
+
+
+def test_a_folder_for_each_class(folder: Path, processor: Path) -> None:
+    report = run(folder, processor)
+    assert top1(report) == pytest.approx(22 / 24)
+    result = report.candidates[0]
+    assert [(c.name, c.samples) for c in result.classes] == [(name, 8) for name in CLASSES]
+    assert [(c.truth, c.answer, c.count) for c in result.confusions] == [("ant", "cat", 1), ("bee", "cat", 1)]
+    assert "sorted by name" in report.notes[0]
+
+
+def test_every_layout_gives_the_same_result(
+    folder: Path, processor: Path, pictures: list[tuple[str, bytes]], tmp_path: Path
+) -> None:
+    shard = tmp_path / "shards" / "00000.tar"
+    shard.parent.mkdir()
+    with tarfile.open(shard, "w") as archive:
+        for index, (name, content) in enumerate(pictures):
+            for ending, body in (("png", content), ("cls", str(CLASSES.index(name)).encode())):
+                member = tarfile.TarInfo(f"{index:05}.{ending}")
+                member.size = len(body)
+                archive.addfile(member, io.BytesIO(body))
+    images = np.stack([np.asarray(pillow.open(io.BytesIO(content))) for _, content in pictures])
+    labels = np.array([CLASSES.index(name) for name, _ in pictures])
+    np.savez(tmp_path / "images.npz", images=images, labels=labels)
+    expected = run(folder, processor).candidates[0].metrics
+    assert run(shard.parent, processor).candidates[0].metrics == expected
+    assert run(tmp_path / "images.npz", processor).candidates[0].metrics == expected
+    arrow = pytest.importorskip("pyarrow", reason="the extra `evaluate` is not installed")
+    import pyarrow.parquet
+
+    structs = [{"bytes": content, "path": None} for _, content in pictures]
+    table = arrow.table({"image": structs, "label": labels})
+    features = {"info": {"features": {"label": {"names": list(CLASSES), "_type": "ClassLabel"}}}}
+    pyarrow.parquet.write_table(
+        table.replace_schema_metadata({"huggingface": json.dumps(features)}), tmp_path / "images.parquet"
+    )
+    assert run(tmp_path / "images.parquet", processor).candidates[0].metrics == expected
+
+
+def test_arrays_as_the_model_takes_them_need_no_preprocessing(tmp_path: Path) -> None:
+    images = np.zeros((12, 3, 8, 8), dtype=np.float32)
+    labels = np.arange(12) % 3
+    images[np.arange(12), labels] = 1.0
+    np.savez(tmp_path / "images.npz", x=images, y=labels)
+    assert top1(run(tmp_path / "images.npz", None)) == 1.0
+
+
+def test_an_exported_model_answers_like_its_checkpoint(
+    exported_vit: ExportedModel, vit_checkpoint: Path, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal((40, 1, 8, 8)).astype(np.float32)
+    model = load(vit_checkpoint)
+    import torch
+
+    with torch.inference_mode():
+        logits = model.in_float64()(pixel_values=torch.from_numpy(images).double()).logits.numpy()
+    labels = rng.integers(0, 10, 40)
+    np.savez(tmp_path / "images.npz", images=images, labels=labels)
+    report = evaluate(exported_vit, task="classification", data=tmp_path / "images.npz", against=model)
+    for candidate in report.candidates:
+        assert candidate.metrics[0].value == pytest.approx((logits.argmax(-1) == labels).mean())
+        top5 = np.argsort(-logits, axis=-1)[:, :5] == labels[:, None]
+        assert candidate.metrics[1].value == pytest.approx(top5.any(-1).mean())
+
+
+def test_a_limit_takes_images_of_all_classes(folder: Path, processor: Path) -> None:
+    report = run(folder, processor, limit=6)
+    assert [(c.name, c.samples) for c in report.candidates[0].classes] == [(name, 2) for name in CLASSES]
+
+
+def test_unreadable_images_are_named_and_tolerated_up_to_a_share(folder: Path, processor: Path, tmp_path: Path) -> None:
+    import shutil
+
+    data = tmp_path / "images"
+    shutil.copytree(folder, data)
+    (data / "bee" / "empty.png").write_bytes(b"")
+    (data / "cat" / "text.jpg").write_bytes(b"not an image")
+    with pytest.raises(
+        IBNormError, match=r"2 of 26 samples are unreadable.*bee/empty.png: it is empty.*--max-unreadable"
+    ):
+        run(data, processor)
+    report = run(data, processor, max_unreadable=0.1)
+    assert {name for name, _ in report.unreadable} == {"bee/empty.png", "cat/text.jpg"}
+    assert report.candidates[0].samples == 24
+    assert top1(report) == pytest.approx(22 / 24)
+    assert "warning: bee/empty.png is unreadable" in str(report)
+
+
+@pytest.mark.parametrize(
+    ("names", "known", "classes", "expected"),
+    [
+        (("bee", "ant"), ("ant", "bee", "cat"), 3, {"bee": 1, "ant": 0}),
+        (("0", "2", "10"), (), 11, {"0": 0, "2": 2, "10": 10}),
+        (("n01", "n02"), ("tench", "goldfish"), 2, {"n01": 0, "n02": 1}),
+    ],
+)
+def test_labels(names: tuple[str, ...], known: tuple[str, ...], classes: int, expected: dict[str, int]) -> None:
+    labels = Labels(names, known, classes=classes)
+    assert {name: labels.number(name, "here") for name in names} == expected
+
+
+def test_labels_that_are_not_the_models_classes(folder: Path, processor: Path, tmp_path: Path) -> None:
+    with pytest.raises(IBNormError, match="the data has 3 classes, among them 'ant'; the model has 10"):
+        run(folder, processor, classes=10)
+    np.savez(tmp_path / "images.npz", images=np.zeros((4, 3, 8, 8), np.float32), labels=np.array([0, 1, 2, 7]))
+    with pytest.raises(IBNormError, match=r"images.npz:3 has the label 7; the model has 3 classes \(0 to 2\)"):
+        run(tmp_path / "images.npz", None)
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage" * 100])
+def test_a_damaged_shard(tmp_path: Path, processor: Path, content: bytes) -> None:
+    (tmp_path / "0.tar").write_bytes(content)
+    with pytest.raises(IBNormError, match=r"is not a tar file|no sample|no labelled images"):
+        run(tmp_path, processor)
+
+
+def test_missing_data_and_preprocessing(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(IBNormError, match="does not exist; nothing is downloaded: put there a folder"):
+        run(tmp_path / "nowhere", None)
+    with pytest.raises(IBNormError, match=r"no candidate has a preprocessor_config.json"):
+        run(folder, None)
+
+
+def test_calibration_error() -> None:
+    """Two bins: 4 answers sure to 0.9 of which 2 are right, and 6 sure to 0.5 of which 3 are right."""
+    confidence = np.array([0.9] * 4 + [0.5] * 6)
+    correct = np.array([1.0, 1.0, 0.0, 0.0] + [1.0, 0.0] * 3)
+    assert calibration_error(binned(confidence, correct).sum(axis=0), 10) == pytest.approx(0.4 * 0.4)

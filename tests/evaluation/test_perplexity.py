@@ -1,0 +1,184 @@
+"""Perplexity against the loop of transformers' guide in float64, and what each window counts."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ibnorm_export import EvaluationOptions, IBNormError, evaluate, load
+from ibnorm_export.artifacts.exported_model import ExportedModel
+from ibnorm_export.artifacts.tokenizer import write_byte_tokenizer
+from ibnorm_export.evaluation.perplexity import windows_of
+from ibnorm_export.evaluation.samples import ModelFacts
+from ibnorm_export.evaluation.scoring import score_tokens
+from ibnorm_export.evaluation.texts import TextData
+from tests.support.fake_candidates import FakeCandidate
+
+TEXT = "Größe zählt nicht. The quick brown fox jumps over the lazy dog; " * 4
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    write_byte_tokenizer(folder)
+    return folder
+
+
+def uniform(tokens: np.ndarray) -> np.ndarray:
+    return np.zeros((len(tokens), 256), dtype=np.float32)
+
+
+@pytest.mark.parametrize(("length", "max_length", "stride"), [(100, 32, 16), (33, 32, 31), (5, 32, 16), (64, 32, 1)])
+def test_windows_are_those_of_the_guide(length: int, max_length: int, stride: int) -> None:
+    """The loop of "Perplexity of fixed-length models", where labels before the target are -100 and shift by one."""
+    expected, before = [], 0
+    for begin in range(0, length, stride):
+        end = min(begin + max_length, length)
+        target = end - before
+        labels = [-100] * (end - begin - target) + [1] * target
+        expected.append((begin, end, sum(label != -100 for label in labels[1:])))
+        before = end
+        if end == length:
+            break
+    assert list(windows_of(length, max_length=max_length, stride=stride)) == expected
+    assert sum(scored for _, _, scored in expected) == length - 1
+
+
+def test_scores_are_those_of_log_softmax() -> None:
+    rng = np.random.default_rng(0)
+    logits, tokens = rng.normal(0.0, 8.0, (700, 1000)), rng.integers(0, 1000, 700)
+    expected = torch.log_softmax(torch.from_numpy(logits), -1).numpy()
+    scores = score_tokens(logits.astype(np.float32), tokens)
+    # float32 logits of up to 40 are rounded by 2e-6, and so is their difference
+    assert scores.log_probabilities == pytest.approx(expected[np.arange(700), tokens], abs=1e-5)
+    assert (scores.greedy == (logits.argmax(-1) == tokens)).all()
+
+
+def test_an_exported_model_has_the_perplexity_of_float64(
+    exported_llama: ExportedModel, llama_checkpoint: Path, tokenizer: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    options = EvaluationOptions(tokenizer=tokenizer, max_length=48, stride=20, batch=3)
+    report = evaluate(
+        exported_llama, task="perplexity", data=tmp_path / "text.txt", against=llama_checkpoint, options=options
+    )
+    tokens = torch.tensor(list(TEXT.encode()))[None]
+    module = load(llama_checkpoint).in_float64()
+    total, before = 0.0, 0
+    with torch.inference_mode():
+        for begin in range(0, tokens.shape[1], 20):
+            end = min(begin + 48, tokens.shape[1])
+            logits = module(input_ids=tokens[:, begin:end]).logits[0, :-1]
+            losses = torch.nn.functional.cross_entropy(logits, tokens[0, begin + 1 : end], reduction="none")
+            new = end - max(before, 1)
+            total += float(losses[-new:].sum())
+            before = end
+            if end == tokens.shape[1]:
+                break
+    predicted = tokens.shape[1] - 1
+    for candidate in report.candidates:
+        token, word, byte, _ = (metric.value for metric in candidate.metrics)
+        # the tolerance of a model in fp32 is 1e-5 of the logits, which are of order 1
+        assert token == pytest.approx(math.exp(total / predicted), rel=1e-5)
+        assert byte == pytest.approx(total / predicted / math.log(2.0), rel=1e-5)
+        # the first word begins before the first token that is scored
+        assert math.log(word) == pytest.approx(total / (len(TEXT.split()) - 1), rel=1e-5)
+    assert report
+    assert report.candidates[1].comparisons[0].drop == pytest.approx(0.0, abs=1e-5)
+
+
+def test_bytes_and_words_add_up(tokenizer: Path, tmp_path: Path) -> None:
+    """Each window counts the text of the tokens that it scores; a letter of two bytes is not counted twice."""
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    options = EvaluationOptions(tokenizer=tokenizer, max_length=16, results=tmp_path / "results")
+    report = evaluate(FakeCandidate("uniform", uniform), task="perplexity", data=tmp_path / "text.txt", options=options)
+    rows = [json.loads(line)[2] for line in Path(report.files[0]).read_text(encoding="utf-8").splitlines()[1:]]
+    assert sum(row[1] for row in rows) == len(TEXT.encode()) - 1
+    assert sum(row[3] for row in rows) == len(TEXT.encode()) - 1
+    assert sum(row[2] for row in rows) == len(TEXT.split()) - 1
+    assert report.candidates[0].metrics[0].value == pytest.approx(256.0)
+    assert report.candidates[0].metrics[2].value == pytest.approx(8.0)
+
+
+def test_texts_in_every_format_are_the_same(tmp_path: Path) -> None:
+    texts = ["one text", "another, größer", "a third"]
+    (tmp_path / "lines.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts), encoding="utf-8")
+    found = {"jsonl": [d.text for d in TextData(tmp_path / "lines.jsonl").documents()]}
+    arrow = pytest.importorskip("pyarrow", reason="the extra `evaluate` is not installed")
+    import pyarrow.ipc
+    import pyarrow.parquet
+
+    table = arrow.table({"text": texts})
+    pyarrow.parquet.write_table(table, tmp_path / "texts.parquet")
+    found["parquet"] = [d.text for d in TextData(tmp_path / "texts.parquet").documents()]
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    with pyarrow.ipc.new_stream(folder / "data-00000-of-00001.arrow", table.schema) as stream:
+        stream.write_table(table)
+    (folder / "state.json").write_text("{}", encoding="utf-8")
+    found["datasets"] = [d.text for d in TextData(folder).documents()]
+    assert found == dict.fromkeys(found, texts)
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        ("short", {}, "has 5 tokens, fewer than a window of 32: give a longer text, or --max-length 5"),
+        ("x", {}, "no text of at least two tokens"),
+        (TEXT, {"stride": 32}, "--stride is 32; it must be at most 31"),
+        (TEXT, {"max_length": 4096}, "--max-length is 4096; the model has 64 positions"),
+    ],
+)
+def test_unsuitable_texts_and_windows(
+    tokenizer: Path, tmp_path: Path, content: str, options: dict[str, int], message: str
+) -> None:
+    (tmp_path / "text.txt").write_text(content, encoding="utf-8")
+    wanted = EvaluationOptions(tokenizer=tokenizer, **{"max_length": 32, **options})
+    candidate = FakeCandidate("uniform", uniform, facts=ModelFacts(max_positions=64))
+    with pytest.raises(IBNormError, match=message) as caught:
+        evaluate(candidate, task="perplexity", data=tmp_path / "text.txt", options=wanted)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("vocabulary", [200, 300])
+def test_another_models_tokenizer(tokenizer: Path, tmp_path: Path, vocabulary: int) -> None:
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    candidate = FakeCandidate("small", uniform, facts=ModelFacts(tokenizer, vocabulary))
+    with pytest.raises(IBNormError, match=r"different models|another model"):
+        evaluate(candidate, task="perplexity", data=tmp_path / "text.txt")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("missing.txt", None, "does not exist; nothing is downloaded: put there a .txt file"),
+        ("text.pdf", "x", "ends in '.pdf'; it must be .txt, .jsonl"),
+        ("text.jsonl", '{"body": 1}\n', "record 1 has the keys .'body'.; it must have a text under text"),
+        ("text.jsonl", "{\n", "cannot be read: Expecting"),
+    ],
+)
+def test_texts_that_cannot_be_read(tmp_path: Path, name: str, content: str | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(IBNormError, match=message):
+        list(TextData(tmp_path / name).documents())
+
+
+def test_a_model_that_overflows_fails(tokenizer: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    broken = FakeCandidate("broken", lambda tokens: uniform(tokens) * np.float32(np.nan))
+    options = EvaluationOptions(tokenizer=tokenizer, max_length=16)
+    report = evaluate(
+        broken,
+        task="perplexity",
+        data=tmp_path / "text.txt",
+        against=FakeCandidate("uniform", uniform),
+        options=options,
+    )
+    assert not report
+    assert "FAIL broken against uniform" in str(report)
