@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import re
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
@@ -219,7 +218,7 @@ def _column(names: list[str], wanted: tuple[str, ...], file: Path) -> str:
 def _hub_names(metadata: Mapping[bytes, bytes] | None, label: str) -> tuple[str, ...]:
     """The class names that `datasets` stores beside the schema; empty if there are none."""
     try:
-        features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
+        features = parse_json((metadata or {})[b"huggingface"])["info"]["features"]
         return tuple(str(name) for name in features[label]["names"])
     except (KeyError, ValueError, TypeError):
         return ()

@@ -19,6 +19,7 @@ import numpy as np
 from ibnorm_export.errors import IBNormError, quoted, shortened
 from ibnorm_export.evaluation.samples import PerSampleResult, ResultTable
 from ibnorm_export.files import sha256_of
+from ibnorm_export.parsing import parse_json
 
 __all__ = ["Journal"]
 
@@ -83,8 +84,8 @@ class Journal:
 
     def _check_head(self, line: bytes) -> None:
         try:
-            head = json.loads(line)
-        except (ValueError, RecursionError):
+            head = parse_json(line)
+        except ValueError:
             head = None
         if not isinstance(head, dict):
             raise IBNormError(f"{self.path} is not a file of results; remove it, or name another folder with --results")
@@ -132,12 +133,12 @@ class Journal:
 
     def _parsed(self, line: str, number: int) -> PerSampleResult:
         try:
-            name, answer, values, unreadable = json.loads(line)
+            name, answer, values, unreadable = parse_json(line)
             numbers = tuple(float(value) for value in values)
             if len(numbers) != (0 if unreadable else len(self._columns)):
                 raise ValueError
             return PerSampleResult(str(name), str(answer), values=numbers, unreadable=str(unreadable))
-        except (ValueError, TypeError, RecursionError) as error:
+        except (ValueError, TypeError) as error:
             raise IBNormError(
                 f"{self.path}: line {number} is damaged: {quoted(line)}; remove the file, and the results are computed "
                 "again"
