@@ -163,8 +163,17 @@ test-targets: native
 	if command -v npm > /dev/null; then $(MAKE) --no-print-directory build/node/.ready; fi
 	$(BIN)/python -m pytest tests/targets
 
+# ONNX Runtime for JavaScript, where npm is installed.
+build/npm/.ready: Makefile
+	if command -v npm > /dev/null; then \
+	  npm install --ignore-scripts --no-audit --no-fund --prefix build/npm onnxruntime-web@1.30.0 onnxruntime-node@1.30.0; \
+	else \
+	  mkdir -p build/npm && echo "build/npm: npm is not installed, so tests in Node are skipped"; \
+	fi
+	touch $@
+
 # Files in other runtimes.
-test-runtimes: native $(VENV)/.extra-openvino
+test-runtimes: native $(VENV)/.extra-openvino build/npm/.ready
 	$(BIN)/python -m pytest tests/runtimes/others
 
 # The source of the CUDA kernels, compiled by g++ and run on a CPU emulator. Where nvcc is installed, also what it makes of

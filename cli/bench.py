@@ -78,6 +78,8 @@ def bench_command(
         ),
     ] = None,
     engine: options.EngineFile = None,
+    provider: options.Provider = None,
+    npm: options.Npm = None,
     model: options.Factory = None,
     weights: options.Weights = None,
     as_json: options.AsJson = False,
@@ -109,6 +111,8 @@ def bench_command(
         rounds=rounds,
         seed=seed,
         engine=engine,
+        provider=provider,
+        npm=npm,
         require_fused=require_fused,
         generation=GenerationOptions(_counts(prompts, "--prompts"), _counts(batches, "--batches")),
     )

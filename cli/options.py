@@ -98,6 +98,25 @@ EngineFile = Annotated[
         help="Engine that build-engine wrote, for tensorrt and tensorrt-rtx.",
     ),
 ]
+Provider = Annotated[
+    str | None,
+    typer.Option(
+        "--provider",
+        metavar="NAME",
+        help="Execution provider of the installed ONNX Runtime, such as OpenVINOExecutionProvider, for ort-cpu.",
+    ),
+]
+Npm = Annotated[
+    Path | None,
+    typer.Option(
+        "--npm",
+        metavar="DIR",
+        exists=True,
+        file_okay=False,
+        show_default="the current folder or one above it",
+        help="Folder of npm install --prefix DIR, for ort-web and ort-node.",
+    ),
+]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed for the random inputs.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 KernelChoice = Annotated[

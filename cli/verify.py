@@ -74,6 +74,8 @@ def verify_command(
     ] = None,
     name: Annotated[str, typer.Option("--name", help="Name of the model on that server.")] = "",
     engine: options.EngineFile = None,
+    provider: options.Provider = None,
+    npm: options.Npm = None,
     model: options.Factory = None,
     weights: options.Weights = None,
     as_json: options.AsJson = False,
@@ -100,6 +102,8 @@ def verify_command(
         coverage=coverage,
         stress=stress,
         engine=engine,
+        provider=provider,
+        npm=npm,
         expected=expected,
         expected_dtype=expected_dtype,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -12,6 +12,7 @@ from ibnorm_export.environment import environment, version_of
 from ibnorm_export.errors import BackendUnavailable
 from ibnorm_export.op import native
 from ibnorm_export.op.spec import SCHEMA
+from ibnorm_export.runtimes.node.packages import PACKAGES, find_node, find_package
 from ibnorm_export.runtimes.tensorrt.bindings import bindings
 from ibnorm_export.runtimes.tensorrt.options import Runtime
 from ibnorm_export.serving.triton.binary import find_triton
@@ -111,6 +112,7 @@ def diagnose() -> Diagnosis:
         _fused_kernels(),
         Check("onnx.reference", True, f"onnx {version_of('onnx')}"),
         *(part.check() for part in _OPTIONAL),
+        *_node(),
         _triton(),
         *_compilers(),
         *gpu,
@@ -164,6 +166,20 @@ def _fused_kernels() -> Check:
     if library:
         return Check("fused kernels for ONNX Runtime", True, f"{library}, schema version {SCHEMA['version']}")
     return Check("fused kernels for ONNX Runtime", False, library.problem, library.remedy)
+
+
+def _node() -> Iterator[Check]:
+    """Look for Node, and for its packages where the backends do without --npm."""
+    for backend, package in PACKAGES.items():
+        name = f"{package} (--backend {backend})"
+        try:
+            find_node(backend)
+            found = find_package(backend)
+        except BackendUnavailable as error:
+            problem, _, remedy = str(error).partition(": ")
+            yield Check(name, False, problem, remedy)
+        else:
+            yield Check(name, True, f"{found.version} in {found.folder}")
 
 
 def _triton() -> Check:

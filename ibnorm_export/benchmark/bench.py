@@ -20,7 +20,7 @@ from ibnorm_export.benchmark.reference_load import REFERENCE_LOAD, ReferenceLoad
 from ibnorm_export.benchmark.report import BenchReport, GenerationReport
 from ibnorm_export.errors import BackendUnavailable, IBNormError
 from ibnorm_export.progress import Progress, silent
-from ibnorm_export.runtimes.registry import fused_library, open_runner
+from ibnorm_export.runtimes.registry import BACKENDS, fused_library, open_runner
 from ibnorm_export.runtimes.runner import Backend, Kernels, Runner
 
 __all__ = ["bench", "bench_forward"]
@@ -92,7 +92,7 @@ def bench_forward(
     quantization = exported.metadata.quantization
     precision = exported.dtype if quantization is None else f"{exported.dtype}, int{quantization.bits} weights"
     report = replace(report, model=str(exported.path), require_fused=options.require_fused, precision=str(precision))
-    if options.backend not in (Backend.ORT_CPU, Backend.ORT_CUDA):
+    if not BACKENDS[options.backend].runs_fused_kernels or options.provider is not None:
         return report
     from ibnorm_export.runtimes.norm_executions import norm_executions
 
@@ -151,15 +151,29 @@ def _candidates(
         elif other == REFERENCE_LOAD:
             candidates[REFERENCE_LOAD] = ReferenceLoad()
         elif other in BACKEND_CANDIDATES:
-            candidates[str(other)] = _open(exported, replace(options, backend=str(other), kernels=Kernels.AUTO))
+            candidates[str(other)] = _open(exported, _for_backend(options, str(other)))
         else:
             second = other if isinstance(other, ExportedModel) else ExportedModel(other)
             candidates[str(second.path)] = _open(second, options)
     return candidates
 
 
+def _for_backend(options: BenchOptions, backend: str) -> BenchOptions:
+    """The options for another backend, which takes what applies to it."""
+    npm = options.npm if BACKENDS[backend].takes_npm else None
+    return replace(options, backend=backend, kernels=Kernels.AUTO, provider=None, npm=npm)
+
+
 def _open(exported: ExportedModel, options: BenchOptions, *, engine: Path | None = None) -> Runner:
-    return open_runner(options.backend, exported, threads=options.thread_count, kernels=options.kernels, engine=engine)
+    return open_runner(
+        options.backend,
+        exported,
+        threads=options.thread_count,
+        kernels=options.kernels,
+        engine=engine,
+        provider=options.provider,
+        npm=options.npm,
+    )
 
 
 def _torch_runner(model: LoadedModel, dtype: str, *, compiled: bool, on_gpu: bool) -> Runner:

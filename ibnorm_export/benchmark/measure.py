@@ -67,7 +67,7 @@ def _warm_up(name: str, runner: Runner, *, inputs: Arrays, timing: Timing) -> _C
         name,
         _timed_pass(runner, inputs),
         pool=getattr(runner, "thread_pool", None),
-        spins=not isinstance(runner, DeviceRunner),
+        spins=getattr(runner, "spins", not isinstance(runner, DeviceRunner)),
     )
     candidate.run_timed()  # may compile
     start = time.perf_counter()
@@ -137,7 +137,8 @@ def measure(
 
     Args:
         candidates: runners by the name that is reported; the first is compared with each other one. A runner may
-            name the thread pool that it shares with others in an attribute `thread_pool`.
+            name the thread pool that it shares with others in an attribute `thread_pool`, and state in `spins` whether
+            its threads keep a core busy after a pass.
         inputs: arrays by name for all candidates; the first axis of each is the batch.
         threads: number of threads of each candidate (recorded, not set here).
         rounds: number of turns of each candidate.

@@ -116,6 +116,8 @@ class BenchOptions:
         rounds: number of turns of each candidate.
         seed: seed of the random inputs.
         engine: a TensorRT engine that was built from the file; None builds one.
+        provider: an execution provider of the installed ONNX Runtime, for backend "ort-cpu".
+        npm: the folder given to `npm install --prefix`, for "ort-web" and "ort-node"; None looks where Node does.
         require_fused: the report fails unless every norm ran as a fused kernel.
         timing: see `Timing`; None means `TRTEXEC` for TensorRT, and the defaults for other backends.
         generation: what to measure of a model that generates text.
@@ -129,6 +131,8 @@ class BenchOptions:
     rounds: int = 30
     seed: int = 0
     engine: Path | None = None
+    provider: str | None = None
+    npm: Path | None = None
     require_fused: bool = False
     timing: Timing | None = None
     generation: GenerationOptions = field(default_factory=GenerationOptions)
@@ -147,6 +151,8 @@ class BenchOptions:
         object.__setattr__(self, "sizes", sizes)
         if self.engine is not None:
             object.__setattr__(self, "engine", Path(self.engine))
+        if self.npm is not None:
+            object.__setattr__(self, "npm", Path(self.npm))
 
     @property
     def thread_count(self) -> int:

@@ -53,7 +53,7 @@ class ParityCheck:
         inputs: your own .npz files, instead of random samples.
         expected: an .npz file of inputs and outputs that the training code saved; see `verify`.
         expected_dtype: the type that the training code computed in; the default is that of the saved outputs.
-        kernels, require_fused: as in `verify`.
+        kernels, npm, require_fused: as in `verify`.
         max_error: a limit on the relative error of every output, in addition to the tolerances of
             docs/verification.md.
     """
@@ -69,6 +69,7 @@ class ParityCheck:
     expected: Path | None = None
     expected_dtype: DType | None = None
     kernels: Kernels = Kernels.AUTO
+    npm: Path | None = None
     require_fused: bool = False
     max_error: float | None = None
 

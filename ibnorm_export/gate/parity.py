@@ -16,6 +16,7 @@ from ibnorm_export.gate.attempt import attempt
 from ibnorm_export.gate.config import PRESENT, ExportCheck
 from ibnorm_export.gate.report import Case, Outcome
 from ibnorm_export.progress import Progress
+from ibnorm_export.runtimes.registry import BACKENDS
 from ibnorm_export.runtimes.runner import Backend
 from ibnorm_export.verifier.options import InputCoverage
 from ibnorm_export.verifier.report import LayerParity, ParityReport
@@ -92,6 +93,7 @@ def _compare(
         layers=parity.layers,
         coverage=parity.coverage,
         stress=parity.stress,
+        npm=parity.npm if BACKENDS[backend].takes_npm else None,
         expected=parity.expected,
         expected_dtype=parity.expected_dtype,
     )

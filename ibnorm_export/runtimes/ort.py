@@ -9,16 +9,17 @@ from typing import Any, Final
 
 import numpy as np
 import onnxruntime as ort
-from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from ibnorm_export.artifacts.kv_cache import CAPACITY
 from ibnorm_export.artifacts.tensors import Arrays
-from ibnorm_export.errors import ModelFileError
+from ibnorm_export.errors import BackendUnavailable, ModelFileError, quoted
+from ibnorm_export.runtimes.in_place import CachePasser
 from ibnorm_export.runtimes.runner import Backend
 from ibnorm_export.usable_cores import default_threads
 
 __all__ = [
+    "CPU_PROVIDER",
     "LEVELS",
     "MissingKernelError",
     "OrtError",
@@ -42,6 +43,8 @@ OrtError = (
     state.EPFail,
 )
 
+CPU_PROVIDER: Final = "CPUExecutionProvider"
+
 #: Optimisation levels, lowest first; models are served at the last one.
 LEVELS: Final = {
     "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
@@ -58,10 +61,6 @@ _NUMPY_TYPES = {
     "tensor(int32)": np.int32,
     "tensor(bool)": np.bool_,
 }
-
-#: Number of unused tokens at the end of a static cache, and the value in them. Results must not depend on either.
-_SPARE: Final = 3
-_UNUSED: Final = 100.0
 
 
 class MissingKernelError(ModelFileError):
@@ -132,8 +131,11 @@ class OrtRunner:
         library: fused kernels to register; None runs the norms as functions.
         profile: prefix of the file to which `end_profile` writes the session's profile; None writes no profile.
         level: optimisation level, a key of `LEVELS`; models are served at the default.
+        provider: an execution provider to use where it can run a node, e.g. "OpenVINOExecutionProvider"; the others run
+            on the CPU.
 
     Raises:
+        BackendUnavailable: the installed runtime does not have the provider.
         ModelFileError: the runtime cannot load the model; the message quotes the runtime's own.
     """
 
@@ -147,19 +149,21 @@ class OrtRunner:
         library: Path | None = None,
         profile: Path | None = None,
         level: str = "all",
+        provider: str | None = None,
     ) -> None:
         options = session_options(threads, profile)
-        self._session = open_session(source, options, library=library, providers=["CPUExecutionProvider"], level=level)
+        self._session = open_session(source, options, library=library, providers=_providers(provider), level=level)
+        if provider is not None and provider not in self._session.get_providers():  # the runtime only warns
+            raise BackendUnavailable(
+                f"ONNX Runtime {ort.__version__} cannot start {provider}, and would run everything on the CPU: a "
+                "library or device that it needs is missing"
+            )
         self._types = {i.name: _NUMPY_TYPES.get(i.type) for i in self._session.get_inputs()}
         self._outputs = [o.name for o in self._session.get_outputs()]
-        self._in_place = frozenset(i.name for i in self._session.get_inputs() if CAPACITY in i.shape)
+        self._cache = CachePasser(frozenset(i.name for i in self._session.get_inputs() if CAPACITY in i.shape))
 
     def run(self, inputs: Arrays) -> Arrays:
-        if not self._in_place:
-            return self._run(inputs)
-        total = inputs["attention_mask"].shape[1]
-        outputs = self._run({n: _with_unused_tokens(a, total) if n in self._in_place else a for n, a in inputs.items()})
-        return {name: a[:, :, :total] if name.startswith("present.") else a for name, a in outputs.items()}
+        return self._cache.run(self._run, inputs)
 
     def _run(self, inputs: Arrays) -> Arrays:
         converted = {
@@ -177,12 +181,20 @@ class OrtRunner:
         return read_profile(self._session)
 
 
-def _with_unused_tokens(cache: NDArray[Any], total: int) -> NDArray[Any]:
-    """Copy a cache (batch, heads, past, head) into a buffer of `total` tokens and some unused ones."""
-    batch, heads, past, head = cache.shape
-    buffer = np.full((batch, heads, total + _SPARE, head), _UNUSED, dtype=cache.dtype)
-    buffer[:, :, :past] = cache
-    return buffer
+def _providers(provider: str | None) -> list[str]:
+    """The execution providers of a session.
+
+    Raises:
+        BackendUnavailable: the installed runtime does not have the provider.
+    """
+    available = ort.get_available_providers()
+    if provider is not None and provider not in available:
+        raise BackendUnavailable(
+            f"ONNX Runtime {ort.__version__} has no execution provider {quoted(provider)}; it has "
+            f"{', '.join(available)}. Others come with other packages, e.g. pip install onnxruntime-openvino in place "
+            "of onnxruntime"
+        )
+    return list(dict.fromkeys(filter(None, (provider, CPU_PROVIDER))))
 
 
 def read_profile(session: ort.InferenceSession) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ class RunnerRequest:
         library: fused kernels to register; None runs the norms as functions.
         endpoint: the running server, for Triton.
         engine: an existing engine of `model`, for TensorRT; None builds one.
+        provider: an execution provider of ONNX Runtime; None is the backend's own.
+        npm: the folder given to `npm install --prefix`; None looks where Node does.
     """
 
     model: ExportedModel
@@ -33,6 +36,8 @@ class RunnerRequest:
     library: Path | None = None
     endpoint: Endpoint | None = None
     engine: Path | None = None
+    provider: str | None = None
+    npm: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +52,8 @@ class BackendInfo:
         runs_fused_kernels: whether it can use the fused kernels for ONNX Runtime.
         takes_engine: whether it can run an existing engine.
         needs_endpoint: whether it needs the address of a running server.
+        takes_provider: whether it can use a chosen execution provider.
+        takes_npm: whether it runs an npm package in Node.
         rounds: whether it computes a half-precision file in that type, not in float32 without rounding between nodes.
     """
 
@@ -58,19 +65,27 @@ class BackendInfo:
     runs_fused_kernels: bool = False
     takes_engine: bool = False
     needs_endpoint: bool = False
+    takes_provider: bool = False
+    takes_npm: bool = False
     rounds: bool = True
 
 
 def _open_ort_cpu(request: RunnerRequest) -> Runner:
     from ibnorm_export.runtimes.ort import OrtRunner
 
-    return OrtRunner(request.model.path, request.threads, library=request.library)
+    return OrtRunner(request.model.path, request.threads, library=request.library, provider=request.provider)
 
 
 def _open_ort_cuda(request: RunnerRequest) -> Runner:
     from ibnorm_export.runtimes.ort_cuda import OrtCudaRunner
 
     return OrtCudaRunner(request.model.path, request.threads, library=request.library)
+
+
+def _open_node(backend: Backend, request: RunnerRequest) -> Runner:
+    from ibnorm_export.runtimes.node.runner import NodeRunner
+
+    return NodeRunner(backend, request.model, request.threads, npm=request.npm)
 
 
 def _open_tensorrt(request: RunnerRequest) -> Runner:
@@ -115,6 +130,7 @@ _ROWS: Final = (
         extra="cpu",
         opener=_open_ort_cpu,
         runs_fused_kernels=True,
+        takes_provider=True,
         rounds=False,
     ),
     BackendInfo(
@@ -123,6 +139,22 @@ _ROWS: Final = (
         extra="gpu",
         opener=_open_ort_cuda,
         runs_fused_kernels=True,
+    ),
+    BackendInfo(
+        Backend.ORT_WEB,
+        "ONNX Runtime in WebAssembly, as in a browser, in Node",
+        extra="cpu",
+        opener=functools.partial(_open_node, Backend.ORT_WEB),
+        takes_npm=True,
+        rounds=False,
+    ),
+    BackendInfo(
+        Backend.ORT_NODE,
+        "ONNX Runtime for Node",
+        extra="cpu",
+        opener=functools.partial(_open_node, Backend.ORT_NODE),
+        takes_npm=True,
+        rounds=False,
     ),
     BackendInfo(
         Backend.TENSORRT, "TensorRT on an NVIDIA GPU", extra="tensorrt", opener=_open_tensorrt, takes_engine=True
@@ -159,8 +191,10 @@ def _row(backend: str) -> BackendInfo:
     return BACKENDS[backend]
 
 
-def fused_library(backend: str, kernels: Kernels) -> Path | None:
+def fused_library(backend: str, kernels: Kernels, *, provider: str | None = None) -> Path | None:
     """Return the library of fused kernels that a backend should register, or None to run the norms as functions.
+
+    With a chosen execution provider the norms run there, as functions.
 
     Raises:
         BackendUnavailable: fused kernels are required but cannot be used on this machine.
@@ -173,7 +207,9 @@ def fused_library(backend: str, kernels: Kernels) -> Path | None:
                 "--kernels fused, or use --backend ort-cpu"
             )
         return None
-    if kernels is Kernels.FUNCTION:
+    if provider is not None and kernels is Kernels.FUSED:
+        raise IBNormError(f"the fused kernels do not run on {provider}: leave out --kernels fused, or --provider")
+    if kernels is Kernels.FUNCTION or provider is not None:
         return None
     if kernels is Kernels.FUSED:
         return native.ort_library()
@@ -188,6 +224,8 @@ def open_runner(
     kernels: Kernels = Kernels.AUTO,
     endpoint: Endpoint | None = None,
     engine: Path | None = None,
+    provider: str | None = None,
+    npm: Path | None = None,
 ) -> Runner:
     """Open a runner for `model` on a backend.
 
@@ -198,9 +236,11 @@ def open_runner(
         kernels: how the norms should run.
         endpoint: the running server, for backend "triton".
         engine: an existing engine of `model`, for TensorRT; None builds one.
+        provider: an execution provider of the installed ONNX Runtime, for "ort-cpu", e.g. "WebGpuExecutionProvider".
+        npm: the folder given to `npm install --prefix`, for "ort-web" and "ort-node"; None looks where Node does.
 
     Raises:
-        IBNormError: there is no such backend, it needs an endpoint, or it does not take an engine.
+        IBNormError: there is no such backend, it needs an endpoint, or it does not take one of the arguments.
         EngineError: the engine was built for another file, runtime, version or GPU.
         BackendUnavailable: the runtime is not installed.
         ModelFileError: the runtime cannot load the model.
@@ -208,9 +248,21 @@ def open_runner(
     row = _row(backend)
     if engine is not None and not row.takes_engine:
         raise IBNormError(f"backend {backend} takes no engine: use --backend tensorrt or tensorrt-rtx with --engine")
-    library = fused_library(backend, kernels)
+    if provider is not None and not row.takes_provider:
+        raise IBNormError(f"backend {backend} takes no execution provider: use --backend ort-cpu with --provider")
+    if npm is not None and not row.takes_npm:
+        raise IBNormError(f"backend {backend} runs no npm package: use --backend ort-web or ort-node with --npm")
+    request = RunnerRequest(
+        model,
+        threads,
+        library=fused_library(backend, kernels, provider=provider),
+        endpoint=endpoint,
+        engine=engine,
+        provider=provider,
+        npm=npm,
+    )
     try:
-        return row.opener(RunnerRequest(model, threads, library=library, endpoint=endpoint, engine=engine))
+        return row.opener(request)
     except ModuleNotFoundError as error:
         raise BackendUnavailable(
             f"backend {backend} needs the package {error.name}, which is not installed: "

@@ -17,6 +17,8 @@ class Backend(enum.StrEnum):
 
     ORT_CPU = "ort-cpu"
     ORT_CUDA = "ort-cuda"
+    ORT_WEB = "ort-web"
+    ORT_NODE = "ort-node"
     TENSORRT = "tensorrt"
     TENSORRT_RTX = "tensorrt-rtx"
     TRITON = "triton"

@@ -79,11 +79,11 @@ class Comparison:
         Functions run in addition to fused kernels, because a kernel would hide a wrong function body.
         """
         options = self.options
-        opened = functools.partial(open_runner, options.backend, self.file)
+        opened = functools.partial(open_runner, options.backend, self.file, provider=options.provider, npm=options.npm)
         if options.backend == "triton":  # the server decides how the norms run
             return LazyRunners({_SERVED: functools.partial(opened, endpoint=options.endpoint)})
         openers: dict[str, Callable[[], Runner]] = {}
-        if fused_library(options.backend, options.kernels) is not None:
+        if fused_library(options.backend, options.kernels, provider=options.provider) is not None:
             openers[FUSED] = functools.partial(opened, kernels=Kernels.FUSED)
         if options.kernels is not Kernels.FUSED:
             openers[FUNCTIONS] = functools.partial(opened, kernels=Kernels.FUNCTION, engine=options.engine)

@@ -15,7 +15,7 @@ __all__ = ["find_unfused", "observe_norms"]
 def observe_norms(comparison: Comparison) -> tuple[NormExecution, ...]:
     """What ran for every norm, from the profile of one pass; empty for a backend without a profile."""
     options = comparison.options
-    if not BACKENDS[options.backend].runs_fused_kernels:
+    if not BACKENDS[options.backend].runs_fused_kernels or options.provider is not None:
         return ()
     return norm_executions(
         comparison.file,

@@ -23,7 +23,7 @@ def measure_levels(comparison: Comparison) -> tuple[OptimiserLevel, ...]:
         The levels, lowest first; empty for backends other than ONNX Runtime on the CPU.
     """
     options = comparison.options
-    if options.backend != "ort-cpu":
+    if options.backend != "ort-cpu" or options.provider is not None:
         return ()
     from ibnorm_export.runtimes.ort import LEVELS, OrtRunner
 

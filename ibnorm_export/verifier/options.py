@@ -39,6 +39,8 @@ class VerifyOptions:
             are held.
         expected_dtype: the type that the training code computed in; None takes that of the saved outputs.
         coverage: FULL adds inputs for what ordinary samples leave out; see `draw_covering_inputs`.
+        provider: an execution provider of the installed ONNX Runtime, for backend "ort-cpu".
+        npm: the folder given to `npm install --prefix`, for "ort-web" and "ort-node"; None looks where Node does.
         stress: whether to add inputs that expose wrong arithmetic; see `draw_stress_inputs`.
 
     Raises:
@@ -58,6 +60,8 @@ class VerifyOptions:
     coverage: InputCoverage = InputCoverage.FULL
     stress: bool = False
     engine: Path | None = None
+    provider: str | None = None
+    npm: Path | None = None
     expected: Path | None = None
     expected_dtype: DType | None = None
 
