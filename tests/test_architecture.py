@@ -243,6 +243,7 @@ TRUSTED = {
     "graph.cleanup": "torch.onnx, a moment before",
     "models.containers.safe_pickle": "anybody; it interprets a pickle itself, with an allow-list",
     "op.native": "the library whose code is loaded in the same line",
+    "runtimes.node.runner": "this package's driver, in the process that it started",
     "runtimes.ort": "ONNX Runtime, a moment before",
     "runtimes.tensorrt.norm_kernels": "TensorRT, a moment before",
     "serving.text.template_process": "this package; the size of a line is limited",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from ibnorm_export.errors import BackendUnavailable, ModelFileError
-from ibnorm_export.parsing import parse_json, read_text
+from ibnorm_export.parsing import read_json
 from ibnorm_export.runtimes.runner import Backend
 
 __all__ = ["PACKAGES", "NodePackage", "find_node", "find_package"]
@@ -72,8 +72,8 @@ def find_package(backend: Backend, folder: Path | None = None) -> NodePackage:
 
 def _version(described: Path) -> str:
     try:
-        content = parse_json(read_text(described))
-    except (OSError, ValueError, RecursionError) as error:
+        content = read_json(described)
+    except (OSError, ValueError) as error:
         raise ModelFileError(f"{described} cannot be read ({error}): install the package again") from error
     version = content.get("version") if isinstance(content, dict) else None
     return version if isinstance(version, str) else ""
