@@ -85,7 +85,7 @@ def _open_ort_cuda(request: RunnerRequest) -> Runner:
 def _open_node(backend: Backend, request: RunnerRequest) -> Runner:
     from ibnorm_export.runtimes.node.runner import NodeRunner
 
-    return NodeRunner(backend, request.model, request.threads, npm=request.npm)
+    return NodeRunner(backend, request.model, threads=request.threads, npm=request.npm)
 
 
 def _open_tensorrt(request: RunnerRequest) -> Runner:

@@ -79,7 +79,7 @@ class NodeRunner:
     spins = True
 
     def __init__(
-        self, backend: Backend, model: ExportedModel, threads: int | None = None, *, npm: Path | None = None
+        self, backend: Backend, model: ExportedModel, *, threads: int | None = None, npm: Path | None = None
     ) -> None:
         self.name: str = backend
         node, package = find_node(backend), find_package(backend, npm)
