@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ibnorm_export.artifacts.axes import BATCH, SEQUENCE
 from ibnorm_export.cli import options
 from ibnorm_export.cli.console import finish, show_progress
 from ibnorm_export.runtimes.runner import Backend, Kernels
@@ -106,7 +107,7 @@ def bench_command(
     wanted = BenchOptions(
         backend,
         kernels,
-        sizes={"batch": batch} if seq is None else {"batch": batch, "sequence": seq},
+        sizes={BATCH: batch} if seq is None else {BATCH: batch, SEQUENCE: seq},
         threads=threads,
         rounds=rounds,
         seed=seed,

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ibnorm_export.artifacts.axes import BATCH, axis_name
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.tensors import Arrays, DType, InputSpec
 from ibnorm_export.errors import CheckpointError
@@ -22,9 +23,6 @@ Inputs = Tensor | np.ndarray[Any, Any] | Sequence[Any] | Mapping[str, Any]
 
 #: Names of dynamic axes: axis -> name for every input that has the axis, or input -> axis -> name.
 Dynamic = Mapping[int, str] | Mapping[str, Mapping[int, str]]
-
-#: The dynamic axis that inputs have by default.
-_BATCH: Final = "batch"
 
 #: Types that `forward` may take where the file has int64.
 _INTEGERS: Final = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -97,7 +95,7 @@ class CallArguments:
             return name
         if name not in sizes:
             small = (2, 1, 5, 3)[index % 4]
-            longest = small if name == _BATCH else self.sizes.get(name, small)
+            longest = small if axis_name(name) == BATCH else self.sizes.get(name, small)
             sizes[name] = longest if index % 2 == 0 else min(small, longest)
         return sizes[name]
 
@@ -163,13 +161,13 @@ def _spec(name: str, tensor: Tensor, *, first: int | None, dynamic: Dynamic | No
     shape: list[int | str] = list(tensor.shape)
     if dynamic is None:
         if shape and shape[0] == first:
-            shape[0] = _BATCH
+            shape[0] = BATCH
     else:
         axes = dynamic.get(name, {}) if any(isinstance(key, str) for key in dynamic) else dynamic  # type: ignore[call-overload]  # one of the two forms
         for axis, label in axes.items():
             if not isinstance(axis, int) or not isinstance(label, str) or not label:
                 raise CheckpointError(
-                    f"dynamic is {str(dynamic)[:200]}; it must map an axis to a name, for example {{0: 'batch'}}"
+                    f"dynamic is {str(dynamic)[:200]}; it must map an axis to a name, for example {{0: 'batch_size'}}"
                 )
             if -len(shape) <= axis < len(shape):
                 shape[axis] = label
@@ -191,8 +189,8 @@ def read_arguments(module: nn.Module, inputs: Inputs, *, dynamic: Dynamic | None
         module: the module, whose `forward` names the inputs.
         inputs: one tensor, a tuple in the order of `forward`, or a dict by argument name; or a sequence of `InputSpec`.
             Values of a dict that are no tensors are constants of the call.
-        dynamic: names of dynamic axes; None makes the first axis of every input "batch" if it has the size of the first
-            input's.
+        dynamic: names of dynamic axes; None makes the first axis of every input "batch_size" if it has the size of
+            the first input's.
 
     Raises:
         CheckpointError: an input is not a tensor of a supported type, has no place in `forward`, or an axis is unknown.

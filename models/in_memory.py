@@ -44,7 +44,7 @@ def from_module(
         inputs: example inputs: a tensor, a tuple in the order of `forward`, or a dict by argument name; or `InputSpec`.
         outputs: names of the outputs; None takes keys and field names, or output, output_1, ...
         dynamic: names of dynamic axes, {axis: name} for all inputs or {input: {axis: name}}; None makes the first axis
-            "batch", and {} makes every axis fixed.
+            "batch_size", and {} makes every axis fixed.
         norm_class: the class of your norms, or its name, if it is not named like a norm.
 
     Raises:

@@ -69,7 +69,7 @@ def layers_row(folder: Path, name: str, rounds: int) -> Row:
 def verdict_rows(folder: Path, name: str, *, threads: int, rounds: int) -> Iterator[Row]:
     """The verdict on a file against itself, and on a slower one against it."""
     exported = ExportedModel(folder / f"{name}.onnx")
-    inputs = draw_inputs(exported, {"batch": 1, "sequence": 128})
+    inputs = draw_inputs(exported, {"batch_size": 1, "sequence_length": 128})
     for case, wrong in (("itself", "fail"), ("slower", "pass")):
         first = open_runner("ort-cpu", exported, threads=threads)
         candidates = {case: first if case == "itself" else Slower(first)}

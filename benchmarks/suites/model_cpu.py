@@ -40,8 +40,8 @@ THREADS = 2
 ROUNDS = 61  # a quarter of them if one pass takes longer than LONG_S
 LONG_S = 0.15
 SIZES = {
-    "vit-s16": ({"batch": 1}, {"batch": 8}),
-    "llama-60m": ({"batch": 1, "sequence": 128}, {"batch": 1, "sequence": 512}),
+    "vit-s16": ({"batch_size": 1}, {"batch_size": 8}),
+    "llama-60m": ({"batch_size": 1, "sequence_length": 128}, {"batch_size": 1, "sequence_length": 512}),
 }
 SPEC = IBNormSpec("L", 4.0)
 Array = np.ndarray[Any, Any]

@@ -251,12 +251,12 @@ def plan(name: str, text: Path | None = None) -> Plan:
             _LLAMA,
             spec=IBNormSpec(Compression.LOGARITHMIC, bias=False),
             goal=Goal(Metric.BITS_PER_BYTE, 3.2),
-            sizes={"batch": 1, "sequence": 128},
+            sizes={"batch_size": 1, "sequence_length": 128},
         )
     return Plan(
         digits_task(),
         _VIT,
         spec=IBNormSpec(Compression.TANH),
         goal=Goal(Metric.ACCURACY, 0.90),
-        sizes={"batch": 8},
+        sizes={"batch_size": 8},
     )

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ibnorm_export.artifacts.axes import BATCH, PAST, SEQUENCE, TOTAL, axis_name, axis_sizes
 from ibnorm_export.artifacts.kv_cache import positions
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.tensors import Arrays, InputSpec
@@ -151,23 +152,19 @@ class _Sizes:
 
     def fixed(self, fixed: Mapping[str, int]) -> _Sizes:
         """The sizes, except those that the file fixes."""
-        sequence = fixed.get("sequence", self.sequence)
-        past = fixed.get("past", self.past)
-        if "total" in fixed and "past" not in fixed:
-            past = max(0, fixed["total"] - sequence)
-        return _Sizes(fixed.get("batch", self.batch), sequence, past)
+        known = axis_sizes(fixed)
+        sequence = known.get(SEQUENCE, self.sequence)
+        past = known.get(PAST, self.past)
+        if TOTAL in known and PAST not in known:
+            past = max(0, known[TOTAL] - sequence)
+        return _Sizes(known.get(BATCH, self.batch), sequence, past)
 
     def of(self, spec: InputSpec) -> tuple[int, ...]:
-        named = {
-            "batch": self.batch,
-            "sequence": self.sequence,
-            "past": self.past,
-            "total": self.past + self.sequence,
-        }
-        return tuple(n if isinstance(n, int) else named[n] for n in spec.shape)
+        named = {BATCH: self.batch, SEQUENCE: self.sequence, PAST: self.past, TOTAL: self.past + self.sequence}
+        return tuple(n if isinstance(n, int) else named[axis_name(n)] for n in spec.shape)
 
 
-_TOKEN_AXES: Final = {"batch", "sequence", "past", "total"}
+_TOKEN_AXES: Final = {BATCH, SEQUENCE, PAST, TOTAL}
 
 
 @dataclass(frozen=True)
@@ -182,7 +179,7 @@ class _TokenInputs:
     @staticmethod
     def can_draw(specs: Sequence[InputSpec]) -> bool:
         """Whether the names and axes are those of a language model."""
-        axes = {axis for spec in specs for axis in spec.shape if isinstance(axis, str)}
+        axes = {axis_name(axis) for spec in specs for axis in spec.shape if isinstance(axis, str)}
         floats = [spec for spec in specs if spec.floating]
         return (
             any(spec.name == "input_ids" and len(spec.shape) == 2 for spec in specs)

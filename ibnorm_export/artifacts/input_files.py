@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ibnorm_export import parsing
+from ibnorm_export.artifacts.axes import PAST, axis_name
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.npz import ArrayHeader, read_npz
 from ibnorm_export.artifacts.tensors import Arrays, InputSpec
@@ -65,7 +66,7 @@ def _check_headers(path: str | Path, headers: Mapping[str, ArrayHeader], inputs:
             raise ModelFileError(f"{path}: {spec.name} has dtype {dtype}; it must be {kind.__name__}")
         # The first call of a model with a cache has a past of length 0.
         empty = len(header.shape) == len(spec.shape) and any(
-            have == 0 and want != "past" for have, want in zip(header.shape, spec.shape, strict=True)
+            have == 0 and axis_name(str(want)) != PAST for have, want in zip(header.shape, spec.shape, strict=True)
         )
         if len(header.shape) != len(spec.shape) or empty:
             raise ModelFileError(

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 import numpy as np
 from numpy.typing import NDArray
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.tensors import Arrays, DType, InputSpec
 
-__all__ = ["CAPACITY", "input_specs", "positions", "without_padding"]
-
-#: Name of the axis of a cache that is written in place.
-CAPACITY: Final = "capacity"
+__all__ = ["input_specs", "positions", "without_padding"]
 
 
 def positions(mask: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ibnorm_export.artifacts.axes import axis_name, axis_sizes
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.tensors import Arrays, DType
 from ibnorm_export.errors import ModelFileError, quoted
@@ -21,7 +22,7 @@ def draw_inputs(model: ExportedModel, sizes: Mapping[str, int], *, seed: int = 0
 
     Args:
         model: the file.
-        sizes: size of every dynamic axis, by name; unused ones are ignored.
+        sizes: size of every dynamic axis, by name (today's or that of an earlier version); unused ones are ignored.
         seed: seed of the generator.
 
     Returns:
@@ -32,15 +33,16 @@ def draw_inputs(model: ExportedModel, sizes: Mapping[str, int], *, seed: int = 0
     """
     rng = np.random.default_rng(seed)
     arrays: dict[str, Any] = {}
+    known = axis_sizes(sizes)
     for tensor in model.inputs:
         shape = []
         for axis in tensor.shape:
-            if isinstance(axis, str) and axis not in sizes:
+            if isinstance(axis, str) and axis_name(axis) not in known:
                 raise ModelFileError(
                     f"{model.path}: input {quoted(tensor.name)} has the dynamic axis {quoted(axis)}, for which there "
                     f"is no size; there are sizes for {', '.join(sizes) or 'no axis'}"
                 )
-            shape.append(sizes[axis] if isinstance(axis, str) else axis)
+            shape.append(known[axis_name(axis)] if isinstance(axis, str) else axis)
         if tensor.name == "attention_mask":
             arrays[tensor.name] = np.ones(shape, dtype=np.int64)
         elif tensor.dtype == "int64":

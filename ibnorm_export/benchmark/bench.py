@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from ibnorm_export.artifacts.axes import BATCH, SEQUENCE, TOTAL
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel, torch_dtype
 from ibnorm_export.artifacts.random_inputs import draw_inputs
@@ -76,8 +77,8 @@ def bench_forward(
 ) -> BenchReport:
     """Measure the latency of one pass, also of a file that generates text; arguments and errors as in `bench`."""
     options = BenchOptions() if options is None else options
-    sizes = {"batch": 1, "sequence": default_length(exported.metadata.max_positions), **options.sizes}
-    _require_runnable(exported, options=options, length=sizes.get("total", sizes["sequence"]))
+    sizes = {BATCH: 1, SEQUENCE: default_length(exported.metadata.max_positions), **options.sizes}
+    _require_runnable(exported, options=options, length=sizes.get(TOTAL, sizes[SEQUENCE]))
     inputs = draw_inputs(exported, sizes, seed=options.seed)
     with _torch_threads(options.thread_count):
         candidates = _candidates(exported, model=model, against=against, options=options)

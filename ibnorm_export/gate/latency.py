@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
+from ibnorm_export.artifacts.axes import BATCH, PAST, SEQUENCE, TOTAL
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.metadata import Task
@@ -79,8 +80,8 @@ def _sizes(prepared: Prepared, budget: LatencyBudget) -> dict[str, int]:
     longest = prepared.exported.metadata.max_positions
     if prepared.entry.task is Task.TEXT_GENERATION:
         past = budget.sequence or default_length(max(longest - 1, 0))
-        return {"batch": budget.batch, "sequence": 1, "past": past, "total": past + 1}
-    return {"batch": budget.batch, "sequence": budget.sequence or default_length(longest)}
+        return {BATCH: budget.batch, SEQUENCE: 1, PAST: past, TOTAL: past + 1}
+    return {BATCH: budget.batch, SEQUENCE: budget.sequence or default_length(longest)}
 
 
 def _timer(

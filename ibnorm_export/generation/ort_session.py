@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from ibnorm_export.artifacts.kv_cache import CAPACITY
+from ibnorm_export.artifacts.axes import CAPACITY
 from ibnorm_export.errors import ModelFileError
 from ibnorm_export.runtimes.ort import OrtError, OrtRunner
 from ibnorm_export.text_report import counted

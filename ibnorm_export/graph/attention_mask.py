@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import onnx_ir as ir
 
+from ibnorm_export.artifacts.axes import PAST, SEQUENCE, axis_name
 from ibnorm_export.graph.cleanup import constant
 from ibnorm_export.graph.patterns import constant_integer, producer_of_type, replace_node
 
@@ -63,7 +64,10 @@ def _covers_all_keys(columns: ir.SymbolicDim | int, mask: ir.Value) -> bool:
     source = mask if cast is None else cast.inputs[0]
     if source is None or not source.is_graph_input() or source.name != "attention_mask":
         return False
-    return isinstance(columns, ir.SymbolicDim) and sorted(str(columns.value).split(" + ")) == ["past", "sequence"]
+    parts = (
+        {axis_name(part) for part in str(columns.value).split(" + ")} if isinstance(columns, ir.SymbolicDim) else set()
+    )
+    return parts == {PAST, SEQUENCE}
 
 
 def _columns_of_whole_mask(lookup: ir.Node) -> _Counter | None:

@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 import onnx_ir as ir
 
-from ibnorm_export.artifacts.kv_cache import CAPACITY
+from ibnorm_export.artifacts.axes import CAPACITY
 from ibnorm_export.errors import ExportError
 from ibnorm_export.graph.attention_cache import without_repeats
 from ibnorm_export.graph.cleanup import constant

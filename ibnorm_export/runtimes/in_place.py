@@ -8,8 +8,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from ibnorm_export.artifacts.axes import CAPACITY
 from ibnorm_export.artifacts.exported_model import ExportedModel
-from ibnorm_export.artifacts.kv_cache import CAPACITY
 from ibnorm_export.artifacts.tensors import Arrays
 
 __all__ = ["CachePasser"]

@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-from ibnorm_export.artifacts.kv_cache import CAPACITY
+from ibnorm_export.artifacts.axes import CAPACITY
 from ibnorm_export.artifacts.tensors import Arrays
 from ibnorm_export.errors import BackendUnavailable, ModelFileError, quoted
 from ibnorm_export.runtimes.in_place import CachePasser

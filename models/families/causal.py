@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ibnorm_export.artifacts.axes import BATCH, PAST, SEQUENCE, TOTAL
 from ibnorm_export.artifacts.kv_cache import positions
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.metadata import Task
@@ -30,8 +31,8 @@ class CausalFamily(Family):
 
     def inputs(self, module: nn.Module) -> tuple[InputSpec, ...]:
         return (
-            InputSpec("input_ids", ("batch", "sequence"), floating=False),
-            InputSpec("attention_mask", ("batch", "sequence"), floating=False),
+            InputSpec("input_ids", (BATCH, SEQUENCE), floating=False),
+            InputSpec("attention_mask", (BATCH, SEQUENCE), floating=False),
         )
 
     def call(self, module: nn.Module, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -63,13 +64,13 @@ class CausalFamily(Family):
         config: Any = module.config
         size = layers, heads, head = self.cache_size(module)
         layer_names = [f"{layer}.{kind}" for layer in range(layers) for kind in ("key", "value")]
-        past = [InputSpec(f"past_key_values.{n}", ("batch", heads, "past", head), floating=True) for n in layer_names]
+        past = [InputSpec(f"past_key_values.{n}", (BATCH, heads, PAST, head), floating=True) for n in layer_names]
         return dataclasses.replace(
             model,
             inputs=(
-                InputSpec("input_ids", ("batch", "sequence"), floating=False),
-                InputSpec("attention_mask", ("batch", "total"), floating=False),
-                InputSpec("position_ids", ("batch", "sequence"), floating=False),
+                InputSpec("input_ids", (BATCH, SEQUENCE), floating=False),
+                InputSpec("attention_mask", (BATCH, TOTAL), floating=False),
+                InputSpec("position_ids", (BATCH, SEQUENCE), floating=False),
                 *past,
             ),
             outputs=("logits", *(f"present.{n}" for n in layer_names)),
@@ -77,7 +78,7 @@ class CausalFamily(Family):
             sample=lambda rng, index: self._sample_with_cache(module, rng, index=index, size=size),
             valid=_valid_with_cache,
             task=Task.TEXT_GENERATION,
-            trace_sizes={"batch": 2, "sequence": 3, "past": 5, "total": 8},
+            trace_sizes={BATCH: 2, SEQUENCE: 3, PAST: 5, TOTAL: 8},
             vocabulary=int(config.vocab_size),
         )
 

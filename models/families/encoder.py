@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ibnorm_export.artifacts.axes import BATCH, SEQUENCE
 from ibnorm_export.artifacts.tensors import Arrays, InputSpec
 from ibnorm_export.errors import CheckpointError
 from ibnorm_export.models.families.architectures import Head, check_rotary
@@ -60,7 +61,7 @@ class Encoder(FoundFamily):
         takes_types = "token_type_ids" in inspect.signature(self._class.forward).parameters
         if takes_types and int(getattr(config, "type_vocab_size", 0) or 0) > 1:
             names.append("token_type_ids")
-        return tuple(InputSpec(name, ("batch", "sequence"), floating=False) for name in names)
+        return tuple(InputSpec(name, (BATCH, SEQUENCE), floating=False) for name in names)
 
     def call(self, module: nn.Module, *tensors: Tensor) -> tuple[Tensor, ...]:
         named = {spec.name: tensor for spec, tensor in zip(self.inputs(module), tensors, strict=True)}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from torch import Tensor, nn
 
+from ibnorm_export.artifacts.axes import BATCH
 from ibnorm_export.artifacts.tensors import Arrays, InputSpec
 from ibnorm_export.errors import CheckpointError
 from ibnorm_export.models.families.found_family import FoundFamily
@@ -50,7 +51,7 @@ class ImageClassifier(FoundFamily):
 
     def inputs(self, module: nn.Module) -> tuple[InputSpec, ...]:
         config: Any = module.config
-        return (InputSpec("pixel_values", ("batch", int(config.num_channels), *_sides(config)), floating=True),)
+        return (InputSpec("pixel_values", (BATCH, int(config.num_channels), *_sides(config)), floating=True),)
 
     def call(self, module: nn.Module, *tensors: Tensor) -> tuple[Tensor, ...]:
         return (module(pixel_values=tensors[0]).logits,)

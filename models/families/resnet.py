@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from torch import Tensor, nn
 
+from ibnorm_export.artifacts.axes import BATCH
 from ibnorm_export.artifacts.tensors import Arrays, InputSpec
 from ibnorm_export.models.families.family import Family
 from ibnorm_export.models.families.images import images
@@ -56,7 +57,7 @@ class ResNet(Family):
         config: Any = module.config
         size = getattr(config, "image_size", 224)
         height, width = (size, size) if isinstance(size, int) else size
-        return (InputSpec("pixel_values", ("batch", config.num_channels, height, width), floating=True),)
+        return (InputSpec("pixel_values", (BATCH, config.num_channels, height, width), floating=True),)
 
     def call(self, module: nn.Module, *tensors: Tensor) -> tuple[Tensor, ...]:
         return (module(pixel_values=tensors[0]).logits,)

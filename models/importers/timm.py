@@ -15,6 +15,7 @@ import numpy as np
 import timm
 from torch import Tensor, nn
 
+from ibnorm_export.artifacts.axes import BATCH
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.metadata import Weights
 from ibnorm_export.artifacts.tensors import Arrays, InputSpec
@@ -80,7 +81,7 @@ def _input(folder: Path, config: Mapping[str, Any]) -> InputSpec:
         raise CheckpointError(
             f"{folder / 'config.json'}: pretrained_cfg.input_size is {size!r}; it must be [channels, height, width]"
         )
-    return InputSpec("pixel_values", ("batch", *size), floating=True)
+    return InputSpec("pixel_values", (BATCH, *size), floating=True)
 
 
 def load_timm(

@@ -73,14 +73,16 @@ def test_initializers_have_the_names_of_the_state_dict(pair: tuple[ExportedModel
 
 def test_tensor_names_are_those_that_servers_expect(exported_llama: ExportedModel, exported_vit: ExportedModel) -> None:
     assert [(t.name, t.dtype, t.shape) for t in exported_llama.inputs] == [
-        ("input_ids", "int64", ("batch", "sequence")),
-        ("attention_mask", "int64", ("batch", "sequence")),
+        ("input_ids", "int64", ("batch_size", "sequence_length")),
+        ("attention_mask", "int64", ("batch_size", "sequence_length")),
     ]
     assert [(t.name, t.dtype, t.shape) for t in exported_llama.outputs] == [
-        ("logits", "fp32", ("batch", "sequence", 256))
+        ("logits", "fp32", ("batch_size", "sequence_length", 256))
     ]
-    assert [(t.name, t.dtype, t.shape) for t in exported_vit.inputs] == [("pixel_values", "fp32", ("batch", 1, 8, 8))]
-    assert [(t.name, t.dtype, t.shape) for t in exported_vit.outputs] == [("logits", "fp32", ("batch", 10))]
+    assert [(t.name, t.dtype, t.shape) for t in exported_vit.inputs] == [
+        ("pixel_values", "fp32", ("batch_size", 1, 8, 8))
+    ]
+    assert [(t.name, t.dtype, t.shape) for t in exported_vit.outputs] == [("logits", "fp32", ("batch_size", 10))]
 
 
 def test_the_file_describes_itself(pair: tuple[ExportedModel, Path]) -> None:

@@ -70,8 +70,8 @@ def test_the_folder_is_complete_and_has_standard_operators(exported: ExportedMod
     assert {"Attention", "RotaryEmbedding"} <= set(exported.operators)
     assert exported.metadata.task == TASK
     shapes = {t.name: t.shape for t in exported.inputs}
-    assert shapes["past_key_values.1.value"] == ("batch", 2, "past", 8)
-    assert shapes["attention_mask"] == ("batch", "total")
+    assert shapes["past_key_values.1.value"] == ("batch_size", 2, "past_sequence_length", 8)
+    assert shapes["attention_mask"] == ("batch_size", "total_sequence_length")
     assert [t.name for t in exported.outputs][:3] == ["logits", "present.0.key", "present.0.value"]
 
 

@@ -56,7 +56,7 @@ def test_the_cache_is_written_and_not_copied(exported: ExportedModel) -> None:
     assert (exported.opset, exported.metadata.cache) == (24, "static")
     assert (exported.operators["TensorScatter"], exported.operators["RotaryEmbedding"]) == (4, 4)
     caches = [t for t in (*exported.inputs, *exported.outputs) if t.name.endswith((".key", ".value"))]
-    assert {t.shape for t in caches} == {("batch", 2, "capacity", 8)}
+    assert {t.shape for t in caches} == {("batch_size", 2, "capacity", 8)}
     past = {t.name for t in exported.inputs if t.name.startswith("past")}
     users = {node.op_type for node in exported.proto.graph.node for name in node.input if name in past}
     assert users <= {"TensorScatter", "Shape"}

@@ -80,7 +80,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path]
 
 def test_the_file_has_names_of_forward_and_of_its_outputs(exported: tuple[nn.Module, Path]) -> None:
     file = from_module_of_file(*exported_file(exported))
-    assert file.inputs == (InputSpec("ids", ("batch", 5), False), InputSpec("mask", ("batch", 5), False))
+    assert file.inputs == (InputSpec("ids", ("batch_size", 5), False), InputSpec("mask", ("batch_size", 5), False))
     assert file.outputs == ("scores", "hidden")
     assert list(file.norms) == ["norm"]
     assert file.arguments["integers"] == {"mask": "bool"}
@@ -166,7 +166,7 @@ def test_names_of_outputs_may_be_given() -> None:
 @pytest.mark.parametrize(
     ("dynamic", "shape"),
     [
-        (None, ("batch", 5)),
+        (None, ("batch_size", 5)),
         ({}, (2, 5)),
         ({0: "batch", 1: "time"}, ("batch", "time")),
         ({"ids": {1: "time"}}, (2, "time")),
@@ -184,7 +184,7 @@ def test_axes_are_dynamic_as_stated(dynamic: Any, shape: tuple[int | str, ...]) 
 
 def test_a_tuple_a_dict_specs_and_numpy_arrays_are_inputs() -> None:
     mask = torch.ones(2, 5)
-    specs = (InputSpec("ids", ("batch", 5), False), InputSpec("mask", ("batch", 5), True))
+    specs = (InputSpec("ids", ("batch_size", 5), False), InputSpec("mask", ("batch_size", 5), True))
     for given in ((ids(), mask), {"ids": ids(), "mask": mask}, specs, {"ids": ids().numpy(), "mask": mask.numpy()}):
         assert from_module(Net(), given).inputs == specs
 
@@ -316,7 +316,7 @@ def test_a_norm_that_is_no_member_is_exported_as_its_own_operators(tmp_path: Pat
     assert report, report.findings
     assert note in report.notes
     assert report.static
-    assert bench(file, net, options=BenchOptions(rounds=1, sizes={"batch": 1}))
+    assert bench(file, net, options=BenchOptions(rounds=1, sizes={"batch_size": 1}))
 
 
 #: A process that imports nothing of this package: the file in plain ONNX Runtime against the stranger's class.

@@ -25,7 +25,7 @@ def draw(model: ExportedModel, rng: np.random.Generator, batch: int, sequence: i
     types = {"fp32": np.float32, "fp16": np.float16}
     made: Arrays = {}
     for tensor in model.inputs:
-        shape = [{"batch": batch, "sequence": sequence}.get(str(axis), axis) for axis in tensor.shape]
+        shape = [{"batch_size": batch, "sequence_length": sequence}.get(str(axis), axis) for axis in tensor.shape]
         if tensor.dtype in types:
             made[tensor.name] = rng.standard_normal(shape).astype(types[tensor.dtype])
         else:

@@ -12,6 +12,7 @@ import pytest
 from ibnorm_export.artifacts.covering_inputs import ModelLimits, draw_covering_inputs, find_limits
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel
+from ibnorm_export.artifacts.random_inputs import draw_inputs
 from ibnorm_export.artifacts.tensors import Arrays, InputSpec
 from ibnorm_export.models.custom import _draw
 from ibnorm_export.runtimes.ort import OrtRunner
@@ -33,7 +34,9 @@ def fix(sizes: dict[str, int]) -> Change:
     return change
 
 
-@pytest.mark.parametrize("sizes", [{"batch": 2}, {"sequence": 16}, {"batch": 1, "sequence": 16}], ids=str)
+@pytest.mark.parametrize(
+    "sizes", [{"batch_size": 2}, {"sequence_length": 16}, {"batch_size": 1, "sequence_length": 16}], ids=str
+)
 def test_a_file_of_fixed_sizes_is_run_at_them(
     sizes: dict[str, int], exported_llama: ExportedModel, llama: LoadedModel, tmp_path: Path
 ) -> None:
@@ -42,16 +45,35 @@ def test_a_file_of_fixed_sizes_is_run_at_them(
     assert report, report.findings
     assert report.numeric is not None
     ran = "; ".join(report.numeric.ran)
-    if "batch" in sizes:
-        assert f"batch {sizes['batch']};" in ran
-    if "sequence" in sizes:
+    if "batch_size" in sizes:
+        assert f"batch {sizes['batch_size']};" in ran
+    if "sequence_length" in sizes:
         assert "sequences of 16 tokens" in ran
     assert any("takes one size only" in note for note in report.notes)
 
 
+def name_axes_as_earlier(proto: onnx.ModelProto) -> None:
+    for value in [*proto.graph.input, *proto.graph.output]:
+        for dim in value.type.tensor_type.shape.dim:
+            earlier = {"batch_size": "batch", "sequence_length": "sequence"}
+            dim.dim_param = earlier.get(dim.dim_param, dim.dim_param)
+
+
+def test_a_file_with_the_axis_names_of_earlier_versions(
+    exported_llama: ExportedModel, llama: LoadedModel, tmp_path: Path
+) -> None:
+    earlier = plant(exported_llama, tmp_path, name_axes_as_earlier)
+    assert earlier.inputs[0].shape == ("batch", "sequence")
+    for sizes in ({"batch_size": 2, "sequence_length": 3}, {"batch": 2, "sequence": 3}):
+        for file in (earlier, exported_llama):
+            assert draw_inputs(file, sizes)["input_ids"].shape == (2, 3)
+    report = verify(earlier, llama, options=VerifyOptions(samples=2))
+    assert report, report.findings
+
+
 def test_images_of_a_fixed_batch(exported_vit: ExportedModel, vit: LoadedModel, tmp_path: Path) -> None:
     report = verify(
-        plant(exported_vit, tmp_path, fix({"batch": 4})), vit, options=VerifyOptions(static=False, samples=2)
+        plant(exported_vit, tmp_path, fix({"batch_size": 4})), vit, options=VerifyOptions(static=False, samples=2)
     )
     assert report, report.findings
     assert report.numeric is not None

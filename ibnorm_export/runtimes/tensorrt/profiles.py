@@ -13,15 +13,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Final
 
+from ibnorm_export.artifacts.axes import BATCH, PAST, SEQUENCE, TOTAL, axis_name
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.tensors import DEFAULT_LENGTH, default_length
 from ibnorm_export.choices import whole_number
 from ibnorm_export.errors import EngineError, quoted
 
 __all__ = ["Profile", "Range", "axes_of", "fitting_profile", "parse_ranges", "profiles", "shapes_of"]
-
-_PAST: Final = "past"
-_TOTAL: Final = "total"
 
 #: A size of an axis; TensorRT counts in 32 bits.
 _SIZE: Final = re.compile("[0-9]{1,9}")
@@ -33,7 +31,7 @@ class Range:
 
     Args:
         axis: name of the axis in the model.
-        smallest, optimal, largest: sizes, at least 1; the axis `past` may be 0, for a prompt without a past.
+        smallest, optimal, largest: sizes, at least 1; a past may be 0 tokens long, for a prompt.
         profile: name of the profile; empty is every profile.
 
     Raises:
@@ -48,7 +46,7 @@ class Range:
     profile: str = ""
 
     def __post_init__(self) -> None:
-        minimum = 0 if self.axis == _PAST else 1
+        minimum = 0 if axis_name(self.axis) == PAST else 1
         for size in (self.smallest, self.optimal, self.largest):
             whole_number(size, name=f"a size of the axis {self.axis}", least=0, error=EngineError)
         if not minimum <= self.smallest <= self.optimal <= self.largest:
@@ -75,9 +73,9 @@ def parse_ranges(items: Sequence[Range | str]) -> tuple[Range, ...]:
     found: dict[tuple[str, str], Range] = {}
     for item in items:
         parsed = item if isinstance(item, Range) else _parse_range(item)
-        if (parsed.profile, parsed.axis) in found:
+        if (parsed.profile, axis_name(parsed.axis)) in found:
             raise EngineError(f"profile {f'{parsed.profile}:{parsed.axis}'.lstrip(':')!r} is given twice")
-        found[parsed.profile, parsed.axis] = parsed
+        found[parsed.profile, axis_name(parsed.axis)] = parsed
     return tuple(found.values())
 
 
@@ -87,7 +85,8 @@ def _parse_range(text: str) -> Range:
     parts = sizes.split("x")
     if not axis or len(parts) != 3 or not all(_SIZE.fullmatch(part) for part in parts):
         raise EngineError(
-            f"profile is {quoted(text)}; it must be NAME=MINxOPTxMAX, as in sequence=1x128x2048 or decode:batch=1x8x32"
+            f"profile is {quoted(text)}; it must be NAME=MINxOPTxMAX, as in sequence_length=1x128x2048 or "
+            "decode:batch_size=1x8x32"
         )
     smallest, optimal, largest = map(int, parts)
     return Range(axis, smallest, optimal=optimal, largest=largest, profile=profile)
@@ -105,13 +104,13 @@ def _defaults(model: ExportedModel, axes: Sequence[str]) -> Mapping[str, Mapping
     """Return sizes by profile and axis. The longest sequence is 2048 if the file does not name it."""
     longest = min(2048, model.metadata.max_positions) if model.metadata.max_positions > 0 else 2048
     batch, prompt = (1, 1, 8), (1, default_length(longest), longest)
-    if _PAST not in axes or "sequence" not in axes:
-        return {"default": {"batch": batch, "sequence": prompt}}
+    if not {PAST, SEQUENCE} <= {axis_name(axis) for axis in axes}:
+        return {"default": {BATCH: batch, SEQUENCE: prompt}}
     longest_past = longest - 1  # leaves room for the next token
     past = (min(1, longest_past), min(DEFAULT_LENGTH, longest_past), longest_past)
     return {
-        "prefill": {"batch": batch, "sequence": prompt, _PAST: (0, 0, 0)},
-        "decode": {"batch": batch, "sequence": (1, 1, 1), _PAST: past},
+        "prefill": {BATCH: batch, SEQUENCE: prompt, PAST: (0, 0, 0)},
+        "decode": {BATCH: batch, SEQUENCE: (1, 1, 1), PAST: past},
     }
 
 
@@ -119,7 +118,7 @@ def profiles(model: ExportedModel, ranges: Sequence[Range]) -> tuple[Profile, ..
     """Choose a range for every dynamic axis in every profile.
 
     The range is the one for that axis and profile, else the one for that axis in every profile, else the default. The
-    default of `total` is `past` plus `sequence`.
+    default of the total length is the past plus the sequence.
 
     Args:
         model: the model.
@@ -134,12 +133,13 @@ def profiles(model: ExportedModel, ranges: Sequence[Range]) -> tuple[Profile, ..
     """
     axes = axes_of(model)
     defaults = _defaults(model, axes)
-    wanted = {(item.profile, item.axis): item for item in ranges}
-    for which, axis in wanted:
-        if axis not in axes:
-            raise EngineError(f"{model.path} has no dynamic axis {axis!r}; it has {', '.join(axes) or 'none'}")
-        if which and which not in defaults:
-            raise EngineError(f"{model.path} has no profile {which!r}; it has {', '.join(defaults)}")
+    wanted = {(item.profile, axis_name(item.axis)): item for item in ranges}
+    known = {axis_name(axis) for axis in axes}
+    for item in ranges:
+        if axis_name(item.axis) not in known:
+            raise EngineError(f"{model.path} has no dynamic axis {item.axis!r}; it has {', '.join(axes) or 'none'}")
+        if item.profile and item.profile not in defaults:
+            raise EngineError(f"{model.path} has no profile {item.profile!r}; it has {', '.join(defaults)}")
 
     def sizes(name: str, axis: str) -> Sizes | None:
         item = wanted.get((name, axis)) or wanted.get(("", axis))
@@ -149,9 +149,9 @@ def profiles(model: ExportedModel, ranges: Sequence[Range]) -> tuple[Profile, ..
     for name in defaults if axes else ():
         chosen = []
         for axis in axes:
-            found = sizes(name, axis)
-            past, sequence = sizes(name, _PAST), sizes(name, "sequence")
-            if found is None and axis == _TOTAL and past is not None and sequence is not None:
+            found = sizes(name, axis_name(axis))
+            past, sequence = sizes(name, PAST), sizes(name, SEQUENCE)
+            if found is None and axis_name(axis) == TOTAL and past is not None and sequence is not None:
                 found = (past[0] + sequence[0], past[1] + sequence[1], past[2] + sequence[2])
             if found is None:
                 raise EngineError(f"{model.path}: axis {axis!r} has no default sizes: add --profile {axis}=MINxOPTxMAX")

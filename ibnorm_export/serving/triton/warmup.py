@@ -8,6 +8,7 @@ from typing import Final
 import numpy as np
 import onnx.helper
 
+from ibnorm_export.artifacts.axes import BATCH, CAPACITY, PAST, SEQUENCE, TOTAL
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.input_files import read_arrays
 from ibnorm_export.artifacts.kv_cache import input_specs
@@ -16,18 +17,8 @@ from ibnorm_export.artifacts.tensors import Arrays
 
 __all__ = ["warmup_file", "warmup_inputs"]
 
-#: Sizes of dynamic axes for random inputs. The names are those that the exporters use.
-_SIZES: Final = {
-    "batch": 1,
-    "sequence": 8,
-    "past": 4,
-    "total": 12,
-    "batch_size": 1,
-    "sequence_length": 8,
-    "past_sequence_length": 4,
-    "total_sequence_length": 12,
-    "capacity": 12,
-}
+#: Sizes of dynamic axes for random inputs.
+_SIZES: Final = {BATCH: 1, SEQUENCE: 8, PAST: 4, TOTAL: 12, CAPACITY: 12}
 _ONNX_TYPES: Final = {"bf16": "BFLOAT16", "fp16": "FLOAT16", "fp32": "FLOAT"}
 
 

@@ -102,7 +102,9 @@ def test_a_cache_has_a_profile_for_prompts_and_one_for_tokens(
     exported = export_folder(model, tmp_path / "llama", options=ExportOptions(DType(dtype)))
     engine = build_engine(exported, tmp_path / "llama.plan", options=options())
     assert [item.name for item in engine.description.profiles] == ["prefill", "decode"]
-    total = {p.name: r.largest for p in engine.description.profiles for r in p.ranges if r.axis == "total"}
+    total = {
+        p.name: r.largest for p in engine.description.profiles for r in p.ranges if r.axis == "total_sequence_length"
+    }
     assert total == {"prefill": 64, "decode": 64}  # the model's own positions
     # Both profiles are in the plan, and the report describes the one with more kernels.
     graphs = kernels_in_plan(engine.path.read_bytes())
@@ -131,7 +133,7 @@ def test_the_description_next_to_the_plan(engine: Engine) -> None:
     assert about["norm"] == "function"
     assert "fuses the function" in about["why"]
     ranges = [(p["axis"], p["smallest"], p["optimal"], p["largest"]) for p in about["profiles"][0]["ranges"]]
-    assert ranges == [("batch", 1, 1, 8), ("sequence", 2, 64, 256)]
+    assert ranges == [("batch_size", 1, 1, 8), ("sequence_length", 2, 64, 256)]
 
 
 def copy_of(engine: Engine, folder: Path) -> Path:

@@ -90,6 +90,19 @@ def test_defaults_do_not_exceed_the_models_length(tmp_path: Path, known: int | N
     assert sizes(decode) == {"past": past, "sequence": (1, 1, 1), "total": (2, past[1] + 1, largest)}
 
 
+def test_names_of_axes_are_todays_or_those_of_earlier_versions(tmp_path: Path) -> None:
+    today = model(
+        tmp_path / "t.onnx", ("batch_size", "past_sequence_length", "sequence_length", "total_sequence_length")
+    )
+    given = parse_ranges(["decode:batch=1x2x3", "prefill:sequence_length=4x4x4"])
+    prefill, decode = (sizes(profile) for profile in profiles(today, given))
+    assert decode["batch_size"] == (1, 2, 3)
+    assert prefill["sequence_length"] == prefill["total_sequence_length"] == (4, 4, 4)
+    assert decode["total_sequence_length"] == (2, 129, 2048)
+    with pytest.raises(EngineError, match="is given twice"):
+        parse_ranges(["batch=1x1x1", "batch_size=1x2x3"])
+
+
 def with_length(exported: ExportedModel, known: int | None) -> ExportedModel:
     if known is not None:
         exported.proto.metadata_props.add(key="ibnorm.max_positions", value=str(known))
