@@ -45,7 +45,7 @@ CUDA_ARCHITECTURES ?= 80-real;90-real
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 CPP := $(shell find custom_ops tests -name '*.cc' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test-runtimes library test test-fuzz test-generation test-faults test-families test-browser families test-targets test-cuda test-tensorrt test-serving test-qemu extras core-tests lint format setup native native-cuda sanitize test-compat mutants clean
+.PHONY: demo test-runtimes library test test-fuzz test-generation test-faults test-families test-browser families training-checkpoints test-targets test-cuda test-tensorrt test-serving test-qemu extras core-tests lint format setup native native-cuda sanitize test-compat mutants clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.ready
@@ -141,6 +141,18 @@ build/vision/.ready: $(VENV)/.tools constraints.txt
 
 test-families: native build/vision/.ready
 	$(VISION) $(PYTEST) -p tests.models.families.vision_operators tests/models/families tests/models/importers/test_timm_train.py
+
+# Checkpoints of eight training codes, written by their own functions: benchmarks/results/training_checkpoints.json. litgpt
+# asks for older versions of packages that it works with, hence --no-deps.
+build/training/.ready: $(VENV)/.tools constraints.txt
+	$(PIP) --no-deps --upgrade --target build/training lightning pytorch-lightning lightning-utilities torchmetrics \
+	  litgpt jsonargparse docstring_parser typeshed_client accelerate psutil fsspec requests urllib3 charset_normalizer \
+	  idna certifi timm torchvision pillow
+	$(COMPILE) build/training || true  # as above
+	touch $@
+
+training-checkpoints: native build/training/.ready
+	PYTHONPATH=build/training:. $(BIN)/python -m benchmarks.run training_checkpoints
 
 # benchmarks/results/families.md: every preset of the paper with random weights. Takes hours; recorded rows are kept.
 families: native build/vision/.ready

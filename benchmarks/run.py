@@ -36,6 +36,7 @@ SUITES = {
     "planted_faults": "Faults that verification must find, and correct exports that it must pass.",
     "fuzz": "Damaged and hostile files for every reader, with a limit of memory.",
     "gates_live": "Cost of --layers and check, errors and latency verdicts on the demo's models.",
+    "training_checkpoints": "Checkpoints of eight training codes, written by their own functions, through `import`.",
     "strangers_path": "Training codes with norm classes of their own, from training to serving, by commands only.",
     "gpu_check": "Kernels, plugin and bandwidth on a GPU in one call, or on the CPU emulator.",
     "cuda_races": "Proofs that the CUDA kernels have no data race.",

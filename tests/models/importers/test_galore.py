@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from ibnorm_export import import_checkpoint
 from ibnorm_export.errors import CheckpointError
 from tests.models.importers.strangers import Llama, LogNorm, shake
-from tests.models.importers.truth import difference
+from tests.models.importers.truth import difference, imported_logits, largest_difference
+from tests.support.training_writers import galore
 
 #: configs/llama_60m.json of GaLore, narrower.
 CONFIG: dict[str, Any] = {
@@ -64,6 +65,13 @@ def test_the_logits_are_those_of_the_training_code(tmp_path: Path, safe: bool) -
     assert difference(model, tmp_path / "llama", ids) < 1e-10
     config = json.loads((tmp_path / "llama" / "config.json").read_text())
     assert config["max_position_embeddings"] == 32
+
+
+def test_a_trained_model_that_transformers_saved(tmp_path: Path) -> None:
+    """`save_pretrained` itself writes the folder; benchmarks.run training_checkpoints has the other training codes."""
+    written = galore(tmp_path)
+    import_checkpoint(written.source, tmp_path / "imported", **written.options)
+    assert largest_difference(imported_logits(tmp_path / "imported", written.inputs), written.truth()) < 1e-10
 
 
 @pytest.mark.parametrize(

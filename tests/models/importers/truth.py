@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from ibnorm_export import load
 
 
-def difference(stranger: nn.Module, folder: Path, inputs: Tensor) -> float:
-    """The largest difference of the logits, relative to the largest logit; both models compute in float64."""
+def imported_logits(folder: Path, inputs: Tensor) -> Tensor:
+    """The logits of an imported folder, computed in float64."""
     loaded = load(folder)
     module = copy.deepcopy(loaded.module).double()
     if loaded.exact is not None:
@@ -20,6 +20,18 @@ def difference(stranger: nn.Module, folder: Path, inputs: Tensor) -> float:
     tensors = (inputs, torch.ones_like(inputs)) if loaded.inputs[0].name == "input_ids" else (inputs.double(),)
     with torch.no_grad():
         (got,) = loaded.call(module, *tensors)
-        wanted = copy.deepcopy(stranger).double()(tensors[0])
+    return got
+
+
+def largest_difference(got: Tensor, wanted: Tensor) -> float:
+    """The largest difference of two float64 tensors of one shape, relative to the largest wanted value."""
     assert got.dtype == wanted.dtype == torch.float64
+    assert got.shape == wanted.shape
     return float((got - wanted).abs().max() / wanted.abs().max())
+
+
+def difference(stranger: nn.Module, folder: Path, inputs: Tensor) -> float:
+    """The largest difference of the logits, relative to the largest logit; both models compute in float64."""
+    with torch.no_grad():
+        wanted = copy.deepcopy(stranger).double()(inputs.double() if inputs.is_floating_point() else inputs)
+    return largest_difference(imported_logits(folder, inputs), wanted)
