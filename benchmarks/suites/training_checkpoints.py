@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import tempfile
 from pathlib import Path
 
@@ -32,7 +33,7 @@ LIMIT = 1e-10
 def words_of(options: dict[str, object]) -> list[str]:
     """Options of `import_checkpoint` as the command line has them."""
     texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in options.items()}
-    return [f"--{name.replace('_', '-')} {text}" for name, text in texts.items()]
+    return [f"--{name.replace('_', '-')} {shlex.quote(text)}" for name, text in texts.items()]
 
 
 def names(message: str, options: dict[str, object]) -> bool:

@@ -10,11 +10,13 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +50,7 @@ class Written:
         options: what `import_checkpoint` is given at first: the norm class, and what no checkpoint of this code states.
         next_options: what the message of a refused first try asks for, as options.
         logits: (output of the model) -> logits.
+        exact: makes a float64 model compute the tables anew that it has in float32.
     """
 
     source: Path
@@ -57,12 +60,14 @@ class Written:
     options: dict[str, Any]
     next_options: dict[str, Any] = field(default_factory=dict)
     logits: Callable[[Any], Tensor] = lambda output: output
+    exact: Callable[[Any], None] = lambda model: None
 
     def truth(self) -> Tensor:
         """Logits in float64."""
         wide = self.inputs.double() if self.inputs.is_floating_point() else self.inputs
         model = copy.deepcopy(self.model).double()
         with torch.no_grad(), compute_in_float64():  # rotary tables of transformers are float32 otherwise
+            self.exact(model)
             return self.logits(model(wide))
 
 
@@ -287,8 +292,15 @@ def litgpt(folder: Path) -> Written:
     optimizer.step()
     inner.eval()
     state = {"model": model, "optimizer": optimizer, "iter_num": 1, "step_count": 1, "hparams": {"seed": 42}}
-    save_checkpoint(fabric, state, None, folder / "step-1" / "lit_model.pth")
-    return Written(folder / "step-1", inner, inputs=ids, options=_log_norm(bias=False))
+    with mock.patch.object(sys, "argv", ["pretrain", "tiny"]):  # whose options it saves
+        save_checkpoint(fabric, state, None, folder / "step-1" / "lit_model.pth")
+    return Written(
+        folder / "step-1",
+        inner,
+        inputs=ids,
+        options=_log_norm(bias=False),
+        exact=lambda model: model.reset_parameters(),
+    )
 
 
 def _sharded(rank: int, folder: str) -> None:
