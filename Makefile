@@ -7,7 +7,7 @@
 #   make test-families     every model family and grouping, and timm's checkpoint folders
 #   make test-runtimes      OpenVINO, and ONNX Runtime in Node and WebAssembly, where Node is installed
 #   make test-browser      the HTML reports in a headless Chromium, where one is installed
-#   make test-targets      what exports for other runtimes compute there, and the example in C++
+#   make test-targets      what exports for other runtimes compute there, and the examples in C++ and for a browser
 #   make test-cuda         the CUDA kernels on a CPU emulator
 #   make test-tensorrt     the TensorRT plugin, and engines for TensorRT-RTX, without a GPU
 #   make test-serving      a real Triton and the text endpoint, on loopback
@@ -170,8 +170,8 @@ build/node/.ready: tests/node/package.json
 	touch $@
 
 # What exports for other runtimes compute there, and the program of examples/cpp, built and run. Without npm, what needs
-# Node is skipped.
-test-targets: native
+# Node is skipped; without Chromium, what needs a browser.
+test-targets: native $(VENV)/.extra-browser-test
 	if command -v npm > /dev/null; then $(MAKE) --no-print-directory build/node/.ready; fi
 	$(BIN)/python -m pytest tests/targets
 

@@ -179,21 +179,12 @@ def _save(built: ir.Model, file: Path) -> int:
     return len(shards)
 
 
-def _name_batch(graph: ir.Graph) -> None:
-    """Name the batch axis of the cache as transformers.js does, which makes an empty cache of that size."""
-    for value in (*graph.inputs, *graph.outputs):
-        if value.shape is not None:
-            dims = [dim if isinstance(dim, int) else dim.value for dim in value.shape]
-            value.shape = ir.Shape(["batch_size" if dim == "batch" else dim for dim in dims])
-
-
 def _write_model(model: LoadedModel, file: Path, *, options: ExportOptions, progress: Progress) -> int:
     """Write one model, and return the number of its data files."""
     built = build(model, options, progress=progress)
     built = quantized(built, options)
     # A browser has no half-precision numbers for images and scores; the cache only goes from one call to the next.
     float32_ends(built.graph, wanted=lambda name: not name.startswith(("past_key_values.", "present.")))
-    _name_batch(built.graph)
     metadata = ModelMetadata.from_props(built.metadata_props, file)
     write_metadata(built, replace(metadata, target=Target.TRANSFORMERS_JS))
     count = _save(built, file)
