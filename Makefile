@@ -5,7 +5,7 @@
 #   make test-generation   cached decoding, text generation, quantised weights
 #   make test-faults       planted faults, each of which verification must name
 #   make test-families     every model family and grouping, and timm's checkpoint folders
-#   make test-runtimes      OpenVINO, and ONNX Runtime in Node and WebAssembly, where Node is installed
+#   make test-runtimes     OpenVINO, older versions of ONNX Runtime, and ONNX Runtime in Node and WebAssembly, where Node is installed
 #   make test-browser      the HTML reports in a headless Chromium, where one is installed
 #   make test-targets      what exports for other runtimes compute there, and the examples in C++ and for a browser
 #   make test-cuda         the CUDA kernels on a CPU emulator
@@ -45,7 +45,7 @@ CUDA_ARCHITECTURES ?= 80-real;90-real
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 CPP := $(shell find custom_ops tests -name '*.cc' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test-runtimes library test test-fuzz test-generation test-faults test-families test-browser families training-checkpoints test-targets test-cuda test-tensorrt test-serving test-qemu extras core-tests lint format setup native native-cuda sanitize test-compat mutants clean
+.PHONY: demo runtimes test-runtimes library test test-fuzz test-generation test-faults test-families test-browser families training-checkpoints test-targets test-cuda test-tensorrt test-serving test-qemu extras core-tests lint format setup native native-cuda sanitize test-compat mutants clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.ready
@@ -184,8 +184,17 @@ build/npm/.ready: Makefile
 	fi
 	touch $@
 
-# Files in other runtimes.
-test-runtimes: native $(VENV)/.extra-openvino build/npm/.ready
+# Older versions of ONNX Runtime, each in an environment of its own.
+OLDER := $(addprefix build/runtimes/onnxruntime-,1.18.1 1.20.1 1.22.1 1.24.4)
+.PRECIOUS: build/runtimes/%/.ready
+build/runtimes/onnxruntime-%/.ready: $(VENV)/.tools
+	$(PYTHON) -m venv --without-pip $(@D)
+	$(BIN)/python -m pip --python $(@D)/bin/python install --quiet --no-compile onnxruntime==$* numpy==1.26.4
+	touch $@
+runtimes: $(addsuffix /.ready,$(OLDER)) build/npm/.ready
+
+# Files in other runtimes. What takes hours or other packages is recorded: python -m benchmarks.run runtimes
+test-runtimes: native $(VENV)/.extra-openvino runtimes
 	$(BIN)/python -m pytest tests/runtimes/others
 
 # The source of the CUDA kernels, compiled by g++ and run on a CPU emulator. Where nvcc is installed, also what it makes of

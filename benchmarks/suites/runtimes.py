@@ -1,0 +1,188 @@
+"""Files of four tiny models in every form, run in every runtime that is there, against PyTorch in float64.
+
+Runtimes are the package's own backends (--npm for Node), and environments: folders of --environments with bin/python,
+whose name is a runtime of runtimes_worker.py and a version, such as onnxruntime-1.18.1. `make runtimes` installs
+some of ONNX Runtime. Rows of runtimes that do not run now stay as they were recorded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.report import Report
+from benchmarks.rows import Figure, Row
+from benchmarks.suites.runtimes_cases import FORMS, MODELS, Case, make_cases
+from benchmarks.suites.runtimes_page import replace_tables
+from benchmarks.suites.runtimes_worker import largest_error
+from ibnorm_export.artifacts.exported_model import ExportedModel
+from ibnorm_export.environment import version_of
+from ibnorm_export.errors import BackendUnavailable, ModelFileError
+from ibnorm_export.runtimes.node.packages import PACKAGES, find_node, find_package
+from ibnorm_export.runtimes.registry import BACKENDS, open_runner
+from ibnorm_export.runtimes.runner import Backend, Kernels
+
+__all__ = ["add_options", "environments", "measure", "run_backend", "run_environment"]
+
+WORKER = Path(__file__).with_name("runtimes_worker.py")
+ENVIRONMENTS = Path(__file__).resolve().parents[2] / "build" / "runtimes"
+
+#: Backends of the package that need no GPU and no server, in the order of the table.
+OWN = (Backend.ORT_CPU, Backend.REFERENCE, Backend.ORT_NODE, Backend.ORT_WEB, Backend.OPENVINO)
+
+#: What the table calls a runtime.
+TITLES = {
+    "onnxruntime": "ONNX Runtime",
+    Backend.ORT_CPU: "ONNX Runtime",
+    Backend.REFERENCE: "onnx.reference",
+    Backend.ORT_NODE: "onnxruntime-node",
+    Backend.ORT_WEB: "onnxruntime-web (WASM)",
+    Backend.OPENVINO: "OpenVINO (--backend openvino)",
+    "openvino": "OpenVINO, precision f32",
+    "openvino-default": "OpenVINO, its own defaults",
+    "iree": "IREE",
+    "mnn": "MNN",
+    "tvm": "TVM",
+}
+_PACKAGES = {Backend.ORT_CPU: "onnxruntime", Backend.REFERENCE: "onnx", Backend.OPENVINO: "openvino"}
+
+Outcome = dict[str, Any]
+
+
+def run_backend(backend: Backend, cases: Sequence[Case], *, npm: Path | None) -> Iterator[tuple[Case, Outcome]]:
+    """Run files in a backend of this package, in this process."""
+    options = {"npm": npm} if BACKENDS[backend].takes_npm else {}
+    for case in cases:
+        inputs, expected, valid = (
+            dict(np.load(case.folder / f"{name}.npz").items()) for name in ("inputs", "expected", "valid")
+        )
+        model = ExportedModel(case.folder / "model.onnx")
+        try:
+            runner = open_runner(backend, model, threads=1, kernels=Kernels.FUNCTION, **options)
+            yield case, {"error": largest_error(runner.run(inputs), expected, valid)}
+        except ModelFileError as error:
+            yield case, {"refuses": str(error).replace(str(case.folder), "").removeprefix("/model.onnx: ")}
+        except (NotImplementedError, RuntimeError, TypeError) as error:  # onnx.reference lacks MatMulNBits
+            yield case, {"refuses": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
+
+
+def run_environment(python: Path, runtime: str, cases: Sequence[Case]) -> Iterator[tuple[Case, Outcome]]:
+    """Run files in the runtime of an environment. A file that ends its process is recorded as such."""
+    waiting = {str(case.folder): case for case in cases}
+    while waiting:
+        command = [python, WORKER, runtime, *waiting]
+        with tempfile.TemporaryFile() as log:
+            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=log, check=False)
+        begun = ""
+        for line in done.stdout.decode().splitlines():
+            if not line.startswith("{"):
+                continue  # the runtime printed something
+            found = json.loads(line)
+            if "begins" in found:
+                begun = found["begins"]
+                continue
+            yield waiting.pop(found.pop("folder")), found
+        if done.returncode == 0:
+            return
+        if begun not in waiting:
+            raise RuntimeError(f"{python} {WORKER} ended with code {done.returncode} before it ran a file")
+        yield waiting.pop(begun), {"refuses": f"its process ends with code {done.returncode}"}
+
+
+def environments(folder: Path) -> dict[str, tuple[str, str, Path]]:
+    """Runtime, version and interpreter of every environment in a folder, by its name."""
+    found = {}
+    for python in sorted(folder.glob("*/bin/python")):
+        name = python.parent.parent.name
+        runtime, _, version = name.rpartition("-")
+        found[name] = (runtime, version, python)
+    return found
+
+
+def row_of(case: Case, outcome: Outcome, *, runtime: str, version: str) -> Row:
+    """A row of the record; a file that runs has a limit on its error."""
+    details = {"runtime": runtime, "version": version, "form": case.form, "model": case.model, "limit": case.limit}
+    name = f"{runtime} {version}, {case.form}, {case.model}"
+    if "refuses" in outcome:
+        return Row(name, {}, details={**details, "refuses": outcome["refuses"]}, note=f"refuses: {outcome['refuses']}")
+    error = outcome["error"]
+    if not np.isfinite(error):
+        return Row(name, {}, details={**details, "error": "NaN or infinite"}, note="NaN or infinite")
+    return Row(name, {"error": Figure(error)}, details={**details, "error": error})
+
+
+def _own_version(backend: Backend, npm: Path | None) -> str:
+    """The version of a backend's package.
+
+    Raises:
+        BackendUnavailable: it is not installed.
+    """
+    if backend in PACKAGES:
+        find_node(backend)
+        return find_package(backend, npm).version
+    version = version_of(_PACKAGES[backend])
+    if version is None:
+        raise BackendUnavailable(f"{backend}: pip install 'ibnorm-export[{BACKENDS[backend].extra}]'")
+    return version
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--models", nargs="+", default=MODELS, choices=MODELS)
+    parser.add_argument("--forms", nargs="+", default=tuple(FORMS), choices=tuple(FORMS))
+    parser.add_argument("--runtimes", nargs="*", help="Backends and environments (all; none only writes the page).")
+    parser.add_argument("--environments", type=Path, default=ENVIRONMENTS, help="Folder of environments.")
+    parser.add_argument("--npm", type=Path, help="Folder of `npm install --prefix`.")
+    parser.add_argument("--cases", type=Path, help="Folder that keeps the exported files (a temporary one).")
+    parser.add_argument("--page", type=Path, help="Markdown file whose tables are replaced, e.g. docs/runtimes.md.")
+
+
+def measure(options: argparse.Namespace, report: Report) -> None:
+    """Export the files, run them in every runtime, and write the page."""
+    recorded = {row["name"]: row for row in report.recorded_rows()}
+    others = environments(options.environments)
+    chosen = options.runtimes if options.runtimes is not None else [*OWN, *others]
+    if unknown := set(chosen) - {*OWN, *others}:
+        raise SystemExit(f"runtimes: there is no {', '.join(sorted(unknown))}; there are {', '.join([*OWN, *others])}")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.cases or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        cases = list(make_cases(folder, names=tuple(options.models), forms=tuple(options.forms))) if chosen else []
+        for name in chosen:
+            _measure_one(name, cases, others=others, npm=options.npm, report=report)
+    now = {row.name for row in report.rows}
+    report.recorded = [row for name, row in recorded.items() if name not in now]
+    report.save()
+    if options.page is not None:
+        replace_tables(options.page, report.to_dict()["rows"], titles=TITLES)
+
+
+def _measure_one(
+    name: str, cases: Sequence[Case], *, others: dict[str, tuple[str, str, Path]], npm: Path | None, report: Report
+) -> None:
+    run: Callable[[], Iterator[tuple[Case, Outcome]]]
+    if name in others:
+        runtime, version, python = others[name]
+
+        def run() -> Iterator[tuple[Case, Outcome]]:
+            return run_environment(python, runtime, cases)
+    else:
+        backend = Backend(name)
+        try:
+            runtime, version = backend.value, _own_version(backend, npm)
+        except BackendUnavailable as error:
+            print(f"{name}: not run: {error}", file=sys.stderr)
+            return
+
+        def run() -> Iterator[tuple[Case, Outcome]]:
+            return run_backend(backend, cases, npm=npm)
+
+    for case, outcome in run():
+        report.add(row_of(case, outcome, runtime=runtime, version=version))

@@ -1,0 +1,163 @@
+"""Run files in one runtime, by the interpreter of an environment that has it; imports nothing of this project.
+
+python runtimes_worker.py RUNTIME FOLDER...: each folder has model.onnx, inputs.npz and expected.npz, whose arrays are
+compared where `valid.npz` says so. One JSON object is printed when a folder is begun, and one when it is done.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Arrays = Mapping[str, Any]
+
+
+def largest_error(found: Arrays, expected: Arrays, valid: Arrays) -> float:
+    """Largest error of any output, relative to its largest expected value; infinite where a value is not finite."""
+    worst = 0.0
+    for name, truth in expected.items():
+        chosen = valid[name]
+        values = np.asarray(found[name]).astype(np.float64)
+        if values.shape != truth.shape:
+            raise ValueError(f"output {name} has shape {values.shape}, not {truth.shape}")
+        error = float(np.abs(values - truth)[chosen].max() / np.abs(truth[chosen]).max())
+        worst = max(worst, error if np.isfinite(error) else float("inf"))
+    return worst
+
+
+def run_onnxruntime(model: Path, inputs: Arrays) -> Arrays:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    return dict(zip([o.name for o in session.get_outputs()], session.run(None, dict(inputs)), strict=True))
+
+
+def _outputs(model: Path) -> list[str]:
+    import onnx
+
+    return [value.name for value in onnx.load(str(model)).graph.output]
+
+
+def _openvino(model: Path, inputs: Arrays, settings: dict[str, str]) -> Arrays:
+    import openvino
+
+    core = openvino.Core()
+    compiled = core.compile_model(core.read_model(model), "CPU", settings)
+    found = compiled(dict(enumerate(inputs.values())))
+    return {name: found[index] for index, name in enumerate(_outputs(model))}
+
+
+def run_openvino_default(model: Path, inputs: Arrays) -> Arrays:
+    return _openvino(model, inputs, {})
+
+
+def run_openvino(model: Path, inputs: Arrays) -> Arrays:
+    return _openvino(model, inputs, {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"})
+
+
+def run_iree(model: Path, inputs: Arrays) -> Arrays:
+    import subprocess
+
+    import iree.compiler.tools
+    import iree.runtime
+
+    with tempfile.TemporaryDirectory() as folder:
+        text = Path(folder) / "model.mlir"
+        tool = Path(sys.executable).with_name("iree-import-onnx")
+        done = subprocess.run([tool, model, "-o", text], capture_output=True, text=True)
+        if done.returncode:
+            raise ValueError(done.stderr.strip().splitlines()[-1])
+        compiled = iree.compiler.tools.compile_file(
+            str(text), target_backends=["llvm-cpu"], input_type="onnx", extra_args=["--iree-llvmcpu-target-cpu=host"]
+        )
+    config = iree.runtime.Config("local-task")
+    module = iree.runtime.load_vm_flatbuffer(compiled, driver="local-task")
+    del config
+    (name,) = [key for key in module.vm_module.function_names if "$async" not in key and not key.startswith("__")]
+    found = module[name](*inputs.values())
+    found = found if isinstance(found, (tuple, list)) else (found,)
+    return dict(zip(_outputs(model), [np.asarray(value.to_host()) for value in found], strict=True))
+
+
+def run_mnn(model: Path, inputs: Arrays) -> Arrays:
+    import subprocess
+
+    import MNN
+    import MNN.numpy
+
+    with tempfile.TemporaryDirectory() as folder:
+        converted = Path(folder) / "model.mnn"
+        tool = Path(sys.executable).with_name("mnnconvert")
+        done = subprocess.run(
+            [tool, "-f", "ONNX", "--modelFile", model, "--MNNModel", converted, "--bizCode", "x"],
+            capture_output=True,
+            text=True,
+        )
+        if not converted.exists():
+            raise ValueError((done.stdout + done.stderr).strip().splitlines()[-1])
+        outputs = _outputs(model)
+        net = MNN.nn.load_module_from_file(str(converted), list(inputs), outputs, precision_mode=1)
+        given = []
+        for array in inputs.values():
+            array = array.astype(np.int32) if array.dtype == np.int64 else array
+            kind = MNN.expr.int if array.dtype == np.int32 else MNN.expr.float
+            given.append(MNN.expr.const(np.ascontiguousarray(array), list(array.shape), MNN.expr.NCHW, kind))
+        found = net.forward(given)
+        return {name: np.array(value.read()).reshape(value.shape) for name, value in zip(outputs, found, strict=True)}
+
+
+def run_tvm(model: Path, inputs: Arrays) -> Arrays:
+    import onnx
+    import tvm
+    from tvm import relax
+    from tvm.relax.frontend.onnx import from_onnx
+
+    proto = onnx.load(str(model))
+    module = from_onnx(proto, {name: list(array.shape) for name, array in inputs.items()}, keep_params_in_input=False)
+    machine = relax.VirtualMachine(tvm.compile(relax.transform.DecomposeOpsForInference()(module), "llvm"), tvm.cpu())
+    found = machine["main"](*[tvm.runtime.tensor(np.ascontiguousarray(array)) for array in inputs.values()])
+    found = [found] if hasattr(found, "numpy") else list(found)
+    return dict(zip(_outputs(model), [value.numpy() for value in found], strict=True))
+
+
+RUNTIMES: dict[str, Callable[[Path, Arrays], Arrays]] = {
+    "onnxruntime": run_onnxruntime,
+    "openvino": run_openvino,
+    "openvino-default": run_openvino_default,
+    "iree": run_iree,
+    "mnn": run_mnn,
+    "tvm": run_tvm,
+}
+
+
+def outcome(run: Callable[[Path, Arrays], Arrays], folder: Path) -> dict[str, Any]:
+    """What a runtime makes of one folder: an error, or why it refuses the file."""
+    inputs, expected, valid = (
+        dict(np.load(folder / f"{name}.npz").items()) for name in ("inputs", "expected", "valid")
+    )
+    try:
+        return {"error": largest_error(run(folder / "model.onnx", inputs), expected, valid)}
+    except Exception as error:  # noqa: BLE001  # any runtime may raise anything, and that is what is recorded
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        told = [line for line in lines if not line.startswith(("Exception from", "Check '", "FrontEnd", "Summary"))]
+        return {"refuses": " ".join(told or lines or [type(error).__name__])[:200]}
+
+
+def main() -> None:
+    runtime, *folders = sys.argv[1:]
+    for name in folders:
+        print(json.dumps({"begins": name}), flush=True)
+        print(json.dumps({"folder": name, **outcome(RUNTIMES[runtime], Path(name))}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

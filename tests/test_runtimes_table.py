@@ -1,0 +1,90 @@
+"""The table of runtimes in docs/runtimes.md: what a record becomes, and how a runtime's results are judged."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.suites.runtimes import TITLES, row_of, run_environment
+from benchmarks.suites.runtimes_cases import Case
+from benchmarks.suites.runtimes_page import between_marks, table
+from benchmarks.suites.runtimes_worker import largest_error
+
+
+def row(model: str, outcome: dict[str, Any], *, form: str = "default", version: str = "1.9.0") -> dict[str, Any]:
+    case = Case(model, form, folder=Path(), limit=2e-6)
+    return row_of(case, outcome, runtime="onnxruntime", version=version).to_dict()
+
+
+def test_errors_count_where_values_are_valid() -> None:
+    expected = {"y": np.array([[1.0, -4.0], [9.0, 9.0]])}
+    valid = {"y": np.array([[True, True], [False, False]])}
+    found = {"y": np.array([[1.0, -4.5], [np.nan, 0.0]], np.float32)}
+    assert largest_error(found, expected, valid) == 0.125
+    assert largest_error({"y": np.full((2, 2), np.nan)}, expected, valid) == float("inf")
+    with pytest.raises(ValueError, match=r"output y has shape \(2,\)"):
+        largest_error({"y": np.zeros(2)}, expected, valid)
+
+
+def test_the_table_names_what_is_wrong_and_why_files_are_refused() -> None:
+    rows = [
+        row("ViT", {"error": 3e-7}),
+        row("LLaMA", {"error": 1e-6}),
+        row("ViT", {"error": 1e-7}, version="1.10.0"),
+        row("LLaMA", {"error": 0.25}, version="1.10.0"),
+        row("ResNet", {"error": float("inf")}, version="1.10.0"),
+        row("GPT-2", {"refuses": "no | operator"}, form="int4"),
+        row("LLaMA", {"refuses": "no | operator"}, form="int4"),
+    ]
+    assert table(rows, titles=TITLES).splitlines() == [
+        "| runtime | default | int4 |",
+        "|---|---|---|",
+        "| ONNX Runtime 1.9.0 | 1e-06 | refuses [1] |",
+        "| ONNX Runtime 1.10.0 | LLaMA **wrong: 2e-01**; ViT 1e-07; ResNet **wrong: NaN** | not run |",
+        "",
+        "Reasons of refusals:",
+        "",
+        "1. no \\| operator",
+    ]
+
+
+def test_only_the_part_between_the_marks_is_replaced() -> None:
+    page = "a\n<!-- x: written by a command -->\nold\n<!-- end of x -->\nb\n"
+    new = between_marks(page, "new", name="x")
+    assert new == "a\n<!-- x: written by a command -->\nnew\n\n<!-- end of x -->\nb\n"
+    assert between_marks(new, "new", name="x") == new
+    with pytest.raises(ValueError, match="the page has no lines"):
+        between_marks("a", "new", name="x")
+
+
+def test_a_file_that_ends_the_process_does_not_end_the_suite(tmp_path: Path) -> None:
+    """The first file ends the interpreter; the second is still run."""
+    cases = []
+    for name in ("first", "second"):
+        folder = tmp_path / name
+        folder.mkdir()
+        for kind in ("inputs", "expected", "valid"):
+            np.savez(folder / f"{kind}.npz", y=np.ones(2))
+        cases.append(Case("ViT", name, folder=folder, limit=2e-6))
+    package = tmp_path / "onnxruntime.py"
+    package.write_text(
+        "import os\n"
+        "class SessionOptions: pass\n"
+        "class InferenceSession:\n"
+        "    def __init__(self, path, options, providers):\n"
+        "        if 'first' in path: os._exit(7)\n"
+        "        raise ValueError('has no such operator')\n",
+        encoding="utf-8",
+    )
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path} exec {sys.executable} "$@"\n', encoding="utf-8")
+    python.chmod(0o755)
+    outcomes = {case.form: outcome for case, outcome in run_environment(python, "onnxruntime", cases)}
+    assert outcomes == {
+        "first": {"refuses": "its process ends with code 7"},
+        "second": {"refuses": "has no such operator"},
+    }
