@@ -34,6 +34,7 @@ SUITES = {
     "architectures": "Architectures of transformers with a stranger's norms, against their own module.",
     "identify": "Norms of strangers that `identify` must recognise, or name as something else.",
     "planted_faults": "Faults that verification must find, and correct exports that it must pass.",
+    "false_alarms": "Right exports that verification must pass, some with hostile weights.",
     "fuzz": "Damaged and hostile files for every reader, with a limit of memory.",
     "gates_live": "Cost of --layers and check, errors and latency verdicts on the demo's models.",
     "training_checkpoints": "Checkpoints of eight training codes, written by their own functions, through `import`.",

@@ -21,6 +21,7 @@ from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.tensors import Arrays, InputSpec
 
 __all__ = [
+    "LARGE_VALUES",
     "LONGEST_PROMPT",
     "MANY_ROWS",
     "CoveringInputs",
@@ -40,6 +41,8 @@ LARGEST_LOGITS: Final = 2**27
 _LENGTHS: Final = (640, 130, 40)
 #: What the sample covers that is one whole prompt of a model with a cache.
 LONGEST_PROMPT: Final = "the longest prompt"
+#: Beginning of what the samples with values beyond ordinary ranges cover.
+LARGE_VALUES: Final = "large values"
 #: Rows of the large batch of token ids, and of other inputs.
 MANY_ROWS: Final = 33
 MANY_IMAGES: Final = 9
@@ -346,7 +349,7 @@ def _cover_others(
             samples["a large batch"] = _repeated(largest, MANY_IMAGES)
         base = _repeated(base, 2)
     if any(spec.floating for spec in model.inputs):
-        samples["large values"] = _large_values(model, base, rng)
+        samples[LARGE_VALUES] = _large_values(model, base, rng)
     dynamic = {axis for spec in model.inputs for axis in spec.shape[1:] if isinstance(axis, str)} - set(fixed)
     if dynamic:
         names = ", ".join(sorted(dynamic))
@@ -379,7 +382,7 @@ def draw_covering_inputs(
     if planner.has_cache:
         sizes = _Sizes(2, 1, min(12, max(limits.longest - 1, 0) or 12)).fixed(fixed)
         drawn_cache = tokens.draw(sizes, _ones(sizes))
-        samples["large values in the cache"] = _large_values(model, drawn_cache, rng)
+        samples[f"{LARGE_VALUES} in the cache"] = _large_values(model, drawn_cache, rng)
     return CoveringInputs(samples, tuple(planner.left_out))
 
 

@@ -15,10 +15,10 @@ from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.verifier.coverage import Coverage
 from ibnorm_export.verifier.dataflow import ConstantUse
 
-__all__ = ["KnownConstants"]
+__all__ = ["SHAPE_INPUTS", "KnownConstants"]
 
 #: Positions of inputs that state shapes, axes, positions or repetitions, by op type; they are no arithmetic.
-_SHAPE_INPUTS: Final = {
+SHAPE_INPUTS: Final = {
     "Reshape": {1},
     "Expand": {1},
     "Unsqueeze": {1},
@@ -72,20 +72,24 @@ class KnownConstants:
         """Whether a constant states a shape, axes or positions where it is used."""
         if use.node is None or use.node.proto.domain not in ("", "ai.onnx"):
             return False
-        shape_input = use.position in _SHAPE_INPUTS.get(use.node.proto.op_type, ())
+        shape_input = use.position in SHAPE_INPUTS.get(use.node.proto.op_type, ())
         return shape_input or (use.node.proto.op_type == "Concat" and array.dtype == np.int64 and array.ndim == 1)
 
     def problem(self, array: NDArray[Any]) -> str:
         """What is wrong with a constant that is no weight; empty if it is explained."""
         flat = array.reshape(-1)
         values = np.unique(np.asarray(flat, dtype=np.float64))
-        if len(values) <= 1 or array.dtype == np.bool_ or (len(values) == 2 and _MASK_VALUES.issuperset(values)):
+        if len(values) <= 1:
             return ""
+        if array.dtype == np.bool_ or (len(values) == 2 and _MASK_VALUES.issuperset(values)):
+            if _is_causal(array) or self._computed(array):
+                return ""
+            return f"it chooses among {array.size} places, which the checkpoint does not"
         if np.issubdtype(array.dtype, np.integer):
             if array.size <= _SHAPE_LENGTH or _is_range(flat) or self._computed(array):
                 return ""
             return f"it holds {array.size} integers that the checkpoint neither has nor computes"
-        if _is_range(flat) or self._computed(array):
+        if (_is_range(flat) and flat[0] in (0, 1)) or self._computed(array):
             return ""
         problem = f"it holds {array.size} values that the checkpoint neither has nor computes"
         return self._rotary_problem(array, otherwise=problem)
@@ -123,7 +127,7 @@ class KnownConstants:
                 continue
             angles = np.outer(np.arange(len(array)), np.resize(frequencies, array.shape[1]))
             # Angles are computed in float32, so their error grows with the position.
-            steps = _STEPS * _step(array) + len(array) * 2.0**-22
+            steps = _step(array) + 16 * 2.0**-23 + len(array) * 2.0**-22
             for function in (np.cos, np.sin):
                 wrong = np.abs(np.asarray(array, np.float64) - function(angles) * scaling).max(axis=1) > steps
                 if not wrong.any():
@@ -147,6 +151,15 @@ def _is_range(flat: NDArray[Any]) -> bool:
     """Whether values have equal distances, as positions have."""
     steps = np.diff(np.asarray(flat, dtype=np.float64))
     return bool(flat.size > 1 and np.all(steps == steps[0]) and steps[0] == round(steps[0]))
+
+
+def _is_causal(array: NDArray[Any]) -> bool:
+    """Whether a mask (..., queries, keys) lets each query see the keys up to its own position, or only those."""
+    if array.ndim < 2:
+        return False
+    most = array == array[..., -1:, :1]  # what the last query gives to the first key
+    seen = int(most.reshape(-1, *array.shape[-2:])[0, 0].sum())
+    return bool((most == np.tri(*array.shape[-2:], k=seen - 1, dtype=bool)).all())
 
 
 def _step(array: NDArray[Any]) -> float:

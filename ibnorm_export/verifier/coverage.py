@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Final
 
 import torch
@@ -34,6 +34,14 @@ _SHAPE_OPERATORS: Final = frozenset(
     }
 )
 
+#: Operators that leave the values of an input as they are, in another shape or type.
+_MOVING_OPERATORS: Final = frozenset(
+    {
+        *("view", "_unsafe_view", "reshape", "expand", "permute", "transpose", "unsqueeze", "squeeze", "t", "detach"),
+        *("alias", "_to_copy", "clone", "contiguous", "flatten", "unflatten"),
+    }
+)
+
 #: Operators whose numbers are factors and terms; those of all others may limit a value or choose one.
 _ARITHMETIC_OPERATORS: Final = frozenset({"add", "sub", "rsub", "mul", "div", "pow", "add_", "sub_", "mul_", "div_"})
 
@@ -53,6 +61,8 @@ class Coverage:
         places: integers that operators were given that move, select or reshape values.
         constants: tensors that operators took or returned and that depend on no input, only small ones; and the names
             of the weights that each was computed from.
+        uses: names of the operators that take the values of an input, by its name. What only moves them does not count.
+        integers: dtypes of the integers that operators returned.
     """
 
     weights: frozenset[str]
@@ -64,16 +74,18 @@ class Coverage:
     limits: frozenset[float] = frozenset()
     places: frozenset[int] = frozenset()
     constants: tuple[tuple[Tensor, frozenset[str]], ...] = ()
+    uses: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    integers: frozenset[torch.dtype] = frozenset()
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
     """Records what operators take and return.
 
     Args:
-        inputs: the inputs of the run. What is computed from them is data; everything else is constant.
+        inputs: the inputs of the run by name. What is computed from them is data; everything else is constant.
     """
 
-    def __init__(self, inputs: Sequence[Tensor]) -> None:
+    def __init__(self, inputs: Mapping[str, Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self.identities: set[int] = set()
         self.narrow: set[str] = set()
@@ -83,7 +95,10 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         self.places: set[int] = set()
         self.constants: dict[int, Tensor] = {}
         self._room = _MAX_ELEMENTS
-        self._data = WeakIdKeyDictionary(dict.fromkeys(inputs, True))
+        self.uses: dict[str, set[str]] = {name: set() for name in inputs}
+        self.integers: set[torch.dtype] = set()
+        self._data = WeakIdKeyDictionary(dict.fromkeys(inputs.values(), True))
+        self._inputs: Any = WeakIdKeyDictionary({tensor: name for name, tensor in inputs.items()})
         self._origins: Any = WeakIdKeyDictionary()  # torch leaves it untyped
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -95,6 +110,12 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         self.identities.update(storage_identity(tensor) for tensor in tensors)
         if any(value.is_floating_point() and value.dtype != torch.float64 for value in made):
             self.narrow.add(str(func))
+        self.integers.update(value.dtype for value in made if not value.is_floating_point())
+        for source in {self._inputs[tensor] for tensor in tensors if tensor in self._inputs}:
+            if name in _MOVING_OPERATORS:
+                self._inputs.update(dict.fromkeys(made, source))
+            else:
+                self.uses[source].add(name)
         self.places.update(v for v in given if type(v) is int)
         if "attention" in name:  # its scale follows from the size of a head
             self.numbers.update(float(tensor.shape[-1]) for tensor in tensors if tensor.dim())
@@ -146,7 +167,7 @@ def measure_coverage(model: LoadedModel, truth: nn.Module, *, inputs: Arrays) ->
     hooks = [m.register_forward_hook(record(path)) for path, m in truth.named_modules() if isinstance(m, IBNorm)]
     tensors = [torch.from_numpy(inputs[spec.name]) for spec in model.inputs]
     tensors = [t.double() if t.is_floating_point() else t for t in tensors]
-    watch = _Watch(tensors)
+    watch = _Watch({spec.name: tensor for spec, tensor in zip(model.inputs, tensors, strict=True)})
     try:
         with compute_in_float64(), torch.no_grad(), watch:
             model.entry(truth)(*tensors)
@@ -171,4 +192,6 @@ def measure_coverage(model: LoadedModel, truth: nn.Module, *, inputs: Arrays) ->
         limits=frozenset(watch.limits),
         places=frozenset(watch.places),
         constants=tuple(constants),
+        uses={name: frozenset(operators) for name, operators in watch.uses.items()},
+        integers=frozenset(watch.integers),
     )

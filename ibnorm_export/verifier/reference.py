@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from ibnorm_export.artifacts.covering_inputs import LARGE_VALUES
 from ibnorm_export.artifacts.loaded_model import LoadedModel, torch_dtype
 from ibnorm_export.artifacts.tensors import Arrays, DType
 from ibnorm_export.progress import Progress
@@ -167,7 +168,9 @@ class Reference:
     def _realise(self, samples: Sequence[Sample]) -> tuple[tuple[Sample, ...], float]:
         """The samples, some with their errors under several realisations of rounding, and the spread of the others."""
         self.progress("running PyTorch with other rounding", 0, 0)
-        chosen = [sample for sample in samples if not sample.covers][:_REALISED]
+        ordinary = [sample for sample in samples if not sample.covers][:_REALISED]
+        # Large values are ill-conditioned, so one run of PyTorch is the least typical there.
+        chosen = [*ordinary, *(sample for sample in samples if sample.covers.startswith(LARGE_VALUES))]
         names = [name for name in self.model.outputs if not name.startswith("present.")]
         errors = largest_errors(
             self.model,
@@ -176,8 +179,8 @@ class Reference:
             samples=[(sample.inputs, sample.truth, sample.select) for sample in chosen],
             names=names,
         )
-        own = [_relative_error(sample, name) for sample in chosen for name in names]
-        spread = pooled_spread(own, [error for found in errors for error in found.values()])
+        own = [_relative_error(sample, name) for sample in ordinary for name in names]
+        spread = pooled_spread(own, [error for found in errors[: len(ordinary)] for error in found.values()])
         by_index = dict(zip((sample.index for sample in chosen), errors, strict=True))
         return tuple(replace(s, least_error=by_index.get(s.index, {})) for s in samples), spread
 

@@ -15,6 +15,7 @@ from ibnorm_export.verifier.dataflow import DataFlow
 from ibnorm_export.verifier.report import Finding, StaticReport
 from ibnorm_export.verifier.static_functions import check_functions
 from ibnorm_export.verifier.static_inlined import InlinedNorms
+from ibnorm_export.verifier.static_inputs import check_inputs
 from ibnorm_export.verifier.static_norms import check_norms, norm_nodes
 from ibnorm_export.verifier.static_numbers import check_numbers_used
 from ibnorm_export.verifier.static_types import check_types
@@ -46,6 +47,7 @@ def check_static(exported: ExportedModel, model: LoadedModel, *, coverage: Cover
         *check_norms(flow, modules, coverage=coverage, holds=holds, inlined=inlined),
         *check_functions(flow),
         *check_types(exported),
+        *check_inputs(flow, coverage),
         *_claim_problems(exported, model, flow=flow),
         *weights.findings,
         *check_numbers_used(flow, model, coverage=coverage, block_sizes=inlined.block_sizes),
@@ -73,6 +75,7 @@ def _claim_problems(exported: ExportedModel, model: LoadedModel, *, flow: DataFl
     metadata = exported.metadata
     if metadata.inlined and norm_nodes(flow):
         yield Finding("metadata", f"states that norms are inlined, but the file has {len(norm_nodes(flow))} norm nodes")
+    yield from _quantization_problems(exported, flow)
     for path, spec in metadata.norms.items():
         norm = model.norms.get(path)
         if norm is None:
@@ -81,3 +84,18 @@ def _claim_problems(exported: ExportedModel, model: LoadedModel, *, flow: DataFl
             yield Finding(f"metadata of norm {path}", f"states {spec}; the checkpoint has {norm.to_config()}")
     for path in model.norms.keys() - metadata.norms.keys():
         yield Finding(f"metadata of norm {path}", "is missing; the checkpoint has the norm")
+
+
+def _quantization_problems(exported: ExportedModel, flow: DataFlow) -> Iterator[Finding]:
+    """Matrices in blocks of few bits that are not as the metadata states."""
+    stated = exported.metadata.quantization
+    blocks = [node for node in flow.nodes if node.proto.op_type == "MatMulNBits"]
+    for position, node in enumerate(blocks):
+        has = {attribute.name: attribute.i for attribute in node.proto.attribute}
+        last = position == len(blocks) - 1 and stated is not None and stated.head_bits is not None
+        bits = None if stated is None else stated.head_bits if last else stated.bits
+        if has.get("bits") != bits:
+            yield Finding("metadata", f"states {bits} bits per value; the {node} has {has.get('bits')}")
+        if stated is not None and has.get("block_size") != stated.block_size:
+            what = f"states blocks of {stated.block_size} values; the {node} has blocks of {has.get('block_size')}"
+            yield Finding("metadata", what)

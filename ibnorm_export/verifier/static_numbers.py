@@ -17,9 +17,10 @@ import onnx.helper
 import torch
 from numpy.typing import NDArray
 
-from ibnorm_export.artifacts.loaded_model import LoadedModel
+from ibnorm_export.artifacts.loaded_model import LoadedModel, torch_dtype
 from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.op.spec import DOMAIN
+from ibnorm_export.verifier.constants import SHAPE_INPUTS
 from ibnorm_export.verifier.coverage import Coverage
 from ibnorm_export.verifier.dataflow import RANDOM_OPERATORS, DataFlow, FlowNode
 from ibnorm_export.verifier.report import Finding
@@ -30,6 +31,9 @@ __all__ = ["check_numbers_used"]
 _LIMITS: Final = frozenset(
     {"Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Equal", "Clip", "Min", "Max", "Mod", "Where", "Shrink"}
 )
+
+#: Operators that change single bits of integers, and so limit them.
+_BITS: Final = frozenset({"BitwiseAnd", "BitwiseOr", "BitwiseXor", "BitShift"})
 
 #: Operators that compute with a floating-point number.
 _ARITHMETIC: Final = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "Sum", "Mean", "PRelu"})
@@ -54,7 +58,10 @@ _PLACES: Final = {
 #: Places up to this one are in every sample, so a wrong one shows; and axes are among them.
 _NEAR: Final = 8
 
-_BRANCHES: Final = frozenset({"If", "Loop", "Scan"})
+_BRANCHES: Final = frozenset({"If", "Loop", "Scan", "SequenceMap"})
+
+#: Operators that limit a value on one side or both, whatever it is.
+_BOUNDS: Final = frozenset({"Clip", "Min", "Max"})
 
 #: PyTorch's operators that become a branch or a loop in a file.
 _BRANCHING: Final = frozenset({"cond", "while_loop", "scan", "map", "associative_scan"})
@@ -66,9 +73,13 @@ _DEFINITIONS: Final = (
     *(1.6732632423543772, 1.0507009873554805, 1.0 + 2.0**-23, 0.01, 0.2),
 )
 
-#: Numbers that may limit a value in any file: signs, empty and unlimited ranges, and the values of masks.
+#: Numbers that bound no value or every value: signs, empty and unlimited ranges.
+_ANY_BOUND: Final = (0.0, 1.0, math.inf, float(2**63 - 1), float(2**31 - 1))
+
+#: Numbers that a comparison may have in any file: those, and the values of masks.
 _ANY_LIMIT: Final = (
-    *(0.0, 1.0, math.inf, float(2**63 - 1), float(2**31 - 1), 1.0 + 2.0**-23),
+    *_ANY_BOUND,
+    1.0 + 2.0**-23,
     *(float(torch.finfo(kind).max) for kind in (torch.float16, torch.bfloat16, torch.float32, torch.float64)),
     *(float(torch.finfo(kind).tiny) for kind in (torch.float16, torch.bfloat16, torch.float32)),
     *(float(torch.finfo(kind).eps) for kind in (torch.float16, torch.bfloat16, torch.float32)),
@@ -101,6 +112,8 @@ def check_numbers_used(
             continue
         if node.proto.op_type in _BRANCHES and not _BRANCHING & coverage.operators:
             yield Finding(str(node), "the file branches or loops, which PyTorch does not for this checkpoint")
+        if _drops(flow, node):
+            yield Finding(str(node), "the file drops values at random, which PyTorch does not for this checkpoint")
         if node.proto.op_type in RANDOM_OPERATORS and not any("rand" in name for name in coverage.operators):
             yield Finding(str(node), "the file draws random numbers, which PyTorch does not for this checkpoint")
         inputs = () if skips_arithmetic and node.proto.op_type in _ARITHMETIC else _input_numbers(flow, node)
@@ -119,8 +132,9 @@ class _Numbers:
     """The numbers that a right file may have."""
 
     def __init__(self, dtype: DType, model: LoadedModel, coverage: Coverage) -> None:
-        # A number was rounded to the file's dtype, and may have been derived from others that were.
-        self._tolerance = {DType.FP32: 2e-6, DType.FP16: 4e-3, DType.BF16: 3e-2}[dtype]
+        kind = torch.finfo(torch_dtype(dtype))
+        # A number was rounded to the file's dtype: by half a step at most, which is half of epsilon near a power of 2.
+        self._tolerance = max(2e-6, 0.55 * kind.eps if dtype is not DType.FP32 else 0.0)
         specs = list(model.norms.values())
         used = {*coverage.numbers, *(s.lambd for s in specs), *(s.epsilon for s in specs), *_sizes(model)}
         used |= {spec.lambd**2 * spec.epsilon for spec in specs}
@@ -128,8 +142,12 @@ class _Numbers:
         if {"var", "var_mean", "std", "std_mean"} & coverage.operators:
             used |= {size - 1 for size in _sizes(model)}  # its divisor
         limits = {3.0, 6.0} if {"hardswish", "hardsigmoid", "relu6"} & coverage.operators else set()
-        self._limits = _sorted({*_ANY_LIMIT, *limits, *coverage.limits, *(s.lambd for s in specs)})
-        self._factors = _sorted({*_ANY_LIMIT, *_DEFINITIONS, *_derived(used)})
+        known = {*limits, *coverage.limits, *(s.lambd for s in specs)}
+        self._limits = _sorted({*_ANY_LIMIT, *known})
+        self._bounds = _sorted({*_ANY_BOUND, kind.max, kind.tiny, kind.eps, *known})
+        # A number may have been derived from others after these were rounded.
+        rounded = {float(torch.tensor(n, dtype=torch_dtype(dtype))) for n in (*used, *_DEFINITIONS)}
+        self._factors = _sorted({*_ANY_LIMIT, *_DEFINITIONS, *_derived({*used, *rounded})})
 
         places = {
             int(number) for number in (*used, *coverage.places) if math.isfinite(number) and number == int(number)
@@ -149,7 +167,8 @@ class _Numbers:
 
     def explains(self, node: FlowNode, number: float) -> bool:
         """Whether a number is one of PyTorch's, whatever its sign."""
-        known = self._limits if node.proto.op_type in _LIMITS else self._factors
+        kind = node.proto.op_type
+        known = self._bounds if kind in _BOUNDS else self._limits if kind in _LIMITS | _BITS else self._factors
         size = abs(number)
         if math.isnan(size) or size in (0.0, math.inf):
             return True
@@ -214,16 +233,24 @@ def _attribute_numbers(node: FlowNode) -> Iterator[tuple[str, float]]:
 def _input_numbers(flow: DataFlow, node: FlowNode) -> Iterator[tuple[str, float]]:
     """Inputs that are one number, or many times one number."""
     kind = node.proto.op_type
-    if kind not in _LIMITS | _ARITHMETIC or node.proto.domain not in ("", "ai.onnx"):
+    if node.proto.domain not in ("", "ai.onnx"):
         return
     for position, name in enumerate(node.inputs):
         array = flow.value(name) if name and flow.is_constant(name) and not flow.is_large(name) else None
-        if array is None or not array.size or array.dtype == np.bool_:
+        if array is None or not array.size or array.dtype == np.bool_ or position in SHAPE_INPUTS.get(kind, ()):
             continue
         floating = not np.issubdtype(array.dtype, np.integer)
         values = np.unique(np.asarray(array, dtype=np.float64))
-        if len(values) == 1 and (floating or kind in _LIMITS):
+        if len(values) == 1 and (floating or kind in _LIMITS | _BITS):
             yield f"input {position}", float(values[0])
+
+
+def _drops(flow: DataFlow, node: FlowNode) -> bool:
+    """Whether a Dropout may be active."""
+    if node.proto.op_type != "Dropout" or len(node.inputs) < 3 or not node.inputs[2]:
+        return False
+    active = flow.value(node.inputs[2]) if flow.is_constant(node.inputs[2]) else None
+    return active is None or bool(active.any())
 
 
 def _places(flow: DataFlow, node: FlowNode) -> Iterator[tuple[str, int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import onnx_ir as ir
 from ibnorm_export import IBNormSpec, models
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.tensors import DType
-from ibnorm_export.exporter.export import ExportOptions, export
+from ibnorm_export.exporter.export import ExportOptions
 from ibnorm_export.exporter.single_file import export_file
 from ibnorm_export.graph.attention_cache import grow_cache_by_concat
 from ibnorm_export.op import onnx_functions as onnx_op
@@ -337,50 +337,3 @@ def judge(fault: Fault, base: Base, folder: Path) -> Outcome:
     source = report.numeric.attribution.source if report.numeric.attribution is not None else ""
     named = bool(static or not fault.static) and bool(numeric or not fault.place) and bool(static or numeric)
     return Outcome(fault.name, static, numeric, source, not report, named, not report.numeric)
-
-
-# ---- correct files ----
-
-
-@dataclass(frozen=True)
-class Correct:
-    """The settings of one correct export."""
-
-    index: int
-    family: str
-    dtype: str
-    compression: str
-    lambd: float
-    scale: bool
-    bias: bool
-    fuse_skip: bool
-
-
-def correct(index: int) -> Correct:
-    """The configuration of that number; 18 consecutive ones cover all combinations of family, dtype and kind."""
-    return Correct(
-        index,
-        ("llama", "vit")[index % 2],
-        ("fp32", "fp16", "bf16")[index // 2 % 3],
-        "SLT"[index // 6 % 3],
-        (4.0, 2.0, 0.5, 8.0)[index // 18 % 4],
-        index % 5 != 4,
-        index % 3 != 2,
-        index // 18 % 2 == 1,
-    )
-
-
-def false_alarm(case: Correct, folder: Path) -> tuple[str, ...]:
-    """Findings of verification in a correct export; any is a false alarm."""
-    config = {**(LLAMA if case.family == "llama" else VIT), "num_hidden_layers": 1}
-    spec = IBNormSpec(case.compression, case.lambd, epsilon=1e-5, scale=case.scale, bias=case.bias)  # type: ignore[arg-type]
-    checkpoint = save_checkpoint(folder / str(case.index), config, spec, seed=case.index)
-    options = ExportOptions(dtype=DType(case.dtype), fuse_skip=case.fuse_skip)
-    exported = export(models.load(checkpoint), folder / f"{case.index}.onnx", options=options)
-    report = verify(exported, models.load(checkpoint), options=VerifyOptions(seed=case.index))
-    return () if report else tuple(str(f) for f in report.findings) or ("nothing was compared",)
-
-
-def row(value: Outcome | Correct) -> dict[str, Any]:
-    """For JSON."""
-    return asdict(value)

@@ -1,4 +1,4 @@
-"""Every planted fault fails and is named; no correct export fails. The suite planted_faults writes the whole tables."""
+"""Every planted fault fails and is named, with its place."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ibnorm_export.artifacts.tensors import DType
-from tests.verifier.faults.hostile import hostile_alarm
-from tests.verifier.faults.planted import FAULTS, Base, Fault, bases, correct, false_alarm, judge
+from tests.verifier.faults.planted import FAULTS, Base, Fault, bases, judge
 
 
 @pytest.fixture(scope="session")
@@ -27,13 +25,3 @@ def test_a_planted_fault_fails_and_is_named(fault: Fault, files: dict[str, Base]
     assert outcome.failed
     assert outcome.named, outcome
     assert outcome.numeric_only == (fault.place != ""), outcome
-
-
-@pytest.mark.parametrize("index", range(0, 18, 2))
-def test_a_correct_export_passes(index: int, tmp_path: Path) -> None:
-    assert false_alarm(correct(index), tmp_path) == ()
-
-
-@pytest.mark.parametrize("kind", ["outliers of 1000", "large means", "odd sizes"])
-def test_a_right_export_with_hostile_weights_passes(kind: str, tmp_path: Path) -> None:
-    assert hostile_alarm(kind, "llama", DType.FP32, folder=tmp_path, seed=0) == ()

@@ -1,0 +1,97 @@
+"""Right exports that verification must pass: 340 of all families, forms and dtypes, and 60 with hostile weights.
+
+Each export has a number. Its outcome is written to a file as soon as it is known, so an interrupted run continues where
+it stopped, and several processes can share the work. With `--folder`, the exports are kept: an emulated processor then
+only verifies them, e.g. `qemu-x86_64 -cpu Haswell python -m benchmarks.run false_alarms --processor "Haswell (AVX2)"`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report import Report
+from benchmarks.rows import Figure, Row, Target
+from ibnorm_export.errors import IBNormError
+from tests.verifier.faults.right_exports import EXPORTS, RightExport, alarms, right_export
+
+#: Outcomes so far, one JSON object a line.
+OUTCOMES = "outcomes.jsonl"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this suite."""
+    parser.add_argument("--folder", type=Path, help="Keep exports and outcomes here, and continue from them.")
+    parser.add_argument("--exports", default=f"0:{EXPORTS}:1", help="Numbers as START:STOP:STEP (%(default)s).")
+    parser.add_argument("--processor", default="", help="Name of an emulated processor for the record.")
+
+
+def measure(options: argparse.Namespace, report: Report) -> None:
+    """Export and verify each model, then count the alarms of each group."""
+    processor = options.processor or _processor()
+    with tempfile.TemporaryDirectory() as place:
+        folder = options.folder or Path(place)
+        folder.mkdir(parents=True, exist_ok=True)
+        done = {outcome["number"] for outcome in _outcomes(folder) if outcome["processor"] == processor}
+        for number in range(*map(int, options.exports.split(":"))):
+            if number not in done:
+                outcome = {"processor": processor, **_try(right_export(number), folder / f"{number:03}")}
+                with (folder / OUTCOMES).open("a", encoding="utf-8") as lines:
+                    lines.write(json.dumps(outcome) + "\n")
+        groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+        for outcome in sorted(_outcomes(folder), key=lambda outcome: outcome["number"]):
+            case = right_export(outcome["number"])
+            kind = "hostile weights" if case.hostile else f"{case.family} {case.form}"
+            groups[outcome["processor"], kind].append(outcome)
+        for (where, kind), outcomes in sorted(groups.items()):
+            report.add(_row(f"{kind}, {where}", outcomes))
+
+
+def _processor() -> str:
+    """The name of this processor, with its widest instruction set."""
+    text = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").is_file() else ""
+    widest = next((name for flag, name in (("avx512f", "AVX-512"), (" avx2", "AVX2")) if flag in text), "")
+    return widest or platform.machine()
+
+
+def _outcomes(folder: Path) -> Iterator[dict[str, Any]]:
+    """What is known so far; the last outcome of an export counts."""
+    file = folder / OUTCOMES
+    if file.is_file():
+        found = (json.loads(line) for line in file.read_text(encoding="utf-8").splitlines())
+        yield from {(outcome["processor"], outcome["number"]): outcome for outcome in found}.values()
+
+
+def _try(case: RightExport, folder: Path) -> dict[str, Any]:
+    """Export and verify one model."""
+    start = time.perf_counter()
+    try:
+        found, unfit = alarms(case, folder)
+    except IBNormError as error:  # a refusal of a right file is an alarm too
+        found, unfit = (f"{type(error).__name__}: {error}",), False
+    return {
+        "number": case.number,
+        "case": str(case),
+        "alarms": [alarm[:300] for alarm in found[:3]],
+        "unfit": unfit,
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+
+
+def _row(name: str, outcomes: list[dict[str, Any]]) -> Row:
+    wrong = [outcome for outcome in outcomes if outcome["alarms"]]
+    unfit = [outcome["case"] for outcome in outcomes if outcome["unfit"]]
+    figures = {
+        "false alarms": Figure(len(wrong)),
+        "exports": Figure(len(outcomes)),
+        "unfit for their dtype": Figure(len(unfit)),
+    }
+    details = {"alarms": wrong, "unfit": unfit, "exports": [outcome["case"] for outcome in outcomes]}
+    return Row(name, figures, targets=(Target("false alarms", 0),), details=details)

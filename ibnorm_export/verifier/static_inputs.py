@@ -1,0 +1,93 @@
+"""Check that a file uses its inputs as PyTorch does: token ids are only looked up, images only go into a convolution.
+
+A file that clips, remaps or compares them may be right on every input that is run. Here, no number has to show it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+import onnx
+import torch
+
+from ibnorm_export.verifier.coverage import Coverage
+from ibnorm_export.verifier.dataflow import DataFlow, FlowNode
+from ibnorm_export.verifier.report import Finding
+
+__all__ = ["check_inputs"]
+
+#: PyTorch's operators on an input, and the operators that a file may have for each, with the position of the input.
+#: Some are those of ONNX Runtime's own domains, which it writes into optimised files.
+_SAME: Final[dict[str, frozenset[tuple[str, int]]]] = {
+    "embedding": frozenset({("Gather", 1), ("EmbedLayerNormalization", 0), ("GatherBlockQuantized", 1)}),
+    "convolution": frozenset(
+        {("Conv", 0), ("FusedConv", 0), ("NhwcConv", 0), ("NhwcFusedConv", 0), ("ReorderInput", 0)}
+    ),
+    "cat": frozenset(
+        {
+            ("Concat", 0),
+            ("Concat", 1),
+            ("Attention", 4),
+            ("Attention", 5),
+            ("TensorScatter", 0),
+            ("GroupQueryAttention", 3),
+            ("GroupQueryAttention", 4),
+        }
+    ),
+}
+
+#: Operators that leave values as they are, in another shape or type, and those that read only the shape.
+_MOVING: Final = frozenset(
+    {"Identity", "Cast", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Transpose", "Expand", "Tile"}
+)
+_SHAPES: Final = frozenset({"Shape", "Size"})
+
+#: Types of integers that do not hold every position or id, and what PyTorch calls them.
+_NARROW: Final = {
+    onnx.TensorProto.INT8: torch.int8,
+    onnx.TensorProto.UINT8: torch.uint8,
+    onnx.TensorProto.INT16: torch.int16,
+    onnx.TensorProto.UINT16: torch.uint16,
+}
+
+
+def check_inputs(flow: DataFlow, coverage: Coverage) -> Iterator[Finding]:
+    """Compare what happens to the values of every input with what PyTorch does with them.
+
+    Args:
+        flow: the data flow of the file.
+        coverage: the operators that took each input in one run of the checkpoint.
+    """
+    yield from _narrow_casts(flow, coverage)
+    for name, operators in coverage.uses.items():
+        if not operators or not operators <= _SAME.keys():
+            continue
+        same = frozenset().union(*(_SAME[operator] for operator in operators))
+        for node, position in _uses(flow, name):
+            if (node.proto.op_type, position) not in same:
+                what = f"goes into the {node}; PyTorch uses it in {', '.join(sorted(operators))} only"
+                yield Finding(f"input {name}", what)
+
+
+def _uses(flow: DataFlow, name: str) -> Iterator[tuple[FlowNode, int]]:
+    """Nodes that take the values of an input, and at which position."""
+    moved = {name}
+    for node in flow.nodes:  # in the order of the file, so a value comes before its readers
+        for position, read in enumerate(node.inputs):
+            if read not in moved or node.proto.op_type in _SHAPES:
+                continue
+            if node.proto.op_type in _MOVING and position == 0:
+                moved.update(node.outputs)
+            else:
+                yield node, position
+
+
+def _narrow_casts(flow: DataFlow, coverage: Coverage) -> Iterator[Finding]:
+    """Conversions to integers that lose large ones."""
+    for node in flow.nodes:
+        kind: Any = next((a.i for a in node.proto.attribute if a.name == "to"), 0)
+        narrow = node.proto.op_type == "Cast" and kind in _NARROW and _NARROW[kind] not in coverage.integers
+        if narrow and not all(flow.is_constant(name) for name in node.outputs):
+            what = f"the {node} converts to {onnx.TensorProto.DataType.Name(kind)}, which PyTorch does not use"
+            yield Finding("types", what)

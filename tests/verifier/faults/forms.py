@@ -1,0 +1,175 @@
+"""The right files that faults are planted in: every family, and every form that an export takes."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from ibnorm_export import IBNormSpec, models
+from ibnorm_export.artifacts.loaded_model import LoadedModel
+from ibnorm_export.artifacts.metadata import CacheKind, Task
+from ibnorm_export.artifacts.onnx_file import MODEL_FILE
+from ibnorm_export.artifacts.tensors import DType
+from ibnorm_export.artifacts.tokenizer import write_byte_tokenizer
+from ibnorm_export.exporter.export import ExportOptions
+from ibnorm_export.exporter.genai import export_genai
+from ibnorm_export.exporter.single_file import export_file
+from ibnorm_export.exporter.text_folder import export_folder
+from ibnorm_export.graph.quantization import Quantization
+from tests.support.checkpoints import VIT, save_checkpoint
+from tests.verifier.faults.right_exports import sharpen
+
+__all__ = ["FORMS", "Form", "form"]
+
+#: Tokens of the longest sequence: more than the 64 tokens, 52 decoded ones and 128 numbers that tables may end at.
+POSITIONS: Final = 160
+
+_LLAMA: Final[dict[str, Any]] = {
+    "model_type": "llama",
+    "hidden_size": 64,  # heads of 16, the smallest that GroupQueryAttention rotates
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 256,
+    "max_position_embeddings": POSITIONS,
+    "initializer_range": 0.2,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_GPT2: Final[dict[str, Any]] = {
+    "model_type": "gpt2",
+    "n_embd": 32,
+    "n_head": 4,
+    "n_layer": 1,
+    "n_positions": POSITIONS,
+    "vocab_size": 256,
+    "initializer_range": 0.2,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+_VIT: Final[dict[str, Any]] = {**VIT, "num_hidden_layers": 1, "num_channels": 3}
+_RESNET: Final[dict[str, Any]] = {
+    "model_type": "resnet",
+    "layer_type": "basic",
+    "depths": [1, 1],
+    "hidden_sizes": [8, 16],
+    "embedding_size": 8,
+    "num_channels": 3,
+    "image_size": 16,
+    "num_labels": 10,
+}
+
+#: config.json and norm of each checkpoint.
+_CHECKPOINTS: Final[dict[str, tuple[dict[str, Any], IBNormSpec]]] = {
+    "llama": (_LLAMA, IBNormSpec("L", 4.0, epsilon=1e-5, bias=False)),
+    "llama that is sure": (_LLAMA, IBNormSpec("L", 4.0, epsilon=1e-5, bias=False)),
+    "gpt2": (_GPT2, IBNormSpec("T", 2.0, epsilon=1e-5)),
+    "vit": (_VIT, IBNormSpec("T", 3.0, epsilon=1e-5)),
+    "resnet": (_RESNET, IBNormSpec("L", 2.0, epsilon=1e-5)),
+    "resnet axes": (_RESNET, IBNormSpec("S", 2.0, epsilon=1e-5, grouping="axes", axis=1)),
+    "resnet batch": (_RESNET, IBNormSpec("L", 2.0, epsilon=1e-5, grouping="batch")),
+}
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """How a form is exported from a checkpoint."""
+
+    checkpoint: str
+    dtype: DType = DType.FP32
+    _: KW_ONLY
+    task: Task = Task.FORWARD
+    kind: str = "file"
+    bits: int = 0
+
+
+_TEXT: Final = Task.TEXT_GENERATION
+
+FORMS: Final[dict[str, _Recipe]] = {
+    "llama": _Recipe("llama"),
+    "llama fp16": _Recipe("llama", DType.FP16),
+    "llama bf16": _Recipe("llama", DType.BF16),
+    "llama inlined": _Recipe("llama", kind="inlined"),
+    "llama decoder": _Recipe("llama", task=_TEXT, kind="folder"),
+    "llama static": _Recipe("llama", task=_TEXT, kind="static"),
+    "llama genai": _Recipe("llama", task=_TEXT, kind="genai"),
+    "llama genai bf16": _Recipe("llama", DType.BF16, task=_TEXT, kind="genai"),
+    "llama int8": _Recipe("llama that is sure", task=_TEXT, kind="folder", bits=8),
+    "llama int4": _Recipe("llama that is sure", task=_TEXT, kind="folder", bits=4),
+    "gpt2": _Recipe("gpt2"),
+    "gpt2 bf16": _Recipe("gpt2", DType.BF16),
+    "gpt2 decoder": _Recipe("gpt2", task=_TEXT, kind="folder"),
+    "vit": _Recipe("vit"),
+    "vit fp16": _Recipe("vit", DType.FP16),
+    "vit bf16": _Recipe("vit", DType.BF16),
+    "vit inlined": _Recipe("vit", kind="inlined"),
+    "resnet": _Recipe("resnet"),
+    "resnet axes": _Recipe("resnet axes"),
+    "resnet batch": _Recipe("resnet batch"),
+    "resnet batch fp16": _Recipe("resnet batch", DType.FP16),
+}
+
+
+@dataclass(frozen=True)
+class Form:
+    """A right file.
+
+    Args:
+        name: a key of `FORMS`.
+        folder: the folder that it is in, with nothing else but its companions.
+        file: the ONNX file.
+        model: its checkpoint.
+        dtype: type of its weights.
+    """
+
+    name: str
+    folder: Path
+    _: KW_ONLY
+    file: Path
+    model: LoadedModel
+    dtype: DType
+
+    @property
+    def family(self) -> str:
+        """ "llama", "gpt2", "vit" or "resnet"."""
+        return self.name.split()[0]
+
+
+@cache
+def form(name: str, folder: Path) -> Form:
+    """Export a form to `folder`, or find it there."""
+    recipe = FORMS[name]
+    checkpoint = folder / f"checkpoint {recipe.checkpoint}"
+    if not checkpoint.is_dir():
+        config, spec = _CHECKPOINTS[recipe.checkpoint]
+        save_checkpoint(checkpoint, config, spec, seed=0)
+        if recipe.bits:
+            sure = models.load(checkpoint).module
+            sharpen(sure, torch.Generator().manual_seed(0))
+            models.save(sure, checkpoint)
+        if config is _LLAMA:
+            write_byte_tokenizer(checkpoint)
+    model = models.load(checkpoint, task=recipe.task)
+    place = folder / name
+    single = recipe.kind in ("file", "inlined")
+    file = place / ("right.onnx" if single else MODEL_FILE)
+    if not file.is_file():
+        options = ExportOptions(
+            dtype=recipe.dtype,
+            inline=recipe.kind == "inlined",
+            quantization=Quantization(recipe.bits) if recipe.bits else None,
+            cache=CacheKind.STATIC if recipe.kind == "static" else CacheKind.DYNAMIC,
+        )
+        if recipe.kind == "genai":
+            export_genai(model, place, options=ExportOptions(dtype=recipe.dtype))
+        elif single:
+            place.mkdir()
+            export_file(model, file, options=options)
+        else:
+            export_folder(model, place, options=options)
+    return Form(name, place, file=file, model=model, dtype=recipe.dtype)

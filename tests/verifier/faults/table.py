@@ -1,0 +1,160 @@
+"""The table of faults, and how one is planted and judged."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import onnx
+
+from ibnorm_export.artifacts.exported_model import ExportedModel
+from ibnorm_export.artifacts.kv_cache import positions
+from ibnorm_export.artifacts.metadata import Target
+from ibnorm_export.artifacts.tensors import Arrays, DType
+from ibnorm_export.errors import IBNormError
+from ibnorm_export.verifier.report import ParityReport
+from ibnorm_export.verifier.verify import VerifyOptions, verify
+from tests.verifier.faults import kinds_files, kinds_norms, kinds_text, kinds_values, kinds_weights
+from tests.verifier.faults.edit import Edit
+from tests.verifier.faults.forms import Form, form
+from tests.verifier.faults.kind import Kind
+
+__all__ = ["KINDS", "Outcome", "cases", "judge", "plant"]
+
+KINDS: Final = tuple(
+    kind for module in (kinds_weights, kinds_norms, kinds_text, kinds_values, kinds_files) for kind in module.KINDS
+)
+
+
+def cases() -> Iterator[tuple[Kind, str]]:
+    """Every kind with every form that it is planted in."""
+    for kind in KINDS:
+        for name in kind.forms:
+            yield kind, name
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What verification reports about one fault.
+
+    Args:
+        found: what found it: "static", "folder", "numeric", "load"; empty if it passes.
+        message: the first finding.
+        change: where it passes, the largest relative error on further legal inputs, over its tolerance.
+        seconds: how long verification took.
+    """
+
+    found: tuple[str, ...]
+    message: str
+    change: float | None = None
+
+
+def plant(kind: Kind, right: Form, folder: Path) -> ExportedModel:
+    """Write a copy of a right file, or of its folder, with a fault in it."""
+    place = folder / "planted"
+    shutil.copytree(right.folder, place)
+    file = place / right.file.name
+    before = {f.name: f.read_bytes() for f in place.iterdir()}
+    proto = onnx.load(file, load_external_data=False)
+    external = any(t.external_data for t in proto.graph.initializer)
+    edited = kind.group.startswith("folder")
+    if external and not edited:
+        proto = onnx.load(file)
+        (place / f"{file.name}.data").unlink()
+    start = proto.SerializeToString()
+    kind.plant(Edit(proto, right.family, folder=place))
+    if proto.SerializeToString() != start:
+        onnx.save(proto, file)
+    assert {f.name: f.read_bytes() for f in place.iterdir()} != before, f"{kind.name}: nothing was planted"
+    return ExportedModel(file)
+
+
+def judge(kind: Kind, name: str, forms: Path) -> Outcome:
+    """Plant a fault and verify the file.
+
+    Args:
+        kind: the fault.
+        name: the form that it is planted in.
+        forms: where right files are kept.
+    """
+    right = form(name, forms)
+    with tempfile.TemporaryDirectory() as place:
+        try:
+            planted = plant(kind, right, Path(place))
+            report = verify(planted, right.model, options=VerifyOptions(samples=2))
+        except IBNormError as error:
+            return Outcome(("load",), f"{type(error).__name__}: {error}"[:300])
+        if not report:
+            return Outcome(_found(report), str(next(iter(report.findings), "nothing was compared"))[:300])
+        return Outcome((), "; ".join(report.notes)[:300], _change(planted, right))
+
+
+def _found(report: ParityReport) -> tuple[str, ...]:
+    """What found a fault: reading the file, its folder, running it, or loading it."""
+    found = []
+    static = report.static.findings if report.static is not None else ()
+    in_folder = [f for f in static if ".json" in f.where or ".so" in f.where or ".jinja" in f.where]
+    numeric = [f for f in report.findings if f not in static]
+    loading = [f for f in numeric if f.where == "runtime"]
+    found += ["static"] if len(in_folder) < len(static) else []
+    found += ["folder"] if in_folder else []
+    found += ["load"] if loading else []
+    found += ["numeric"] if len(loading) < len(numeric) else []
+    return tuple(found)
+
+
+def _change(planted: ExportedModel, right: Form) -> float | None:
+    """The largest error over its tolerance on further legal inputs; None if it cannot be measured."""
+    try:
+        options = VerifyOptions(static=False)
+        report = verify(planted, right.model, options=options, inputs=list(_further_inputs(planted, right)))
+    except IBNormError:
+        return None
+    assert report.numeric is not None
+    outputs = [*report.numeric.outputs, *(report.numeric.exact.outputs if report.numeric.exact is not None else ())]
+    if not outputs and not report:
+        return float("inf")
+    return max(
+        (max(o.error / o.tolerance, o.worst_sample_error / o.worst_sample_tolerance) for o in outputs), default=None
+    )
+
+
+def _further_inputs(planted: ExportedModel, right: Form) -> Iterator[Arrays]:
+    """Legal inputs that verification does not draw: many rows, tokens that repeat, very large and constant images."""
+    rng = np.random.default_rng(99)
+    model = right.model
+    images = [spec for spec in model.inputs if spec.name == "pixel_values"]
+    if images:
+        shape = [int(n) for n in images[0].shape[1:]]
+        ordinary = rng.standard_normal((70, *shape), dtype=np.float32)
+        large = 4.0 if right.dtype is DType.FP16 else 1e5
+        for image in (ordinary, ordinary[:3] * np.float32(large), np.ones((2, *shape), np.float32)):
+            yield {"pixel_values": image}
+        return
+    whole = planted.metadata.target is Target.ORT_GENAI
+    for rows, length in ((70, 3), (3, 159), (5, 33)):
+        ids = rng.integers(0, model.vocabulary, (rows, length), dtype=np.int64)
+        ids[0], ids[-1] = np.arange(length), 7
+        ids[rows // 2, : length // 2 * 2] = np.tile([33, 45], length // 2)
+        mask = np.ones_like(ids)
+        if not whole:
+            mask[1, : length // 2] = 0
+        yield _text_inputs(model.inputs, ids, mask)
+
+
+def _text_inputs(specs: Any, ids: Any, mask: Any) -> Arrays:
+    """Inputs of a language model without a past."""
+    arrays: Arrays = {}
+    for spec in specs:
+        if spec.floating:
+            shape = (len(ids), int(spec.shape[1]), 0, int(spec.shape[3]))
+            arrays[spec.name] = np.zeros(shape, np.float32)
+        else:
+            named = {"input_ids": ids, "attention_mask": mask, "position_ids": positions(mask)}
+            arrays[spec.name] = named[spec.name]
+    return arrays

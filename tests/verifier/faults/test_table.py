@@ -1,0 +1,81 @@
+"""A part of the tables that the suites planted_faults and false_alarms measure: some faults, and some right exports."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.verifier.faults.forms import FORMS
+from tests.verifier.faults.mutants import MUTANTS, Mutant, findings
+from tests.verifier.faults.right_exports import EXPORTS, FIRST_HOSTILE, HOSTILE, alarms, right_export
+from tests.verifier.faults.table import KINDS, judge
+
+
+@pytest.fixture(scope="module")
+def forms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("forms")
+
+
+#: A kind of each group, the form that it is planted in, and what finds it.
+SOME: dict[str, tuple[str, set[str]]] = {
+    "the sign of one weight": ("llama", {"static"}),
+    "a bias is left out": ("vit bf16", {"static", "numeric"}),
+    "statistics of another layer": ("resnet batch", {"static", "numeric"}),
+    "cosines are zero from row 64": ("llama genai", {"static", "numeric"}),
+    "tables of 64 rows": ("llama genai", {"static"}),
+    "slots stop at 60": ("llama static", {"static", "numeric"}),
+    "inlined: |d| > 200 clipped": ("vit inlined", {"static"}),
+    "a window of 64 tokens": ("llama", {"static", "numeric"}),
+    "heads of the cache reversed": ("llama static", {"static", "numeric"}),
+    "padding is ignored above 20 rows": ("llama", {"static", "numeric"}),
+    "a token that is at its own position": ("llama", {"static"}),
+    "images clipped at 65504": ("vit inlined", {"static"}),
+    "softmax over another axis": ("vit bf16", {"numeric"}),
+    "NaN above 64 rows": ("vit bf16", {"static"}),
+    "colours reversed": ("resnet batch", {"static", "numeric"}),
+    "a residual branch x 1.02": ("vit bf16", {"static", "numeric"}),
+    "another temperature": ("llama genai", set()),
+}
+
+
+def test_there_are_120_kinds_and_each_has_a_name_of_its_own() -> None:
+    assert len(KINDS) >= 120
+    assert [name for name, count in Counter((k.group, k.name) for k in KINDS).items() if count > 1] == []
+    assert {name for kind in KINDS for name in kind.forms} == set(FORMS)
+
+
+def test_there_are_400_right_exports_and_60_are_hostile() -> None:
+    cases = [right_export(number) for number in range(EXPORTS)]
+    assert len(cases) == 400
+    hostile = Counter(case.hostile for case in cases)
+    assert 400 - hostile[""] == EXPORTS - FIRST_HOSTILE == 60
+    assert set(hostile) == {"", *HOSTILE}
+    assert {case.family for case in cases} == {"llama", "gpt2", "vit", "resnet"}
+
+
+@pytest.mark.parametrize("name", list(SOME))
+def test_a_fault_is_found(name: str, forms: Path) -> None:
+    where, finders = SOME[name]
+    kind = next(kind for kind in KINDS if kind.name.endswith(name))
+    if where.startswith("llama genai"):
+        pytest.importorskip("onnxruntime_genai", reason="its builder writes the file")
+    outcome = judge(kind, where, forms)
+    assert bool(outcome.found) == bool(finders), outcome
+    assert finders <= set(outcome.found), outcome
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.check)
+def test_without_its_check_a_fault_passes(mutant: Mutant, forms: Path) -> None:
+    if mutant.form.startswith("llama genai"):
+        pytest.importorskip("onnxruntime_genai", reason="its builder writes the file")
+    assert findings(mutant, forms, removed=False)
+    assert findings(mutant, forms, removed=True) == ()
+
+
+@pytest.mark.parametrize("number", [2, 9, 11, 15, 341, 342, 347])
+def test_a_right_export_passes(number: int, tmp_path: Path) -> None:
+    found: Any = alarms(right_export(number), tmp_path)
+    assert found[0] == (), right_export(number)
