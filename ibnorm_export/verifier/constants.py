@@ -159,7 +159,7 @@ def _is_causal(array: NDArray[Any]) -> bool:
         return False
     most = array == array[..., -1:, :1]  # what the last query gives to the first key
     seen = int(most.reshape(-1, *array.shape[-2:])[0, 0].sum())
-    return bool((most == np.tri(*array.shape[-2:], k=seen - 1, dtype=bool)).all())
+    return bool((most == np.tri(array.shape[-2], array.shape[-1], seen - 1, dtype=bool)).all())
 
 
 def _step(array: NDArray[Any]) -> float:

@@ -31,6 +31,10 @@ KINDS: Final = tuple(
 )
 
 
+#: Token ids of every language model among the forms.
+_VOCABULARY: Final = 256
+
+
 def cases() -> Iterator[tuple[Kind, str]]:
     """Every kind with every form that it is planted in."""
     for kind in KINDS:
@@ -138,7 +142,7 @@ def _further_inputs(planted: ExportedModel, right: Form) -> Iterator[Arrays]:
         return
     whole = planted.metadata.target is Target.ORT_GENAI
     for rows, length in ((70, 3), (3, 159), (5, 33)):
-        ids = rng.integers(0, model.vocabulary, (rows, length), dtype=np.int64)
+        ids = rng.integers(0, _VOCABULARY, (rows, length), dtype=np.int64)
         ids[0], ids[-1] = np.arange(length), 7
         ids[rows // 2, : length // 2 * 2] = np.tile([33, 45], length // 2)
         mask = np.ones_like(ids)

@@ -28,7 +28,7 @@ SOME: dict[str, tuple[str, set[str]]] = {
     "tables of 64 rows": ("llama genai", {"static"}),
     "slots stop at 60": ("llama static", {"static", "numeric"}),
     "inlined: |d| > 200 clipped": ("vit inlined", {"static"}),
-    "a window of 64 tokens": ("llama", {"static", "numeric"}),
+    "a window of 64 tokens": ("llama", {"numeric"}),
     "heads of the cache reversed": ("llama static", {"static", "numeric"}),
     "padding is ignored above 20 rows": ("llama", {"static", "numeric"}),
     "a token that is at its own position": ("llama", {"static"}),
