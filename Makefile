@@ -18,7 +18,7 @@
 #   make native        sets up, then builds the libraries in build/native and for the development install
 #   make native-cuda   builds the library with the CUDA kernels in build/native-cuda; needs nvcc, no GPU
 #   make sanitize      runs the kernels under AddressSanitizer with UndefinedBehaviorSanitizer, then ThreadSanitizer
-#   make mutants       plants kernel bugs, each of which the tests must catch
+#   make mutants       plants kernel bugs, which the tests must catch, and removes checks of verification, one at a time
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -107,6 +107,7 @@ test-compat: native
 
 mutants: native
 	$(BIN)/python -m tests.custom_ops.ort.mutants --record benchmarks/results/mutants.json
+	$(BIN)/python -m tests.verifier.faults.mutants --record benchmarks/results/verifier_mutants.json
 
 demo: native
 	$(BIN)/ibnorm-export demo --out demo
