@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ if TYPE_CHECKING:  # importing transformers takes seconds, so it is left to the 
     from transformers import PreTrainedModel
 
 __all__ = ["measure_statistics", "new_model", "save"]
+
+#: Files of a checkpoint that are not written here, and stay.
+_KEPT: Final = (*TOKENIZER_FILES, "preprocessor_config.json")
 
 
 def _sample_tensors(family: Family, model: nn.Module, *, seed: int) -> list[Tensor]:
@@ -93,7 +96,7 @@ def _checkpoint_files(folder: Path) -> set[str]:
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} exists and is not a checkpoint: choose another folder")
     weights = {path.name for path in folder.glob("model*.safetensors")}
-    return {"config.json", "generation_config.json", "model.safetensors.index.json", *weights, *TOKENIZER_FILES}
+    return {"config.json", "generation_config.json", "model.safetensors.index.json", *weights, *_KEPT}
 
 
 def save(model: PreTrainedModel, folder: str | Path) -> None:
@@ -101,7 +104,8 @@ def save(model: PreTrainedModel, folder: str | Path) -> None:
 
     Args:
         model: the result of `new_model`, or the module of a model of `load`.
-        folder: the folder to write. An existing checkpoint in it is replaced, but its tokenizer stays.
+        folder: the folder to write. An existing checkpoint in it is replaced, but its tokenizer and the
+            settings of its image processor stay.
 
     Raises:
         CheckpointError: the folder contains something other than a checkpoint, or cannot be written.
@@ -112,7 +116,7 @@ def save(model: PreTrainedModel, folder: str | Path) -> None:
     except OSError as error:
         raise CheckpointError(f"cannot write the checkpoint {folder}: {error.strerror or error}") from error
     with new_folder(folder, _checkpoint_files, error=CheckpointError) as new:
-        for name in TOKENIZER_FILES:
+        for name in _KEPT:
             if (folder / name).is_file():
                 shutil.copyfile(folder / name, new / name)
         with quiet_transformers():
