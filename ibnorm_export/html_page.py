@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass
@@ -20,7 +21,7 @@ from ibnorm_export.optional_packages import demand_package, import_package
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["PAGE", "Curve", "Section", "bars", "curves", "demand_plots", "heat_map", "render"]
+__all__ = ["PAGE", "Curve", "Section", "bars", "curves", "demand_plots", "heat_map", "intervals", "render"]
 
 _BLUE, _ORANGE, _GREY, _RED = "#2563eb", "#d97706", "#9ca3af", "#dc2626"
 _COLOURS = (_BLUE, _ORANGE, _GREY, _RED, "#059669", "#7c3aed", "#0891b2", "#be185d")
@@ -176,7 +177,14 @@ def _svg(figure: Figure) -> Markup:
 
 
 def curves(
-    title: str, x_label: str, *, y_label: str, lines: Sequence[Curve], right_label: str = "", log: bool = False
+    title: str,
+    x_label: str,
+    *,
+    y_label: str,
+    lines: Sequence[Curve],
+    right_label: str = "",
+    log: bool = False,
+    log_x: bool = False,
 ) -> Markup:
     """Lines over a common axis, as inline SVG."""
     with _new_figure(5.2, 3.2) as figure:
@@ -200,11 +208,43 @@ def curves(
         left.set(title=_label(title), xlabel=_label(x_label), ylabel=_label(y_label))
         if log:
             left.set_yscale("log")
+        if log_x:
+            left.set_xscale("log", base=2)
         left.grid(axis="y", color="#e5e7eb")
         if len(lines) > 1:
             # below the axis label: inside, some curve would always be hidden
             below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.18)}
             left.legend(handles=handles, frameon=False, fontsize=8, ncols=2, **below)
+        return _svg(figure)
+
+
+def intervals(
+    title: str, x_label: str, *, rows: Sequence[tuple[str, float, float, float]], limit: float | None = None
+) -> Markup:
+    """Estimates with their intervals, one below the other, as inline SVG.
+
+    Args:
+        title: heading of the plot.
+        x_label: label of the axis of values.
+        rows: (label, value, low, high) each; ends that are infinite are drawn to the edge.
+        limit: value of a vertical line; None draws none.
+    """
+    finite = [x for _, *ends in rows for x in ends if math.isfinite(x)] + ([] if limit is None else [limit])
+    edge_low, edge_high = (min(finite), max(finite)) if finite else (0.0, 1.0)
+    room = 0.05 * (edge_high - edge_low) or 0.05
+    with _new_figure(5.2, 1.1 + 0.32 * len(rows)) as figure:
+        axis = figure.subplots()
+        for y, ((_, value, low, high), colour) in enumerate(zip(rows, itertools.cycle(_COLOURS), strict=False)):
+            shown = max(low, edge_low - room), min(high, edge_high + room)
+            axis.plot(shown, (y, y), color=colour, linewidth=2)
+            if math.isfinite(value):
+                axis.plot(value, y, color=colour, marker="o", markersize=6)
+        if limit is not None:
+            axis.axvline(limit, color=_RED, linestyle="--", linewidth=1)
+        axis.set(title=_label(title), xlabel=_label(x_label), ylim=(len(rows) - 0.5, -0.5))
+        axis.set_xlim(edge_low - room, edge_high + room)
+        axis.set_yticks(range(len(rows)), labels=[_label(label) for label, *_ in rows])
+        axis.grid(axis="x", color="#e5e7eb")
         return _svg(figure)
 
 
