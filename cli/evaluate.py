@@ -13,7 +13,7 @@ from ibnorm_export.evaluation.options import EvaluationOptions, TaskName
 from ibnorm_export.runtimes.runner import Backend, Endpoint, Kernels
 
 
-def _share(text: str) -> float:
+def parse_share(text: str) -> float:
     """Parse "0.5%" or "0.005"."""
     number, percent, _ = text.strip().partition("%")
     try:
@@ -24,11 +24,11 @@ def _share(text: str) -> float:
 
 def evaluate_command(
     models: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(
             metavar="MODEL...",
-            exists=True,
-            help="Exported files or folders, and checkpoints, which PyTorch runs. All see the same samples.",
+            help="Exported files or folders, and checkpoints, which PyTorch runs. MODEL@BACKEND chooses a runtime for "
+            "one of them, e.g. vit.onnx@openvino.",
         ),
     ],
     task: Annotated[TaskName, typer.Option("--task", help="What the models are evaluated on.")],
@@ -42,10 +42,7 @@ def evaluate_command(
         ),
     ],
     against: Annotated[
-        Path | None,
-        typer.Option(
-            "--against", metavar="MODEL", exists=True, help="The reference that every model is compared with."
-        ),
+        str | None, typer.Option("--against", metavar="MODEL", help="The reference that every model is compared with.")
     ] = None,
     max_drop: Annotated[
         str,
@@ -115,6 +112,12 @@ def evaluate_command(
     ] = None,
     name: Annotated[str, typer.Option("--name", help="Name of the model on that server.")] = "",
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed for the resamples of the bootstrap.")] = 0,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            "--report", metavar="FILE.html", callback=options.page, help="Also write a self-contained HTML page."
+        ),
+    ] = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Measure accuracy or perplexity of models on the same samples; exit 1 if one is worse than the reference.
@@ -122,16 +125,17 @@ def evaluate_command(
     Example: ibnorm-export evaluate vit.int8.onnx --against checkpoints/vit --task classification --data val
     """
     from ibnorm_export.evaluation.evaluate import evaluate
+    from ibnorm_export.evaluation.html import write_evaluation
 
     wanted = EvaluationOptions(
         backend,
         kernels,
-        max_drop=_share(max_drop),
+        max_drop=parse_share(max_drop),
         limit=limit,
         batch=batch,
         max_length=max_length,
         stride=stride,
-        max_unreadable=_share(max_unreadable),
+        max_unreadable=parse_share(max_unreadable),
         results=results,
         tokenizer=tokenizer,
         preprocessing=preprocessing,
@@ -141,4 +145,7 @@ def evaluate_command(
     )
     with show_progress() as progress:
         report = evaluate(models, task=task, data=data, against=against, options=wanted, progress=progress)
+        if html is not None:
+            progress("writing the report", 0, 0)
+            write_evaluation(report, html)
     finish(report, as_json=as_json)

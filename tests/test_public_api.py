@@ -126,6 +126,8 @@ from ibnorm_export import (
     DType,
     Engine,
     EngineOptions,
+    EvaluationOptions,
+    EvaluationReport,
     ExportOptions,
     ExportedModel,
     RepositoryFormat,
@@ -151,6 +153,7 @@ from ibnorm_export import (
     bench,
     build_engine,
     check,
+    evaluate,
     export,
     ibnorm,
     load,
@@ -195,6 +198,9 @@ times: BenchReport | GenerationReport = bench(
     "llama.onnx", "checkpoints/llama", against=["torch"], options=BenchOptions(rounds=5)
 )
 figures: AnalysisReport = analyze(model, options=AnalysisOptions((0.5, 8.0)))
+evaluated: EvaluationReport = evaluate(
+    [full, "llama.fp16.onnx"], task="perplexity", data="text.txt", against=model, options=EvaluationOptions(max_drop=0.01)
+)
 checked: CheckReport = check("check.toml", progress=show)
 engine: Engine = build_engine(full, "llama.plan", options=EngineOptions(Runtime.TENSORRT_RTX, NormRoute.FUNCTION))
 quick: VerifyOptions = VerifyOptions(coverage=InputCoverage.FAST)

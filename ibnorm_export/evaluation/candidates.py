@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,7 +25,7 @@ from ibnorm_export.evaluation.samples import Candidate, ModelFacts, TokenScores,
 from ibnorm_export.evaluation.scoring import score_tokens
 from ibnorm_export.files import sha256_of
 from ibnorm_export.generation.decoder import Decoder
-from ibnorm_export.runtimes.registry import fused_library, open_runner
+from ibnorm_export.runtimes.registry import BACKENDS, fused_library, open_runner
 from ibnorm_export.runtimes.runner import Runner
 
 if TYPE_CHECKING:  # importing torch takes seconds, and exported files do not need it
@@ -243,7 +244,8 @@ def open_candidate(
     """Make a candidate of whatever can be evaluated.
 
     Args:
-        model: an exported file or folder, a checkpoint, the result of `load`, or a candidate, which is returned.
+        model: an exported file or folder, a checkpoint, the result of `load`, or a candidate, which is returned. The
+            text "FILE@BACKEND" is a file on another backend than that of the options.
         options: the backend of exported files.
         name: name in the report; empty takes the name of the file or folder.
         weights: raw or EMA weights, where a checkpoint has both.
@@ -261,6 +263,10 @@ def open_candidate(
         if isinstance(model, LoadedModel):
             return torch_candidate(model, name=name or f"{Path(model.source).name} (torch)")
         return model
+    file, _, backend = str(model).rpartition("@")
+    if file and backend in BACKENDS and not Path(model).exists():
+        named = name or f"{Path(file).name} ({backend})"
+        return exported_candidate(ExportedModel(file), name=named, options=replace(options, backend=backend))
     path = Path(model)
     if not path.exists():
         raise IBNormError(f"{path} does not exist; give an exported file or folder, or a checkpoint")

@@ -22,6 +22,7 @@ from ibnorm_export.evaluation.journal import Journal
 from ibnorm_export.evaluation.options import EvaluationOptions, TaskName
 from ibnorm_export.evaluation.perplexity import perplexity_task
 from ibnorm_export.evaluation.report import CandidateResult, EvaluationReport
+from ibnorm_export.evaluation.result_files import write_result_files
 from ibnorm_export.evaluation.samples import Candidate, EvaluationTask, PerSampleResult, Sample
 from ibnorm_export.evaluation.texts import TextData
 from ibnorm_export.files import sha256_of
@@ -145,6 +146,7 @@ def run_task(
         progress("comparing", 0, 0)
         results = _results(task, candidates, journals=journals, reference=reference, max_drop=options.max_drop)
         first = next(iter(journals.values()))
+        files, note = ((), "") if options.results is None else write_result_files(tuple(journals.values()))
         return EvaluationReport(
             task.name,
             data,
@@ -152,9 +154,9 @@ def run_task(
             reference="" if reference is None else reference.name,
             unreadable=first.unreadable(),
             settings=task.settings,
-            notes=task.notes,
+            notes=(*task.notes, note) if note else task.notes,
             seconds=time.perf_counter() - start,
-            files=() if options.results is None else tuple(str(journal.path) for journal in journals.values()),
+            files=tuple(map(str, files)),
             environment=environment(),
         )
 

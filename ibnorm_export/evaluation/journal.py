@@ -48,10 +48,10 @@ class Journal:
     """
 
     def __init__(self, folder: Path, name: str, *, key: Mapping[str, str], columns: Sequence[str]) -> None:
-        self._head = {"format": str(_FORMAT), **key}
-        self._columns = tuple(columns)
+        self.head: dict[str, str] = {"format": str(_FORMAT), **key}
+        self.columns = tuple(columns)
         plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[-60:] or "candidate"
-        short = sha256_of(json.dumps(self._head, sort_keys=True).encode())[:12]
+        short = sha256_of(json.dumps(self.head, sort_keys=True).encode())[:12]
         self.path = folder / f"{plain}-{short}.jsonl"
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -64,7 +64,7 @@ class Journal:
     def _open(self) -> int:
         """Check the first line, cut off a line that an interrupted run left unfinished, and count the results."""
         if not self.path.exists():
-            self.path.write_text(f"{json.dumps(self._head)}\n", encoding="utf-8")
+            self.path.write_text(f"{json.dumps(self.head)}\n", encoding="utf-8")
             return 0
         lines = whole = 0
         with self.path.open("rb") as stream:
@@ -76,7 +76,7 @@ class Journal:
                 lines += 1
                 whole += len(line)
         if lines == 0:
-            self.path.write_text(f"{json.dumps(self._head)}\n", encoding="utf-8")
+            self.path.write_text(f"{json.dumps(self.head)}\n", encoding="utf-8")
             return 0
         if whole < self.path.stat().st_size:
             os.truncate(self.path, whole)
@@ -90,10 +90,10 @@ class Journal:
         if not isinstance(head, dict):
             raise IBNormError(f"{self.path} is not a file of results; remove it, or name another folder with --results")
         for entry, text in _ENTRIES.items():
-            if head.get(entry) != self._head[entry]:
+            if head.get(entry) != self.head[entry]:
                 raise IBNormError(
                     f"{self.path} has results of {text} ({entry} {shortened(str(head.get(entry)), 16)}, not "
-                    f"{shortened(self._head[entry], 16)}); remove it, or name another folder with --results"
+                    f"{shortened(self.head[entry], 16)}); remove it, or name another folder with --results"
                 )
 
     def keep(self, count: int) -> None:
@@ -135,7 +135,7 @@ class Journal:
         try:
             name, answer, values, unreadable = parse_json(line)
             numbers = tuple(float(value) for value in values)
-            if len(numbers) != (0 if unreadable else len(self._columns)):
+            if len(numbers) != (0 if unreadable else len(self.columns)):
                 raise ValueError
             return PerSampleResult(str(name), str(answer), values=numbers, unreadable=str(unreadable))
         except (ValueError, TypeError) as error:
@@ -146,12 +146,12 @@ class Journal:
 
     def table(self) -> ResultTable:
         """The numbers of all readable samples, 8 bytes each."""
-        columns = [array("d") for _ in self._columns]
+        columns = [array("d") for _ in self.columns]
         for result in self.results():
             if not result.unreadable:
                 for column, value in zip(columns, result.values, strict=True):
                     column.append(value)
-        values = {name: np.array(column) for name, column in zip(self._columns, columns, strict=True)}
+        values = {name: np.array(column) for name, column in zip(self.columns, columns, strict=True)}
         return ResultTable(values)
 
     def unreadable(self) -> tuple[tuple[str, str], ...]:

@@ -86,7 +86,7 @@ class Comparison:
         text += "".join(f", {name} {value:.3g}" for name, value in self.details.items())
         if self.decision is None or self.max_drop is None:
             return text
-        text += f"; at most {self.max_drop:.3g} ({self.max_drop:.2%}): {self.decision.value}"
+        text += f"; at most {self.max_drop:.2%}: {self.decision.value}"
         if self.decision is Decision.CANNOT_TELL:
             needed = self.samples_needed
             text += (

@@ -32,8 +32,10 @@ __all__ = [
     "wilson_interval",
 ]
 
-#: Probability with which the stated number of samples decides.
+#: Probability with which the stated number of samples decides, and the one that the number is planned for: formulas for
+#: large numbers of samples promise a little too much.
 POWER: Final = 0.8
+_PLANNED: Final = 0.85
 
 #: A bootstrap of fewer units gives no interval: its resamples are too few and too alike.
 FEWEST_UNITS: Final = 20
@@ -44,7 +46,7 @@ _MOST_UNITS: Final = 4096
 _CHUNK: Final = 100
 
 _Z: Final = NormalDist().inv_cdf((1.0 + CONFIDENCE) / 2.0)
-_Z_POWER: Final = NormalDist().inv_cdf(POWER)
+_Z_POWER: Final = NormalDist().inv_cdf(_PLANNED)
 
 
 def wilson_interval(hits: float, samples: int) -> tuple[float, float]:

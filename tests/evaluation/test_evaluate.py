@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -104,7 +105,24 @@ def test_a_stopped_run_goes_on_where_it_was(data: Path, tmp_path: Path) -> None:
         replace(c, seconds=0.0, cached=0) for c in whole.candidates
     ]
     for ours, theirs in zip(again.files, whole.files, strict=True):
-        assert Path(ours).read_bytes() == Path(theirs).read_bytes()
+        journal, other_journal = Path(ours).with_suffix(".jsonl"), Path(theirs).with_suffix(".jsonl")
+        assert journal.read_bytes() == other_journal.read_bytes()
+
+
+def test_results_of_each_sample_are_written_as_parquet(data: Path, tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet", reason="the extra `evaluate` is not installed")
+    report = run(data, candidate("reference", {3}), candidate("other", set()), results=tmp_path)
+    table = parquet.read_table(report.files[0]).to_pydict()
+    assert table["sample"][:2] == ["images.npz:0", "images.npz:1"]
+    assert table["correct"] == [float(index != 3) for index in range(SAMPLES)]
+    assert table["answer"][3] == "0"
+
+
+def test_without_pyarrow_results_stay_json_lines(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    report = run(data, candidate("reference", {3}), candidate("other", set()), results=tmp_path)
+    assert all(file.endswith(".jsonl") for file in report.files)
+    assert "note: results stay in .jsonl: writing parquet needs the package pyarrow" in str(report)
 
 
 def test_results_that_are_there_are_not_computed_again(data: Path, tmp_path: Path) -> None:

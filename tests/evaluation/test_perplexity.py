@@ -97,7 +97,10 @@ def test_bytes_and_words_add_up(tokenizer: Path, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
     options = EvaluationOptions(tokenizer=tokenizer, max_length=16, results=tmp_path / "results")
     report = evaluate(FakeCandidate("uniform", uniform), task="perplexity", data=tmp_path / "text.txt", options=options)
-    rows = [json.loads(line)[2] for line in Path(report.files[0]).read_text(encoding="utf-8").splitlines()[1:]]
+    rows = [
+        json.loads(line)[2]
+        for line in next((tmp_path / "results").glob("*.jsonl")).read_text(encoding="utf-8").splitlines()[1:]
+    ]
     assert sum(row[1] for row in rows) == len(TEXT.encode()) - 1
     assert sum(row[3] for row in rows) == len(TEXT.encode()) - 1
     assert sum(row[2] for row in rows) == len(TEXT.split()) - 1

@@ -88,7 +88,7 @@ def test_the_interval_covers_the_truth(lost_share: float, gained_share: float) -
 
 @pytest.mark.parametrize(("differing", "drop"), [(0.02, 0.0), (0.03, 0.02)])
 def test_the_stated_number_of_pairs_decides_with_the_stated_power(differing: float, drop: float) -> None:
-    """600 draws: their share has a standard error of 1.6%, so 80% may appear as 75%."""
+    """600 draws: their share has a standard error of 1.5%, and the number is planned for 85%."""
     limit = 0.01
     samples = pairs_needed(differing, drop=drop, max_drop=limit)
     assert samples is not None
@@ -100,7 +100,7 @@ def test_the_stated_number_of_pairs_decides_with_the_stated_power(differing: flo
         decide(*paired_share_interval(int(lost), int(gained), samples=samples), max_drop=limit)
         for lost, gained, _ in draws
     ]
-    assert 0.75 <= found.count(wanted) / len(found) <= 0.9
+    assert 0.8 <= found.count(wanted) / len(found) <= 0.9
 
 
 def test_no_number_of_pairs_decides_at_the_limit() -> None:
