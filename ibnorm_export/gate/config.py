@@ -20,11 +20,20 @@ from ibnorm_export.artifacts.metadata import Task, Weights
 from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.benchmark.options import BACKEND_CANDIDATES, TORCH_CANDIDATES, Difference
 from ibnorm_export.errors import ConfigError, quoted
+from ibnorm_export.evaluation.options import TaskName
 from ibnorm_export.parsing import read_toml
 from ibnorm_export.runtimes.runner import Backend, Kernels
 from ibnorm_export.verifier.options import InputCoverage
 
-__all__ = ["PRESENT", "CheckConfig", "ExportCheck", "LatencyBudget", "ParityCheck", "read_check_config"]
+__all__ = [
+    "PRESENT",
+    "CheckConfig",
+    "EvaluationCheck",
+    "ExportCheck",
+    "LatencyBudget",
+    "ParityCheck",
+    "read_check_config",
+]
 
 _FORMAT: Final = 1
 _RESULTS: Final = "check-results"
@@ -107,6 +116,34 @@ class LatencyBudget:
 
 
 @dataclass(frozen=True, slots=True)
+class EvaluationCheck:
+    """Whether an export still does its task, against its checkpoint. Each field is a key; see `EvaluationOptions`.
+
+    Args:
+        task: "perplexity" or "classification".
+        data: the file or folder of texts or images.
+        max_drop: the largest loss that passes: of accuracy as a share, of perplexity as a relative increase.
+        backend: what runs the export.
+        limit: number of samples; all if it is absent.
+        max_length, stride: windows of perplexity, in tokens.
+        max_unreadable: share of samples that may be unreadable.
+        tokenizer, preprocessing: folders, in place of the checkpoint.
+    """
+
+    task: TaskName
+    data: Path
+    _: KW_ONLY
+    max_drop: float = 0.005
+    backend: Backend = Backend.ORT_CPU
+    limit: int | None = None
+    max_length: int | None = None
+    stride: int | None = None
+    max_unreadable: float = 0.0
+    tokenizer: Path | None = None
+    preprocessing: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ExportCheck:
     """One file: exported from `checkpoint`, or an existing export of it in `file`. Each field is a key."""
 
@@ -123,6 +160,7 @@ class ExportCheck:
     fuse_skip: bool = True
     parity: ParityCheck = field(default_factory=ParityCheck)
     latency: tuple[LatencyBudget, ...] = ()
+    evaluate: tuple[EvaluationCheck, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +237,8 @@ def _check_export(export: ExportCheck, names: list[str]) -> None:
     count = names.count(export.name)
     _require(count == 1, f"{where} appears {count} times; every export needs its own name")
     _check_parity(export.parity, where)
+    for index, wanted in enumerate(export.evaluate):
+        _check_evaluation(wanted, f"{where}: evaluate[{index}]")
     others = [name for name in names if name != export.name]
     for index, budget in enumerate(export.latency):
         _check_budget(budget, f"{where}: latency[{index}]", others=others)
@@ -216,6 +256,17 @@ def _check_parity(parity: ParityCheck, where: str) -> None:
     _require(parity.seed >= 0, f"{where}: parity.seed is {parity.seed}; it must be at least 0")
     limit = parity.max_error
     _require(limit is None or limit >= 0.0, f"{where}: parity.max_error is {limit}; it must be at least 0")
+
+
+def _check_evaluation(wanted: EvaluationCheck, where: str) -> None:
+    legal = ", ".join(_BACKENDS)
+    _require(wanted.backend in _BACKENDS, f"{where}: backend is {quoted(wanted.backend)}; it must be one of {legal}")
+    for key in ("max_drop", "max_unreadable"):
+        value = getattr(wanted, key)
+        _require(math.isfinite(value) and value >= 0.0, f"{where}: {key} is {value}; it must be at least 0")
+    for key, least in {"limit": 1, "max_length": 2, "stride": 1}.items():
+        value = getattr(wanted, key)
+        _require(value is None or value >= least, f"{where}: {key} is {value}; it must be at least {least}")
 
 
 def _check_budget(budget: LatencyBudget, where: str, *, others: list[str]) -> None:

@@ -22,9 +22,10 @@ from ibnorm_export.gate.config import ExportCheck, LatencyBudget
 from ibnorm_export.gate.report import Case, Outcome
 from ibnorm_export.progress import Progress, silent
 
-__all__ = ["Prepared", "latency_case"]
+__all__ = ["OUTCOMES", "Prepared", "latency_case"]
 
-_OUTCOMES: Final = {
+#: The outcome of a case by the decision of a statistic.
+OUTCOMES: Final = {
     Decision.PASS: Outcome.PASS,
     Decision.FAIL: Outcome.FAIL,
     Decision.CANNOT_TELL: Outcome.CANNOT_TELL,
@@ -66,7 +67,7 @@ def latency_case(
             Case(
                 suite,
                 what,
-                outcome=_OUTCOMES[verdict.decision],
+                outcome=OUTCOMES[verdict.decision],
                 message="; ".join((str(verdict), *notes)),
                 seconds=time.perf_counter() - start,
                 figures=verdict.to_dict(),

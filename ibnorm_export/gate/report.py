@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
+from ibnorm_export.evaluation.report import EvaluationReport
 from ibnorm_export.text_report import Report
 from ibnorm_export.verifier.report import ParityReport
 
@@ -66,6 +67,7 @@ class CheckReport(Report):
         parity: report of every comparison, by export and backend.
         environment: machine and package versions.
         seconds: how long it took.
+        evaluations: report of every evaluation, by export, task and data.
         files: the report files that were written.
         notes: remarks on the report files.
     """
@@ -76,6 +78,7 @@ class CheckReport(Report):
     parity: Mapping[str, ParityReport]
     environment: Mapping[str, Any]
     seconds: float
+    evaluations: Mapping[str, EvaluationReport] = field(default_factory=dict)
     files: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -119,6 +122,7 @@ class CheckReport(Report):
                 for case in self.cases
             ],
             "parity": {name: report.to_dict() for name, report in self.parity.items()},
+            "evaluations": {name: report.to_dict() for name, report in self.evaluations.items()},
             "environment": dict(self.environment),
             "files": list(self.files),
             "notes": list(self.notes),

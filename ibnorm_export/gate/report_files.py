@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from ibnorm_export.errors import BackendUnavailable, IBNormError, printable
+from ibnorm_export.evaluation.html import sections as evaluation_sections
 from ibnorm_export.files import Kind, check_target, new_file
 from ibnorm_export.gate.report import Case, CheckReport, Outcome
 from ibnorm_export.html_page import PAGE, Section, demand_plots, render
@@ -143,6 +144,8 @@ def _write_page(report: CheckReport, path: Path) -> None:
     parts = [Section("Cases", (f"{report.counts}.",), head=_COLUMNS, rows=rows)]
     for name, parity in report.parity.items():
         parts += [replace(section, title=f"{name}: {section.title}") for section in sections(parity)]
+    for name, evaluation in report.evaluations.items():
+        parts += [replace(part, title=f"{name}: {part.title}") for part in evaluation_sections(evaluation)]
     render(
         path,
         "IBNorm export check",

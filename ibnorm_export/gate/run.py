@@ -13,9 +13,11 @@ from ibnorm_export.artifacts.tensors import Arrays
 from ibnorm_export.choices import choice
 from ibnorm_export.environment import environment
 from ibnorm_export.errors import IBNormError
+from ibnorm_export.evaluation.report import EvaluationReport
 from ibnorm_export.exporter.export import ExportOptions, export
 from ibnorm_export.gate.attempt import attempt
 from ibnorm_export.gate.config import CheckConfig, ExportCheck, read_check_config
+from ibnorm_export.gate.evaluations import evaluate_export
 from ibnorm_export.gate.latency import Prepared, latency_case
 from ibnorm_export.gate.parity import compare_on_backends
 from ibnorm_export.gate.report import Case, CheckReport, Outcome
@@ -74,10 +76,18 @@ def check(
     for ready in prepared.values():
         for budget in ready.entry.latency:
             cases.append(latency_case(ready, budget, others=prepared, progress=progress))
+    evaluations: dict[str, EvaluationReport] = {}
+    for ready in prepared.values():
+        for wanted in ready.entry.evaluate:
+            evaluated = evaluate_export(ready, wanted, results=config.results / "evaluate", progress=progress)
+            cases.append(evaluated.case)
+            if evaluated.report is not None:
+                evaluations[f"{ready.entry.name}, {evaluated.case.name}"] = evaluated.report
     report = CheckReport(
         "check.toml" if isinstance(path_or_config, CheckConfig) else str(path_or_config),
         tuple(cases),
         parity=parity,
+        evaluations=evaluations,
         environment=environment(),
         seconds=time.perf_counter() - start,
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from ibnorm_export.artifacts.metadata import Weights
 from ibnorm_export.artifacts.tensors import default_length
 from ibnorm_export.errors import ConfigError
+from ibnorm_export.evaluation.options import TaskName
 from ibnorm_export.files import new_file
 from ibnorm_export.models.loading import load
 
@@ -50,6 +51,11 @@ max_ratio = 2.0
 batch = 1
 {sequence}rounds = 20
 max_rounds = 80
+
+# [[export.evaluate]]            # does the file still do its task? docs/evaluation.md
+# task = "{task}"
+# data = "validation"            # texts or labelled images on this machine; nothing is downloaded
+# max_drop = 0.005               # of accuracy as a share, of perplexity as a relative increase
 
 # [[export.latency]]
 # max_ms = 50.0
@@ -97,6 +103,7 @@ def write_template(checkpoint: Path, path: Path, *, weights: Weights | None = No
         weights_again=f'weights = "{weights}"\n' if weights else "",
         parameters=sum(p.numel() for p in model.module.parameters()) / 1e6,
         checkpoint=_quoted(relative),
+        task=TaskName.PERPLEXITY if model.max_positions else TaskName.CLASSIFICATION,
         sequence=f"sequence = {default_length(model.max_positions)}\n" if model.max_positions else "",
     )
     with new_file(path, ConfigError) as folder:
