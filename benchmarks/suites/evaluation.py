@@ -1,0 +1,257 @@
+"""Verdicts of `evaluate` on simulated pairs, its overhead over the runtime's own time, and its memory.
+
+Simulation: pairs are drawn with no drop, with a drop at the limit, and with twice that, as many as `evaluate` states
+that it needs. A verdict of "pass" at the limit or beyond is false.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import math
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.report import Report
+from benchmarks.rows import Figure, Row, Target
+from ibnorm_export import EvaluationOptions, IBNormSpec, export, load
+from ibnorm_export.artifacts.tokenizer import write_byte_tokenizer
+from ibnorm_export.benchmark.statistics import Decision
+from ibnorm_export.evaluation.candidates import ModelCandidate, exported_candidate
+from ibnorm_export.evaluation.classification import classification_task
+from ibnorm_export.evaluation.evaluate import evaluate
+from ibnorm_export.evaluation.perplexity import perplexity_task
+from ibnorm_export.evaluation.samples import EvaluationTask
+from ibnorm_export.evaluation.statistics import (
+    POWER,
+    bootstrap_ratio_interval,
+    decide,
+    paired_share_interval,
+    pairs_needed,
+    units_needed,
+)
+from ibnorm_export.progress import silent
+
+#: Number of windows from which the number that is needed is computed.
+_PILOT = 20
+
+#: The largest drop that passes, and the share of pairs of which exactly one is right.
+LIMIT = 0.005
+DIFFERING = 0.02
+
+#: Relative spread of the loss difference of a window: heavy tails, as where a few windows contain all that changed.
+SPREAD = 0.03
+
+SCENARIOS = {"no drop": 0.0, "a drop at the limit": LIMIT, "twice the limit": 2.0 * LIMIT}
+
+_Decider = Callable[[float, np.random.Generator, int], tuple[Decision, int]]
+
+
+def decide_shares(drop: float, rng: np.random.Generator, trial: int) -> tuple[Decision, int]:
+    """One verdict on top-1, on as many pairs as are stated to be needed."""
+    differing = max(DIFFERING, drop)
+    planned = drop if drop != LIMIT else 0.0
+    samples = pairs_needed(differing, drop=planned, max_drop=LIMIT) or 0
+    lost, gained, _ = rng.multinomial(samples, [(differing + drop) / 2, (differing - drop) / 2, 1.0 - differing])
+    return decide(*paired_share_interval(int(lost), int(gained), samples=samples), max_drop=LIMIT), samples
+
+
+def decide_perplexity(drop: float, rng: np.random.Generator, trial: int) -> tuple[Decision, int]:
+    """One verdict on perplexity, on as many windows as are stated to be needed."""
+    half = 1.959964 * SPREAD / math.sqrt(_PILOT)
+    planned = drop if drop != LIMIT else 0.0
+    samples = units_needed(_PILOT, drop=planned, low=planned - half, high=planned + half, max_drop=LIMIT) or 0
+    tokens = rng.integers(200, 513, samples).astype(np.float64)
+    noise = rng.standard_t(4, samples) * SPREAD / math.sqrt(2.0)  # Student's t with 4 degrees of freedom: variance 2
+    _, low, high = bootstrap_ratio_interval((math.log1p(drop) + noise) * tokens, tokens, seed=trial)
+    return decide(math.expm1(low), math.expm1(high), max_drop=LIMIT), samples
+
+
+def verdict_rows(trials: int) -> Iterator[Row]:
+    """The shares of verdicts in each scenario."""
+    for name, decider in (("top-1", decide_shares), ("perplexity", decide_perplexity)):
+        for scenario, drop in SCENARIOS.items():
+            rng = np.random.default_rng(0)
+            made = [decider(drop, rng, trial) for trial in range(trials)]
+            verdicts = [decision for decision, _ in made]
+            shares = {decision.value: verdicts.count(decision) / trials for decision in Decision}
+            figures = {key: Figure(share) for key, share in shares.items()} | {"samples": Figure(made[0][1])}
+            if drop == 0.0:
+                targets = (Target("pass", POWER, at_least=True), Target("fail", 0.05))
+            elif drop == LIMIT:
+                targets = (Target("pass", 0.05), Target("fail", 0.05))
+            else:
+                targets = (Target("pass", 0.05), Target("fail", POWER, at_least=True))
+            yield Row(f"{name}, {scenario}", figures, targets=targets, details={"trials": trials})
+
+
+def _picture(rng: np.random.Generator) -> bytes:
+    """A JPEG of 500 x 375 pixels, smooth as photographs are."""
+    from PIL import Image
+
+    small = Image.fromarray(rng.integers(0, 256, (12, 16, 3)).astype(np.uint8))
+    buffer = io.BytesIO()
+    small.resize((500, 375), Image.Resampling.BICUBIC).save(buffer, format="JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def _classifier(folder: Path, size: str) -> tuple[ModelCandidate, EvaluationTask, Path]:
+    from ibnorm_export.models.new_models import new_model, save
+
+    checkpoint = folder / size
+    save(new_model(size, IBNormSpec("T", 3.0, epsilon=1e-5)), checkpoint)
+    (checkpoint / "preprocessor_config.json").write_text(
+        '{"image_processor_type": "BitImageProcessor", "size": {"shortest_edge": 256}, "do_center_crop": true, '
+        '"crop_size": {"height": 224, "width": 224}, "resample": 3}',
+        encoding="utf-8",
+    )
+    exported = export(load(checkpoint), checkpoint / "model.onnx")
+    data = folder / "images"
+    rng = np.random.default_rng(0)
+    for index in range(192):
+        place = data / str(index % 8)
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{index:03}.jpg").write_bytes(_picture(rng))
+    options = EvaluationOptions()
+    candidate = exported_candidate(exported, name=size, options=options)
+    return candidate, classification_task([candidate], data, options=options), data
+
+
+def _language_model(folder: Path, size: str) -> tuple[ModelCandidate, EvaluationTask, Path]:
+    import pydoc_data.topics
+
+    from ibnorm_export.models.new_models import new_model, save
+
+    checkpoint = folder / size
+    save(new_model(size, IBNormSpec("L", 4.0, epsilon=1e-5, bias=False)), checkpoint)
+    exported = export(load(checkpoint), checkpoint / "model.onnx")
+    data = folder / "text.txt"
+    data.write_text("\n".join(pydoc_data.topics.topics.values())[:30_000], encoding="utf-8")
+    _write_large_tokenizer(checkpoint, 32_000)
+    options = EvaluationOptions(max_length=512)
+    candidate = exported_candidate(exported, name=size, options=options)
+    task = perplexity_task([candidate], data, options=options, progress=silent)
+    return candidate, task, data
+
+
+def _write_large_tokenizer(folder: Path, size: int) -> None:
+    """The tokenizer of bytes with further tokens that no text has, so that it fits the vocabulary of a model."""
+    from tokenizers import Tokenizer
+
+    write_byte_tokenizer(folder)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_tokens([f"<unused {index}>" for index in range(size - 256)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def overhead_row(
+    name: str, candidate: ModelCandidate, task: EvaluationTask, *, data: Path, options: EvaluationOptions
+) -> Row:
+    """Time of `evaluate` after the model is open, over the time of the runtime on the same batches.
+
+    Images are decoded by threads beside the model, which slows it: the runtime's own time is measured without them.
+    """
+    samples = list(task.samples(0))
+    batches = [samples[start : start + task.batch] for start in range(0, len(samples), task.batch)]
+    task.answer(candidate, batches[0])  # opens the model
+    before = candidate.seconds
+    for batch in batches:
+        task.answer(candidate, batch)
+    own = candidate.seconds - before
+    start = time.perf_counter()
+    report = evaluate(candidate, task=task.name, data=data, options=options)
+    whole = time.perf_counter() - start
+    assert report.candidates[0].samples == len(samples)
+    figures = {"overhead": Figure(whole / own - 1.0), "runtime": Figure(own, "s"), "samples": Figure(len(samples))}
+    return Row(f"{name}: evaluate over the runtime", figures, targets=(Target("overhead", 0.1),))
+
+
+_MEMORY = """
+import resource, sys
+from benchmarks.suites.evaluation import run_for_memory
+run_for_memory(sys.argv[1], sys.argv[2])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+def run_for_memory(task: str, data: str) -> None:
+    """Evaluate a rule in place of a model, so that the memory is that of `evaluate`."""
+    from ibnorm_export.evaluation.samples import ModelFacts
+    from tests.support.fake_candidates import FakeCandidate
+
+    rule = {
+        "classification": lambda images: images.mean(axis=(2, 3)),
+        "perplexity": lambda tokens: np.zeros((len(tokens), 256), dtype=np.float32),
+    }[task]
+    folder = Path(data).parent
+    candidate = FakeCandidate("rule", rule, facts=ModelFacts(classes=3, image=(3, 16, 16)))
+    options = EvaluationOptions(tokenizer=folder, preprocessing=folder, max_length=256, results=Path(data + ".results"))
+    evaluate(candidate, task=task, data=data, options=options)
+
+
+def memory_rows(folder: Path) -> Iterator[Row]:
+    """Peak memory of a process on data of two sizes."""
+    from PIL import Image
+
+    write_byte_tokenizer(folder)
+    (folder / "preprocessor_config.json").write_text(
+        '{"image_processor_type": "ViTImageProcessor", "size": {"height": 16, "width": 16}}', encoding="utf-8"
+    )
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 32), (200, 20, 20)).save(buffer, format="PNG")
+    for task in ("classification", "perplexity"):
+        peaks = {}
+        for count in (1_000, 20_000):
+            data = folder / f"{task}-{count}{'.tar' if task == 'classification' else '.jsonl'}"
+            if task == "classification":
+                _write_shard(data, buffer.getvalue(), count)
+            else:
+                line = json.dumps({"text": "word " * 50})
+                data.write_text(f"{line}\n" * count, encoding="utf-8")
+            command = [sys.executable, "-c", _MEMORY, task, str(data)]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            peaks[count] = float(done.stdout)
+        figures = {f"{count} samples": Figure(peak, "MiB") for count, peak in peaks.items()}
+        figures["growth"] = Figure((peaks[20_000] - peaks[1_000]) / 19_000 * 1024, "KiB per sample")
+        yield Row(f"{task}: peak memory", figures, targets=(Target("growth", 1.0),))
+
+
+def _write_shard(path: Path, picture: bytes, count: int) -> None:
+    with tarfile.open(path, "w") as archive:
+        for index in range(count):
+            for ending, body in (("png", picture), ("cls", str(index % 3).encode())):
+                member = tarfile.TarInfo(f"{index:06}.{ending}")
+                member.size = len(body)
+                archive.addfile(member, io.BytesIO(body))
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of this suite."""
+    parser.add_argument("--trials", type=int, default=300, help="Number of simulated evaluations (300).")
+    parser.add_argument("--parts", default="verdict,overhead,memory", help="What to measure (verdict,overhead,memory).")
+
+
+def measure(options: argparse.Namespace, report: Report) -> None:
+    """Measure the parts that are named."""
+    parts = options.parts.split(",")
+    if "verdict" in parts:
+        for row in verdict_rows(options.trials):
+            report.add(row)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        if "memory" in parts:
+            for row in memory_rows(folder):
+                report.add(row)
+        if "overhead" in parts:
+            for name, make in (("vit-s16", _classifier), ("llama-60m", _language_model)):
+                settings = EvaluationOptions(max_length=512 if make is _language_model else None)
+                candidate, task, data = make(folder, name)
+                report.add(overhead_row(name, candidate, task, data=data, options=settings))
