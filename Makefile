@@ -141,7 +141,8 @@ build/vision/.ready: $(VENV)/.tools constraints.txt
 	touch $@
 
 test-families: native build/vision/.ready
-	$(VISION) $(PYTEST) -p tests.models.families.vision_operators tests/models/families tests/models/importers/test_timm_train.py
+	$(VISION) $(PYTEST) -p tests.models.families.vision_operators tests/models/families tests/models/importers/test_timm_train.py \
+	  tests/evaluation/test_vision.py
 
 # Checkpoints of eight training codes, written by their own functions: benchmarks/results/training_checkpoints.json. litgpt
 # asks for older versions of packages that it works with, hence --no-deps.
