@@ -199,7 +199,7 @@ times: BenchReport | GenerationReport = bench(
 )
 figures: AnalysisReport = analyze(model, options=AnalysisOptions((0.5, 8.0)))
 evaluated: EvaluationReport = evaluate(
-    [full, "llama.fp16.onnx"], task="perplexity", data="text.txt", against=model, options=EvaluationOptions(max_drop=0.01)
+    [full, "llama.fp16.onnx"], task="perplexity", data="text.txt", against=model, options=EvaluationOptions(limit=9)
 )
 checked: CheckReport = check("check.toml", progress=show)
 engine: Engine = build_engine(full, "llama.plan", options=EngineOptions(Runtime.TENSORRT_RTX, NormRoute.FUNCTION))
