@@ -82,7 +82,7 @@ def new_model(size: str | Mapping[str, Any], norms: NormConfig | IBNormSpec, *, 
     if isinstance(norms, IBNormSpec):
         norms = NormConfig(norms)
     parsed = family.architecture.config_class(**{k: v for k, v in config.items() if k != "model_type"})
-    parsed._attn_implementation = family.attention
+    parsed._attn_implementation = family.attention_of(config)
     parsed.ibnorm = norms.to_config()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -54,8 +54,8 @@ def find_family(config: Mapping[str, Any]) -> Family | None:
 #: `model_type` of every architecture that the tests export and verify. Others of these kinds are tried too.
 TESTED: Final[Mapping[str, tuple[str, ...]]] = {
     "causal language models": (
-        *("llama", "gpt2", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"),
-        *("olmo2", "phi3", "gpt_neox", "opt"),
+        *("llama", "gpt2", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"),
+        *("olmo2", "phi3", "gpt_neox", "opt", "bloom", "falcon"),
     ),
     "encoders": ("bert", "roberta", "distilbert", "electra", "modernbert"),
     "image classifiers": ("vit", "resnet", "deit", "swin", "convnext"),

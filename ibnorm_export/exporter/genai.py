@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
@@ -23,6 +24,7 @@ from ibnorm_export.errors import ExportError
 from ibnorm_export.exporter.genai_builder import (
     BUILDER_VERSION,
     BUILDERS,
+    REFUSED,
     build_genai,
     import_builder,
     write_genai_config,
@@ -55,13 +57,19 @@ def _head_size(model: LoadedModel) -> int:
 
 
 def _has_window(config: Any) -> bool:
-    """Whether any layer only attends to the latest tokens."""
-    layers = getattr(config, "layer_types", None)
-    return bool(getattr(config, "sliding_window", None)) and (layers is None or "sliding_attention" in layers)
+    """Whether the builder would write a layer that attends to the latest tokens only; of Gemma 2 it reads no kinds."""
+    window, layers = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
+    if not window or (config.model_type == "gemma2" and window >= config.max_position_embeddings):
+        return False
+    return layers is None or "sliding_attention" in layers or config.model_type == "gemma2"
 
 
 def _check_model(model: LoadedModel) -> None:
     """Raise ExportError for a model that the builder cannot write."""
+    if model.family in REFUSED:
+        raise ExportError(
+            f"{model.source} is of the family {model.family}: {REFUSED[model.family]}. Export with --target portable"
+        )
     if model.task is not Task.TEXT_GENERATION or model.family not in BUILDERS:
         raise ExportError(
             f"--target ort-genai takes only models of the family {', '.join(BUILDERS)}, loaded for the task "
@@ -80,11 +88,12 @@ def _check_model(model: LoadedModel) -> None:
             f"the attention of {model.source} has a sliding window, for which onnxruntime-genai {BUILDER_VERSION} "
             "keeps a shorter cache than its builder's models return. Export with --target portable"
         )
-    size = _head_size(model)
-    if size % _HEAD_MULTIPLE:
+    part = rotary.get("partial_rotary_factor") or getattr(model.module.config, "partial_rotary_factor", None) or 1.0
+    size, rotated = _head_size(model), int(_head_size(model) * part)
+    if size % _HEAD_MULTIPLE or rotated % _HEAD_MULTIPLE:
         raise ExportError(
-            f"a head has {size} values; with rotary positions, ONNX Runtime's GroupQueryAttention needs multiples of "
-            f"{_HEAD_MULTIPLE}. Export with --target portable"
+            f"a head has {size} values, of which {rotated} have rotary positions; ONNX Runtime's GroupQueryAttention "
+            f"needs multiples of {_HEAD_MULTIPLE}. Export with --target portable"
         )
 
 
@@ -129,13 +138,38 @@ def _rename_weights(graph: ir.Graph, model: LoadedModel) -> None:
             graph.initializers[name] = value
 
 
-def _packed(graph: ir.Graph) -> dict[str, tuple[str, ...]]:
+def _join_gate_and_up(graph: ir.Graph, model: LoadedModel) -> None:
+    """Store the checkpoint's `gate_up_proj` (Phi-3), which the builder splits, as the one matrix that it is."""
+    for name in model.module.state_dict():
+        layer, found, _ = name.rpartition(".gate_up_proj.weight")
+        halves = [graph.initializers.get(f"{layer}.{part}.weight.T") for part in ("gate_proj", "up_proj")]
+        if not found or any(half is None or half.const_value is None for half in halves):
+            continue
+        gate, up = (next(node for node, _ in half.uses()) for half in halves if half is not None)
+        arrays = [half.const_value.numpy() for half in halves if half is not None and half.const_value is not None]
+        whole = ir.Value(name=f"{name}.T", const_value=ir.tensor(np.concatenate(arrays, axis=1), name=f"{name}.T"))
+        graph.initializers[f"{name}.T"] = whole
+        product = ir.node("MatMul", [gate.inputs[0], whole], name=f"{layer}.gate_up_proj")
+        split = ir.node(
+            "Split", [product.outputs[0]], {"axis": -1, "num_outputs": 2}, num_outputs=2, name=f"{layer}.split"
+        )
+        product.outputs[0].name, product.outputs[0].type = f"{layer}.gate_up_proj", gate.outputs[0].type
+        for output, old in zip(split.outputs, (gate.outputs[0], up.outputs[0]), strict=True):
+            output.name, output.shape, output.type = old.name, old.shape, old.type
+            old.replace_all_uses_with(output)
+        graph.insert_before(gate, [product, split])
+        graph.remove([gate, up], safe=True)
+        for part in ("gate_proj", "up_proj"):
+            del graph.initializers[f"{layer}.{part}.weight.T"]
+
+
+def _packed(graph: ir.Graph, model: LoadedModel) -> dict[str, tuple[str, ...]]:
     """The checkpoint's matrices that the builder has joined into one, by its name."""
-    parts = ("q_proj", "k_proj", "v_proj")
+    parts, own = ("q_proj", "k_proj", "v_proj"), model.module.state_dict()
     return {
         name: tuple(name.removesuffix(".T").replace("qkv_proj", part) for part in parts)
         for name in graph.initializers
-        if "qkv_proj" in name
+        if "qkv_proj" in name and name.removesuffix(".T") not in own
     }
 
 
@@ -155,6 +189,7 @@ def _complete(built: ir.Model, model: LoadedModel, *, options: ExportOptions) ->
     attach_functions(built, opset)
     passes.RemoveUnusedNodesPass()(built)  # the affine parameters that were not connected
     _rename_weights(graph, model)
+    _join_gate_and_up(graph, model)
     for node in graph:
         node.metadata_props.clear()
         if node.domain == DOMAIN and node.name is not None:
@@ -163,7 +198,7 @@ def _complete(built: ir.Model, model: LoadedModel, *, options: ExportOptions) ->
     graph.name = model.family
     metadata = describe(model, options, opset=opset)
     versions = {**metadata.versions, "onnxruntime-genai": BUILDER_VERSION}
-    write_metadata(built, replace(metadata, target=Target.ORT_GENAI, packed=_packed(graph), versions=versions))
+    write_metadata(built, replace(metadata, target=Target.ORT_GENAI, packed=_packed(graph, model), versions=versions))
 
 
 def export_genai(

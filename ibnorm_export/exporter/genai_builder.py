@@ -51,6 +51,17 @@ BUILDERS: Final = {
     "mistral": ("mistral", "MistralModel"),
     "qwen2": ("qwen", "QwenModel"),
     "qwen3": ("qwen", "Qwen3Model"),
+    "phi3": ("phi", "Phi3MiniModel"),
+    "gemma": ("gemma", "GemmaModel"),
+    "gemma2": ("gemma", "Gemma2Model"),
+}
+
+#: Why the builder cannot write a family that it has a class for.
+REFUSED: Final = {
+    "gemma3_text": (
+        f"the builder of onnxruntime-genai {BUILDER_VERSION} reads rope_local_base_freq, which Gemma 3 of "
+        "transformers 5 does not have"
+    ),
 }
 
 _IR_DTYPES: Final = {
@@ -213,7 +224,11 @@ def _make_builder(base: type[Any], model: LoadedModel, *, dtype: DType, library:
     provider = "cpu" if dtype is DType.FP32 else "cuda"
     with _silenced_builder():
         extra = {"hf_token": False, "hf_remote": False}
-        return builder_class(config, _IR_DTYPES[dtype], _IR_DTYPES[dtype], provider, cache, extra)
+        builder = builder_class(config, _IR_DTYPES[dtype], _IR_DTYPES[dtype], provider, cache, extra)
+    if model.family.startswith("gemma"):
+        builder.layernorm_attrs["add_offset"] = 0  # the weights in memory already contain it
+        builder.embed_attrs["scale"] = config.hidden_size**0.5  # the builder rounds it to two decimals
+    return builder
 
 
 def build_genai(base: type[Any], model: LoadedModel, *, dtype: DType, library: str | None, cache: str) -> Any:

@@ -139,6 +139,11 @@ def check_causal(architecture: type[PreTrainedModel], config: Any) -> None:
                 f"{name} routes each token to some of {experts} experts ({key}), which torch.export cannot trace; this "
                 "version exports dense models"
             )
+    if architecture.__name__.startswith("Falcon") and getattr(config, "alibi", False):
+        raise CheckpointError(
+            f"{name} computes its position bias in bfloat16 (alibi: true), for which ONNX Runtime has no kernel on a "
+            "CPU; this version exports Falcon with rotary positions"
+        )
     check_rotary(config)
 
 

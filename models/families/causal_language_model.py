@@ -24,6 +24,12 @@ class CausalLanguageModel(FoundFamily, CausalFamily):
 
     opset = 23  # see Llama
 
+    def attention_of(self, config: Mapping[str, Any]) -> str:
+        """Eager for a Falcon with one head of keys and values, which its call of PyTorch's attention broadcasts."""
+        settings = self.settings(config)
+        shared = getattr(settings, "multi_query", False) and not getattr(settings, "new_decoder_architecture", False)
+        return "eager" if self.name == "falcon" and shared else self.attention
+
     def check(self, config: Mapping[str, Any]) -> None:
         check_causal(self._class, self.settings(config))
 

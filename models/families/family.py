@@ -44,6 +44,10 @@ class Family(abc.ABC):
     def check(self, config: Mapping[str, Any]) -> None:
         """Raise CheckpointError for settings of config.json that this version cannot export."""
 
+    def attention_of(self, config: Mapping[str, Any]) -> str:
+        """The attention implementation for a config.json; by default that of the family."""
+        return self.attention
+
     def prepare(self, module: nn.Module) -> None:
         """Change stock settings of a loaded `module` that would cause needless work in inference."""
 

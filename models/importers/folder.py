@@ -51,7 +51,7 @@ def _stock_model(config: Mapping[str, Any], *, source: Path) -> nn.Module:
     family.check(config)
     try:
         parsed = family.architecture.config_class(**{k: v for k, v in config.items() if k != "model_type"})
-        parsed._attn_implementation = family.attention
+        parsed._attn_implementation = family.attention_of(config)
         with torch.device("meta"), quiet_transformers():
             model: nn.Module = family.architecture(parsed)
     except Exception as error:  # transformers raises its own kinds for each illegal setting

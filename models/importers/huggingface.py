@@ -127,7 +127,7 @@ def _build(
                 given = {"config": settings, "state_dict": dict(checkpoint.state)}
             model, keys = architecture.from_pretrained(
                 folder if checkpoint is None else None,
-                attn_implementation=family.attention,
+                attn_implementation=family.attention_of(config),
                 dtype="auto",
                 ignore_mismatched_sizes=True,  # the caller reports them by name
                 local_files_only=True,

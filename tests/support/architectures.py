@@ -59,6 +59,7 @@ CAUSAL: dict[str, Case] = {
     "mistral": Case(_text("mistral", **WINDOW)),
     "qwen2": Case(_text("qwen2", use_sliding_window=True, tie_word_embeddings=True, **WINDOW, **LAYERS)),
     "qwen3": Case(_text("qwen3", head_dim=16)),
+    "gemma": Case(_text("gemma", head_dim=16), offset=1.0),
     "gemma2": Case(
         _text("gemma2", head_dim=16, attn_logit_softcapping=5.0, final_logit_softcapping=3.0, **WINDOW, **LAYERS),
         offset=1.0,
@@ -68,6 +69,8 @@ CAUSAL: dict[str, Case] = {
     "phi3": Case(_text("phi3", partial_rotary_factor=0.5, **WINDOW)),
     "gpt_neox": Case(_text("gpt_neox", TEXT, rotary_pct=0.5), bias=True),
     "opt": Case(_text("opt", TEXT, ffn_dim=48, word_embed_proj_dim=32), bias=True),
+    "bloom": Case(_text("bloom", TEXT, n_layer=2, n_head=4), bias=True),
+    "falcon": Case(_text("falcon", TEXT), bias=True),  # by default in parallel, with one head of keys and values
     "gpt2": Case({**TEXT, "model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}, bias=True),
 }
 ENCODERS: dict[str, Case] = {

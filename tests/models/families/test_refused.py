@@ -46,6 +46,7 @@ def folder(where: Path, **config: Any) -> Path:
         ({"model_type": "mistral", "rope_parameters": DYNAMIC}, ("'dynamic'", "default, linear, llama3, yarn")),
         ({"model_type": "mistral", "quantization_config": {"bits": 4}}, ("quantization_config", "dequantize")),
         ({"model_type": "mistral", "architectures": ["MistralForTokenClassification"]}, ("MistralForCausalLM",)),
+        ({"model_type": "falcon", "alibi": True}, ("bfloat16 (alibi: true)", "Falcon with rotary positions")),
         ({"model_type": "bert", "is_decoder": True}, ("is_decoder: true", "encoders")),
         ({"model_type": "gemma2"}, ("Gemma2RMSNorm) multiplies by 1 + weight", '"offset": 1', '"offset": 0')),
     ],
