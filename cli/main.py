@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 
 from ibnorm_export import __version__
 from ibnorm_export.cli.console import err, print_json
-from ibnorm_export.errors import ExitCode, IBNormError, printable
+from ibnorm_export.errors import ExitCode, IBNormError, message_text
 
 __all__ = ["COMMANDS", "app", "main", "module_of"]
 
@@ -48,8 +48,6 @@ _EPILOG: Final = (
     "Exit codes: 0 success; 1 a check failed; 2 bad input or usage; 3 a runtime, library or device is missing; "
     "70 internal error; 130 interrupted; 141 broken pipe."
 )
-#: Characters of the beginning, and of the end, that are printed of a very long message.
-_LONGEST: Final = 1000
 _CONTEXT: Final = {"help_option_names": ["-h", "--help"]}
 
 
@@ -113,9 +111,7 @@ for _name, _help in COMMANDS.items():
 
 def _fail(message: str, code: ExitCode = ExitCode.BAD_INPUT, *, kind: str) -> ExitCode:
     """Report an error in one line on stderr, and with --json as an object on stdout too."""
-    line = printable(" ".join(message.split()))
-    if len(line) > 2 * _LONGEST:
-        line = f"{line[:_LONGEST]} [... {len(line) - 2 * _LONGEST} characters ...] {line[-_LONGEST:]}"
+    line = message_text(" ".join(message.split()))
     if "--json" in sys.argv:
         with contextlib.suppress(OSError):  # a full disk or a broken pipe: the exit code still reports the error
             print_json({"error": {"kind": kind, "message": line}, "exit_code": code})

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 import re
+from collections.abc import Iterable
 from typing import ClassVar, Final
 
 __all__ = [
@@ -21,6 +22,8 @@ __all__ = [
     "ParityError",
     "PromptError",
     "SpecError",
+    "listed",
+    "message_text",
     "printable",
     "quoted",
     "shortened",
@@ -29,6 +32,9 @@ __all__ = [
 #: Characters of a value that a message shows, and characters of a whole message.
 _VALUE_LIMIT: Final = 200
 _MESSAGE_LIMIT: Final = 2000
+
+#: Anything longer without a space comes from a file, a configuration or the user.
+_LONG_WORD: Final = re.compile(rf"(\S{{{_VALUE_LIMIT}}})\S{{100,}}")
 
 #: Control characters other than tab and newline, characters that reverse text, and unpaired surrogates: they
 #: could move the cursor, change what is on the screen, or fail to be written at all.
@@ -55,6 +61,25 @@ def quoted(value: object) -> str:
         return f"a {type(value).__name__} that cannot be printed"
 
 
+def listed(names: Iterable[object], most: int = 5) -> str:
+    """Return names as a message lists them: the first ones, shortened, and how many more there are."""
+    texts = [str(name) for name in names]
+    shown = printable(shortened(", ".join(shortened(text) for text in texts[:most])))
+    return shown if len(texts) <= most else f"{shown} and {len(texts) - most} more"
+
+
+def message_text(text: str) -> str:
+    """Return the text of a message that may be shown: values shortened, control characters escaped, not too long.
+
+    Whatever writes a message quotes the values in it. This is for those that somebody else's message contains.
+    """
+    text = _LONG_WORD.sub(r"\1...", printable(text))
+    half = _MESSAGE_LIMIT // 2
+    return (
+        text if len(text) <= 2 * half else f"{text[:half]} [... {len(text) - 2 * half} characters ...] {text[-half:]}"
+    )
+
+
 class ExitCode(enum.IntEnum):
     """How a command ends. Every command uses these codes, and no other."""
 
@@ -74,10 +99,7 @@ class IBNormError(Exception):
 
     def __str__(self) -> str:
         """The message; of a very long one, its beginning and its end, which says what to do."""
-        text, half = super().__str__(), _MESSAGE_LIMIT // 2
-        if len(text) <= _MESSAGE_LIMIT:
-            return text
-        return f"{text[:half]} [... {len(text) - 2 * half} characters ...] {text[-half:]}"
+        return message_text(super().__str__())
 
 
 class SpecError(IBNormError, ValueError):

@@ -14,7 +14,7 @@ from typing import Final
 
 from ibnorm_export.errors import ExportError
 
-__all__ = ["Kind", "check_target", "machine_of", "named_file", "new_file", "new_folder", "sha256_of"]
+__all__ = ["Kind", "check_target", "has_file", "machine_of", "named_file", "new_file", "new_folder", "sha256_of"]
 
 #: Bytes of a file in which the mark of its kind must be.
 _MARK_WITHIN_BYTES: Final = 512
@@ -58,6 +58,14 @@ class Kind:
                 return mark in stream.read(_MARK_WITHIN_BYTES)
 
         return cls(name, matches)
+
+
+def has_file(folder: Path, name: str) -> bool:
+    """Return whether a folder has a file of this name, which may be a name that no file system takes."""
+    try:
+        return (folder / name).is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def check_target(target: Path, kind: Kind, *, error: type[Exception] = ExportError) -> None:

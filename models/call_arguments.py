@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ibnorm_export.artifacts.axes import BATCH, axis_name
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.tensors import Arrays, DType, InputSpec
-from ibnorm_export.errors import CheckpointError
+from ibnorm_export.errors import CheckpointError, listed, quoted
 
 __all__ = ["CallArguments", "Dynamic", "Inputs", "arguments_of_file", "read_arguments"]
 
@@ -132,7 +132,7 @@ def _takes_names(module: nn.Module, names: Sequence[str]) -> bool:
         unknown = [name for name in names if name not in parameters]
         if unknown:
             raise CheckpointError(
-                f"forward of {type(module).__name__} takes {', '.join(parameters)}, not {', '.join(unknown)}"
+                f"forward of {type(module).__name__} takes {listed(parameters)}, not {listed(unknown)}"
             )
     keywords = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     any_name = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
@@ -152,7 +152,7 @@ def _named(module: nn.Module, inputs: Inputs) -> dict[str, Any]:
     if len(values) > len(names):
         raise CheckpointError(
             f"inputs has {len(values)} values, but forward of {type(module).__name__} takes {len(names)} "
-            f"({', '.join(names)})"
+            f"({listed(names)})"
         )
     return dict(zip(names, values, strict=False))
 
@@ -167,7 +167,7 @@ def _spec(name: str, tensor: Tensor, *, first: int | None, dynamic: Dynamic | No
         for axis, label in axes.items():
             if not isinstance(axis, int) or not isinstance(label, str) or not label:
                 raise CheckpointError(
-                    f"dynamic is {str(dynamic)[:200]}; it must map an axis to a name, for example {{0: 'batch_size'}}"
+                    f"dynamic is {quoted(dynamic)}; it must map an axis to a name, for example {{0: 'batch_size'}}"
                 )
             if -len(shape) <= axis < len(shape):
                 shape[axis] = label

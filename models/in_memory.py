@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.module_copy import copy_module
-from ibnorm_export.errors import CheckpointError
+from ibnorm_export.errors import CheckpointError, listed, quoted
 from ibnorm_export.models.call_arguments import CallArguments, Dynamic, Inputs, arguments_of_file, read_arguments
 from ibnorm_export.models.named_outputs import named_outputs, unique_names
 from ibnorm_export.models.own_norms import NormClass, replace_own_norms
@@ -148,12 +148,12 @@ def _model(
         notes = ("no IBNorm was found, so nothing is fused: if the model has one, name its class with norm_class",)
     taken = [*(spec.name for spec in arguments.specs), *original.state_dict()]
     if len(set(taken)) < len(taken):
-        twice = ", ".join(sorted({name for name in taken if taken.count(name) > 1}))
+        twice = listed(sorted({name for name in taken if taken.count(name) > 1}))
         raise CheckpointError(f"{where} has arguments with the names of weights ({twice}): rename the arguments")
     names = unique_names(found, taken) if outputs is None else tuple(outputs)
     if len(names) != len(found) or len({*taken, *names}) < len(taken) + len(names):
         raise CheckpointError(
-            f"outputs are {list(names)}, but {where} returns {len(found)} tensors ({', '.join(found)}); give each "
+            f"outputs are {quoted(list(names))}, but {where} returns {len(found)} tensors ({listed(found)}); give each "
             "one a name that no other output, input or weight has"
         )
 

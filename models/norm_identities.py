@@ -14,7 +14,7 @@ from torch import nn
 from ibnorm_export.artifacts.loaded_model import CustomModel
 from ibnorm_export.artifacts.metadata import Weights
 from ibnorm_export.choices import choice
-from ibnorm_export.errors import CheckpointError
+from ibnorm_export.errors import CheckpointError, quoted, shortened
 from ibnorm_export.models.call_arguments import Inputs, read_arguments
 from ibnorm_export.models.custom import draw_sample, filled_model
 from ibnorm_export.models.user_code import import_object
@@ -48,10 +48,10 @@ def build_norm(reference: str, arguments: Sequence[Any] | Mapping[str, Any] = ()
             with torch.random.fork_rng(devices=[]):
                 found = found(**arguments) if isinstance(arguments, Mapping) else found(*arguments)
         except Exception as error:  # the user's own code may raise anything
-            given = "" if not arguments and not named else f" with {str(arguments)[:100]}"
+            given = "" if not arguments and not named else f" with {quoted(arguments)}"
             raise CheckpointError(
-                f"{reference} cannot be built{given}: {type(error).__name__}: {str(error)[:200]}. Its signature is "
-                f"{_signature(_import(reference))}; give arguments with --args, as a JSON list or object"
+                f"{reference} cannot be built{given}: {type(error).__name__}: {shortened(str(error))}. Its signature "
+                f"is {_signature(_import(reference))}; give arguments with --args, as a JSON list or object"
             ) from error
     if not isinstance(found, nn.Module):
         raise CheckpointError(f"{reference} returns {type(found).__name__}; it must return a torch.nn.Module")
@@ -60,7 +60,7 @@ def build_norm(reference: str, arguments: Sequence[Any] | Mapping[str, Any] = ()
 
 def _signature(function: Any) -> str:
     try:
-        return f"{function.__name__}{inspect.signature(function)}"[:200]
+        return shortened(f"{function.__name__}{inspect.signature(function)}")
     except (TypeError, ValueError, AttributeError):  # code that has no signature
         return "not known"
 
@@ -101,7 +101,7 @@ def identify_checkpoint(
             with compute_in_float64(), torch.no_grad():
                 call()
         except Exception as error:  # the user's own code may raise anything
-            raise CheckpointError(f"--model {model}: {type(error).__name__}: {str(error)[:200]}") from error
+            raise CheckpointError(f"--model {model}: {type(error).__name__}: {shortened(str(error))}") from error
 
     return identify_norms(module, run=run, norm_class=norm_class)
 

@@ -6,7 +6,7 @@ import importlib
 import sys
 from typing import Any
 
-from ibnorm_export.errors import CheckpointError
+from ibnorm_export.errors import CheckpointError, shortened
 
 __all__ = ["import_object"]
 
@@ -36,5 +36,5 @@ def import_object(reference: str, *, where: str, malformed: str) -> Any:
             f"{where}: no module named {error.name!r}; run from the folder that contains it, or install it"
         ) from error
     except Exception as error:  # importing runs the user's own code, which may raise anything
-        raise CheckpointError(f"{where}: {type(error).__name__}: {error}"[:300]) from error
+        raise CheckpointError(f"{where}: {type(error).__name__}: {shortened(str(error))}") from error
     return found

@@ -9,25 +9,20 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ibnorm_export.errors import CheckpointError, printable, shortened
+from ibnorm_export.errors import CheckpointError, listed, printable
 
 __all__ = ["fill", "nonfinite_warnings", "raise_mismatch", "tied_names"]
-
-
-def _listed(names: list[str]) -> str:
-    shown = printable(", ".join(shortened(name) for name in sorted(names)[:5]))
-    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
 
 
 def raise_mismatch(source: Path, missing: list[str], *, extra: list[str], shapes: list[str]) -> None:
     """Raise CheckpointError if any name or shape does not fit."""
     parts = []
     if missing:
-        parts.append(f"{len(missing)} missing ({_listed(missing)})")
+        parts.append(f"{len(missing)} missing ({listed(sorted(missing))})")
     if extra:
-        parts.append(f"{len(extra)} not in the model ({_listed(extra)})")
+        parts.append(f"{len(extra)} not in the model ({listed(sorted(extra))})")
     if shapes:
-        parts.append(f"{len(shapes)} of the wrong shape ({_listed(shapes)})")
+        parts.append(f"{len(shapes)} of the wrong shape ({listed(sorted(shapes))})")
     if parts:
         near = _nearest(missing, extra)
         hint = f". Perhaps {near}" if near else ""
@@ -49,7 +44,7 @@ def _nearest(missing: list[str], extra: list[str]) -> str:
 def nonfinite_warnings(module: nn.Module) -> tuple[str, ...]:
     """Return a warning if a parameter contains NaN or infinity."""
     bad = [name for name, p in module.named_parameters() if not bool(torch.isfinite(p).all())]
-    return (f"NaN or infinity in weights: {_listed(bad)}",) if bad else ()
+    return (f"NaN or infinity in weights: {listed(sorted(bad))}",) if bad else ()
 
 
 def tied_names(module: nn.Module) -> list[list[str]]:

@@ -19,7 +19,7 @@ from ibnorm_export.exporter.text_folder import export_folder
 from tests.models.importers.strangers import GPT, LitGPT, LogNorm, save_nanogpt
 from tests.support.checkpoints import LLAMA, VIT, save_checkpoint
 
-__all__ = ["NORM", "make_corpus"]
+__all__ = ["NORM", "make_corpus", "write_records", "write_text_files"]
 
 #: What the norms of the training codes compute, as `import --norm` takes it.
 NORM: Final = {"compression": "L", "lambda": 2.5, "epsilon": 1e-5, "convention": "multiply"}
@@ -88,8 +88,8 @@ def make_corpus(folder: Path) -> None:
     checkpoint = _write_models(folder)
     _write_weights(folder, checkpoint)
     _write_training_codes(folder)
-    _write_text(folder)
-    _write_records(folder)
+    write_text_files(folder)
+    write_records(folder)
 
 
 def _write_models(folder: Path) -> Path:
@@ -126,7 +126,8 @@ def _write_training_codes(folder: Path) -> None:
     (folder / "litgpt" / "model_config.yaml").write_text(yaml.dump(_LITGPT))
 
 
-def _write_text(folder: Path) -> None:
+def write_text_files(folder: Path) -> None:
+    """Write the files of a tokenizer, a chat template and a request."""
     place = folder / "tokenizer"
     place.mkdir()
     write_byte_tokenizer(place)
@@ -142,7 +143,8 @@ def _write_text(folder: Path) -> None:
     _write_json(folder / "chat.json", _CHAT)
 
 
-def _write_records(folder: Path) -> None:
+def write_records(folder: Path) -> None:
+    """Write a manifest, a baseline, the description of a plan, and a check.toml."""
     (folder / "repository").mkdir()
     (folder / "repository" / "a.txt").write_text("a")
     write_manifest(folder / "repository", {}, content={"models": ["m"]})

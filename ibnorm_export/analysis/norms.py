@@ -21,7 +21,7 @@ from ibnorm_export.analysis.report import AnalysisReport, NormAnalysis
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel, torch_dtype
 from ibnorm_export.artifacts.tensors import Arrays
-from ibnorm_export.errors import ModelFileError
+from ibnorm_export.errors import ModelFileError, listed
 from ibnorm_export.op import reference
 from ibnorm_export.op.spec import Compression, IBNormSpec
 from ibnorm_export.progress import Progress, silent
@@ -167,8 +167,7 @@ def _target(inputs: Arrays, outputs: Arrays, *, labels: NDArray[Any] | None) -> 
 
 def _notes(skipped: tuple[str, ...], samples: int) -> Iterator[str]:
     if skipped:
-        names = ", ".join(skipped[:5])
-        yield f"norms with running statistics have no rows to describe and are left out: {names}"
+        yield f"norms with running statistics have no rows to describe and are left out: {listed(skipped)}"
     if samples < _FEW_SAMPLES:
         yield f"{samples} samples are too few for reliable information in bits; give a larger batch"
 

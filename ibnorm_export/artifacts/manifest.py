@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from ibnorm_export.errors import ModelFileError, quoted
-from ibnorm_export.files import machine_of, sha256_of
+from ibnorm_export.errors import ModelFileError, printable, quoted, shortened
+from ibnorm_export.files import has_file, machine_of, sha256_of
 from ibnorm_export.op.spec import SCHEMA
 from ibnorm_export.parsing import read_json
 
@@ -87,12 +87,13 @@ def check_files(folder: Path, manifest: Mapping[str, Any]) -> None:
             raise ModelFileError(
                 f"{folder / MANIFEST_FILE} lists {quoted(name)}, which is outside the folder; package the model again"
             )
-        if not file.is_file():
-            raise ModelFileError(f"{file} is missing but listed in {MANIFEST_FILE}; package the model again")
+        shown = folder / printable(shortened(name))
+        if not has_file(folder, name):
+            raise ModelFileError(f"{shown} is missing but listed in {MANIFEST_FILE}; package the model again")
         if file.suffix not in _EDITABLE and sha256_of(file) != entry["sha256"]:
             raise ModelFileError(
-                f"{file} was changed after packaging: its SHA-256 differs from the one in {MANIFEST_FILE}; package the "
-                "model again, or restore the file"
+                f"{shown} was changed after packaging: its SHA-256 differs from the one in {MANIFEST_FILE}; package "
+                "the model again, or restore the file"
             )
     for name in manifest["libraries"]:
         check_library(folder, name, manifest=manifest)
@@ -103,7 +104,7 @@ def edited_files(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
     return [
         name
         for name, entry in manifest["files"].items()
-        if (file := folder / name).suffix in _EDITABLE and file.is_file() and sha256_of(file) != entry["sha256"]
+        if (file := folder / name).suffix in _EDITABLE and has_file(folder, name) and sha256_of(file) != entry["sha256"]
     ]
 
 
@@ -125,7 +126,7 @@ def check_library(folder: Path, name: str, *, manifest: Mapping[str, Any]) -> Pa
     file = folder / name
     if name not in manifest["libraries"] or name not in manifest["files"]:
         raise ModelFileError(f"{file} is a native library that {MANIFEST_FILE} does not list; it is not loaded")
-    if not file.is_file():
+    if not has_file(folder, name):
         raise ModelFileError(f"{file} is missing but listed in {MANIFEST_FILE}; write the folder again")
     entry = manifest["libraries"][name]
     if sha256_of(file) != manifest["files"][name]["sha256"]:

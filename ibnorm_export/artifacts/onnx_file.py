@@ -20,6 +20,7 @@ import onnx.numpy_helper
 from numpy.typing import NDArray
 
 from ibnorm_export.errors import ModelFileError, quoted, shortened
+from ibnorm_export.files import has_file
 
 __all__ = ["MODEL_FILE", "external_files", "read_model", "read_tensor", "resolve"]
 
@@ -138,7 +139,7 @@ def _external_file(tensor: onnx.TensorProto, path: Path) -> tuple[str, Path]:
         raise ModelFileError(
             f"{path}: external data of {quoted(tensor.name)} points outside the file's folder: {quoted(location)}"
         )
-    if not file.is_file():
+    if not has_file(path.parent, location):
         raise ModelFileError(f"{path}: its external data {shortened(location)} is missing; put it next to the model")
     try:
         offset, length = int(entry.get("offset", 0)), int(entry.get("length", 0))

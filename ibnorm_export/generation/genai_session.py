@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ibnorm_export.artifacts.manifest import check_library, read_manifest
 from ibnorm_export.errors import ModelFileError, quoted
+from ibnorm_export.files import has_file
 from ibnorm_export.op import native
 from ibnorm_export.parsing import read_json
 from ibnorm_export.usable_cores import default_threads
@@ -35,9 +36,9 @@ def _check_library(folder: Path) -> None:
         shown = quoted(name)
         raise ModelFileError(f"{file}: custom_ops_library is {shown}; it must be the name of a file in the folder")
     library = folder / name
-    if not library.is_file():
+    if not has_file(folder, name):
         raise ModelFileError(
-            f"{folder} has no {name}, the op library that its genai_config.json names; export again, or remove "
+            f"{folder} has no {quoted(name)}, the op library that its genai_config.json names; export again, or remove "
             "custom_ops_library from genai_config.json to run the norms as functions"
         )
     check_library(folder, name, manifest=read_manifest(folder))

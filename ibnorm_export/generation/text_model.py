@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ibnorm_export.artifacts.tokenizer import FolderTokenizer, TextStream, end_tokens, read_json
-from ibnorm_export.errors import ModelFileError, PromptError
+from ibnorm_export.errors import ModelFileError, PromptError, quoted
 from ibnorm_export.generation.sampling import Sampling
 from ibnorm_export.generation.sessions import SessionSource, open_sessions, torch_sessions
 from ibnorm_export.runtimes.runner import Kernels
@@ -258,8 +258,8 @@ def open_folder(folder: str | Path, kernels: Kernels = Kernels.AUTO, *, threads:
     sizes = (config.get("vocab_size"), config.get("max_position_embeddings", config.get("n_positions")))
     if not all(isinstance(size, int) and size > 0 for size in sizes):
         raise ModelFileError(
-            f"{folder / 'config.json'}: vocab_size and the number of positions are {sizes}; both must be positive "
-            "integers"
+            f"{folder / 'config.json'}: vocab_size and the number of positions are {quoted(sizes)}; both must be "
+            "positive integers"
         )
     vocabulary, max_positions = (int(str(size)) for size in sizes)
     tokens = FolderTokenizer(folder, vocabulary)

@@ -13,7 +13,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype, tri
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.tensors import Arrays
-from ibnorm_export.errors import BackendUnavailable, IBNormError, ModelFileError, quoted
+from ibnorm_export.errors import BackendUnavailable, IBNormError, ModelFileError, listed, quoted
 from ibnorm_export.runtimes.runner import Backend, Endpoint
 
 __all__ = ["TritonRunner"]
@@ -96,5 +96,5 @@ class TritonRunner:
         index = self._client.get_model_repository_index(**self._as_json())
         names = [item["name"] for item in (index.get("models", []) if isinstance(index, dict) else index)]
         if len(names) != 1:
-            raise IBNormError(f"the server at {self._url} has the models {', '.join(names)}; choose with --name")
+            raise IBNormError(f"the server at {self._url} has the models {listed(names, 20)}; choose with --name")
         return str(names[0])

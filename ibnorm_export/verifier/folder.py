@@ -21,7 +21,7 @@ from ibnorm_export.errors import BackendUnavailable, ModelFileError
 from ibnorm_export.exporter.genai_builder import GENAI_CONFIG_FILE, expected_genai_config
 from ibnorm_export.exporter.text_folder import COMPANION_FILES, companions
 from ibnorm_export.exporter.transformers_js import SECTION
-from ibnorm_export.files import sha256_of
+from ibnorm_export.files import has_file, sha256_of
 from ibnorm_export.op.spec import OP_TYPES, SKIP_OP_TYPES
 from ibnorm_export.verifier.report import Finding, StaticReport
 
@@ -173,7 +173,7 @@ def _manifest_problems(folder: Path, manifest: Mapping[str, Any], *, compared: s
             yield Finding(f"{MANIFEST_FILE} {_shown(name)}", "is outside the folder")
         elif name.startswith(MODEL_FILE):
             continue
-        elif not (folder / name).is_file():
+        elif not has_file(folder, name):
             yield Finding(name, f"missing, but {MANIFEST_FILE} lists it")
         elif name in manifest["libraries"]:
             yield from _library_problems(folder, name, manifest=manifest)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass
 from typing import Any
 
-from ibnorm_export.errors import ParityError
+from ibnorm_export.errors import ParityError, message_text
 from ibnorm_export.runtimes.norm_executions import NormExecution, norms_summary
 from ibnorm_export.text_report import Report, counted, text_table
 from ibnorm_export.verifier.options import InputCoverage
@@ -47,6 +47,11 @@ class Finding:
 
     where: str
     what: str
+
+    def __post_init__(self) -> None:
+        # both have names of a file that may be damaged
+        object.__setattr__(self, "where", message_text(self.where))
+        object.__setattr__(self, "what", message_text(self.what))
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}"

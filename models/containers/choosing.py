@@ -16,7 +16,7 @@ from typing import Any, Final
 from torch import Tensor
 
 from ibnorm_export.artifacts.metadata import Weights
-from ibnorm_export.errors import CheckpointError
+from ibnorm_export.errors import CheckpointError, listed
 from ibnorm_export.models.containers.extras import PlainData
 from ibnorm_export.models.containers.safe_pickle import shown
 from ibnorm_export.models.containers.stored_tensors import StoredTensor
@@ -220,10 +220,6 @@ def _teacher(found: list[_Found]) -> list[_Found]:
     ]
 
 
-def _listed(found: list[_Found]) -> str:
-    return ", ".join(str(one) for one in found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
-
-
 def _one(found: list[_Found], *, source: str, kind: str) -> _Found:
     """The only one of several state dicts that is where a model is kept.
 
@@ -236,7 +232,7 @@ def _one(found: list[_Found], *, source: str, kind: str) -> _Found:
         return models[0]
     key = models[0].place.partition(".")[0]
     raise CheckpointError(
-        f"{source} has {counted(len(models), 'state dict')} of {kind} weights: {_listed(models)}. Save the one that "
+        f"{source} has {counted(len(models), 'state dict')} of {kind} weights: {listed(models, 8)}. Save the one that "
         f'you want, e.g. torch.save(torch.load("{source.rpartition("/")[2]}")["{shown(key)}"], "weights.pt")'
     )
 
@@ -292,13 +288,13 @@ def choose_weights(content: object, *, source: str, weights: Weights | None) -> 
         )
     if weights is None and raw and averaged:
         raise CheckpointError(
-            f"{source} has raw weights of the last step ({_listed(raw)}) and EMA weights, a moving average "
-            f"({_listed(averaged)}). Add --weights raw or --weights ema; most training codes evaluate the EMA weights"
+            f"{source} has raw weights of the last step ({listed(raw, 8)}) and EMA weights, a moving average "
+            f"({listed(averaged, 8)}). Add --weights raw or --weights ema; most training codes evaluate the EMA weights"
         )
     if weights is Weights.RAW and not raw:
-        raise CheckpointError(f"{source} has no raw weights; it has EMA weights ({_listed(averaged)}): --weights ema")
+        raise CheckpointError(f"{source} has no raw weights; it has EMA weights ({listed(averaged, 8)}): --weights ema")
     if weights is Weights.EMA and not averaged:
-        raise CheckpointError(f"{source} has no EMA weights; it has raw weights ({_listed(raw)}): --weights raw")
+        raise CheckpointError(f"{source} has no EMA weights; it has raw weights ({listed(raw, 8)}): --weights raw")
     model = _one(raw, source=source, kind="raw") if raw and weights is not Weights.EMA else None
     if model is not None and model.state is not None:
         state, chosen = model.state, model
@@ -340,5 +336,4 @@ def _what(content: object) -> str:
     unnamed = sorted({type(key).__name__ for key in content if not isinstance(key, str)})
     if unnamed:
         return f"a dict with keys of the type {', '.join(unnamed)}, and names are text"
-    keys = [shown(key) for key in list(content)[:8]]
-    return f"a dict with the keys {', '.join(keys)}" if keys else "an empty dict"
+    return f"a dict with the keys {listed(content, 8)}" if content else "an empty dict"

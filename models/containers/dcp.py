@@ -18,7 +18,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from ibnorm_export.errors import CheckpointError
+from ibnorm_export.errors import CheckpointError, quoted
+from ibnorm_export.files import has_file
 from ibnorm_export.models.containers.plain_classes import plain_classes
 from ibnorm_export.models.containers.safe_pickle import (
     Allowed,
@@ -182,8 +183,8 @@ class _Folder:
 
     def _map(self, name: str) -> memoryview:
         if Path(name).name != name:
-            raise CheckpointError(f"{self.path / METADATA_FILE} points outside its folder: {name[:200]!r}")
-        if not (self.path / name).is_file():
+            raise CheckpointError(f"{self.path / METADATA_FILE} points outside its folder: {quoted(name)}")
+        if not has_file(self.path, name):
             raise CheckpointError(
                 f"{self.path / METADATA_FILE} names {shown(name)}, which is missing; copy the files of every rank into "
                 "the folder"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
-from ibnorm_export.errors import CheckpointError, quoted, shortened
-from ibnorm_export.files import sha256_of
+from ibnorm_export.errors import CheckpointError, listed, printable, quoted, shortened
+from ibnorm_export.files import has_file, sha256_of
 from ibnorm_export.parsing import read_json
 
 __all__ = ["hash_files", "read_config", "weight_files"]
@@ -68,8 +68,8 @@ def _indexed(index: Path) -> list[Path]:
     for name in names:
         if not isinstance(name, str) or Path(name).name != name:
             raise CheckpointError(f"{index} points outside its folder: {quoted(name)}")
-        if not (index.parent / name).is_file():
-            raise CheckpointError(f"{index} names {quoted(name)}, which is missing")
+        if not has_file(index.parent, name):
+            raise CheckpointError(f"{index} names {printable(shortened(name))}, which is missing")
         files.append(index.parent / name)
     return [index, *files]
 
@@ -101,9 +101,7 @@ def _may_be_weights(file: Path) -> bool:
 def _no_weights(folder: Path, others: list[Path]) -> str:
     """Why a folder has no weights to read, and what to type instead."""
     if others:
-        names = ", ".join(file.name for file in others[:5]) + (
-            f" and {len(others) - 5} more" if len(others) > 5 else ""
-        )
+        names = listed(file.name for file in others)
         return f"{folder} has {len(others)} files of weights and no index ({names}); give one of them"
     if (folder / "zero_to_fp32.py").is_file() or any(folder.glob("*/zero_pp_rank_*")):
         return f"{folder} is a checkpoint of DeepSpeed in pieces; give the OUTPUT of `python zero_to_fp32.py . OUTPUT`"

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ibnorm_export.errors import quoted
 from ibnorm_export.models.containers.safe_pickle import Allowed, PlainObject, UnreadableError
 
 __all__ = ["NumpyArray", "plain_classes"]
@@ -64,7 +65,7 @@ class _NumpyType(PlainObject):
     def __init__(self, code: object, align: object = False, copy: object = True) -> None:
         super().__init__("numpy.dtype")
         if not isinstance(code, str) or not _NUMPY_CODE.fullmatch(code):
-            raise UnreadableError(f"an array of NumPy has the dtype {str(code)[:50]!r}, which is not a number or text")
+            raise UnreadableError(f"an array of NumPy has the dtype {quoted(code)}, which is not a number or text")
         self._code, self._order = code, "="
 
     def set_state(self, state: object) -> None:

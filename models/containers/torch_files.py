@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import torch
 
-from ibnorm_export.errors import CheckpointError
+from ibnorm_export.errors import CheckpointError, quoted
 from ibnorm_export.models.containers.plain_classes import plain_classes
 from ibnorm_export.models.containers.safe_pickle import Allowed, RefusedClassError, UnreadableError, read_pickle, shown
 from ibnorm_export.models.containers.stored_tensors import DenseTensor, OtherTensor, Storage, map_file
@@ -159,13 +159,13 @@ def _record(data: memoryview, entry: zipfile.ZipInfo) -> memoryview:
     start = entry.header_offset
     header = bytes(data[start : start + 30])
     if len(header) < 30 or header[:4] != b"PK\x03\x04":
-        raise UnreadableError(f"the record {entry.filename[:100]} is damaged")
+        raise UnreadableError(f"the record {quoted(entry.filename)} is damaged")
     if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
         raise UnreadableError("its records are compressed or encrypted, which torch.save never does; pack it again")
     name, extra = struct.unpack("<HH", header[26:30])
     start += 30 + name + extra
     if start + entry.file_size > len(data):
-        raise UnreadableError(f"the record {entry.filename[:100]} ends after the file")
+        raise UnreadableError(f"the record {quoted(entry.filename)} ends after the file")
     return data[start : start + entry.file_size]
 
 

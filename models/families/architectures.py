@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from ibnorm_export.errors import CheckpointError
+from ibnorm_export.errors import CheckpointError, listed, quoted
 
 if TYPE_CHECKING:  # importing transformers takes seconds
     from transformers import PreTrainedModel
@@ -107,7 +107,7 @@ def find_architecture(config: Mapping[str, Any]) -> Architecture | None:
         if architecture.name == name:
             return architecture
     raise CheckpointError(
-        f"config.json names the architecture {str(name)[:200]!r}; of the model_type {model_type!r}, this version "
+        f"config.json names the architecture {quoted(name)}; of the model_type {quoted(model_type)}, this version "
         f"exports {', '.join(dict.fromkeys(a.name for a in known))}"
     )
 
@@ -124,11 +124,11 @@ def check_causal(architecture: type[PreTrainedModel], config: Any) -> None:
         raise CheckpointError(f"{name} is an encoder with a decoder; this version exports decoders and encoders alone")
     if others := [key for key in ("vision_config", "audio_config") if getattr(config, key, None) is not None]:
         raise CheckpointError(
-            f"{name} takes more than text ({', '.join(others)}); save its language model as a checkpoint of its own"
+            f"{name} takes more than text ({listed(others)}); save its language model as a checkpoint of its own"
         )
     others = sorted({str(kind) for kind in getattr(config, "layer_types", None) or ()} - set(_LAYER_TYPES))
     if getattr(architecture, "_is_stateful", False) or others:
-        kinds = f" (layer_types: {', '.join(others)})" if others else ""
+        kinds = f" (layer_types: {listed(others)})" if others else ""
         raise CheckpointError(
             f"{name} keeps a state that is not a cache of keys and values{kinds}; this version exports attention over "
             f"all tokens or a sliding window of them ({', '.join(_LAYER_TYPES)})"

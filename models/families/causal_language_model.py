@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ibnorm_export.errors import CheckpointError
+from ibnorm_export.errors import CheckpointError, quoted
 from ibnorm_export.models.families.architectures import check_causal
 from ibnorm_export.models.families.causal import CausalFamily
 from ibnorm_export.models.families.found_family import FoundFamily
@@ -48,7 +48,7 @@ class CausalLanguageModel(FoundFamily, CausalFamily):
         shapes = [tuple(t.shape) for layer in cache.past_key_values.layers for t in (layer.keys, layer.values)]
         if len(set(shapes)) != 1:
             raise CheckpointError(
-                f"the keys and values of {self._class.__name__} have the shapes {str(sorted(set(shapes)))[:200]}; text "
+                f"the keys and values of {self._class.__name__} have the shapes {quoted(sorted(set(shapes)))}; text "
                 "generation needs the same shape in every layer. --task forward exports the model without a cache"
             )
         _, heads, _, head = shapes[0]

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.metadata import Task, Weights
-from ibnorm_export.errors import CheckpointError, SpecError
+from ibnorm_export.errors import CheckpointError, SpecError, quoted
 from ibnorm_export.models.containers import TrainingCheckpoint, fit_keys, hash_files, read_checkpoint, weight_files
 from ibnorm_export.models.families.causal import CausalFamily
 from ibnorm_export.models.families.family import Family
@@ -79,7 +79,7 @@ def unknown_model_type(config: Mapping[str, Any]) -> str:
         reason = "; its code is in the folder (auto_map), and this package never runs code of a checkpoint"
     legal = "; ".join(f"{kind} ({', '.join(names)}, ...)" for kind, names in TESTED.items())
     return (
-        f"model_type is {str(config.get('model_type'))[:200]!r}{reason}. It must be one of transformers' {legal}. For "
+        f"model_type is {quoted(config.get('model_type'))}{reason}. It must be one of transformers' {legal}. For "
         "a model that your own code defines, use --model package.module:factory"
     )
 

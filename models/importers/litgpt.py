@@ -13,8 +13,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from ibnorm_export.errors import CheckpointError
-from ibnorm_export.models.importers.source import Conversion, TensorReader, TrainingSource, layer_count
+from ibnorm_export.errors import CheckpointError, quoted
+from ibnorm_export.models.importers.source import Conversion, TensorReader, TrainingSource, finite_number, layer_count
 
 __all__ = ["convert", "recognise"]
 
@@ -67,27 +67,24 @@ def _rotary(source: TrainingSource) -> dict[str, Any]:
     Raises:
         CheckpointError: the frequencies are scaled in a way that this version does not convert.
     """
-    base = float(source.setting("rope_base", default=10000))
-    condense = source.setting("rope_condense_ratio", default=1)
+    base = source.number("rope_base", default=10000)
+    condense = source.number("rope_condense_ratio", default=1)
     scaled = source.setting("rope_adjustments", default=None)
     if scaled is None:
         if condense == 1:
             return {"rope_type": "default", "rope_theta": base}
-        return {"rope_type": "linear", "rope_theta": base, "factor": float(condense)}
+        return {"rope_type": "linear", "rope_theta": base, "factor": condense}
     keys = {"factor", "low_freq_factor", "high_freq_factor", "original_max_seq_len"}
     if condense != 1 or not isinstance(scaled, Mapping) or set(scaled) != keys:
         raise CheckpointError(
-            f"{source.path}: rope_adjustments is {str(scaled)[:200]}; it must be empty, or have the keys of Llama 3: "
+            f"{source.path}: rope_adjustments is {quoted(scaled)}; it must be empty, or have the keys of Llama 3: "
             f"{', '.join(sorted(keys))}"
         )
-    return {
-        "rope_type": "llama3",
-        "rope_theta": base,
-        "factor": float(scaled["factor"]),
-        "low_freq_factor": float(scaled["low_freq_factor"]),
-        "high_freq_factor": float(scaled["high_freq_factor"]),
-        "original_max_position_embeddings": int(scaled["original_max_seq_len"]),
+    numbers = {
+        name: finite_number(value, f"{source.path}: {name} of rope_adjustments") for name, value in scaled.items()
     }
+    length = numbers.pop("original_max_seq_len")
+    return {"rope_type": "llama3", "rope_theta": base, **numbers, "original_max_position_embeddings": int(length)}
 
 
 def _config(source: TrainingSource, *, width: int, rows: int) -> dict[str, Any]:
@@ -95,7 +92,7 @@ def _config(source: TrainingSource, *, width: int, rows: int) -> dict[str, Any]:
         value = source.setting(name, default=legal[-1])
         if value not in legal:
             raise CheckpointError(
-                f"{source.path}: {name} is {str(value)[:200]}, and LLaMA has {legal[0]}. Convert this model with "
+                f"{source.path}: {name} is {quoted(value)}, and LLaMA has {legal[0]}. Convert this model with "
                 "litgpt's own `litgpt convert_from_litgpt`, or export your own code with --model"
             )
     heads = source.count("n_head")
@@ -103,7 +100,7 @@ def _config(source: TrainingSource, *, width: int, rows: int) -> dict[str, Any]:
     for name, shown in (("n_embd", width), ("n_layer", layers)):
         stated = source.setting(name, default=shown)
         if stated != shown:
-            raise CheckpointError(f"{source.path}: {name} is {str(stated)[:200]}, but its weights have {shown}")
+            raise CheckpointError(f"{source.path}: {name} is {quoted(stated)}, but its weights have {shown}")
     return {
         "model_type": "llama",
         "architectures": ["LlamaForCausalLM"],
@@ -111,8 +108,8 @@ def _config(source: TrainingSource, *, width: int, rows: int) -> dict[str, Any]:
         "intermediate_size": source.state["transformer.h.0.mlp.fc_1.weight"].shape[0],
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
-        "num_key_value_heads": int(source.setting("n_query_groups", default=heads)),
-        "head_dim": int(source.setting("head_size", default=width // heads)),
+        "num_key_value_heads": source.count("n_query_groups", default=heads),
+        "head_dim": source.count("head_size", default=width // heads),
         "vocab_size": rows,
         "max_position_embeddings": source.count("block_size"),
         "rope_parameters": _rotary(source),

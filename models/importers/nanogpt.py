@@ -12,7 +12,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from ibnorm_export.errors import CheckpointError
+from ibnorm_export.errors import CheckpointError, quoted
 from ibnorm_export.models.importers.source import Conversion, TensorReader, TrainingSource, layer_count
 
 __all__ = ["convert", "recognise"]
@@ -35,11 +35,11 @@ def _config(source: TrainingSource, *, width: int, vocabulary: int, positions: i
     for name, value in shown.items():
         stated = source.setting(name, default=value)
         if stated != value:
-            raise CheckpointError(f"{source.path}: {name} is {str(stated)[:200]}, but its weights have {value}")
+            raise CheckpointError(f"{source.path}: {name} is {quoted(stated)}, but its weights have {value}")
     heads = source.count("n_head")
     if width % heads:
         raise CheckpointError(f"{source.path}: n_head is {heads}, which does not divide n_embd, {width}")
-    dropout = float(source.setting("dropout", default=0.0))
+    dropout = source.number("dropout", default=0.0)
     end = _END_OF_TEXT if vocabulary > _END_OF_TEXT else None
     return {
         "model_type": "gpt2",

@@ -17,7 +17,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from ibnorm_export.errors import CheckpointError, IBNormError, SpecError
+from ibnorm_export.errors import CheckpointError, IBNormError, SpecError, listed, quoted, shortened
 from ibnorm_export.models.user_code import import_object
 from ibnorm_export.op.identification.norms import identify
 from ibnorm_export.op.spec import Grouping, IBNormSpec, LayerRule, NormConfig, NormKind
@@ -151,9 +151,10 @@ class ClassReading:
             with torch.random.fork_rng(devices=[]):
                 module = self._class(**arguments).double().eval()
         except Exception as error:  # the user's own code may raise anything
+            given = listed(f"{name}={quoted(value)}" for name, value in arguments.items())
             raise CheckpointError(
-                f"{self._class.__name__}({', '.join(f'{k}={v!r}'[:60] for k, v in arguments.items())}) raised "
-                f"{type(error).__name__}: {error}; state its arguments with --norm-args JSON"
+                f"{self._class.__name__}({given}) raised "
+                f"{type(error).__name__}: {shortened(str(error))}; state its arguments with --norm-args JSON"
             ) from error
         own = module.state_dict()
         counters = {name for name in (*own, *kept) if name == _COUNTER}
@@ -216,7 +217,7 @@ class ClassReading:
         }
         undecided = [name for name in defaults if _NORM_SETTING.search(name.lower()) or len(defaults) == 1]
         if unused and undecided:
-            stated = ", ".join(f"{name} = {value!r}"[:80] for name, value in unused.items())
+            stated = listed(f"{name} = {quoted(value)}" for name, value in unused.items())
             raise CheckpointError(
                 f"{self._where} states {stated}, which no argument of {self._class.__name__} is called; state what "
                 f"{', '.join(undecided)} was in training: --norm-args '{{\"{undecided[0]}\": VALUE}}'"

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from ibnorm_export.errors import CheckpointError, shortened
+from ibnorm_export.errors import CheckpointError, listed, shortened
 from ibnorm_export.models.containers import read_checkpoint
 from ibnorm_export.models.importers import litgpt, nanogpt, torchvision
 from ibnorm_export.models.importers.report import ImportKind
@@ -89,12 +89,12 @@ def recognise(source: TrainingSource, kind: ImportKind) -> tuple[ImportKind, Tra
 
 
 def _unknown(source: TrainingSource, kind: ImportKind) -> str:
-    names = ", ".join(sorted(source.state)[:3])
     others = [other for other, recognised in _RECOGNISED.items() if strip_prefix(source.state, recognised) is not None]
     if others:
         return f"{source.path} is a checkpoint of {others[0]}, not of {kind}: use --from {others[0]}"
     known = ", ".join(_RECOGNISED)
     return (
-        f"{source.path} has tensors such as {names[:150]}, which are those of no known architecture ({known}, or timm "
-        "with `arch`). Export it with your own code: ibnorm-export export CHECKPOINT --model package.module:factory"
+        f"{source.path} has tensors such as {listed(sorted(source.state), 3)}, which are those of no known "
+        f"architecture ({known}, or timm with `arch`). Export it with your own code: ibnorm-export export CHECKPOINT "
+        "--model package.module:factory"
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
@@ -10,9 +12,9 @@ from typing import Any, Final
 
 from torch import Tensor
 
-from ibnorm_export.errors import CheckpointError
+from ibnorm_export.errors import CheckpointError, listed, quoted
 
-__all__ = ["Conversion", "TensorReader", "TrainingSource", "strip_prefix"]
+__all__ = ["Conversion", "TensorReader", "TrainingSource", "finite_number", "strip_prefix"]
 
 #: Names that wrappers of a module add to the names of its weights: DistributedDataParallel, torch.compile, FSDP,
 #: activation checkpointing, Lightning's Fabric.
@@ -29,6 +31,18 @@ def _as_mapping(value: object) -> Mapping[str, Any]:
     if isinstance(value, Mapping):
         return value
     return vars(value) if hasattr(value, "__dict__") else {}
+
+
+def finite_number(value: object, what: str) -> float:
+    """Check that a value is a finite number, 0 or above.
+
+    Raises:
+        CheckpointError: it is not; the message begins with `what`.
+    """
+    with contextlib.suppress(OverflowError):  # a whole number that no float can hold
+        if isinstance(value, int | float) and not isinstance(value, bool) and 0.0 <= float(value) < math.inf:
+            return float(value)
+    raise CheckpointError(f"{what} is {quoted(value)}; it must be a finite number, 0 or above")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +93,24 @@ class TrainingSource:
             f"--settings '{{\"{names[0]}\": VALUE}}'"
         )
 
-    def count(self, *names: str) -> int:
-        """A setting that is a positive whole number."""
-        value = self.setting(*names)
+    def count(self, *names: str, default: Any = _REQUIRED) -> int:
+        """A setting that is a positive whole number.
+
+        Raises:
+            CheckpointError: it is not, or it is not there and there is no default.
+        """
+        value = self.setting(*names, default=default)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise CheckpointError(f"{self.path}: {names[0]} is {str(value)[:200]}; it must be a positive whole number")
+            raise CheckpointError(f"{self.path}: {names[0]} is {quoted(value)}; it must be a positive whole number")
         return value
+
+    def number(self, *names: str, default: Any = _REQUIRED) -> float:
+        """A setting that is a finite number, 0 or above.
+
+        Raises:
+            CheckpointError: it is not, or it is not there and there is no default.
+        """
+        return finite_number(self.setting(*names, default=default), f"{self.path}: {names[0]}")
 
     def reader(self) -> TensorReader:
         """Take the tensors one by one, so that none is left out."""
@@ -138,10 +164,8 @@ class TensorReader:
             CheckpointError: a tensor has no place in the model.
         """
         if self.rest:
-            names = sorted(self.rest)
-            more = f" and {len(names) - 4} more" if len(names) > 4 else ""
             raise CheckpointError(
-                f"{self.path}: {kind} has no place for {', '.join(names[:4])}{more}. A model that differs from {kind} "
+                f"{self.path}: {kind} has no place for {listed(sorted(self.rest))}. A model that differs from {kind} "
                 "is exported with your own code: ibnorm-export export CHECKPOINT --model package.module:factory"
             )
 

@@ -121,7 +121,7 @@ def test_every_norm_of_a_checkpoint(cli: Any, tmp_path: Path) -> None:
         (["stranger:Nothing"], "has no attribute 'Nothing'"),
         (["stranger:SoftNorm"], "Its signature is SoftNorm(features, lam=4.0); give arguments with --args"),
         (["stranger:SOURCE"], "has no attribute"),
-        (["stranger:SoftNorm", "--args", "8"], "--args is 8; it must be a JSON list or object"),
+        (["stranger:SoftNorm", "--args", "8"], "--args is '8'; it must be a JSON list or object"),
         (["stranger:SoftNorm", "--args", "{"], "--args is not valid JSON"),
         (["stranger:ready", "--shape", "8"], "it must be two sizes or more"),
         (["stranger:ready", "--shape", "2,9"], "raised RuntimeError"),
