@@ -61,7 +61,7 @@ def bench_command(
         typer.Option(
             "--threads",
             min=1,
-            show_default="physical cores that it may use",
+            show_default="physical cores that this process may use",
             help="Number of threads of every candidate.",
         ),
     ] = None,

@@ -27,7 +27,7 @@ def check_command(
         typer.Option(
             "--coverage",
             show_default="the file's",
-            help="Inputs to compare on; fast leaves out the longest sequence, a large batch and large values.",
+            help="Which random inputs to run: fast leaves out the longest sequence, a large batch and large values.",
         ),
     ] = None,
     weights: options.Weights = None,

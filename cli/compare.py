@@ -32,9 +32,10 @@ def compare_command(
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Decide whether B is slower than A, by times over a reference load and a confidence interval; exit 1 if it is.
+    """Decide whether B is slower than A, from a confidence interval of its times; exit 1 if it is.
 
-    Times of other inputs, threads, types, kernels, processors or runtimes are not comparable: exit 2.
+    Times are relative to a reference load. If inputs, threads, types, kernels, processors or runtimes differ, the
+    times are not comparable, and the exit code is 2.
 
     Example: ibnorm-export compare monday.json friday.json
     """

@@ -72,7 +72,8 @@ def export_command(
     cache: Annotated[
         CacheKind,
         typer.Option(
-            "--cache", help="Cache of a portable language model: it grows (dynamic), or stays in place (static)."
+            "--cache",
+            help="Key-value cache of a portable language model: it grows (dynamic) or has a fixed size (static).",
         ),
     ] = CacheKind.DYNAMIC,
     inline: Annotated[
@@ -102,7 +103,7 @@ def export_command(
 ) -> None:
     """Write a trained checkpoint as ONNX: one node for each norm, with its definition in the same file.
 
-    Text generation gives a folder with the tokenizer.
+    With --task text-generation, write a folder that includes the tokenizer.
 
     Example: ibnorm-export export checkpoints/llama -o llama.onnx
     """

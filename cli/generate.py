@@ -36,7 +36,7 @@ def generate_command(
     ] = 1.0,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed for the sampling.")] = 0,
     kernels: options.KernelChoice = Kernels.AUTO,
-    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Threads of ONNX Runtime.")] = None,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Number of ONNX Runtime's threads.")] = None,
     weights: options.Weights = None,
     as_json: options.AsJson = False,
 ) -> None:

@@ -70,7 +70,7 @@ def identify_command(
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Find out which IBNorm a norm of your own code is, by running it; exit 1 if it is none.
+    """Find out which IBNorm a norm of your own code is, by running it; exit 1 if it is not an IBNorm.
 
     Example: ibnorm-export identify mymodel:IBNorm --args '{"features": 8, "lam": 4.0}'
     """

@@ -28,7 +28,7 @@ def _json_object(text: str | None, option: str) -> dict[str, Any] | None:
 def import_checkpoint_command(
     source: Annotated[
         Path,
-        typer.Argument(metavar="SOURCE", exists=True, help="Checkpoint file or folder that a training code wrote."),
+        typer.Argument(metavar="SOURCE", exists=True, help="Checkpoint file or folder that your training code wrote."),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="Folder to write.")],
     kind: Annotated[
@@ -73,7 +73,7 @@ def import_checkpoint_command(
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Turn the checkpoint of a training code into a folder that every other command takes.
+    """Turn the checkpoint of your training code into a folder that every other command takes.
 
     Example: ibnorm-export import out/ckpt.pt -o gpt --norm-class model:IBNorm
     """

@@ -41,10 +41,10 @@ def serve_command(
     max_request: Annotated[
         int, typer.Option("--max-request", min=1, metavar="BYTES", help="Maximum size of a request for a text.")
     ] = 1 << 20,
-    max_seconds: Annotated[float, typer.Option("--max-seconds", help="Maximum time for a text.")] = 120.0,
+    max_seconds: Annotated[float, typer.Option("--max-seconds", help="Maximum time for a text, in seconds.")] = 120.0,
     finish_seconds: Annotated[
         int,
-        typer.Option("--finish-seconds", min=0, help="Time for requests in flight to finish when the server stops."),
+        typer.Option("--finish-seconds", min=0, help="Seconds for requests in flight to finish when the server stops."),
     ] = 5,
     allowed_host: Annotated[
         list[str] | None,

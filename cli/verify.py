@@ -41,7 +41,13 @@ def verify_command(
         ),
     ] = None,
     text: Annotated[
-        Path | None, typer.Option("--text", metavar="FILE", exists=True, help="Text that a language model predicts.")
+        Path | None,
+        typer.Option(
+            "--text",
+            metavar="FILE",
+            exists=True,
+            help="Text on which the file must predict tokens as well as the checkpoint.",
+        ),
     ] = None,
     seed: options.Seed = 0,
     numeric_only: Annotated[
@@ -56,7 +62,8 @@ def verify_command(
     coverage: Annotated[
         InputCoverage,
         typer.Option(
-            "--coverage", help="Random inputs; fast leaves out the longest sequence, a large batch and large values."
+            "--coverage",
+            help="Which random inputs to run: fast leaves out the longest sequence, a large batch and large values.",
         ),
     ] = InputCoverage.FULL,
     stress: Annotated[

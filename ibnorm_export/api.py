@@ -92,7 +92,7 @@ def export(
             )
         model = from_module(model, inputs)
     elif inputs is not None:
-        raise ExportError("inputs are only for an nn.Module; this model was loaded, and has inputs of its own")
+        raise ExportError("inputs are only for an nn.Module; this model was loaded and draws its own inputs")
     return exporter.export(model, path, options=options, target=target, task=task, kernels=kernels, progress=progress)
 
 

@@ -47,7 +47,7 @@ def whole_number(
     Args:
         value: the number. Text and booleans are not converted: "4" may be a mistake for something else.
         name: name of the option, for the message.
-        least, most: the smallest and the largest legal value; None is no limit.
+        least, most: the smallest and the largest legal value; None means no limit.
         hint: what the message adds, e.g. what None means.
         error: class of the error that is raised.
 
@@ -77,8 +77,8 @@ def real_number(
     Args:
         value: the number. Text and booleans are not converted.
         name: name of the option, for the message.
-        least: the smallest legal value; None is no limit.
-        above: the number that every legal value exceeds; None is no limit.
+        least: the smallest legal value; None means no limit.
+        above: the number that every legal value exceeds; None means no limit.
         finite: whether infinity is illegal. NaN always is.
         error: class of the error that is raised.
 

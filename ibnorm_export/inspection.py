@@ -213,7 +213,7 @@ def _number(model: ExportedModel, norm: NormNode, *, attribute: str) -> float:
 
 
 def _text(value: Any) -> str:
-    """A value on one line: a name from a file could otherwise print lines of its own."""
+    """A value on one line: a name from a file could otherwise add lines to the output."""
     return _joined(value).replace("\n", "\\n")
 
 

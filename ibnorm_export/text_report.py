@@ -33,7 +33,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def _cell(text: str) -> str:
-    """A cell on one line: a name from a file could otherwise print lines of its own."""
+    """A cell on one line: a name from a file could otherwise add lines to the output."""
     return shortened(printable(text).replace("\n", "\\n").replace("\t", "\\t"))
 
 

@@ -83,7 +83,7 @@ def usable_cores(root: Path = _ROOT) -> int:
 
 
 def default_threads() -> int | None:
-    """Return how many threads a runtime should have unless a user says so; None leaves it to the runtime.
+    """Return how many threads a runtime should have unless the user sets a number; None leaves the choice to it.
 
     A runtime counts the cores of the machine, so where fewer may be used, its threads would wait for each other.
     """

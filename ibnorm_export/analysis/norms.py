@@ -48,7 +48,7 @@ def analyze(
         model_or_file: a checkpoint, which runs in PyTorch in each of `options.dtypes`; or an exported file or its
             path, which runs in ONNX Runtime in its own type.
         inputs: one batch, arrays by input name. A checkpoint draws random ones by default; a file needs them.
-        checkpoint: the checkpoint of a file. It tells which rows reach an output, so that a file that leaves some of
+        checkpoint: the checkpoint of a file. It shows which rows reach an output, so that a file that leaves some of
             the others out is described by the same rows as one that computes all.
         labels: classes of the samples, or of every token; None means the next token, or the model's own prediction.
         options: see `AnalysisOptions`.

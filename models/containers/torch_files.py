@@ -261,7 +261,7 @@ def read_torch_bytes(data: memoryview, source: str) -> Any:
     """The content of a file of torch.save, with a `StoredTensor` for each tensor.
 
     Args:
-        data: the whole file, or a part that is a file of its own.
+        data: the whole file, or a part that is itself a file.
         source: what to call it in messages.
 
     Raises:

@@ -212,7 +212,7 @@ def _is_described(path: Path) -> bool:
     return True
 
 
-#: A plan has no mark of its own, but a description next to it.
+#: A plan has no signature; the description next to it shows that this package wrote it.
 _PLAN: Final = Kind("a plan with its description next to it", _is_described)
 
 

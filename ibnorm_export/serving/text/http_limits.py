@@ -35,7 +35,7 @@ def _refusal(status: HTTPStatus, reason: str) -> bytes:
 
 
 def limited_protocol(request_bytes: int) -> Any:
-    """Return uvicorn's protocol on httptools with limits; "auto" without httptools: h11 has a limit of its own.
+    """Return uvicorn's protocol on httptools with limits; "auto" without httptools: h11 has its own limit.
 
     Args:
         request_bytes: maximum size of a body.

@@ -32,7 +32,7 @@ def _is_loopback(name: str) -> bool:
 class HostMiddleware:
     """Refuses a request whose Host header names another machine.
 
-    A page in a browser on this machine can reach an endpoint on loopback by a name of its own that resolves to
+    A page in a browser on this machine can reach an endpoint on loopback under a name that resolves to
     127.0.0.1; the Host header still has that name.
 
     Args:

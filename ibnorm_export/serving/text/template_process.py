@@ -33,7 +33,7 @@ class Renderer(Protocol):
 
 
 class TemplateProcess:
-    """A template in a process of its own.
+    """A template in a separate process.
 
     Args:
         source: the template.

@@ -202,7 +202,7 @@ def _arguments(options: ServeOptions) -> list[str]:
 def _admin_arguments(is_open: bool) -> list[str]:
     """Open or close what changes the server: traces write files, logs too, shared memory is that of other programs.
 
-    Triton closes an endpoint by a header that a request must have; nobody is told its value. Without explicit control,
+    Triton closes an endpoint by a header that a request must have; its value is kept secret. Without explicit control,
     models are neither loaded nor unloaded.
     """
     if is_open:
