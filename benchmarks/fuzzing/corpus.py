@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import struct
+import zlib
 from pathlib import Path
 from typing import Any, Final
 
@@ -66,6 +68,20 @@ _TEMPLATE: Final = (
     "{% for m in messages %}{% if loop.index0 < 9 %}<|{{ m.role }}|>{{ m.content }}{{ eos_token }}"
     "{% else %}{{ raise_exception('too many') }}{% endif %}{% endfor %}"
 )
+
+_PREPROCESSOR: Final = {
+    "image_processor_type": "ViTImageProcessor",
+    "do_resize": True,
+    "size": {"height": 8, "width": 8},
+    "do_center_crop": True,
+    "crop_size": {"height": 6, "width": 6},
+    "resample": 3,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": [0.5],
+    "image_std": [0.5],
+}
 
 _CHAT: Final = {
     "model": "m",
@@ -138,6 +154,10 @@ def write_text_files(folder: Path) -> None:
     _write_json(place / "generation_config.json", {"eos_token_id": [1, 2], "top_p": 0.9})
     decoder = {"session_options": {"custom_ops_library": "x.so"}}
     _write_json(place / "genai_config.json", {"model": {"eos_token_id": 1, "decoder": decoder}})
+    (folder / "texts.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n"three"\n')
+    (folder / "images").mkdir()
+    (folder / "images" / "a.png").write_bytes(_png())
+    _write_json(folder / "images" / "preprocessor_config.json", _PREPROCESSOR)
     (folder / "chat").mkdir()
     (folder / "chat" / "chat_template.jinja").write_text(_TEMPLATE)
     _write_json(folder / "chat.json", _CHAT)
@@ -184,6 +204,21 @@ def write_records(folder: Path) -> None:
         'format = 1\nresults = "r"\n[[export]]\nname = "a"\ncheckpoint = "c"\ndtype = "fp16"\n[export.parity]\n'
         'backends = ["ort-cpu"]\nsamples = 4\nmax_error = 1e-5\n[[export.latency]]\nmax_ms = 5.0\nthreads = 1\n'
         'batch = 1\nrounds = 20\n[[export.latency]]\nbaseline = "b.json"\nallow = ["runtime"]\nmax_ratio = 1.05\n'
+    )
+
+
+def _png() -> bytes:
+    """A grey image of 4 x 4 pixels."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", 4, 4, 8, 0, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0abcd" * 4))
+        + chunk(b"IEND", b"")
     )
 
 

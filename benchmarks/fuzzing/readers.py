@@ -164,6 +164,34 @@ def _labels(file: Path, corpus: Path) -> bool:
     return True
 
 
+def _texts(file: Path, corpus: Path) -> bool:
+    from ibnorm_export.evaluation.texts import TextData
+
+    data = TextData(file)
+    data.sha256()
+    return sum(len(document.text) for document in data.documents()) > 0
+
+
+def _image_settings(file: Path, corpus: Path) -> bool:
+    from ibnorm_export.evaluation.preprocessing import find_preprocessing, open_picture
+
+    steps = find_preprocessing(file.parent)
+    if steps is None:
+        return False
+    steps.apply(open_picture((corpus / "images" / "a.png").read_bytes()), 1)
+    return True
+
+
+def _picture(file: Path, corpus: Path) -> bool:
+    from ibnorm_export.evaluation.preprocessing import open_picture
+
+    try:
+        open_picture(file.read_bytes())
+    except (OSError, ValueError, SyntaxError):  # what it documents
+        return False
+    return True
+
+
 def _manifest(file: Path, corpus: Path) -> bool:
     from ibnorm_export.artifacts.manifest import check_files, read_manifest
 
@@ -276,6 +304,9 @@ READERS: Final[dict[str, Reader]] = {
     "import_yaml": Reader("litgpt/model_config.yaml", change_lines, _import),
     "npz": Reader("in.npz", change_archive, _inputs),
     "npy": Reader("labels.npy", change_bytes, _labels),
+    "texts": Reader("texts.jsonl", change_bytes, _texts),
+    "image_settings": Reader("images/preprocessor_config.json", change_json, _image_settings),
+    "picture": Reader("images/a.png", change_bytes, _picture),
     "manifest": Reader("repository/manifest.json", change_json, _manifest),
     "tokenizer": Reader("tokenizer/tokenizer.json", change_json, _tokenizer),
     "generation_config": Reader("tokenizer/generation_config.json", change_json, _end_tokens),

@@ -59,7 +59,7 @@ def _too_long(signum: int, frame: FrameType | None) -> NoReturn:
 
 
 def main() -> int:
-    """Answer lines until standard input ends."""
+    """Print a line when everything slow is loaded, then answer lines until standard input ends."""
     corpus, memory_mb = Path(sys.argv[1]), int(sys.argv[2])
     import torch
 
@@ -70,6 +70,7 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGPROF, _too_long)
     out = sys.stdout
+    print("ready", file=out, flush=True)
     for line in sys.stdin:
         wanted = json.loads(line)
         print(json.dumps(run_case(wanted["reader"], wanted["case"], corpus=corpus)), file=out, flush=True)

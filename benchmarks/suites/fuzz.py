@@ -29,6 +29,9 @@ __all__ = ["add_options", "measure"]
 #: Seconds without an answer after which a case hangs. The worker itself gives up after 30 s of processor time.
 _SILENCE_S: Final = 120.0
 
+#: Seconds that a process may take to start: it imports torch.
+_START_S: Final = 600.0
+
 #: Seconds that a process takes to end after it has closed its output.
 _END_S: Final = 5.0
 
@@ -56,13 +59,19 @@ class _Worker:
         self._command = [sys.executable, "-m", "benchmarks.fuzzing.worker", str(corpus), str(memory_mb)]
         self._process: subprocess.Popen[str] | None = None
 
-    def ask(self, reader: str, case: int) -> dict[str, Any]:
-        """Run one case, and return what the worker reports; a worker that ends or hangs is a failure."""
+    def start(self) -> None:
+        """Start the process unless it runs, and wait until it has loaded what it needs."""
         if self._process is None:
             self._process = subprocess.Popen(
                 self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
             )
+            _line_within(self._process, _START_S)
+
+    def ask(self, reader: str, case: int) -> dict[str, Any]:
+        """Run one case, and return what the worker reports; a worker that ends or hangs is a failure."""
+        self.start()
         process = self._process
+        assert process is not None
         assert process.stdin is not None and process.stdout is not None
         try:
             process.stdin.write(json.dumps({"reader": reader, "case": case}) + "\n")
@@ -117,11 +126,13 @@ def measure(options: argparse.Namespace, report: Report) -> None:
         make_corpus(corpus)
         worker = _Worker(corpus, options.memory_mb)
         found = {reader: _Found(first) for reader in readers}
+        worker.start()
         end = time.monotonic() + (0.0 if options.case is not None else options.minutes * 60.0)
         while left := [reader for reader in readers if len(found[reader].failures) < _ENOUGH]:
             reader = min(left, key=lambda name: (found[name].cases > 0, found[name].spent_s))
             if found[reader].cases and time.monotonic() >= end:
                 break
+            worker.start()
             begin = time.monotonic()
             _note(found[reader], worker.ask(reader, found[reader].next_case))
             found[reader].spent_s += time.monotonic() - begin

@@ -27,6 +27,10 @@ PROCESSOR_FILE: Final = "preprocessor_config.json"
 #: Numbers of Pillow's filters, which transformers stores, by the names that timm stores.
 _FILTERS: Final = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5, "random": 2}
 
+#: The longest side of an image that a model takes, in pixels, and the largest factor.
+_LARGEST: Final = 4096
+_LARGEST_NUMBER: Final = 1e38
+
 _IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 _IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 
@@ -147,13 +151,13 @@ def _of_transformers(file: Path) -> Preprocessing:
         if side >= 384:
             resize, shortest = (side, side), None
         else:
-            shortest, crop = int(side / part), (side, side)
+            shortest, crop = _whole(file, "size.shortest_edge / crop_pct", int(side / part)), (side, side)
     normalised = bool(config.get("do_normalize", True))
     return Preprocessing(
         str(file),
         resize=resize,
         shortest=shortest,
-        interpolation=_whole(file, "resample", config.get("resample", 2), least=0),
+        interpolation=_whole(file, "resample", config.get("resample", 2), least=0, most=max(_FILTERS.values())),
         crop=crop,
         scale=_number(file, "rescale_factor", config.get("rescale_factor", 1 / 255))
         if config.get("do_rescale", True)
@@ -170,13 +174,15 @@ def _of_timm(file: Path, config: dict[str, Any]) -> Preprocessing:
     height, width = (_whole(file, "pretrained_cfg.input_size", side) for side in size[1:])
     part = _number(file, "pretrained_cfg.crop_pct", config.get("crop_pct") or 0.875)
     mode, name = config.get("crop_mode") or "center", config.get("interpolation") or "bicubic"
-    scaled = math.floor(height / part), math.floor(width / part)
+    scaled = tuple(
+        _whole(file, "pretrained_cfg.input_size / crop_pct", math.floor(side / part)) for side in (height, width)
+    )
     if mode not in ("center", "squash") or (mode == "center" and scaled[0] != scaled[1]):
         raise IBNormError(
             f"{file}: pretrained_cfg.crop_mode is {quoted(mode)} for {height} x {width}; this version crops the centre "
             "of a square, or squashes: give prepared images in an .npz file"
         )
-    if name not in _FILTERS:
+    if not isinstance(name, str) or name not in _FILTERS:
         raise IBNormError(
             f"{file}: pretrained_cfg.interpolation is {quoted(name)}; it must be one of {', '.join(_FILTERS)}"
         )
@@ -192,21 +198,25 @@ def _of_timm(file: Path, config: dict[str, Any]) -> Preprocessing:
     )
 
 
-def _whole(file: Path, key: str, value: object, *, least: int = 1) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= 1 << 16:
-        raise IBNormError(f"{file}: {key} is {quoted(value)}; it must be a whole number of at least {least}")
+def _whole(file: Path, key: str, value: object, *, least: int = 1, most: int = _LARGEST) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise IBNormError(f"{file}: {key} is {quoted(value)}; it must be a whole number from {least} to {most}")
     return value
 
 
 def _number(file: Path, key: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0.0 or not math.isfinite(value):
-        raise IBNormError(f"{file}: {key} is {quoted(value)}; it must be a number above 0")
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or not 1.0 / _LARGEST_NUMBER < value < _LARGEST_NUMBER
+    ):
+        raise IBNormError(f"{file}: {key} is {quoted(value)}; it must be a number above 0 that float32 can hold")
     return float(value)
 
 
 def _numbers(file: Path, key: str, value: object) -> tuple[float, ...]:
     listed: Sequence[Any] = value if isinstance(value, (list, tuple)) else [value]
-    if not listed or not all(isinstance(item, (int, float)) and math.isfinite(item) for item in listed):
+    if not listed or not all(isinstance(item, (int, float)) and abs(item) < _LARGEST_NUMBER for item in listed):
         raise IBNormError(f"{file}: {key} is {quoted(value)}; it must be a list of numbers")
     return tuple(float(item) for item in listed)
 
