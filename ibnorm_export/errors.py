@@ -71,7 +71,7 @@ def listed(names: Iterable[object], most: int = 5) -> str:
 def message_text(text: str) -> str:
     """Return the text of a message that may be shown: values shortened, control characters escaped, not too long.
 
-    Whatever writes a message quotes the values in it. This is for those that somebody else's message contains.
+    Code that writes a message quotes the values in it. This also covers values in the messages of other libraries.
     """
     text = _LONG_WORD.sub(r"\1...", printable(text))
     half = _MESSAGE_LIMIT // 2

@@ -1,8 +1,9 @@
 """Damaged and hostile files for every reader, for a number of minutes, in a process with a memory limit.
 
 A reader may accept a file or raise an error of this package. Anything else is a failure: another exception, exit code
-70, a traceback, a crash, more memory than the limit, or a case that takes too long. Every case has a number, from which
-it is made again: `python -m benchmarks.run fuzz --reader onnx --case 17`.
+70, a traceback, a crash, more memory than the limit, a case that takes too long, or a message of more than 1,000
+characters or with control characters. Every case has a number, from which it is made again:
+`python -m benchmarks.run fuzz --reader onnx --case 17`.
 """
 
 from __future__ import annotations

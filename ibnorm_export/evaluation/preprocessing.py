@@ -174,9 +174,8 @@ def _of_timm(file: Path, config: dict[str, Any]) -> Preprocessing:
     height, width = (_whole(file, "pretrained_cfg.input_size", side) for side in size[1:])
     part = _number(file, "pretrained_cfg.crop_pct", config.get("crop_pct") or 0.875)
     mode, name = config.get("crop_mode") or "center", config.get("interpolation") or "bicubic"
-    scaled = tuple(
-        _whole(file, "pretrained_cfg.input_size / crop_pct", math.floor(side / part)) for side in (height, width)
-    )
+    what = "pretrained_cfg.input_size / crop_pct"
+    scaled = _whole(file, what, math.floor(height / part)), _whole(file, what, math.floor(width / part))
     if mode not in ("center", "squash") or (mode == "center" and scaled[0] != scaled[1]):
         raise IBNormError(
             f"{file}: pretrained_cfg.crop_mode is {quoted(mode)} for {height} x {width}; this version crops the centre "
