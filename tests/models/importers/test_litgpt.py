@@ -78,11 +78,21 @@ def test_the_logits_are_those_of_the_training_code(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"mlp_class_name": "GptNeoxMLP"}, "mlp_class_name is GptNeoxMLP, and LLaMA has LLaMAMLP"),
+        ({"mlp_class_name": "GptNeoxMLP"}, "mlp_class_name is 'GptNeoxMLP', and LLaMA has LLaMAMLP"),
         ({"rotary_percentage": 0.25}, "rotary_percentage is 0.25, and LLaMA has 1"),
         ({"n_query_groups": 4}, "has 64 rows, but n_head 4, n_query_groups 4 and head_size 8 need 96"),
         ({"n_layer": 3}, "n_layer is 3, but its weights have 2"),
         ({"rope_adjustments": {"factor": 8.0, "beta_fast": 32}}, "rope_adjustments is"),
+        (
+            {
+                "rope_adjustments": dict.fromkeys(("factor", "low_freq_factor", "high_freq_factor"), 1.0)
+                | {"original_max_seq_len": "8"}
+            },
+            "original_max_seq_len of rope_adjustments is '8'; it must be a finite number",
+        ),
+        ({"n_query_groups": "2"}, "n_query_groups is '2'; it must be a positive whole number"),
+        ({"rope_base": 10**400}, r"rope_base is 10*\.\.\.; it must be a finite number"),
+        ({"rope_condense_ratio": "x" * 100_000}, r"rope_condense_ratio is 'x{199}\.\.\.; it must be a finite number"),
     ],
 )
 def test_a_config_that_llama_cannot_have(tmp_path: Path, more: dict[str, Any], message: str) -> None:
