@@ -178,7 +178,7 @@ build/node/.ready: tests/node/package.json
 
 # What exports for other runtimes compute there, and the program of examples/cpp, built and run. Without npm, what needs
 # Node is skipped; without Chromium, what needs a browser.
-test-targets: native $(VENV)/.extra-browser-test
+test-targets: native $(VENV)/.extra-browser-test $(VENV)/.extra-openvino
 	if command -v npm > /dev/null; then $(MAKE) --no-print-directory build/node/.ready; fi
 	$(BIN)/python -m pytest tests/targets
 

@@ -23,7 +23,7 @@ def export_command(
             "-o",
             "--output",
             metavar="PATH",
-            help="File to write; a folder for text-generation, ort-genai and transformers.js.",
+            help="File to write; a folder for text-generation and every target but portable.",
         ),
     ],
     task: Annotated[
@@ -33,7 +33,8 @@ def export_command(
         Target,
         typer.Option(
             "--target",
-            help="One file for any ONNX runtime (portable), or a folder for onnxruntime-genai or transformers.js.",
+            help="One file for any ONNX runtime (portable), or a folder for onnxruntime-genai, transformers.js or "
+            "OpenVINO's own format.",
         ),
     ] = Target.PORTABLE,
     kernels: Annotated[

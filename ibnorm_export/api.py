@@ -59,8 +59,8 @@ def export(
     """Write `model` as ONNX. The same model gives the same bytes; the output appears whole or not at all.
 
     A model that was loaded for "forward" becomes one file. One that was loaded for "text-generation" becomes a folder
-    with its tokenizer: for any ONNX runtime, or for onnxruntime-genai. Either becomes a folder for transformers.js. A
-    plain module becomes one file.
+    with its tokenizer: for any ONNX runtime, or for onnxruntime-genai. Either becomes a folder for transformers.js or
+    for OpenVINO. A plain module becomes one file.
 
     Args:
         model: from `load` or `from_module`, or any `nn.Module`; it is not changed.
@@ -68,7 +68,7 @@ def export(
         inputs: for an `nn.Module`: example inputs; see `from_module`, which also names outputs and dynamic axes.
         options: how to export; None is `ExportOptions()`. "transformers.js" also takes several, one for each type of
             weights, and None is all types.
-        target: "portable", "ort-genai" for onnxruntime-genai, or "transformers.js".
+        target: "portable", "ort-genai" for onnxruntime-genai, "transformers.js", or "openvino" for its own format.
         task: the task that the model must be loaded for; None takes the model's own.
         kernels: for "ort-genai", whether the folder contains the library of fused kernels: "auto", "fused" or
             "function".

@@ -47,6 +47,8 @@ class Target(enum.StrEnum):
     """A folder for onnxruntime-genai."""
     TRANSFORMERS_JS = "transformers.js"
     """A folder for transformers.js, in Node and in a browser."""
+    OPENVINO = "openvino"
+    """A folder with OpenVINO's own format."""
 
 
 class CacheKind(enum.StrEnum):
