@@ -84,7 +84,8 @@ class AxesIBNorm(IBNorm):
     Args:
         features: size of the channel axis.
         spec: the norm, with grouping 'axes'.
-        channel_axis: 1, or -1 if the features are on the last axis.
+        channel_axis: 1, or -1 if the features are on the last axis. With -1, scale and bias may be replaced by others
+            of the shape of several last axes, one value for each element.
         device: device of the parameters.
         dtype: dtype of the parameters.
 

@@ -133,6 +133,12 @@ class ClassReading:
                 f"{self._where}: the norm at {site.path}: {identity}. Such a norm is exported as its own operators "
                 "from your own code: ibnorm-export export CHECKPOINT --model package.module:factory"
             )
+        if identity.elements:
+            raise CheckpointError(
+                f"{self._where}: {self._class.__name__} at {site.path} has a scale or bias for each element of "
+                f"{identity.elements}, and a folder has one for each feature. Export it from your own code: "
+                "ibnorm-export export CHECKPOINT --model package.module:factory"
+            )
         if (identity.channel_axis == 1) != site.channels_first:
             raise CheckpointError(
                 f"{self._where}: {self._class.__name__} has its features on axis {identity.channel_axis}, but the "

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from ibnorm_export import BenchOptions, CheckpointError, ExportError, InputSpec,
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.models.in_memory import from_module_of_file
 from ibnorm_export.runtimes.torch import Float64TorchRunner
+from tests.op.stranger_norms import PlainElementNorm
 
 SIZE = 16
 
@@ -301,6 +303,19 @@ class OutsideNorm(StrangerNorm):
         c = torch.tanh(d / 4)
         c = c - c.mean(-1, keepdim=True)
         return self.gamma * c / (c.std(-1, keepdim=True, unbiased=False) + 1e-2) + self.beta
+
+
+def test_a_scale_for_each_element_follows_the_node(tmp_path: Path) -> None:
+    """The node normalises the whole image; scale and bias of the shape of an image are the stranger's parameters."""
+    net = nn.Sequential(PlainElementNorm(), nn.Flatten(), nn.Linear(120, 3)).eval()
+    x = torch.randn(3, 6, 5, 4, generator=torch.Generator().manual_seed(0))
+    exported = export(net, tmp_path / "m.onnx", inputs=x)
+    assert exported.operators["ai.ibnorm::IBNormL"] == 1
+    session = onnxruntime.InferenceSession(exported.path, providers=["CPUExecutionProvider"])
+    (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    with torch.no_grad():
+        wanted = copy.deepcopy(net).double()(x.double()).numpy()
+    assert np.linalg.norm(got - wanted) < 2e-6 * np.linalg.norm(wanted)
 
 
 def test_a_norm_that_is_no_member_is_exported_as_its_own_operators(tmp_path: Path) -> None:

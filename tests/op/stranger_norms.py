@@ -167,6 +167,26 @@ class PerImage(Over3Axes):
     axes = (2, 3)
 
 
+class ElementNorm(nn.Module):
+    """As nn.LayerNorm((C, H, W)): a scale, counted from 1, and a bias for each element of an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gamma, self.beta = (nn.Parameter(torch.randn(6, 5, 4)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        c = log_compress((x - x.mean((1, 2, 3), keepdim=True)) / 3)
+        return F.layer_norm(c, (6, 5, 4), eps=1e-4) * (1 + self.gamma) + self.beta
+
+
+class PlainElementNorm(ElementNorm):
+    """The same, with a scale as it is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        c = log_compress((x - x.mean((1, 2, 3), keepdim=True)) / 3)
+        return F.layer_norm(c, (6, 5, 4), self.gamma, self.beta, 1e-4)
+
+
 class WithoutAffine(Base):
     """Parameters that nothing uses, and a counter."""
 
@@ -210,6 +230,8 @@ MEMBERS: dict[str, Member] = {
     "channels": Member(TimmLike2d, "L", 4.0, 1e-3, (2, 16, 5, 4)),
     "axes 1 to 3": Member(Over3Axes, "T", 4.0, 1e-4, (2, 16, 5, 4)),
     "axes 2 and 3": Member(PerImage, "T", 4.0, 1e-4, (2, 16, 5, 4)),
+    "elements of an image": Member(PlainElementNorm, "L", 3.0, 1e-4, (2, 6, 5, 4)),
+    "elements, 1 + weight": Member(ElementNorm, "L", 3.0, 1e-4, (2, 6, 5, 4)),
     "unused parameters": Member(WithoutAffine, "L", 4.0, 1e-3),
     "one gain": Member(OneGain, "L", 1.0, 1e-5),
     "nn.LayerNorm": Member(lambda: nn.LayerNorm(16), "S", 1.0, 1e-5),

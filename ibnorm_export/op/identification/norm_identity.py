@@ -32,13 +32,15 @@ class NormIdentity(Report):
         spec: the member, in canonical form; None if the norm is not a member.
         kind: "S", "L" or "T", or what the norm is instead, in words.
         residual: norm of what the formula leaves unexplained over the norm of the output, in float64.
-        features: size of the axis that scale and bias follow.
+        features: number of values of the scale and of the bias.
         lambd: lambda of the formula; 1 for S, which is identified by epsilon * lambda^2; None if no formula fits.
         epsilon: epsilon of the formula, in the same way.
         channel_axis: the axis that scale and bias follow: -1, or 1 for features on the channels.
+        elements: the axes that scale and bias follow together, as sizes, where each element has its own, as in
+            LayerNorm((C, H, W)); empty otherwise.
         grouping: which values share statistics, in words.
-        weight: the scale (features,): the norm's own parameter where it is the scale as it is, a float64 parameter
-            where the scale is derived from others, None if the scale is 1.
+        weight: the scale (features,), or of the shape of `elements`: the norm's own parameter where it is the scale as
+            it is, a float64 parameter where the scale is derived from others, None if the scale is 1.
         bias_parameter: the bias, in the same way; None if it is 0.
         statistics: for grouping 'batch': float64 `running_mean`, `compressed_mean` and `compressed_var` (features,).
         parameters: what every parameter and buffer of the norm is, by name.
@@ -55,6 +57,7 @@ class NormIdentity(Report):
     lambd: float | None = None
     epsilon: float | None = None
     channel_axis: int = -1
+    elements: tuple[int, ...] = ()
     grouping: str = "last axis"
     weight: nn.Parameter | None = field(default=None, repr=False)
     bias_parameter: nn.Parameter | None = field(default=None, repr=False)
@@ -68,12 +71,12 @@ class NormIdentity(Report):
 
     @property
     def scale(self) -> Tensor | None:
-        """The scale in float64 (features,); None if it is 1."""
+        """The scale in float64, of the shape of `weight`; None if it is 1."""
         return None if self.weight is None else self.weight.detach().to(torch.float64)
 
     @property
     def bias(self) -> Tensor | None:
-        """The bias in float64 (features,); None if it is 0."""
+        """The bias in float64, of the shape of `bias_parameter`; None if it is 0."""
         return None if self.bias_parameter is None else self.bias_parameter.detach().to(torch.float64)
 
     def replacement(self) -> nn.Module:

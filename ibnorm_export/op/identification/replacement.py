@@ -40,14 +40,23 @@ def build_member(
         name: dataclasses.replace(e, scale=rows.groups.join(e.scale), bias=rows.groups.join(e.bias))
         for name, e in effects.items()
     }
-    axis = _channel_axis(rows, [scales, biases, *(v for e in joined.values() for v in (e.scale, e.bias))], words=words)
+    values = [scales, biases, *(v for e in joined.values() for v in (e.scale, e.bias))]
+    axis, first = _channel_axis(rows, values, words=words), rows.structure.axes[0]
+    elements: tuple[int, ...] = ()
     if axis is None:
-        return describe_other(rows, best, words=f"{words}, with a scale and bias for each element")
-    scale, bias = _per_channel(scales, axis), _per_channel(biases, axis)
+        if grouping is not Grouping.AXES or not _constant(values, tuple(range(first - 1))):
+            return describe_other(rows, best, words=f"{words}, with a scale and bias for each element")
+        axis, elements, words = -1, rows.shape[first:], f"{words}, scale and bias for each element"
+    reduced = {
+        name: dataclasses.replace(e, scale=_features(e.scale, axis, elements), bias=_features(e.bias, axis, elements))
+        for name, e in joined.items()
+    }
+    scale, bias = _features(scales, axis, elements), _features(biases, axis, elements)
     size = float(np.abs(scale).max() + np.abs(bias).max())
-    found = [_Affine(rows, w, target=t, size=size) for w, t in (("scale", scale), ("bias", bias))]
-    weight, shift = (part.parameter(joined, axis) for part in found)
-    first = rows.structure.axes[0]
+    found = [
+        _Affine(rows, w, target=t, size=size, shape=elements or t.shape) for w, t in (("scale", scale), ("bias", bias))
+    ]
+    weight, shift = (part.parameter(reduced) for part in found)
     spec = IBNormSpec(
         best.compression,
         best.lambd,
@@ -66,6 +75,7 @@ def build_member(
         lambd=best.lambd,
         epsilon=best.epsilon,
         channel_axis=axis,
+        elements=elements,
         grouping=words,
         weight=weight,
         bias_parameter=shift,
@@ -80,14 +90,21 @@ def _channel_axis(rows: Rows, values: Sequence[Array], *, words: str) -> int | N
     legal = {"last axis": (-1,), "channels (axis 1)": (1,)}.get(words, (1, -1))
     for axis in legal:
         others = tuple(i for i in range(rank - 1) if i != (axis - 1) % rank) if axis == 1 else tuple(range(rank - 2))
-        size = sum(float(np.abs(v).max()) for v in values)
-        if all(float(np.ptp(v, axis=others).max()) <= SAME * size for v in values if others):
+        if _constant(values, others):
             return axis
     return None
 
 
-def _per_channel(values: Array, axis: int) -> Array:
-    """(shape of a sample) -> (features,), the mean over all other axes."""
+def _constant(values: Sequence[Array], axes: tuple[int, ...]) -> bool:
+    """Whether no value differs along some axes."""
+    size = sum(float(np.abs(v).max()) for v in values)
+    return not axes or all(float(np.ptp(v, axis=axes).max()) <= SAME * size for v in values)
+
+
+def _features(values: Array, axis: int, elements: tuple[int, ...]) -> Array:
+    """(shape of a sample) -> (features,): the mean over all other axes; of `elements`, each is a feature."""
+    if elements:
+        return np.asarray(values.reshape(-1, *elements).mean(0).ravel())
     moved = np.moveaxis(values, 0 if axis == 1 else -1, 0)
     return np.asarray(moved.reshape(moved.shape[0], -1).mean(1))
 
@@ -100,20 +117,22 @@ class _Affine:
         word: "scale" or "bias".
         target: its values (features,).
         size: a difference is judged relative to it.
+        shape: shape of the parameter.
     """
 
-    def __init__(self, rows: Rows, word: str, *, target: Array, size: float) -> None:
+    def __init__(self, rows: Rows, word: str, *, target: Array, size: float, shape: tuple[int, ...]) -> None:
         self._own = dict(rows.probe.original.named_parameters())
+        self._shape = shape
         self._word, self._target, self._size = word, target, size
         self.neutral = 1.0 if word == "scale" else 0.0
         self.roles: dict[str, str] = {}
 
-    def parameter(self, effects: Mapping[str, Effect], axis: int) -> nn.Parameter | None:
-        """The parameter; None if there is none and the values are neutral."""
+    def parameter(self, effects: Mapping[str, Effect]) -> nn.Parameter | None:
+        """The parameter, given effects with values (features,); None if there is none and the values are neutral."""
         features = len(self._target)
         named = {name: effect for name, effect in effects.items() if effect.role == self._word}
         for name, effect in named.items():
-            changed = _per_channel(effect.scale if self._word == "scale" else effect.bias, axis)
+            changed = effect.scale if self._word == "scale" else effect.bias
             if name not in self._own or effect.value.size not in (1, features):
                 continue
             real = self._own[name].detach().to("cpu", torch.float64).flatten().numpy()
@@ -124,15 +143,15 @@ class _Affine:
             words, factor, offset = linked
             self.roles[name] = f"{self._word} is {words}" if words else self._word
             if words:
-                return _new(factor * (offset + now))
-            if tuple(self._own[name].shape) == (features,):
+                return _new((factor * (offset + now)).reshape(self._shape))
+            if tuple(self._own[name].shape) == self._shape:
                 return self._own[name]
             flat = self._own[name].detach().flatten().expand(features)
-            return nn.Parameter(flat, requires_grad=self._own[name].requires_grad)
+            return nn.Parameter(flat.reshape(self._shape), requires_grad=self._own[name].requires_grad)
         self.roles |= dict.fromkeys(named, f"part of the {self._word}")
         if not named and np.abs(self._target - self.neutral).max() <= SAME * self._size:
             return None
-        return _new(self._target)
+        return _new(self._target.reshape(self._shape))
 
 
 def _link(pairs: Sequence[tuple[Array, Array]], size: float) -> tuple[str, float, float] | None:
@@ -166,6 +185,8 @@ def _new(values: Array) -> nn.Parameter:
 
 def resize(identity: NormIdentity, shape: Sequence[int]) -> NormIdentity | None:
     """The identity for inputs of a shape, from that of a smaller one; None if its scale or bias cannot be extended."""
+    if identity.elements:
+        return identity if tuple(shape[-len(identity.elements) :]) == identity.elements else None
     features = shape[identity.channel_axis]
     if identity.features == features:
         return identity

@@ -89,6 +89,15 @@ def test_the_replacement_has_the_parameters_of_the_norm() -> None:
     assert derived.weight.dtype == torch.float64
 
 
+def test_a_scale_for_each_element_of_an_image() -> None:
+    found = member("elements of an image")
+    assert (found.elements, found.features) == ((6, 5, 4), 120)
+    assert found.grouping == "axes [1, 2, 3], scale and bias for each element"
+    assert found.parameters == {"gamma": "scale", "beta": "bias"}
+    assert (found.weight, found.bias_parameter) == (found.module.gamma, found.module.beta)
+    assert member("elements, 1 + weight").parameters["gamma"] == "scale is 1 + it"
+
+
 @pytest.mark.parametrize("name", list(OTHERS))
 def test_other_norms_are_named(name: str) -> None:
     case = OTHERS[name]
