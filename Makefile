@@ -178,7 +178,7 @@ build/node/.ready: tests/node/package.json
 
 # What exports for other runtimes compute there, and the program of examples/cpp, built and run. Without npm, what needs
 # Node is skipped; without Chromium, what needs a browser.
-test-targets: native $(VENV)/.extra-browser-test $(VENV)/.extra-openvino
+test-targets: native $(VENV)/.extra-browser-test $(VENV)/.extra-litert $(VENV)/.extra-openvino
 	if command -v npm > /dev/null; then $(MAKE) --no-print-directory build/node/.ready; fi
 	$(BIN)/python -m pytest tests/targets
 
@@ -241,7 +241,7 @@ qemu-tests-%:
 	  --junit-xml=build/test-results/qemu-$*.xml $(QEMU_TESTS)
 
 # The packages of all optional suites, in one call of pip.
-OPTIONAL := browser-test cuda-test openvino serve-test tensorrt-test wheel-test
+OPTIONAL := browser-test cuda-test litert openvino serve-test tensorrt-test wheel-test
 comma := ,
 space := $(subst ,, )
 extras: $(VENV)/.extras $(VENV)/.triton build/vision/.ready

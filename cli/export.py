@@ -34,7 +34,7 @@ def export_command(
         typer.Option(
             "--target",
             help="One file for any ONNX runtime (portable), or a folder for onnxruntime-genai, transformers.js or "
-            "OpenVINO's own format.",
+            "the formats of OpenVINO and LiteRT.",
         ),
     ] = Target.PORTABLE,
     kernels: Annotated[

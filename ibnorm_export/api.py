@@ -68,7 +68,7 @@ def export(
         inputs: for an `nn.Module`: example inputs; see `from_module`, which also names outputs and dynamic axes.
         options: how to export; None is `ExportOptions()`. "transformers.js" also takes several, one for each type of
             weights, and None is all types.
-        target: "portable", "ort-genai" for onnxruntime-genai, "transformers.js", or "openvino" for its own format.
+        target: "portable", "ort-genai" for onnxruntime-genai, "transformers.js", "openvino" or "litert".
         task: the task that the model must be loaded for; None takes the model's own.
         kernels: for "ort-genai", whether the folder contains the library of fused kernels: "auto", "fused" or
             "function".

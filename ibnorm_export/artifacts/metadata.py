@@ -49,6 +49,8 @@ class Target(enum.StrEnum):
     """A folder for transformers.js, in Node and in a browser."""
     OPENVINO = "openvino"
     """A folder with OpenVINO's own format."""
+    LITERT = "litert"
+    """A folder with the format of LiteRT (TensorFlow Lite), for mobile devices."""
 
 
 class CacheKind(enum.StrEnum):

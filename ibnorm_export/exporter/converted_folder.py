@@ -36,7 +36,7 @@ class Converter:
         target: its name on the command line.
         runtime: its name in messages.
         files: names of the files that `convert` writes.
-        adapt: adds to the options what the runtime needs.
+        adapt: (model, options) -> the same with what the runtime needs, such as fixed shapes.
         convert: (ONNX file, folder to write to) -> what runs the result.
     """
 
@@ -44,7 +44,7 @@ class Converter:
     runtime: str
     _: KW_ONLY
     files: tuple[str, ...]
-    adapt: Callable[[ExportOptions], ExportOptions]
+    adapt: Callable[[LoadedModel, ExportOptions], tuple[LoadedModel, ExportOptions]]
     convert: Callable[[ExportedModel, Path], Run]
 
 
@@ -86,6 +86,7 @@ def export_converted(
         raise ExportError(
             f"--target {converter.target} takes weights in fp32 or fp16; the portable file has them in other types too"
         )
+    model, options = converter.adapt(model, options)
 
     def earlier(there: Path) -> set[str]:
         return earlier_export(there) | set(converter.files)
@@ -93,7 +94,7 @@ def export_converted(
     with new_folder(Path(folder), earlier) as new:
         if model.task is Task.TEXT_GENERATION:
             copy_companions(model, new)
-        exported = export_file(model, new / MODEL_FILE, options=converter.adapt(options), progress=progress)
+        exported = export_file(model, new / MODEL_FILE, options=options, progress=progress)
         progress("converting", 3, 5)
         run = converter.convert(exported, new)
         progress("comparing", 4, 5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel
@@ -13,6 +14,7 @@ from ibnorm_export.choices import choice
 from ibnorm_export.errors import ExportError
 from ibnorm_export.exporter.converted_folder import export_converted
 from ibnorm_export.exporter.genai import export_genai
+from ibnorm_export.exporter.litert import LITERT
 from ibnorm_export.exporter.openvino_ir import OPENVINO_IR
 from ibnorm_export.exporter.options import ExportOptions
 from ibnorm_export.exporter.single_file import export_file
@@ -22,6 +24,10 @@ from ibnorm_export.progress import Progress, silent
 from ibnorm_export.runtimes.runner import Kernels
 
 __all__ = ["ExportOptions", "export", "export_weights", "task_of"]
+
+
+#: What converts the file of a target that has a format of its own.
+_CONVERTERS: Final = {Target.OPENVINO: OPENVINO_IR, Target.LITERT: LITERT}
 
 
 def task_of(target: Target | str, task: Task | str | None = None, *, checkpoint: str | Path | None = None) -> Task:
@@ -59,7 +65,7 @@ def export_weights(target: Target | str, task: Task) -> tuple[WeightType, ...]:
 
 def _check_task(model: LoadedModel, target: Target, *, task: Task | str | None) -> None:
     """Raise ExportError if the export needs another task than the one that `model` was loaded for."""
-    if task is None and target in (Target.PORTABLE, Target.OPENVINO):
+    if task is None and (target is Target.PORTABLE or target in _CONVERTERS):
         return
     needed = task_of(target, task, checkpoint=model.source)
     if model.task is not needed:
@@ -83,15 +89,15 @@ def export(
 
     A model that was loaded for "forward" becomes one file (`export_file`). One that was loaded for "text-generation"
     becomes a folder with its tokenizer: for any ONNX runtime (`export_folder`) or for onnxruntime-genai
-    (`export_genai`). Either becomes a folder for transformers.js (`export_transformers_js`) or for OpenVINO
-    (`export_converted`).
+    (`export_genai`). Either becomes a folder for transformers.js (`export_transformers_js`) or for OpenVINO or
+    LiteRT (`export_converted`).
 
     Args:
         model: from `ibnorm_export.load`; it is not changed.
         path: the .onnx file or the folder to write; an earlier export is replaced.
         options: how to export; None is `ExportOptions()`. "transformers.js" also takes several, one for each type of
             weights, and None is all types.
-        target: "portable", "ort-genai" for onnxruntime-genai, "transformers.js", or "openvino" for its own format.
+        target: "portable", "ort-genai" for onnxruntime-genai, "transformers.js", "openvino" or "litert".
         task: the task that the model must be loaded for; None takes the model's own.
         kernels: for "ort-genai", whether the folder contains the library of fused kernels: "auto", "fused" or
             "function"; see `export_genai`.
@@ -114,8 +120,8 @@ def export(
         return export_transformers_js(model, path, options=several, progress=progress)
     if options is not None and not isinstance(options, ExportOptions):
         raise ExportError(f"--target {target} writes one type of weights; only transformers.js takes several")
-    if target is Target.OPENVINO:
-        return export_converted(model, path, converter=OPENVINO_IR, options=options, progress=progress)
+    if target in _CONVERTERS:
+        return export_converted(model, path, converter=_CONVERTERS[target], options=options, progress=progress)
     if target is Target.ORT_GENAI:
         return export_genai(model, path, options=options, kernels=kernels, progress=progress)
     if model.task is Task.TEXT_GENERATION:

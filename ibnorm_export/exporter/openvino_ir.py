@@ -10,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
+from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.metadata import CacheKind
 from ibnorm_export.artifacts.tensors import Arrays
 from ibnorm_export.errors import ExportError, shortened
@@ -44,10 +45,10 @@ def _runner(compiled: Any, exported: ExportedModel) -> Callable[[Arrays], Arrays
     return run
 
 
-def _adapt(options: ExportOptions) -> ExportOptions:
+def _adapt(model: LoadedModel, options: ExportOptions) -> tuple[LoadedModel, ExportOptions]:
     if options.cache is CacheKind.STATIC:
         raise ExportError("OpenVINO has no TensorScatter, which writes a static cache: leave out --cache static")
-    return replace(options, inline=True)  # it has no local functions either
+    return model, replace(options, inline=True)  # it has no local functions either
 
 
 def _convert(exported: ExportedModel, folder: Path) -> Callable[[Arrays], Arrays]:
