@@ -2,7 +2,7 @@
 
 Runtimes are the package's own backends (--npm for Node), and environments: folders of --environments with bin/python,
 whose name is a runtime of runtimes_worker.py and a version, such as onnxruntime-1.18.1. `make runtimes` installs
-some of ONNX Runtime. Rows of runtimes that do not run now stay as they were recorded.
+some of ONNX Runtime. Rows of runtimes that do not run now stay as they were recorded. `runtimes_page` writes the table.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import numpy as np
 from benchmarks.report import Report
 from benchmarks.rows import Figure, Row
 from benchmarks.suites.runtimes_cases import FORMS, MODELS, Case, make_cases
-from benchmarks.suites.runtimes_page import replace_tables
 from benchmarks.suites.runtimes_worker import largest_error
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.environment import version_of
@@ -38,20 +37,6 @@ ENVIRONMENTS = Path(__file__).resolve().parents[2] / "build" / "runtimes"
 #: Backends of the package that need no GPU and no server, in the order of the table.
 OWN = (Backend.ORT_CPU, Backend.REFERENCE, Backend.ORT_NODE, Backend.ORT_WEB, Backend.OPENVINO)
 
-#: What the table calls a runtime.
-TITLES = {
-    "onnxruntime": "ONNX Runtime",
-    Backend.ORT_CPU: "ONNX Runtime",
-    Backend.REFERENCE: "onnx.reference",
-    Backend.ORT_NODE: "onnxruntime-node",
-    Backend.ORT_WEB: "onnxruntime-web (WASM)",
-    Backend.OPENVINO: "OpenVINO (--backend openvino)",
-    "openvino": "OpenVINO, precision f32",
-    "openvino-default": "OpenVINO, its own defaults",
-    "iree": "IREE",
-    "mnn": "MNN",
-    "tvm": "TVM",
-}
 _PACKAGES = {Backend.ORT_CPU: "onnxruntime", Backend.REFERENCE: "onnx", Backend.OPENVINO: "openvino"}
 
 Outcome = dict[str, Any]
@@ -137,15 +122,14 @@ def _own_version(backend: Backend, npm: Path | None) -> str:
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--models", nargs="+", default=MODELS, choices=MODELS)
     parser.add_argument("--forms", nargs="+", default=tuple(FORMS), choices=tuple(FORMS))
-    parser.add_argument("--runtimes", nargs="*", help="Backends and environments (all; none only writes the page).")
+    parser.add_argument("--runtimes", nargs="+", help="Backends and environments (all).")
     parser.add_argument("--environments", type=Path, default=ENVIRONMENTS, help="Folder of environments.")
     parser.add_argument("--npm", type=Path, help="Folder of `npm install --prefix`.")
     parser.add_argument("--cases", type=Path, help="Folder that keeps the exported files (a temporary one).")
-    parser.add_argument("--page", type=Path, help="Markdown file whose tables are replaced, e.g. docs/runtimes.md.")
 
 
 def measure(options: argparse.Namespace, report: Report) -> None:
-    """Export the files, run them in every runtime, and write the page."""
+    """Export the files, and run them in every runtime."""
     recorded = {row["name"]: row for row in report.recorded_rows()}
     others = environments(options.environments)
     chosen = options.runtimes if options.runtimes is not None else [*OWN, *others]
@@ -154,14 +138,12 @@ def measure(options: argparse.Namespace, report: Report) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.cases or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        cases = list(make_cases(folder, names=tuple(options.models), forms=tuple(options.forms))) if chosen else []
+        cases = list(make_cases(folder, names=tuple(options.models), forms=tuple(options.forms)))
         for name in chosen:
             _measure_one(name, cases, others=others, npm=options.npm, report=report)
-    now = {row.name for row in report.rows}
-    report.recorded = [row for name, row in recorded.items() if name not in now]
-    report.save()
-    if options.page is not None:
-        replace_tables(options.page, report.to_dict()["rows"], titles=TITLES)
+            now = {row.name for row in report.rows}
+            report.recorded = [row for name, row in recorded.items() if name not in now]
+            report.save()
 
 
 def _measure_one(

@@ -62,12 +62,14 @@ class Form:
         name: what the table calls it.
         options: keywords of `ExportOptions`, or of `ExportOptions.with_weights` if `weights` is among them.
         cache: whether the model takes and returns a cache; only language models do.
+        expanded: whether the norms are expanded into standard operators.
     """
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
     _: KW_ONLY
     cache: bool = False
+    expanded: bool = False
 
     @property
     def built(self) -> ExportOptions:
@@ -80,16 +82,16 @@ FORMS = {
     for form in (
         Form("default"),
         Form("opset 18", {"opset": 18}),
-        Form("inlined", {"inline": True}),
-        Form("inlined, opset 18", {"inline": True, "opset": 18}),
+        Form("inlined", {"inline": True}, expanded=True),
+        Form("inlined, opset 18", {"inline": True, "opset": 18}, expanded=True),
         Form("fp16", {"dtype": "fp16"}),
-        Form("fp16, inlined", {"dtype": "fp16", "inline": True}),
+        Form("fp16, inlined", {"dtype": "fp16", "inline": True}, expanded=True),
         Form("cache", cache=True),
-        Form("cache, inlined", {"inline": True}, cache=True),
+        Form("cache, inlined", {"inline": True}, cache=True, expanded=True),
         Form("int8", {"weights": "int8"}, cache=True),
-        Form("int8, inlined", {"weights": "int8", "inline": True}, cache=True),
+        Form("int8, inlined", {"weights": "int8", "inline": True}, cache=True, expanded=True),
         Form("int4", {"weights": "int4"}, cache=True),
-        Form("int4, inlined", {"weights": "int4", "inline": True}, cache=True),
+        Form("int4, inlined", {"weights": "int4", "inline": True}, cache=True, expanded=True),
     )
 }
 

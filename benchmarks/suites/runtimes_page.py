@@ -1,14 +1,33 @@
-"""Write the tables of docs/runtimes.md from records."""
+"""Write the tables of docs/runtimes.md from the records: python -m benchmarks.suites.runtimes_page."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.suites.runtimes_cases import FORMS, MODELS
+from ibnorm_export.runtimes.runner import Backend
 
-__all__ = ["between_marks", "replace_tables", "table"]
+__all__ = ["between_marks", "table"]
+
+#: What the table calls a runtime.
+TITLES = {
+    "onnxruntime": "ONNX Runtime",
+    Backend.ORT_CPU: "ONNX Runtime",
+    Backend.REFERENCE: "onnx.reference",
+    Backend.ORT_NODE: "onnxruntime-node",
+    Backend.ORT_WEB: "onnxruntime-web (WASM)",
+    Backend.OPENVINO: "OpenVINO (--backend openvino)",
+    "openvino": "OpenVINO, precision f32",
+    "openvino-default": "OpenVINO, its own defaults",
+    "iree": "IREE",
+    "mnn": "MNN",
+    "tvm": "TVM",
+}
+
+ROOT = Path(__file__).resolve().parents[2]
 
 _BEGIN, _END = "<!-- {name}: written by a command -->", "<!-- end of {name} -->"
 
@@ -50,16 +69,33 @@ def _cell(rows: Mapping[str, Mapping[str, Any]], notes: list[str]) -> str:
     return "; ".join(f"{model} {result}" for model, result in results.items())
 
 
-def table(rows: Sequence[Mapping[str, Any]], *, titles: Mapping[str, str]) -> str:
-    """One line for each runtime and version, one column for each form, and the reasons of refusals below."""
-    places = {runtime: index for index, runtime in enumerate(titles)}
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A line for each runtime and version, a column for each form, and the reasons of refusals below."""
+    places = {runtime: index for index, runtime in enumerate(TITLES)}
+    named = {row["details"]["form"] for row in rows}
     runtimes = sorted(
         {(row["details"]["runtime"], row["details"]["version"]) for row in rows},
         key=lambda key: (places.get(key[0], len(places)), [int(p) if p.isdigit() else 0 for p in key[1].split(".")]),
     )
-    forms = [form for form in FORMS if any(row["details"]["form"] == form for row in rows)]
     notes: list[str] = []
-    lines = [f"| runtime | {' | '.join(forms)} |", "|---" * (len(forms) + 1) + "|"]
+    parts = []
+    for title, expanded in (("with functions", False), ("with the norms expanded", True)):
+        forms = [form.name for form in FORMS.values() if form.expanded is expanded and form.name in named]
+        if forms:
+            parts.append(_part(rows, forms, title=title, runtimes=runtimes, notes=notes))
+    reasons = "\n".join(f"{index}. {reason}" for index, reason in enumerate(notes, 1))
+    return "\n\n".join([*parts, *([f"Reasons of refusals:\n\n{reasons}"] if reasons else [])])
+
+
+def _part(
+    rows: Sequence[Mapping[str, Any]],
+    forms: Sequence[str],
+    *,
+    title: str,
+    runtimes: Sequence[tuple[str, str]],
+    notes: list[str],
+) -> str:
+    lines = [f"| files {title} | {' | '.join(forms)} |", "|---" * (len(forms) + 1) + "|"]
     for runtime, version in runtimes:
         cells = []
         for form in forms:
@@ -70,12 +106,17 @@ def table(rows: Sequence[Mapping[str, Any]], *, titles: Mapping[str, str]) -> st
                 == (runtime, version, form)
             }
             cells.append(_cell({model: found[model] for model in MODELS if model in found}, notes))
-        lines.append(f"| {titles.get(runtime, runtime)} {version} | {' | '.join(cells)} |")
-    reasons = "\n".join(f"{index}. {reason}" for index, reason in enumerate(notes, 1))
-    return "\n".join(lines) + (f"\n\nReasons of refusals:\n\n{reasons}" if reasons else "")
+        lines.append(f"| {TITLES.get(runtime, runtime)} {version} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
-def replace_tables(page: Path, rows: Sequence[Mapping[str, Any]], *, titles: Mapping[str, str]) -> None:
-    """Replace the table of runtimes in a page."""
+def main() -> None:
+    """Replace the table in docs/runtimes.md by that of benchmarks/results/runtimes.json."""
+    page = ROOT / "docs" / "runtimes.md"
+    rows = json.loads((ROOT / "benchmarks" / "results" / "runtimes.json").read_text(encoding="utf-8"))["rows"]
     text = page.read_text(encoding="utf-8")
-    page.write_text(between_marks(text, table(rows, titles=titles), name="runtimes"), encoding="utf-8")
+    page.write_text(between_marks(text, table(rows), name="runtimes"), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -72,8 +72,8 @@ def run_iree(model: Path, inputs: Arrays) -> Arrays:
 
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder) / "model.mlir"
-        tool = Path(sys.executable).with_name("iree-import-onnx")
-        done = subprocess.run([tool, model, "-o", text], capture_output=True, text=True)
+        tool = [sys.executable, "-m", "iree.compiler.tools.import_onnx"]
+        done = subprocess.run([*tool, model, "-o", text], capture_output=True, text=True)
         if done.returncode:
             raise ValueError(done.stderr.strip().splitlines()[-1])
         compiled = iree.compiler.tools.compile_file(
@@ -96,9 +96,20 @@ def run_mnn(model: Path, inputs: Arrays) -> Arrays:
 
     with tempfile.TemporaryDirectory() as folder:
         converted = Path(folder) / "model.mnn"
-        tool = Path(sys.executable).with_name("mnnconvert")
         done = subprocess.run(
-            [tool, "-f", "ONNX", "--modelFile", model, "--MNNModel", converted, "--bizCode", "x"],
+            [
+                sys.executable,
+                "-m",
+                "MNN.tools.mnnconvert",
+                "-f",
+                "ONNX",
+                "--modelFile",
+                model,
+                "--MNNModel",
+                converted,
+                "--bizCode",
+                "x",
+            ],
             capture_output=True,
             text=True,
         )
