@@ -23,8 +23,6 @@ TITLES = {
     "openvino": "OpenVINO, precision f32",
     "openvino-default": "OpenVINO, its own defaults",
     "iree": "IREE",
-    "mnn": "MNN",
-    "tvm": "TVM",
 }
 
 ROOT = Path(__file__).resolve().parents[2]

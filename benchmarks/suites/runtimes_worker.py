@@ -88,65 +88,11 @@ def run_iree(model: Path, inputs: Arrays) -> Arrays:
     return dict(zip(_outputs(model), [np.asarray(value.to_host()) for value in found], strict=True))
 
 
-def run_mnn(model: Path, inputs: Arrays) -> Arrays:
-    import subprocess
-
-    import MNN
-    import MNN.numpy
-
-    with tempfile.TemporaryDirectory() as folder:
-        converted = Path(folder) / "model.mnn"
-        done = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "MNN.tools.mnnconvert",
-                "-f",
-                "ONNX",
-                "--modelFile",
-                model,
-                "--MNNModel",
-                converted,
-                "--bizCode",
-                "x",
-            ],
-            capture_output=True,
-            text=True,
-        )
-        if not converted.exists():
-            raise ValueError((done.stdout + done.stderr).strip().splitlines()[-1])
-        outputs = _outputs(model)
-        net = MNN.nn.load_module_from_file(str(converted), list(inputs), outputs, precision_mode=1)
-        given = []
-        for array in inputs.values():
-            array = array.astype(np.int32) if array.dtype == np.int64 else array
-            kind = MNN.expr.int if array.dtype == np.int32 else MNN.expr.float
-            given.append(MNN.expr.const(np.ascontiguousarray(array), list(array.shape), MNN.expr.NCHW, kind))
-        found = net.forward(given)
-        return {name: np.array(value.read()).reshape(value.shape) for name, value in zip(outputs, found, strict=True)}
-
-
-def run_tvm(model: Path, inputs: Arrays) -> Arrays:
-    import onnx
-    import tvm
-    from tvm import relax
-    from tvm.relax.frontend.onnx import from_onnx
-
-    proto = onnx.load(str(model))
-    module = from_onnx(proto, {name: list(array.shape) for name, array in inputs.items()}, keep_params_in_input=False)
-    machine = relax.VirtualMachine(tvm.compile(relax.transform.DecomposeOpsForInference()(module), "llvm"), tvm.cpu())
-    found = machine["main"](*[tvm.runtime.tensor(np.ascontiguousarray(array)) for array in inputs.values()])
-    found = [found] if hasattr(found, "numpy") else list(found)
-    return dict(zip(_outputs(model), [value.numpy() for value in found], strict=True))
-
-
 RUNTIMES: dict[str, Callable[[Path, Arrays], Arrays]] = {
     "onnxruntime": run_onnxruntime,
     "openvino": run_openvino,
     "openvino-default": run_openvino_default,
     "iree": run_iree,
-    "mnn": run_mnn,
-    "tvm": run_tvm,
 }
 
 
