@@ -52,6 +52,14 @@ def test_the_table_names_what_is_wrong_and_why_files_are_refused() -> None:
     ]
 
 
+def test_wrong_numbers_miss_the_target() -> None:
+    case = Case("ViT", "default", folder=Path(), limit=2e-6)
+    for error, met in ((2e-6, True), (3e-6, False), (float("inf"), False)):
+        assert row_of(case, {"error": error}, runtime="onnxruntime", version="1.24.4").met is met
+        assert row_of(case, {"error": error}, runtime="openvino-default", version="1").met is None
+    assert row_of(case, {"refuses": "no operator"}, runtime="onnxruntime", version="1.24.4").met is None
+
+
 def test_only_the_part_between_the_marks_is_replaced() -> None:
     page = "a\n<!-- x: written by a command -->\nold\n<!-- end of x -->\nb\n"
     new = between_marks(page, "new", name="x")
