@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.report import Report
-from benchmarks.rows import Figure, Row
+from benchmarks.rows import Figure, Row, Target
 from benchmarks.suites.runtimes_cases import FORMS, MODELS, Case, make_cases
 from benchmarks.suites.runtimes_worker import largest_error
 from ibnorm_export.artifacts.exported_model import ExportedModel
