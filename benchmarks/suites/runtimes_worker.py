@@ -7,6 +7,7 @@ compared where `valid.npz` says so. One JSON object is printed when a folder is 
 from __future__ import annotations
 
 import json
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -104,9 +105,16 @@ def outcome(run: Callable[[Path, Arrays], Arrays], folder: Path) -> dict[str, An
     try:
         return {"error": largest_error(run(folder / "model.onnx", inputs), expected, valid)}
     except Exception as error:  # noqa: BLE001  # any runtime may raise anything, and that is what is recorded
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        told = [line for line in lines if not line.startswith(("Exception from", "Check '", "FrontEnd", "Summary"))]
-        return {"refuses": " ".join(told or lines or [type(error).__name__])[:200]}
+        return {"refuses": reason(error)}
+
+
+def reason(error: Exception) -> str:
+    """The sentence of a runtime's message that says why, without the places in its source."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = [line for line in lines if not line.startswith(("Exception from", "Check '", "FrontEnd", "Summary"))]
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", " ".join(told or lines or [type(error).__name__]))
+    last = re.split(r"(?<=\w)\. (?=[A-Z])", text)[-1]
+    return re.sub(r"/\S*/", "", last)[:200]
 
 
 def main() -> None:
