@@ -21,7 +21,7 @@ import numpy as np
 
 from benchmarks.report import Report
 from benchmarks.rows import Figure, Row, Target
-from benchmarks.suites.runtimes_cases import FORMS, MODELS, Case, make_cases
+from benchmarks.suites.runtimes_cases import FORMS, MODELS, Case, limit_of, make_cases
 from benchmarks.suites.runtimes_worker import largest_error
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.environment import version_of
@@ -111,12 +111,13 @@ def environments(folder: Path) -> dict[str, tuple[str, str, Path]]:
 
 def row_of(case: Case, outcome: Outcome, *, runtime: str, version: str) -> Row:
     """A row of the record. Wrong numbers miss the target, but for runtimes that are known to give some."""
-    details = {"runtime": runtime, "version": version, "form": case.form, "model": case.model, "limit": case.limit}
+    limit = limit_of(case.limit, case.form, runtime=runtime)
+    details = {"runtime": runtime, "version": version, "form": case.form, "model": case.model, "limit": limit}
     name = f"{runtime} {version}, {case.form}, {case.model}"
     if "refuses" in outcome:
         return Row(name, {}, details={**details, "refuses": outcome["refuses"]}, note=f"refuses: {outcome['refuses']}")
     error = outcome["error"]
-    wrong = Figure(float(not error <= case.limit))
+    wrong = Figure(float(not error <= limit))
     targets = () if runtime in _MAY_BE_WRONG or version.startswith(_NAN_VERSIONS) else (Target("wrong", 0.0),)
     if not np.isfinite(error):
         details["error"] = "NaN or infinite"
