@@ -197,4 +197,6 @@ def _external_data(model: ExportedModel) -> list[tuple[str, str]]:
 
 def _refusal(what: str, said: str) -> ModelFileError:
     text = shortened(" ".join(said.split()))
-    return ModelFileError(f"{what}: {text}; export it again with --for web, or install a newer version of the package")
+    return ModelFileError(
+        f"{what}: {text}; export it again with --opset 20 and --dtype fp32, or install a newer version of the package"
+    )
