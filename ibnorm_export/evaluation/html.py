@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from markupsafe import Markup
-
 from ibnorm_export.benchmark.statistics import CONFIDENCE, Decision
 from ibnorm_export.evaluation.report import CandidateResult, EvaluationReport
 from ibnorm_export.html_page import Curve, Section, curves, intervals, render
@@ -19,7 +17,8 @@ __all__ = ["sections", "write_evaluation"]
 _CLASSES: Final = 20
 _ROWS: Final = 100
 
-_Plot = tuple[Markup, str]
+#: Metrics that are drawn: the one that decides, and bits per byte or the calibration error.
+_DRAWN: Final = (0, 2)
 
 
 def write_evaluation(report: EvaluationReport, path: str | Path) -> Path:
@@ -62,17 +61,20 @@ def _results(report: EvaluationReport) -> Section:
     names = [metric.name for metric in report.candidates[0].metrics] if report.candidates else []
     rows = tuple((c.name, *map(str, c.metrics), f"{c.samples}") for c in report.candidates)
     plots = []
-    for index, name in enumerate(names):
-        figures = [(c.name, c.metrics[index]) for c in report.candidates]
-        drawn = [(label, m.value, m.low, m.high) for label, m in figures]
+    for index in _DRAWN:
+        figures = [(c.name, c.metrics[index]) for c in report.candidates if len(c.metrics) > index]
+        if not figures:
+            continue
+        unit, axis = (100.0, "%") if figures[0][1].share else (1.0, names[index])
+        drawn = [(label, unit * m.value, unit * m.low, unit * m.high) for label, m in figures]
         caption = f"Estimate and {CONFIDENCE:.0%} interval of each candidate by itself."
-        plots.append((intervals(name, name, rows=drawn), caption))
+        plots.append((intervals(names[index], axis, rows=drawn), caption))
     text = (
         "All candidates saw the same samples in the same order. These intervals are those of each candidate by itself; "
         "whether two of them differ is answered by the differences of pairs.",
         *report.notes,
     )
-    return Section("Results", text, head=("candidate", *names, "samples"), rows=rows, plots=tuple(plots[:2]))
+    return Section("Results", text, head=("candidate", *names, "samples"), rows=rows, plots=tuple(plots))
 
 
 def _differences(report: EvaluationReport) -> Section:
@@ -85,8 +87,7 @@ def _differences(report: EvaluationReport) -> Section:
             details = ", ".join(f"{name} {value:.3g}" for name, value in comparison.details.items())
             ends = f"{comparison.low:+.3%} to {comparison.high:+.3%}"
             drop = f"{comparison.drop:+.3%}"
-            method = f"{comparison.method}{f' ({details})' if details else ''}"
-            rows.append((candidate.name, comparison.metric, drop, ends, decision, needed, method))
+            rows.append((candidate.name, comparison.metric, drop, ends, decision, needed, details))
     for index, first in enumerate(compared[0].comparisons):
         drawn = [
             (c.name, 100 * c.comparisons[index].drop, 100 * c.comparisons[index].low, 100 * c.comparisons[index].high)
@@ -95,10 +96,14 @@ def _differences(report: EvaluationReport) -> Section:
         limit = None if first.max_drop is None else 100 * first.max_drop
         caption = "Worse is to the right." if limit is None else "Worse is to the right; the dashed line is the limit."
         plots.append((intervals(f"{first.metric} against {report.reference}", "%", rows=drawn, limit=limit), caption))
+    methods = "; ".join(f"{c.metric}: {c.method}" for c in compared[0].comparisons)
     return Section(
         f"Differences from {report.reference}",
-        ("Pass: the whole interval lies below the limit. Fail: it lies above. Otherwise the samples do not decide.",),
-        head=("candidate", "what", "difference", f"{CONFIDENCE:.0%} interval", "verdict", "samples needed", "method"),
+        (
+            "Pass: the whole interval lies below the limit. Fail: it lies above. Otherwise the samples do not decide.",
+            f"{methods}.",
+        ),
+        head=("candidate", "what", "difference", f"{CONFIDENCE:.0%} interval", "verdict", "samples needed", "pairs"),
         rows=tuple(rows),
         plots=tuple(plots),
     )
