@@ -97,7 +97,8 @@ def test_a_stopped_run_goes_on_where_it_was(data: Path, tmp_path: Path) -> None:
         )
     journal = next((tmp_path / "stopped").glob("other-*.jsonl"))
     with journal.open("a", encoding="utf-8") as stream:
-        stream.write('["images.npz:130", "2", [2.0, ')  # a line that was being written
+        unfinished = next((tmp_path / "whole").glob("other-*.jsonl")).read_text(encoding="utf-8").splitlines()[131:134]
+        stream.write("\n".join([*unfinished[:2], unfinished[2][:20]]))  # two samples of a batch, and half a line
     reference, other = candidate("reference", {3}), candidate("other", {3, 200})
     again = run(data, reference, other, results=tmp_path / "stopped")
     assert (reference.calls, other.calls) == (26, 27)
