@@ -7,6 +7,7 @@ bit-identical.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -47,18 +48,22 @@ class Widened(Tensor):
     ) -> Any:
         writes = func._schema.is_mutable
 
-        def values(tensor: Widened) -> Tensor:
-            wide = tensor.cell[0].to(torch.float64)
+        def values(argument: Any) -> Any:
+            if isinstance(argument, (tuple, list, dict)):
+                return tree_map_only(Widened, values, argument)
+            if not isinstance(argument, Widened):
+                return argument
+            wide = argument.cell[0].to(torch.float64)
             if writes:
-                tensor.cell[0] = wide
+                argument.cell[0] = wide
             return wide
 
         # Parameters are not inference tensors, so their views must not be either.
-        with torch.inference_mode(torch.is_inference_mode_enabled() and not func.is_view):
+        views = func.is_view and torch.is_inference_mode_enabled()
+        with torch.inference_mode(False) if views else nullcontext():
             if func is torch.ops.aten.detach.default:
                 return Widened(args[0].cell)
-            args, kwargs = tree_map_only(Widened, values, (args, kwargs or {}))
-            return func(*args, **kwargs)
+            return func(*map(values, args), **{name: values(argument) for name, argument in (kwargs or {}).items()})
 
     @property
     def data(self) -> Tensor:

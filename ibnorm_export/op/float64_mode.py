@@ -11,7 +11,7 @@ the reference of a comparison with it. Parameters may be of any type, `artifacts
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, Final
 
@@ -47,6 +47,11 @@ def _widen_dtype(value: Any) -> Any:
     return value if isinstance(value, Tensor) else _widen(value)
 
 
+def _map(change: Callable[[Any], Any], value: Any) -> Any:
+    """What `tree_map` gives, several times faster for a value that is not a container, as most are."""
+    return tree_map(change, value) if isinstance(value, (tuple, list, dict)) else change(value)
+
+
 class _WideOperators(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's base has no types
     """Replaces narrow types in the arguments of every operator, and narrow tensors in its results."""
 
@@ -61,9 +66,9 @@ class _WideOperators(TorchDispatchMode):  # type: ignore[no-untyped-call]  # tor
             return func(*args, **kwargs)
         # The result of a view or of an operator in place shares memory with an argument, which must stay the same.
         shares = func.is_view or func._schema.is_mutable
-        args, kwargs = tree_map(_widen_dtype if shares else _widen, (args, kwargs))
-        result = func(*args, **kwargs)
-        return result if shares else tree_map(_widen, result)
+        change = _widen_dtype if shares else _widen
+        result = func(*(_map(change, a) for a in args), **{name: _map(change, a) for name, a in kwargs.items()})
+        return result if shares else _map(_widen, result)
 
 
 class _WideNumbers(TorchFunctionMode):
