@@ -119,7 +119,8 @@ def _widened(tensor: ir.TensorProtocol, constants: Collection[float]) -> ir.Tens
     values = tensor.numpy()
     wide = values.astype(np.float32)
     if values.size == 1:
-        exact = [c for c in constants if np.asarray(c).astype(values.dtype) == values.reshape(())]
+        with np.errstate(over="ignore"):  # a constant may exceed the type
+            exact = [c for c in constants if np.asarray(c).astype(values.dtype) == values.reshape(())]
         wide = np.full(
             values.shape, min(exact, key=lambda c: abs(c - float(wide.reshape(()))), default=wide), np.float32
         )

@@ -1,4 +1,4 @@
-"""Several runners of one file, only one of which is open at a time, since each session holds the weights in memory."""
+"""Several runners of one file. Each session holds the weights in memory, so those of a large file are open in turn."""
 
 from __future__ import annotations
 
@@ -26,26 +26,40 @@ class _LazyRunner:
 
 
 class LazyRunners(Mapping[str, Runner]):
-    """Runners by key. Looking one up opens it and closes the one that was open before.
+    """Runners by key, each opened when it is looked up.
 
     Args:
         openers: for each key, a function that opens the runner or raises an error.
+        together: whether runners stay open beside each other, as those of a small file may. If not, looking one up
+            closes the one that was open.
     """
 
-    def __init__(self, openers: Mapping[str, Callable[[], Runner]]) -> None:
+    def __init__(self, openers: Mapping[str, Callable[[], Runner]], *, together: bool = False) -> None:
         self._openers = openers
-        self._current: tuple[str, Runner] | None = None
+        self._together = together
+        self._open: dict[str, Runner] = {}
 
     def open(self, key: str) -> Runner:
         """Return the runner of `key` itself; a caller that keeps a reference keeps it open."""
-        if self._current is None or self._current[0] != key:
+        if key not in self._open:
+            if not self._together:
+                self.close()
+            self._open[key] = self._openers[key]()
+        return self._open[key]
+
+    def put(self, key: str, runner: Runner) -> None:
+        """Take over a runner that is open already."""
+        self.make_room()
+        self._open[key] = runner
+
+    def make_room(self) -> None:
+        """Close the open runners for something else that holds the weights, unless the file is small."""
+        if not self._together:
             self.close()
-            self._current = (key, self._openers[key]())
-        return self._current[1]
 
     def close(self) -> None:
-        """Close the open runner, if there is one."""
-        self._current = None
+        """Close the open runners."""
+        self._open.clear()
 
     def __getitem__(self, key: str) -> Runner:
         self.open(key)

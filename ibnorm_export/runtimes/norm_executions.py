@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import onnx
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.tensors import Arrays
-from ibnorm_export.runtimes.runner import Backend, NormImplementation
+from ibnorm_export.runtimes.runner import Backend, NormImplementation, Runner
 
 __all__ = ["COPY_OPS", "NormExecution", "copies_next_to", "norm_executions", "norms_summary"]
 
@@ -98,7 +98,12 @@ def _memory_copies(count: int) -> str:
 
 
 def norm_executions(
-    model: ExportedModel, inputs: Arrays, *, library: Path | None, backend: str = Backend.ORT_CPU
+    model: ExportedModel,
+    inputs: Arrays,
+    *,
+    library: Path | None,
+    backend: str = Backend.ORT_CPU,
+    keep: Callable[[Runner], None] | None = None,
 ) -> tuple[NormExecution, ...]:
     """Find out how every norm of `model` ran, from the session's own profile of one pass.
 
@@ -110,6 +115,7 @@ def norm_executions(
         inputs: inputs of the pass, by name.
         library: fused kernels to register; None runs the norms as functions.
         backend: "ort-cpu" or "ort-cuda".
+        keep: on the CPU, receives the runner when its profile has ended, to go on with; its threads do not spin.
 
     Returns:
         One entry for each norm, in the order of the file.
@@ -123,15 +129,25 @@ def norm_executions(
     with tempfile.TemporaryDirectory() as folder:
         if backend == Backend.ORT_CUDA:
             return _on_cuda(model, inputs, library=library, folder=Path(folder))
-        return _on_cpu(model, inputs, library=library, folder=Path(folder))
+        return _on_cpu(model, inputs, library=library, folder=Path(folder), keep=keep)
 
 
-def _on_cpu(model: ExportedModel, inputs: Arrays, *, library: Path | None, folder: Path) -> tuple[NormExecution, ...]:
+def _on_cpu(
+    model: ExportedModel,
+    inputs: Arrays,
+    *,
+    library: Path | None,
+    folder: Path,
+    keep: Callable[[Runner], None] | None,
+) -> tuple[NormExecution, ...]:
     from ibnorm_export.runtimes.ort import OrtRunner  # needs onnxruntime
 
-    runner = OrtRunner(model.path, library=library, profile=folder / "norms")
+    runner = OrtRunner(model.path, library=library, profile=folder / "norms", spins=False)
     runner.run(inputs)
-    return _executions(model, runner.end_profile(), expected="", copies={})
+    executions = _executions(model, runner.end_profile(), expected="", copies={})
+    if keep is not None:
+        keep(runner)
+    return executions
 
 
 def _on_cuda(model: ExportedModel, inputs: Arrays, *, library: Path | None, folder: Path) -> tuple[NormExecution, ...]:

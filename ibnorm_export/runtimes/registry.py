@@ -28,6 +28,7 @@ class RunnerRequest:
         engine: an existing engine of `model`, for TensorRT; None builds one.
         provider: an execution provider of ONNX Runtime; None is the backend's own.
         npm: the folder given to `npm install --prefix`; None looks where Node does.
+        spins: whether threads without work spin for a while, on the CPU, as they do where a model is served.
     """
 
     model: ExportedModel
@@ -38,6 +39,7 @@ class RunnerRequest:
     engine: Path | None = None
     provider: str | None = None
     npm: Path | None = None
+    spins: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,9 @@ class BackendInfo:
 def _open_ort_cpu(request: RunnerRequest) -> Runner:
     from ibnorm_export.runtimes.ort import OrtRunner
 
-    return OrtRunner(request.model.path, request.threads, library=request.library, provider=request.provider)
+    return OrtRunner(
+        request.model.path, request.threads, library=request.library, spins=request.spins, provider=request.provider
+    )
 
 
 def _open_ort_cuda(request: RunnerRequest) -> Runner:
@@ -226,6 +230,7 @@ def open_runner(
     engine: Path | None = None,
     provider: str | None = None,
     npm: Path | None = None,
+    spins: bool = True,
 ) -> Runner:
     """Open a runner for `model` on a backend.
 
@@ -238,6 +243,7 @@ def open_runner(
         engine: an existing engine of `model`, for TensorRT; None builds one.
         provider: an execution provider of the installed ONNX Runtime, for "ort-cpu", e.g. "WebGpuExecutionProvider".
         npm: the folder given to `npm install --prefix`, for "ort-web" and "ort-node"; None looks where Node does.
+        spins: as in `RunnerRequest`.
 
     Raises:
         IBNormError: there is no such backend, it needs an endpoint, or it does not take one of the arguments.
@@ -260,6 +266,7 @@ def open_runner(
         engine=engine,
         provider=provider,
         npm=npm,
+        spins=spins,
     )
     try:
         return row.opener(request)
