@@ -13,10 +13,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ibnorm_export.text_report import counted
-from ibnorm_export.verifier.comparison import FUNCTIONS, FUSED
-from ibnorm_export.verifier.report import ErrorAttribution, ErrorSource, MappingReport, OptimiserLevel, OutputParity
+from ibnorm_export.verifier.attribution_report import ErrorAttribution, ErrorSource, OptimiserLevel
+from ibnorm_export.verifier.comparison import FUNCTIONS, FUSED, Comparison
+from ibnorm_export.verifier.finding import Finding
+from ibnorm_export.verifier.mapping_report import MappingReport
+from ibnorm_export.verifier.optimiser_levels import measure_levels
+from ibnorm_export.verifier.output_report import OutputParity
+from ibnorm_export.verifier.steps import Part
 
-__all__ = ["attribute", "needs_levels"]
+__all__ = ["attribute", "attribute_error", "needs_levels"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,18 @@ class _Variants:
     @property
     def excess(self) -> float:
         return max(variant.excess for variant in self.present)
+
+
+def attribute_error(comparison: Comparison, found: Part) -> Part:
+    """Attribute the error of the worst output, and measure the optimiser's levels where they may be responsible."""
+    levels = measure_levels(comparison) if needs_levels(found.outputs) else ()
+    attribution = attribute(
+        found.outputs, comparison.reference.dtype.value, levels=levels, mapping=comparison.reference.mapping
+    )
+    if attribution is None or not attribution.source or found.explained:
+        return Part(attribution=attribution)
+    finding = Finding(f"error source {attribution.source}", attribution.summary)
+    return Part(attribution=attribution, findings=(finding,))
 
 
 def needs_levels(outputs: Sequence[OutputParity]) -> bool:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import functools
 import shutil
 from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import onnx_ir as ir
 import torch
+from numpy.typing import NDArray
 
+from ibnorm_export.artifacts.covering_inputs import MUCH_PADDING
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import torch_dtype
 from ibnorm_export.artifacts.metadata import Target
@@ -24,26 +27,33 @@ from ibnorm_export.runtimes.registry import BACKENDS, fused_library, open_runner
 from ibnorm_export.runtimes.runner import Kernels, Runner
 from ibnorm_export.verifier.code_constants import find_constants
 from ibnorm_export.verifier.options import VerifyOptions
-from ibnorm_export.verifier.reference import Reference
+from ibnorm_export.verifier.reference import REALISED, Reference
+from ibnorm_export.verifier.samples import PreparedSamples
 
-__all__ = ["FUNCTIONS", "FUSED", "Comparison", "with_rounding", "without_rounding", "write_copy"]
+__all__ = ["FUNCTIONS", "FUSED", "SMALL_FILE", "Comparison", "with_rounding", "without_rounding", "write_copy"]
 
 #: How the norms ran, as in `OutputParity.norms`.
 FUSED: Final = "fused"
 FUNCTIONS: Final = "as functions"
 _SERVED: Final = "as served"
 
+#: The largest file of which several sessions are open beside each other, in bytes; each holds the weights in memory.
+SMALL_FILE: Final = 2**26
+
 
 @dataclass(frozen=True)
 class Comparison:
-    """A file, and what PyTorch computes from its checkpoint.
+    """A file, and what PyTorch computes from its checkpoint: what every step of a verdict is given.
 
     Args:
-        file: the file that is run.
-        reference: what it is compared with.
+        file: the file.
+        reference: the checkpoint, the samples, and what PyTorch computes from them.
         options: how to verify.
         progress: receives the progress of the work.
-        unrounded: whether the file is a float32 copy of a half-precision file; see `without_rounding`.
+        prepared: how the samples were chosen.
+        text: tokens (n,) that a language model predicts; None if no text was given.
+        notes: what a reader should know about the file, its checkpoint and the samples.
+        copy: what runs in place of the file; None runs the file itself. See `with_rounding`.
     """
 
     file: ExportedModel
@@ -51,7 +61,15 @@ class Comparison:
     _: KW_ONLY
     options: VerifyOptions
     progress: Progress
-    unrounded: bool = False
+    prepared: PreparedSamples = field(default_factory=PreparedSamples)
+    text: NDArray[np.int64] | None = None
+    notes: tuple[str, ...] = ()
+    copy: ExportedModel | None = None
+
+    @property
+    def running(self) -> ExportedModel:
+        """The file that runs."""
+        return self.copy or self.file
 
     @property
     def rounds(self) -> bool:
@@ -65,7 +83,7 @@ class Comparison:
     @cached_property
     def file_inputs(self) -> tuple[InputSpec, ...]:
         """The inputs of the checkpoint that the file takes."""
-        names = {tensor.name for tensor in self.file.inputs}
+        names = {tensor.name for tensor in self.running.inputs}
         return tuple(spec for spec in self.reference.model.inputs if spec.name in names)
 
     def feed(self, inputs: Arrays) -> Arrays:
@@ -74,12 +92,14 @@ class Comparison:
 
     @cached_property
     def variants(self) -> LazyRunners:
-        """Runners of the file by how the norms run, one open at a time.
+        """Runners of `running` by how the norms run, those of a large file one at a time.
 
         Functions run in addition to fused kernels, because a kernel would hide a wrong function body.
         """
         options = self.options
-        opened = functools.partial(open_runner, options.backend, self.file, provider=options.provider, npm=options.npm)
+        opened = functools.partial(
+            open_runner, options.backend, self.running, provider=options.provider, npm=options.npm, spins=False
+        )
         if options.backend == "triton":  # the server decides how the norms run
             return LazyRunners({_SERVED: functools.partial(opened, endpoint=options.endpoint)})
         openers: dict[str, Callable[[], Runner]] = {}
@@ -87,11 +107,11 @@ class Comparison:
             openers[FUSED] = functools.partial(opened, kernels=Kernels.FUSED)
         if options.kernels is not Kernels.FUSED:
             openers[FUNCTIONS] = functools.partial(opened, kernels=Kernels.FUNCTION, engine=options.engine)
-        return LazyRunners(openers)
+        return LazyRunners(openers, together=self.running.size_bytes <= SMALL_FILE)
 
 
 def with_rounding(comparison: Comparison, folder: Path) -> Comparison:
-    """Return the comparison of a copy that rounds after every node, if the backend does not round.
+    """Return the comparison in which a copy runs that rounds after every node, if the backend does not round.
 
     Args:
         comparison: the file as it is, and its reference.
@@ -102,14 +122,14 @@ def with_rounding(comparison: Comparison, folder: Path) -> Comparison:
     from ibnorm_export.graph.dtype_rounding import rounding_copy
 
     ir.save(rounding_copy(comparison.file), folder / "rounding.onnx", external_data="rounding.onnx.data")
-    return replace(comparison, file=ExportedModel(folder / "rounding.onnx"))
+    return replace(comparison, copy=ExportedModel(folder / "rounding.onnx"))
 
 
 def without_rounding(comparison: Comparison, folder: Path) -> Comparison:
     """Return the comparison of a half-precision file that computes in float32 and rounds nothing.
 
     PyTorch has the file's weights, in float32 and float64, so the tolerance is that of float32: an error that rounding
-    would hide stands out.
+    would hide stands out. Inputs that only show how the file handles shapes and masks are left to the copy that rounds.
 
     Args:
         comparison: the file as it is, and its reference.
@@ -123,9 +143,21 @@ def without_rounding(comparison: Comparison, folder: Path) -> Comparison:
     return replace(
         comparison,
         file=write_copy(exact_copy(comparison.file, constants), comparison.file, folder=folder),
-        reference=replace(reference, model=model, dtype=DType.FP32),
-        unrounded=True,
+        reference=replace(reference, model=model, dtype=DType.FP32, skipped=_shapes_only(reference)),
+        copy=None,
     )
+
+
+def _shapes_only(reference: Reference) -> frozenset[int]:
+    """Numbers of inputs that show no arithmetic that the others do not.
+
+    They are the ordinary inputs that the baseline error is not taken from, and much padding; but only where covering
+    inputs are run too.
+    """
+    if not reference.covers:
+        return frozenset()
+    ordinary = range(REALISED[DType.FP32], min(reference.covers))
+    return frozenset([*ordinary, *(index for index, covers in reference.covers.items() if covers == MUCH_PADDING)])
 
 
 def write_copy(model: ir.Model, original: ExportedModel, *, folder: Path) -> ExportedModel:

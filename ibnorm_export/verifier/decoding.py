@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -25,8 +24,10 @@ from ibnorm_export.runtimes.torch import TorchRunner
 from ibnorm_export.text_report import counted
 from ibnorm_export.verifier.comparison import FUNCTIONS, FUSED, Comparison
 from ibnorm_export.verifier.error_accumulator import ErrorSums
+from ibnorm_export.verifier.finding import Finding
+from ibnorm_export.verifier.output_report import OutputParity
 from ibnorm_export.verifier.outputs import describe_error
-from ibnorm_export.verifier.report import Finding, OutputParity, StepReport
+from ibnorm_export.verifier.steps import NOTHING, Part
 from ibnorm_export.verifier.tolerances import BOUNDS
 
 __all__ = ["PROMPT", "STEPS", "decode"]
@@ -66,12 +67,12 @@ class _Script:
             logits.append(decoder.feed(self.tokens[:, : self.prompt], self.mask[:, : self.prompt]))
         for step in range(decoder.length, stop):
             if progress is not None:
-                progress("decoding", step - self.prompt + 1, stop - self.prompt)
+                progress("decoding", step - self.prompt + 1, self.total - self.prompt)
             logits.append(decoder.feed(self.tokens[:, step : step + 1]))
         return logits
 
 
-def decode(comparison: Comparison) -> StepReport:
+def decode(comparison: Comparison, _found: Part = NOTHING) -> Part:
     """Decode three rows of unequal length: one without padding, one padded on the left and one on the right.
 
     Returns:
@@ -80,7 +81,7 @@ def decode(comparison: Comparison) -> StepReport:
     """
     model = comparison.reference.model
     if model.task is not Task.TEXT_GENERATION:
-        return StepReport()
+        return Part()
     genai = comparison.file.metadata.target is Target.ORT_GENAI
     script = _write_script(model, padded=not genai)
     truth = _without_cache(comparison, script)
@@ -94,11 +95,11 @@ def decode(comparison: Comparison) -> StepReport:
     # onnxruntime-genai and a cache in place have no form that rounds after every node, and GenAI runs half precision
     # only on a GPU, so only files in fp32 are compared.
     in_place = comparison.file.metadata.cache is CacheKind.STATIC
-    if comparison.reference.dtype is DType.FP32 and not comparison.unrounded and (genai or in_place):
+    if comparison.reference.dtype is DType.FP32 and (genai or in_place):
         steps.append(_compare_session(comparison, script, genai=genai, baseline=baseline, truth=truth))
-    return StepReport(
-        tuple(output for step in steps for output in step.outputs),
-        tuple(finding for step in steps for finding in step.findings),
+    return Part(
+        outputs=tuple(output for step in steps for output in step.outputs),
+        findings=tuple(finding for step in steps for finding in step.findings),
     )
 
 
@@ -143,18 +144,18 @@ def _compare_variant(
     norms: str,
     baseline: _Logits,
     truth: NDArray[np.float32],
-) -> StepReport:
-    """Decode with one way of running the norms, and once more with the cache saved and loaded halfway."""
+) -> Part:
+    """Decode with one way of running the norms, and the second half once more from a saved cache."""
     try:
-        actual = script.feed(_start(runner, comparison), script.total, progress=comparison.progress)
         half = script.prompt + (script.total - script.prompt) // 2
         first, second = _start(runner, comparison), Decoder(runner, comparison.file_inputs)
-        first_half = script.feed(first, half)
-        findings = _check_resume(
-            first, second, first_half, whole=actual, continue_from=lambda d: script.feed(d, script.total)
-        )
+        actual = script.feed(first, half, progress=comparison.progress)
+        _copy_cache(first, second)
+        rest = script.feed(first, script.total, progress=comparison.progress)
+        actual += rest
+        findings = _check_resume(script.feed(second, script.total), rest, first_call=half - script.prompt + 1)
     except ModelFileError as error:
-        return StepReport(findings=(Finding("decoding", str(error)),))
+        return Part(findings=(Finding("decoding", str(error)),))
     outputs = []
     for name, sums in _sum_errors(
         script, actual, baseline=baseline, truth=truth, spread=comparison.reference.spread
@@ -166,7 +167,7 @@ def _compare_variant(
         )
         outputs.append(output)
         findings += _failures(name, output, dtype=comparison.reference.dtype)
-    return StepReport(tuple(outputs), tuple(findings))
+    return Part(outputs=tuple(outputs), findings=tuple(findings))
 
 
 def _failures(name: str, output: OutputParity, *, dtype: DType) -> list[Finding]:
@@ -188,16 +189,17 @@ def _sum_errors(
     return sums
 
 
-def _check_resume(
-    first: Decoder, second: Decoder, first_half: _Logits, *, whole: _Logits, continue_from: Callable[[Decoder], _Logits]
-) -> list[Finding]:
-    """Half of the steps, then the rest from a saved cache, must give the same bits as all steps at once."""
+def _copy_cache(first: Decoder, second: Decoder) -> None:
+    """Save the cache of one decoder and load it into the other."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "cache.npz"
         first.save(file)
         second.load(file)
-    resumed = first_half + continue_from(second)
-    for call, (a, b) in enumerate(zip(resumed, whole, strict=True)):
+
+
+def _check_resume(resumed: _Logits, rest: _Logits, *, first_call: int) -> list[Finding]:
+    """The steps after a saved cache was loaded must give the same bits as those of the decoder that saved it."""
+    for call, (a, b) in enumerate(zip(resumed, rest, strict=True), first_call):
         if not np.array_equal(a, b, equal_nan=True):
             return [Finding("resume", f"call {call} differs from decoding without a break; it must give the same bits")]
     return []
@@ -205,7 +207,7 @@ def _check_resume(
 
 def _compare_session(
     comparison: Comparison, script: _Script, *, genai: bool, baseline: _Logits, truth: NDArray[np.float32]
-) -> StepReport:
+) -> Part:
     """Compare the first row in the session that generates text, whose cache is one buffer for input and output."""
     name = "onnxruntime-genai" if genai else "cache in place"
     norms = "as exported" if genai else FUSED if FUSED in comparison.variants else FUNCTIONS
@@ -225,7 +227,7 @@ def _compare_session(
         logits = session.feed(script.tokens[:1, 0 if call == 0 else end - 1 : end])
         sums.add(logits, expected[:1, -1], truth=truth[:1, end - 1], spread=spread)
     if not sums:
-        return StepReport()
+        return Part()
     outputs = [
         sums.judge(f"{name} ({counted(len(sums.samples), 'call')})", norms, bound=BOUNDS[comparison.reference.dtype])
     ]
@@ -233,7 +235,8 @@ def _compare_session(
         calls = counted(len(ends.samples), "call")
         outputs.append(ends.judge(f"{name}, its last slots ({calls})", norms, bound=BOUNDS[comparison.reference.dtype]))
     dtype = comparison.reference.dtype
-    return StepReport(tuple(outputs), tuple(f for output in outputs for f in _failures(name, output, dtype=dtype)))
+    findings = tuple(f for output in outputs for f in _failures(name, output, dtype=dtype))
+    return Part(outputs=tuple(outputs), findings=findings)
 
 
 def _sum_end_errors(comparison: Comparison, source: SessionSource, *, after: int) -> ErrorSums | None:

@@ -20,6 +20,11 @@ def _relative(squared_error: float, squared_truth: float) -> float:
     return float(np.sqrt(squared_error / squared_truth))
 
 
+def _dot(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    """The sum of the products of all values; BLAS makes no array of the products."""
+    return float(np.dot(a.ravel(), b.ravel()))
+
+
 @dataclass(frozen=True, slots=True)
 class _SampleSums:
     """Sums of squares over one sample: the file's error, the baseline's error, and the truth.
@@ -38,6 +43,11 @@ class _SampleSums:
     size: int
     index: int
     covers: str
+
+    @property
+    def finite(self) -> bool:
+        """Whether all errors are finite; if so, all values are."""
+        return bool(np.isfinite(self.file + self.baseline))
 
     @property
     def error(self) -> float:
@@ -98,13 +108,14 @@ class ErrorSums:
             index: number of the sample; None counts.
             covers: what a covering input covers; it has its own tolerance.
         """
-        a, b, t = (values.astype(np.float64) for values in (actual, baseline, truth))
+        a, b, t = (values.astype(np.float64, copy=False) for values in (actual, baseline, truth))
         with np.errstate(invalid="ignore", over="ignore"):
-            size = float((t**2).sum())
-            own = float(((b - t) ** 2).sum())
+            difference = a - t
+            size = _dot(t, t)
+            own = _dot(error := b - t, error)
             self.samples.append(
                 _SampleSums(
-                    float(((a - t) ** 2).sum()),
+                    _dot(difference, difference),
                     own * spread**2 if least_error is None else float(np.maximum(own, least_error**2 * size)),
                     truth=size,
                     size=t.size,
@@ -112,9 +123,9 @@ class ErrorSums:
                     covers=covers,
                 )
             )
-            self.max_abs = float(np.maximum(self.max_abs, np.abs(a - t).max(initial=0.0)))
-            self._dot += float((a * t).sum())
-            self._squares += float((a**2).sum())
+            self.max_abs = float(np.maximum(self.max_abs, np.abs(difference).max(initial=0.0)))
+            self._dot += _dot(a, t)
+            self._squares += _dot(a, a)
             self._truth += size
         if t.ndim >= 2 and t.shape[-1] > 1 and t.size:
             self._agreeing_rows += int((a.argmax(-1) == t.argmax(-1)).sum())

@@ -6,11 +6,21 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from ibnorm_export.artifacts.covering_inputs import ModelLimits
 from ibnorm_export.artifacts.loaded_model import LoadedModel
+from ibnorm_export.artifacts.model_limits import ModelLimits
 from ibnorm_export.artifacts.tensors import Arrays
+from ibnorm_export.verifier.comparison import Comparison
+from ibnorm_export.verifier.steps import Part
 
-__all__ = ["describe_inputs"]
+__all__ = ["describe_coverage", "describe_inputs"]
+
+
+def describe_coverage(comparison: Comparison, found: Part) -> Part:
+    """Say what the inputs covered and what they left out."""
+    reference, prepared = comparison.reference, comparison.prepared
+    inputs = [sample.inputs for sample in reference.samples]
+    ran = describe_inputs(reference.model, inputs, limits=prepared.limits) if found.outputs else ()
+    return Part(ran=ran, not_run=(*prepared.left_out, *reference.left_out))
 
 
 def describe_inputs(model: LoadedModel, inputs: Sequence[Arrays], *, limits: ModelLimits) -> tuple[str, ...]:

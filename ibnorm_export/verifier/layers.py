@@ -17,17 +17,19 @@ from ibnorm_export.errors import ModelFileError
 from ibnorm_export.runtimes.torch import TorchRunner
 from ibnorm_export.verifier.comparison import Comparison, with_rounding
 from ibnorm_export.verifier.error_accumulator import ErrorSums
+from ibnorm_export.verifier.finding import Finding
 from ibnorm_export.verifier.layer_outputs import (
     LayerOutput,
     copy_with_layer_outputs,
     layer_paths,
     record_layer_outputs,
 )
+from ibnorm_export.verifier.layers_report import LayerParity, LayersReport
 from ibnorm_export.verifier.reference import Reference
-from ibnorm_export.verifier.report import LayerParity, LayersReport
+from ibnorm_export.verifier.steps import Part
 from ibnorm_export.verifier.tolerances import BOUNDS
 
-__all__ = ["compare_layers"]
+__all__ = ["compare_layers", "locate"]
 
 #: Truth and baseline of one layer.
 _Recorded = tuple[NDArray[Any], NDArray[Any]]
@@ -100,6 +102,23 @@ class _Sums:
         self.errors.setdefault((layer.module, norms), ErrorSums()).add(a, b, truth=t, covers=covers, spread=spread)
 
 
+def locate(comparison: Comparison, found: Part) -> Part:
+    """Compare every layer if that was requested, or if an output fails, to find the first layer that does.
+
+    The first that fails is a finding only if the report fails without it.
+    """
+    outputs_pass = all(output.passed for output in found.outputs)
+    if outputs_pass and not comparison.options.layers:
+        return Part()
+    layers = compare_layers(comparison)
+    shown = layers if comparison.options.layers else None
+    if not layers.first_failure:
+        return Part(layers=shown)
+    if found.report(comparison):
+        return Part(layers=shown, notes=(f"{layers.first_failure}; every output is within its tolerance",))
+    return Part(layers=shown, findings=(Finding("layer", layers.first_failure),))
+
+
 def compare_layers(comparison: Comparison) -> LayersReport:
     """Run a copy of the file with layer outputs, and PyTorch, on every sample.
 
@@ -114,7 +133,8 @@ def compare_layers(comparison: Comparison) -> LayersReport:
             copy, layers = copy_with_layer_outputs(comparison.file, reference.model.module, folder=folder)
         except ModelFileError as error:
             return LayersReport((), "", (str(error),))
-        comparison = with_rounding(replace(comparison, file=copy), folder)
+        comparison.variants.make_room()
+        comparison = with_rounding(replace(comparison, file=copy, copy=None), folder)
         recordings = _Recordings(folder)
         recordings.record(reference)
         sums = _Sums()

@@ -10,13 +10,14 @@ from ibnorm_export.errors import ModelFileError
 from ibnorm_export.runtimes.registry import BACKENDS
 from ibnorm_export.runtimes.runner import Backend
 from ibnorm_export.verifier.comparison import Comparison
-from ibnorm_export.verifier.report import Finding, NumericReport
+from ibnorm_export.verifier.finding import Finding
+from ibnorm_export.verifier.steps import NOTHING, Part
 
-__all__ = ["with_loading"]
+__all__ = ["load_itself"]
 
 
-def with_loading(report: NumericReport, comparison: Comparison) -> NumericReport:
-    """The report with what happens when the runtime loads the file itself, if a copy of it was run.
+def load_itself(comparison: Comparison, _found: Part = NOTHING) -> Part:
+    """Load the file itself in the runtime, if a copy of it was run.
 
     Half-precision files are run as a copy that rounds, quantised ones as a copy that does not.
     """
@@ -25,15 +26,14 @@ def with_loading(report: NumericReport, comparison: Comparison) -> NumericReport
     on_cpu = options.backend == Backend.ORT_CPU
     copied = file.dtype is not DType.FP32 or (on_cpu and file.metadata.quantization is not None)
     if BACKENDS[options.backend].rounds or not copied:
-        return report
-    problem, note = _load(file) if on_cpu else (_open(comparison), "")
-    findings = (*report.findings, Finding("runtime", problem)) if problem else report.findings
-    return replace(report, findings=findings, notes=(*report.notes, note) if note else report.notes)
+        return Part()
+    comparison.variants.make_room()
+    problem, note = _load(file) if on_cpu else (_open(replace(comparison, copy=None)), "")
+    return Part(findings=(Finding("runtime", problem),) if problem else (), notes=(note,) if note else ())
 
 
 def _open(comparison: Comparison) -> str:
     """What is wrong with the file on a backend other than ONNX Runtime; empty if the backend loads it."""
-    comparison.variants.close()
     try:
         for key in comparison.variants:
             comparison.variants.open(key)

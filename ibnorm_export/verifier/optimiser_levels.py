@@ -9,9 +9,9 @@ import numpy as np
 from ibnorm_export.runtimes.lazy_runners import LazyRunners
 from ibnorm_export.runtimes.registry import fused_library
 from ibnorm_export.runtimes.runner import Kernels
+from ibnorm_export.verifier.attribution_report import OptimiserLevel
 from ibnorm_export.verifier.comparison import Comparison
 from ibnorm_export.verifier.outputs import compare_runner
-from ibnorm_export.verifier.report import OptimiserLevel
 
 __all__ = ["measure_levels"]
 
@@ -27,11 +27,11 @@ def measure_levels(comparison: Comparison) -> tuple[OptimiserLevel, ...]:
         return ()
     from ibnorm_export.runtimes.ort import LEVELS, OrtRunner
 
-    comparison.variants.close()  # one session at a time
+    comparison.variants.make_room()
     kernels = Kernels.FUSED if options.kernels is Kernels.FUSED else Kernels.FUNCTION
     library = fused_library(options.backend, kernels)
     runners = LazyRunners(
-        {level: functools.partial(OrtRunner, comparison.file.path, library=library, level=level) for level in LEVELS}
+        {level: functools.partial(OrtRunner, comparison.running.path, library=library, level=level) for level in LEVELS}
     )
     levels = []
     for level, runner in runners.items():

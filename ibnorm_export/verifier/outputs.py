@@ -1,4 +1,4 @@
-"""The first step of the numeric verdict: every output of the file, over all samples."""
+"""The step of the numeric verdict that compares every output of the file, over all samples."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ from ibnorm_export.errors import ModelFileError
 from ibnorm_export.runtimes.runner import Runner
 from ibnorm_export.verifier.comparison import Comparison
 from ibnorm_export.verifier.error_accumulator import ErrorSums
+from ibnorm_export.verifier.finding import Finding
+from ibnorm_export.verifier.output_report import OutputParity
 from ibnorm_export.verifier.reference import Sample
-from ibnorm_export.verifier.report import Finding, OutputParity, StepReport
 from ibnorm_export.verifier.runtime_faults import find_runtime_fault
-from ibnorm_export.verifier.tolerances import BOUNDS
+from ibnorm_export.verifier.steps import NOTHING, Part
+from ibnorm_export.verifier.tolerances import BOUNDS, MAX_BASELINE_ERROR
 
-__all__ = ["compare", "compare_runner", "describe_error"]
+__all__ = ["compare", "compare_runner", "describe_error", "judge_dtype"]
 
 
-def compare(comparison: Comparison) -> StepReport:
+def compare(comparison: Comparison, _found: Part = NOTHING) -> Part:
     """Run the file on every sample, with each way of running the norms."""
     steps = [compare_runner(comparison, runner, norms=norms) for norms, runner in comparison.variants.items()]
     outputs = tuple(output for step in steps for output in step.outputs)
@@ -32,7 +34,39 @@ def compare(comparison: Comparison) -> StepReport:
         for output in outputs
         if not output.passed
     ]
-    return StepReport(outputs, tuple(findings), explained=any(step.explained for step in steps))
+    return Part(
+        _describe_method(comparison),
+        len(comparison.reference.samples),
+        outputs=outputs,
+        findings=tuple(findings),
+        explained=any(step.explained for step in steps),
+    )
+
+
+def _describe_method(comparison: Comparison) -> str:
+    if comparison.rounds:
+        return "the file as it is"
+    dtype = comparison.reference.dtype.value
+    return (
+        f"a copy that rounds every node's output to {dtype} by explicit Casts and does arithmetic in float32: backend "
+        f"{comparison.options.backend} computes {dtype} graphs in float32 without that rounding, or not at all"
+    )
+
+
+def judge_dtype(comparison: Comparison, found: Part) -> Part:
+    """Name the outputs whose baseline error is too large for a comparison."""
+    dtype = comparison.reference.dtype.value
+    return Part(
+        findings=tuple(
+            Finding(
+                f"{dtype} of output {output.name}",
+                f"PyTorch in {dtype} differs from float64 by {output.baseline_error:.0%}, too much for a comparison: "
+                f"the model does not fit this dtype, so export it in another; norms ran {output.norms}",
+            )
+            for output in found.outputs
+            if output.baseline_error > MAX_BASELINE_ERROR
+        )
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +82,7 @@ class _OutputSums:
         masked = sample.masked_rows
         arrays = (actual, sample.baseline, sample.truth)
         if not masked.any():
-            self._add_to(self.unmasked, sample, actual, name=name, spread=spread)
+            self.unmasked.samples.append(self.everything.samples[-1])
         elif not masked.all() and all(len(a[name]) == len(masked) for a in arrays):
             valid = {n: v[~masked] for n, v in sample.valid.items()}
             kept, baseline, truth = ({name: a[name][~masked]} for a in arrays)
@@ -74,7 +108,7 @@ class _OutputSums:
         )
 
 
-def compare_runner(comparison: Comparison, runner: Runner, *, norms: str) -> StepReport:
+def compare_runner(comparison: Comparison, runner: Runner, *, norms: str) -> Part:
     """Run one runner on every sample.
 
     Args:
@@ -106,12 +140,13 @@ def compare_runner(comparison: Comparison, runner: Runner, *, norms: str) -> Ste
                 findings.append(fault)
                 explained = True
                 continue
-            a, b, t = (sample.select(arrays, name) for arrays in (actual, sample.baseline, sample.truth))
-            findings += [
-                Finding(f"output {name}", f"{sample.label}: {problem}")
-                for problem in _nonfinite_problems(a, b, truth=t, dtype=reference.dtype)
-            ]
             added.add(sample, actual, name=name, spread=reference.spread)
+            if not added.everything.samples[-1].finite:
+                a, b, t = (sample.select(arrays, name) for arrays in (actual, sample.baseline, sample.truth))
+                findings += [
+                    Finding(f"output {name}", f"{sample.label}: {problem}")
+                    for problem in _nonfinite_problems(a, b, truth=t, dtype=reference.dtype)
+                ]
     comparison.progress("comparing", len(reference.samples), len(reference.samples))
     bound = BOUNDS[reference.dtype]
     outputs = tuple(
@@ -132,7 +167,7 @@ def compare_runner(comparison: Comparison, runner: Runner, *, norms: str) -> Ste
         )
         for name in confined
     ]
-    return StepReport(outputs, tuple(findings), explained=explained or bool(confined))
+    return Part(outputs=outputs, findings=tuple(findings), explained=explained or bool(confined))
 
 
 def describe_error(output: OutputParity, dtype: DType) -> str:

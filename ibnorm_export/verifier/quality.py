@@ -17,10 +17,12 @@ from ibnorm_export.generation.sampling import Sampling
 from ibnorm_export.runtimes.runner import Runner
 from ibnorm_export.runtimes.torch import TorchRunner
 from ibnorm_export.verifier.comparison import Comparison
+from ibnorm_export.verifier.finding import Finding
 from ibnorm_export.verifier.report import Quality
+from ibnorm_export.verifier.steps import NOTHING, Part
 from ibnorm_export.verifier.tolerances import QUALITY_BOUNDS
 
-__all__ = ["POSITIONS", "check_quality", "require_predictions", "sample_text"]
+__all__ = ["POSITIONS", "check_quality", "predict", "require_predictions", "sample_text"]
 
 #: Predictions that are compared; the last `_STEPS` of each window come from cached steps of one token.
 POSITIONS: Final = 512
@@ -57,6 +59,21 @@ def require_predictions(tokens: NDArray[np.int64]) -> None:
     """
     if len(tokens) < 2:
         raise ModelFileError(f"the text has {len(tokens)} token; predictions need at least two: give a longer text")
+
+
+def predict(comparison: Comparison, _found: Part = NOTHING) -> Part:
+    """Compare the predictions of a language model. A quantised one without a text predicts what PyTorch samples."""
+    stored, tokens = comparison.file.metadata.quantization, comparison.text
+    notes: tuple[str, ...] = ()
+    if tokens is None:
+        if stored is None:
+            return Part()
+        tokens = sample_text(comparison.reference.model)
+        notes = ("predictions are of text that PyTorch samples from the model; use --text to give your own",)
+    kind = comparison.reference.dtype.value if stored is None else f"int{stored.bits}"
+    quality = check_quality(comparison, tokens, kind=kind)
+    findings = tuple(Finding("quality", str(q)) for q in quality if not q.passed)
+    return Part(quality=quality, findings=findings, notes=notes)
 
 
 def check_quality(comparison: Comparison, tokens: NDArray[np.int64], *, kind: str) -> tuple[Quality, ...]:

@@ -14,87 +14,58 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-import numpy as np
 import onnx_ir as ir
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.graph.quantization import dequantize
+from ibnorm_export.verifier.attribution import attribute_error
 from ibnorm_export.verifier.comparison import Comparison, write_copy
-from ibnorm_export.verifier.norms import find_unfused, observe_norms
-from ibnorm_export.verifier.numeric import check_numbers, locate
-from ibnorm_export.verifier.quality import check_quality, sample_text
-from ibnorm_export.verifier.report import Finding, NumericReport
+from ibnorm_export.verifier.decoding import decode
+from ibnorm_export.verifier.input_coverage import describe_coverage
+from ibnorm_export.verifier.layers import locate
+from ibnorm_export.verifier.outputs import compare, judge_dtype
+from ibnorm_export.verifier.steps import NOTHING, Part, Step, run_steps
 
-__all__ = ["check_quantized"]
+__all__ = ["compare_own_numbers"]
 
 #: Accuracy level of MatMulNBits that leaves activations in float32.
 #: Source: ONNX Runtime, "Contrib operators", MatMulNBits.
 _FLOAT32: Final = 1
 
 
-def check_quantized(comparison: Comparison, *, tokens: NDArray[np.int64] | None) -> NumericReport:
-    """Compare the predictions of a quantised file, and, on the CPU, its numbers.
+#: What is compared with PyTorch that has the file's own matrices.
+_STEPS: Final[tuple[Step, ...]] = (compare, decode, judge_dtype, attribute_error, locate, describe_coverage)
 
-    Args:
-        comparison: the file as it is, and its reference.
-        tokens: a text (n,) to predict; None samples one from the model.
+
+def compare_own_numbers(comparison: Comparison, _found: Part = NOTHING) -> Part:
+    """Compare a copy that does not round activations with PyTorch that has the file's own matrices.
+
+    Only ONNX Runtime on the CPU runs such a copy; with other backends only predictions are compared.
     """
-    stored = comparison.file.metadata.quantization
-    assert stored is not None
-    kind = f"int{stored.bits}"
-    notes = []
-    if tokens is None:
-        tokens = sample_text(comparison.reference.model)
-        notes.append("predictions are of text that PyTorch samples from the model; use --text to give your own")
-    quality = check_quality(comparison, tokens, kind=kind)
-    comparison.variants.close()
-    norms = observe_norms(comparison)
-    numbers = _check_own_numbers(comparison)
+    predictions = "predictions of the file as it is, against PyTorch in fp32"
     if comparison.options.backend != "ort-cpu":
-        notes.append(
+        note = (
             f"backend {comparison.options.backend} compares only predictions; ort-cpu compares the numbers of a "
             "quantised file too"
         )
-    findings = (
-        *(Finding("quality", str(q)) for q in quality if not q.passed),
-        *numbers.findings,
-        *find_unfused(comparison, norms),
-    )
-    return replace(numbers, dtype=kind, findings=findings, notes=(*notes, *numbers.notes), norms=norms, quality=quality)
-
-
-def _check_own_numbers(comparison: Comparison) -> NumericReport:
-    """Compare a copy that does not round activations with PyTorch that has the file's own matrices."""
-    predictions = "predictions of the file as it is, against PyTorch in fp32"
-    given = comparison.reference
-    if comparison.options.backend != "ort-cpu":
-        return NumericReport(
-            comparison.options.backend,
-            given.dtype.value,
-            method=predictions,
-            samples=len(given.samples),
-            outputs=(),
-            findings=(),
-        )
+        return Part(predictions, notes=(note,), not_run=comparison.prepared.left_out)
+    comparison.variants.make_room()
     with tempfile.TemporaryDirectory() as folder:
-        model = _with_matrices_of(comparison.file, given.model)
+        model = _with_matrices_of(comparison.file, comparison.reference.model)
         exact = replace(
             comparison,
             file=_copy_without_rounding(comparison.file, Path(folder)),
-            reference=replace(given, model=model, dtype=DType.FP32),
+            reference=replace(comparison.reference, model=model, dtype=DType.FP32),
         )
-        report = check_numbers(exact)
-        exact.variants.close()
-        report = locate(report, exact)
+        found = run_steps(exact, _STEPS)
     method = (
         f"{predictions}; numbers of a copy without rounding of activations, against PyTorch with the file's matrices"
     )
-    return replace(report, method=method)
+    return replace(found, method=method)
 
 
 def _copy_without_rounding(exported: ExportedModel, folder: Path) -> ExportedModel:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
@@ -17,16 +18,18 @@ from ibnorm_export.artifacts.tensors import Arrays, DType
 from ibnorm_export.progress import Progress
 from ibnorm_export.runtimes.runner import Runner
 from ibnorm_export.runtimes.torch import Float64TorchRunner, TorchRunner
+from ibnorm_export.verifier.coverage import Coverage, measure_coverage
 from ibnorm_export.verifier.mapping import MappingMeasurement
 from ibnorm_export.verifier.realisations import largest_errors, pooled_spread
 from ibnorm_export.verifier.report import MappingReport
 from ibnorm_export.verifier.samples import RefusedInputError, refusals
 from ibnorm_export.verifier.tolerances import MAX_BASELINE_ERROR
 
-__all__ = ["Reference", "Sample"]
+__all__ = ["REALISED", "Reference", "Sample"]
 
-#: Ordinary samples that are run under several realisations of rounding.
-_REALISED: Final = 2
+#: Ordinary samples that are run under several realisations of rounding. In half precision, most of the error is that
+#: of rounding stored values, which another order of summation hardly changes.
+REALISED: Final = MappingProxyType({DType.FP32: 2, DType.FP16: 1, DType.BF16: 1})
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +93,7 @@ class Reference:
         inputs: one entry for each sample.
         progress: receives the progress of the work.
         covers: what a covering input covers, by its index. It is left out where PyTorch cannot run it.
+        skipped: numbers of inputs that are not run.
     """
 
     model: LoadedModel
@@ -98,6 +102,7 @@ class Reference:
     inputs: tuple[Arrays, ...]
     progress: Progress
     covers: Mapping[int, str] = field(default_factory=dict)
+    skipped: Collection[int] = ()
 
     @cached_property
     def truth(self) -> nn.Module:
@@ -113,6 +118,16 @@ class Reference:
     def baseline(self) -> nn.Module:
         """The checkpoint's module in `dtype`."""
         return self.model.in_dtype(torch_dtype(self.dtype))
+
+    @cached_property
+    def coverage(self) -> Coverage:
+        """What takes part in the checkpoint's output, from a run of the first input.
+
+        Raises:
+            RefusedInputError: PyTorch cannot run on it.
+        """
+        with refusals(0, self.inputs[0]):
+            return measure_coverage(self.model, self.mapped, inputs=self.inputs[0])
 
     def exact(self, module: nn.Module) -> Runner:
         """A runner of `truth` or `mapped`, which computes in float64 throughout."""
@@ -149,6 +164,8 @@ class Reference:
         )
         samples, left_out = [], []
         for index, inputs in enumerate(self.inputs):
+            if index in self.skipped:
+                continue
             self.progress("running PyTorch", index, len(self.inputs))
             try:
                 sample = self._run(index, inputs, measurement=measurement)
@@ -168,7 +185,7 @@ class Reference:
     def _realise(self, samples: Sequence[Sample]) -> tuple[tuple[Sample, ...], float]:
         """The samples, some with their errors under several realisations of rounding, and the spread of the others."""
         self.progress("running PyTorch with other rounding", 0, 0)
-        ordinary = [sample for sample in samples if not sample.covers][:_REALISED]
+        ordinary = [sample for sample in samples if not sample.covers][: REALISED[self.dtype]]
         # Large values are ill-conditioned, so one run of PyTorch is the least typical there.
         chosen = [*ordinary, *(sample for sample in samples if sample.covers.startswith(LARGE_VALUES))]
         names = [name for name in self.model.outputs if not name.startswith("present.")]

@@ -10,17 +10,12 @@ from typing import Final
 import numpy as np
 import torch
 
-from ibnorm_export.artifacts.covering_inputs import (
-    CoveringInputs,
-    ModelLimits,
-    draw_covering_inputs,
-    find_limits,
-    fit_sizes,
-)
+from ibnorm_export.artifacts.covering_inputs import CoveringInputs, draw_covering_inputs, fit_sizes
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.kv_cache import without_padding
 from ibnorm_export.artifacts.loaded_model import LoadedModel, torch_dtype
 from ibnorm_export.artifacts.metadata import Target
+from ibnorm_export.artifacts.model_limits import ModelLimits, find_limits
 from ibnorm_export.artifacts.stress_inputs import draw_stress_inputs
 from ibnorm_export.artifacts.tensors import Arrays
 from ibnorm_export.errors import ModelFileError
@@ -77,12 +72,12 @@ class PreparedSamples:
         limits: what the model takes.
     """
 
-    inputs: tuple[Arrays, ...]
-    notes: tuple[str, ...]
+    inputs: tuple[Arrays, ...] = ()
+    notes: tuple[str, ...] = ()
     _: KW_ONLY
     covers: Mapping[int, str] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
-    limits: ModelLimits
+    limits: ModelLimits = field(default_factory=lambda: ModelLimits({}, 0))
 
 
 def _fixed_sizes(exported: ExportedModel, model: LoadedModel) -> dict[str, int]:

@@ -148,7 +148,7 @@ def most_open(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     def opened(backend: str, file: ExportedModel, kernels: Kernels = Kernels.AUTO, **more: Any) -> base.Runner:
         return registry.open_runner(backend, file, kernels=Kernels.FUNCTION, **more)
 
-    def library(backend: str, kernels: Kernels) -> Path | None:
+    def library(backend: str, kernels: Kernels, **more: Any) -> Path | None:
         return None if kernels is Kernels.FUNCTION else Path("kernels.so")
 
     monkeypatch.setattr(ort_runner, "OrtRunner", Counted)
@@ -158,7 +158,7 @@ def most_open(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     monkeypatch.setattr(
         norms_module,
         "norm_executions",
-        lambda file, inputs, **more: executions(file, inputs, library=None),
+        lambda file, inputs, **more: executions(file, inputs, **{**more, "library": None}),
     )
 
     def most() -> int:
@@ -176,10 +176,18 @@ def wrong(exported: ExportedModel) -> None:
     exported.path.write_bytes(exported.proto.SerializeToString())
 
 
-@pytest.mark.parametrize("right", [True, False])
-def test_only_one_session_is_open_at_a_time(
-    llama_checkpoint: Path, tmp_path: Path, most_open: Callable[[], int], right: bool
+@pytest.mark.parametrize(("right", "small"), [(True, False), (False, False), (True, True)])
+def test_only_one_session_of_a_large_file_is_open_at_a_time(
+    llama_checkpoint: Path,
+    tmp_path: Path,
+    most_open: Callable[[], int],
+    monkeypatch: pytest.MonkeyPatch,
+    right: bool,
+    small: bool,
 ) -> None:
+    if not small:
+        monkeypatch.setattr(comparison_module, "SMALL_FILE", 0)
+
     def load() -> LoadedModel:
         return models.load(llama_checkpoint, None, task="text-generation")
 
@@ -190,4 +198,6 @@ def test_only_one_session_is_open_at_a_time(
     assert bool(report) is right, report.findings
     assert report.numeric is not None
     assert {output.norms for output in report.numeric.outputs} == {"fused", "as functions"}
-    assert most_open() == 1
+    assert most_open() == (4 if small else 1), (
+        "of a small file: the file and its copy with layer outputs, in two ways each"
+    )

@@ -21,6 +21,10 @@ def compare_runners(
 ) -> Comparison:
     """Compare `runners` with PyTorch instead of the file; they take all inputs of the checkpoint."""
 
+    class OnlyChosen(LazyRunners):
+        def put(self, key: str, runner: Runner) -> None:
+            """A session of the file takes no part."""
+
     class ChosenRunners(Comparison):
         @cached_property
         def file_inputs(self) -> tuple[InputSpec, ...]:
@@ -28,7 +32,7 @@ def compare_runners(
 
         @cached_property
         def variants(self) -> LazyRunners:
-            return LazyRunners({norms: lambda runner=runner: runner for norms, runner in runners.items()})
+            return OnlyChosen({norms: lambda runner=runner: runner for norms, runner in runners.items()})
 
     reference = Reference(model, DType(file.dtype), inputs=tuple(inputs), progress=silent)
     return ChosenRunners(file, reference, options=VerifyOptions(kernels=Kernels.FUNCTION), progress=silent)

@@ -98,5 +98,5 @@ def test_a_wrong_kernel_is_distinguished_from_a_wrong_file(exported_vit: Exporte
         runners={"fused": WrongRunner(functions), "as functions": functions},
         inputs=[model.sample(np.random.default_rng(0), 0)],
     )
-    report = check_numeric(comparison, tokens=None)
+    report = check_numeric(comparison)
     assert any(f.where == "error source kernel" for f in report.findings), report.findings

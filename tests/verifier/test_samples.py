@@ -9,9 +9,10 @@ import numpy as np
 import onnx
 import pytest
 
-from ibnorm_export.artifacts.covering_inputs import ModelLimits, draw_covering_inputs, find_limits
+from ibnorm_export.artifacts.covering_inputs import draw_covering_inputs
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel
+from ibnorm_export.artifacts.model_limits import ModelLimits, find_limits
 from ibnorm_export.artifacts.random_inputs import draw_inputs
 from ibnorm_export.artifacts.tensors import Arrays, InputSpec
 from ibnorm_export.models.custom import _draw
@@ -108,7 +109,7 @@ def test_a_difference_in_rows_masked_throughout_is_named(exported_llama: Exporte
     for row, confined in ((1, True), (0, False)):
         runner = Changed(OrtRunner(exported_llama.path), row, 1.5)
         comparison = compare_runners(exported_llama, everywhere, runners={"as functions": runner}, inputs=[inputs])
-        report = check_numeric(comparison, tokens=None)
+        report = check_numeric(comparison)
         assert not report
         places = [finding.where for finding in report.findings]
         assert ("masked rows of output logits" in places) == confined
@@ -129,7 +130,7 @@ def test_nan_of_a_known_runtime_is_named(
         exported_llama, llama, runners={"as functions": runner}, inputs=[padded(llama, 3), padded(llama, 0)]
     )
     comparison = replace(comparison, reference=replace(comparison.reference, inputs=comparison.reference.inputs[:1]))
-    report = check_numeric(comparison, tokens=None)
+    report = check_numeric(comparison)
     assert not report
     named = [f for f in report.findings if f.where == f"runtime ONNX Runtime {version}"]
     assert bool(named) == blamed

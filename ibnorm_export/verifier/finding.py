@@ -1,0 +1,30 @@
+"""One thing that is wrong, and the words of every verdict."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ibnorm_export.errors import message_text
+
+__all__ = ["Finding", "verdict_word"]
+
+
+def verdict_word(passed: bool) -> str:
+    """The verdict as tables print it."""
+    return "pass" if passed else "FAIL"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is wrong: where, and what."""
+
+    where: str
+    what: str
+
+    def __post_init__(self) -> None:
+        # both have names of a file that may be damaged
+        object.__setattr__(self, "where", message_text(self.where))
+        object.__setattr__(self, "what", message_text(self.what))
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}"

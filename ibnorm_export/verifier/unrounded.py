@@ -1,0 +1,44 @@
+"""A half-precision file without its rounding, which hides arithmetic that is slightly wrong."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from ibnorm_export.artifacts.metadata import Target
+from ibnorm_export.errors import ModelFileError
+from ibnorm_export.verifier.attribution import attribute_error
+from ibnorm_export.verifier.comparison import Comparison, without_rounding
+from ibnorm_export.verifier.finding import Finding
+from ibnorm_export.verifier.layers import locate
+from ibnorm_export.verifier.outputs import compare, judge_dtype
+from ibnorm_export.verifier.steps import Part, Step, run_steps
+
+__all__ = ["compare_without_rounding"]
+
+_METHOD: Final = (
+    "a copy in float32 that rounds nothing, against PyTorch in float32 and float64 with the weights of the file"
+)
+
+#: Decoding is left to the copy that rounds: a cached step is the same graph with a past, which some samples have.
+_STEPS: Final[tuple[Step, ...]] = (compare, judge_dtype, attribute_error, locate)
+
+
+def compare_without_rounding(comparison: Comparison, found: Part) -> Part:
+    """Compare a float32 copy of a half-precision file that runs on a CPU; nothing for other files and backends."""
+    if comparison.rounds:
+        return Part()
+    if comparison.file.metadata.target is Target.ORT_GENAI:
+        left_out = "arithmetic without rounding: onnxruntime-genai stores rounded tables of the rotary embedding"
+        return Part(not_run=(left_out,))
+    comparison.variants.make_room()
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            unrounded = without_rounding(comparison, Path(folder))
+            exact = replace(run_steps(unrounded, _STEPS), method=_METHOD).report(unrounded)
+    except ModelFileError as error:
+        return Part(findings=(Finding("without rounding", str(error)),))
+    findings = tuple(Finding(f"without rounding, {finding.where}", finding.what) for finding in exact.findings)
+    return Part(exact=exact, findings=findings)
