@@ -46,7 +46,7 @@ CUDA_ARCHITECTURES ?= 80-real;90-real
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 CPP := $(shell find custom_ops tests -name '*.cc' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo runtimes test-runtimes library test test-fuzz test-generation test-faults test-families test-browser families training-checkpoints test-targets test-cuda test-tensorrt test-serving test-qemu test-wheels extras core-tests lint format setup native native-cuda sanitize test-compat mutants clean
+.PHONY: demo runtimes test-runtimes library test test-fuzz test-generation test-faults test-families test-browser families training-checkpoints test-targets test-cuda test-tensorrt test-serving test-qemu test-wheels extras core-tests lint format setup native native-cuda sanitize test-compat mutants clean test-tools
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.ready
@@ -204,6 +204,10 @@ runtimes: $(addsuffix /.ready,$(OLDER)) build/npm/.ready
 test-runtimes: native $(VENV)/.extra-openvino runtimes
 	$(BIN)/python -m pytest tests/runtimes/others
 
+# What simplifiers, quantisers and converters do to an exported file.
+test-tools: native $(VENV)/.extra-tools-test
+	$(BIN)/python -m benchmarks.run tools
+
 # The source of the CUDA kernels, compiled by g++ and run on a CPU emulator. Where nvcc is installed, also what it makes of
 # them, and a proof that they have no race. No GPU is needed.
 test-cuda: $(VENV)/.extra-cuda-test
@@ -241,7 +245,7 @@ qemu-tests-%:
 	  --junit-xml=build/test-results/qemu-$*.xml $(QEMU_TESTS)
 
 # The packages of all optional suites, in one call of pip.
-OPTIONAL := browser-test cuda-test litert openvino serve-test tensorrt-test wheel-test
+OPTIONAL := browser-test cuda-test litert openvino serve-test tensorrt-test tools-test wheel-test
 comma := ,
 space := $(subst ,, )
 extras: $(VENV)/.extras $(VENV)/.triton build/vision/.ready

@@ -37,6 +37,7 @@ SUITES = {
     "planted_faults": "Faults that verification must find, and correct exports that it must pass.",
     "false_alarms": "Right exports that verification must pass, some with hostile weights.",
     "fuzz": "Damaged and hostile files for every reader, with a limit of memory.",
+    "tools": "What simplifiers, quantisers and converters do to an exported file.",
     "gates_live": "Cost of --layers and check, errors and latency verdicts on the demo's models.",
     "training_checkpoints": "Checkpoints of eight training codes, written by their own functions, through `import`.",
     "strangers_path": "Training codes with norm classes of their own, from training to serving, by commands only.",
