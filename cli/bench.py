@@ -30,7 +30,9 @@ def bench_command(
             "--checkpoint", metavar="DIR", exists=True, help="The checkpoint, which --against torch runs in PyTorch."
         ),
     ] = None,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Size of the batch axis.")] = 1,
+    batch: Annotated[
+        int | None, typer.Option("--batch", min=1, show_default="1", help="Size of the batch axis.")
+    ] = None,
     seq: Annotated[
         int | None,
         typer.Option(
@@ -107,7 +109,7 @@ def bench_command(
     wanted = BenchOptions(
         backend,
         kernels,
-        sizes={BATCH: batch} if seq is None else {BATCH: batch, SEQUENCE: seq},
+        sizes={axis: size for axis, size in ((BATCH, batch), (SEQUENCE, seq)) if size is not None},
         threads=threads,
         rounds=rounds,
         seed=seed,

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from ibnorm_export.artifacts.metadata import CacheKind, Target, Task
+from ibnorm_export.artifacts.runtime_versions import RuntimeName
 from ibnorm_export.artifacts.tensors import WeightType
 from ibnorm_export.cli import options
 from ibnorm_export.cli.console import out, print_json, print_next, show_progress
@@ -57,11 +58,13 @@ def export_command(
         int, typer.Option("--block-size", help="Number of weights that share a scale, for int8 and int4.")
     ] = 32,
     head_dtype: Annotated[
-        WeightType,
+        WeightType | None,
         typer.Option(
-            "--head-dtype", help="Type of the matrix before the logits, for int8 and int4: int8, int4 or fp32."
+            "--head-dtype",
+            show_default="int8",
+            help="Type of the matrix before the logits, for int8 and int4: int8, int4 or fp32.",
         ),
-    ] = WeightType.INT8,
+    ] = None,
     opset: Annotated[
         int | None,
         typer.Option(
@@ -77,12 +80,31 @@ def export_command(
             help="Key-value cache of a portable language model: it grows (dynamic) or has a fixed size (static).",
         ),
     ] = CacheKind.DYNAMIC,
-    inline: Annotated[
-        bool,
+    runtime: Annotated[
+        str | None,
         typer.Option(
-            "--inline", help="Expand the norms into standard operators, for runtimes without local functions."
+            "--for",
+            metavar="RUNTIME",
+            help=f"Runtime that must run the file: {', '.join(RuntimeName)}, or ort>=VERSION, as in ort>=1.18. It "
+            "chooses opset, inlining and fixed sizes.",
         ),
-    ] = False,
+    ] = None,
+    shape: Annotated[
+        str | None,
+        typer.Option(
+            "--shape",
+            metavar="AXIS=SIZE,...",
+            help="Fixed sizes, as in batch_size=1,sequence_length=128; the other axes stay dynamic.",
+        ),
+    ] = None,
+    inline: Annotated[
+        bool | None,
+        typer.Option(
+            "--inline/--no-inline",
+            show_default="as --for needs it, else not",
+            help="Expand the norms into standard operators, for runtimes without local functions.",
+        ),
+    ] = None,
     fuse_skip: Annotated[
         bool,
         typer.Option(
@@ -110,7 +132,9 @@ def export_command(
     """
     from ibnorm_export import models
     from ibnorm_export.artifacts.npz import read_npz
+    from ibnorm_export.artifacts.runtime_versions import required_versions
     from ibnorm_export.exporter.export import ExportOptions, export, export_weights, task_of
+    from ibnorm_export.exporter.options import parse_shape
 
     needed = task_of(target, task, checkpoint=checkpoint)
     weights_types = dtype or export_weights(target, needed)
@@ -123,6 +147,8 @@ def export_command(
             inline=inline,
             fuse_skip=fuse_skip,
             cache=cache,
+            shape={} if shape is None else parse_shape(shape),
+            runtime=runtime,
         )
         for chosen in weights_types
     ]
@@ -154,6 +180,8 @@ def export_command(
     for warning in loaded.warnings:
         out.print(f"warning: {warning}", style="yellow", markup=False)
     out.print(str(exported), markup=False)
+    oldest = " and ".join(f"{name} {version}" for name, version in required_versions(exported).items())
+    out.print(f"runs on {oldest} or later", markup=False)
     print_next(
         "verify",
         str(exported.path) if target is Target.TRANSFORMERS_JS else output,

@@ -8,9 +8,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+from ibnorm_export.artifacts.runtime_versions import newest_opset, version_numbers
 from ibnorm_export.environment import environment, version_of
 from ibnorm_export.errors import BackendUnavailable
 from ibnorm_export.op import native
+from ibnorm_export.op.onnx_functions import OPSETS
 from ibnorm_export.op.spec import SCHEMA
 from ibnorm_export.runtimes.node.packages import PACKAGES, find_node, find_package
 from ibnorm_export.runtimes.tensorrt.bindings import bindings
@@ -158,7 +160,18 @@ def _onnxruntime() -> list[Check]:
     if version_of("onnxruntime") is not None and version_of("onnxruntime-gpu") is not None:
         remedy = "onnxruntime and onnxruntime-gpu overwrite each other: pip uninstall both, then install one of them"
         return [Check(name, False, found, remedy)]
-    return [Check(name, True, found)]
+    return [Check(name, True, found, _opset_limit(ort.__version__))]
+
+
+def _opset_limit(version: str) -> str:
+    """What an old ONNX Runtime does not run; empty if it runs every file."""
+    numbers = version_numbers(version)
+    newest = newest_opset(numbers)
+    if newest >= OPSETS.stop - 1:
+        return ""
+    oldest = ".".join(map(str, numbers[:2]))
+    limit = f"runs files up to opset {newest}" if newest else "is older than any that files were tried on"
+    return f"it {limit}; pip install -U onnxruntime, or export with --for 'ort>={oldest}'"
 
 
 def _fused_kernels() -> Check:

@@ -11,6 +11,7 @@ from typing import Any
 from ibnorm_export.artifacts.exported_model import ExportedModel, NormNode, dtype_name
 from ibnorm_export.artifacts.metadata import Weights
 from ibnorm_export.artifacts.onnx_file import resolve
+from ibnorm_export.artifacts.runtime_versions import required_versions
 from ibnorm_export.errors import ModelFileError, quoted
 from ibnorm_export.text_report import text_table
 
@@ -70,6 +71,7 @@ class FileInspection(_Inspection):
         initializers: number of weights of each type.
         functions: domain and name of each local function.
         operators: number of nodes of each op type.
+        requires: the oldest version that runs the file, by runtime.
         metadata: what the export wrote about the model.
         norms: the norms.
     """
@@ -85,6 +87,7 @@ class FileInspection(_Inspection):
     initializers: Mapping[str, int]
     functions: tuple[str, ...]
     operators: Mapping[str, int]
+    requires: Mapping[str, str]
     metadata: Mapping[str, Any]
     norms: tuple[InspectedNorm, ...]
 
@@ -159,7 +162,10 @@ def inspect_file(path: str | Path) -> FileInspection:
         initializers=dict(types.most_common()),
         functions=tuple(f"{f.domain}::{f.name}" for f in model.proto.functions),
         operators=model.operators,
-        metadata={key: value for key, value in model.metadata.to_dict().items() if key not in ("norms", "config")},
+        requires=required_versions(model),
+        metadata={
+            key: value for key, value in model.metadata.to_dict().items() if key not in ("norms", "config", "requires")
+        },
         norms=tuple(
             InspectedNorm(
                 norm.module,

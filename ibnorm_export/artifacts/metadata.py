@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field, fields
 from pathlib import Path
@@ -114,6 +115,9 @@ class ModelMetadata:
             input name where the file has int64; `constants`, other arguments by name; `ranges`, the smallest and the
             largest integer by input name; `sizes`, those of the example's dynamic axes. The key is only written if
             there are some.
+        shape: sizes that the export has fixed, by name of the axis. The key is only written if there are some.
+        requires: the oldest version that runs the file, by runtime: "onnxruntime", and "onnxruntime-genai" for its
+            folders. Files of earlier versions do not have the key.
         versions: versions of the packages that wrote the file.
         other: entries under keys that this version does not know.
     """
@@ -134,6 +138,8 @@ class ModelMetadata:
     norms: Mapping[str, Any] = field(default_factory=dict)
     source_sha256: str = ""
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    shape: Mapping[str, int] = field(default_factory=dict)
+    requires: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     other: Mapping[str, Any] = field(default_factory=dict)
 
@@ -156,8 +162,9 @@ class ModelMetadata:
         entries["packed"] = {name: list(parts) for name, parts in self.packed.items()}
         if self.target is Target.PORTABLE:
             del entries["target"], entries["packed"]
-        if not self.arguments:
-            del entries["arguments"]
+        for name in ("arguments", "shape", "requires"):
+            if not entries[name]:
+                del entries[name]
         return {key: entries[key] for key in sorted(entries)}
 
     def to_props(self) -> dict[str, str]:
@@ -255,9 +262,24 @@ def _read_arguments(value: Any) -> dict[str, dict[str, Any]]:
     return value
 
 
+def _read_shape(value: Any) -> dict[str, int]:
+    if not isinstance(value, dict) or not all(type(size) is int and size >= 0 for size in value.values()):
+        _fail("an object of integers")
+    return value
+
+
+def _read_requires(value: Any) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(v, str) and _VERSION.fullmatch(v) for v in value.values()):
+        _fail("an object of versions")
+    return value
+
+
 def _is_range(value: Any) -> bool:
     return isinstance(value, list) and [type(limit) for limit in value] == [int, int] and value[0] <= value[1]
 
+
+#: A version of a runtime, such as 1.24.
+_VERSION: Final = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,6}){0,3}")
 
 #: Types of inputs that a file has as int64.
 _INTEGERS: Final = ("bool", "uint8", "int8", "int16", "int32")
@@ -293,5 +315,7 @@ _READERS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "norms": _OBJECT,
     "source_sha256": _TEXT,
     "arguments": _read_arguments,
+    "shape": _read_shape,
+    "requires": _read_requires,
     "versions": _OBJECT,
 }

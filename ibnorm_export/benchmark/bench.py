@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -77,7 +77,9 @@ def bench_forward(
 ) -> BenchReport:
     """Measure the latency of one pass, also of a file that generates text; arguments and errors as in `bench`."""
     options = BenchOptions() if options is None else options
+    _require_sizes(exported, options.sizes)
     sizes = {BATCH: 1, SEQUENCE: default_length(exported.metadata.max_positions), **options.sizes}
+    sizes |= exported.metadata.shape
     _require_runnable(exported, options=options, length=sizes.get(TOTAL, sizes[SEQUENCE]))
     inputs = draw_inputs(exported, sizes, seed=options.seed)
     with _torch_threads(options.thread_count):
@@ -110,6 +112,16 @@ def _require_runnable(exported: ExportedModel, *, options: BenchOptions, length:
     longest = exported.metadata.max_positions
     if 0 < longest < length:
         raise IBNormError(f"{exported.path} has {longest} positions, fewer than a sequence of {length}")
+
+
+def _require_sizes(exported: ExportedModel, sizes: Mapping[str, int]) -> None:
+    """Raise IBNormError for a size that an export with fixed sizes does not take."""
+    for axis, size in exported.metadata.shape.items():
+        if sizes.get(axis, size) != size:
+            raise IBNormError(
+                f"{exported.path} takes only {axis} {size}, not {sizes[axis]}: leave the size out, or export with "
+                f"--shape {axis}={sizes[axis]}"
+            )
 
 
 @contextmanager

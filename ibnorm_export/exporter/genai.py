@@ -99,10 +99,11 @@ def _check_model(model: LoadedModel) -> None:
 
 def _check_options(model: LoadedModel, options: ExportOptions) -> None:
     """Raise ExportError for options that the builder does not take."""
-    if options.opset is not None or options.inline or options.cache is not CacheKind.DYNAMIC:
+    stated = options.opset is not None or options.inline or options.cache is not CacheKind.DYNAMIC
+    if stated or options.shape or options.runtime is not None:
         raise ExportError(
-            "--target ort-genai does not take --opset, --inline or --cache: the builder of onnxruntime-genai chooses "
-            "them (it always keeps the cache in place)"
+            "--target ort-genai does not take --opset, --inline, --cache, --shape or --for: the builder of "
+            "onnxruntime-genai chooses them (it always keeps the cache in place)"
         )
     check_quantization(model, options)
 

@@ -8,7 +8,10 @@ module that they came from. Nothing in the file depends on when or where it was 
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 import onnx
@@ -19,11 +22,14 @@ import onnx_ir.passes.common as passes
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel, torch_dtype
-from ibnorm_export.artifacts.metadata import CacheKind, ModelMetadata, Task
+from ibnorm_export.artifacts.metadata import CacheKind, ModelMetadata, Target, Task
 from ibnorm_export.artifacts.onnx_file import MODEL_FILE, read_model
+from ibnorm_export.artifacts.runtime_versions import oldest_versions, requirements
 from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.errors import ExportError, ModelFileError
+from ibnorm_export.exporter.fixed_shapes import fixed_sizes, with_fixed_sizes
 from ibnorm_export.exporter.options import ExportOptions
+from ibnorm_export.exporter.runtime_settings import check_model
 from ibnorm_export.exporter.trace import ENTRY_PREFIX, trace
 from ibnorm_export.files import Kind, named_file, new_file
 from ibnorm_export.graph.attention import keep_heads_joined, transpose_keys_directly
@@ -62,15 +68,17 @@ _TIED_TWICE: Final = ("llama", "gpt2")
 _RECORDED_PACKAGES: Final = ("ibnorm-export", "torch", "onnx", "onnxscript", "onnx-ir", "transformers")
 
 
-def describe(model: LoadedModel, options: ExportOptions, *, opset: int) -> ModelMetadata:
-    """What an exported file records about itself."""
+def describe(
+    model: LoadedModel, options: ExportOptions, *, opset: int, shape: Mapping[str, int] = MappingProxyType({})
+) -> ModelMetadata:
+    """What an exported file records about itself, but for the oldest runtimes; `write_metadata` adds them."""
     return ModelMetadata(
         family=model.family,
         task=model.task,
         max_positions=model.max_positions,
         dtype=options.dtype,
         opset=opset,
-        inlined=options.inline,
+        inlined=bool(options.inline),
         fuse_skip=options.fuse_skip,
         cache=options.cache if model.task is Task.TEXT_GENERATION else None,
         quantization=None if options.quantization is None else options.quantization.entry(),
@@ -78,6 +86,7 @@ def describe(model: LoadedModel, options: ExportOptions, *, opset: int) -> Model
         norms={path: spec.to_config() for path, spec in model.norms.items()},
         source_sha256=model.source_sha256,
         arguments=model.arguments,
+        shape=shape,
         versions={name: importlib.metadata.version(name) for name in _RECORDED_PACKAGES},
     )
 
@@ -99,7 +108,13 @@ def _choose_opset(model: LoadedModel, options: ExportOptions) -> int:
             "with --task text-generation, or leave out --cache"
         )
     lowest_default = max(_FIRST_BF16_OPSET if options.dtype is DType.BF16 else 0, STATIC_OPSET if static else 0)
-    default = max(model.opset, lowest_default)
+    newest = OPSETS.stop - 1 if options.runtime is None else options.runtime.opset
+    default = max(min(model.opset, newest), lowest_default)
+    if default > newest:
+        raise ExportError(
+            f"a file in {options.dtype} needs opset {default}, but --for {options.runtime} takes at most {newest}: "
+            "choose another --dtype or runtime"
+        )
     opset = default if options.opset is None else options.opset
     lowest = STATIC_OPSET if static else OPSETS.start
     if not lowest <= opset < OPSETS.stop:
@@ -113,9 +128,12 @@ def _choose_opset(model: LoadedModel, options: ExportOptions) -> int:
 
 def build(model: LoadedModel, options: ExportOptions, *, progress: Progress = silent) -> ir.Model:
     """Build the ONNX model in memory; its weights are not quantised yet. See `export_file`."""
+    if options.runtime is not None:
+        check_model(options.runtime, family=model.family, task=model.task, source=str(model.source))
     opset = _choose_opset(model, options)
     check_quantization(model, options)
-    model = model.converted(torch_dtype(options.dtype))
+    sizes = fixed_sizes(model, options)
+    model = with_fixed_sizes(model.converted(torch_dtype(options.dtype)), sizes)
     progress("tracing", 0, 4)
     built = trace(model, opset)
     progress("simplifying", 1, 4)
@@ -126,7 +144,7 @@ def build(model: LoadedModel, options: ExportOptions, *, progress: Progress = si
         inline_norms(built)
     built.graph.name = model.family
     built.graph.metadata_props.clear()
-    write_metadata(built, describe(model, options, opset=opset))
+    write_metadata(built, describe(model, options, opset=opset, shape=sizes))
     return built
 
 
@@ -155,7 +173,16 @@ def _simplify(built: ir.Model, model: LoadedModel, *, options: ExportOptions) ->
 
 
 def write_metadata(built: ir.Model, metadata: ModelMetadata) -> None:
-    """Replace the metadata of other tools in the model with this package's name and `metadata`."""
+    """Replace the metadata of other tools in the model with this package's name and `metadata`.
+
+    The metadata also states the oldest runtimes that run the model.
+    """
+    operators = {node.op_type for node in built.graph if node.domain == ""}
+    quantization = metadata.quantization
+    bits = () if quantization is None else {quantization.bits, quantization.head_bits or quantization.bits}
+    genai = metadata.target is Target.ORT_GENAI
+    needed = tuple(requirements(built.opset_imports[""], operators, bits=bits, genai=genai))
+    metadata = replace(metadata, requires=oldest_versions(needed))
     built.producer_name = "ibnorm-export"
     built.producer_version = importlib.metadata.version("ibnorm-export")
     built.doc_string = None

@@ -31,6 +31,7 @@ from ibnorm_export.exporter.options import ExportOptions
 from ibnorm_export.exporter.single_file import build, check_file, quantized, write_metadata
 from ibnorm_export.exporter.text_folder import COMPANION_FILES, copy_companions
 from ibnorm_export.files import new_folder
+from ibnorm_export.graph.cleanup import forget_initializer_info
 from ibnorm_export.graph.float32_ends import float32_ends
 from ibnorm_export.progress import Progress, silent
 
@@ -166,6 +167,7 @@ def _shards(built: ir.Model) -> list[list[ir.Value]]:
 def _save(built: ir.Model, file: Path) -> int:
     """Write a model, and return the number of its data files: none up to 2 GB of weights."""
     shards = _shards(built)
+    forget_initializer_info(built.graph)
     if len(shards) <= 1:
         ir.save(built, file)
         return 0

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.metadata import Target
+from ibnorm_export.artifacts.runtime_versions import GENAI, ONNX_RUNTIME, check_installed
 from ibnorm_export.errors import BackendUnavailable, ModelFileError
 from ibnorm_export.generation.decoder import Decoder
 from ibnorm_export.runtimes.registry import fused_library
@@ -111,6 +112,7 @@ def open_sessions(folder: str | Path, kernels: Kernels = Kernels.AUTO, *, thread
             raise BackendUnavailable(
                 f"{folder} is for onnxruntime-genai, which is not installed: pip install 'ibnorm-export[genai]'"
             ) from error
+        check_installed(ExportedModel(folder), GENAI, ONNX_RUNTIME)
         return SessionSource("ort-genai", GenaiModel(folder, threads).start)
     exported = ExportedModel(folder)
     if exported.metadata.target is Target.ORT_GENAI:
@@ -125,6 +127,8 @@ def open_sessions(folder: str | Path, kernels: Kernels = Kernels.AUTO, *, thread
         )
     try:
         from ibnorm_export.generation.ort_session import OrtText
+
+        check_installed(exported, ONNX_RUNTIME)
     except ModuleNotFoundError as error:
         raise BackendUnavailable(
             f"{folder} needs the package {error.name}, which is not installed: pip install 'ibnorm-export[cpu]'"

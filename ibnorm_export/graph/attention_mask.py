@@ -87,6 +87,29 @@ def _columns_of_whole_mask(lookup: ir.Node) -> _Counter | None:
     return columns if _equal(columns.size, mask.shape[1]) or _covers_all_keys(columns.size, mask) else None
 
 
+def _has_constant_indices(lookup: ir.Node) -> bool:
+    indices = lookup.inputs[1]
+    return indices is not None and ir.convenience.get_const_tensor(indices) is not None
+
+
+def _reshape_whole_mask(graph: ir.Graph, lookup: ir.Node) -> None:
+    """Replace a GatherND by constant indices, in a file of fixed sizes, if it reads the whole mask in its order."""
+    mask, indices = lookup.inputs[:2]
+    tensor = None if indices is None else ir.convenience.get_const_tensor(indices)
+    if mask is None or mask.shape is None or tensor is None or not mask.shape.is_static() or len(mask.shape) != 2:
+        return
+    batch_dims = lookup.attributes.get("batch_dims")
+    if batch_dims is not None and batch_dims.as_int() != 0:
+        return
+    pairs = tensor.numpy()
+    every = np.argwhere(np.ones(mask.shape.numpy(), dtype=np.bool_))  # in the order of the mask
+    if pairs.shape[-1] != 2 or not np.array_equal(pairs.reshape(-1, 2), every):
+        return
+    sizes = constant(graph, f"{lookup.outputs[0].name}/sizes", array=np.array(pairs.shape[:-1]))
+    reshape = ir.node("Reshape", [mask, sizes], metadata_props=dict(lookup.metadata_props))
+    replace_node(graph, lookup, new=reshape, shape=ir.Shape(pairs.shape[:-1]))
+
+
 def use_mask_directly(graph: ir.Graph) -> None:
     """Replace a GatherND that reads every row and column of a mask with a Reshape of the mask.
 
@@ -96,6 +119,9 @@ def use_mask_directly(graph: ir.Graph) -> None:
     """
     for node in list(graph):
         if node.domain != "" or node.op_type != "GatherND":
+            continue
+        if _has_constant_indices(node):
+            _reshape_whole_mask(graph, node)
             continue
         columns, shape = _columns_of_whole_mask(node), node.outputs[0].shape
         if columns is None or shape is None:

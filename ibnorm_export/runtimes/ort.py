@@ -209,6 +209,12 @@ def read_profile(session: ort.InferenceSession) -> list[dict[str, Any]]:
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error's message: the rest is a list of places in ONNX Runtime's source."""
-    text = str(error).strip().splitlines()
-    return text[0] if text else type(error).__name__
+    """Return the first line of an error's message: the rest is a list of places in ONNX Runtime's source.
+
+    Where an input has a wrong shape, the lines that follow name the axis and both sizes, and are joined to it.
+    """
+    lines = [line.strip() for line in str(error).strip().splitlines()]
+    if not lines:
+        return type(error).__name__
+    axes = [line for line in lines[1:] if line.startswith("index:")] if lines[0].endswith("indices") else []
+    return ", ".join([lines[0], *axes])

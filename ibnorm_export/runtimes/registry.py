@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
+from ibnorm_export.artifacts.runtime_versions import ONNX_RUNTIME, check_installed
 from ibnorm_export.errors import BackendUnavailable, IBNormError, quoted
 from ibnorm_export.op import native
 from ibnorm_export.runtimes.runner import Backend, Endpoint, Kernels, Runner
@@ -75,6 +76,7 @@ class BackendInfo:
 def _open_ort_cpu(request: RunnerRequest) -> Runner:
     from ibnorm_export.runtimes.ort import OrtRunner
 
+    check_installed(request.model, ONNX_RUNTIME)
     return OrtRunner(
         request.model.path, request.threads, library=request.library, spins=request.spins, provider=request.provider
     )
@@ -83,6 +85,7 @@ def _open_ort_cpu(request: RunnerRequest) -> Runner:
 def _open_ort_cuda(request: RunnerRequest) -> Runner:
     from ibnorm_export.runtimes.ort_cuda import OrtCudaRunner
 
+    check_installed(request.model, ONNX_RUNTIME)
     return OrtCudaRunner(request.model.path, request.threads, library=request.library)
 
 
@@ -248,7 +251,7 @@ def open_runner(
     Raises:
         IBNormError: there is no such backend, it needs an endpoint, or it does not take one of the arguments.
         EngineError: the engine was built for another file, runtime, version or GPU.
-        BackendUnavailable: the runtime is not installed.
+        BackendUnavailable: the runtime is not installed, or too old for the file.
         ModelFileError: the runtime cannot load the model.
     """
     row = _row(backend)

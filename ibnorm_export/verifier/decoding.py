@@ -27,6 +27,7 @@ from ibnorm_export.verifier.error_accumulator import ErrorSums
 from ibnorm_export.verifier.finding import Finding
 from ibnorm_export.verifier.output_report import OutputParity
 from ibnorm_export.verifier.outputs import describe_error
+from ibnorm_export.verifier.samples import fixed_sizes
 from ibnorm_export.verifier.steps import NOTHING, Part
 from ibnorm_export.verifier.tolerances import BOUNDS
 
@@ -77,10 +78,10 @@ def decode(comparison: Comparison, _found: Part = NOTHING) -> Part:
 
     Returns:
         A parity for the prompt and one for the steps after it, with each way of running the norms, and findings. It is
-        empty for a model without a cache.
+        empty for a model without a cache, and for a file with fixed sizes, which decoding would change.
     """
     model = comparison.reference.model
-    if model.task is not Task.TEXT_GENERATION:
+    if model.task is not Task.TEXT_GENERATION or fixed_sizes(comparison.file, model):
         return Part()
     genai = comparison.file.metadata.target is Target.ORT_GENAI
     script = _write_script(model, padded=not genai)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
+from ibnorm_export.artifacts.runtime_versions import ONNX_RUNTIME, check_installed
 from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.errors import ModelFileError
 from ibnorm_export.runtimes.registry import BACKENDS
@@ -48,6 +49,7 @@ def _load(file: ExportedModel) -> tuple[str, str]:
     """What is wrong with the file, and what could not be tried; both empty if the runtime loads it."""
     from ibnorm_export.runtimes.ort import MissingKernelError, open_session, session_options
 
+    check_installed(file, ONNX_RUNTIME)
     try:
         options = session_options(None, None)
         open_session(file.path, options, library=None, providers=["CPUExecutionProvider"], level="none")

@@ -14,7 +14,7 @@ from ibnorm_export.artifacts.covering_inputs import CoveringInputs, draw_coverin
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.kv_cache import without_padding
 from ibnorm_export.artifacts.loaded_model import LoadedModel, torch_dtype
-from ibnorm_export.artifacts.metadata import Target
+from ibnorm_export.artifacts.metadata import Target, Task
 from ibnorm_export.artifacts.model_limits import ModelLimits, find_limits
 from ibnorm_export.artifacts.stress_inputs import draw_stress_inputs
 from ibnorm_export.artifacts.tensors import Arrays
@@ -22,7 +22,15 @@ from ibnorm_export.errors import ModelFileError
 from ibnorm_export.runtimes.runner import Backend
 from ibnorm_export.verifier.options import InputCoverage, VerifyOptions
 
-__all__ = ["FAST_LEAVES_OUT", "PreparedSamples", "RefusedInputError", "prepare_samples", "refusals", "round_inputs"]
+__all__ = [
+    "FAST_LEAVES_OUT",
+    "PreparedSamples",
+    "RefusedInputError",
+    "fixed_sizes",
+    "prepare_samples",
+    "refusals",
+    "round_inputs",
+]
 
 #: What fast coverage leaves out, and why.
 FAST_LEAVES_OUT: Final = (
@@ -80,7 +88,7 @@ class PreparedSamples:
     limits: ModelLimits = field(default_factory=lambda: ModelLimits({}, 0))
 
 
-def _fixed_sizes(exported: ExportedModel, model: LoadedModel) -> dict[str, int]:
+def fixed_sizes(exported: ExportedModel, model: LoadedModel) -> dict[str, int]:
     """Sizes of the axes that are dynamic in the model and fixed in the file, by name."""
     shapes = {tensor.name: tensor.shape for tensor in exported.inputs}
     return {
@@ -97,7 +105,7 @@ def _draw(exported: ExportedModel, model: LoadedModel, *, options: VerifyOptions
     drawn = [model.sample(rng, index) for index in range(options.samples)]
     with refusals(0, drawn[0]):
         limits = find_limits(model, inputs=drawn[0])
-    fixed = _fixed_sizes(exported, model)
+    fixed = fixed_sizes(exported, model)
     drawn = [fit_sizes(model, arrays, limits=limits, fixed=fixed) for arrays in drawn]
     covering = _cover(model, rng, options=options, limits=limits, fixed=fixed, drawn=drawn)
     stress = draw_stress_inputs(model, rng) if options.stress else {}
@@ -106,7 +114,8 @@ def _draw(exported: ExportedModel, model: LoadedModel, *, options: VerifyOptions
     notes = [f"samples {covered} and up are stress inputs: {', '.join(stress)}"] if stress else []
     if fixed:
         sizes = ", ".join(f"{name} {size}" for name, size in fixed.items())
-        notes.append(f"the file takes one size only: {sizes}; other sizes are not compared")
+        steps = ", nor is decoding" if model.task is Task.TEXT_GENERATION else ""
+        notes.append(f"the file takes one size only: {sizes}; other sizes are not compared{steps}")
     return PreparedSamples(
         (*drawn, *covering.samples.values(), *stressed),
         tuple(notes),

@@ -41,6 +41,8 @@ GENAI = ModelMetadata(
         "ranges": {"ids": [0, 9]},
         "sizes": {"batch": 2},
     },
+    shape={"batch_size": 1},
+    requires={"onnxruntime": "1.24"},
 )
 
 
@@ -59,7 +61,7 @@ def test_the_file_has_one_key_for_each_field_in_order() -> None:
 
 
 def test_a_portable_file_of_a_checkpoint_has_no_keys_that_only_others_need() -> None:
-    others = {"ibnorm.target", "ibnorm.packed", "ibnorm.arguments"}
+    others = {f"ibnorm.{key}" for key in ("target", "packed", "arguments", "shape", "requires")}
     assert FORWARD.to_props().keys() == GENAI.to_props().keys() - others
 
 
@@ -93,6 +95,8 @@ def test_unknown_keys_are_kept() -> None:
         ("packed", {"qkv": "q"}, "must be an object of lists of names"),
         ("arguments", {"integers": {"mask": "float32"}}, "must be an object of integers, constants, ranges, sizes"),
         ("arguments", {"ranges": {"ids": [9, 0]}}, "must be an object of integers"),
+        ("shape", {"batch_size": "1"}, "must be an object of integers"),
+        ("requires", {"onnxruntime": "new"}, "must be an object of versions"),
         ("arguments", {"sizes": {"batch": "2"}}, "must be an object of integers"),
         ("arguments", {"code": {}}, "must be an object of integers"),
         ("quantization", {"bits": 3}, "must be an object whose bits are 4 or 8"),

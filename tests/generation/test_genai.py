@@ -243,7 +243,7 @@ def test_what_the_builder_cannot_export(llama_checkpoint: Path, genai_checkpoint
         export_genai(load(llama_checkpoint), tmp_path / "a")
     with pytest.raises(ExportError, match="for the task text-generation"):
         export_genai(models.load(genai_checkpoint), tmp_path / "a")
-    with pytest.raises(ExportError, match="does not take --opset, --inline or --cache"):
+    with pytest.raises(ExportError, match="does not take --opset, --inline, --cache"):
         export_genai(load(genai_checkpoint), tmp_path / "a", options=ExportOptions(opset=20))
     mixed = NormConfig.from_config(
         {

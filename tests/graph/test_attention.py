@@ -287,3 +287,24 @@ def test_a_vit_keeps_heads_joined(exported_vit: ExportedModel, vit_checkpoint: P
     types = [node.op_type for node in newer.proto.graph.node]
     assert types.count("Attention") == 2
     assert types.count("Reshape") == types.count("Transpose") == 1, "of the patches"
+
+
+@pytest.mark.parametrize(("swapped", "kind"), [(False, "Reshape"), (True, "GatherND")])
+def test_a_lookup_by_constant_indices_is_a_reshape_only_if_it_reads_the_whole_mask(swapped: bool, kind: str) -> None:
+    pairs = np.argwhere(np.ones((2, 3), dtype=bool))
+    if swapped:
+        pairs[[0, 1]] = pairs[[1, 0]]
+    graph = helper.make_graph(
+        [helper.make_node("GatherND", ["mask", "pairs"], ["y"])],
+        "lookup",
+        [helper.make_tensor_value_info("mask", TensorProto.BOOL, [2, 3])],
+        [helper.make_tensor_value_info("y", TensorProto.BOOL, [2, 1, 1, 3])],
+        [numpy_helper.from_array(pairs.reshape(2, 1, 1, 3, 2), "pairs")],
+    )
+    model = ir.serde.deserialize_model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]))
+    mask = np.array([[True, False, True], [False, False, True]])
+    (expected,) = ReferenceEvaluator(ir.serde.serialize_model(model)).run(None, {"mask": mask})
+    use_mask_directly(model.graph)
+    assert [node.op_type for node in model.graph] == [kind]
+    (actual,) = ReferenceEvaluator(ir.serde.serialize_model(model)).run(None, {"mask": mask})
+    np.testing.assert_array_equal(actual, expected)
