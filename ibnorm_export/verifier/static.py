@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 from torch import Tensor
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel, torch_dtype
+from ibnorm_export.errors import quoted
 from ibnorm_export.op.torch_op import IBNorm
 from ibnorm_export.text_report import counted
 from ibnorm_export.verifier.coverage import Coverage
@@ -76,6 +78,9 @@ def _claim_problems(exported: ExportedModel, model: LoadedModel, *, flow: DataFl
     if metadata.inlined and norm_nodes(flow):
         yield Finding("metadata", f"states that norms are inlined, but the file has {len(norm_nodes(flow))} norm nodes")
     yield from _quantization_problems(exported, flow)
+    keys = Counter(entry.key for entry in exported.proto.metadata_props)
+    for key in (key for key, count in keys.items() if count > 1):
+        yield Finding("metadata", f"has the key {quoted(key)} twice, of which readers choose differently")
     for path, spec in metadata.norms.items():
         norm = model.norms.get(path)
         if norm is None:

@@ -1,4 +1,4 @@
-"""Check that a file uses its inputs as PyTorch does: token ids are only looked up, images only go into a convolution.
+"""Check that a file uses its inputs as PyTorch does: token ids are only looked up, images only enter a convolution.
 
 A file that clips, remaps or compares them may be right on every input that is run. Here, no number has to show it.
 """
@@ -19,22 +19,26 @@ __all__ = ["check_inputs"]
 
 #: PyTorch's operators on an input, and the operators that a file may have for each, with the position of the input.
 #: Some are those of ONNX Runtime's own domains, which it writes into optimised files.
-_SAME: Final[dict[str, frozenset[tuple[str, int]]]] = {
+_Uses = dict[str, frozenset[tuple[str, int]]]
+_SAME: Final[_Uses] = {
     "embedding": frozenset({("Gather", 1), ("EmbedLayerNormalization", 0), ("GatherBlockQuantized", 1)}),
     "convolution": frozenset(
         {("Conv", 0), ("FusedConv", 0), ("NhwcConv", 0), ("NhwcFusedConv", 0), ("ReorderInput", 0)}
     ),
+}
+
+#: The same for positions: they are looked up, or multiply the frequencies of a rotary embedding.
+_PRODUCT: Final = frozenset((op_type, position) for op_type in ("Mul", "MatMul", "Gemm") for position in (0, 1))
+_POSITIONS: Final[_Uses] = {**_SAME, "mul": _PRODUCT, "mm": _PRODUCT, "bmm": _PRODUCT}
+
+#: The same for a cache: it is extended.
+_CACHE: Final[_Uses] = {
     "cat": frozenset(
         {
-            ("Concat", 0),
-            ("Concat", 1),
-            ("Attention", 4),
-            ("Attention", 5),
-            ("TensorScatter", 0),
-            ("GroupQueryAttention", 3),
-            ("GroupQueryAttention", 4),
+            *(("Concat", 0), ("Concat", 1), ("Attention", 4), ("Attention", 5), ("TensorScatter", 0)),
+            *(("GroupQueryAttention", 3), ("GroupQueryAttention", 4)),
         }
-    ),
+    )
 }
 
 #: Operators that leave values as they are, in another shape or type, and those that read only the shape.
@@ -61,9 +65,10 @@ def check_inputs(flow: DataFlow, coverage: Coverage) -> Iterator[Finding]:
     """
     yield from _narrow_casts(flow, coverage)
     for name, operators in coverage.uses.items():
-        if not operators or not operators <= _SAME.keys():
+        known = _POSITIONS if name == "position_ids" else _CACHE if name.startswith("past_key_values.") else _SAME
+        if not operators or not operators <= known.keys():
             continue
-        same = frozenset().union(*(_SAME[operator] for operator in operators))
+        same = frozenset().union(*(known[operator] for operator in operators))
         for node, position in _uses(flow, name):
             if (node.proto.op_type, position) not in same:
                 what = f"goes into the {node}; PyTorch uses it in {', '.join(sorted(operators))} only"

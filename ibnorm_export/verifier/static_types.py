@@ -18,6 +18,9 @@ __all__ = ["check_types"]
 #: Initializers up to this size can be shapes or axes, whose values decide types and shapes; others keep only theirs.
 _SMALL_BYTES: Final = 4096
 
+#: Attributes that state the type in which an operator computes inside.
+_PRECISIONS: Final = frozenset({"stash_type", "softmax_precision"})
+
 #: How ONNX's inference reports that types differ. Other problems are about shapes, which the builder of
 #: onnxruntime-genai declares wrongly for some constants.
 _ABOUT_TYPES: Final = re.compile(r"elem type|inconsistent type|type constraint|TypeInferenceError|type mismatch", re.I)
@@ -32,6 +35,12 @@ def check_types(exported: ExportedModel) -> Iterator[Finding]:
     names = Counter([t.name for t in graph.initializer] + [t.values.name for t in graph.sparse_initializer])
     for name in [name for name, count in names.items() if count > 1]:
         yield Finding(f"constant {name}", "the file has two of this name, of which runtimes choose differently")
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.name in _PRECISIONS and attribute.i in (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16):
+                kind = onnx.TensorProto.DataType.Name(attribute.i)
+                what = f"computes in {kind}, where PyTorch computes in float32 ({attribute.name})"
+                yield Finding(f"types of the {node.op_type} node {node.name or node.output[0]!r}", what)
     try:
         onnx.shape_inference.infer_shapes(_without_weights(exported.proto), check_type=True, strict_mode=True)
     except onnx.shape_inference.InferenceError as error:

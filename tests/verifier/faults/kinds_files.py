@@ -46,6 +46,10 @@ def _no_metadata(e: Edit) -> None:
     del e.proto.metadata_props[:]
 
 
+def _second_entry(e: Edit) -> None:
+    e.proto.metadata_props.add(key="ibnorm.max_positions", value="9")
+
+
 def _no_output(e: Edit) -> None:
     del e.proto.graph.output[-1]
 
@@ -196,6 +200,7 @@ KINDS: Final = tuple(
                 "",
             ),
             ("another configuration", ("llama", "vit"), _claim("config", lambda c: {**c, "lambda": 9.0}), ""),
+            ("a key of the metadata twice", ("llama", "vit"), _second_entry, ""),
             ("no metadata", ("llama",), _no_metadata, ""),
             ("another format", ("llama",), _claim("format", "99"), ""),
             (

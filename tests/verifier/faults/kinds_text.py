@@ -346,6 +346,7 @@ KINDS: Final = tuple(
             ("scale of attention x 1.1", ("llama", "gpt2", "llama int8"), _attention(scale=0.275), ""),
             ("scale of another head size", ("llama", "gpt2"), _attention(scale=0.5), ""),
             ("scores are capped at 50", ("llama", "gpt2", "llama bf16"), _attention(softcap=50.0), ""),
+            ("softmax computes in fp16", ("llama", "gpt2"), _attention(softmax_precision=onnx.TensorProto.FLOAT16), ""),
             ("queries and keys exchanged", ("gpt2", "llama static"), _swap_attention(0, 1), ""),
             ("keys and values exchanged", ("llama", "gpt2"), _swap_attention(1, 2), ""),
         ),
