@@ -42,8 +42,25 @@ _MOVING_OPERATORS: Final = frozenset(
     }
 )
 
-#: Operators whose numbers are factors and terms; those of all others may limit a value or choose one.
-_ARITHMETIC_OPERATORS: Final = frozenset({"add", "sub", "rsub", "mul", "div", "pow", "add_", "sub_", "mul_", "div_"})
+#: Operators that compare, and parts of the names of those that limit or choose. Numbers of all others are no limits: a
+#: norm is given its size as a number, too.
+_COMPARISONS: Final = frozenset({"lt", "le", "gt", "ge", "eq", "ne", "lt_", "le_", "gt_", "ge_", "eq_", "ne_"})
+_LIMITING: Final = (
+    *("clamp", "clip", "hard", "relu6", "threshold", "softplus", "shrink", "elu", "minimum", "maximum", "max", "min"),
+    *(
+        "where",
+        "masked",
+        "fill",
+        "full",
+        "scalar_tensor",
+        "nan_to_num",
+        "remainder",
+        "fmod",
+        "floor_divide",
+        "bucketize",
+    ),
+    *("bitwise", "shift", "isclose", "topk"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +74,7 @@ class Coverage:
             `compute_in_float64` widens casts: those that write to a tensor of another dtype.
         operators: names of the operators that ran, without their overloads.
         numbers: numbers that operators were given: Python's own and those of tensors with one element.
-        limits: those of them that an operator may use as a limit.
+        limits: those of them that an operator compares with, or limits a value to.
         places: integers that operators were given that move, select or reshape values.
         constants: tensors that operators took or returned and that depend on no input, only small ones; and the names
             of the weights that each was computed from.
@@ -123,7 +140,8 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
             numbers = {float(v) for v in given if isinstance(v, (int, float)) and not isinstance(v, bool)}
             numbers |= {float(v.item()) for v in tensors if v.numel() == 1 and self._is_constant(v)}
             self.numbers |= numbers
-            self.limits |= set() if name in _ARITHMETIC_OPERATORS else numbers
+            limits = name in _COMPARISONS or any(part in name for part in _LIMITING)
+            self.limits |= numbers if limits else set()
         if any(tensor in self._data for tensor in tensors):
             self._data.update(dict.fromkeys(made, True))
             made = []

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 from torch import Tensor
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel, torch_dtype
+from ibnorm_export.artifacts.metadata import CacheKind, Target, Task
 from ibnorm_export.errors import quoted
 from ibnorm_export.op.torch_op import IBNorm
 from ibnorm_export.text_report import counted
@@ -68,6 +70,8 @@ def _notes(flow: DataFlow, inlined: InlinedNorms) -> Iterator[str]:
     if flow.unreached:
         first = ", ".join(str(node) for node in flow.unreached[:3])
         yield f"no output depends on {counted(len(flow.unreached), 'node')} of the file ({first})"
+    if exported.metadata.opset not in (0, exported.opset):
+        yield f"the metadata states opset {exported.metadata.opset}; the file has opset {exported.opset}"
     if exported.stored_dtype is not exported.dtype:
         yield f"the export was in {exported.dtype}, but most weights are stored in {exported.stored_dtype}"
 
@@ -78,6 +82,7 @@ def _claim_problems(exported: ExportedModel, model: LoadedModel, *, flow: DataFl
     if metadata.inlined and norm_nodes(flow):
         yield Finding("metadata", f"states that norms are inlined, but the file has {len(norm_nodes(flow))} norm nodes")
     yield from _quantization_problems(exported, flow)
+    yield from _entry_problems(exported, model, flow=flow)
     keys = Counter(entry.key for entry in exported.proto.metadata_props)
     for key in (key for key, count in keys.items() if count > 1):
         yield Finding("metadata", f"has the key {quoted(key)} twice, of which readers choose differently")
@@ -89,6 +94,23 @@ def _claim_problems(exported: ExportedModel, model: LoadedModel, *, flow: DataFl
             yield Finding(f"metadata of norm {path}", f"states {spec}; the checkpoint has {norm.to_config()}")
     for path in model.norms.keys() - metadata.norms.keys():
         yield Finding(f"metadata of norm {path}", "is missing; the checkpoint has the norm")
+
+
+def _entry_problems(exported: ExportedModel, model: LoadedModel, *, flow: DataFlow) -> Iterator[Finding]:
+    """Entries of the metadata that differ from those of a new export of the checkpoint."""
+    metadata = exported.metadata
+    stated: list[tuple[str, Any, Any]] = [
+        ("task", metadata.task, model.task),
+        ("max_positions", metadata.max_positions, model.max_positions),
+    ]
+    if metadata.config is not None and model.section is not None:
+        stated.append(("config", dict(metadata.config), dict(model.section)))
+    if model.task is Task.TEXT_GENERATION and metadata.target is Target.PORTABLE:
+        in_place = any(node.proto.op_type == "TensorScatter" for node in flow.nodes)
+        stated.append(("cache", metadata.cache, CacheKind.STATIC if in_place else CacheKind.DYNAMIC))
+    for key, found, expected in stated:
+        if found != expected:
+            yield Finding(f"metadata {key}", f"states {quoted(found)}; it must be {quoted(expected)}")
 
 
 def _quantization_problems(exported: ExportedModel, flow: DataFlow) -> Iterator[Finding]:

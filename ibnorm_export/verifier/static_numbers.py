@@ -138,8 +138,8 @@ class _Numbers:
         specs = list(model.norms.values())
         used = {*coverage.numbers, *(s.lambd for s in specs), *(s.epsilon for s in specs), *_sizes(model)}
         used |= {spec.lambd**2 * spec.epsilon for spec in specs}
-        used |= {size / (size - 1) for size in _sizes(model) if size > 1}  # the factor of an unbiased variance
-        if {"var", "var_mean", "std", "std_mean"} & coverage.operators:
+        if model.replaced_norms or {"var", "var_mean", "std", "std_mean"} & coverage.operators:
+            used |= {size / (size - 1) for size in _sizes(model) if size > 1}  # the factor of an unbiased variance
             used |= {size - 1 for size in _sizes(model)}  # its divisor
         limits = {3.0, 6.0} if {"hardswish", "hardsigmoid", "relu6"} & coverage.operators else set()
         known = {*limits, *coverage.limits, *(s.lambd for s in specs)}

@@ -35,6 +35,11 @@ def check_types(exported: ExportedModel) -> Iterator[Finding]:
     names = Counter([t.name for t in graph.initializer] + [t.values.name for t in graph.sparse_initializer])
     for name in [name for name, count in names.items() if count > 1]:
         yield Finding(f"constant {name}", "the file has two of this name, of which runtimes choose differently")
+    for output in (
+        graph.output if exported.metadata.config is not None else ()
+    ):  # the user's own code may return float64
+        if output.type.tensor_type.elem_type == onnx.TensorProto.DOUBLE:
+            yield Finding(f"output {output.name}", "is float64, which the checkpoint does not give")
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.name in _PRECISIONS and attribute.i in (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16):

@@ -182,7 +182,12 @@ KINDS: Final = tuple(
             ("a norm has another path", _METADATA, _claim("norms", _rename_norm), ""),
             ("a norm is not stated", _METADATA, _claim("norms", _forget_norm), ""),
             ("inlined is stated of norm nodes", _METADATA, _claim("inlined", True), ""),
-            ("inlined is denied of expanded norms", ("vit inlined", "llama inlined"), _claim("inlined", False), ""),
+            (
+                "inlined is denied of expanded norms",
+                ("vit inlined", "llama inlined"),
+                _claim("inlined", False),
+                "a note says that the norms are inlined, as tools do without changing the metadata",
+            ),
             ("another family", _METADATA, _claim("family", "gpt2"), ""),
             (
                 "another task",
@@ -192,7 +197,12 @@ KINDS: Final = tuple(
             ),
             ("another length", ("llama", "llama decoder", "gpt2"), _claim("max_positions", 4096), ""),
             ("another dtype", ("llama", "vit fp16"), _claim("dtype", "bf16"), ""),
-            ("another opset", ("llama", "vit"), _claim("opset", 18), ""),
+            (
+                "another opset",
+                ("llama", "vit"),
+                _claim("opset", 18),
+                "a note names it: tools convert files to other opsets",
+            ),
             (
                 "another kind of cache",
                 ("llama decoder", "llama static"),

@@ -83,7 +83,7 @@ MUTANTS = (
     Mutant(
         "order of norms", static_norms, "_order_problems", _nothing, "two norms exchanged with their weights", "llama"
     ),
-    Mutant("number of norms", static_norms, "check_norms", _nothing, "a norm has a second node", "llama"),
+    Mutant("number of norms", static, "check_norms", _nothing, "a norm has a second node", "llama"),
     Mutant(
         "inlined norms", static_inlined.InlinedNorms, "take", _always(True), "inlined: another epsilon", "vit inlined"
     ),
