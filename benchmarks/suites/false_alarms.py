@@ -30,6 +30,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this suite."""
     parser.add_argument("--folder", type=Path, help="Keep exports and outcomes here, and continue from them.")
     parser.add_argument("--exports", default=f"0:{EXPORTS}:1", help="Numbers as START:STOP:STEP (%(default)s).")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="Verify no further export after this time.")
     parser.add_argument("--processor", default="", help="Name of an emulated processor for the record.")
 
 
@@ -40,11 +41,16 @@ def measure(options: argparse.Namespace, report: Report) -> None:
         folder = options.folder or Path(place)
         folder.mkdir(parents=True, exist_ok=True)
         done = {outcome["number"] for outcome in _outcomes(folder) if outcome["processor"] == processor}
+        end = time.monotonic() + 60.0 * options.minutes
         for number in range(*map(int, options.exports.split(":"))):
-            if number not in done:
+            if number not in done and time.monotonic() < end:
                 outcome = {"processor": processor, **_try(right_export(number), folder / f"{number:03}")}
                 with (folder / OUTCOMES).open("a", encoding="utf-8") as lines:
                     lines.write(json.dumps(outcome) + "\n")
+        report.facts["verified"] = {
+            where: f"{sum(o['processor'] == where for o in _outcomes(folder))} of {EXPORTS} exports"
+            for where in sorted({o["processor"] for o in _outcomes(folder)})
+        }
         groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
         for outcome in sorted(_outcomes(folder), key=lambda outcome: outcome["number"]):
             case = right_export(outcome["number"])

@@ -32,6 +32,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this suite."""
     parser.add_argument("--folder", type=Path, help="Keep right files and outcomes here, and continue from them.")
     parser.add_argument("--part", default="0:1", help="Which part of the cases: INDEX:PARTS (%(default)s).")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="Judge no further fault after this time.")
     parser.add_argument("--again", action="store_true", help="Judge those again that were not found.")
 
 
@@ -42,8 +43,11 @@ def measure(options: argparse.Namespace, report: Report) -> None:
         folder = options.folder or Path(place)
         folder.mkdir(parents=True, exist_ok=True)
         known = _outcomes(folder)
+        end = time.monotonic() + 60.0 * options.minutes
         for number, (kind, name) in enumerate(cases()):
             earlier = known.get((kind.group, kind.name, name))
+            if time.monotonic() > end:
+                break
             if number % parts != part or (earlier and (earlier["found"] or not options.again)):
                 continue
             outcome = _judge(kind, name, folder)
@@ -55,8 +59,9 @@ def measure(options: argparse.Namespace, report: Report) -> None:
     for kind in KINDS:
         if outcomes := by_kind[kind.group, kind.name]:
             report.add(_row(kind, outcomes))
+    report.facts["judged"] = f"{sum(map(len, by_kind.values()))} of {len(list(cases()))} faults"
     figures = {
-        "kinds": Figure(len(KINDS)),
+        "kinds": Figure(len(by_kind)),
         "faults": Figure(sum(map(len, by_kind.values()))),
         "found": Figure(sum(bool(o["found"]) for group in by_kind.values() for o in group)),
     }

@@ -21,7 +21,7 @@ def require_match(exported: ExportedModel, model: LoadedModel) -> tuple[str, ...
         Notes. A file from another copy of the checkpoint is not refused, but gets a note.
 
     Raises:
-        ModelFileError: the file has no metadata, or its family or inputs are not those of the checkpoint.
+        ModelFileError: the file has no metadata, or its family, inputs or outputs are not those of the checkpoint.
     """
     metadata = exported.require_metadata()
     if metadata.family != model.family:
@@ -35,6 +35,12 @@ def require_match(exported: ExportedModel, model: LoadedModel) -> tuple[str, ...
     if not expected - optional <= names <= expected:
         raise ModelFileError(
             f"{exported.path} takes {sorted(names)}; the checkpoint takes {[spec.name for spec in model.inputs]}"
+        )
+    returned = {tensor.name for tensor in exported.outputs}
+    if returned != set(model.outputs):
+        raise ModelFileError(
+            f"{exported.path} returns {sorted(returned)}; the checkpoint returns {sorted(model.outputs)}: "
+            "export the checkpoint again"
         )
     if metadata.source_sha256 == model.source_sha256:
         return ()
