@@ -109,14 +109,14 @@ def make_corpus(folder: Path) -> None:
 
 
 def _write_models(folder: Path) -> Path:
-    checkpoint = save_checkpoint(folder / "checkpoint", VIT, IBNormSpec("T", 3.0))
+    checkpoint = save_checkpoint(folder / "checkpoint", VIT, IBNormSpec("T", 3.0), seed=0)
     model = models.load(checkpoint)
     export(model, folder / "m.onnx")
     (folder / "m.plan").touch()
     inputs = model.sample(np.random.default_rng(0), 0)
     np.savez(folder / "in.npz", **inputs)  # type: ignore[arg-type]  # the stub takes a name for allow_pickle
     np.save(folder / "labels.npy", np.arange(5))
-    language = save_checkpoint(folder / "language", LLAMA | {"num_hidden_layers": 1}, IBNormSpec("L", 4.0))
+    language = save_checkpoint(folder / "language", LLAMA | {"num_hidden_layers": 1}, IBNormSpec("L", 4.0), seed=0)
     write_byte_tokenizer(language)
     export_folder(models.load(language, task="text-generation"), folder / "text")
     return checkpoint
@@ -133,6 +133,7 @@ def _write_weights(folder: Path, checkpoint: Path) -> None:
 
 
 def _write_training_codes(folder: Path) -> None:
+    torch.manual_seed(0)
     (folder / "nanogpt").mkdir()
     gpt = GPT(_NANOGPT, lambda c: LogNorm(c.n_embd, 2.5, bias=c.bias))
     save_nanogpt(folder / "nanogpt" / "ckpt.pt", gpt, _NANOGPT)

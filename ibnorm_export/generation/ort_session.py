@@ -10,7 +10,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from ibnorm_export.artifacts.axes import CAPACITY
-from ibnorm_export.errors import ModelFileError
+from ibnorm_export.errors import ModelFileError, quoted
 from ibnorm_export.runtimes.ort import OrtError, OrtRunner
 from ibnorm_export.text_report import counted
 
@@ -18,6 +18,25 @@ __all__ = ["OrtText", "OrtTextSession"]
 
 _PAST: Final = "past_key_values."
 _TYPES: Final = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+
+
+def _caches(session: ort.InferenceSession) -> list[ort.NodeArg]:
+    """The inputs of the cache.
+
+    Raises:
+        ModelFileError: there are none, or one is not (batch, heads, past, size) with a fixed number and size of heads.
+    """
+    caches = [i for i in session.get_inputs() if i.name.startswith(_PAST)]
+    for cache in caches:
+        fixed = len(cache.shape) == 4 and all(isinstance(cache.shape[axis], int) for axis in (1, 3))
+        if not fixed or cache.type not in _TYPES:
+            raise ModelFileError(
+                f"the cache {quoted(cache.name)} is {quoted(cache.type)} of shape {quoted(cache.shape)}; it must be "
+                "float or float16 with 4 axes, of which heads and their size are fixed: export the model again"
+            )
+    if not caches:
+        raise ModelFileError(f"the model has no cache: no input begins with {_PAST}; export it again")
+    return caches
 
 
 class OrtTextSession:
@@ -32,7 +51,7 @@ class OrtTextSession:
         self._length = 0
         self._batch = batch
         self._positions = any(i.name == "position_ids" for i in session.get_inputs())
-        caches = [i for i in session.get_inputs() if i.name.startswith(_PAST)]
+        caches = _caches(session)
         self._in_place = caches[0].shape[2] == CAPACITY
         self._room = length
         self._ones = np.ones((batch, length), dtype=np.int64)

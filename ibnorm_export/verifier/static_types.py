@@ -52,6 +52,8 @@ def check_types(exported: ExportedModel) -> Iterator[Finding]:
         lines = [line.strip() for line in str(error).splitlines()]
         for line in [line for line in lines if _ABOUT_TYPES.search(line)][:3]:
             yield Finding("types", f"a runtime cannot load the file: {line[:200]}")
+    except ValueError as error:  # a type that ONNX does not have
+        yield Finding("types", f"a runtime cannot load the file: {error}")
 
 
 def _without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -31,6 +31,7 @@ from ibnorm_export.verifier.constants import KnownConstants
 from ibnorm_export.verifier.coverage import Coverage, measure_coverage
 from ibnorm_export.verifier.report import StaticReport
 from ibnorm_export.verifier.static import check_static
+from ibnorm_export.verifier.static_types import check_types
 from ibnorm_export.verifier.weight_values import WeightValues
 from tests.support.planting import Array, Change, initializer, insert, norm_of, norms, rewrite, set_attribute
 from tests.verifier.plant import plant
@@ -497,3 +498,10 @@ def test_equal_weights_may_be_merged(
 
     report = check_static(plant(exported_llama, tmp_path, merge), fresh, coverage=llama_coverage)
     assert report, report.findings
+
+
+def test_a_type_that_onnx_does_not_have_is_a_finding(exported_vit: ExportedModel, tmp_path: Path) -> None:
+    proto = onnx.load(exported_vit.path)
+    proto.graph.input[0].type.tensor_type.elem_type = 999
+    onnx.save(proto, tmp_path / "m.onnx")
+    assert any("999" in finding.what for finding in check_types(ExportedModel(tmp_path / "m.onnx")))
