@@ -13,6 +13,7 @@
 #   make test-serving      a real Triton and the text endpoint, on loopback
 #   make test-fuzz         damaged and hostile files for every reader, for MINUTES (5)
 #   make test-qemu         the numeric tests on emulated older processors, where qemu-user is installed
+#   make test-harness      models in EleutherAI's evaluation harness
 #   make test-wheels       what a release publishes, each wheel installed where there is no compiler
 #   make test-compat       the library's tests on ONNX Runtime 1.20.1
 # Native libraries:
@@ -46,7 +47,7 @@ CUDA_ARCHITECTURES ?= 80-real;90-real
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 CPP := $(shell find custom_ops tests -name '*.cc' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo runtimes test-runtimes library test test-fuzz test-generation test-faults test-families test-browser families training-checkpoints test-targets test-cuda test-tensorrt test-serving test-qemu test-wheels extras core-tests lint format setup native native-cuda sanitize test-compat mutants clean test-tools
+.PHONY: demo runtimes test-runtimes library test test-fuzz test-generation test-faults test-families test-browser families training-checkpoints test-targets test-cuda test-tensorrt test-serving test-qemu test-harness test-wheels extras core-tests lint format setup native native-cuda sanitize test-compat mutants clean test-tools
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.ready
@@ -106,6 +107,9 @@ test-compat: native
 	PYTHONPATH=build/onnxruntime-1.20 $(BIN)/python -c "import onnxruntime as o; assert o.__version__ == '1.20.1', o.__version__"
 	PYTHONPATH=build/onnxruntime-1.20 $(BIN)/python -m pytest -q tests/custom_ops/ort/test_ort_library.py
 
+test-harness: native $(VENV)/.extra-lm-eval-test
+	$(BIN)/python -m pytest tests/evaluation/harness
+
 # The compiler works for a minute. A wheel for arm64 is built where aarch64-linux-gnu-g++ is installed.
 test-wheels: native $(VENV)/.extra-wheel-test
 	$(BIN)/python -m pytest tests/packaging
@@ -121,7 +125,7 @@ test: native
 	$(MAKE) --no-print-directory --jobs=2 lint core-tests
 
 core-tests:
-	$(PYTEST) --junit-xml=build/test-results/core.xml $(addprefix --ignore=tests/,generation runtimes/others verifier/faults models/families browser packaging targets custom_ops/cuda custom_ops/tensorrt serving)
+	$(PYTEST) --junit-xml=build/test-results/core.xml $(addprefix --ignore=tests/,evaluation/harness generation runtimes/others verifier/faults models/families browser packaging targets custom_ops/cuda custom_ops/tensorrt serving)
 
 # Cached decoding, generation in every form, and quantised weights. Most of the time is export.
 test-generation: native
@@ -245,7 +249,7 @@ qemu-tests-%:
 	  --junit-xml=build/test-results/qemu-$*.xml $(QEMU_TESTS)
 
 # The packages of all optional suites, in one call of pip.
-OPTIONAL := browser-test cuda-test litert openvino serve-test tensorrt-test tools-test wheel-test
+OPTIONAL := browser-test cuda-test litert lm-eval-test openvino serve-test tensorrt-test tools-test wheel-test
 comma := ,
 space := $(subst ,, )
 extras: $(VENV)/.extras $(VENV)/.triton build/vision/.ready

@@ -38,7 +38,7 @@ def evaluate_command(
             "--data",
             metavar="PATH",
             help="Texts (.txt, .jsonl, .parquet, a folder of datasets) or labelled images (a folder for each class, "
-            ".npz, .parquet, .tar shards). Nothing is downloaded.",
+            ".npz, .parquet, .tar shards), or questions with choices (.jsonl). Nothing is downloaded.",
         ),
     ],
     against: Annotated[

@@ -113,7 +113,7 @@ class ModelCandidate:
         tokens = np.zeros((len(windows), max(len(w.tokens) for w in windows)), dtype=np.int64)
         for row, window in zip(tokens, windows, strict=True):
             row[: len(window.tokens)] = window.tokens
-        logits = self._logits(tokens)
+        logits = self._logits(tokens[:, :-1])  # nothing is predicted after the last token
         found = []
         for index, window in enumerate(windows):
             last = len(window.tokens)

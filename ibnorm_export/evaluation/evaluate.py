@@ -16,6 +16,7 @@ from ibnorm_export.environment import environment
 from ibnorm_export.errors import IBNormError, shortened
 from ibnorm_export.evaluation.candidates import open_candidate
 from ibnorm_export.evaluation.changes import changed_answers
+from ibnorm_export.evaluation.choice import choice_task
 from ibnorm_export.evaluation.classification import classification_task
 from ibnorm_export.evaluation.images import open_images
 from ibnorm_export.evaluation.journal import Journal
@@ -53,8 +54,8 @@ def evaluate(
     Args:
         candidates: one or several of: an exported file or folder, a checkpoint folder (which PyTorch runs), the result
             of `load` or `export`, or a `Candidate` of your own.
-        task: "perplexity" or "classification".
-        data: the file or folder of texts or images; nothing is downloaded.
+        task: "perplexity", "classification" or "choice".
+        data: the file or folder of texts, images or questions; nothing is downloaded.
         against: the reference, of the same kinds; None compares nothing.
         options: backend, limits and what passes; None is `EvaluationOptions()`.
         progress: called as the work progresses.
@@ -82,6 +83,8 @@ def evaluate(
     made: EvaluationTask
     if chosen is TaskName.PERPLEXITY:
         made, content = perplexity_task(opened, data, options=options, progress=progress), TextData(data).sha256()
+    elif chosen is TaskName.CHOICE:
+        made, content = choice_task(opened, data, options=options), sha256_of(Path(data))
     else:
         made, content = classification_task(opened, data, options=options), open_images(data).sha256()
     return run_task(

@@ -19,6 +19,8 @@ class TaskName(enum.StrEnum):
     """How well a language model predicts texts."""
     CLASSIFICATION = "classification"
     """How many images a classifier recognises."""
+    CHOICE = "choice"
+    """How many questions a language model answers by choosing the likeliest of some texts."""
 
 
 @dataclass(frozen=True, slots=True)

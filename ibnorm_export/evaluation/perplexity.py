@@ -37,7 +37,7 @@ from ibnorm_export.evaluation.statistics import (
 from ibnorm_export.evaluation.texts import Document, TextData
 from ibnorm_export.progress import Progress
 
-__all__ = ["Perplexity", "perplexity_task", "windows_of"]
+__all__ = ["Perplexity", "find_tokenizer", "perplexity_task", "windows_of"]
 
 #: The longest window that is chosen when none is asked for, in tokens.
 _LONGEST: Final = 1024
@@ -289,7 +289,7 @@ def _by_context(table: ResultTable) -> tuple[tuple[float, float], ...]:
     return tuple(points)
 
 
-def _find_tokenizer(candidates: Sequence[Candidate], folder: Path | None, *, vocabulary: int) -> FolderTokenizer:
+def find_tokenizer(candidates: Sequence[Candidate], folder: Path | None, *, vocabulary: int) -> FolderTokenizer:
     """The tokenizer of the options or of the first candidate that has one; those of candidates must agree.
 
     Raises:
@@ -332,7 +332,7 @@ def perplexity_task(
     vocabulary = min((c.facts.vocabulary for c in candidates if c.facts.vocabulary), default=0)
     positions = min((c.facts.max_positions for c in candidates if c.facts.max_positions), default=0)
     texts = TextData(data)
-    tokenizer = _find_tokenizer(candidates, options.tokenizer, vocabulary=vocabulary)
+    tokenizer = find_tokenizer(candidates, options.tokenizer, vocabulary=vocabulary)
     max_length = options.max_length or min(_LONGEST, positions or _LONGEST)
     if positions and max_length > positions:
         raise IBNormError(f"--max-length is {max_length}; the model has {positions} positions")

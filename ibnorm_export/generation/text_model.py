@@ -118,12 +118,16 @@ class TextModel:
         self._ends = ends
 
     def generate(
-        self, prompt: str, sampling: Sampling | None = None, *, write: Callable[[str], None] = _ignore
+        self,
+        prompt: str | NDArray[np.int64],
+        sampling: Sampling | None = None,
+        *,
+        write: Callable[[str], None] = _ignore,
     ) -> TextResult:
         """Continue `prompt`.
 
         Args:
-            prompt: a text of at least one token.
+            prompt: a text of at least one token, or its tokens (n,).
             sampling: how tokens are chosen; None is greedy.
             write: called with each piece of the text, whole characters only.
 
@@ -139,12 +143,12 @@ class TextModel:
         raise AssertionError  # `steps` ends with a result
 
     def steps(
-        self, prompt: str, sampling: Sampling, *, pace_s: float = 0.0, turn_s: float = 0.0
+        self, prompt: str | NDArray[np.int64], sampling: Sampling, *, pace_s: float = 0.0, turn_s: float = 0.0
     ) -> Iterator[str | TextResult]:
         """Like `generate`, but in steps, for a caller that generates several texts at the same time.
 
         Args:
-            prompt: a text of at least one token.
+            prompt: a text of at least one token, or its tokens (n,).
             sampling: how tokens are chosen.
             pace_s: the minimum number of seconds between two pieces. Tokens that arrive sooner are decoded together,
                 which costs less.
@@ -199,13 +203,15 @@ class TextModel:
             tokens_per_s=after / (done - first) if done > first and after else 0.0,
         )
 
-    def _encode(self, prompt: str) -> NDArray[np.int64]:
+    def _encode(self, prompt: str | NDArray[np.int64]) -> NDArray[np.int64]:
         """The tokens of a prompt.
 
         Raises:
             PromptError: there are none, or no position is left for the text.
         """
-        ids = self._tokens.encode(prompt)
+        ids = self._tokens.encode(prompt) if isinstance(prompt, str) else prompt
+        if not len(ids):
+            raise PromptError("the prompt has no token; give at least one")
         if len(ids) >= self.max_positions:
             raise PromptError(
                 f"the prompt has {len(ids)} tokens; the model has {self.max_positions} positions, and the text needs "
