@@ -42,6 +42,9 @@ LONGEST_PROMPT: Final = "the longest prompt"
 MUCH_PADDING: Final = "much padding"
 #: Beginning of what the samples with values beyond ordinary ranges cover.
 LARGE_VALUES: Final = "large values"
+#: The largest of them, in inputs and in the values of a cache.
+_LARGEST: Final = 1000.0
+_LARGEST_CACHED: Final = 128.0
 #: Rows of the large batch of token ids, and of other inputs.
 MANY_ROWS: Final = 33
 MANY_IMAGES: Final = 9
@@ -127,24 +130,26 @@ class _Planner:
         return covers, sizes, mask
 
 
-def _heavy(values: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-    """Values beyond any range that a file might clip: up to about 12 in one half of the rows, 1000 in the other."""
+def _heavy(values: NDArray[np.float32], rng: np.random.Generator, *, largest: float) -> NDArray[np.float32]:
+    """Values beyond any range that a file might clip: up to about 12 in half of the rows, `largest` in the others."""
     heavy = values * 3.0
     tails = rng.standard_t(3.0, values.shape)
-    heavy[::2] = (tails * (1000.0 / max(np.abs(tails).max(initial=0.0), 1.0)))[::2]
+    heavy[::2] = (tails * (largest / max(np.abs(tails).max(initial=0.0), 1.0)))[::2]
     return heavy.astype(np.float32)
 
 
 def _large_values(model: LoadedModel, base: Arrays, rng: np.random.Generator) -> Arrays:
     """The floating-point inputs with large values, except keys of a cache, which stay as they are.
 
-    A key enters the exponent of attention, where rounding grows with its size: the order of a sum would decide.
+    A key enters the exponent of attention, where rounding grows with its size: the order of a sum would decide. Values
+    of a cache are added up with such weights, so theirs stay below those of other inputs.
     """
     floating = {spec.name for spec in model.inputs if spec.floating}
     large: Arrays = {}
     for name, array in base.items():
         grows = name in floating and array.size and not name.endswith(".key")
-        large[name] = _heavy(array, rng) if grows else array
+        largest = _LARGEST_CACHED if name.endswith(".value") else _LARGEST
+        large[name] = _heavy(array, rng, largest=largest) if grows else array
     return large
 
 
