@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 import ibnorm_export
+from ibnorm_export.errors import BackendUnavailable
 from tests.test_architecture import MODULES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -323,8 +324,10 @@ def _modules() -> Iterator[types.ModuleType]:
     for name in MODULES:
         try:
             yield importlib.import_module(f"ibnorm_export.{name}")
-        except ModuleNotFoundError as error:
-            assert error.name is not None and not error.name.startswith("ibnorm_export"), name
+        except (ModuleNotFoundError, BackendUnavailable) as error:
+            missing = error.__cause__ if isinstance(error, BackendUnavailable) else error
+            assert isinstance(missing, ModuleNotFoundError), name
+            assert missing.name is not None and not missing.name.startswith("ibnorm_export"), name
 
 
 def _callables(module: types.ModuleType) -> Iterator[tuple[str, object]]:
