@@ -141,7 +141,10 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
             numbers |= {float(v.item()) for v in tensors if v.numel() == 1 and self._is_constant(v)}
             self.numbers |= numbers
             limits = name in _COMPARISONS or any(part in name for part in _LIMITING)
-            self.limits |= numbers if limits else set()
+            # Numbers in lists are sizes.
+            single = [v for v in (*args, *(kwargs or {}).values()) if type(v) in (int, float)]
+            single += [v.item() for v in tensors if v.numel() == 1 and self._is_constant(v)]
+            self.limits |= {float(v) for v in single} if limits else set()
         if any(tensor in self._data for tensor in tensors):
             self._data.update(dict.fromkeys(made, True))
             made = []

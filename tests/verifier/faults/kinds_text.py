@@ -323,7 +323,7 @@ KINDS: Final = tuple(
             ),
             (
                 "positions from 100 on are one more",
-                ("llama decoder", "llama static", "llama int8"),
+                ("llama", "llama decoder", "llama static", "llama int8"),
                 _positions(lambda n, x: n("Add", x, n("Div", x, np.int64(100)))),
                 "",
             ),

@@ -374,7 +374,7 @@ KINDS: Final = tuple(
                 "NaN above 64 rows",
                 ("llama", "vit", "resnet", "llama decoder", "llama genai"),
                 _logits(_where_size(64, 0, _nan)),
-                "the logits of these models are so small that it changes less than their last bits",
+                "",
             ),
             ("zeros beyond 140 tokens", TEXTS, _logits(_where_size(140, 1, lambda n, x: n("Sub", x, x))), ""),
             (

@@ -128,7 +128,7 @@ MUTANTS = (
         "scores are capped at 50",
         "llama",
     ),
-    Mutant("positions", static_numbers, "_places", _nothing, "positions from 100 on", "llama decoder"),
+    Mutant("positions", static_numbers, "_places", _nothing, "positions from 100 on", "llama"),
     Mutant(
         "windows",
         static_numbers._Numbers,
