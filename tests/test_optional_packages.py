@@ -21,7 +21,7 @@ find_spec = PathFinder.find_spec
 def find_others(name, path=None, target=None):
     return None if name.partition(".")[0] in ("matplotlib", "sklearn") else find_spec(name, path, target)
 
-PathFinder.find_spec = find_others
+PathFinder.find_spec = staticmethod(find_others)  # some packages call it on an instance
 from ibnorm_export.cli.__main__ import run
 run()
 """

@@ -17,6 +17,7 @@ import onnx
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.tensors import Arrays
+from ibnorm_export.optional_packages import import_package
 from ibnorm_export.runtimes.runner import Backend, NormImplementation, Runner
 
 __all__ = ["COPY_OPS", "NormExecution", "copies_next_to", "norm_executions", "norms_summary"]
@@ -122,7 +123,7 @@ def norm_executions(
 
     Raises:
         ModelFileError: the runtime cannot load or run the model.
-        BackendUnavailable: there is no GPU for "ort-cuda".
+        BackendUnavailable: onnxruntime is not installed, or there is no GPU for "ort-cuda".
     """
     if not model.norms:
         return ()
@@ -140,7 +141,8 @@ def _on_cpu(
     folder: Path,
     keep: Callable[[Runner], None] | None,
 ) -> tuple[NormExecution, ...]:
-    from ibnorm_export.runtimes.ort import OrtRunner  # needs onnxruntime
+    import_package("onnxruntime", extra="cpu", purpose="backend ort-cpu")
+    from ibnorm_export.runtimes.ort import OrtRunner
 
     runner = OrtRunner(model.path, library=library, profile=folder / "norms", spins=False)
     runner.run(inputs)

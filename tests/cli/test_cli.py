@@ -373,7 +373,7 @@ def test_a_missing_runtime_is_exit_3(cli: Any, exported: Path, llama_checkpoint:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     monkeypatch.delitem(sys.modules, "ibnorm_export.runtimes.ort", raising=False)
     result = cli("verify", exported, llama_checkpoint)
-    assert result.code == 3
+    assert result.code == 3, result.err
     assert "pip install 'ibnorm-export[cpu]'" in result.err
 
 

@@ -180,7 +180,7 @@ def test_the_op_library_must_exist_and_match(folder: Path) -> None:
     config = json.loads(file.read_text())
     config["model"]["decoder"]["session_options"]["custom_ops_library"] = "libibnorm_ort.so"
     file.write_text(json.dumps(config))
-    with pytest.raises(ModelFileError, match=r"has no libibnorm_ort\.so, the op library"):
+    with pytest.raises(ModelFileError, match=r"has no 'libibnorm_ort\.so', the op library"):
         GenaiModel(folder)
     (folder / "libibnorm_ort.so").write_bytes(b"\x7fELF of another machine")
     with pytest.raises(ModelFileError, match=r"was changed after packaging|does not list; it is not loaded"):

@@ -59,8 +59,8 @@ def test_sums_in_blocks_are_accurate(kind: Compression, skip: bool, mean: float,
 )
 def test_a_block_divides_every_width(widths: tuple[int, ...], block: int) -> None:
     body = onnx_op.functions(20, [("IBNormT", width) for width in widths])
-    literal = [a.ints[0] for n in body["IBNormT"].node if n.output[0] == "block" for a in n.attribute]
-    assert literal == ([block] if block else [])
+    constants = [a.t for n in body["IBNormT"].node if n.output[0] == "block" for a in n.attribute]
+    assert [onnx.numpy_helper.to_array(tensor).tolist() for tensor in constants] == ([[block]] if block else [])
     assert "LayerNormalization" in {n.op_type for n in body["IBNormS"].node}, "no norm of this type is wide"
 
 
@@ -140,7 +140,7 @@ def _no_centring(body: onnx.FunctionProto) -> onnx.FunctionProto:
 
 def _wrong_axis(body: onnx.FunctionProto) -> onnx.FunctionProto:
     outer = next(n for n in body.node if n.output[0] == "outer")
-    outer.attribute[0].ints[0] = -1
+    outer.attribute[0].t.CopyFrom(onnx.numpy_helper.from_array(np.array([-1]), outer.attribute[0].t.name))
     return body
 
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 import numpy as np
 import onnx
 import onnx.helper
+import onnx.numpy_helper
 
 from ibnorm_export.op import onnx_functions
 from tests.support.planting import drop_norm, is_skip, tanh_in_every_body
@@ -146,7 +147,7 @@ def _last_norm_epsilon(body: onnx.FunctionProto) -> bool:
 def _body_axis(body: onnx.FunctionProto) -> bool:
     found = [a for n in body.node if n.op_type == "Constant" and n.output[0] == "axes" for a in n.attribute]
     for attribute in found:
-        attribute.ints[0] = -2
+        attribute.t.CopyFrom(onnx.numpy_helper.from_array(np.array([-2]), attribute.t.name))
     return bool(found)
 
 

@@ -187,7 +187,8 @@ def norm_twice(proto: onnx.ModelProto) -> None:
 def wrong_axis(proto: onnx.ModelProto) -> None:
     """The function takes the mean over the sequence."""
     for body in proto.functions:
-        next(a for n in body.node if n.output[0] == "axes" for a in n.attribute).ints[0] = -2
+        axes = next(a for n in body.node if n.output[0] == "axes" for a in n.attribute)
+        axes.t.CopyFrom(onnx.numpy_helper.from_array(np.array([-2]), axes.t.name))
 
 
 def truncate_weights(proto: onnx.ModelProto) -> None:
