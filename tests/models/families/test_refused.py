@@ -29,7 +29,9 @@ DYNAMIC = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
 
 
 def folder(where: Path, **config: Any) -> Path:
-    (where / "config.json").write_text(json.dumps({"ibnorm": SECTION, **SMALL, **config}))
+    """A checkpoint with these settings; None removes one."""
+    settings = {name: value for name, value in {"ibnorm": SECTION, **SMALL, **config}.items() if value is not None}
+    (where / "config.json").write_text(json.dumps(settings))
     save_file({"a": torch.zeros(1)}, where / "model.safetensors")
     return where
 
@@ -46,7 +48,10 @@ def folder(where: Path, **config: Any) -> Path:
         ({"model_type": "mistral", "rope_parameters": DYNAMIC}, ("'dynamic'", "default, linear, llama3, yarn")),
         ({"model_type": "mistral", "quantization_config": {"bits": 4}}, ("quantization_config", "dequantize")),
         ({"model_type": "mistral", "architectures": ["MistralForTokenClassification"]}, ("MistralForCausalLM",)),
-        ({"model_type": "falcon", "alibi": True}, ("bfloat16 (alibi: true)", "Falcon with rotary positions")),
+        (
+            {"model_type": "falcon", "alibi": True, "head_dim": None},  # Falcon derives it
+            ("bfloat16 (alibi: true)", "Falcon with rotary positions"),
+        ),
         ({"model_type": "bert", "is_decoder": True}, ("is_decoder: true", "encoders")),
         ({"model_type": "gemma2"}, ("Gemma2RMSNorm) multiplies by 1 + weight", '"offset": 1', '"offset": 0')),
     ],
