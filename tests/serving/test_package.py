@@ -169,7 +169,9 @@ def write_plan(folder: Path, model: ExportedModel, **changes: object) -> Path:
         "runtime_version": "10.14",
         "gpu": None,
         "compute_capabilities": "the runtime's default",
-        "profiles": [{"name": "default", "ranges": [{"axis": "batch", "smallest": 1, "optimal": 1, "largest": 3}]}],
+        "profiles": [
+            {"name": "default", "ranges": [{"axis": "batch_size", "smallest": 1, "optimal": 1, "largest": 3}]}
+        ],
         "norm": "function",
         "why": "as requested",
         "norms": [],

@@ -41,8 +41,9 @@ def one_norm(
         else onnx_op.node("X", "scale", bias="bias", y="Y", spec=spec, name="the_norm")
     )
     info = onnx.helper.make_tensor_value_info
-    inputs = [info(name, kind, ["batch", "sequence", width]) for name in node.input if name in ("X", "skip")]
-    outputs = [info(name, kind, ["batch", "sequence", width]) for name in node.output]
+    shape = ["batch_size", "sequence_length", width]
+    inputs = [info(name, kind, shape) for name in node.input if name in ("X", "skip")]
+    outputs = [info(name, kind, shape) for name in node.output]
     weights = [
         onnx.helper.make_tensor(name, kind, [width], values.tolist())
         for name, values in (("scale", scale), ("bias", bias))

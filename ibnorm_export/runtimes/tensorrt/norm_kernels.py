@@ -23,9 +23,9 @@ _GRAPH: Final = re.compile(r"header \{\n")  # follows a magic number and a lengt
 _PROFILE: Final = re.compile(r"\[profile (\d+)\]")
 _KERNEL: Final = re.compile(r"function=\{ name=(\S+) (.*?) swap_ab=", re.DOTALL)
 # The addition of the skip form is not part of the norm: without that form it is a separate node, which TensorRT repeats
-# in every kernel that needs the sum.
+# in every kernel that needs the sum. In older files the nodes of functions have no names, and TensorRT makes some up.
 _IN_FUNCTION: Final = re.compile(
-    r"\[ONNX Layer: (?!node_of_(?:x_f|skip_f|sum_f|sum) )[^\]|]*\| ([^\]]+?) \((?:Skip)?IBNorm[SLT]\)\]"
+    r"\[ONNX Layer: (?!(?:node_of_)?(?:x_f|skip_f|sum_f|sum) )[^\]|]*\| ([^\]]+?) \((?:Skip)?IBNorm[SLT]\)\]"
 )
 _ITSELF: Final = re.compile(r"\[ONNX Layer: ([^\]|]+?)\s*\]")
 
