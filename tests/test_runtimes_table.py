@@ -1,4 +1,4 @@
-"""The table of runtimes in docs/runtimes.md: what a record becomes, and how a runtime's results are judged."""
+"""The table of runtimes in docs/compatibility.md: what a record becomes, and how a runtime's results are judged."""
 
 from __future__ import annotations
 

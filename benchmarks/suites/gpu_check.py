@@ -41,7 +41,7 @@ __all__ = ["PARTS", "add_options", "check_bandwidth", "check_kernels", "check_pl
 
 
 def draw_cases(kind: Compression, dtype: str, widths: Sequence[int]) -> Iterator[Case]:
-    """The cases of tests/support/accuracy.py, except one that docs/cuda.md names as beyond the kernels.
+    """The cases of tests/support/accuracy.py, except one beyond the kernels (docs/development/cuda-kernels.md).
 
     A mean of 1000 in float32 moves an element near it by more than an ulp of float16 (deviation 100).
     """

@@ -1,4 +1,4 @@
-"""Write the tables of docs/runtimes.md from the records: python -m benchmarks.suites.runtimes_page."""
+"""Write the tables of docs/compatibility.md from the records: python -m benchmarks.suites.runtimes_page."""
 
 from __future__ import annotations
 
@@ -109,8 +109,8 @@ def _part(
 
 
 def main() -> None:
-    """Replace the table in docs/runtimes.md by that of benchmarks/results/runtimes.json."""
-    page = ROOT / "docs" / "runtimes.md"
+    """Replace the table in docs/compatibility.md by that of benchmarks/results/runtimes.json."""
+    page = ROOT / "docs" / "compatibility.md"
     rows = json.loads((ROOT / "benchmarks" / "results" / "runtimes.json").read_text(encoding="utf-8"))["rows"]
     text = page.read_text(encoding="utf-8")
     page.write_text(between_marks(text, table(rows), name="runtimes"), encoding="utf-8")

@@ -64,7 +64,7 @@ class ParityCheck:
         expected_dtype: the type that the training code computed in; the default is that of the saved outputs.
         kernels, npm, require_fused: as in `verify`.
         max_error: a limit on the relative error of every output, in addition to the tolerances of
-            docs/verification.md.
+            docs/concepts/verdict.md.
     """
 
     backends: tuple[str, ...] = (Backend.ORT_CPU,)

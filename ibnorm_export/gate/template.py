@@ -33,7 +33,7 @@ checkpoint = {checkpoint}
 # file = "{name}.onnx"           # check this file instead of exporting one
 dtype = "fp32"                   # fp32, fp16 or bf16
 
-[export.parity]                  # tolerances: docs/verification.md
+[export.parity]                  # tolerances: docs/concepts/verdict.md
 backends = ["ort-cpu"]           # or ["present"]: every backend that this machine can run
 samples = 4                      # random inputs, among them batch 1, padding and single tokens
 stress = true                    # add heavy tails, large means, constant and near-zero rows, maximum length
@@ -52,7 +52,7 @@ batch = 1
 {sequence}rounds = 20
 max_rounds = 80
 
-# [[export.evaluate]]            # does the file still do its task? docs/evaluation.md
+# [[export.evaluate]]            # does the file still do its task? docs/how-to/evaluate.md
 # task = "{task}"
 # data = "validation"            # texts or labelled images on this machine; nothing is downloaded
 # max_drop = 0.005               # of accuracy as a share, of perplexity as a relative increase

@@ -91,7 +91,7 @@ def test_the_source_distribution_builds_and_tests_itself(distributions: Path) ->
         "custom_ops/kernels/cpu/row_kernels.cc",
         "scripts/fetch_headers.py",
         "tests/conftest.py",
-        "docs/verification.md",
+        "docs/concepts/verdict.md",
         "examples/first_steps.py",
     } <= inside
 

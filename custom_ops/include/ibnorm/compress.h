@@ -2,7 +2,7 @@
 //! element in the same way, so a row of equal values stays a row of equal values.
 //!
 //! custom_ops/tools/derive_compress.py derives the polynomials (Remez, relative error), and a test repeats
-//! it. docs/cuda.md explains the derivations.
+//! it. docs/development/cuda-kernels.md explains the derivations.
 #pragma once
 
 #include <cmath>

@@ -1,4 +1,4 @@
-"""The C++ of docs/tensorrt.md compiles."""
+"""The C++ of docs/how-to/tensorrt.md compiles."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.custom_ops.tensorrt import trt_plugin
 
 
 def test_the_snippet_compiles(trt_headers: Path) -> None:
-    text = (trt_plugin.ROOT / "docs" / "tensorrt.md").read_text(encoding="utf-8")
+    text = (trt_plugin.ROOT / "docs" / "how-to" / "tensorrt.md").read_text(encoding="utf-8")
     [snippet] = re.findall(r"```cpp\n(.*?)```", text, re.DOTALL)
     cxx = trt_plugin.cuda_emulator.compiler()
     stand_in = Path(__file__).parent / "include"

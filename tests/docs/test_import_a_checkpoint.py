@@ -1,4 +1,4 @@
-"""docs/from-your-training-code.md: every recipe, on a checkpoint as its training code writes it."""
+"""docs/how-to/import-a-checkpoint.md: every recipe, on a checkpoint as its training code writes it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.models.importers.strangers import (
 )
 from tests.models.importers.test_containers import lightning
 
-PAGE = "from-your-training-code.md"
+PAGE = "how-to/import-a-checkpoint.md"
 CHARACTERS = [chr(code) for code in range(32, 127)]
 ARGS = {
     "n_layer": 1,

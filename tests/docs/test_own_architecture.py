@@ -1,4 +1,4 @@
-"""docs/custom-models.md: its files and its commands, as a reader runs them."""
+"""docs/how-to/own-architecture.md: its files and its commands, as a reader runs them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from ibnorm_export.cli import main
 from tests.docs.pages import commands, python_files
 
-PAGE = "custom-models.md"
+PAGE = "how-to/own-architecture.md"
 
 
 def test_the_example_trains_exports_and_verifies(
