@@ -46,7 +46,7 @@ def check_command(
         if as_json:
             print_json({"path": str(config)})
             return
-        out.print(f"{config}: written", markup=False)
+        out.print(f"{config}: written")
         print_next("check", config)
         return
     from ibnorm_export.gate.run import check

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import enum
 import shlex
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from ibnorm_export.progress import Progress
 
 __all__ = [
+    "Verbosity",
     "err",
     "finish",
     "out",
@@ -31,8 +33,22 @@ __all__ = [
 _CLEAR_LINE: Final = "\r\x1b[2K"
 
 
+class Verbosity(enum.IntEnum):
+    """How much a command prints besides its result."""
+
+    QUIET = 0
+    NORMAL = 1
+    VERBOSE = 2
+
+
 class _Console(Console):
-    """A console that raises when its stream breaks, and does not touch the other stream."""
+    """A console that raises when its stream breaks, and does not touch the other stream.
+
+    Texts are printed as they are: "[gpu]" in a command to type is not a style.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, soft_wrap=True, **settings)
 
     def on_broken_pipe(self) -> None:
         raise  # the BrokenPipeError that rich is handling
@@ -45,6 +61,7 @@ class _Console(Console):
 class _ErrorConsole(_Console):
     """The console of stderr. On a terminal it shows at once that a command is loading."""
 
+    verbosity = Verbosity.NORMAL
     _loading = False
 
     def show_loading(self, what: str) -> None:
@@ -69,7 +86,7 @@ class _ErrorConsole(_Console):
         super().print(*values, **settings)
 
 
-err = _ErrorConsole(stderr=True, highlight=False, soft_wrap=True)
+err = _ErrorConsole(stderr=True)
 
 
 class _OutputConsole(_Console):
@@ -81,7 +98,7 @@ class _OutputConsole(_Console):
 
 
 # without a terminal, lines are not folded at the 80 columns that rich assumes
-out = _OutputConsole(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
+out = _OutputConsole(width=None if sys.stdout.isatty() else 160)
 
 
 def print_json(value: Any) -> None:
@@ -92,13 +109,13 @@ def print_json(value: Any) -> None:
 
 def print_next(*words: object) -> None:
     """Print the command that a person would run next, quoted for a shell."""
-    out.print(f"next: {shlex.join(['ibnorm-export', *map(str, words)])}", style="dim", markup=False)
+    out.print(f"next: {shlex.join(['ibnorm-export', *map(str, words)])}", style="dim")
 
 
 def print_report(report: object) -> None:
     """Print the text of a report, with its verdict, failures, notes and warnings in colour."""
     for line in str(report).split("\n"):
-        out.print(line, style=_style(line), markup=False)
+        out.print(line, style=_style(line))
 
 
 class _Verdict(Protocol):
@@ -146,7 +163,7 @@ def show_progress() -> Iterator[Progress]:
     err.clear_loading()
     with Progress(
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

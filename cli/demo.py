@@ -47,6 +47,6 @@ def demo_command(
         print_json({**result.to_dict(), "report": str(report)})
     else:
         print_report(result)
-        out.print(f"report: {report}", style="bold", markup=False)
+        out.print(f"report: {report}", style="bold")
     if not result:
         raise typer.Exit(ExitCode.CHECK_FAILED)

@@ -110,7 +110,9 @@ def evaluate_command(
         str | None,
         typer.Option("--url", metavar="HOST:PORT", help="Address of a Triton server; grpc://HOST:PORT for gRPC."),
     ] = None,
-    name: Annotated[str, typer.Option("--name", help="Name of the model on that server.")] = "",
+    name: Annotated[
+        str, typer.Option("--name", help="Name of the model on that server.", rich_help_panel="Runtime")
+    ] = "",
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed for the resamples of the bootstrap.")] = 0,
     html: Annotated[
         Path | None,

@@ -42,8 +42,8 @@ def export_command(
         Kernels,
         typer.Option(
             "--kernels",
-            help="For ort-genai, put the fused kernels next to the model: if installed (auto), always (fused) or never "
-            "(function).",
+            help="Whether the fused kernels are put next to the model, for ort-genai: if installed (auto), always "
+            "(fused) or never (function).",
         ),
     ] = Kernels.AUTO,
     dtype: Annotated[
@@ -176,12 +176,12 @@ def export_command(
         )
         return
     for note in loaded.notes:
-        out.print(f"note: {note}", markup=False)
+        out.print(f"note: {note}")
     for warning in loaded.warnings:
-        out.print(f"warning: {warning}", style="yellow", markup=False)
-    out.print(str(exported), markup=False)
+        out.print(f"warning: {warning}", style="yellow")
+    out.print(str(exported))
     oldest = " and ".join(f"{name} {version}" for name, version in required_versions(exported).items())
-    out.print(f"runs on {oldest} or later", markup=False)
+    out.print(f"runs on {oldest} or later")
     print_next(
         "verify",
         str(exported.path) if target is Target.TRANSFORMERS_JS else output,

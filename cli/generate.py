@@ -18,12 +18,15 @@ def generate_command(
     path: Annotated[
         Path,
         typer.Argument(
-            metavar="DIR",
+            metavar="FOLDER",
             exists=True,
             help="A folder of `export --task text-generation`, or a checkpoint, which PyTorch runs.",
         ),
     ],
-    prompt: Annotated[str, typer.Option("--prompt", metavar="TEXT", help="Text to continue.")],
+    text: Annotated[str | None, typer.Argument(metavar="TEXT", help="Text to continue.", show_default=False)] = None,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", metavar="TEXT", help="Text to continue, in place of the argument.")
+    ] = None,
     max_new_tokens: Annotated[
         int, typer.Option("--max-new-tokens", min=1, help="Maximum number of generated tokens.")
     ] = 128,
@@ -42,18 +45,23 @@ def generate_command(
 ) -> None:
     """Continue a prompt token by token. The same seed gives the same text with every backend.
 
-    Example: ibnorm-export generate llama --prompt "The import statement"
+    Example: ibnorm-export generate llama "The import statement"
     """
+    if (text is None) is (prompt is None):
+        problem = "there is no text to continue" if text is None else "the text is there twice"
+        raise typer.BadParameter(f'{problem}; type: ibnorm-export generate {path} "The import statement"')
+    words = text if prompt is None else prompt
+    assert words is not None  # one of them is there
     from ibnorm_export.generation.sampling import Sampling
     from ibnorm_export.text_models import open_text_model
 
     model = open_text_model(path, kernels=kernels, threads=threads, weights=weights)
     sampling = Sampling(max_new_tokens, temperature, top_p=top_p, seed=seed)
     if as_json:
-        result = model.generate(prompt, sampling)
-        print_json({"backend": model.backend, "prompt": prompt, **result.to_dict()})
+        result = model.generate(words, sampling)
+        print_json({"backend": model.backend, "prompt": words, **result.to_dict()})
         return
-    unwritten = [prompt]  # written with the first piece, when the prompt is known to be valid
+    unwritten = [words]  # written with the first piece, when the prompt is known to be valid
 
     def write(piece: str) -> None:
         err.clear_loading()
@@ -62,11 +70,10 @@ def generate_command(
         sys.stdout.flush()
         unwritten.clear()
 
-    result = model.generate(prompt, sampling, write=write)
+    result = model.generate(words, sampling, write=write)
     write("\n")
     err.print(
         f"{model.backend}: {len(result.tokens)} tokens after a prompt of {result.prompt_tokens}, first token after "
         f"{result.first_token_ms:.1f} ms, then {result.tokens_per_s:.0f} tokens/s, stopped at: {result.stopped}",
         style="dim",
-        markup=False,
     )

@@ -65,7 +65,7 @@ def identify_command(
         typer.Option(
             "--norm-class",
             metavar="MODULE:CLASS",
-            help="With --model: a class whose instances are norms, whatever they are called.",
+            help="Class whose instances are norms, whatever they are called; for --model.",
         ),
     ] = None,
     as_json: options.AsJson = False,

@@ -6,16 +6,18 @@ A command reads its options, makes one library call, and prints the result.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
+import inspect
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any, Final
 
 import typer
-from typer.core import TyperGroup
 
 from ibnorm_export import __version__
-from ibnorm_export.cli.console import err, print_json
+from ibnorm_export.cli.console import Verbosity, err, print_json
+from ibnorm_export.cli.help_page import HelpCommand, HelpGroup, value_types
 from ibnorm_export.errors import ExitCode, IBNormError, message_text
 
 __all__ = ["COMMANDS", "app", "main", "module_of"]
@@ -48,7 +50,30 @@ _EPILOG: Final = (
     "Exit codes: 0 success; 1 a check failed; 2 bad input or usage; 3 a runtime, library or device is missing; "
     "70 internal error; 130 interrupted; 141 broken pipe."
 )
-_CONTEXT: Final = {"help_option_names": ["-h", "--help"]}
+
+#: Other spellings of a value that every option accepts.
+_SPELLINGS: Final = {
+    "float32": "fp32",
+    "float": "fp32",
+    "float16": "fp16",
+    "half": "fp16",
+    "bfloat16": "bf16",
+}
+
+
+def _usual_spelling(word: str) -> str:
+    """The name of an option or value as its enum spells it."""
+    return _SPELLINGS.get(word, word)
+
+
+_CONTEXT: Final = {"help_option_names": ["-h", "--help"], "token_normalize_func": _usual_spelling}
+
+_Quiet = Annotated[
+    bool, typer.Option("-q", "--quiet", help="Print the result only: no progress, no notes, no next step.")
+]
+_Verbose = Annotated[
+    bool, typer.Option("-v", "--verbose", help="Also print each step with its time, and the traceback of an error.")
+]
 
 
 def module_of(command: str) -> str:
@@ -56,16 +81,40 @@ def module_of(command: str) -> str:
     return "import_checkpoint" if command == "import" else command.replace("-", "_")
 
 
+def _with_verbosity(function: Callable[..., None]) -> Callable[..., None]:
+    """The function of a command with the options -q and -v, which every command has."""
+    signature = inspect.signature(function, eval_str=True)
+    keyword_only = inspect.Parameter.KEYWORD_ONLY
+    added = [
+        inspect.Parameter(name, keyword_only, default=False, annotation=kind)
+        for name, kind in (("quiet", _Quiet), ("verbose", _Verbose))
+    ]
+
+    @functools.wraps(function)
+    def command(*, quiet: bool, verbose: bool, **given: Any) -> None:
+        if quiet and verbose:
+            raise typer.BadParameter("--quiet and --verbose exclude each other")
+        err.verbosity = Verbosity.QUIET if quiet else Verbosity.VERBOSE if verbose else Verbosity.NORMAL
+        function(**given)
+
+    vars(command)["__signature__"] = signature.replace(parameters=[*signature.parameters.values(), *added])
+    command.__annotations__ = {name: p.annotation for name, p in signature.parameters.items()}
+    command.__annotations__ |= {p.name: p.annotation for p in added}
+    return command
+
+
 def _load_command(name: str) -> Any:
     """Import the module of a command and build the command."""
     module = module_of(name)
     function: Callable[..., None] = getattr(importlib.import_module(f"ibnorm_export.cli.{module}"), f"{module}_command")
     single = typer.Typer(add_completion=False, context_settings=_CONTEXT, pretty_exceptions_enable=False)
-    single.command(name)(function)
-    return typer.main.get_command(single)
+    single.command(name, cls=HelpCommand)(_with_verbosity(function))
+    command: Any = typer.main.get_command(single)
+    command.types = value_types(function)
+    return command
 
 
-class _LazyGroup(TyperGroup):
+class _LazyGroup(HelpGroup):
     """Lists commands by name and one line; imports only the one that is run."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
@@ -80,7 +129,6 @@ app = typer.Typer(
     epilog=_EPILOG,
     no_args_is_help=True,
     context_settings=_CONTEXT,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -94,7 +142,7 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _main(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("-V", "--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Print the traceback of an internal error.")] = False,
 ) -> None:
@@ -117,7 +165,7 @@ def _fail(message: str, code: ExitCode = ExitCode.BAD_INPUT, *, kind: str) -> Ex
             print_json({"error": {"kind": kind, "message": line}, "exit_code": code})
             sys.stdout.flush()
     with contextlib.suppress(OSError):
-        err.print(f"ibnorm-export: {line}", style="bold red", markup=False)
+        err.print(f"ibnorm-export: {line}", style="bold red")
     return code
 
 
@@ -137,6 +185,7 @@ def main() -> int:
     Raises:
         KeyboardInterrupt: the command was interrupted.
     """
+    err.verbosity = Verbosity.NORMAL
     _show_loading()
     try:
         code = _run()
@@ -151,12 +200,22 @@ def main() -> int:
     return code
 
 
+def _ended_by_typer(error: SystemExit) -> bool:
+    """Whether typer ended the program: it has answered a shell that completes a word, or installed that."""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    return last is not None and str(last.tb_frame.f_globals.get("__name__")).startswith("typer.")
+
+
 def _run() -> int:
     try:
-        result = app(standalone_mode=False)
+        result = app(prog_name="ibnorm-export", standalone_mode=False)
     except SystemExit as error:
         if isinstance(error.__context__, BrokenPipeError):  # rich and typer exit on a broken pipe
             return ExitCode.BROKEN_PIPE
+        if _ended_by_typer(error):
+            return error.code if isinstance(error.code, int) else ExitCode.SUCCESS
         return _fail(f"the model's own code ended the program: {error.code}", kind="system")
     except IBNormError as error:
         return _fail(str(error), error.exit_code, kind=type(error).__name__)
@@ -173,7 +232,7 @@ def _run() -> int:
         where = f" {error.filename}" if error.filename else ""
         return _fail(f"{error.strerror or error}{where}", kind="system")
     except Exception as error:
-        if "--debug" in sys.argv:
+        if {"--debug", "--verbose", "-v"} & set(sys.argv):
             raise
         return _fail(
             f"internal error: {type(error).__name__}: {error}. Please report it with the output of "

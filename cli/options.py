@@ -85,8 +85,8 @@ Backend = Annotated[
     runner.Backend,
     typer.Option(
         "--backend",
-        metavar="NAME",  # the list of choices is too wide for its column
-        help=f"Runtime that runs the file: {', '.join(runner.Backend)}.",
+        metavar="NAME",
+        help="Runtime that runs the file.",
     ),
 ]
 EngineFile = Annotated[

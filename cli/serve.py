@@ -85,7 +85,7 @@ def serve_command(
         if as_json:
             print_json(server.to_dict())
         else:
-            out.print(str(server), markup=False)
+            out.print(str(server))
         out.file.flush()
 
     def stopping() -> None:

@@ -79,7 +79,9 @@ def verify_command(
         str | None,
         typer.Option("--url", metavar="HOST:PORT", help="Address of a Triton server; grpc://HOST:PORT for gRPC."),
     ] = None,
-    name: Annotated[str, typer.Option("--name", help="Name of the model on that server.")] = "",
+    name: Annotated[
+        str, typer.Option("--name", help="Name of the model on that server.", rich_help_panel="Runtime")
+    ] = "",
     engine: options.EngineFile = None,
     provider: options.Provider = None,
     npm: options.Npm = None,

@@ -30,6 +30,7 @@ ORDER = (
     ("evaluation",),
     ("gate", "inspection", "doctor", "text_models", "api"),
     ("cli",),
+    ("__main__",),
 )
 RANK = {part: rank for rank, row in enumerate(ORDER) for part in row}
 

@@ -305,11 +305,5 @@ def test_the_group_imports_no_command(arguments: str) -> None:
 def test_help_shows_every_default() -> None:
     """rich reads [default: ...] within a text as a style."""
     for command, said in (("bench", "128, or the model's positions if fewer"), ("analyze", "median distance")):
-        done = subprocess.run(
-            [*START, command, "--help"],
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, "COLUMNS": "400"},
-        )
-        assert said in done.stdout
+        done = subprocess.run([*START, command, "--help"], capture_output=True, text=True, check=False)
+        assert f"[default: {said}]" in " ".join(done.stdout.split())
