@@ -8,9 +8,9 @@ from pathlib import Path
 from torch import nn
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
+from ibnorm_export.artifacts.input_files import Inputs, arrays_in_memory
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.metadata import Target, Task
-from ibnorm_export.artifacts.tensors import Arrays
 from ibnorm_export.benchmark import bench as benchmark
 from ibnorm_export.benchmark.generation import generates_text
 from ibnorm_export.benchmark.options import BenchOptions
@@ -18,7 +18,6 @@ from ibnorm_export.benchmark.report import BenchReport, GenerationReport
 from ibnorm_export.errors import ExportError
 from ibnorm_export.exporter import export as exporter
 from ibnorm_export.exporter.options import ExportOptions
-from ibnorm_export.models.call_arguments import Inputs
 from ibnorm_export.models.in_memory import from_module, from_module_of_file
 from ibnorm_export.models.loading import load
 from ibnorm_export.progress import Progress, silent
@@ -101,7 +100,7 @@ def verify(
     checkpoint: LoadedModel | nn.Module | str | Path,
     *,
     options: VerifyOptions | None = None,
-    inputs: Sequence[Arrays] | None = None,
+    inputs: Inputs | None = None,
     text: str | None = None,
     progress: Progress = silent,
 ) -> ParityReport:
@@ -112,7 +111,8 @@ def verify(
         checkpoint: the result of `load`, the path of a Hugging Face folder, or the module in memory that was exported.
             A path is loaded for the task that the file was exported for.
         options: the backend, the number of samples and what else is compared; see `VerifyOptions`.
-        inputs: your own inputs, arrays by input name, instead of random samples.
+        inputs: your own inputs instead of random samples: one sample in the forms that `export` takes (a tensor, a
+            tuple of tensors, or a dict by name), or a list of dicts. Arrays do as well as tensors.
         text: a text whose tokens a language model predicts; needs the checkpoint's tokenizer.
         progress: called as the work progresses.
 
@@ -121,12 +121,13 @@ def verify(
 
     Raises:
         CheckpointError: the checkpoint cannot be read.
-        ModelFileError: the file cannot be read, or was exported from another model.
+        ModelFileError: the file cannot be read, or was exported from another model, or the inputs do not fit it.
         BackendUnavailable: the backend is not installed.
     """
     exported = _exported(file)
     checkpoint = _loaded(checkpoint, task=exported.metadata.task, exported=lambda: exported)
-    return verifier.verify(exported, checkpoint, options=options, inputs=inputs, text=text, progress=progress)
+    given = None if inputs is None else arrays_in_memory(inputs, checkpoint.inputs)
+    return verifier.verify(exported, checkpoint, options=options, inputs=given, text=text, progress=progress)
 
 
 def bench(

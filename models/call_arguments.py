@@ -13,13 +13,11 @@ from torch import Tensor, nn
 
 from ibnorm_export.artifacts.axes import BATCH, axis_name
 from ibnorm_export.artifacts.exported_model import ExportedModel
+from ibnorm_export.artifacts.input_files import Inputs
 from ibnorm_export.artifacts.tensors import Arrays, DType, InputSpec
 from ibnorm_export.errors import CheckpointError, listed, quoted
 
-__all__ = ["CallArguments", "Dynamic", "Inputs", "arguments_of_file", "read_arguments"]
-
-#: Example inputs: one tensor, the arguments of `forward` in order, or by name; or only their names and shapes.
-Inputs = Tensor | np.ndarray[Any, Any] | Sequence[Any] | Mapping[str, Any]
+__all__ = ["CallArguments", "Dynamic", "arguments_of_file", "read_arguments"]
 
 #: Names of dynamic axes: axis -> name for every input that has the axis, or input -> axis -> name.
 Dynamic = Mapping[int, str] | Mapping[str, Mapping[int, str]]

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
+from ibnorm_export.artifacts.input_files import Inputs
 from ibnorm_export.artifacts.loaded_model import CustomModel, LoadedModel
 from ibnorm_export.artifacts.metadata import Weights
 from ibnorm_export.artifacts.module_copy import copy_module
 from ibnorm_export.artifacts.tensors import Arrays, InputSpec
 from ibnorm_export.errors import CheckpointError
-from ibnorm_export.models.call_arguments import Inputs
 from ibnorm_export.models.containers import TrainingCheckpoint, fit_keys, hash_files, read_checkpoint
 from ibnorm_export.models.in_memory import from_module, from_module_of_file
 from ibnorm_export.models.own_norms import replace_own_norms

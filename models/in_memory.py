@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
+from ibnorm_export.artifacts.input_files import Inputs
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.module_copy import copy_module
 from ibnorm_export.errors import CheckpointError, listed, quoted
-from ibnorm_export.models.call_arguments import CallArguments, Dynamic, Inputs, arguments_of_file, read_arguments
+from ibnorm_export.models.call_arguments import CallArguments, Dynamic, arguments_of_file, read_arguments
 from ibnorm_export.models.named_outputs import named_outputs, unique_names
 from ibnorm_export.models.own_norms import NormClass, replace_own_norms
 from ibnorm_export.models.registry import adapter_of

@@ -9,11 +9,11 @@ from typing import Any, Final
 import torch
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
+from ibnorm_export.artifacts.input_files import Inputs
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.metadata import Task, Weights
 from ibnorm_export.choices import choice
 from ibnorm_export.errors import BackendUnavailable, CheckpointError, SpecError
-from ibnorm_export.models.call_arguments import Inputs
 from ibnorm_export.models.containers import read_config
 from ibnorm_export.models.custom import load_custom
 from ibnorm_export.op.spec import NormConfig

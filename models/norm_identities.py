@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from ibnorm_export.artifacts.input_files import Inputs
 from ibnorm_export.artifacts.loaded_model import CustomModel
 from ibnorm_export.artifacts.metadata import Weights
 from ibnorm_export.choices import choice
 from ibnorm_export.errors import CheckpointError, quoted, shortened
-from ibnorm_export.models.call_arguments import Inputs, read_arguments
+from ibnorm_export.models.call_arguments import read_arguments
 from ibnorm_export.models.custom import draw_sample, filled_model
 from ibnorm_export.models.user_code import import_object
 from ibnorm_export.op.float64_mode import compute_in_float64

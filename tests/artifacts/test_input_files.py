@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from ibnorm_export import models
-from ibnorm_export.artifacts.input_files import read_inputs
+from ibnorm_export.artifacts.input_files import arrays_in_memory, read_inputs
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.npz import read_npy, read_npz
 from ibnorm_export.errors import IBNormError, ModelFileError
@@ -171,3 +172,42 @@ def test_large_arrays_that_are_not_packed_are_read(tmp_path: Path) -> None:
     (tmp_path / "b.npy").write_bytes(with_shape("(1000000000,)", b"12345678"))
     with pytest.raises(ModelFileError, match="claims 8000000000 bytes"):
         read_npy(tmp_path / "b.npy", "an array")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"input_ids": ids(1, 3), "attention_mask": torch.ones(1, 3, dtype=torch.bool)},
+        [{"input_ids": ids(1, 3), "attention_mask": ids(1, 3)}],
+        (torch.ones(1, 3, dtype=torch.int32), ids(1, 3)),
+    ],
+)
+def test_one_sample_in_memory(llama: LoadedModel, given: Any) -> None:
+    (sample,) = arrays_in_memory(given, llama.inputs)
+    assert {name: (array.dtype, array.shape) for name, array in sample.items()} == {
+        "input_ids": (np.int64, (1, 3)),
+        "attention_mask": (np.int64, (1, 3)),
+    }
+    assert all((array == 1).all() for array in sample.values())
+
+
+def test_a_tensor_is_one_sample_of_a_model_of_one_input(vit_checkpoint: Path) -> None:
+    model = models.load(vit_checkpoint)
+    images = torch.randn(2, 1, 8, 8, dtype=torch.bfloat16)
+    (sample,) = arrays_in_memory(images, model.inputs)
+    assert np.array_equal(sample["pixel_values"], images.float().numpy())
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ([], "inputs is empty"),
+        ((ids(1, 3),), "1 tensors; the model takes 2"),
+        ({"input_ids": ids(1, 3)}, "attention_mask"),
+        ({"input_ids": ids(1, 3), "attention_mask": "text"}, "attention_mask is str"),
+        ([{"input_ids": ids(1, 3), "attention_mask": ids(1, 3)}, ids(1, 3)], "inputs\\[1\\]"),
+    ],
+)
+def test_wrong_inputs_in_memory_are_named(llama: LoadedModel, given: Any, expected: str) -> None:
+    with pytest.raises(ModelFileError, match=expected):
+        arrays_in_memory(given, llama.inputs)
