@@ -33,6 +33,7 @@ SUITES = {
     "families": "Every preset of the paper, exported and verified with random weights.",
     "architectures": "Architectures of transformers with a stranger's norms, against their own module.",
     "identify": "Norms of strangers that `identify` must recognise, or name as something else.",
+    "wrong_readings": "Wrong readings of a training code's norm, none of which may pass.",
     "evaluation": "Verdicts of evaluate on simulated pairs, its overhead over the runtime, and its memory.",
     "planted_faults": "Faults that verification must find, and correct exports that it must pass.",
     "false_alarms": "Right exports that verification must pass, some with hostile weights.",

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
 
 from ibnorm_export import (
     DType,
@@ -34,96 +33,9 @@ from ibnorm_export.verifier.reference import Reference
 from ibnorm_export.verifier.report import ExpectedReport
 from ibnorm_export.verifier.verify import verify
 from tests.support.checkpoints import LLAMA, save_checkpoint
+from tests.support.trained_norms import COMPRESSIONS, EPSILON, LAMBDA, NORMS, TrainedNorm, saved_by_training, trained
 
-LAMBDA, EPSILON = 4.0, 1e-2
 TINY = LLAMA | {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
-
-#: How the training code of each convention writes f(r).
-COMPRESSIONS = {
-    "divide": lambda r: torch.log1p(r / LAMBDA),
-    "unit_slope": lambda r: LAMBDA * torch.log1p(r / LAMBDA),
-    "multiply": lambda r: torch.log1p(LAMBDA * r) / LAMBDA,
-    "outer": lambda r: torch.log1p(r) / LAMBDA,
-}
-
-
-class TrainedNorm(nn.Module):
-    """The norm of the training code."""
-
-    def __init__(self, weight: Tensor, bias: Tensor, convention: str) -> None:
-        super().__init__()
-        self.weight, self.bias, self.convention = nn.Parameter(weight), nn.Parameter(bias), convention
-
-    def forward(self, x: Tensor) -> Tensor:
-        mean = x.mean(-1, keepdim=True)
-        s = mean + (x - mean).sign() * COMPRESSIONS[self.convention]((x - mean).abs())
-        variance, mean = torch.var_mean(s, -1, unbiased=False, keepdim=True)
-        return self.weight * (s - mean) / torch.sqrt(variance + EPSILON) + self.bias
-
-
-class Unbiased(TrainedNorm):
-    """The variance divides by n - 1, and epsilon is large."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.weight * self.compressed(x) / torch.sqrt(self.compressed(x).var(-1, keepdim=True) + 0.5) + self.bias
-
-    def compressed(self, x: Tensor) -> Tensor:
-        d = x - x.mean(-1, keepdim=True)
-        c = d.sign() * COMPRESSIONS[self.convention](d.abs())
-        return c - c.mean(-1, keepdim=True)
-
-
-class Outside(Unbiased):
-    """Epsilon is outside the root."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        c = self.compressed(x)
-        return self.weight * c / (c.std(-1, keepdim=True, unbiased=False) + EPSILON) + self.bias
-
-
-class NoSecondMean(Unbiased):
-    def forward(self, x: Tensor) -> Tensor:
-        c = self.compressed(x)
-        d = x - x.mean(-1, keepdim=True)
-        raw = d.sign() * COMPRESSIONS[self.convention](d.abs())
-        return self.weight * raw / torch.sqrt(c.var(-1, keepdim=True, unbiased=False) + EPSILON) + self.bias
-
-
-class NoFirstMean(Unbiased):
-    def compressed(self, x: Tensor) -> Tensor:
-        c = x.sign() * COMPRESSIONS[self.convention](x.abs())
-        return c - c.mean(-1, keepdim=True)
-
-
-class OnePlusWeight(TrainedNorm):
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) + (super().forward(x) - self.bias) / self.weight
-
-
-class Halved(TrainedNorm):
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) / 2**0.5
-
-
-class LostScale(TrainedNorm):
-    def forward(self, x: Tensor) -> Tensor:
-        return (super().forward(x) - self.bias) / self.weight
-
-
-def trained(module: nn.Module, convention: str, norm_class: type[TrainedNorm] = TrainedNorm) -> nn.Module:
-    """The model of the training code, with the same weights."""
-    model = copy.deepcopy(module)
-    for path, norm in list(model.named_modules()):
-        if type(norm).__name__ == "IBNorm":
-            model.set_submodule(path, norm_class(norm.weight.detach(), norm.bias.detach(), convention))
-    return model.eval()
-
-
-def saved_by_training(model: nn.Module, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
-    ids = torch.randint(0, 256, (2, 9), generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        logits = model.to(dtype)(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
-    return {"input_ids": ids.numpy(), "attention_mask": np.ones((2, 9), np.int32), "logits": logits.float().numpy()}
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +70,7 @@ def compared(file: ExportedModel, model: LoadedModel, path: Path, dtype: DType |
 
 
 def test_values_of_the_right_reading_pass(right: LoadedModel, file: ExportedModel, tmp_path: Path) -> None:
-    np.savez(tmp_path / "values.npz", **saved_by_training(trained(right.module, "divide")))
+    np.savez(tmp_path / "values.npz", **saved_by_training(trained(right.module, TrainedNorm)))
     report = compared(file, right, tmp_path / "values.npz")
     assert report, report.findings
     assert report.dtype == "fp32"
@@ -183,7 +95,7 @@ def test_a_wrong_reading_fails_and_the_right_one_is_suggested(
 ) -> None:
     model = read_as(checkpoint, tmp_path / "read", **section)
     specs = dict(model.norms)
-    np.savez(tmp_path / "values.npz", **saved_by_training(trained(model.module, code)))
+    np.savez(tmp_path / "values.npz", **saved_by_training(trained(model.module, partial(TrainedNorm, convention=code))))
     report = compared(file, model, tmp_path / "values.npz")
     assert not report
     assert not report.rows[0].passed
@@ -197,7 +109,7 @@ def test_a_wrong_reading_fails_and_the_right_one_is_suggested(
 
 
 def test_values_of_another_model_fit_no_reading(right: LoadedModel, file: ExportedModel, tmp_path: Path) -> None:
-    values = saved_by_training(trained(right.module, "divide"))
+    values = saved_by_training(trained(right.module, TrainedNorm))
     values["logits"] = values["logits"][:, ::-1]
     np.savez(tmp_path / "values.npz", **values)
     report = compared(file, right, tmp_path / "values.npz")
@@ -205,14 +117,12 @@ def test_values_of_another_model_fit_no_reading(right: LoadedModel, file: Export
     assert "No other convention" in report.findings[0].what
 
 
-@pytest.mark.parametrize(
-    "norm", [Unbiased, Outside, NoSecondMean, NoFirstMean, OnePlusWeight, Halved, LostScale], ids=lambda c: c.__name__
-)
+@pytest.mark.parametrize("norm", list(NORMS.values())[5:], ids=list(NORMS)[5:])
 def test_a_norm_that_the_config_cannot_state_fails(
     right: LoadedModel, file: ExportedModel, tmp_path: Path, norm: type[TrainedNorm], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(readings, "_MAX_TRIED", 20)  # the number of readings is the same for all
-    np.savez(tmp_path / "values.npz", **saved_by_training(trained(right.module, "divide", norm)))
+    np.savez(tmp_path / "values.npz", **saved_by_training(trained(right.module, norm)))
     report = compared(file, right, tmp_path / "values.npz")
     assert not report
     assert not any(row.passed for row in report.rows)
@@ -220,18 +130,18 @@ def test_a_norm_that_the_config_cannot_state_fails(
 
 def test_half_precision_has_its_own_tolerance(right: LoadedModel, file: ExportedModel, tmp_path: Path) -> None:
     """In bfloat16 the training code is further off, which is stated: NumPy has no such type."""
-    np.savez(tmp_path / "bf16.npz", **saved_by_training(trained(right.module, "divide"), torch.bfloat16))
+    np.savez(tmp_path / "bf16.npz", **saved_by_training(trained(right.module, TrainedNorm), torch.bfloat16))
     assert not compared(file, right, tmp_path / "bf16.npz")
     report = compared(file, right, tmp_path / "bf16.npz", DType.BF16)
     assert report, report.findings
-    wrong = saved_by_training(trained(right.module, "multiply"), torch.bfloat16)
+    wrong = saved_by_training(trained(right.module, partial(TrainedNorm, convention="multiply")), torch.bfloat16)
     np.savez(tmp_path / "wrong.npz", **wrong)
     assert not compared(file, right, tmp_path / "wrong.npz", DType.BF16)
 
 
 def test_a_wrong_file_fails_where_the_checkpoint_passes(checkpoint: Path, right: LoadedModel, tmp_path: Path) -> None:
     other = export(read_as(checkpoint, tmp_path / "read", convention="multiply"), tmp_path / "wrong.onnx")
-    np.savez(tmp_path / "values.npz", **saved_by_training(trained(right.module, "divide")))
+    np.savez(tmp_path / "values.npz", **saved_by_training(trained(right.module, TrainedNorm)))
     report = compared(other, right, tmp_path / "values.npz")
     assert report.rows[0].passed
     assert not any(row.passed for row in report.rows[1:])
@@ -241,7 +151,7 @@ def test_a_wrong_file_fails_where_the_checkpoint_passes(checkpoint: Path, right:
 def test_verify_fails_although_file_and_checkpoint_agree(checkpoint: Path, tmp_path: Path) -> None:
     model = read_as(checkpoint, tmp_path / "read", convention="unit_slope")
     exported = export(model, tmp_path / "m.onnx")
-    np.savez(tmp_path / "values.npz", **saved_by_training(trained(model.module, "divide")))
+    np.savez(tmp_path / "values.npz", **saved_by_training(trained(model.module, TrainedNorm)))
     assert verify(exported, model, options=VerifyOptions(samples=1))
     report = verify(exported, model, options=VerifyOptions(samples=1, expected=tmp_path / "values.npz"))
     assert not report
@@ -255,7 +165,7 @@ def test_verify_fails_although_file_and_checkpoint_agree(checkpoint: Path, tmp_p
 def test_a_language_model_needs_only_its_tokens(checkpoint: Path, right: LoadedModel, tmp_path: Path) -> None:
     model = models.load(checkpoint, task=Task.TEXT_GENERATION)
     exported = export(model, tmp_path / "text")
-    values = saved_by_training(trained(right.module, "divide"))
+    values = saved_by_training(trained(right.module, TrainedNorm))
     del values["attention_mask"]
     np.savez(tmp_path / "values.npz", **values)
     report = compared(exported, model, tmp_path / "values.npz")
@@ -304,7 +214,7 @@ def test_a_bad_file_is_one_clear_line(
 
 
 def test_prefixes_tell_inputs_from_outputs(right: LoadedModel, file: ExportedModel, tmp_path: Path) -> None:
-    values = saved_by_training(trained(right.module, "divide"))
+    values = saved_by_training(trained(right.module, TrainedNorm))
     named = {f"{'output' if name == 'logits' else 'input'}.{name}": array for name, array in values.items()}
     np.savez(tmp_path / "values.npz", **named)
     assert compared(file, right, tmp_path / "values.npz")
