@@ -10,6 +10,7 @@ import typer
 from ibnorm_export.cli import options
 from ibnorm_export.cli.console import finish, show_progress
 from ibnorm_export.evaluation.options import EvaluationOptions, TaskName
+from ibnorm_export.evaluation.sweep_options import AXES, Preference, SweepOptions, parse_sweep
 from ibnorm_export.runtimes.runner import Backend, Endpoint, Kernels
 
 
@@ -28,7 +29,7 @@ def evaluate_command(
         typer.Argument(
             metavar="MODEL...",
             help="Exported files or folders, and checkpoints, which PyTorch runs. MODEL@BACKEND chooses a runtime for "
-            "one of them, e.g. vit.onnx@openvino.",
+            "one of them, e.g. vit.onnx@openvino. With --sweep, one checkpoint.",
         ),
     ],
     task: Annotated[TaskName, typer.Option("--task", help="What the models are evaluated on.")],
@@ -52,6 +53,27 @@ def evaluate_command(
             help="Largest loss against the reference that passes: of accuracy, or relative of perplexity.",
         ),
     ] = "0.5%",
+    sweep_axes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--sweep",
+            metavar="AXIS=VALUE,...",
+            help="Export the checkpoint in every combination, verify, time and evaluate each file, and recommend one: "
+            f"{', '.join(AXES)}, as in --sweep dtype=fp32,fp16,int8,int4 block-size=32,128.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="DIR",
+            help="Folder for the files and results of --sweep. A sweep that was stopped goes on there.",
+        ),
+    ] = None,
+    prefer: Annotated[
+        Preference, typer.Option("--prefer", help="What decides between the files of --sweep that pass.")
+    ] = Preference.LATENCY,
     backend: options.Backend = Backend.ORT_CPU,
     limit: Annotated[int | None, typer.Option("--limit", min=1, show_default="all", help="Number of samples.")] = None,
     batch: Annotated[
@@ -124,11 +146,10 @@ def evaluate_command(
 ) -> None:
     """Measure accuracy or perplexity of models on the same samples; exit 1 if one is worse than the reference.
 
+    With --sweep, find the file to ship: export a checkpoint in several forms, and compare size, latency and accuracy.
+
     Example: ibnorm-export evaluate vit.int8.onnx --against checkpoints/vit --task classification --data val
     """
-    from ibnorm_export.evaluation.evaluate import evaluate
-    from ibnorm_export.evaluation.html import write_evaluation
-
     wanted = EvaluationOptions(
         backend,
         kernels,
@@ -145,9 +166,73 @@ def evaluate_command(
         endpoint=None if url is None else Endpoint(url, name),
         seed=seed,
     )
+    if sweep_axes is not None:
+        models, axes = _split_axes(models, sweep_axes, backend=backend)
+        _check_sweep(models, output=output, against=against, results=results)
+        _sweep(
+            models[0],
+            output,
+            task=task,
+            data=data,
+            options=parse_sweep(axes, prefer=prefer),
+            evaluation=wanted,
+            html=html,
+            as_json=as_json,
+        )
+        return
+    if output is not None:
+        raise typer.BadParameter("--output is for --sweep; results of samples go to --results DIR")
+    from ibnorm_export.evaluation.evaluate import evaluate
+    from ibnorm_export.evaluation.html import write_evaluation
+
     with show_progress() as progress:
         report = evaluate(models, task=task, data=data, against=against, options=wanted, progress=progress)
         if html is not None:
             progress("writing the report", 0, 0)
             write_evaluation(report, html)
+    finish(report, as_json=as_json)
+
+
+def _split_axes(models: list[str], axes: list[str], *, backend: str) -> tuple[list[str], list[str]]:
+    """Take further axes out of the arguments, where `--sweep dtype=fp32 block-size=32` puts the second one."""
+    further = [text for text in models if text.partition("=")[0] in AXES and not Path(text).exists()]
+    found = [*axes, *further]
+    if backend != Backend.ORT_CPU and not any(item.startswith("runtime=") for text in found for item in text.split()):
+        found.append(f"runtime={backend}")
+    return [text for text in models if text not in further], found
+
+
+def _check_sweep(models: list[str], *, output: Path | None, against: str | None, results: Path | None) -> None:
+    if len(models) != 1:
+        raise typer.BadParameter(f"--sweep takes one checkpoint, not {len(models)}: {', '.join(models)}")
+    if output is None:
+        raise typer.BadParameter("--sweep writes files; name their folder with --output DIR")
+    if against is not None:
+        raise typer.BadParameter("--sweep compares every file with the checkpoint; leave out --against")
+    if results is not None:
+        raise typer.BadParameter("--sweep keeps its results in the folder of --output; leave out --results")
+
+
+def _sweep(
+    checkpoint: str,
+    folder: Path | None,
+    *,
+    task: TaskName,
+    data: Path,
+    options: SweepOptions,
+    evaluation: EvaluationOptions,
+    html: Path | None,
+    as_json: bool,
+) -> None:
+    from ibnorm_export.evaluation.sweep import sweep
+    from ibnorm_export.evaluation.sweep_html import write_sweep
+
+    assert folder is not None, "checked"
+    with show_progress() as progress:
+        report = sweep(
+            checkpoint, folder, task=task, data=data, options=options, evaluation=evaluation, progress=progress
+        )
+        if html is not None:
+            progress("writing the report", 0, 0)
+            write_sweep(report, html)
     finish(report, as_json=as_json)

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from ibnorm_export.evaluation.evaluate import evaluate
     from ibnorm_export.evaluation.options import EvaluationOptions, TaskName
     from ibnorm_export.evaluation.report import EvaluationReport
+    from ibnorm_export.evaluation.sweep import sweep
+    from ibnorm_export.evaluation.sweep_options import Preference, SweepOptions
+    from ibnorm_export.evaluation.sweep_report import SweepReport
     from ibnorm_export.exporter.options import ExportOptions
     from ibnorm_export.gate.report import CheckReport
     from ibnorm_export.gate.run import check
@@ -113,6 +116,7 @@ __all__ = [
     "PackagedNorms",
     "ParityError",
     "ParityReport",
+    "Preference",
     "PromptError",
     "Quantization",
     "ReadyServer",
@@ -121,6 +125,8 @@ __all__ = [
     "ServeOptions",
     "SkipIBNorm",
     "SpecError",
+    "SweepOptions",
+    "SweepReport",
     "Target",
     "Task",
     "TaskName",
@@ -146,6 +152,7 @@ __all__ = [
     "replace_norms",
     "serve",
     "skip_ibnorm",
+    "sweep",
     "verify",
 ]
 
@@ -178,6 +185,9 @@ _HOME = {
         "evaluation.evaluate": ("evaluate",),
         "evaluation.options": ("EvaluationOptions", "TaskName"),
         "evaluation.report": ("EvaluationReport",),
+        "evaluation.sweep": ("sweep",),
+        "evaluation.sweep_options": ("Preference", "SweepOptions"),
+        "evaluation.sweep_report": ("SweepReport",),
         "exporter.options": ("ExportOptions",),
         "gate.report": ("CheckReport",),
         "gate.run": ("check",),

@@ -21,7 +21,19 @@ from ibnorm_export.optional_packages import demand_package, import_package
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["PAGE", "Curve", "Section", "bars", "curves", "demand_plots", "heat_map", "intervals", "render"]
+__all__ = [
+    "PAGE",
+    "Curve",
+    "Point",
+    "Section",
+    "bars",
+    "curves",
+    "demand_plots",
+    "heat_map",
+    "intervals",
+    "render",
+    "scatter",
+]
 
 _BLUE, _ORANGE, _GREY, _RED = "#2563eb", "#d97706", "#9ca3af", "#dc2626"
 _COLOURS = (_BLUE, _ORANGE, _GREY, _RED, "#059669", "#7c3aed", "#0891b2", "#be185d")
@@ -131,6 +143,30 @@ class Curve:
     x: Sequence[float]
     y: Sequence[float]
     right: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One point of a scatter plot.
+
+    Args:
+        label: the text beside it.
+        x, y: its place.
+        low, high: ends of the interval of y; infinite ends are drawn to the edge.
+        area: share of the largest circle, from 0 to 1.
+        filled: whether the circle is filled.
+        marked: whether a ring is drawn around it.
+    """
+
+    label: str
+    x: float
+    _: KW_ONLY
+    y: float
+    low: float
+    high: float
+    area: float = 1.0
+    filled: bool = True
+    marked: bool = False
 
 
 #: The extra that installs matplotlib, and what needs it.
@@ -246,6 +282,73 @@ def intervals(
         axis.set_yticks(range(len(rows)), labels=[_label(label) for label, *_ in rows])
         axis.grid(axis="x", color="#e5e7eb")
         return _svg(figure)
+
+
+def scatter(title: str, x_label: str, *, y_label: str, points: Sequence[Point], limit: float | None = None) -> Markup:
+    """Points with intervals, as inline SVG; the area of each circle is a third figure.
+
+    Args:
+        title: heading of the plot.
+        x_label, y_label: labels of the axes; both begin at the data.
+        points: what is drawn; those without a finite place are left out.
+        limit: value of a horizontal line; None draws none.
+    """
+    points = [point for point in points if math.isfinite(point.x) and math.isfinite(point.y)]
+    heights = [end for p in points for end in (p.y, p.low, p.high) if math.isfinite(end)]
+    heights += [] if limit is None else [limit]
+    bottom, top = (min(heights), max(heights)) if heights else (0.0, 1.0)
+    widths = [point.x for point in points] or [0.0, 1.0]
+    room_y, room_x = 0.12 * (top - bottom) or 0.05, 0.15 * (max(widths) - min(widths)) or 0.05 * abs(max(widths)) or 1.0
+    with _new_figure(8.0, 4.6) as figure:
+        axis = figure.subplots()
+        axis.set_xlim(min(widths) - room_x, max(widths) + 2.0 * room_x)  # room for labels to the right
+        axis.set_ylim(bottom - room_y, top + room_y)
+        for point, colour in zip(points, itertools.cycle(_COLOURS), strict=False):
+            ends = max(point.low, bottom - room_y), min(point.high, top + room_y)
+            axis.plot((point.x, point.x), ends, color=colour, linewidth=1.5, alpha=0.6)
+            size, inside = 40.0 + 560.0 * point.area, colour if point.filled else "white"
+            axis.scatter(point.x, point.y, s=size, facecolor=inside, edgecolor=colour, linewidth=1.5, zorder=3)
+            if point.marked:
+                axis.scatter(point.x, point.y, s=size + 350.0, facecolor="none", edgecolor=_RED, linewidth=2, zorder=4)
+        if limit is not None:
+            axis.axhline(limit, color=_RED, linestyle="--", linewidth=1)
+        for point, (x, y) in zip(points, _label_places(axis, points), strict=True):
+            axis.annotate(
+                _label(point.label),
+                (point.x, point.y),
+                xytext=(x, y),
+                textcoords="offset points",
+                fontsize=9,
+                va="center",
+                zorder=5,
+            )
+        axis.set(title=_label(title), xlabel=_label(x_label), ylabel=_label(y_label))
+        axis.grid(color="#e5e7eb")
+        axis.set_axisbelow(True)
+        return _svg(figure)
+
+
+def _label_places(axis: Any, points: Sequence[Point]) -> list[tuple[float, float]]:
+    """Offsets of labels from their points, in points of print, so that no label covers another one.
+
+    Labels stand to the right of their circles, and are moved up or down where the place is taken.
+    """
+    scale = 72.0 / axis.figure.dpi
+    height, taken, found = 12.0, list[tuple[float, float, float]](), []
+    for point in points:
+        x, y = (float(value) * scale for value in axis.transData.transform((point.x, point.y)))
+        right = 6.0 + math.sqrt((40.0 + 560.0 * point.area + 350.0 * point.marked) / math.pi)
+        width = 5.2 * len(_label(point.label))
+        for step in (0, 1, -1, 2, -2, 3, -3, 4, -4):
+            begin, middle = x + right, y + step * height
+            free = all(
+                abs(middle - other) >= height or begin + width < left or begin > end for left, end, other in taken
+            )
+            if free:
+                break
+        taken.append((begin, begin + width, middle))
+        found.append((right, middle - y))
+    return found
 
 
 def heat_map(title: str, rows: Sequence[str], *, columns: Sequence[str], values: Sequence[Sequence[float]]) -> Markup:

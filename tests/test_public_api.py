@@ -42,6 +42,7 @@ FUNCTIONS = {
     "replace_norms",
     "serve",
     "skip_ibnorm",
+    "sweep",
     "verify",
 }
 TYPES = {
@@ -85,6 +86,7 @@ TYPES = {
     "Package",
     "PackageOptions",
     "ParityReport",
+    "Preference",
     "Quantization",
     "ReadyServer",
     "Runtime",
@@ -92,6 +94,8 @@ TYPES = {
     "SkipIBNorm",
     "Target",
     "Task",
+    "SweepOptions",
+    "SweepReport",
     "TaskName",
     "TextLimits",
     "Timing",

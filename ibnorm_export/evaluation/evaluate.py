@@ -34,7 +34,7 @@ if TYPE_CHECKING:  # importing torch takes seconds, and exported files do not ne
     from ibnorm_export.artifacts.exported_model import ExportedModel
     from ibnorm_export.artifacts.loaded_model import LoadedModel
 
-__all__ = ["evaluate", "run_task"]
+__all__ = ["evaluate", "make_task", "run_task"]
 
 #: Unreadable samples that an error names.
 _NAMED: Final = 3
@@ -80,13 +80,7 @@ def evaluate(
     progress("reading the models", 0, 0)
     opened = _with_own_names([open_candidate(item, options=options) for item in listed])
     progress("reading the data", 0, 0)
-    made: EvaluationTask
-    if chosen is TaskName.PERPLEXITY:
-        made, content = perplexity_task(opened, data, options=options, progress=progress), TextData(data).sha256()
-    elif chosen is TaskName.CHOICE:
-        made, content = choice_task(opened, data, options=options), sha256_of(Path(data))
-    else:
-        made, content = classification_task(opened, data, options=options), open_images(data).sha256()
+    made, content = make_task(chosen, opened, data=data, options=options, progress=progress)
     return run_task(
         made,
         opened,
@@ -96,6 +90,36 @@ def evaluate(
         options=options,
         progress=progress,
     )
+
+
+def make_task(
+    task: TaskName,
+    candidates: Sequence[Candidate],
+    *,
+    data: str | Path,
+    options: EvaluationOptions,
+    progress: Progress = silent,
+) -> tuple[EvaluationTask, str]:
+    """Make a task for candidates that all see the same samples.
+
+    Args:
+        task: the task.
+        candidates: the models; they tell how samples are prepared.
+        data: the file or folder of samples.
+        options: limits, tokenizer and preprocessing.
+        progress: called as the work progresses.
+
+    Returns:
+        The task, and the hash of its data.
+
+    Raises:
+        IBNormError: the data is missing or does not belong to the model.
+    """
+    if task is TaskName.PERPLEXITY:
+        return perplexity_task(candidates, data, options=options, progress=progress), TextData(data).sha256()
+    if task is TaskName.CHOICE:
+        return choice_task(candidates, data, options=options), sha256_of(Path(data))
+    return classification_task(candidates, data, options=options), open_images(data).sha256()
 
 
 def _with_own_names(candidates: list[Candidate]) -> list[Candidate]:

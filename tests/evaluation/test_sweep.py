@@ -1,0 +1,298 @@
+"""Sweeps: what is tried, the Pareto front, the recommended file, and going on after an interrupt."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ibnorm_export import EvaluationOptions, IBNormError, SweepOptions, SweepReport, sweep
+from ibnorm_export.artifacts.tokenizer import write_byte_tokenizer
+from ibnorm_export.benchmark.statistics import Decision
+from ibnorm_export.cli import main
+from ibnorm_export.errors import ExitCode
+from ibnorm_export.evaluation import sweep as sweep_module
+from ibnorm_export.evaluation.sweep_html import pareto_plot
+from ibnorm_export.evaluation.sweep_options import Preference, parse_sweep
+from ibnorm_export.evaluation.sweep_report import SweptFile, pareto_front, recommend
+
+TEXT = "Größe zählt nicht. The quick brown fox jumps over the lazy dog; " * 20
+
+
+def swept(name: str, size: int, latency: float, *, drop: float, **others: object) -> SweptFile:
+    settings = {"verified": True, "decision": Decision.PASS, "ratio": latency / 10.0, **others}
+    return SweptFile(name, "x", size_bytes=size, latency_ms=latency, drop=drop, **settings)  # type: ignore[arg-type]  # settings by name
+
+
+FILES = (
+    swept("fp32", 100, 10.0, drop=0.0),
+    swept("fp16", 50, 20.0, drop=0.0),
+    swept("int8", 30, 5.0, drop=0.001),
+    swept("int8 with larger blocks", 28, 5.1, drop=0.001),
+    swept("int4", 20, 4.0, drop=0.05, decision=Decision.FAIL),
+    swept("slow", 110, 11.0, drop=0.0),
+)
+
+
+def test_the_front_leaves_out_what_another_file_beats() -> None:
+    """fp16 is smaller than fp32, int8 is faster, and only "slow" is worse in size and time and better in nothing."""
+    assert pareto_front(FILES) == {"fp32", "fp16", "int8", "int8 with larger blocks", "int4"}
+    assert pareto_front((FILES[0], replace(FILES[0], name="equal"))) == {"fp32", "equal"}
+    lost = replace(FILES[0], name="lost", drop=float("nan"))
+    assert pareto_front((FILES[0], lost)) == {"fp32"}, "an accuracy that is not a number is the worst"
+
+
+def test_the_fastest_file_that_passes_is_recommended_and_the_smallest_of_equals() -> None:
+    found = recommend(FILES, Preference.LATENCY)
+    assert found.name == "int8 with larger blocks"  # 2% slower than int8, and smaller
+    assert "it is the fastest of 5 files that pass" in found.why
+    assert "of 2 that are about as fast, the smallest" in found.why
+    assert "int4 is faster, but loses too much (+5.00%)" in found.why
+    assert recommend(FILES[:2], Preference.LATENCY).name == "fp32"
+    assert recommend(FILES[:2], Preference.SIZE).name == "fp16"
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"verified": False}, "no file passes verification and evaluation"),
+        ({"decision": Decision.FAIL}, "no file passes verification and evaluation"),
+        ({"decision": Decision.CANNOT_TELL}, "the samples do not decide about fp32, fp16: give more samples"),
+    ],
+)
+def test_a_file_that_does_not_pass_is_not_recommended(change: dict[str, object], why: str) -> None:
+    files = [replace(file, **change) for file in FILES[:2]]  # type: ignore[arg-type]  # one field by name
+    found = recommend(files, Preference.LATENCY)
+    assert (found.name, found.why) == ("", why)
+
+
+def test_the_axes_are_read() -> None:
+    found = parse_sweep(["dtype=fp32,int4 block-size=32,128", "runtime=ort-cpu,openvino"])
+    assert [variant.name for variant in found.variants()] == [
+        *("fp32", "int4-block32", "int4-block128"),
+        *("fp32@openvino", "int4-block32@openvino", "int4-block128@openvino"),
+    ]
+    assert found.variants()[-1].file_name == "int4-block128-openvino"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("dtype", "'dtype' is not AXIS=VALUE,VALUE with an axis of dtype, block-size, runtime"),
+        ("size=3", "'size=3' is not AXIS=VALUE,VALUE"),
+        ("dtype=fp8", "dtypes is 'fp8'"),
+        ("dtype=fp32,fp32", "dtypes has a value twice"),
+        ("dtype=fp32 dtype=fp16", "dtype is given twice; list all its values once, as in dtype=fp16,..."),
+        ("block-size=big", "block-size is 'big'; it must be a whole number, such as 32"),
+        ("runtime=cuda", "runtimes is 'cuda'"),
+        ("runtime=triton", "a sweep cannot run on triton"),
+        ("dtype=,", "dtypes is empty"),
+    ],
+)
+def test_axes_that_are_not_legal(text: str, message: str) -> None:
+    with pytest.raises(IBNormError, match=re.escape(message)):
+        parse_sweep([text])
+
+
+@pytest.fixture(scope="module")
+def checkpoint(llama_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("with tokenizer") / "llama"
+    shutil.copytree(llama_checkpoint, folder)
+    write_byte_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("data") / "text.txt"
+    file.write_text(TEXT, encoding="utf-8")
+    return file
+
+
+OPTIONS = SweepOptions(("fp32", "int4"), (32,), rounds=2)  # type: ignore[arg-type]  # names of members are legal
+EVALUATION = EvaluationOptions(max_drop=0.5, max_length=32, batch=4)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("sweep") / "out"
+
+
+@pytest.fixture(scope="module")
+def report(checkpoint: Path, text: Path, folder: Path) -> SweepReport:
+    return sweep(checkpoint, folder, task="perplexity", data=text, options=OPTIONS, evaluation=EVALUATION)
+
+
+def test_every_file_is_exported_verified_timed_and_evaluated(report: SweepReport, folder: Path) -> None:
+    assert [file.name for file in report.files] == ["fp32", "int4-block32"]
+    fp32, int4 = report.files
+    assert all(file.verified and file.latency_ms > 0.0 for file in report.files)
+    assert Path(fp32.path) == folder / "fp32"
+    assert (folder / "int4-block32" / "model.onnx").stat().st_size == int4.size_bytes < fp32.size_bytes
+    assert fp32.ratio == 1.0
+    assert fp32.drop == pytest.approx(0.0, abs=1e-5)  # fp32 against PyTorch
+    assert int4.drop != pytest.approx(0.0, abs=1e-5)
+    assert [found.name for found in report.evaluation.candidates] == ["PyTorch", "fp32", "int4-block32"]
+    assert report.decision is Decision.PASS
+    assert report.latency_of == "one decoding step after 63 tokens"
+    assert f"recommended: {report.recommendation.name} ({folder / report.recommendation.name})" in str(report)
+
+
+def test_a_second_run_takes_everything_from_the_folder(
+    report: SweepReport, checkpoint: Path, text: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("nothing is to be done again")
+
+    for step in ("export", "verify", "measure", "open_runner"):
+        monkeypatch.setattr(f"ibnorm_export.evaluation.sweep.{step}", refuse)
+    monkeypatch.setattr("ibnorm_export.evaluation.candidates.open_runner", refuse)
+    again = sweep(checkpoint, folder, task="perplexity", data=text, options=OPTIONS, evaluation=EVALUATION)
+    assert again.files == report.files
+    assert again.recommendation == report.recommendation
+
+
+def test_a_file_that_was_changed_is_exported_again(
+    report: SweepReport, checkpoint: Path, text: Path, folder: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "out"
+    shutil.copytree(folder, copy)
+    content = (copy / "fp32" / "model.onnx").read_bytes()
+    (copy / "fp32" / "model.onnx").write_bytes((copy / "int4-block32" / "model.onnx").read_bytes())
+    options = replace(OPTIONS, dtypes=("fp32",))
+    again = sweep(checkpoint, copy, task="perplexity", data=text, options=options, evaluation=EVALUATION)
+    assert (copy / "fp32" / "model.onnx").read_bytes() == content
+    assert again.files[0].drop == report.files[0].drop
+
+
+def test_a_stopped_sweep_goes_on(
+    report: SweepReport, checkpoint: Path, text: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder is as after the export of the second file. The sweep is stopped in its timing, and goes on there."""
+    copy = tmp_path / "out"
+    shutil.copytree(folder, copy)
+    state = json.loads((copy / "sweep.json").read_text(encoding="utf-8"))
+    kept = list(state["results"].items())[:4]  # export, verify and time the first file, and export the second one
+    (copy / "sweep.json").write_text(json.dumps({**state, "results": dict(kept)}), encoding="utf-8")
+    steps: list[str] = []
+    for step in ("export", "verify", "measure"):
+        done = getattr(sweep_module, step)
+        monkeypatch.setattr(
+            sweep_module,
+            step,
+            lambda *words, step=step, done=done, **named: steps.append(step) or done(*words, **named),
+        )
+
+    def stop(what: str, done: int, total: int) -> None:
+        if what.startswith("int4-block32 (2 of 2, about ") and what.endswith(": measuring"):
+            raise KeyboardInterrupt
+
+    arguments = {"task": "perplexity", "data": text, "options": OPTIONS, "evaluation": EVALUATION}
+    with pytest.raises(KeyboardInterrupt):
+        sweep(checkpoint, copy, **arguments, progress=stop)  # type: ignore[arg-type]  # arguments by name
+    assert steps == ["verify", "measure"]
+    again = sweep(checkpoint, copy, **arguments)  # type: ignore[arg-type]  # arguments by name
+    assert steps == ["verify", "measure", "measure"]
+    assert [file.drop for file in again.files] == [file.drop for file in report.files]
+
+
+def test_what_cannot_be_exported_is_listed_and_the_rest_goes_on(vit_checkpoint: Path, tmp_path: Path) -> None:
+    data = tmp_path / "val.npz"
+    rng = np.random.default_rng(0)
+    np.savez(data, images=rng.standard_normal((40, 1, 8, 8), dtype=np.float32), labels=rng.integers(0, 10, 40))
+    found = sweep(
+        vit_checkpoint,
+        tmp_path / "out",
+        task="classification",
+        data=data,
+        options=OPTIONS,
+        evaluation=EvaluationOptions(max_drop=0.2),
+    )
+    assert found.recommendation.name == "fp32"
+    assert (tmp_path / "out" / "fp32.onnx").is_file()
+    assert "language model" in found.files[1].problem
+    assert "not run: " in str(found)
+    assert found.to_dict()["files"][1]["problem"] == found.files[1].problem
+    with pytest.raises(IBNormError, match="no file could be exported and run: int4-block32: "):
+        sweep(
+            vit_checkpoint,
+            tmp_path / "out",
+            task="classification",
+            data=data,
+            options=replace(OPTIONS, dtypes=("int4",)),
+        )
+
+
+def test_the_command_writes_a_page(
+    report: SweepReport,
+    checkpoint: Path,
+    text: Path,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """The axes are words, as in the help: click puts all but the first one among the models."""
+    pytest.importorskip("matplotlib", reason="the extra `plots` is not installed")
+    page = tmp_path / "page.html"
+    words = [
+        "evaluate",
+        checkpoint,
+        "--sweep",
+        "dtype=fp32,int4",
+        "block-size=32",
+        "-o",
+        folder,
+        "--task",
+        "perplexity",
+    ]
+    words += ["--data", text, "--max-drop", "50%", "--max-length", 32, "--batch", 4, "--report", page, "--json"]
+    monkeypatch.setattr(sys, "argv", ["ibnorm-export", *map(str, words)])
+    measured = sweep_module.measure
+    monkeypatch.setattr(sweep_module, "measure", lambda *given, **named: measured(*given, **{**named, "rounds": 2}))
+    code = main.main()
+    out, err = capfd.readouterr()
+    assert code == ExitCode.SUCCESS, err
+    found = json.loads(out)
+    name = found["recommendation"]["name"]  # the command times more rounds than the report above
+    assert name in {file.name for file in report.files}
+    content = page.read_text(encoding="utf-8")
+    assert content.count("Pareto front of size, latency and accuracy") == 1
+    assert f"Recommended: {name} (" in content
+
+
+def test_the_plot_has_every_file_with_its_size(report: SweepReport) -> None:
+    pytest.importorskip("matplotlib", reason="the extra `plots` is not installed")
+    plot = pareto_plot(report)
+    for file in report.files:
+        assert f"{file.name}, {file.size_bytes / 1e6:.3g} MB" in plot
+    assert "ms, one decoding step after 63 tokens" in plot
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["a", "b", "-o", "out"], "--sweep takes one checkpoint, not 2: a, b"),
+        (["a"], "--sweep writes files; name their folder with --output DIR"),
+        (["a", "-o", "out", "--against", "b"], "leave out --against"),
+        (["a", "-o", "out", "--results", "b"], "leave out --results"),
+        (["a", "-o", "out", "block-size=x"], "block-size is 'x'"),
+        (["nowhere", "-o", "out"], "nowhere does not exist"),
+    ],
+)
+def test_bad_input_is_one_line(
+    words: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        sys, "argv", ["ibnorm-export", "evaluate", *words, "--sweep", "dtype=fp32", "--task", "choice", "--data", "x"]
+    )
+    assert main.main() == ExitCode.BAD_INPUT
+    _, err = capfd.readouterr()
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
