@@ -75,6 +75,10 @@ def _infer_types(copy: ir.Model, nodes: list[ir.Node]) -> None:
     """Add the types of values where the file does not state them, as in a file that ONNX Runtime has optimised."""
     if all(value.dtype is not None for node in nodes for value in node.outputs):
         return
+    for node in nodes:  # the builder of onnxruntime-genai declares the shapes of some wrongly, which stops inference
+        value = node.attributes.get("value")
+        if node.op_type == "Constant" and value is not None and value.type == ir.AttributeType.TENSOR:
+            node.outputs[0].shape = ir.Shape(value.value.shape)
     passes.ShapeInferencePass()(copy)
     for node in nodes:
         if node.domain in ("", "ai.onnx"):

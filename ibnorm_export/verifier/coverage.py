@@ -44,7 +44,10 @@ _MOVING_OPERATORS: Final = frozenset(
 
 #: Operators that compare, and parts of the names of those that limit or choose. Numbers of all others are no limits: a
 #: norm is given its size as a number, too.
-_COMPARISONS: Final = frozenset({"lt", "le", "gt", "ge", "eq", "ne", "lt_", "le_", "gt_", "ge_", "eq_", "ne_"})
+_COMPARISONS: Final = frozenset({"lt", "le", "gt", "ge", "lt_", "le_", "gt_", "ge_"})
+
+#: Operators that ask whether values are equal, which limits none.
+_EQUALITIES: Final = frozenset({"eq", "ne", "eq_", "ne_"})
 _LIMITING: Final = (
     *("clamp", "clip", "hard", "relu6", "threshold", "softplus", "shrink", "elu", "minimum", "maximum", "max", "min"),
     *(
@@ -75,6 +78,7 @@ class Coverage:
         operators: names of the operators that ran, without their overloads.
         numbers: numbers that operators were given: Python's own and those of tensors with one element.
         limits: those of them that an operator compares with, or limits a value to.
+        equals: those of them that an operator asks whether a value is equal to.
         places: integers that operators were given that move, select or reshape values.
         constants: tensors that operators took or returned and that depend on no input, only small ones; and the names
             of the weights that each was computed from.
@@ -89,6 +93,7 @@ class Coverage:
     operators: frozenset[str] = frozenset()
     numbers: frozenset[float] = frozenset()
     limits: frozenset[float] = frozenset()
+    equals: frozenset[float] = frozenset()
     places: frozenset[int] = frozenset()
     constants: tuple[tuple[Tensor, frozenset[str]], ...] = ()
     uses: Mapping[str, frozenset[str]] = field(default_factory=dict)
@@ -109,6 +114,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         self.operators: set[str] = set()
         self.numbers: set[float] = set()
         self.limits: set[float] = set()
+        self.equals: set[float] = set()
         self.places: set[int] = set()
         self.constants: dict[int, Tensor] = {}
         self._room = _MAX_ELEMENTS
@@ -140,11 +146,13 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
             numbers = {float(v) for v in given if isinstance(v, (int, float)) and not isinstance(v, bool)}
             numbers |= {float(v.item()) for v in tensors if v.numel() == 1 and self._is_constant(v)}
             self.numbers |= numbers
-            limits = name in _COMPARISONS or any(part in name for part in _LIMITING)
             # Numbers in lists are sizes.
             single = [v for v in (*args, *(kwargs or {}).values()) if type(v) in (int, float)]
             single += [v.item() for v in tensors if v.numel() == 1 and self._is_constant(v)]
-            self.limits |= {float(v) for v in single} if limits else set()
+            if name in _EQUALITIES:
+                self.equals.update(map(float, single))
+            elif name in _COMPARISONS or any(part in name for part in _LIMITING):
+                self.limits.update(map(float, single))
         if any(tensor in self._data for tensor in tensors):
             self._data.update(dict.fromkeys(made, True))
             made = []
@@ -211,6 +219,7 @@ def measure_coverage(model: LoadedModel, truth: nn.Module, *, inputs: Arrays) ->
         operators=frozenset(watch.operators),
         numbers=frozenset(watch.numbers),
         limits=frozenset(watch.limits),
+        equals=frozenset(watch.equals),
         places=frozenset(watch.places),
         constants=tuple(constants),
         uses={name: frozenset(operators) for name, operators in watch.uses.items()},

@@ -144,6 +144,7 @@ class _Numbers:
         limits = {3.0, 6.0} if {"hardswish", "hardsigmoid", "relu6"} & coverage.operators else set()
         known = {*limits, *coverage.limits, *(s.lambd for s in specs)}
         self._limits = _sorted({*_ANY_LIMIT, *known})
+        self._equals = _sorted({*_ANY_LIMIT, *known, *coverage.equals})
         self._bounds = _sorted({*_ANY_BOUND, kind.max, kind.tiny, kind.eps, *known})
         # A number may have been derived from others after these were rounded.
         rounded = {float(torch.tensor(n, dtype=torch_dtype(dtype))) for n in (*used, *_DEFINITIONS)}
@@ -168,7 +169,10 @@ class _Numbers:
     def explains(self, node: FlowNode, number: float) -> bool:
         """Whether a number is one of PyTorch's, whatever its sign."""
         kind = node.proto.op_type
-        known = self._bounds if kind in _BOUNDS else self._limits if kind in _LIMITS | _BITS else self._factors
+        if kind == "Equal":
+            known = self._equals
+        else:
+            known = self._bounds if kind in _BOUNDS else self._limits if kind in _LIMITS | _BITS else self._factors
         size = abs(number)
         if math.isnan(size) or size in (0.0, math.inf):
             return True

@@ -225,11 +225,18 @@ def _approximate_gelu(e: Edit) -> None:
 
 def _without_residual(e: Edit) -> None:
     name = e.branch
-    node = next(n for n in e.proto.graph.node if name in n.input and (n.domain or n.op_type == "Add"))
+    node = e.producer(name)
+    if node.op_type != "Add":  # otherwise it is the sum
+        node = e.reader(name)
+    while node.op_type in ("Reshape", "Cast", "Identity"):
+        name = node.output[0]
+        node = e.reader(name)
     if node.domain:  # a norm that adds it
         e.splice_input(node, list(node.input).index(name), lambda n, x: n("Sub", x, x))
         return
-    kept = next(value for value in node.input if value != name)
+    assert node.op_type == "Add"
+    # A sum has the branch first.
+    kept = next((value for value in node.input if value != name), "") if name in node.input else node.input[1]
     node.op_type = "Identity"
     del node.input[:]
     node.input.append(kept)
