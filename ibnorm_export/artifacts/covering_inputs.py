@@ -6,7 +6,7 @@ A file may branch on a length, on a batch size or on a value, so a comparison co
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -68,7 +68,10 @@ class CoveringInputs:
 class _Planner:
     """Decides which samples cover a language model, with the sizes that the file allows."""
 
-    def __init__(self, model: LoadedModel, limits: ModelLimits, *, fixed: Mapping[str, int]) -> None:
+    def __init__(
+        self, model: LoadedModel, limits: ModelLimits, *, fixed: Mapping[str, int], drawn: Collection[tuple[int, int]]
+    ) -> None:
+        self._drawn = drawn
         self.left_out: list[str] = []
         self._fixed = fixed
         self._specs = {spec.name: spec for spec in model.inputs}
@@ -108,8 +111,12 @@ class _Planner:
                 rows = 2 if past * 2 <= LONGEST else 1
                 yield self._planned("the last slot of the cache", Sizes(rows, 1, past), padding=min(110, past // 2))
                 yield self._planned("a large batch", Sizes(MANY_ROWS, 1, min(_SHORT, past)), padding=3)
+            if past > 1 and not any(tokens > 1 and before for tokens, before in self._drawn):
+                yield self._planned("several tokens after a cache", Sizes(2, 2, min(_SHORT, past - 1)), padding=1)
             yield self._planned("a large batch of prompts", Sizes(MANY_ROWS, self._short), padding=2)
             return
+        if not any(tokens == 1 for tokens, _ in self._drawn):
+            yield self._planned("one token", Sizes(1, 1))
         yield self._planned("the longest sequence", Sizes(1, longest), holes=self._has_mask)
         if self._has_mask:
             length = min(longest, 130)
@@ -186,6 +193,12 @@ def _cover_others(
     return CoveringInputs(samples, tuple(left_out))
 
 
+def _lengths(model: LoadedModel, arrays: Arrays) -> tuple[int, int]:
+    """Tokens of a sample, and of the cache before them."""
+    past = next((arrays[spec.name].shape[2] for spec in model.inputs if spec.floating), 0)
+    return arrays["input_ids"].shape[1], past
+
+
 def draw_covering_inputs(
     model: LoadedModel,
     rng: np.random.Generator,
@@ -206,7 +219,7 @@ def draw_covering_inputs(
     if not TokenInputs.can_draw(model.inputs):
         return _cover_others(model, rng, fixed=fixed, drawn=drawn)
     tokens = TokenInputs(model.inputs, limits, rng)
-    planner = _Planner(model, limits, fixed=fixed)
+    planner = _Planner(model, limits, fixed=fixed, drawn=[_lengths(model, arrays) for arrays in drawn])
     samples = {covers: tokens.draw(sizes, mask) for covers, sizes, mask in planner.plan()}
     if planner.has_cache:
         sizes = Sizes(2, 1, min(12, max(limits.longest - 1, 0) or 12)).fixed(fixed)

@@ -7,12 +7,14 @@ node, as GPU kernels do. Casts survive the runtime's optimisation.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import Final
 
 import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
+from numpy.typing import NDArray
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.errors import ModelFileError, quoted
@@ -76,9 +78,9 @@ def _infer_types(copy: ir.Model, nodes: list[ir.Node]) -> None:
     if all(value.dtype is not None for node in nodes for value in node.outputs):
         return
     for node in nodes:  # the builder of onnxruntime-genai declares the shapes of some wrongly, which stops inference
-        value = node.attributes.get("value")
-        if node.op_type == "Constant" and value is not None and value.type == ir.AttributeType.TENSOR:
-            node.outputs[0].shape = ir.Shape(value.value.shape)
+        stored = node.attributes.get("value")
+        if node.op_type == "Constant" and stored is not None and stored.type == ir.AttributeType.TENSOR:
+            node.outputs[0].shape = ir.Shape(stored.value.shape)
     passes.ShapeInferencePass()(copy)
     for node in nodes:
         if node.domain in ("", "ai.onnx"):
@@ -93,7 +95,12 @@ def _infer_types(copy: ir.Model, nodes: list[ir.Node]) -> None:
                 passes.ShapeInferencePass()(copy)
 
 
-def exact_copy(model: ExportedModel, constants: Collection[float]) -> ir.Model:
+def exact_copy(
+    model: ExportedModel,
+    constants: Collection[float],
+    *,
+    tables: Mapping[str, NDArray[np.float32]] = MappingProxyType({}),
+) -> ir.Model:
     """Return a copy that computes in float32 and rounds nothing; its weights are those of the file.
 
     Rounding hides arithmetic that is wrong by less than it. In this copy, such an error stands out.
@@ -101,6 +108,7 @@ def exact_copy(model: ExportedModel, constants: Collection[float]) -> ir.Model:
     Args:
         model: the file.
         constants: numbers in PyTorch's code. Where the file holds one of them rounded, the copy holds it exactly.
+        tables: values that replace those of initializers, by name.
     """
     copy = ir.load(model.path)
     bodies = [node for function in copy.functions.values() for node in function]
@@ -111,7 +119,10 @@ def exact_copy(model: ExportedModel, constants: Collection[float]) -> ir.Model:
             if value.dtype in _HALF:
                 value.type = ir.TensorType(ir.DataType.FLOAT)
     for value in copy.graph.initializers.values():
-        if value.dtype in _HALF and value.const_value is not None and value.const_value.size == 1:
+        if (table := tables.get(value.name or "")) is not None:
+            value.const_value = ir.tensor(table)
+            value.type = ir.TensorType(ir.DataType.FLOAT)
+        elif value.dtype in _HALF and value.const_value is not None and value.const_value.size == 1:
             value.const_value = _widened(value.const_value, constants)
             value.type = ir.TensorType(ir.DataType.FLOAT)
     _read_through_casts(copy.graph, next(iter(copy.graph)), rounds=False)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 import numpy as np
@@ -39,6 +40,9 @@ _SERVED: Final = "as served"
 
 #: The largest file of which several sessions are open beside each other, in bytes; each holds the weights in memory.
 SMALL_FILE: Final = 2**26
+
+#: Values of an input, such as token ids, that are run in no time.
+_FEW: Final = 16
 
 
 @dataclass(frozen=True)
@@ -125,7 +129,9 @@ def with_rounding(comparison: Comparison, folder: Path) -> Comparison:
     return replace(comparison, copy=ExportedModel(folder / "rounding.onnx"))
 
 
-def without_rounding(comparison: Comparison, folder: Path) -> Comparison:
+def without_rounding(
+    comparison: Comparison, folder: Path, *, tables: Mapping[str, NDArray[np.float32]] = MappingProxyType({})
+) -> Comparison:
     """Return the comparison of a half-precision file that computes in float32 and rounds nothing.
 
     PyTorch has the file's weights, in float32 and float64, so the tolerance is that of float32: an error that rounding
@@ -134,6 +140,7 @@ def without_rounding(comparison: Comparison, folder: Path) -> Comparison:
     Args:
         comparison: the file as it is, and its reference.
         folder: where the copy is written.
+        tables: values that replace those of initializers, by name; see `exact_tables`.
     """
     from ibnorm_export.graph.dtype_rounding import exact_copy
 
@@ -142,7 +149,7 @@ def without_rounding(comparison: Comparison, folder: Path) -> Comparison:
     constants = find_constants(model, inputs=reference.inputs[0])
     return replace(
         comparison,
-        file=write_copy(exact_copy(comparison.file, constants), comparison.file, folder=folder),
+        file=write_copy(exact_copy(comparison.file, constants, tables=tables), comparison.file, folder=folder),
         reference=replace(reference, model=model, dtype=DType.FP32, skipped=_shapes_only(reference)),
         copy=None,
     )
@@ -151,12 +158,16 @@ def without_rounding(comparison: Comparison, folder: Path) -> Comparison:
 def _shapes_only(reference: Reference) -> frozenset[int]:
     """Numbers of inputs that show no arithmetic that the others do not.
 
-    They are the ordinary inputs that the baseline error is not taken from, and much padding; but only where covering
-    inputs are run too.
+    They are the ordinary inputs that the baseline error is not taken from, except small ones, which cost nothing, and
+    much padding; but only where covering inputs are run too.
     """
     if not reference.covers:
         return frozenset()
-    ordinary = range(REALISED[DType.FP32], min(reference.covers))
+    ordinary = (
+        index
+        for index in range(REALISED[DType.FP32], min(reference.covers))
+        if next(iter(reference.inputs[index].values())).size > _FEW
+    )
     return frozenset([*ordinary, *(index for index, covers in reference.covers.items() if covers == MUCH_PADDING)])
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cached_property
 from typing import Any, Final
 
@@ -14,6 +13,7 @@ from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.verifier.coverage import Coverage
 from ibnorm_export.verifier.dataflow import ConstantUse
+from ibnorm_export.verifier.rotary_tables import rotary_frequencies
 
 __all__ = ["SHAPE_INPUTS", "KnownConstants"]
 
@@ -122,7 +122,7 @@ class KnownConstants:
 
     def _rotary_problem(self, array: NDArray[Any], *, otherwise: str) -> str:
         """A table of cosines or sines of rotary positions (positions, frequencies) must reach the last position."""
-        for frequencies, scaling in self._frequencies():
+        for frequencies, scaling in rotary_frequencies(self._model):
             if array.ndim != 2 or array.shape[1] not in (len(frequencies), 2 * len(frequencies)):
                 continue
             angles = np.outer(np.arange(len(array)), np.resize(frequencies, array.shape[1]))
@@ -138,13 +138,6 @@ class KnownConstants:
                     first = int(np.argmax(wrong))
                     return f"it is a rotary table, of which {int(wrong.sum())} positions are wrong, from {first} on"
         return otherwise
-
-    def _frequencies(self) -> Iterator[tuple[NDArray[np.float64], float]]:
-        for module in self._model.module.modules():
-            frequencies = getattr(module, "inv_freq", None)
-            if isinstance(frequencies, torch.Tensor):
-                scaling = getattr(module, "attention_scaling", 1.0)
-                yield frequencies.double().numpy(), scaling if isinstance(scaling, float) else 1.0
 
 
 def _is_range(flat: NDArray[Any]) -> bool:

@@ -51,7 +51,7 @@ def check_static(exported: ExportedModel, model: LoadedModel, *, coverage: Cover
         *check_norms(flow, modules, coverage=coverage, holds=holds, inlined=inlined),
         *check_functions(flow),
         *check_types(exported),
-        *check_inputs(flow, coverage),
+        *check_inputs(flow, coverage, own_code=model.original is not None or model.family == "timm"),
         *_claim_problems(exported, model, flow=flow),
         *weights.findings,
         *check_numbers_used(flow, model, coverage=coverage, block_sizes=inlined.block_sizes),

@@ -11,6 +11,7 @@ from typing import Any, Final
 import onnx
 import torch
 
+from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.verifier.coverage import Coverage
 from ibnorm_export.verifier.dataflow import DataFlow, FlowNode
 from ibnorm_export.verifier.report import Finding
@@ -56,14 +57,21 @@ _NARROW: Final = {
 }
 
 
-def check_inputs(flow: DataFlow, coverage: Coverage) -> Iterator[Finding]:
+#: Types of numbers that hold fewer values, or fewer digits, than others do.
+_HALF: Final = {onnx.TensorProto.FLOAT16: DType.FP16, onnx.TensorProto.BFLOAT16: DType.BF16}
+
+
+def check_inputs(flow: DataFlow, coverage: Coverage, *, own_code: bool) -> Iterator[Finding]:
     """Compare what happens to the values of every input with what PyTorch does with them.
 
     Args:
         flow: the data flow of the file.
         coverage: the operators that took each input in one run of the checkpoint.
+        own_code: whether the model is the user's own code, which may convert values to any type.
     """
     yield from _narrow_casts(flow, coverage)
+    if not own_code:
+        yield from _half_casts(flow)
     for name, operators in coverage.uses.items():
         known = _POSITIONS if name == "position_ids" else _CACHE if name.startswith("past_key_values.") else _SAME
         if not operators or not operators <= known.keys():
@@ -96,3 +104,13 @@ def _narrow_casts(flow: DataFlow, coverage: Coverage) -> Iterator[Finding]:
         if narrow and not all(flow.is_constant(name) for name in node.outputs):
             what = f"the {node} converts to {onnx.TensorProto.DataType.Name(kind)}, which PyTorch does not use"
             yield Finding("types", what)
+
+
+def _half_casts(flow: DataFlow) -> Iterator[Finding]:
+    """Conversions of data to a half type that the file is not in. A copy without rounding would not show them."""
+    own = (flow.exported.dtype, flow.exported.stored_dtype)
+    for node in flow.nodes:
+        kind: Any = next((a.i for a in node.proto.attribute if a.name == "to"), 0)
+        other = node.proto.op_type == "Cast" and kind in _HALF and _HALF[kind] not in own
+        if other and not all(flow.is_constant(name) for name in node.outputs):
+            yield Finding("types", f"the {node} converts to {_HALF[kind]}, and the file is in {own[0]}")

@@ -7,13 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from ibnorm_export.artifacts.metadata import Target
+import torch
+
+from ibnorm_export.artifacts.loaded_model import torch_dtype
 from ibnorm_export.errors import ModelFileError
 from ibnorm_export.verifier.attribution import attribute_error
 from ibnorm_export.verifier.comparison import Comparison, without_rounding
 from ibnorm_export.verifier.finding import Finding
 from ibnorm_export.verifier.layers import locate
 from ibnorm_export.verifier.outputs import compare, judge_dtype
+from ibnorm_export.verifier.rotary_tables import exact_tables
 from ibnorm_export.verifier.steps import Part, Step, run_steps
 
 __all__ = ["compare_without_rounding"]
@@ -30,13 +33,15 @@ def compare_without_rounding(comparison: Comparison, found: Part) -> Part:
     """Compare a float32 copy of a half-precision file that runs on a CPU; nothing for other files and backends."""
     if comparison.rounds:
         return Part()
-    if comparison.file.metadata.target is Target.ORT_GENAI:
-        left_out = "arithmetic without rounding: onnxruntime-genai stores rounded tables of the rotary embedding"
+    step = torch.finfo(torch_dtype(comparison.reference.dtype)).eps
+    tables = exact_tables(comparison.file, comparison.reference.model, step=step)
+    if tables is None:
+        left_out = "arithmetic without rounding: the file has rounded tables of a rotary embedding that is not known"
         return Part(not_run=(left_out,))
     comparison.variants.make_room()
     try:
         with tempfile.TemporaryDirectory() as folder:
-            unrounded = without_rounding(comparison, Path(folder))
+            unrounded = without_rounding(comparison, Path(folder), tables=tables)
             exact = replace(run_steps(unrounded, _STEPS), method=_METHOD).report(unrounded)
     except ModelFileError as error:
         return Part(findings=(Finding("without rounding", str(error)),))

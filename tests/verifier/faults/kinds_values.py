@@ -356,7 +356,12 @@ KINDS: Final = tuple(
                 "",
             ),
             ("logits capped by a tangent at 30", ("llama", "gpt2", "vit", "llama int8"), _logits(_soft_clip(30.0)), ""),
-            ("logits capped by a tangent at 4096", ("llama", "vit"), _logits(_soft_clip(4096.0)), ""),
+            (
+                "logits capped by a tangent at 4096",
+                ("llama", "vit"),
+                _logits(_soft_clip(4096.0)),
+                "",
+            ),
             ("the last ids clipped", _IDS, _input(_clip(np.int64(0), np.int64(254))), ""),
             ("ids modulo 250", _IDS, _input(lambda n, x: n("Mod", x, np.int64(250))), ""),
             ("ids of 7 bits", _IDS, _input(lambda n, x: n("BitwiseAnd", x, np.int64(127))), ""),

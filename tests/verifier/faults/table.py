@@ -19,7 +19,7 @@ from ibnorm_export.artifacts.tensors import Arrays, DType
 from ibnorm_export.errors import IBNormError
 from ibnorm_export.verifier.report import ParityReport
 from ibnorm_export.verifier.verify import VerifyOptions, verify
-from tests.verifier.faults import kinds_files, kinds_norms, kinds_text, kinds_values, kinds_weights
+from tests.verifier.faults import kinds_files, kinds_half, kinds_norms, kinds_text, kinds_values, kinds_weights
 from tests.verifier.faults.edit import Edit
 from tests.verifier.faults.forms import Form, form
 from tests.verifier.faults.kind import Kind
@@ -27,7 +27,9 @@ from tests.verifier.faults.kind import Kind
 __all__ = ["KINDS", "Outcome", "cases", "judge", "plant"]
 
 KINDS: Final = tuple(
-    kind for module in (kinds_weights, kinds_norms, kinds_text, kinds_values, kinds_files) for kind in module.KINDS
+    kind
+    for module in (kinds_weights, kinds_norms, kinds_text, kinds_values, kinds_half, kinds_files)
+    for kind in module.KINDS
 )
 
 

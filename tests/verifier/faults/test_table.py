@@ -34,9 +34,11 @@ SOME: dict[str, tuple[str, set[str]]] = {
     "a token that is at its own position": ("llama", {"static"}),
     "images clipped at 65504": ("vit inlined", {"static"}),
     "softmax over another axis": ("vit bf16", {"numeric"}),
-    "NaN above 64 rows": ("vit bf16", {"static"}),
+    "NaN above 64 rows": ("llama", {"static"}),
     "colours reversed": ("resnet batch", {"static", "numeric"}),
     "a residual branch x 1.02": ("vit bf16", {"numeric"}),
+    "a branch plus its square with a cache and several tokens": ("llama genai bf16", {"numeric"}),
+    "a branch through the other half type": ("vit bf16", {"static"}),
     "another temperature": ("llama genai", set()),
 }
 
