@@ -23,7 +23,7 @@ __all__ = ["COMMAND_GROUPS", "PANELS", "HelpCommand", "HelpGroup", "value_types"
 COMMAND_GROUPS: Final = {
     "Start": ("demo", "doctor"),
     "Models and files": ("import", "export", "inspect", "identify", "build-engine"),
-    "Checks": ("verify", "evaluate", "check", "analyze"),
+    "Checks": ("verify", "evaluate", "check", "analyze", "explain"),
     "Speed": ("bench", "compare"),
     "Use": ("generate", "package", "serve"),
 }

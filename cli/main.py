@@ -41,6 +41,7 @@ COMMANDS: Final = {
     "package": "Write a model repository for Triton.",
     "serve": "Serve a model on this machine.",
     "identify": "Find out which IBNorm a norm of your own code is.",
+    "explain": "Explain a finding by its code, such as IBN103.",
     "inspect": "Describe an exported file or a checkpoint.",
     "doctor": "Report which runtimes and libraries work on this machine.",
     "demo": "Train, export, verify and benchmark two small models.",

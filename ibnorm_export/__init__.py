@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from ibnorm_export.evaluation.sweep_options import Preference, SweepOptions
     from ibnorm_export.evaluation.sweep_report import SweepReport
     from ibnorm_export.exporter.options import ExportOptions
+    from ibnorm_export.findings.code import FindingCode
+    from ibnorm_export.findings.explanation import Explanation, explain
     from ibnorm_export.gate.report import CheckReport
     from ibnorm_export.gate.run import check
     from ibnorm_export.graph.quantization import Quantization
@@ -89,9 +91,11 @@ __all__ = [
     "EngineOptions",
     "EvaluationOptions",
     "EvaluationReport",
+    "Explanation",
     "ExportError",
     "ExportOptions",
     "ExportedModel",
+    "FindingCode",
     "GenerationOptions",
     "GenerationReport",
     "Grouping",
@@ -140,6 +144,7 @@ __all__ = [
     "build_engine",
     "check",
     "evaluate",
+    "explain",
     "export",
     "from_module",
     "ibnorm",
@@ -189,6 +194,8 @@ _HOME = {
         "evaluation.sweep_options": ("Preference", "SweepOptions"),
         "evaluation.sweep_report": ("SweepReport",),
         "exporter.options": ("ExportOptions",),
+        "findings.code": ("FindingCode",),
+        "findings.explanation": ("Explanation", "explain"),
         "gate.report": ("CheckReport",),
         "gate.run": ("check",),
         "graph.quantization": ("Quantization",),

@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import KW_ONLY, asdict, dataclass
 from typing import Any, Final
 
 from ibnorm_export.artifacts.runtime_versions import newest_opset, version_numbers
 from ibnorm_export.environment import environment, version_of
 from ibnorm_export.errors import BackendUnavailable
+from ibnorm_export.findings.code import FindingCode
 from ibnorm_export.op import native
 from ibnorm_export.op.onnx_functions import OPSETS
 from ibnorm_export.op.spec import SCHEMA
@@ -35,12 +36,15 @@ class Check:
         works: whether it can be used.
         found: the version or path that was found, or why it cannot be used.
         remedy: what to do if it cannot be used.
+        code: the finding's code; None if nothing is missing.
     """
 
     name: str
     works: bool
+    _: KW_ONLY
     found: str
     remedy: str = ""
+    code: FindingCode | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +66,7 @@ class Diagnosis(Report):
         for check in self.checks:
             lines.append(f"{'ok     ' if check.works else 'missing'} {check.name}: {check.found}")
             if check.remedy:
-                lines.append(f"        {check.remedy}")
+                lines.append(f"        {check.remedy}{f' [{check.code}]' if check.code else ''}")
         about = self.environment
         lines.append(
             f"{about['processor']}, {about['cores']} cores, {about['memory_gib']} GiB, Python {about['python']}"
@@ -89,7 +93,8 @@ class _Optional:
         problem = _import_problem(list(self.packages))
         found = ", ".join(f"{package} {version_of(package)}" for package in self.packages.values())
         remedy = f"pip install 'ibnorm-export[{self.extra}]'" if problem else ""
-        return Check(self.name, not problem, problem or found, remedy)
+        code = FindingCode.NO_OPTIONAL_PACKAGE if problem else None
+        return Check(self.name, not problem, found=problem or found, remedy=remedy, code=code)
 
 
 _OPTIONAL: Final = (
@@ -112,7 +117,7 @@ def diagnose() -> Diagnosis:
         torch,
         *_onnxruntime(),
         _fused_kernels(),
-        Check("onnx.reference", True, f"onnx {version_of('onnx')}"),
+        Check("onnx.reference", True, found=f"onnx {version_of('onnx')}"),
         *(part.check() for part in _OPTIONAL),
         *_node(),
         _triton(),
@@ -137,30 +142,33 @@ def _import_problem(modules: Sequence[str]) -> str:
 
 def _torch() -> list[Check]:
     if problem := _import_problem(["torch"]):
-        return [Check("PyTorch", False, problem, "pip install torch, from the index for your CPU or CUDA version")]
+        remedy = "pip install torch, from the index for your CPU or CUDA version"
+        return [Check("PyTorch", False, found=problem, remedy=remedy, code=FindingCode.NO_PYTORCH)]
     import torch
 
-    check = Check("PyTorch", True, torch.__version__)
+    check = Check("PyTorch", True, found=torch.__version__)
     if torch.cuda.is_available():
-        return [check, Check("GPU", True, f"{torch.cuda.get_device_name(0)}, CUDA {torch.version.cuda}")]
-    if torch.version.cuda is None:
-        return [check, Check("GPU", False, "torch is a CPU build", "for GPU backends, install torch with CUDA")]
-    found = f"torch is built for CUDA {torch.version.cuda}, but finds no GPU"
-    return [check, Check("GPU", False, found, "check the NVIDIA driver with nvidia-smi")]
+        return [check, Check("GPU", True, found=f"{torch.cuda.get_device_name(0)}, CUDA {torch.version.cuda}")]
+    found, remedy = "torch is a CPU build", "for GPU backends, install torch with CUDA"
+    if torch.version.cuda is not None:
+        found = f"torch is built for CUDA {torch.version.cuda}, but finds no GPU"
+        remedy = "check the NVIDIA driver with nvidia-smi"
+    return [check, Check("GPU", False, found=found, remedy=remedy, code=FindingCode.NO_GPU)]
 
 
 def _onnxruntime() -> list[Check]:
     name = "ONNX Runtime"
     if problem := _import_problem(["onnxruntime"]):
         remedy = "pip install 'ibnorm-export[cpu]', or 'ibnorm-export[gpu]' with an NVIDIA GPU, but not both"
-        return [Check(name, False, problem, remedy)]
+        return [Check(name, False, found=problem, remedy=remedy, code=FindingCode.NO_ONNXRUNTIME)]
     import onnxruntime as ort
 
     found = f"{ort.__version__}, providers {', '.join(ort.get_available_providers())}"
     if version_of("onnxruntime") is not None and version_of("onnxruntime-gpu") is not None:
         remedy = "onnxruntime and onnxruntime-gpu overwrite each other: pip uninstall both, then install one of them"
-        return [Check(name, False, found, remedy)]
-    return [Check(name, True, found, _opset_limit(ort.__version__))]
+        return [Check(name, False, found=found, remedy=remedy, code=FindingCode.TWO_ONNXRUNTIMES)]
+    limit = _opset_limit(ort.__version__)
+    return [Check(name, True, found=found, remedy=limit, code=FindingCode.OLD_ONNXRUNTIME if limit else None)]
 
 
 def _opset_limit(version: str) -> str:
@@ -176,9 +184,10 @@ def _opset_limit(version: str) -> str:
 
 def _fused_kernels() -> Check:
     library = native.availability()
+    name = "fused kernels for ONNX Runtime"
     if library:
-        return Check("fused kernels for ONNX Runtime", True, f"{library}, schema version {SCHEMA['version']}")
-    return Check("fused kernels for ONNX Runtime", False, library.problem, library.remedy)
+        return Check(name, True, found=f"{library}, schema version {SCHEMA['version']}")
+    return Check(name, False, found=library.problem, remedy=library.remedy, code=FindingCode.NO_FUSED_KERNELS)
 
 
 def _node() -> Iterator[Check]:
@@ -190,9 +199,9 @@ def _node() -> Iterator[Check]:
             found = find_package(backend)
         except BackendUnavailable as error:
             problem, _, remedy = str(error).partition(": ")
-            yield Check(name, False, problem, remedy)
+            yield Check(name, False, found=problem, remedy=remedy, code=FindingCode.NO_NODE_PACKAGE)
         else:
-            yield Check(name, True, f"{found.version} in {found.folder}")
+            yield Check(name, True, found=f"{found.version} in {found.folder}")
 
 
 def _triton() -> Check:
@@ -200,8 +209,8 @@ def _triton() -> Check:
         binary = find_triton()
     except BackendUnavailable as error:
         found, _, remedy = str(error).partition(": ")
-        return Check("Triton server (serve)", False, found, remedy)
-    return Check("Triton server (serve)", True, str(binary.path))
+        return Check("Triton server (serve)", False, found=found, remedy=remedy, code=FindingCode.NO_TRITON)
+    return Check("Triton server (serve)", True, found=str(binary.path))
 
 
 def _compilers() -> list[Check]:
@@ -210,7 +219,13 @@ def _compilers() -> list[Check]:
     found = f"compiler {compiler}" if compiler else "no C++ compiler on PATH"
     remedy = "" if compiler else "install g++ or clang++ with your system's package manager"
     return [
-        Check("torch.compile (bench --against torch.compile)", compiler is not None, found, remedy),
+        Check(
+            "torch.compile (bench --against torch.compile)",
+            compiler is not None,
+            found=found,
+            remedy=remedy,
+            code=None if compiler else FindingCode.NO_COMPILER,
+        ),
         _tool("cmake", "CMake (make native)", remedy="pip install cmake"),
         _tool(
             "nvcc", "CUDA compiler (make native-cuda)", remedy="install the CUDA toolkit; only needed for GPU kernels"
@@ -220,7 +235,9 @@ def _compilers() -> list[Check]:
 
 def _tool(command: str, name: str, *, remedy: str) -> Check:
     path = shutil.which(command)
-    return Check(name, path is not None, path or f"no {command} on PATH", "" if path else remedy)
+    if path is not None:
+        return Check(name, True, found=path)
+    return Check(name, False, found=f"no {command} on PATH", remedy=remedy, code=FindingCode.NO_COMPILER)
 
 
 def _tensorrt() -> list[Check]:
@@ -230,11 +247,11 @@ def _tensorrt() -> list[Check]:
             version = str(bindings(runtime).__version__)
         except BackendUnavailable as error:
             found, _, remedy = str(error).partition(": ")
-            checks.append(Check(runtime.value, False, found, remedy))
+            checks.append(Check(runtime.value, False, found=found, remedy=remedy, code=FindingCode.NO_TENSORRT))
             continue
-        checks.append(Check(runtime.value, True, version))
+        checks.append(Check(runtime.value, True, found=version))
         if runtime is Runtime.TENSORRT and (problem := native.plugin_problem(version)):
-            checks.append(Check("TensorRT plugin library", False, problem))
+            checks.append(Check("TensorRT plugin library", False, found=problem, code=FindingCode.NO_TENSORRT_PLUGIN))
             return checks
     return [*checks, _plugin()]
 
@@ -244,5 +261,6 @@ def _plugin() -> Check:
         library = native.trt_library()
     except BackendUnavailable as error:
         found, _, remedy = str(error).partition("; ")
-        return Check("TensorRT plugin library", False, found, remedy)
-    return Check("TensorRT plugin library", True, f"{library}, version {SCHEMA['version']}")
+        code = FindingCode.NO_TENSORRT_PLUGIN
+        return Check("TensorRT plugin library", False, found=found, remedy=remedy, code=code)
+    return Check("TensorRT plugin library", True, found=f"{library}, version {SCHEMA['version']}")

@@ -13,7 +13,9 @@ from ibnorm_export.artifacts.metadata import Weights
 from ibnorm_export.artifacts.onnx_file import resolve
 from ibnorm_export.artifacts.runtime_versions import required_versions
 from ibnorm_export.errors import ModelFileError, quoted
+from ibnorm_export.findings.code import FindingCode
 from ibnorm_export.text_report import text_table
+from ibnorm_export.verifier.finding import Finding
 
 __all__ = ["CheckpointInspection", "FileInspection", "InspectedNorm", "inspect", "inspect_checkpoint", "inspect_file"]
 
@@ -49,11 +51,12 @@ class _Inspection:
 
     def __str__(self) -> str:
         found = self.to_dict()
-        norms = found.pop("norms")
+        norms, findings = found.pop("norms"), found.pop("findings", ())
         lines = [f"{name.replace('_', ' ')}: {_text(value)}" for name, value in found.items()]
         title = "1 norm" if len(norms) == 1 else f"{len(norms)} norms"
         rows = [(n["module"], n["op"], f"{n['lambda']:g}", f"{n['epsilon']:.3g}") for n in norms]
         lines.append(text_table(title, ("module", "op", "lambda", "epsilon"), rows=rows) if norms else title)
+        lines += [_text(f"note: {finding['what']} [{finding['code']}]") for finding in findings]
         return "\n".join(lines)
 
 
@@ -106,7 +109,7 @@ class CheckpointInspection(_Inspection):
         outputs: name of each output.
         default_opset: opset of an export without an explicit opset.
         source_sha256: sha256 of the weights.
-        warnings: what an export would warn about.
+        findings: what was assumed when the checkpoint was read, and what an export would warn about.
         norms: the norms.
     """
 
@@ -120,7 +123,7 @@ class CheckpointInspection(_Inspection):
     outputs: tuple[str, ...]
     default_opset: int
     source_sha256: str
-    warnings: tuple[str, ...]
+    findings: tuple[Finding, ...]
     norms: tuple[InspectedNorm, ...]
 
 
@@ -201,7 +204,10 @@ def inspect_checkpoint(
         outputs=tuple(model.outputs),
         default_opset=model.opset,
         source_sha256=model.source_sha256,
-        warnings=(*model.notes, *model.warnings),
+        findings=(
+            *(Finding("checkpoint", note, code=FindingCode.CHECKPOINT_NOTE) for note in model.notes),
+            *(Finding("checkpoint", text, code=FindingCode.CHECKPOINT_WARNING) for text in model.warnings),
+        ),
         norms=tuple(
             InspectedNorm(module, spec.op_type, lambd=spec.lambd, epsilon=spec.epsilon)
             for module, spec in model.norms.items()

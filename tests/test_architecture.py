@@ -19,7 +19,17 @@ PACKAGE = "ibnorm_export"
 #: a module at the root.
 ORDER = (
     ("errors", "usable_cores"),
-    ("files", "json_text", "parsing", "progress", "environment", "optional_packages", "choices", "text_report"),
+    (
+        "files",
+        "json_text",
+        "parsing",
+        "progress",
+        "environment",
+        "optional_packages",
+        "choices",
+        "text_report",
+        "findings",
+    ),
     ("html_page", "op"),
     ("artifacts",),
     ("graph",),

@@ -16,6 +16,7 @@ from benchmarks.fuzzing.mutations import messages, places
 from benchmarks.fuzzing.readers import READERS, Unfit, check_message, run_command
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.errors import IBNormError, listed, message_text, printable
+from ibnorm_export.findings.code import FindingCode
 from ibnorm_export.models.containers.folders import read_config, weight_files
 from ibnorm_export.verifier.report import Finding
 
@@ -44,7 +45,7 @@ def test_a_value_in_the_message_of_somebody_else_is_cut() -> None:
 
 
 def test_a_finding_shows_names_of_the_file_shortened() -> None:
-    check_message(str(Finding(f"norm {HOSTILE}", f"the node {HOSTILE} is wrong")))
+    check_message(str(Finding(f"norm {HOSTILE}", f"the node {HOSTILE} is wrong", code=FindingCode.NORM_DIFFERS)))
 
 
 def with_hostile_values(content: Any) -> Iterator[Any]:

@@ -20,6 +20,7 @@ from ibnorm_export.benchmark.statistics import Decision, LatencyVerdict, judge, 
 from ibnorm_export.choices import choice
 from ibnorm_export.errors import IBNormError, ModelFileError, quoted, shortened
 from ibnorm_export.files import Kind, new_file
+from ibnorm_export.findings.code import FindingCode
 from ibnorm_export.parsing import parse_json, read_text
 from ibnorm_export.runtimes.runner import Backend
 from ibnorm_export.text_report import Report, text_table
@@ -242,14 +243,15 @@ def compare_baselines(
             f"A and B are not comparable. {lines}. If a difference is what you measure, allow it: "
             f"--allow {','.join(refused)}"
         )
-    notes = [f"{difference} differs: {what}" for difference, (what, _) in found.items()]
+    code = FindingCode.CONDITIONS_DIFFER
+    notes = [f"{difference} differs: {what} [{code}]" for difference, (what, _) in found.items()]
     notes += [
         f"{name} does not record its precision and kernels: a newer version writes them"
         for name, baseline in (("A", a), ("B", b))
         if not baseline.precision
     ]
     if a.environment.get("packages") != b.environment.get("packages") and Difference.RUNTIME not in found:
-        notes.append("the versions of other packages differ")
+        notes.append(f"the versions of other packages differ [{code}]")
     return BaselineComparison(a, b, verdict=judge(unpaired(b.ratios, a.ratios), max_ratio), notes=tuple(notes))
 
 

@@ -20,6 +20,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from ibnorm_export.findings.code import FindingCode
 from ibnorm_export.text_report import Report
 
 __all__ = ["CONFIDENCE", "RESOLUTION", "Decision", "LatencyVerdict", "Spread", "judge", "paired", "unpaired"]
@@ -69,18 +70,27 @@ class LatencyVerdict(Report):
     def __bool__(self) -> bool:
         return self.decision is not Decision.FAIL
 
+    @property
+    def code(self) -> FindingCode | None:
+        """The code of the finding; None if the time is within its budget."""
+        codes = {Decision.FAIL: FindingCode.TOO_SLOW, Decision.CANNOT_TELL: FindingCode.SPEED_UNDECIDED}
+        return codes.get(self.decision)
+
     def __str__(self) -> str:
         s = self.spread
         text = (
             f"ratio {s.ratio:.3f} ({CONFIDENCE:.0%} interval {s.low:.3f} to {s.high:.3f}, {s.rounds} rounds), budget "
             f"{self.budget:g}, resolution {self.resolution:.0%}: {self.decision.value}"
         )
-        return text if self.rounds_needed is None else f"{text}; about {self.rounds_needed} rounds would decide"
+        if self.rounds_needed is not None:
+            text += f"; about {self.rounds_needed} rounds would decide"
+        return f"{text} [{self.code}]" if self.code else text
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
             "decision": self.decision.value,
+            "code": self.code,
             **asdict(self.spread),
             "budget": self.budget,
             "resolution": self.resolution,

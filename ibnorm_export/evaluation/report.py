@@ -7,6 +7,7 @@ from dataclasses import KW_ONLY, asdict, dataclass, field
 from typing import Any, Final
 
 from ibnorm_export.benchmark.statistics import CONFIDENCE, Decision
+from ibnorm_export.findings.code import FindingCode
 from ibnorm_export.text_report import Report, counted, text_table
 
 __all__ = [
@@ -21,6 +22,13 @@ __all__ = [
 
 #: Changed answers and unreadable samples that the text of a report lists.
 _LISTED: Final = 10
+
+
+#: The code of a decision that is not a pass.
+_CODES: Final = {
+    Decision.FAIL: FindingCode.ACCURACY_LOST,
+    Decision.CANNOT_TELL: FindingCode.ACCURACY_UNDECIDED,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +213,11 @@ class EvaluationReport(Report):
         undecided = any(c.decision is Decision.CANNOT_TELL for c in self.candidates)
         return Decision.CANNOT_TELL if undecided else Decision.PASS
 
+    @property
+    def code(self) -> FindingCode | None:
+        """The code of the finding; None for a pass."""
+        return _CODES.get(self.decision)
+
     def __str__(self) -> str:
         return "\n".join(self._lines())
 
@@ -216,8 +229,9 @@ class EvaluationReport(Report):
         yield text_table(title, head, rows=rows) if rows else title
         for candidate in self.candidates:
             for comparison in candidate.comparisons:
-                failed = comparison.decision is Decision.FAIL
-                yield f"{'FAIL ' if failed else ''}{candidate.name} against {self.reference}: {comparison}"
+                failed = "FAIL " if comparison.decision is Decision.FAIL else ""
+                code = "" if comparison.decision not in _CODES else f" [{_CODES[comparison.decision]}]"
+                yield f"{failed}{candidate.name} against {self.reference}: {comparison}{code}"
             if candidate.changed:
                 yield f"{candidate.name}: {counted(candidate.changed, 'answer')} changed"
                 for change in candidate.changed_answers[:_LISTED]:
@@ -234,4 +248,4 @@ class EvaluationReport(Report):
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {"verdict": self.decision.value, **asdict(self)}
+        return {"verdict": self.decision.value, "code": self.code, **asdict(self)}

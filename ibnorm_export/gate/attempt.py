@@ -6,7 +6,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ibnorm_export.errors import IBNormError
+from ibnorm_export.errors import BackendUnavailable, IBNormError
+from ibnorm_export.findings.code import FindingCode
 from ibnorm_export.gate.report import Case, Outcome
 
 __all__ = ["attempt"]
@@ -24,4 +25,5 @@ def attempt(cases: list[Case], *, suite: str, name: str) -> Iterator[None]:
     except Exception as error:  # noqa: BLE001
         message = str(error) if isinstance(error, IBNormError) else f"{type(error).__name__}: {error}"
         seconds = time.perf_counter() - start
-        cases.append(Case(suite, name, outcome=Outcome.ERROR, message=message, seconds=seconds))
+        code = FindingCode.BACKEND_MISSING if isinstance(error, BackendUnavailable) else FindingCode.STEP_FAILED
+        cases.append(Case(suite, name, outcome=Outcome.ERROR, message=message, seconds=seconds, code=code))

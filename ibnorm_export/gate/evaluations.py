@@ -74,6 +74,7 @@ def evaluate_export(
                 message=str(comparison),
                 seconds=time.perf_counter() - start,
                 figures=figures,
+                code=report.code,
             )
         )
     return Evaluated(cases[0], report)

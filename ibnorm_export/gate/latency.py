@@ -17,6 +17,7 @@ from ibnorm_export.benchmark.bench import bench_forward
 from ibnorm_export.benchmark.options import BACKEND_CANDIDATES, TORCH_CANDIDATES, BenchOptions, Timing
 from ibnorm_export.benchmark.report import BenchReport
 from ibnorm_export.benchmark.statistics import Decision, LatencyVerdict, judge, paired
+from ibnorm_export.findings.code import FindingCode
 from ibnorm_export.gate.attempt import attempt
 from ibnorm_export.gate.config import ExportCheck, LatencyBudget
 from ibnorm_export.gate.report import Case, Outcome
@@ -58,7 +59,9 @@ def latency_case(
     else:
         what = f"at most {budget.max_ratio:g} times {budget.against or budget.baseline}"
     if budget.against is not None and budget.against not in (*TORCH_CANDIDATES, *BACKEND_CANDIDATES, *others):
-        return Case(suite, what, outcome=Outcome.SKIPPED, message=f"{budget.against} was not exported")
+        return Case(
+            suite, what, outcome=Outcome.SKIPPED, message=f"{budget.against} was not exported", code=FindingCode.NOT_RUN
+        )
     cases: list[Case] = []
     with attempt(cases, suite=suite, name=what):
         start = time.perf_counter()
@@ -71,6 +74,7 @@ def latency_case(
                 message="; ".join((str(verdict), *notes)),
                 seconds=time.perf_counter() - start,
                 figures=verdict.to_dict(),
+                code=verdict.code,
             )
         )
     return cases[0]

@@ -12,6 +12,7 @@ from ibnorm_export.artifacts.input_files import read_inputs
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.tensors import Arrays
 from ibnorm_export.errors import BackendUnavailable
+from ibnorm_export.findings.code import FindingCode
 from ibnorm_export.gate.attempt import attempt
 from ibnorm_export.gate.config import PRESENT, ExportCheck
 from ibnorm_export.gate.report import Case, Outcome
@@ -68,7 +69,15 @@ def compare_on_backends(
                     static = False
                 except BackendUnavailable as error:
                     outcome = Outcome.SKIPPED if name == PRESENT else Outcome.ERROR
-                    cases.append(Case(f"{entry.name}.{backend}", "backend", outcome=outcome, message=str(error)))
+                    cases.append(
+                        Case(
+                            f"{entry.name}.{backend}",
+                            "backend",
+                            outcome=outcome,
+                            message=str(error),
+                            code=FindingCode.BACKEND_MISSING,
+                        )
+                    )
             yield BackendParity(backend, tuple(cases), report)
 
 
@@ -128,7 +137,7 @@ def _static_cases(suite: str, report: ParityReport) -> list[Case]:
     static = report.static
     if static is None:
         return []
-    failed = [Case(suite, f.where, outcome=Outcome.FAIL, message=f.what) for f in static.findings]
+    failed = [Case(suite, f.where, outcome=Outcome.FAIL, message=f.what, code=f.code) for f in static.findings]
     compared = f"{static.norms} norms and {static.weights} weights compared"
     return failed or [Case(suite, "norms, functions and weights", outcome=Outcome.PASS, message=compared)]
 
@@ -137,7 +146,7 @@ def _expected_cases(suite: str, report: ParityReport) -> list[Case]:
     expected = report.expected
     if expected is None:
         return []
-    failed = [Case(suite, f.where, outcome=Outcome.FAIL, message=f.what) for f in expected.findings]
+    failed = [Case(suite, f.where, outcome=Outcome.FAIL, message=f.what, code=f.code) for f in expected.findings]
     what = f"values of the training code, {expected.path}"
     return failed or [Case(suite, what, outcome=Outcome.PASS, message=f"{len(expected.rows)} comparisons")]
 
@@ -155,16 +164,29 @@ def _numeric_cases(suite: str, report: ParityReport, *, max_error: float | None)
         figures = {"error": output.error, "baseline": output.baseline_error, "tolerance": output.tolerance}
         outcome = Outcome.PASS if output.passed and not above else Outcome.FAIL
         what = f"output {output.name}, norms {output.norms}"
-        cases.append(Case(suite, what, outcome=outcome, message=message, figures=figures))
+        code = None if outcome is Outcome.PASS else FindingCode.ABOVE_MAX_ERROR
+        code = code if output.passed else FindingCode.OUTPUT_ERROR
+        cases.append(Case(suite, what, outcome=outcome, message=message, figures=figures, code=code))
     covered = {"layer"} | {f"output {output.name}" for output in numeric.outputs if not output.passed}
     cases += [
-        Case(suite, f.where, outcome=Outcome.FAIL, message=f.what) for f in numeric.findings if f.where not in covered
+        Case(suite, f.where, outcome=Outcome.FAIL, message=f.what, code=f.code)
+        for f in numeric.findings
+        if f.where not in covered
     ]
     if not numeric and not any(case.red for case in cases):
         reason = "nothing was compared" if not numeric.outputs else "; ".join(f.what for f in numeric.findings)
-        cases.append(Case(suite, "outputs", outcome=Outcome.FAIL, message=reason))
+        nothing = FindingCode.NOTHING_COMPARED
+        cases.append(Case(suite, "outputs", outcome=Outcome.FAIL, message=reason, code=nothing))
     if numeric.coverage is InputCoverage.FAST:
-        cases.append(Case(suite, "all inputs", outcome=Outcome.SKIPPED, message=f"not run: {FAST_LEAVES_OUT}"))
+        cases.append(
+            Case(
+                suite,
+                "all inputs",
+                outcome=Outcome.SKIPPED,
+                message=f"not run: {FAST_LEAVES_OUT}",
+                code=FindingCode.NOT_RUN,
+            )
+        )
     if numeric.layers is not None:
         layers = numeric.layers
         cases += _layer_cases(f"{suite}.layers", layers.layers, first=layers.first_failure, failed=not numeric)
@@ -179,9 +201,10 @@ def _layer_cases(suite: str, layers: Iterable[LayerParity], *, first: str, faile
         name = f"{layer.kind} {layer.module}"
         figures = {variant.norms: variant.error for variant in layer.variants} | {"baseline": layer.baseline_error}
         if source:
-            yield Case(suite, name, outcome=Outcome.SKIPPED, message=f"after {source}, which failed", figures=figures)
+            why = f"after {source}, which failed"
+            yield Case(suite, name, outcome=Outcome.SKIPPED, message=why, figures=figures, code=FindingCode.NOT_RUN)
         elif failed and not layer.passed:
             source = name
-            yield Case(suite, name, outcome=Outcome.FAIL, message=first, figures=figures)
+            yield Case(suite, name, outcome=Outcome.FAIL, message=first, figures=figures, code=FindingCode.FIRST_LAYER)
         else:
             yield Case(suite, name, outcome=Outcome.PASS, figures=figures)

@@ -9,6 +9,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 from ibnorm_export.evaluation.report import EvaluationReport
+from ibnorm_export.findings.code import FindingCode
 from ibnorm_export.text_report import Report
 from ibnorm_export.verifier.report import ParityReport
 
@@ -36,6 +37,7 @@ class Case:
         message: the reason or the figures, in words.
         seconds: how long it took.
         figures: the figures by name.
+        code: the finding's code; None for a pass.
     """
 
     suite: str
@@ -45,6 +47,7 @@ class Case:
     message: str = ""
     seconds: float = 0.0
     figures: Mapping[str, Any] = field(default_factory=dict)
+    code: FindingCode | None = None
 
     @property
     def red(self) -> bool:
@@ -54,7 +57,8 @@ class Case:
     def __str__(self) -> str:
         outcome = self.outcome.value.upper() if self.red else self.outcome.value
         text = f"{outcome:11}  {self.suite}  {self.name}"
-        return f"{text}: {self.message}" if self.message else text
+        text = f"{text}: {self.message}" if self.message else text
+        return f"{text} [{self.code}]" if self.red and self.code else text
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +119,7 @@ class CheckReport(Report):
                     "suite": case.suite,
                     "name": case.name,
                     "outcome": case.outcome.value,
+                    "code": None if case.code is None else case.code.value,
                     "message": case.message,
                     "seconds": case.seconds,
                     "figures": dict(case.figures),

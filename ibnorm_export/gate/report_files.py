@@ -116,7 +116,8 @@ def _junit(report: CheckReport) -> bytes:
             if tag:
                 cannot_tell = case.outcome is Outcome.CANNOT_TELL
                 message = f"cannot tell: {case.message}" if cannot_tell else case.message
-                ET.SubElement(element, tag, message=message).text = message if tag != "skipped" else None
+                about = {"message": message} if case.code is None else {"message": message, "type": case.code.value}
+                ET.SubElement(element, tag, about).text = message if tag != "skipped" else None
     ET.indent(root)
     return bytes(ET.tostring(root, encoding="utf-8", xml_declaration=True))
 
@@ -130,8 +131,8 @@ def _markdown(report: CheckReport) -> str:
     summary = row(f"{report.counts}; {report.seconds:.0f} s", report.config).strip("| ").replace(" | ", ", ")
     lines = [f"## IBNorm export: {verdict}", "", summary, ""]
     if report.red:
-        lines += [row("where", "what", "message"), "|---|---|---|"]
-        lines += [row(c.suite, c.name, c.message) for c in report.red]
+        lines += [row("where", "what", "message", "code"), "|---|---|---|---|"]
+        lines += [row(c.suite, c.name, c.message, c.code or "") for c in report.red]
         lines.append("")
     lines += ["<details><summary>All cases</summary>", "", row(*_COLUMNS), "|---|---|---|---|"]
     lines += [row(c.suite, c.name, c.outcome.value, c.message) for c in report.cases]

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ibnorm_export.findings.code import FindingCode
 from ibnorm_export.text_report import counted
 from ibnorm_export.verifier.attribution_report import ErrorAttribution, ErrorSource, OptimiserLevel
 from ibnorm_export.verifier.comparison import FUNCTIONS, FUSED, Comparison
@@ -57,7 +58,7 @@ def attribute_error(comparison: Comparison, found: Part) -> Part:
     )
     if attribution is None or not attribution.source or found.explained:
         return Part(attribution=attribution)
-    finding = Finding(f"error source {attribution.source}", attribution.summary)
+    finding = Finding(f"error source {attribution.source}", attribution.summary, code=FindingCode.ERROR_SOURCE)
     return Part(attribution=attribution, findings=(finding,))
 
 

@@ -16,6 +16,7 @@ from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.metadata import CacheKind, Target, Task
 from ibnorm_export.artifacts.tensors import Arrays, DType
 from ibnorm_export.errors import ModelFileError
+from ibnorm_export.findings.code import FindingCode
 from ibnorm_export.generation.decoder import Decoder
 from ibnorm_export.generation.sessions import SessionSource, open_sessions
 from ibnorm_export.progress import Progress
@@ -156,7 +157,7 @@ def _compare_variant(
         actual += rest
         findings = _check_resume(script.feed(second, script.total), rest, first_call=half - script.prompt + 1)
     except ModelFileError as error:
-        return Part(findings=(Finding("decoding", str(error)),))
+        return Part(findings=(Finding("decoding", str(error), code=FindingCode.DECODING_REFUSED),))
     outputs = []
     for name, sums in _sum_errors(
         script, actual, baseline=baseline, truth=truth, spread=comparison.reference.spread
@@ -172,7 +173,7 @@ def _compare_variant(
 
 
 def _failures(name: str, output: OutputParity, *, dtype: DType) -> list[Finding]:
-    return [] if output.passed else [Finding(name, describe_error(output, dtype))]
+    return [] if output.passed else [Finding(name, describe_error(output, dtype), code=FindingCode.DECODING_ERROR)]
 
 
 def _sum_errors(
@@ -202,7 +203,13 @@ def _check_resume(resumed: _Logits, rest: _Logits, *, first_call: int) -> list[F
     """The steps after a saved cache was loaded must give the same bits as those of the decoder that saved it."""
     for call, (a, b) in enumerate(zip(resumed, rest, strict=True), first_call):
         if not np.array_equal(a, b, equal_nan=True):
-            return [Finding("resume", f"call {call} differs from decoding without a break; it must give the same bits")]
+            return [
+                Finding(
+                    "resume",
+                    f"call {call} differs from decoding without a break; it must give the same bits",
+                    code=FindingCode.RESUME_DIFFERS,
+                )
+            ]
     return []
 
 

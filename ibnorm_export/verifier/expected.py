@@ -12,6 +12,7 @@ import numpy as np
 from ibnorm_export.artifacts.loaded_model import torch_dtype
 from ibnorm_export.artifacts.tensors import Arrays, DType
 from ibnorm_export.errors import ModelFileError
+from ibnorm_export.findings.code import FindingCode
 from ibnorm_export.runtimes.torch import TorchRunner
 from ibnorm_export.verifier.comparison import Comparison, with_rounding
 from ibnorm_export.verifier.expected_file import ExpectedValues, read_expected
@@ -83,6 +84,7 @@ def _find_unfit(baseline: Mapping[str, float], values: ExpectedValues) -> Iterat
                 f"expected {name}",
                 f"PyTorch in {values.dtype.value} differs from float64 by {error:.0%} on these inputs, too much for a "
                 "comparison: save values that were computed in fp32, or other inputs",
+                code=FindingCode.EXPECTED_UNFIT,
             )
 
 
@@ -111,7 +113,13 @@ def _compare_file(
                     for name, tolerance in tolerances.items()
                 ]
         except ModelFileError as error:
-            findings.append(Finding("expected values", f"the file cannot be run on their inputs: {error}"))
+            findings.append(
+                Finding(
+                    "expected values",
+                    f"the file cannot be run on their inputs: {error}",
+                    code=FindingCode.EXPECTED_REFUSED,
+                )
+            )
         finally:
             runnable.variants.close()
     findings += [
@@ -119,6 +127,7 @@ def _compare_file(
             f"expected {row.output}",
             f"{row.what}: relative error {row.error:.3g} against the values of the training code, the tolerance is "
             f"{row.tolerance:.3g}",
+            code=FindingCode.EXPECTED_FILE,
         )
         for row in rows
         if not row.passed
@@ -136,7 +145,9 @@ def _explain(reference: Reference, values: ExpectedValues, rows: list[ExpectedPa
     where = f"expected {worst.output}"
     if reference.model.replaced_norms:
         return Finding(
-            where, f"{measured}. Its norms are your own classes, so the weights, the inputs or the model's mode differ"
+            where,
+            f"{measured}. Its norms are your own classes, so the weights, the inputs or the model's mode differ",
+            code=FindingCode.EXPECTED_CHECKPOINT,
         )
 
     def error() -> float:
@@ -149,5 +160,7 @@ def _explain(reference: Reference, values: ExpectedValues, rows: list[ExpectedPa
             where,
             f"{measured}. No other convention, lambda from 0.25 to 16, or epsilon x 100 or / 100 fits either: compare "
             "the weights, the inputs, and that the model was in evaluation mode",
+            code=FindingCode.EXPECTED_CHECKPOINT,
         )
-    return Finding(where, f"{measured}. This reading fits: {fitting}. Correct the ibnorm section, and export again")
+    what = f"{measured}. This reading fits: {fitting}. Correct the ibnorm section, and export again"
+    return Finding(where, what, code=FindingCode.EXPECTED_CHECKPOINT)

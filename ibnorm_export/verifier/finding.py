@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 from ibnorm_export.errors import message_text
+from ibnorm_export.findings.code import FindingCode
 
 __all__ = ["Finding", "verdict_word"]
 
@@ -16,10 +17,12 @@ def verdict_word(passed: bool) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is wrong: where, and what."""
+    """One thing that is wrong: where, what, and the code that `explain` explains."""
 
     where: str
     what: str
+    _: KW_ONLY
+    code: FindingCode
 
     def __post_init__(self) -> None:
         # both have names of a file that may be damaged

@@ -22,6 +22,7 @@ from ibnorm_export.exporter.genai_builder import GENAI_CONFIG_FILE, expected_gen
 from ibnorm_export.exporter.text_folder import COMPANION_FILES, companions
 from ibnorm_export.exporter.transformers_js import SECTION
 from ibnorm_export.files import has_file, sha256_of
+from ibnorm_export.findings.code import FindingCode
 from ibnorm_export.op.spec import OP_TYPES, SKIP_OP_TYPES
 from ibnorm_export.verifier.report import Finding, StaticReport
 
@@ -85,9 +86,9 @@ def _companion_problems(folder: Path, model: LoadedModel) -> Iterator[Finding]:
     for name in COMPANION_FILES:
         file, source = folder / name, expected.get(name)
         if source is None and file.is_file():
-            yield Finding(name, "in the folder, but the checkpoint has no such file")
+            yield Finding(name, "in the folder, but the checkpoint has no such file", code=FindingCode.FILE_EXTRA)
         elif source is not None and not file.is_file():
-            yield Finding(name, f"missing; the checkpoint has it: {source}")
+            yield Finding(name, f"missing; the checkpoint has it: {source}", code=FindingCode.FILE_MISSING)
         elif source is not None:
             yield from _content_problems(file, source)
 
@@ -96,14 +97,14 @@ def _content_problems(file: Path, source: Path) -> Iterator[Finding]:
     if file.read_bytes() == source.read_bytes():
         return
     if file.suffix != ".json":
-        yield Finding(file.name, "its content differs from the checkpoint's")
+        yield Finding(file.name, "its content differs from the checkpoint's", code=FindingCode.FILE_DIFFERS)
         return
     try:
         actual, expected = _normalised(read_json(file)), _normalised(read_json(source))
         if file.name == "config.json":
             actual.pop(SECTION, None)  # where transformers.js finds the files, which is no matter of the checkpoint
     except ModelFileError as error:
-        yield Finding(file.name, str(error))
+        yield Finding(file.name, str(error), code=FindingCode.FILE_UNREADABLE)
         return
     yield from _listed(file.name, actual, expected=expected)
 
@@ -112,9 +113,9 @@ def _listed(name: str, actual: Any, *, expected: Any) -> Iterator[Finding]:
     """The first differences of two JSON values as findings."""
     for number, (key, found, wanted) in enumerate(_differences(actual, expected, key="")):
         if number == _LISTED:
-            yield Finding(name, "and more differences from the checkpoint's")
+            yield Finding(name, "and more differences from the checkpoint's", code=FindingCode.FILE_DIFFERS)
             return
-        yield Finding(f"{name} {key}", f"is {found}; the checkpoint gives {wanted}")
+        yield Finding(f"{name} {key}", f"is {found}; the checkpoint gives {wanted}", code=FindingCode.FILE_DIFFERS)
 
 
 def _normalised(content: dict[str, Any]) -> dict[str, Any]:
@@ -153,7 +154,7 @@ def _read(folder: Path, findings: list[Finding]) -> dict[str, Any]:
     try:
         return read_manifest(folder)
     except ModelFileError as error:
-        findings.append(Finding(MANIFEST_FILE, str(error)))
+        findings.append(Finding(MANIFEST_FILE, str(error), code=FindingCode.MANIFEST_WRONG))
         return {}
 
 
@@ -167,33 +168,41 @@ def _manifest_problems(folder: Path, manifest: Mapping[str, Any], *, compared: s
     """
     if manifest.get("target") != Target.ORT_GENAI:
         where = f"{MANIFEST_FILE} target"
-        yield Finding(where, f"is {_shown(manifest.get('target'))}; it must be {_shown(str(Target.ORT_GENAI))}")
+        what = f"is {_shown(manifest.get('target'))}; it must be {_shown(str(Target.ORT_GENAI))}"
+        yield Finding(where, what, code=FindingCode.MANIFEST_WRONG)
     for name, entry in manifest["files"].items():
         if Path(name).is_absolute() or ".." in Path(name).parts:
-            yield Finding(f"{MANIFEST_FILE} {_shown(name)}", "is outside the folder")
+            yield Finding(f"{MANIFEST_FILE} {_shown(name)}", "is outside the folder", code=FindingCode.MANIFEST_WRONG)
         elif name.startswith(MODEL_FILE):
             continue
         elif not has_file(folder, name):
-            yield Finding(name, f"missing, but {MANIFEST_FILE} lists it")
+            yield Finding(name, f"missing, but {MANIFEST_FILE} lists it", code=FindingCode.FILE_MISSING)
         elif name in manifest["libraries"]:
             yield from _library_problems(folder, name, manifest=manifest)
         elif name not in compared and sha256_of(folder / name) != entry["sha256"]:
-            yield Finding(name, f"was changed after the export: its SHA-256 differs from the one in {MANIFEST_FILE}")
+            what = f"was changed after the export: its SHA-256 differs from the one in {MANIFEST_FILE}"
+            yield Finding(name, what, code=FindingCode.FILE_CHANGED)
     for file in sorted(file for pattern in ("*.so", "*.dll", "*.dylib") for file in folder.glob(pattern)):
         if file.name not in manifest["files"]:
-            yield Finding(file.name, f"is a native library that {MANIFEST_FILE} does not list")
+            yield Finding(
+                file.name, f"is a native library that {MANIFEST_FILE} does not list", code=FindingCode.LIBRARY_UNLISTED
+            )
 
 
 def _library_problems(folder: Path, name: str, *, manifest: Mapping[str, Any]) -> Iterator[Finding]:
     try:
         content = check_library(folder, name, manifest=manifest).read_bytes()
     except ModelFileError as error:
-        yield Finding(name, str(error))
+        yield Finding(name, str(error), code=FindingCode.LIBRARY_DIFFERENT)
         return
     # Its code is not run here: the names of the operators are in it as text.
     missing = [op_type for op_type in (*OP_TYPES, *SKIP_OP_TYPES) if op_type.encode() not in content]
     if missing:
-        yield Finding(name, f"is not the library of fused kernels: it does not name {', '.join(missing)}")
+        yield Finding(
+            name,
+            f"is not the library of fused kernels: it does not name {', '.join(missing)}",
+            code=FindingCode.LIBRARY_DIFFERENT,
+        )
 
 
 def _genai_problems(
@@ -208,6 +217,6 @@ def _genai_problems(
         notes.append(f"{GENAI_CONFIG_FILE} was not compared: {error}")
         return
     except ModelFileError as error:
-        yield Finding(GENAI_CONFIG_FILE, str(error))
+        yield Finding(GENAI_CONFIG_FILE, str(error), code=FindingCode.FILE_UNREADABLE)
         return
     yield from _listed(GENAI_CONFIG_FILE, actual, expected=expected)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ibnorm_export.artifacts.tensors import Arrays
 from ibnorm_export.errors import ModelFileError
+from ibnorm_export.findings.code import FindingCode
 from ibnorm_export.runtimes.torch import TorchRunner
 from ibnorm_export.verifier.comparison import Comparison, with_rounding
 from ibnorm_export.verifier.error_accumulator import ErrorSums
@@ -116,7 +117,7 @@ def locate(comparison: Comparison, found: Part) -> Part:
         return Part(layers=shown)
     if found.report(comparison):
         return Part(layers=shown, notes=(f"{layers.first_failure}; every output is within its tolerance",))
-    return Part(layers=shown, findings=(Finding("layer", layers.first_failure),))
+    return Part(layers=shown, findings=(Finding("layer", layers.first_failure, code=FindingCode.FIRST_LAYER),))
 
 
 def compare_layers(comparison: Comparison) -> LayersReport:

@@ -8,6 +8,7 @@ from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.runtime_versions import ONNX_RUNTIME, check_installed
 from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.errors import ModelFileError
+from ibnorm_export.findings.code import FindingCode
 from ibnorm_export.runtimes.registry import BACKENDS
 from ibnorm_export.runtimes.runner import Backend
 from ibnorm_export.verifier.comparison import Comparison
@@ -30,7 +31,10 @@ def load_itself(comparison: Comparison, _found: Part = NOTHING) -> Part:
         return Part()
     comparison.variants.make_room()
     problem, note = _load(file) if on_cpu else (_open(replace(comparison, copy=None)), "")
-    return Part(findings=(Finding("runtime", problem),) if problem else (), notes=(note,) if note else ())
+    return Part(
+        findings=(Finding("runtime", problem, code=FindingCode.FILE_REFUSED),) if problem else (),
+        notes=(note,) if note else (),
+    )
 
 
 def _open(comparison: Comparison) -> str:

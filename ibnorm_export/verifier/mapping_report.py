@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
 
+from ibnorm_export.findings.code import FindingCode
 from ibnorm_export.text_report import Report, counted
 from ibnorm_export.verifier.finding import Finding, verdict_word
 
@@ -72,6 +73,7 @@ class MappingReport(Report):
                 f"it is exported as {norm.replacement}, whose relative error against your class {norm.norm} is "
                 f"{norm.error:.3g} in float64, the tolerance is {norm.tolerance:.3g}: correct the lambda, epsilon or "
                 "convention that your adapter or factory states for it",
+                code=FindingCode.MAPPING_NORM,
             )
             for norm in self.norms
             if not norm.passed
@@ -84,6 +86,7 @@ class MappingReport(Report):
                 f"the outputs of the exported module differ from those of your own module by {self.error:.3g} in "
                 f"float64, the tolerance is {self.tolerance:.3g}, although every norm agrees; does your model use its "
                 "norms outside their forward, for example their weights?",
+                code=FindingCode.MAPPING_OUTPUTS,
             ),
         )
 

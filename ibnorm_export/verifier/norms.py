@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ibnorm_export.findings.code import FindingCode
 from ibnorm_export.runtimes.norm_executions import norm_executions
 from ibnorm_export.runtimes.registry import BACKENDS, fused_library
 from ibnorm_export.verifier.comparison import FUNCTIONS, FUSED, Comparison
@@ -41,8 +42,11 @@ def find_unfused(comparison: Comparison, found: Part) -> Part:
         return Part()
     if comparison.file.metadata.inlined:
         problem = "inlined in this file, so no kernel can replace them: export without --inline"
-        return Part(findings=(Finding("norms", problem),))
+        return Part(findings=(Finding("norms", problem, code=FindingCode.NOT_FUSED),))
     if not found.norms:
         problem = f"backend {comparison.options.backend} cannot show that a fused kernel ran"
-        return Part(findings=(Finding("norms", problem),))
-    return Part(findings=tuple(Finding(f"norm {norm.module}", norm.problem) for norm in found.norms if norm.problem))
+        return Part(findings=(Finding("norms", problem, code=FindingCode.NOT_FUSED),))
+    unfused = [norm for norm in found.norms if norm.problem]
+    return Part(
+        findings=tuple(Finding(f"norm {norm.module}", norm.problem, code=FindingCode.NOT_FUSED) for norm in unfused)
+    )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from ibnorm_export.errors import ModelFileError
+from ibnorm_export.findings.code import FindingCode
 from ibnorm_export.verifier.attribution import attribute_error
 from ibnorm_export.verifier.comparison import Comparison, with_rounding
 from ibnorm_export.verifier.decoding import decode
@@ -69,6 +70,9 @@ def check_numeric(comparison: Comparison) -> NumericReport:
     except RefusedInputError:
         raise
     except ModelFileError as error:
-        found = Part(method="nothing: the file does not load", findings=(Finding("runtime", str(error)),))
+        found = Part(
+            method="nothing: the file does not load",
+            findings=(Finding("runtime", str(error), code=FindingCode.FILE_REFUSED),),
+        )
         found += load_itself(comparison, found)
     return found.report(comparison)

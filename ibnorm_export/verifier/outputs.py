@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ibnorm_export.artifacts.tensors import Arrays, DType
 from ibnorm_export.errors import ModelFileError
+from ibnorm_export.findings.code import FindingCode
 from ibnorm_export.runtimes.runner import Runner
 from ibnorm_export.verifier.comparison import Comparison
 from ibnorm_export.verifier.error_accumulator import ErrorSums
@@ -30,7 +31,9 @@ def compare(comparison: Comparison, _found: Part = NOTHING) -> Part:
     outputs = tuple(output for step in steps for output in step.outputs)
     findings = [finding for step in steps for finding in step.findings]
     findings += [
-        Finding(f"output {output.name}", describe_error(output, comparison.reference.dtype))
+        Finding(
+            f"output {output.name}", describe_error(output, comparison.reference.dtype), code=FindingCode.OUTPUT_ERROR
+        )
         for output in outputs
         if not output.passed
     ]
@@ -62,6 +65,7 @@ def judge_dtype(comparison: Comparison, found: Part) -> Part:
                 f"{dtype} of output {output.name}",
                 f"PyTorch in {dtype} differs from float64 by {output.baseline_error:.0%}, too much for a comparison: "
                 f"the model does not fit this dtype, so export it in another; norms ran {output.norms}",
+                code=FindingCode.DTYPE_UNFIT,
             )
             for output in found.outputs
             if output.baseline_error > MAX_BASELINE_ERROR
@@ -128,13 +132,19 @@ def compare_runner(comparison: Comparison, runner: Runner, *, norms: str) -> Par
         try:
             actual = runner.run(comparison.feed(sample.inputs))
         except ModelFileError as error:
-            findings.append(Finding(sample.label, str(error)))
+            findings.append(Finding(sample.label, str(error), code=FindingCode.SAMPLE_REFUSED))
             continue
         for name, added in sums.items():
             expected = sample.truth[name].shape
             if name not in actual or actual[name].shape != expected:
                 what = f"has shape {actual[name].shape}" if name in actual else "is missing"
-                findings.append(Finding(f"output {name}", f"{sample.label}: {what}; its shape must be {expected}"))
+                findings.append(
+                    Finding(
+                        f"output {name}",
+                        f"{sample.label}: {what}; its shape must be {expected}",
+                        code=FindingCode.OUTPUT_SHAPE,
+                    )
+                )
                 continue
             if (fault := find_runtime_fault(comparison, sample, actual=actual[name], name=name)) is not None:
                 findings.append(fault)
@@ -144,7 +154,7 @@ def compare_runner(comparison: Comparison, runner: Runner, *, norms: str) -> Par
             if not added.everything.samples[-1].finite:
                 a, b, t = (sample.select(arrays, name) for arrays in (actual, sample.baseline, sample.truth))
                 findings += [
-                    Finding(f"output {name}", f"{sample.label}: {problem}")
+                    Finding(f"output {name}", f"{sample.label}: {problem}", code=FindingCode.NOT_FINITE)
                     for problem in _nonfinite_problems(a, b, truth=t, dtype=reference.dtype)
                 ]
     comparison.progress("comparing", len(reference.samples), len(reference.samples))
@@ -164,6 +174,7 @@ def compare_runner(comparison: Comparison, runner: Runner, *, norms: str) -> Par
             f"masked rows of output {name}",
             "the difference is confined to rows that are masked throughout (attention_mask is 0 everywhere), whose "
             "values have no meaning; give inputs with at least one token in each row",
+            code=FindingCode.MASKED_ROWS,
         )
         for name in confined
     ]

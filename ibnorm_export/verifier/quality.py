@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.tensors import InputSpec
 from ibnorm_export.errors import ModelFileError
+from ibnorm_export.findings.code import FindingCode
 from ibnorm_export.generation.decoder import Decoder
 from ibnorm_export.generation.sampling import Sampling
 from ibnorm_export.runtimes.runner import Runner
@@ -72,7 +73,7 @@ def predict(comparison: Comparison, _found: Part = NOTHING) -> Part:
         notes = ("predictions are of text that PyTorch samples from the model; use --text to give your own",)
     kind = comparison.reference.dtype.value if stored is None else f"int{stored.bits}"
     quality = check_quality(comparison, tokens, kind=kind)
-    findings = tuple(Finding("quality", str(q)) for q in quality if not q.passed)
+    findings = tuple(Finding("quality", str(q), code=FindingCode.PREDICTIONS_DIFFER) for q in quality if not q.passed)
     return Part(quality=quality, findings=findings, notes=notes)
 
 

@@ -197,7 +197,7 @@ class ParityReport(Report):
         lines = [f"{self.model} against {self.checkpoint}"]
         lines += [str(part) for part in (self.numeric, self.expected, self.static) if part is not None and str(part)]
         lines += [f"note: {note}" for note in self.all_notes]
-        lines += [f"FAIL {finding}" for finding in self.findings]
+        lines += [f"FAIL {finding} [{finding.code}]" for finding in self.findings]
         return "\n".join([*lines, f"verdict: {self.verdict}"])
 
     @property

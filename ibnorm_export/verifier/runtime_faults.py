@@ -8,6 +8,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from ibnorm_export.findings.code import FindingCode
 from ibnorm_export.runtimes.runner import Backend
 from ibnorm_export.verifier.comparison import Comparison
 from ibnorm_export.verifier.reference import Sample
@@ -63,4 +64,5 @@ def find_runtime_fault(comparison: Comparison, sample: Sample, *, actual: NDArra
         f"runtime ONNX Runtime {version}",
         f"{sample.label}: output {name} is NaN in rows that are padded on the left: the Attention operator of this "
         f"version is wrong, the file is not; install onnxruntime>={_CURED_IN}, or export with --opset 20",
+        code=FindingCode.RUNTIME_FAULT,
     )

@@ -12,6 +12,7 @@ from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel, torch_dtype
 from ibnorm_export.artifacts.metadata import CacheKind, Target, Task
 from ibnorm_export.errors import quoted
+from ibnorm_export.findings.code import FindingCode
 from ibnorm_export.op.torch_op import IBNorm
 from ibnorm_export.text_report import counted
 from ibnorm_export.verifier.coverage import Coverage
@@ -80,20 +81,25 @@ def _claim_problems(exported: ExportedModel, model: LoadedModel, *, flow: DataFl
     """What the metadata states and the file or the checkpoint does not bear out."""
     metadata = exported.metadata
     if metadata.inlined and norm_nodes(flow):
-        yield Finding("metadata", f"states that norms are inlined, but the file has {len(norm_nodes(flow))} norm nodes")
+        what = f"states that norms are inlined, but the file has {len(norm_nodes(flow))} norm nodes"
+        yield Finding("metadata", what, code=FindingCode.METADATA_CLAIM)
     yield from _quantization_problems(exported, flow)
     yield from _entry_problems(exported, model, flow=flow)
     keys = Counter(entry.key for entry in exported.proto.metadata_props)
     for key in (key for key, count in keys.items() if count > 1):
-        yield Finding("metadata", f"has the key {quoted(key)} twice, of which readers choose differently")
+        what = f"has the key {quoted(key)} twice, of which readers choose differently"
+        yield Finding("metadata", what, code=FindingCode.METADATA_TWICE)
     for path, spec in metadata.norms.items():
         norm = model.norms.get(path)
         if norm is None:
-            yield Finding(f"metadata of norm {path}", "the checkpoint has no such norm")
+            yield Finding(f"metadata of norm {path}", "the checkpoint has no such norm", code=FindingCode.METADATA_NORM)
         elif spec != norm.to_config():
-            yield Finding(f"metadata of norm {path}", f"states {spec}; the checkpoint has {norm.to_config()}")
+            what = f"states {spec}; the checkpoint has {norm.to_config()}"
+            yield Finding(f"metadata of norm {path}", what, code=FindingCode.METADATA_NORM)
     for path in model.norms.keys() - metadata.norms.keys():
-        yield Finding(f"metadata of norm {path}", "is missing; the checkpoint has the norm")
+        yield Finding(
+            f"metadata of norm {path}", "is missing; the checkpoint has the norm", code=FindingCode.METADATA_NORM
+        )
 
 
 def _entry_problems(exported: ExportedModel, model: LoadedModel, *, flow: DataFlow) -> Iterator[Finding]:
@@ -110,7 +116,8 @@ def _entry_problems(exported: ExportedModel, model: LoadedModel, *, flow: DataFl
         stated.append(("cache", metadata.cache, CacheKind.STATIC if in_place else CacheKind.DYNAMIC))
     for key, found, expected in stated:
         if found != expected:
-            yield Finding(f"metadata {key}", f"states {quoted(found)}; it must be {quoted(expected)}")
+            what = f"states {quoted(found)}; it must be {quoted(expected)}"
+            yield Finding(f"metadata {key}", what, code=FindingCode.METADATA_ENTRY)
 
 
 def _quantization_problems(exported: ExportedModel, flow: DataFlow) -> Iterator[Finding]:
@@ -122,7 +129,8 @@ def _quantization_problems(exported: ExportedModel, flow: DataFlow) -> Iterator[
         last = position == len(blocks) - 1 and stated is not None and stated.head_bits is not None
         bits = None if stated is None else stated.head_bits if last else stated.bits
         if has.get("bits") != bits:
-            yield Finding("metadata", f"states {bits} bits per value; the {node} has {has.get('bits')}")
+            what = f"states {bits} bits per value; the {node} has {has.get('bits')}"
+            yield Finding("metadata", what, code=FindingCode.METADATA_CLAIM)
         if stated is not None and has.get("block_size") != stated.block_size:
             what = f"states blocks of {stated.block_size} values; the {node} has blocks of {has.get('block_size')}"
-            yield Finding("metadata", what)
+            yield Finding("metadata", what, code=FindingCode.METADATA_CLAIM)

@@ -16,6 +16,7 @@ import onnx.defs
 import onnx.helper
 import onnx.numpy_helper
 
+from ibnorm_export.findings.code import FindingCode
 from ibnorm_export.op import onnx_functions
 from ibnorm_export.op.spec import DOMAIN
 from ibnorm_export.verifier.dataflow import DataFlow
@@ -54,9 +55,17 @@ def check_functions(flow: DataFlow) -> Iterator[Finding]:
         where = f"function {op_type}:{overload}" if overload else f"function {op_type}"
         called = present.get((DOMAIN, op_type, overload))
         if called is None:
-            yield Finding(where, "not in the file, so runtimes without the kernel cannot run it")
+            yield Finding(
+                where,
+                "not in the file, so runtimes without the kernel cannot run it",
+                code=FindingCode.FUNCTION_MISSING,
+            )
         elif difference := _difference(called, expected[op_type]):
-            yield Finding(where, f"the body differs from the operator's definition: {difference}")
+            yield Finding(
+                where,
+                f"the body differs from the operator's definition: {difference}",
+                code=FindingCode.FUNCTION_DIFFERS,
+            )
 
 
 def _known(expected: Mapping[str, Any], norms: list[onnx.NodeProto]) -> set[tuple[str, str]]:

@@ -12,6 +12,7 @@ import onnx
 import torch
 
 from ibnorm_export.artifacts.tensors import DType
+from ibnorm_export.findings.code import FindingCode
 from ibnorm_export.verifier.coverage import Coverage
 from ibnorm_export.verifier.dataflow import DataFlow, FlowNode
 from ibnorm_export.verifier.report import Finding
@@ -80,7 +81,7 @@ def check_inputs(flow: DataFlow, coverage: Coverage, *, own_code: bool) -> Itera
         for node, position in _uses(flow, name):
             if (node.proto.op_type, position) not in same:
                 what = f"goes into the {node}; PyTorch uses it in {', '.join(sorted(operators))} only"
-                yield Finding(f"input {name}", what)
+                yield Finding(f"input {name}", what, code=FindingCode.INPUT_USE)
 
 
 def _uses(flow: DataFlow, name: str) -> Iterator[tuple[FlowNode, int]]:
@@ -103,7 +104,7 @@ def _narrow_casts(flow: DataFlow, coverage: Coverage) -> Iterator[Finding]:
         narrow = node.proto.op_type == "Cast" and kind in _NARROW and _NARROW[kind] not in coverage.integers
         if narrow and not all(flow.is_constant(name) for name in node.outputs):
             what = f"the {node} converts to {onnx.TensorProto.DataType.Name(kind)}, which PyTorch does not use"
-            yield Finding("types", what)
+            yield Finding("types", what, code=FindingCode.CONVERSION)
 
 
 def _half_casts(flow: DataFlow) -> Iterator[Finding]:
@@ -113,4 +114,5 @@ def _half_casts(flow: DataFlow) -> Iterator[Finding]:
         kind: Any = next((a.i for a in node.proto.attribute if a.name == "to"), 0)
         other = node.proto.op_type == "Cast" and kind in _HALF and _HALF[kind] not in own
         if other and not all(flow.is_constant(name) for name in node.outputs):
-            yield Finding("types", f"the {node} converts to {_HALF[kind]}, and the file is in {own[0]}")
+            what = f"the {node} converts to {_HALF[kind]}, and the file is in {own[0]}"
+            yield Finding("types", what, code=FindingCode.CONVERSION)

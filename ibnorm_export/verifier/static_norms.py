@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ibnorm_export.artifacts.exported_model import NormNode, norm_node
+from ibnorm_export.findings.code import FindingCode
 from ibnorm_export.op.spec import DOMAIN
 from ibnorm_export.op.torch_op import IBNorm
 from ibnorm_export.text_report import counted
@@ -57,15 +58,17 @@ def check_norms(
     count = Counter(_module(node, modules) for node in nodes)
     for path, ran in coverage.norms.items():
         if path in modules and count[path] != ran and (count[path] or not inlined.take(modules[path], count=ran)):
-            yield Finding(f"norm {path}", _count_problem(modules[path], count[path], ran=ran))
+            yield Finding(
+                f"norm {path}", _count_problem(modules[path], count[path], ran=ran), code=FindingCode.NORM_COUNT
+            )
     for node in nodes:
         path = _module(node, modules)
         if path not in modules:
-            yield Finding(f"norm {node.module}", "in the file but not in the checkpoint")
+            yield Finding(f"norm {node.module}", "in the file but not in the checkpoint", code=FindingCode.NORM_UNKNOWN)
             continue
         where = f"norm {path} (node {node.name})"
         problems = (*_attribute_problems(node, modules[path]), *_affine_problems(node, modules[path], holds=holds))
-        yield from (Finding(where, problem) for problem in problems)
+        yield from (Finding(where, problem, code=FindingCode.NORM_DIFFERS) for problem in problems)
     yield from _order_problems(flow, modules, coverage=coverage)
 
 
@@ -119,4 +122,4 @@ def _order_problems(flow: DataFlow, modules: Mapping[str, IBNorm], *, coverage: 
         later = sorted({paths[s] for s in sources} & once, key=lambda p: rank[p]) if path in once else []
         if later and rank[later[-1]] > rank[path]:
             what = f"depends on norm {later[-1]}, which runs after it in the checkpoint: they were exchanged"
-            yield Finding(f"norm {path}", what)
+            yield Finding(f"norm {path}", what, code=FindingCode.NORM_ORDER)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ibnorm_export.artifacts.loaded_model import LoadedModel, torch_dtype
 from ibnorm_export.artifacts.tensors import DType
+from ibnorm_export.findings.code import FindingCode
 from ibnorm_export.op.spec import DOMAIN
 from ibnorm_export.verifier.constants import SHAPE_INPUTS
 from ibnorm_export.verifier.coverage import Coverage
@@ -111,21 +112,45 @@ def check_numbers_used(
         if node.proto.domain == DOMAIN or all(flow.is_constant(name) for name in node.outputs if name):
             continue
         if node.proto.op_type in _BRANCHES and not _BRANCHING & coverage.operators:
-            yield Finding(str(node), "the file branches or loops, which PyTorch does not for this checkpoint")
+            yield Finding(
+                str(node),
+                "the file branches or loops, which PyTorch does not for this checkpoint",
+                code=FindingCode.BRANCHES,
+            )
         if _drops(flow, node):
-            yield Finding(str(node), "the file drops values at random, which PyTorch does not for this checkpoint")
+            yield Finding(
+                str(node),
+                "the file drops values at random, which PyTorch does not for this checkpoint",
+                code=FindingCode.DROPOUT,
+            )
         if node.proto.op_type in RANDOM_OPERATORS and not any("rand" in name for name in coverage.operators):
-            yield Finding(str(node), "the file draws random numbers, which PyTorch does not for this checkpoint")
+            yield Finding(
+                str(node),
+                "the file draws random numbers, which PyTorch does not for this checkpoint",
+                code=FindingCode.RANDOM_NUMBERS,
+            )
         inputs = () if skips_arithmetic and node.proto.op_type in _ARITHMETIC else _input_numbers(flow, node)
         for what, number in (*_attribute_numbers(node), *inputs):
             if not numbers.explains(node, number):
-                yield Finding(f"number {number:.6g}", f"{what} of the {node}; PyTorch has no such number")
+                yield Finding(
+                    f"number {number:.6g}",
+                    f"{what} of the {node}; PyTorch has no such number",
+                    code=FindingCode.NUMBER_UNKNOWN,
+                )
         window = next((a.i for a in node.proto.attribute if a.name == "local_window_size"), -1)
         if window >= 0 and not numbers.explains_window(window):
-            yield Finding(f"window {window}", f"attention of the {node} is limited to it; PyTorch's is not")
+            yield Finding(
+                f"window {window}",
+                f"attention of the {node} is limited to it; PyTorch's is not",
+                code=FindingCode.WINDOW_UNKNOWN,
+            )
         for what, place in _places(flow, node):
             if place not in block_sizes and not numbers.explains_place(place):
-                yield Finding(f"position {place}", f"{what} of the {node}; PyTorch has no such position or size")
+                yield Finding(
+                    f"position {place}",
+                    f"{what} of the {node}; PyTorch has no such position or size",
+                    code=FindingCode.POSITION_UNKNOWN,
+                )
 
 
 class _Numbers:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.errors import ModelFileError
+from ibnorm_export.findings.code import FindingCode
 from ibnorm_export.text_report import counted
 from ibnorm_export.verifier.constants import KnownConstants
 from ibnorm_export.verifier.coverage import Coverage
@@ -39,7 +40,7 @@ class WeightsReport:
         self.compared += 1
         self.used.update(id(tensor) for tensor in tensors)
         if problem:
-            self.findings.append(Finding(f"weight {name}", problem))
+            self.findings.append(Finding(f"weight {name}", problem, code=FindingCode.WEIGHT_DIFFERS))
 
 
 def compare_weights(flow: DataFlow, model: LoadedModel, *, coverage: Coverage, values: WeightValues) -> WeightsReport:
@@ -67,7 +68,13 @@ def compare_weights(flow: DataFlow, model: LoadedModel, *, coverage: Coverage, v
             mixed = {quantized[name].name for name in use.node.inputs if name in quantized} - {weight.name}
             others = ", ".join(sorted(mixed))
             report.findings += (
-                [Finding(f"weight {weight.name}", f"the {use.node} mixes it with {others}")] if mixed else []
+                [
+                    Finding(
+                        f"weight {weight.name}", f"the {use.node} mixes it with {others}", code=FindingCode.WEIGHT_MIXED
+                    )
+                ]
+                if mixed
+                else []
             )
         key = use.name if weight is None else weight.name
         if key not in seen:
@@ -108,7 +115,8 @@ def _missing(missing: Mapping[str, Tensor], *, in_file: Mapping[str, StoredWeigh
     idle = {id(tensor) for weight in in_file.values() for tensor in weight.tensors}
     for name, tensor in missing.items():
         unused = "no output of the file depends on it, though the checkpoint uses it"
-        yield Finding(f"weight {name}", unused if id(tensor) in idle else "used by the checkpoint but not in the file")
+        what = unused if id(tensor) in idle else "used by the checkpoint but not in the file"
+        yield Finding(f"weight {name}", what, code=FindingCode.WEIGHT_MISSING)
 
 
 def _compare_unnamed(
@@ -118,9 +126,17 @@ def _compare_unnamed(
     kind, expected = _fill(use.name)
     array = flow.value(use.name)
     if array is not None and kind and not (np.asarray(array, dtype=np.float32) == expected).all():
-        report.findings.append(Finding(f"constant {use.name}", f"every value must be {expected:g}"))
+        report.findings.append(
+            Finding(f"constant {use.name}", f"every value must be {expected:g}", code=FindingCode.CONSTANT_UNKNOWN)
+        )
     elif array is None:
-        report.findings.append(Finding(f"constant {use.name}", f"{_place(use)}; its value cannot be computed here"))
+        report.findings.append(
+            Finding(
+                f"constant {use.name}",
+                f"{_place(use)}; its value cannot be computed here",
+                code=FindingCode.CONSTANT_UNREADABLE,
+            )
+        )
     elif not kind and not known.explains_use(use, array):
         blocked = use.node is not None and use.node.proto.domain == BLOCKED_DOMAIN
         # The weight itself, and what PyTorch computes an equal constant from before it meets the input.
@@ -131,7 +147,11 @@ def _compare_unnamed(
             report.add(known.weights(origins))
         elif problem := known.problem(array):
             nearest = values.nearest(array)
-            report.findings.append(Finding(f"constant {use.name}", f"{_place(use)}; {nearest or problem}"))
+            report.findings.append(
+                Finding(
+                    f"constant {use.name}", f"{_place(use)}; {nearest or problem}", code=FindingCode.CONSTANT_UNKNOWN
+                )
+            )
 
 
 def _fill(name: str) -> tuple[str, float]:

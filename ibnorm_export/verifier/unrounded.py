@@ -11,6 +11,7 @@ import torch
 
 from ibnorm_export.artifacts.loaded_model import torch_dtype
 from ibnorm_export.errors import ModelFileError
+from ibnorm_export.findings.code import FindingCode
 from ibnorm_export.verifier.attribution import attribute_error
 from ibnorm_export.verifier.comparison import Comparison, without_rounding
 from ibnorm_export.verifier.finding import Finding
@@ -44,6 +45,8 @@ def compare_without_rounding(comparison: Comparison, found: Part) -> Part:
             unrounded = without_rounding(comparison, Path(folder), tables=tables)
             exact = replace(run_steps(unrounded, _STEPS), method=_METHOD).report(unrounded)
     except ModelFileError as error:
-        return Part(findings=(Finding("without rounding", str(error)),))
-    findings = tuple(Finding(f"without rounding, {finding.where}", finding.what) for finding in exact.findings)
+        return Part(findings=(Finding("without rounding", str(error), code=FindingCode.UNROUNDED_REFUSED),))
+    findings = tuple(
+        Finding(f"without rounding, {finding.where}", finding.what, code=finding.code) for finding in exact.findings
+    )
     return Part(exact=exact, findings=findings)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ibnorm_export.errors import IBNormError
+from ibnorm_export.findings.code import FindingCode
 from ibnorm_export.gate.report import Case, CheckReport, Outcome
 from ibnorm_export.gate.report_files import check_report_files, write_report_files
 
@@ -26,12 +27,12 @@ def test_the_text_leaves_out_layers_that_pass() -> None:
     report = report_of(
         Case("m", "export", outcome=Outcome.PASS, message="3 MB"),
         Case("m.ort-cpu.layers", "norm a", outcome=Outcome.PASS),
-        Case("m.ort-cpu.layers", "norm b", outcome=Outcome.FAIL, message="error 1"),
+        Case("m.ort-cpu.layers", "norm b", outcome=Outcome.FAIL, message="error 1", code=FindingCode.FIRST_LAYER),
     )
     assert str(report).splitlines() == [
         "check.toml: 2 pass, 1 fail, 0 s",
         "pass         m  export: 3 MB",
-        "FAIL         m.ort-cpu.layers  norm b: error 1",
+        "FAIL         m.ort-cpu.layers  norm b: error 1 [IBN212]",
         "verdict: fail",
     ]
 

@@ -10,6 +10,7 @@ import pytest
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.errors import ParityError
+from ibnorm_export.findings.code import FindingCode
 from ibnorm_export.gate.parity import parity_cases
 from ibnorm_export.gate.report import Outcome
 from ibnorm_export.verifier.html import sections, write_report
@@ -40,8 +41,22 @@ def test_an_empty_report_is_false() -> None:
     "numeric",
     [
         NumericReport("b", "fp32", method="m", samples=0, outputs=(), findings=()),
-        NumericReport("b", "fp32", method="m", samples=1, outputs=(), findings=(Finding("layer", "is wrong"),)),
-        NumericReport("b", "fp32", method="m", samples=1, outputs=(), findings=(Finding("runtime", "is wrong"),)),
+        NumericReport(
+            "b",
+            "fp32",
+            method="m",
+            samples=1,
+            outputs=(),
+            findings=(Finding("layer", "is wrong", code=FindingCode.FIRST_LAYER),),
+        ),
+        NumericReport(
+            "b",
+            "fp32",
+            method="m",
+            samples=1,
+            outputs=(),
+            findings=(Finding("runtime", "is wrong", code=FindingCode.FILE_REFUSED),),
+        ),
     ],
 )
 def test_a_check_fails_whenever_the_report_fails(numeric: NumericReport) -> None:
@@ -125,12 +140,12 @@ def test_the_first_failed_layer_decides() -> None:
 
 
 def test_findings_are_printed() -> None:
-    finding = Finding("weight w", "1 of 2 values differ")
+    finding = Finding("weight w", "1 of 2 values differ", code=FindingCode.WEIGHT_DIFFERS)
     report = ParityReport("m.onnx", "c", static=StaticReport(1, 2, (finding,)), numeric=None, notes=("a note",))
     assert str(report).splitlines() == [
         "m.onnx against c",
         "static: 1 norm and 2 weights compared, 1 finding",
         "note: a note",
-        "FAIL weight w: 1 of 2 values differ",
+        "FAIL weight w: 1 of 2 values differ [IBN121]",
         "verdict: fail",
     ]

@@ -8,6 +8,7 @@ import pytest
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.errors import ModelFileError
+from ibnorm_export.findings.code import FindingCode
 from ibnorm_export.runtimes.ort import OrtRunner
 from ibnorm_export.verifier.comparison import Comparison
 from ibnorm_export.verifier.report import Finding, MappingReport
@@ -18,8 +19,8 @@ WRONG, RIGHT = MappingReport((), (), error=1.0, tolerance=0.1), MappingReport(()
 
 
 def test_a_later_part_adds_to_an_earlier_one_and_hides_nothing() -> None:
-    first = Part("one", 3, findings=(Finding("a", "b"),), mapping=WRONG, explained=True)
-    joined = first + Part(findings=(Finding("c", "d"),), notes=("n",))
+    first = Part("one", 3, findings=(Finding("a", "b", code=FindingCode.NORM_DIFFERS),), mapping=WRONG, explained=True)
+    joined = first + Part(findings=(Finding("c", "d", code=FindingCode.NORM_DIFFERS),), notes=("n",))
     assert [finding.where for finding in joined.findings] == ["a", "c"]
     assert (joined.method, joined.samples, joined.mapping, joined.explained) == ("one", 3, WRONG, True)
     assert joined.notes == ("n",)

@@ -1,0 +1,106 @@
+"""The codes of all findings. A code never changes its meaning, and one that is given up is never used again."""
+
+from __future__ import annotations
+
+import enum
+from typing import Final
+
+__all__ = ["RETIRED", "FindingCode"]
+
+#: Codes that no report gives any more. They are not used for anything else.
+RETIRED: Final[frozenset[str]] = frozenset()
+
+
+@enum.unique
+class FindingCode(enum.StrEnum):
+    """The code of one kind of finding. The first digit is where it comes from.
+
+    1: content of a file or folder; 2: results of running it; 3: `check`, `compare` and `evaluate`; 5: this machine;
+    6: what was assumed when a checkpoint was read.
+    """
+
+    NORM_COUNT = "IBN101"
+    NORM_UNKNOWN = "IBN102"
+    NORM_DIFFERS = "IBN103"
+    NORM_ORDER = "IBN104"
+    FUNCTION_MISSING = "IBN111"
+    FUNCTION_DIFFERS = "IBN112"
+    WEIGHT_DIFFERS = "IBN121"
+    WEIGHT_MIXED = "IBN122"
+    WEIGHT_MISSING = "IBN123"
+    CONSTANT_UNKNOWN = "IBN124"
+    CONSTANT_UNREADABLE = "IBN125"
+    CONSTANT_TWICE = "IBN126"
+    NUMBER_UNKNOWN = "IBN131"
+    WINDOW_UNKNOWN = "IBN132"
+    POSITION_UNKNOWN = "IBN133"
+    BRANCHES = "IBN134"
+    DROPOUT = "IBN135"
+    RANDOM_NUMBERS = "IBN136"
+    OUTPUT_FLOAT64 = "IBN141"
+    NODE_PRECISION = "IBN142"
+    TYPES_UNSOUND = "IBN143"
+    INPUT_USE = "IBN144"
+    CONVERSION = "IBN145"
+    METADATA_CLAIM = "IBN151"
+    METADATA_TWICE = "IBN152"
+    METADATA_NORM = "IBN153"
+    METADATA_ENTRY = "IBN154"
+    FILE_EXTRA = "IBN161"
+    FILE_MISSING = "IBN162"
+    FILE_DIFFERS = "IBN163"
+    FILE_UNREADABLE = "IBN164"
+    MANIFEST_WRONG = "IBN165"
+    FILE_CHANGED = "IBN166"
+    LIBRARY_UNLISTED = "IBN167"
+    LIBRARY_DIFFERENT = "IBN168"
+
+    OUTPUT_ERROR = "IBN201"
+    DTYPE_UNFIT = "IBN202"
+    NOT_FINITE = "IBN203"
+    OUTPUT_SHAPE = "IBN204"
+    SAMPLE_REFUSED = "IBN205"
+    MASKED_ROWS = "IBN206"
+    FILE_REFUSED = "IBN207"
+    RUNTIME_FAULT = "IBN208"
+    ERROR_SOURCE = "IBN211"
+    FIRST_LAYER = "IBN212"
+    DECODING_ERROR = "IBN221"
+    DECODING_REFUSED = "IBN222"
+    RESUME_DIFFERS = "IBN223"
+    PREDICTIONS_DIFFER = "IBN231"
+    UNROUNDED_REFUSED = "IBN241"
+    MAPPING_NORM = "IBN251"
+    MAPPING_OUTPUTS = "IBN252"
+    EXPECTED_UNFIT = "IBN261"
+    EXPECTED_FILE = "IBN262"
+    EXPECTED_CHECKPOINT = "IBN263"
+    EXPECTED_REFUSED = "IBN264"
+    NOT_FUSED = "IBN271"
+
+    STEP_FAILED = "IBN301"
+    BACKEND_MISSING = "IBN302"
+    ABOVE_MAX_ERROR = "IBN303"
+    NOTHING_COMPARED = "IBN304"
+    NOT_RUN = "IBN305"
+    TOO_SLOW = "IBN311"
+    SPEED_UNDECIDED = "IBN312"
+    CONDITIONS_DIFFER = "IBN313"
+    ACCURACY_LOST = "IBN321"
+    ACCURACY_UNDECIDED = "IBN322"
+
+    NO_PYTORCH = "IBN501"
+    NO_ONNXRUNTIME = "IBN502"
+    TWO_ONNXRUNTIMES = "IBN503"
+    OLD_ONNXRUNTIME = "IBN504"
+    NO_FUSED_KERNELS = "IBN505"
+    NO_OPTIONAL_PACKAGE = "IBN506"
+    NO_NODE_PACKAGE = "IBN507"
+    NO_TRITON = "IBN508"
+    NO_COMPILER = "IBN509"
+    NO_GPU = "IBN510"
+    NO_TENSORRT = "IBN511"
+    NO_TENSORRT_PLUGIN = "IBN512"
+
+    CHECKPOINT_NOTE = "IBN601"
+    CHECKPOINT_WARNING = "IBN602"
