@@ -104,7 +104,7 @@ def test_every_difference_is_named_at_once() -> None:
 
 def test_other_packages_are_a_note() -> None:
     after = replace(recorded(1.0), environment={"processor": "p", "packages": {**VERSIONS, "onnx": "2"}})
-    assert compare_baselines(recorded(1.0), after).notes == ("the versions of other packages differ",)
+    assert compare_baselines(recorded(1.0), after).notes == ("the versions of other packages differ [IBN313]",)
 
 
 def test_the_page_says_what_the_verdict_says(tmp_path: Path) -> None:
