@@ -7,6 +7,7 @@
 #   make test-families     every model family and grouping, and timm's checkpoint folders
 #   make test-runtimes     OpenVINO, older versions of ONNX Runtime, and ONNX Runtime in Node and WebAssembly, where Node is installed
 #   make test-browser      the HTML reports in a headless Chromium, where one is installed
+#   make test-docs         the documentation: its site built strictly, its layout in Chromium, and every console example run
 #   make test-targets      what exports for other runtimes compute there, and the examples in C++ and for a browser
 #   make test-cuda         the CUDA kernels on a CPU emulator
 #   make test-tensorrt     the TensorRT plugin, and engines for TensorRT-RTX, without a GPU
@@ -16,6 +17,8 @@
 #   make test-harness      models in EleutherAI's evaluation harness
 #   make test-wheels       what a release publishes, each wheel installed where there is no compiler
 #   make test-compat       the library's tests on ONNX Runtime 1.20.1
+# Documentation:
+#   make docs          builds the site into build/site; nothing is loaded from another host
 # Native libraries:
 #   make native        sets up, then builds the libraries in build/native and for the development install
 #   make native-cuda   builds the library with the CUDA kernels in build/native-cuda; needs nvcc, no GPU
@@ -47,7 +50,7 @@ CUDA_ARCHITECTURES ?= 80-real;90-real
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 CPP := $(shell find custom_ops tests -name '*.cc' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo runtimes test-runtimes library test test-fuzz test-generation test-faults test-families test-browser families training-checkpoints test-targets test-cuda test-tensorrt test-serving test-qemu test-harness test-wheels extras core-tests lint format setup native native-cuda sanitize test-compat mutants clean test-tools
+.PHONY: demo runtimes test-runtimes library test test-fuzz test-generation test-faults test-families test-browser test-docs docs families training-checkpoints test-targets test-cuda test-tensorrt test-serving test-qemu test-harness test-wheels extras core-tests lint format setup native native-cuda sanitize test-compat mutants clean test-tools
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.ready
@@ -125,7 +128,7 @@ test: native
 	$(MAKE) --no-print-directory --jobs=2 lint core-tests
 
 core-tests:
-	$(PYTEST) --junit-xml=build/test-results/core.xml $(addprefix --ignore=tests/,evaluation/harness generation runtimes/others verifier/faults models/families browser packaging targets custom_ops/cuda custom_ops/tensorrt serving)
+	$(PYTEST) --junit-xml=build/test-results/core.xml $(addprefix --ignore=tests/,docs evaluation/harness generation runtimes/others verifier/faults models/families browser packaging targets custom_ops/cuda custom_ops/tensorrt serving)
 
 # Cached decoding, generation in every form, and quantised weights. Most of the time is export.
 test-generation: native
@@ -173,6 +176,13 @@ families: native build/vision/.ready
 # The reports in Chromium (Debian: apt-get install chromium); the test lets it reach no network.
 test-browser: native $(VENV)/.extra-browser-test
 	$(BIN)/python -m pytest tests/browser
+
+# A warning is an error. Pages of the reference are written from the code: scripts/site_hooks.py
+docs: $(VENV)/.extra-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --clean
+
+test-docs: native $(VENV)/.extra-docs $(VENV)/.extra-browser-test
+	$(BIN)/python -m pytest tests/docs
 
 # The packages that run exports in Node and in a browser (450 MB). Their scripts, which would fetch more, do not run.
 build/node/.ready: tests/node/package.json
@@ -249,7 +259,7 @@ qemu-tests-%:
 	  --junit-xml=build/test-results/qemu-$*.xml $(QEMU_TESTS)
 
 # The packages of all optional suites, in one call of pip.
-OPTIONAL := browser-test cuda-test litert lm-eval-test openvino serve-test tensorrt-test tools-test wheel-test
+OPTIONAL := browser-test cuda-test docs litert lm-eval-test openvino serve-test tensorrt-test tools-test wheel-test
 comma := ,
 space := $(subst ,, )
 extras: $(VENV)/.extras $(VENV)/.triton build/vision/.ready

@@ -1,0 +1,96 @@
+"""The site: it is built without a warning, its reference has everything, and it loads nothing from elsewhere."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+import ibnorm_export
+from ibnorm_export.cli.main import COMMANDS, app
+from scripts.reference_pages import PAGES, docstring
+from scripts.site_pictures import ASSETS, DRAWN, way
+from tests.docs.pages import ROOT
+
+pytest.importorskip("material", reason="mkdocs-material is not installed (make test-docs)")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("site")
+    words = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(made)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return made
+
+
+def test_the_site_loads_nothing_from_elsewhere(site: Path) -> None:
+    """A page may link to other hosts. What a browser loads by itself, it finds here."""
+    loaded = re.compile(
+        r'<(?:script|img|iframe|source)[^>]+(?:src|srcset)="?(https?:)?//|<link[^>]+href="?(https?:)?//'
+    )
+    imports = re.compile(r"(@import|url\()\s*[\"']?(https?:)?//")
+    for path in site.rglob("*.html"):
+        assert not loaded.search(path.read_text(encoding="utf-8")), path
+    for path in site.rglob("*.css"):
+        assert not imports.search(path.read_text(encoding="utf-8")), path
+
+
+def test_every_command_and_option_is_in_the_reference() -> None:
+    page = PAGES["reference/commands.md"]()
+    group = get_command(app)
+    for name in COMMANDS:
+        section = page.partition(f"\n## {name}\n")[2].partition("\n## ")[0]
+        context = group.make_context("ibnorm-export", [name], resilient_parsing=True)
+        _, command, _ = group.resolve_command(context, [name])  # type: ignore[attr-defined]  # a group has it
+        for parameter in command.params:
+            words = parameter.opts if parameter.opts[0].startswith("-") else [parameter.metavar or parameter.name]
+            hidden = getattr(parameter, "hidden", False)
+            assert hidden or any(word.upper() in section.upper() for word in words), (name, words)
+            assert hidden or parameter.help, (name, words)
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    page = PAGES["reference/python.md"]()
+    for name in ibnorm_export.__all__:
+        assert f"\n### {name}\n" in page
+
+
+def test_arguments_of_docstrings_are_read() -> None:
+    read = docstring(ibnorm_export.load).entries("Args")
+    assert "path" in read or len(read) >= 2
+    assert all(text.strip() for text in read.values())
+
+
+def test_every_key_of_check_toml_is_described() -> None:
+    from dataclasses import fields
+
+    from ibnorm_export.gate import config
+
+    page = PAGES["reference/check-toml.md"]()
+    for kind in (config.ExportCheck, config.ParityCheck, config.LatencyBudget, config.EvaluationCheck):
+        for field in fields(kind):
+            assert re.search(rf"^\| `{field.name}` \|.*\| \S.* \|$", page, re.MULTILINE), field.name
+
+
+def test_the_pictures_are_those_of_the_script() -> None:
+    for name, narrow in DRAWN.items():
+        assert (ASSETS / name).read_text(encoding="utf-8") == way(narrow=narrow)
+
+
+LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)#\s]+)(?:#[^)]*)?\)")
+SOURCES = [*ROOT.glob("*.md"), ROOT / "benchmarks" / "README.md"]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
+def test_links_outside_the_site(path: Path) -> None:
+    """MkDocs checks the links between pages; these files are read in the repository."""
+    for target in LINK.findall(path.read_text(encoding="utf-8")):
+        if not target.startswith(("http:", "https:", "mailto:")):
+            where = (path.parent / target).resolve()
+            generated = where.is_relative_to(ROOT / "docs") and where.relative_to(ROOT / "docs").as_posix() in PAGES
+            assert where.exists() or generated, f"{path.name}: {target}"
