@@ -365,8 +365,8 @@ def metadata() -> str:
     return _page(
         "# Metadata of a file",
         "An exported file states how it was made, in the `metadata_props` of the ONNX model. Every key begins "
-        "with `ibnorm.`. `ibnorm-export inspect FILE` prints them, and `verify` holds the file to them. A program reads "
-        "them without this package:",
+        "with `ibnorm.`. `ibnorm-export inspect FILE` prints them, and `verify` holds the file to them. A program "
+        "reads them without this package:",
         '```python\nimport onnx\n\nmodel = onnx.load("vit.onnx", load_external_data=False)\n'
         "print({entry.key: entry.value for entry in model.metadata_props})\n```",
         f"This is format {METADATA_FORMAT}. A later version may add keys. It never removes a key that readers need, "
