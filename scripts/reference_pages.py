@@ -112,7 +112,7 @@ def _command(name: str, command: Any, context: Any) -> list[str]:
 
 
 def _options(command: Any, context: Any) -> str:
-    """The table of a command's parameters, those of each group together."""
+    """A command's parameters as a list, those of each group together: on a phone a table would break their names."""
     groups: dict[str, list[tuple[str, str]]] = {}
     for parameter in command.params:
         record = parameter.get_help_record(context)
@@ -123,7 +123,7 @@ def _options(command: Any, context: Any) -> str:
             groups.setdefault(title, []).append((code(names), record[1]))
     parts = []
     for title, rows in groups.items():
-        parts += [f"**{title}**", table(["", "meaning"], rows)]
+        parts += [f"**{title}**", *(f"{names}\n:   {' '.join(text.split())}" for names, text in rows)]
     return "\n\n".join(parts)
 
 

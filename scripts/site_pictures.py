@@ -23,14 +23,14 @@ _STEPS: Final = (
     ("Your checkpoint", ("nanoGPT, GaLore, timm,", "transformers, your code"), "#5c6bc0"),
     ("One ONNX file", ("every norm is one node,", "with its definition inside"), "#3949ab"),
     ("Verdict", ("held to PyTorch in float64:", "every weight, every output"), "#00796b"),
-    ("Endpoint", ("ONNX Runtime, browser, C++,", "OpenAI API, Triton, OpenVINO"), "#ad1457"),
+    ("Endpoint", ("browser, C++, OpenVINO,", "OpenAI API, Triton"), "#ad1457"),
 )
 _COMMANDS: Final = ("export", "verify", "serve")
 
 
 def way(*, narrow: bool) -> str:
     """The way from a checkpoint to an endpoint: in a row, or for a phone in a column."""
-    width, height, gap = 210, 104, 92
+    width, height, gap = 236, 104, 84
     across = len(_STEPS) * width + (len(_STEPS) - 1) * gap
     down = len(_STEPS) * height + (len(_STEPS) - 1) * 60
     size = (330, down) if narrow else (across, height)
@@ -46,7 +46,7 @@ def way(*, narrow: bool) -> str:
         parts.append(f'<rect x="{x}" y="{y}" width="{box}" height="{height}" rx="12" fill="{colour}"/>')
         parts.append(f'<text x="{middle}" y="{y + 36}" fill="#fff" font-size="19" font-weight="600">{name}</text>')
         for row, line in enumerate(lines):
-            parts.append(f'<text x="{middle}" y="{y + 62 + 20 * row}" fill="#fff" font-size="14.5">{line}</text>')
+            parts.append(f'<text x="{middle}" y="{y + 62 + 20 * row}" fill="#fff" font-size="14">{line}</text>')
         if index < len(_COMMANDS):
             parts += _arrow(middle, x + box, y, narrow=narrow, gap=gap, height=height, label=_COMMANDS[index])
     return "\n".join([*parts, "</svg>"]) + "\n"
