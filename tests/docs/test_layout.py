@@ -23,7 +23,7 @@ WIDTHS = (390, 1400)
 #: What is wrong with the layout of a page, as texts: parts beyond its right edge that do not scroll, and small text.
 PROBLEMS = """() => {
   const width = document.documentElement.clientWidth, found = new Set();
-  if (document.documentElement.scrollWidth > width) found.add(`the page is ${document.documentElement.scrollWidth} wide`);
+  if (document.documentElement.scrollWidth > width) found.add(`page: ${document.documentElement.scrollWidth} wide`);
   const name = (e) => `${e.tagName.toLowerCase()}.${e.className}: ${(e.textContent || "").trim().slice(0, 60)}`;
   const scrolls = (e) => {
     for (let p = e; p; p = p.parentElement)
