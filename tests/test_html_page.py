@@ -8,7 +8,21 @@ from pathlib import Path
 import pytest
 
 from ibnorm_export.errors import IBNormError
-from ibnorm_export.html_page import Curve, Section, bars, curves, heat_map, render
+from ibnorm_export.html_page import (
+    Curve,
+    Distribution,
+    Section,
+    State,
+    Verdict,
+    curves,
+    distributions,
+    dots,
+    histograms,
+    images,
+    intervals,
+    render,
+    tolerance_dots,
+)
 
 
 def page(path: Path, title: str = "A page") -> str:
@@ -28,14 +42,15 @@ def page(path: Path, title: str = "A page") -> str:
                 ),
                 "cap",
             ),
-            (bars("b", "y", groups=["g"], series={"one": [1.0], "two": [2.0]}, log=True), "cap"),
+            (tolerance_dots("t", names=["g"], series={"one": [1.0], "two": [200.0]}), "cap"),
         ),
     )
     render(
         path,
         title,
-        passed=True,
+        verdict=Verdict(State.PASS, "All agree."),
         summary="summary",
+        data={"name": "</script><script>alert(1)</script><!--"},
         sections=[section],
         environment={"processor": "x", "packages": {"torch": "2"}},
     )
@@ -45,7 +60,8 @@ def page(path: Path, title: str = "A page") -> str:
 def test_the_page_loads_nothing(tmp_path: Path) -> None:
     text = page(tmp_path / "r.html")
     assert text.count("<svg") == 2
-    assert text.count("<script") == 1, "only the script that sorts"
+    assert text.count("<script") == 2, "the report's data, and the script that sorts and saves"
+    assert text.count("</script") == 2
     assert "&lt;script&gt;" in text
     loads = re.findall(r'(?:src|href)="(?!#)([^"]*)"', text)
     assert loads == [], "a reference to anything outside the page would be a request"
@@ -68,16 +84,21 @@ def test_a_name_is_text_and_not_an_instruction(tmp_path: Path, name: str) -> Non
     lines = [Curve(name, [0, 1], [1, 2]), Curve("b", [0, 1], [3, 4], right=True)]
     plots = (
         (curves(name, name, y_label=name, lines=lines, right_label=name), name),
-        (bars(name, name, groups=[name], series={name: [1.0], "two": [2.0]}), name),
-        (heat_map(name, [name], columns=[name], values=[[1.0]]), name),
+        (tolerance_dots(name, names=[name], series={name: [1.0], "two": [200.0]}), name),
+        (dots(name, name, names=[name, "b"], series={name: [1.0, 2.0], "two": [2.0, 1.0]}), name),
+        (distributions(name, name, rows=[Distribution(name, [1.0, 2.0], (1.0, 2.0, 3.0))]), name),
+        (histograms(name, name, edges=[0.0, 1.0, 2.0], series={name: [0.5, 0.5]}), name),
+        (intervals(name, name, rows=[(name, 1.0, 0.5, 2.0)]), name),
+        (images(name, pictures=[([[0.0, 1.0]], name, True)]), name),
     )
     section = Section(name, (name,), head=(name,), rows=((name,),), plots=plots)
-    render(tmp_path / "r.html", name, passed=True, summary=name, sections=[section], environment={name: name})
+    verdict = Verdict(State.FAIL, name, reasons=(name,), next_steps=(name,))
+    render(tmp_path / "r.html", name, verdict=verdict, summary=name, sections=[section], environment={name: name})
     text = (tmp_path / "r.html").read_text(encoding="utf-8")
-    shown = {"\x1b[31mred": r"\x1b[31mred", "\ud800": r"\ud800", "a\x00b": r"a\x00b"}.get(name, name)[:60]
-    assert text.count(f">{shown}") + text.count(f"> {shown}") >= 8, "in the title, the table and the three plots"
+    shown = {"\x1b[31mred": r"\x1b[31mred", "\ud800": r"\ud800", "a\x00b": r"a\x00b"}.get(name, name)[:20]
+    assert len(re.findall(rf">\s*{re.escape(shown)}", text)) >= 14, "in the title, verdict, table and plots"
     assert not {"\x1b", "\x00"} & set(text)
-    assert len(text) < 200_000
+    assert len(text) < 400_000
 
 
 def test_a_page_of_another_kind_is_not_replaced(tmp_path: Path) -> None:
@@ -85,3 +106,66 @@ def test_a_page_of_another_kind_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "index.html").write_text("<!doctype html><title>mine</title>")
     with pytest.raises(IBNormError, match=r"index\.html exists and is not a page of ibnorm-export: it would be lost"):
         page(tmp_path / "index.html")
+
+
+def shown_state(text: str) -> str:
+    (found,) = re.findall(r'<div class="verdict (\w+)"', text)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("state", "style"), [(State.PASS, "pass"), (State.FAIL, "fail"), (State.CANNOT_TELL, "unsure")]
+)
+def test_each_verdict_has_its_own_style_and_words(tmp_path: Path, state: State, style: str) -> None:
+    verdict = Verdict(state, "In a sentence.", reasons=("because `x` < 1",), next_steps=("run `a --b`",))
+    render(tmp_path / "r.html", "t", verdict=verdict, sections=[], environment={})
+    text = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert shown_state(text) == style
+    assert f"</span> {state.value.capitalize()}</p>" in text
+    for words in ("In a sentence.", "because <code>x</code> &lt; 1", "run <code>a --b</code>"):
+        assert words in text
+
+
+def test_a_page_without_a_verdict_has_none(tmp_path: Path) -> None:
+    render(tmp_path / "r.html", "t", verdict=None, sections=[], environment={})
+    assert 'class="verdict' not in (tmp_path / "r.html").read_text(encoding="utf-8")
+
+
+def test_numbers_are_set_to_the_right_and_verdicts_in_colour(tmp_path: Path) -> None:
+    rows = (("a", "1.2e-05", "12.3%", "pass"), ("b", "nan", "4 ms", "FAIL"))
+    section = Section("s", head=("name", "error", "mixed", "verdict"), rows=rows)
+    render(tmp_path / "r.html", "t", verdict=None, sections=[section], environment={})
+    text = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert re.findall(r'<td role="cell" class="(\w+)"', text)[:4] == ["name", "num", "num", "name"]
+    assert re.findall(r'<span class="mark (\w+)">(\w+)<', text) == [("pass", "pass"), ("fail", "FAIL")]
+
+
+def test_dots_are_red_beyond_the_tolerance_only() -> None:
+    plot = tolerance_dots("t", names=["a", "b"], series={"fused": [99.9, 100.1]})
+    assert 'aria-label="t: 1 of 2 errors are above 100% of the tolerance; the largest is 100% (b)."' in plot
+    within = tolerance_dots("t", names=["a", "b"], series={"fused": [99.9, 50.0]})
+    bold = re.findall(r"<text [^>]*var\(--fail\)[^>]*>([^<]*)<", plot)
+    assert bold == ["b"]
+    assert "0 of 2 errors" in within
+    assert within.count("fill: var(--pass)") > plot.count("fill: var(--pass)") > 0
+
+
+def test_an_error_that_is_no_number_or_missing() -> None:
+    plot = tolerance_dots("t", names=["a", "b"], series={"fused": [float("inf"), float("nan")]})
+    assert "1 of 1 errors" in plot
+
+
+def test_plots_use_only_colours_of_the_page() -> None:
+    """A fixed colour would not follow dark mode."""
+    plots = (
+        curves("c", "x", y_label="y", lines=[Curve("a", [0, 1], [1, 2]), Curve("b", [0, 1], [3, 4], right=True)]),
+        tolerance_dots("t", names=["a"], series={"fused": [99.9]}, baseline=[3.0]),
+        dots("t", "x", names=["a", "b"], series={"one": [1.0, 2.0], "two": [1.0, 3.0]}),
+        distributions("t", "ms", rows=[Distribution("a", [1.0, 2.0], (1.0, 2.0, 3.0))]),
+        histograms("t", "x", edges=[0.0, 1.0, 2.0], series={"before": [0.5, 0.5], "after": [1.0, 0.0]}),
+        intervals("t", "x", rows=[("a", 1.0, 0.5, 2.0)], limit=1.5),
+    )
+    for plot in plots:
+        assert re.findall(r"#[0-9a-f]{6}\b", plot) == []
+        assert plot.startswith('<svg role="img" aria-label="')
+        assert 'id="figure' not in plot

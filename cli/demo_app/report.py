@@ -8,11 +8,11 @@ from pathlib import Path
 from markupsafe import Markup
 
 from ibnorm_export.analysis.information import BETA
-from ibnorm_export.benchmark.html import latency_bars
+from ibnorm_export.benchmark.html import latency_plot
 from ibnorm_export.cli.demo_app.app import DemoModel, DemoResult
 from ibnorm_export.cli.demo_app.text import SAMPLING, DemoText
-from ibnorm_export.html_page import Curve, Section, curves, render
-from ibnorm_export.verifier.html import parity_bars
+from ibnorm_export.html_page import Curve, Section, State, Verdict, curves, render
+from ibnorm_export.verifier.html import parity_dots
 
 __all__ = ["write_report"]
 
@@ -106,10 +106,13 @@ def _section(model: DemoModel) -> Section:
         plots=(
             *_training_plots(model),
             (
-                parity_bars("Parity", model.parity),
-                "A file passes when its error is within the tolerance, which depends on the baseline error.",
+                parity_dots("Parity", [r.numeric for r in model.parity if r.numeric is not None]),
+                "Green is within the tolerance, which depends on the baseline error; the line is 100%.",
             ),
-            (latency_bars("Latency", latency), f"Interleaved rounds with the same number of threads; fp32, {fused}."),
+            (
+                latency_plot("Latency", latency.latencies),
+                f"Interleaved rounds with the same number of threads; fp32, {fused}.",
+            ),
         ),
     )
 
@@ -165,8 +168,8 @@ def write_report(result: DemoResult, path: str | Path) -> Path:
     return render(
         path,
         "IBNorm: trained, exported, verified, timed",
-        passed=bool(result),
-        summary=summary,
+        verdict=Verdict(State.PASS if result else State.FAIL, f"{summary}."),
         sections=sections,
         environment=environment,
+        data=result.to_dict(),
     )

@@ -152,8 +152,9 @@ def write_analysis(report: AnalysisReport, path: str | Path, *, about: Mapping[s
     return render(
         path,
         f"What the norms of {report.source} do",
-        passed=True,
+        verdict=None,
         summary=method,
         sections=sections,
         environment=environment() if about is None else about,
+        data=report.to_dict(),
     )

@@ -1,16 +1,168 @@
-"""HTML of benchmarks: the page that compares two baselines, and the bars of a report."""
+"""HTML of benchmarks: the page of a benchmark, and the page that compares two baselines."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
+import numpy as np
 from markupsafe import Markup
 
 from ibnorm_export.benchmark.baseline import BaselineComparison
-from ibnorm_export.benchmark.report import BenchReport
-from ibnorm_export.html_page import Curve, Section, bars, curves, render
+from ibnorm_export.benchmark.report import BenchReport, GenerationReport, Latency, Ratio
+from ibnorm_export.benchmark.statistics import CONFIDENCE, Decision
+from ibnorm_export.html_page import Curve, Distribution, Section, State, Verdict, curves, distributions, dots, render
+from ibnorm_export.runtimes.norm_executions import norms_summary
+from ibnorm_export.text_report import counted
 
-__all__ = ["latency_bars", "write_comparison"]
+__all__ = ["latency_plot", "latency_section", "speed_up", "write_bench", "write_comparison"]
+
+_STATES: Final = {Decision.PASS: State.PASS, Decision.FAIL: State.FAIL, Decision.CANNOT_TELL: State.CANNOT_TELL}
+
+
+def speed_up(ratio: Ratio) -> str:
+    """A ratio of times in words, e.g. "4.20 times faster (3.90 to 4.40)", with the middle half of the rounds."""
+    faster = ratio.median <= 1.0
+    values = (ratio.median, ratio.p75, ratio.p25) if faster else (ratio.median, ratio.p25, ratio.p75)
+    shown = [1.0 / value if faster and value else value for value in values]
+    return f"{shown[0]:.3g} times {'faster' if faster else 'slower'} ({shown[1]:.3g} to {shown[2]:.3g})"
+
+
+def write_bench(report: BenchReport | GenerationReport, path: str | Path) -> Path:
+    """Write one self-contained page: the candidates, their times as distributions, and how much faster the first is.
+
+    A benchmark judges nothing unless fused kernels were demanded.
+
+    Raises:
+        IBNormError: the file cannot be written.
+        BackendUnavailable: matplotlib is not installed.
+    """
+    verdict, shown = None, [_generation(report)] if isinstance(report, GenerationReport) else []
+    if isinstance(report, BenchReport):
+        shown = [latency_section(report, "Latency")]
+        if report.norms:
+            shown.append(_norms(report))
+        if report.require_fused:
+            verdict = _fused_verdict(report)
+    return render(
+        path,
+        f"Speed of {report.model}",
+        verdict=verdict,
+        summary=_speeds(report),
+        sections=shown,
+        environment=report.environment,
+        data=report.to_dict(),
+    )
+
+
+def _speeds(report: BenchReport | GenerationReport) -> str:
+    """What is faster than what, in a sentence."""
+    if isinstance(report, GenerationReport):
+        return f"Text generation on {counted(report.threads, 'thread')}, {counted(report.rounds, 'round')}."
+    found = [f"{ratio.name} is {speed_up(ratio)} than {ratio.against}" for ratio in report.ratios]
+    return f"{'; '.join(found)}." if found else f"Times on {counted(report.threads, 'thread')}."
+
+
+def _fused_verdict(report: BenchReport) -> Verdict:
+    if report:
+        return Verdict(State.PASS, "Every norm ran as a fused kernel.")
+    problems = tuple(f"{norm.module}: {norm.problem}" for norm in report.norms if norm.problem)
+    return Verdict(
+        State.FAIL,
+        "Fused kernels were demanded, and not every norm ran as one.",
+        reasons=problems or ("It is not known whether a norm ran as a fused kernel.",),
+        next_steps=("See which kernels this machine has: `ibnorm-export doctor`.",),
+    )
+
+
+def latency_section(report: BenchReport, title: str) -> Section:
+    """The times of every candidate, as a table and as distributions."""
+    ratios = {ratio.against: ratio for ratio in report.ratios}
+    rows = tuple(
+        (
+            x.name,
+            f"{x.p50_ms:.3g}",
+            f"{x.p90_ms:.3g}",
+            f"{x.p99_ms:.3g}",
+            f"{x.throughput_per_s:.3g}",
+            speed_up(ratios[x.name]) if x.name in ratios else "",
+            str(x.passes),
+        )
+        for x in report.latencies
+    )
+    shapes = ", ".join(f"{name} {list(shape)}" for name, shape in report.inputs.items())
+    text = (
+        f"{shapes}; {counted(report.threads, 'thread')}; {counted(report.rounds, 'round')} of each, in turns.",
+        *(f"Warning: {warning}" for warning in report.warnings),
+    )
+    first = report.latencies[0].name if report.latencies else "the first"
+    head = ("candidate", "p50 ms", "p90 ms", "p99 ms", "samples/s", f"{first} against it", "passes")
+    caption = "Each dot is the median of a round; the bar is about single passes. Further left is faster."
+    plots = ((latency_plot("Latency of one pass", report.latencies), caption),)
+    return Section(title, text, head=head, rows=rows, plots=plots if report.latencies else ())
+
+
+def latency_plot(title: str, latencies: Sequence[Latency]) -> Markup:
+    """Times of every candidate as distributions."""
+    rows = [Distribution(x.name, x.round_ms, (x.p50_ms, x.p90_ms, x.p99_ms)) for x in latencies]
+    return distributions(title, "ms", rows=rows)
+
+
+def _norms(report: BenchReport) -> Section:
+    rows = tuple((norm.module, norm.implementation, norm.problem) for norm in report.norms)
+    text = f"{norms_summary(report.norms)}."
+    return Section("Norms", (text,), head=("norm", "ran as", "problem"), rows=rows)
+
+
+def _generation(report: GenerationReport) -> Section:
+    ratios = {(r.against, r.prompt, r.batch, r.stage): r.spread for r in report.ratios}
+
+    def against(name: str, prompt: int, batch: int) -> str:
+        spread = ratios.get((name, prompt, batch, "decode"))
+        return "" if spread is None else speed_up(Ratio("", name, median=spread.ratio, p25=spread.low, p75=spread.high))
+
+    rows = tuple(
+        (
+            t.name,
+            str(t.prompt),
+            str(t.batch),
+            f"{t.first_token_ms:.3g}",
+            f"{t.inter_token_p50_ms:.3g}",
+            f"{t.inter_token_p99_ms:.3g}",
+            f"{t.prefill_tokens_per_s:.3g}",
+            f"{t.decode_tokens_per_s:.3g}",
+            "" if t.peak_memory_mb is None else f"{t.peak_memory_mb:.0f}",
+            against(t.name, t.prompt, t.batch),
+        )
+        for t in report.timings
+    )
+    head = (
+        "candidate",
+        "prompt",
+        "batch",
+        "first token ms",
+        "token p50 ms",
+        "token p99 ms",
+        "prefill tokens/s",
+        "decode tokens/s",
+        "peak MB",
+        "decoding of the first against it",
+    )
+    names = [f"{t.name}, {t.prompt}, {t.batch}" for t in report.timings]
+    first = {"first token": [t.first_token_ms for t in report.timings]}
+    between = {
+        "p50": [t.inter_token_p50_ms for t in report.timings],
+        "p90": [t.inter_token_p90_ms for t in report.timings],
+        "p99": [t.inter_token_p99_ms for t in report.timings],
+    }
+    caption = "Candidate, tokens of the prompt, rows. Further left is faster."
+    plots = (
+        (dots("Time to the first token", "ms", names=names, series=first), caption),
+        (dots("Time between tokens", "ms", names=names, series=between), caption),
+    )
+    text = f"The intervals of the last column have a confidence of {CONFIDENCE:.0%}."
+    return Section("Generation", (text,), head=head, rows=rows, plots=plots if report.timings else ())
 
 
 def write_comparison(comparison: BaselineComparison, path: str | Path) -> Path:
@@ -21,31 +173,40 @@ def write_comparison(comparison: BaselineComparison, path: str | Path) -> Path:
         BackendUnavailable: matplotlib is not installed.
     """
     before, after = comparison.before, comparison.after
-    lines = [
-        Curve(name, range(len(baseline.ratios)), baseline.ratios) for name, baseline in (("A", before), ("B", after))
-    ]
-    plot = curves("Time over the reference load", "round", y_label="ratio", lines=lines)
-    text = (f"A: {before.model}. B: {after.model}.", *comparison.notes)
+    both = (("A", before), ("B", after))
+    lines = [Curve(name, range(1, len(b.ratios) + 1), b.ratios) for name, b in both]
+    plot = curves("Time over the reference load, by round", "round", y_label="ratio", lines=lines)
+    spread = distributions(
+        "Time over the reference load", "ratio", rows=[Distribution(name, b.ratios) for name, b in both]
+    )
+    rows = tuple(
+        (name, b.model, f"{np.median(b.times_ms):.3g}", f"{np.median(b.ratios):.3g}", str(len(b.ratios)))
+        for name, b in both
+    )
+    head = ("baseline", "model", "median ms", "median over reference load", "rounds")
+    plots = ((spread, "Each dot is a round. Further left is faster."), (plot, "Lower is faster."))
     return render(
         path,
         "B over A",
-        passed=comparison.passed,
-        summary=f"B over A: {comparison.verdict}",
-        sections=[Section("Rounds", text, plots=((plot, "Lower is faster."),))],
+        verdict=_comparison_verdict(comparison),
+        sections=[Section("Rounds", comparison.notes, head=head, rows=rows, plots=plots)],
         environment=after.environment,
-        verdict="" if comparison.decided else comparison.verdict.decision.value,
+        data=comparison.to_dict(),
     )
 
 
-def latency_bars(title: str, report: BenchReport) -> Markup:
-    """Bars of p50, p90 and p99 of every candidate, as inline SVG."""
-    return bars(
-        title,
-        "ms per pass",
-        groups=[latency.name for latency in report.latencies],
-        series={
-            "p50": [latency.p50_ms for latency in report.latencies],
-            "p90": [latency.p90_ms for latency in report.latencies],
-            "p99": [latency.p99_ms for latency in report.latencies],
-        },
-    )
+def _comparison_verdict(comparison: BaselineComparison) -> Verdict:
+    verdict, spread = comparison.verdict, comparison.verdict.spread
+    state = _STATES[verdict.decision]
+    ends = f"{CONFIDENCE:.0%} interval {spread.low:.3g} to {spread.high:.3g}"
+    interval = f"B takes {spread.ratio:.3g} times as long as A ({ends})"
+    limit = f"a ratio up to {verdict.budget:g} passes, with a resolution of {verdict.resolution:.0%}"
+    steps: tuple[str, ...] = ()
+    if state is State.CANNOT_TELL:
+        rounds = "more rounds" if verdict.rounds_needed is None else f"about {verdict.rounds_needed} rounds"
+        steps = (f"Measure both with {rounds} (`ibnorm-export bench --rounds`), on a machine that does nothing else.",)
+    elif state is State.FAIL:
+        steps = (
+            "See where the time goes: `ibnorm-export bench` with `--against` the earlier file measures both at once.",
+        )
+    return Verdict(state, f"{interval}; {limit}.", next_steps=steps)

@@ -8,10 +8,10 @@ from typing import Final
 
 from ibnorm_export.benchmark.statistics import CONFIDENCE, Decision
 from ibnorm_export.evaluation.report import CandidateResult, EvaluationReport
-from ibnorm_export.html_page import Curve, Section, curves, intervals, render
+from ibnorm_export.html_page import Curve, Section, State, Verdict, curves, intervals, render
 from ibnorm_export.text_report import counted
 
-__all__ = ["sections", "write_evaluation"]
+__all__ = ["page_verdict", "sections", "write_evaluation"]
 
 #: Rows of a table or plot of classes, and of changed answers and unreadable samples.
 _CLASSES: Final = 20
@@ -31,17 +31,39 @@ def write_evaluation(report: EvaluationReport, path: str | Path) -> Path:
     return render(
         path,
         f"Evaluation: {report.task}",
-        passed=bool(report),
+        verdict=page_verdict(report),
         summary=_summary(report),
         sections=sections(report),
         environment=report.environment,
-        verdict="cannot tell" if report.decision is Decision.CANNOT_TELL else "",
+        data=report.to_dict(),
     )
 
 
 def _summary(report: EvaluationReport) -> str:
     parts = [f"{c.name}: {c.metrics[0].name} {c.metrics[0]}" for c in report.candidates if c.metrics]
-    return f"{report.data}. {'; '.join(parts)}"
+    return f"{report.data}. {'; '.join(parts)}."
+
+
+def page_verdict(report: EvaluationReport) -> Verdict:
+    """The verdict of the page: which candidates fail or remain undecided, why, and what to do."""
+    decided = [(c, c.comparisons[0]) for c in report.candidates if c.decision is not None]
+    found = {d: [(c, x) for c, x in decided if x.decision is d] for d in Decision}
+    told = tuple(f"{c.name}: {x}" for d in (Decision.FAIL, Decision.CANNOT_TELL) for c, x in found[d])
+    total = counted(len(decided), "candidate")
+    if report.decision is Decision.CANNOT_TELL:
+        needed = [x.samples_needed for _, x in found[Decision.CANNOT_TELL] if x.samples_needed is not None]
+        step = f"Evaluate on about {max(needed)} samples." if needed else "Choose another limit: `--max-drop`."
+        summary = f"The samples do not decide for {len(found[Decision.CANNOT_TELL])} of {total}."
+        return Verdict(State.CANNOT_TELL, summary, reasons=told, next_steps=(step,))
+    if report.decision is Decision.FAIL:
+        if not found[Decision.FAIL]:
+            return Verdict(State.FAIL, "There is no result for every candidate.", reasons=report.notes)
+        summary = f"{len(found[Decision.FAIL])} of {total} lose more than the limit against {report.reference}."
+        step = "See below which answers changed; export in a wider type, or quantise with other settings."
+        return Verdict(State.FAIL, summary, reasons=told, next_steps=(step,))
+    if not decided:
+        return Verdict(State.PASS, "Every candidate has a result; no limit was set.")
+    return Verdict(State.PASS, f"{total} within the limit against {report.reference}.")
 
 
 def sections(report: EvaluationReport) -> list[Section]:

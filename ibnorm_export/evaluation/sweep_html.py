@@ -9,7 +9,7 @@ from markupsafe import Markup
 from ibnorm_export.benchmark.statistics import CONFIDENCE, Decision
 from ibnorm_export.evaluation.html import sections
 from ibnorm_export.evaluation.sweep_report import SweepReport
-from ibnorm_export.html_page import Point, Section, render, scatter
+from ibnorm_export.html_page import Point, Section, State, Verdict, render, scatter
 
 __all__ = ["pareto_plot", "sweep_section", "write_sweep"]
 
@@ -21,15 +21,17 @@ def write_sweep(report: SweepReport, path: str | Path) -> Path:
         IBNormError: the file cannot be written.
         BackendUnavailable: matplotlib is not installed.
     """
-    chosen = report.recommendation
+    chosen, undecided = report.recommendation, report.decision is Decision.CANNOT_TELL
     return render(
         path,
         f"Which file to ship: {Path(report.checkpoint).name}",
-        passed=bool(report),
-        summary=f"{chosen.name or 'no file'}: {chosen.why}",
+        verdict=Verdict(
+            State.CANNOT_TELL if undecided else State.PASS if report else State.FAIL,
+            f"Ship {chosen.name}: {chosen.why}." if chosen.name else f"No file is recommended: {chosen.why}.",
+        ),
         sections=[sweep_section(report), *sections(report.evaluation)],
         environment=report.evaluation.environment,
-        verdict="cannot tell" if report.decision is Decision.CANNOT_TELL else "",
+        data=report.to_dict(),
     )
 
 
@@ -48,7 +50,7 @@ def sweep_section(report: SweepReport, title: str = "Size, latency and accuracy"
     caption = (
         f"Down and to the left is better, and so is a small circle, whose area is the size of the file. Bars are "
         f"{CONFIDENCE:.0%} intervals; the dashed line is the largest loss that passes. Filled circles are on the "
-        "Pareto front. The red ring marks the recommended file."
+        "Pareto front. The green ring marks the recommended file."
     )
     return Section(title, tuple(text), head=head, rows=rows, plots=((pareto_plot(report), caption),))
 

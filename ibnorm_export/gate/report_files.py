@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Final
 
 from ibnorm_export.errors import BackendUnavailable, IBNormError, printable
-from ibnorm_export.evaluation.html import sections as evaluation_sections
 from ibnorm_export.files import Kind, check_target, new_file
+from ibnorm_export.gate.html import write_page
 from ibnorm_export.gate.report import Case, CheckReport, Outcome
-from ibnorm_export.html_page import PAGE, Section, demand_plots, render
+from ibnorm_export.html_page import PAGE
 from ibnorm_export.json_text import json_text
-from ibnorm_export.verifier.html import sections
 
 __all__ = ["check_report_files", "write_report_files"]
 
@@ -65,7 +64,7 @@ def write_report_files(report: CheckReport, folder: Path) -> CheckReport:
     report = _printable(report)
     names, notes = ["junit.xml", "report.json", "report.md"], list(report.notes)
     try:
-        _write_page(report, folder / "report.html")
+        write_page(report, folder / "report.html")
         names.append("report.html")
     except BackendUnavailable as error:
         notes.append(f"report.html is not written: {error}")
@@ -137,21 +136,3 @@ def _markdown(report: CheckReport) -> str:
     lines += ["<details><summary>All cases</summary>", "", row(*_COLUMNS), "|---|---|---|---|"]
     lines += [row(c.suite, c.name, c.outcome.value, c.message) for c in report.cases]
     return "\n".join([*lines, "", "</details>", ""])
-
-
-def _write_page(report: CheckReport, path: Path) -> None:
-    demand_plots()
-    rows = tuple((c.suite, c.name, c.outcome.value, c.message) for c in report.cases)
-    parts = [Section("Cases", (f"{report.counts}.",), head=_COLUMNS, rows=rows)]
-    for name, parity in report.parity.items():
-        parts += [replace(section, title=f"{name}: {section.title}") for section in sections(parity)]
-    for name, evaluation in report.evaluations.items():
-        parts += [replace(part, title=f"{name}: {part.title}") for part in evaluation_sections(evaluation)]
-    render(
-        path,
-        "IBNorm export check",
-        passed=report.passed,
-        summary=f"{report.counts}; {report.config}",
-        sections=parts,
-        environment=report.environment,
-    )

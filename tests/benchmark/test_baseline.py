@@ -113,8 +113,8 @@ def test_the_page_says_what_the_verdict_says(tmp_path: Path) -> None:
         comparison = compare_baselines(recorded(1.0), after)
         assert comparison.verdict.decision.value == word
         text = write_comparison(comparison, tmp_path / "c.html").read_text(encoding="utf-8")
-        (shown,) = re.findall(r'<span class="verdict (\w+)">([^<]*)</span>', text)
-        assert shown == ("neither" if word == "cannot tell" else word, word)
+        (shown,) = re.findall(r'<div class="verdict (\w+)"[^<]*<p class="word"><span[^<]*</span> ([^<]*)</p>', text)
+        assert shown == ("unsure" if word == "cannot tell" else word, word.capitalize())
 
 
 def test_a_baseline_needs_the_reference_load() -> None:

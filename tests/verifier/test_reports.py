@@ -89,7 +89,7 @@ def test_fast_coverage_is_named_in_the_verdict(exported_vit: ExportedModel, vit:
     cases = parity_cases("m", "b", report=report, max_error=None, seconds=0.0)
     assert [case.name for case in cases if case.outcome is Outcome.SKIPPED] == ["all inputs"]
     page = write_report(report, tmp_path / "r.html").read_text()
-    assert "pass, with fast coverage only" in page
+    assert "Pass, with fast coverage only" in page
     assert "Coverage was fast" in page
 
 
