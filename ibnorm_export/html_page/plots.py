@@ -345,7 +345,7 @@ def scatter(title: str, x_label: str, *, y_label: str, points: Sequence[Point], 
             size, inside = _circle(point), colour if point.filled else PAPER
             axis.scatter(point.x, point.y, s=size, facecolor=inside, edgecolor=colour, linewidth=1.5, zorder=3)
             if point.marked:
-                ring = {"facecolor": "none", "edgecolor": PASS, "linewidth": 2}
+                ring: dict[str, Any] = {"facecolor": "none", "edgecolor": PASS, "linewidth": 2}
                 axis.scatter(point.x, point.y, s=size + _RING, zorder=4, **ring)
         if limit is not None:
             axis.axhline(limit, color=FAIL, linestyle="--", linewidth=1.2)
@@ -353,7 +353,7 @@ def scatter(title: str, x_label: str, *, y_label: str, points: Sequence[Point], 
         axis.grid()
         figure.canvas.draw()  # places of labels follow from the final layout
         for point, (x, y) in zip(points, _label_places(axis, points), strict=True):
-            style = {"va": "center", "ha": "left" if x > 0 else "right", "zorder": 5}
+            style: dict[str, Any] = {"va": "center", "ha": "left" if x > 0 else "right", "zorder": 5}
             label = label_of(point.label, _POINT_LIMIT)
             axis.annotate(label, (point.x, point.y), xytext=(x, y), textcoords="offset points", **style)
         stated = "; ".join(f"{point.label} at {point.x:.3g}, {point.y:.3g}" for point in points)
