@@ -20,6 +20,7 @@ from ibnorm_export.exporter.export import export
 from ibnorm_export.exporter.text_folder import earlier_export, export_folder
 from ibnorm_export.files import new_file, new_folder
 from ibnorm_export.serving.triton.repository import package
+from tests.support.checkpoints import LLAMA, save_checkpoint
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -75,16 +76,15 @@ def test_the_old_folder_survives_a_failure_at_any_point(
 
 
 @pytest.fixture(scope="module")
-def written(
-    tmp_path_factory: pytest.TempPathFactory, vit_checkpoint: Path, llama_checkpoint: Path
-) -> dict[Path, Callable[[], object]]:
+def written(tmp_path_factory: pytest.TempPathFactory, exported_vit: ExportedModel) -> dict[Path, Callable[[], object]]:
     """Folders of every kind, each with the function that writes it."""
     place = tmp_path_factory.mktemp("written")
-    vit = export(models.load(vit_checkpoint), place / "vit.onnx")
-    llama = models.load(llama_checkpoint, task="text-generation")
+    spec = IBNormSpec("L", 4.0, epsilon=1e-5, bias=False)
+    one_layer = save_checkpoint(place / "llama", LLAMA | {"num_hidden_layers": 1}, spec)
+    llama = models.load(one_layer, task="text-generation")
     writers: dict[Path, Callable[[], object]] = {
         place / "text": lambda: export_folder(llama, place / "text"),
-        place / "repository": lambda: package(vit, place / "repository"),
+        place / "repository": lambda: package(exported_vit, place / "repository"),
         place / "checkpoint": lambda: models.save(llama.module, place / "checkpoint"),  # type: ignore[arg-type]  # a Module, of a family
     }
     for write in writers.values():
@@ -120,10 +120,12 @@ def test_an_earlier_run_is_replaced(written: dict[Path, Callable[[], object]]) -
         assert contents(folder)[changed] != b"{}"
 
 
-def test_a_checkpoint_is_not_replaced_by_its_export(tmp_path: Path, llama_checkpoint: Path) -> None:
+def test_a_checkpoint_is_not_replaced_by_its_export(
+    tmp_path: Path, llama_checkpoint: Path, exported_llama: ExportedModel
+) -> None:
     folder = tmp_path / "llama"
     shutil.copytree(llama_checkpoint, folder)
-    export(models.load(folder), folder / "model.onnx")
+    shutil.copy(exported_llama.path, folder / "model.onnx")
     before = contents(folder)
     with pytest.raises(ExportError, match=r"contains model\.safetensors, which this command did not write"):
         export_folder(models.load(folder, task="text-generation"), folder)
@@ -147,9 +149,8 @@ def test_a_device_is_not_replaced(tmp_path: Path, vit_checkpoint: Path) -> None:
     assert (tmp_path / "pipe").is_fifo()
 
 
-def test_a_model_from_another_tool_is_not_replaced(tmp_path: Path, written: dict[Path, Callable[[], object]]) -> None:
-    ours = ExportedModel(next(iter(written)).parent / "vit.onnx")
-    proto = onnx.load(ours.path)
+def test_a_model_from_another_tool_is_not_replaced(tmp_path: Path, exported_vit: ExportedModel) -> None:
+    proto = onnx.load(exported_vit.path)
     del proto.metadata_props[:]
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "model.onnx").write_bytes(proto.SerializeToString())
@@ -158,7 +159,7 @@ def test_a_model_from_another_tool_is_not_replaced(tmp_path: Path, written: dict
     (tmp_path / "app").mkdir()
     (tmp_path / "app" / "manifest.json").write_text(json.dumps({"name": "of a web application"}))
     with pytest.raises(ExportError, match="was not written by `package`"):
-        package(ours, tmp_path / "app")
+        package(exported_vit, tmp_path / "app")
 
 
 def test_a_checkpoint_keeps_its_tokenizer(tmp_path: Path) -> None:

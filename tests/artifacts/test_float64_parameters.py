@@ -15,9 +15,7 @@ from torch import Tensor, nn
 from ibnorm_export import models
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.float64_parameters import Widened, widened_copy
-from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.module_copy import copy_module
-from ibnorm_export.exporter.export import export
 from ibnorm_export.op.spec import DOMAIN
 from ibnorm_export.runtimes import ort as ort_runner
 from ibnorm_export.runtimes import registry
@@ -26,6 +24,7 @@ from ibnorm_export.runtimes.runner import Kernels
 from ibnorm_export.verifier import comparison as comparison_module
 from ibnorm_export.verifier import norms as norms_module
 from ibnorm_export.verifier.verify import VerifyOptions, verify
+from tests.support.shared_exports import SharedExports
 
 
 def doubled(module: nn.Module) -> nn.Module:
@@ -169,16 +168,18 @@ def most_open(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     return most
 
 
-def wrong(exported: ExportedModel) -> None:
-    """Change a lambda by one percent, so that the levels of the optimiser are compared too."""
+def wrong(exported: ExportedModel, path: Path) -> ExportedModel:
+    """The file with a lambda changed by one percent, so that the levels of the optimiser are compared too."""
     node = next(n for n in exported.proto.graph.node if n.domain == DOMAIN)
     next(a for a in node.attribute if a.name == "lambd").f *= 1.01
-    exported.path.write_bytes(exported.proto.SerializeToString())
+    path.write_bytes(exported.proto.SerializeToString())
+    return ExportedModel(path)
 
 
 @pytest.mark.parametrize(("right", "small"), [(True, False), (False, False), (True, True)])
 def test_only_one_session_of_a_large_file_is_open_at_a_time(
     llama_checkpoint: Path,
+    exports: SharedExports,
     tmp_path: Path,
     most_open: Callable[[], int],
     monkeypatch: pytest.MonkeyPatch,
@@ -188,13 +189,11 @@ def test_only_one_session_of_a_large_file_is_open_at_a_time(
     if not small:
         monkeypatch.setattr(comparison_module, "SMALL_FILE", 0)
 
-    def load() -> LoadedModel:
-        return models.load(llama_checkpoint, None, task="text-generation")
-
-    exported = export(load(), tmp_path / "m.onnx")
+    exported = exports("llama", "text-generation")
     if not right:
-        wrong(exported)
-    report = verify(ExportedModel(exported.path), load(), options=VerifyOptions(samples=2, static=False, layers=True))
+        exported = wrong(exported, tmp_path / "m.onnx")
+    model = models.load(llama_checkpoint, task="text-generation")
+    report = verify(exported, model, options=VerifyOptions(samples=2, static=False, layers=True))
     assert bool(report) is right, report.findings
     assert report.numeric is not None
     assert {output.norms for output in report.numeric.outputs} == {"fused", "as functions"}

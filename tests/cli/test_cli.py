@@ -20,6 +20,7 @@ from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.cli import console, main
 from ibnorm_export.errors import ExitCode
 from tests.support.held_process import held_process
+from tests.support.shared_exports import SharedExports
 
 
 class Result:
@@ -44,31 +45,8 @@ def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> A
 
 
 @pytest.fixture(scope="module")
-def llama_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from ibnorm_export import IBNormSpec, models
-
-    config = {
-        "model_type": "llama",
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "vocab_size": 256,
-        "max_position_embeddings": 64,
-    }
-    folder = tmp_path_factory.mktemp("checkpoints") / "llama"
-    models.save(models.new_model(config, IBNormSpec("L", bias=False)), folder)  # type: ignore[arg-type]
-    return folder
-
-
-@pytest.fixture(scope="module")
-def exported(llama_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from ibnorm_export import models
-    from ibnorm_export.exporter.export import export
-
-    target = tmp_path_factory.mktemp("cli") / "llama.onnx"
-    export(models.load(llama_checkpoint), target)
-    return target
+def exported(exports: SharedExports) -> Path:
+    return exports("llama").path
 
 
 @pytest.mark.parametrize("command", main.COMMANDS)
@@ -362,9 +340,8 @@ def test_a_sequence_longer_than_the_positions_is_refused(cli: Any, exported: Pat
         assert result.json["inputs"]["input_ids"] == [1, longest]
 
 
-def test_bf16_cannot_be_timed_on_a_cpu(cli: Any, llama_checkpoint: Path, tmp_path: Path) -> None:
-    assert cli("export", llama_checkpoint, "-o", tmp_path / "m.onnx", "--dtype", "bf16").code == 0
-    result = cli("bench", tmp_path / "m.onnx")
+def test_bf16_cannot_be_timed_on_a_cpu(cli: Any, exports: SharedExports) -> None:
+    result = cli("bench", exports("llama", dtype="bf16").path)
     assert result.code == 3
     assert "bfloat16" in result.err
 

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import runpy
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "evaluate_exports.py"
 
 
-def test_it_evaluates_two_exports(vit_checkpoint: Path, tmp_path: Path) -> None:
+def test_it_evaluates_two_exports(
+    vit_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     rng = np.random.default_rng(0)
     np.savez(
         tmp_path / "data.npz",
         images=rng.standard_normal((30, 1, 8, 8), dtype=np.float32),
         labels=rng.integers(0, 10, 30),
     )
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), str(vit_checkpoint), "data.npz"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "fp16.onnx against vit (torch): drop of top-1" in done.stdout
-    assert done.stdout.rstrip().splitlines()[0].startswith("classification on data.npz: 30 samples")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", [str(SCRIPT), str(vit_checkpoint), "data.npz"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    out = capsys.readouterr().out
+    assert ended.value.code == 0, out
+    assert "fp16.onnx against vit (torch): drop of top-1" in out
+    assert out.splitlines()[0].startswith("classification on data.npz: 30 samples")

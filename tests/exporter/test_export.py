@@ -17,10 +17,11 @@ import torch
 from ibnorm_export import IBNormSpec, NormConfig, models
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.tensors import DType
-from ibnorm_export.exporter.export import ExportOptions, export
+from ibnorm_export.exporter.export import export
 from ibnorm_export.runtimes.ort import OrtRunner
 from ibnorm_export.verifier.verify import VerifyOptions, verify
 from tests.support.checkpoints import VIT
+from tests.support.shared_exports import SharedExports
 
 
 def test_one_node_per_norm_with_all_inputs_and_attributes(pair: tuple[ExportedModel, Path]) -> None:
@@ -104,19 +105,18 @@ def test_the_file_describes_itself(pair: tuple[ExportedModel, Path]) -> None:
         assert trace.encode() not in text, "the file does not reveal where it was written"
 
 
-def test_two_exports_are_byte_identical(pair: tuple[ExportedModel, Path], tmp_path: Path) -> None:
-    """In this process, and in another with another hash seed, folder and file name."""
-    exported, checkpoint = pair
+def test_two_exports_are_byte_identical(
+    llama_checkpoint: Path, vit_checkpoint: Path, exports: SharedExports, tmp_path: Path
+) -> None:
+    """In another process, with another hash seed, folder and file name."""
     code = (
         "import sys\nfrom ibnorm_export import models\nfrom ibnorm_export.exporter.export import export\n"
-        f"export(models.load({str(checkpoint)!r}), sys.argv[1])\n"
+        "for source in sys.argv[1:]:\n    export(models.load(source), source.rpartition('/')[2] + ' 2.onnx')\n"
     )
-    other = tmp_path / "another name.onnx"
-    environment = {**os.environ, "PYTHONHASHSEED": "12345"}
-    subprocess.run([sys.executable, "-c", code, str(other)], check=True, cwd=tmp_path, env=environment)
-    again = export(models.load(checkpoint), tmp_path / "again.onnx")
-    assert again.path.read_bytes() == exported.path.read_bytes()
-    assert other.read_bytes() == exported.path.read_bytes()
+    words = [sys.executable, "-c", code, llama_checkpoint.as_posix(), vit_checkpoint.as_posix()]
+    subprocess.run(words, check=True, cwd=tmp_path, env={**os.environ, "PYTHONHASHSEED": "12345"})
+    for family in ("llama", "vit"):
+        assert (tmp_path / f"{family} 2.onnx").read_bytes() == exports(family).path.read_bytes()
 
 
 def test_batch_and_sequence_are_dynamic(exported_llama: ExportedModel, exported_vit: ExportedModel) -> None:
@@ -131,26 +131,28 @@ def test_batch_and_sequence_are_dynamic(exported_llama: ExportedModel, exported_
         assert vit.run({"pixel_values": np.zeros((batch, 1, 8, 8))})["logits"].shape == (batch, 10)
 
 
-@pytest.mark.parametrize("opset", [18, 20, 23, 24])
-def test_every_opset_verifies(checkpoint: Path, opset: int, tmp_path: Path) -> None:
-    model = models.load(checkpoint)
-    exported = export(model, tmp_path / "m.onnx", options=ExportOptions(opset=opset))
+@pytest.mark.parametrize(
+    ("family", "opset"), [("llama", 18), ("llama", 20), ("llama", 24), ("vit", 18), ("vit", 23), ("vit", 24)]
+)
+def test_every_opset_verifies(request: pytest.FixtureRequest, exports: SharedExports, family: str, opset: int) -> None:
+    """The default opsets are verified in the tests of the verifier."""
+    exported = exports(family, opset=opset)
     assert exported.opset == opset
     assert {o.version for f in exported.proto.functions for o in f.opset_import if o.domain == ""} == {opset}
-    report = verify(exported, model, options=VerifyOptions(samples=2))
+    checkpoint: Path = request.getfixturevalue(f"{family}_checkpoint")
+    report = verify(exported, models.load(checkpoint), options=VerifyOptions(samples=2))
     assert report, report.findings
 
 
 @pytest.mark.parametrize(("family", "dtype"), [("vit", DType.FP32), ("llama", DType.FP16)])
 def test_an_inlined_file_needs_no_function(
-    request: pytest.FixtureRequest, tmp_path: Path, family: str, dtype: DType
+    request: pytest.FixtureRequest, exports: SharedExports, family: str, dtype: DType
 ) -> None:
-    model = models.load(request.getfixturevalue(f"{family}_checkpoint"))
-    exported = export(model, tmp_path / "m.onnx", options=ExportOptions(inline=True, dtype=dtype))
+    exported = exports(family, inline=True, dtype=dtype)
     assert not exported.proto.functions
     assert {n.domain for n in exported.proto.graph.node} == {""}
     assert {o.domain for o in exported.proto.opset_import} == {""}
-    report = verify(exported, model)
+    report = verify(exported, models.load(request.getfixturevalue(f"{family}_checkpoint")))
     assert report, report.findings
 
 
@@ -158,10 +160,11 @@ def test_an_inlined_file_needs_no_function(
     ("family", "dtype", "elem"),
     [("llama", DType.BF16, onnx.TensorProto.BFLOAT16), ("vit", DType.FP16, onnx.TensorProto.FLOAT16)],
 )
-def test_half_types(request: pytest.FixtureRequest, tmp_path: Path, family: str, dtype: DType, elem: int) -> None:
-    model = models.load(request.getfixturevalue(f"{family}_checkpoint"))
-    state = model.module.state_dict()
-    exported = export(model, tmp_path / "m.onnx", options=ExportOptions(dtype=dtype))
+def test_half_types(
+    request: pytest.FixtureRequest, exports: SharedExports, family: str, dtype: DType, elem: int
+) -> None:
+    state = models.load(request.getfixturevalue(f"{family}_checkpoint")).module.state_dict()
+    exported = exports(family, dtype=dtype)
     assert exported.dtype == exported.metadata.dtype == dtype.value
     assert {exported.weights[n].data_type for n in exported.weights if n.removesuffix(".T") in state} == {elem}
     (logits,) = exported.outputs

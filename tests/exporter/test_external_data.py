@@ -43,11 +43,9 @@ def test_external_data_is_one_file_next_to_the_model(external: tuple[ExportedMod
     assert verify(ExportedModel(moved), model), "the pair may be moved together"
 
 
-def test_external_data_in_half_precision(
-    llama_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_external_data_in_half_precision(vit_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(single_file, "EXTERNAL_ABOVE_BYTES", 1000)
-    model = models.load(llama_checkpoint)
+    model = models.load(vit_checkpoint)
     exported = export(model, tmp_path / "m.onnx", options=ExportOptions(dtype=DType.BF16))
     report = verify(exported, model, options=VerifyOptions(samples=2))
     assert report, report.findings

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ibnorm_export import IBNorm, IBNormSpec, models
+from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel, torch_dtype
 from ibnorm_export.artifacts.module_copy import copy_module
 from ibnorm_export.artifacts.tensors import DType, InputSpec
@@ -25,6 +26,7 @@ from ibnorm_export.exporter.text_folder import export_folder
 from ibnorm_export.runtimes.runner import Kernels
 from ibnorm_export.runtimes.torch import TorchRunner
 from ibnorm_export.verifier.verify import VerifyOptions, verify
+from tests.support.shared_exports import SharedExports
 
 FP16 = ExportOptions(DType.FP16)
 
@@ -49,13 +51,15 @@ def settings_of_the_process() -> tuple[object, ...]:
     )
 
 
-def test_fp16_then_fp32_from_one_object(checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["llama", "vit"])
+def test_fp16_then_fp32_from_one_object(
+    request: pytest.FixtureRequest, exports: SharedExports, tmp_path: Path, family: str
+) -> None:
     """The second file equals that of a fresh object, and both files pass against the object."""
-    model = models.load(checkpoint)
+    model = models.load(request.getfixturevalue(f"{family}_checkpoint"))
     half = export(model, tmp_path / "fp16.onnx", options=FP16)
     whole = export(model, tmp_path / "fp32.onnx")
-    fresh = export(models.load(checkpoint), tmp_path / "fresh.onnx")
-    assert whole.path.read_bytes() == fresh.path.read_bytes()
+    assert whole.path.read_bytes() == exports(family).path.read_bytes()
     for exported in (half, whole):
         report = verify(exported, model, options=VerifyOptions(samples=2))
         assert report, report.findings
@@ -63,15 +67,13 @@ def test_fp16_then_fp32_from_one_object(checkpoint: Path, tmp_path: Path) -> Non
 
 def test_an_fp32_file_with_rounded_weights_fails(vit_checkpoint: Path, tmp_path: Path) -> None:
     model = models.load(vit_checkpoint)
-    export(model, tmp_path / "fp16.onnx", options=FP16)
     rounded = export(model.converted(torch.float16).converted(torch.float32), tmp_path / "fp32.onnx")
     report = verify(rounded, model, options=VerifyOptions(samples=2))
     assert not report
     assert not report.static
 
 
-@pytest.mark.parametrize("dtype", list(DType))
-@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("dtype", "training"), [(DType.FP32, True), (DType.FP16, False), (DType.BF16, True)])
 def test_parameters_buffers_and_modes_do_not_change(
     vit_checkpoint: Path, tmp_path: Path, dtype: DType, training: bool
 ) -> None:
@@ -112,13 +114,12 @@ def genai_model(tmp_path: Path) -> LoadedModel:
     return models.load(folder, task="text-generation")
 
 
-def test_runners_and_verification_do_not_change_the_mode(vit_checkpoint: Path, tmp_path: Path) -> None:
+def test_runners_and_verification_do_not_change_the_mode(vit_checkpoint: Path, exported_vit: ExportedModel) -> None:
     model = models.load(vit_checkpoint)
-    exported = export(model, tmp_path / "m.onnx")
     model.module.train()
     before, settings = state_of(model.module), settings_of_the_process()
     TorchRunner(model).run(model.sample(np.random.default_rng(0), 0))
-    assert verify(exported, model, options=VerifyOptions(samples=2, layers=True))
+    assert verify(exported_vit, model, options=VerifyOptions(samples=2, layers=True))
     assert all(module.training for module in model.module.modules())
     assert not any(module._forward_hooks for module in model.module.modules())
     assert state_of(model.module) == before

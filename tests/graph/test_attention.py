@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,13 +14,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from ibnorm_export import models
-from ibnorm_export.artifacts.exported_model import ExportedModel
-from ibnorm_export.exporter.export import ExportOptions, export
-from ibnorm_export.exporter.single_file import export_file
 from ibnorm_export.graph.attention import keep_heads_joined, transpose_keys_directly
 from ibnorm_export.graph.attention_cache import grow_cache_by_concat, grow_cache_in_attention
 from ibnorm_export.graph.attention_mask import use_mask_directly
+from tests.support.shared_exports import SharedExports
 
 #: How far an output may move when its sums run in another order. A score is a sum of 4 products of values up to 4, by
 #: 0.3: at most 20, so rounding moves it by up to 4 * 2^-24 * 20 = 5e-6, and its exponential relatively by as much. The
@@ -272,19 +268,18 @@ def test_a_part_of_a_mask_is_still_looked_up(other: dict[str, Any]) -> None:
     assert _types(model) == before
 
 
-def test_a_language_model_has_no_lookup_of_masks(llama_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_language_model_has_no_lookup_of_masks(exports: SharedExports) -> None:
     for task in (None, "text-generation"):
-        model = models.load(llama_checkpoint) if task is None else models.load(llama_checkpoint, task=task)
-        exported = export_file(model, tmp_path / f"{task}.onnx", options=ExportOptions(opset=23))
+        exported = exports("llama", task)
+        assert exported.opset == 23
         assert "GatherND" not in {node.op_type for node in exported.proto.graph.node}
 
 
-def test_a_vit_keeps_heads_joined(exported_vit: ExportedModel, vit_checkpoint: Path, tmp_path: Path) -> None:
-    types = [node.op_type for node in exported_vit.proto.graph.node]
+def test_a_vit_keeps_heads_joined(exports: SharedExports) -> None:
+    types = [node.op_type for node in exports("vit").proto.graph.node]
     assert types.count("Slice") == 0
     assert types.count("Shape") == 1, "of the batch"
-    newer = export(models.load(vit_checkpoint), tmp_path / "m.onnx", options=ExportOptions(opset=23))
-    types = [node.op_type for node in newer.proto.graph.node]
+    types = [node.op_type for node in exports("vit", opset=23).proto.graph.node]
     assert types.count("Attention") == 2
     assert types.count("Reshape") == types.count("Transpose") == 1, "of the patches"
 

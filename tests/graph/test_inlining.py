@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
 
-from ibnorm_export import models
 from ibnorm_export.artifacts.exported_model import ExportedModel
-from ibnorm_export.artifacts.tensors import DType
-from ibnorm_export.exporter.export import ExportOptions, export
 from ibnorm_export.graph.cleanup import constant
 from ibnorm_export.graph.inlining import remove_idle_casts
 from ibnorm_export.runtimes.ort import OrtRunner
+from tests.support.shared_exports import SharedExports
 
 
 @pytest.fixture(scope="module")
-def inlined(vit_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportedModel:
-    file = tmp_path_factory.mktemp("inlined") / "vit.onnx"
-    return export(models.load(vit_checkpoint), file, options=ExportOptions(inline=True))
+def inlined(exports: SharedExports) -> ExportedModel:
+    return exports("vit", inline=True)
 
 
 def test_an_inlined_file_has_only_nodes_that_compute(inlined: ExportedModel) -> None:
@@ -47,9 +42,8 @@ def test_an_inlined_file_computes_the_same(inlined: ExportedModel, exported_vit:
     np.testing.assert_array_equal(actual, expected)
 
 
-def test_half_precision_keeps_the_casts_of_norms_without_castlike(vit_checkpoint: Path, tmp_path: Path) -> None:
-    options = ExportOptions(DType.FP16, inline=True)
-    exported = export(models.load(vit_checkpoint), tmp_path / "vit.onnx", options=options)
+def test_half_precision_keeps_the_casts_of_norms_without_castlike(exports: SharedExports) -> None:
+    exported = exports("vit", dtype="fp16", inline=True)
     assert "CastLike" not in exported.operators
     to = [a.i for n in exported.proto.graph.node if n.op_type == "Cast" for a in n.attribute]
     assert set(to) == {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16}

@@ -15,7 +15,7 @@ from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.benchmark.bench import bench_forward
 from ibnorm_export.benchmark.options import BenchOptions
 from ibnorm_export.errors import BackendUnavailable
-from ibnorm_export.exporter.export import ExportOptions, export
+from ibnorm_export.exporter.export import export
 from ibnorm_export.models import CustomModel, InputSpec
 from ibnorm_export.op import native
 from ibnorm_export.op.spec import Compression
@@ -24,6 +24,7 @@ from ibnorm_export.runtimes.norm_executions import norm_executions
 from ibnorm_export.runtimes.registry import open_runner
 from ibnorm_export.runtimes.runner import Kernels
 from ibnorm_export.verifier.verify import VerifyOptions, verify
+from tests.support.shared_exports import SharedExports
 
 needs_library = pytest.mark.skipif(
     not native.availability(), reason=f"fused kernels cannot be used here: {native.availability().problem}"
@@ -31,39 +32,47 @@ needs_library = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module", params=["llama", "vit"])
-def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ExportedModel]:
+def family(request: pytest.FixtureRequest) -> str:
+    found: str = request.param
+    return found
+
+
+@pytest.fixture(scope="module")
+def pair(
+    family: str, exports: SharedExports, llama_checkpoint: Path, vit_checkpoint: Path
+) -> tuple[Path, ExportedModel]:
     """A checkpoint and its export with the residual additions fused."""
-    checkpoint: Path = request.getfixturevalue(f"{request.param}_checkpoint")
-    target = tmp_path_factory.mktemp("skip") / f"{request.param}.onnx"
-    return checkpoint, export(models.load(checkpoint), target, options=ExportOptions(fuse_skip=True))
+    return {"llama": llama_checkpoint, "vit": vit_checkpoint}[family], exports(family)
 
 
-def plain(pair: tuple[Path, ExportedModel], tmp_path: Path) -> ExportedModel:
-    return export(models.load(pair[0]), tmp_path / "plain.onnx", options=ExportOptions(fuse_skip=False))
+@pytest.fixture(scope="module")
+def plain(family: str, exports: SharedExports) -> ExportedModel:
+    """The export with the residual additions as nodes."""
+    return exports(family, fuse_skip=False)
 
 
-def test_residual_additions_become_skip_forms(pair: tuple[Path, ExportedModel], tmp_path: Path) -> None:
+def test_residual_additions_become_skip_forms(pair: tuple[Path, ExportedModel], plain: ExportedModel) -> None:
     checkpoint, fused = pair
-    before = plain(pair, tmp_path)
     skips = [n for n in fused.norms if n.op_type.startswith("Skip")]
-    assert len(fused.norms) == len(before.norms) == 5
-    assert [n.module for n in fused.norms] == [n.module for n in before.norms]
+    assert len(fused.norms) == len(plain.norms) == 5
+    assert [n.module for n in fused.norms] == [n.module for n in plain.norms]
     # the first norm has no residual before it, and the last one's sum is used nowhere else
-    assert [n.module for n in skips] == [n.module for n in before.norms[1:-1]]
-    assert fused.operators["Add"] == before.operators["Add"] - len(skips) if "Add" in fused.operators else True
+    assert [n.module for n in skips] == [n.module for n in plain.norms[1:-1]]
+    assert fused.operators["Add"] == plain.operators["Add"] - len(skips) if "Add" in fused.operators else True
     assert {f.name for f in fused.proto.functions} == {n.op_type for n in fused.norms}
     assert verify(fused, models.load(checkpoint), options=VerifyOptions(kernels=Kernels.FUNCTION))
     assert verify(fused, models.load(checkpoint), options=VerifyOptions(backend="reference", samples=2))
 
 
 @pytest.mark.parametrize("kernels", [Kernels.FUNCTION, pytest.param(Kernels.FUSED, marks=needs_library)])
-def test_the_skip_form_is_bit_identical(pair: tuple[Path, ExportedModel], tmp_path: Path, kernels: Kernels) -> None:
+def test_the_skip_form_is_bit_identical(
+    pair: tuple[Path, ExportedModel], plain: ExportedModel, kernels: Kernels
+) -> None:
     checkpoint, fused = pair
     model = models.load(checkpoint)
-    before = plain(pair, tmp_path)
     for index in range(4):
         inputs = model.sample(np.random.default_rng(index), index)
-        a = open_runner("ort-cpu", before, kernels=kernels).run(inputs)["logits"]
+        a = open_runner("ort-cpu", plain, kernels=kernels).run(inputs)["logits"]
         b = open_runner("ort-cpu", fused, kernels=kernels).run(inputs)["logits"]
         if kernels is Kernels.FUSED:
             np.testing.assert_array_equal(a, b)
@@ -131,9 +140,10 @@ def test_require_fused_fails_if_a_norm_runs_as_a_function(pair: tuple[Path, Expo
 
 @needs_library
 @pytest.mark.parametrize("dtype", [DType.FP16, DType.BF16])
-def test_models_in_half_precision_run_fused(llama_checkpoint: Path, tmp_path: Path, dtype: DType) -> None:
-    exported = export(models.load(llama_checkpoint), tmp_path / "half.onnx", options=ExportOptions(dtype=dtype))
-    report = verify(exported, models.load(llama_checkpoint), options=VerifyOptions(require_fused=True))
+def test_models_in_half_precision_run_fused(llama_checkpoint: Path, exports: SharedExports, dtype: DType) -> None:
+    report = verify(
+        exports("llama", dtype=dtype), models.load(llama_checkpoint), options=VerifyOptions(require_fused=True)
+    )
     assert report, report.findings
 
 

@@ -9,8 +9,7 @@ import pytest
 from ibnorm_export import models
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel
-from ibnorm_export.artifacts.tensors import DType
-from ibnorm_export.exporter.export import ExportOptions, export
+from tests.support.shared_exports import SharedExports
 
 
 @pytest.fixture(scope="session")
@@ -24,12 +23,10 @@ def vit(vit_checkpoint: Path) -> LoadedModel:
 
 
 @pytest.fixture(scope="session")
-def fp16_llama(llama_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportedModel:
-    folder = tmp_path_factory.mktemp("half")
-    return export(models.load(llama_checkpoint), folder / "llama.onnx", options=ExportOptions(dtype=DType.FP16))
+def fp16_llama(exports: SharedExports) -> ExportedModel:
+    return exports("llama", dtype="fp16")
 
 
 @pytest.fixture(scope="session")
-def bf16_vit(vit_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportedModel:
-    folder = tmp_path_factory.mktemp("half")
-    return export(models.load(vit_checkpoint), folder / "vit.onnx", options=ExportOptions(dtype=DType.BF16))
+def bf16_vit(exports: SharedExports) -> ExportedModel:
+    return exports("vit", dtype="bf16")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -34,6 +35,7 @@ from ibnorm_export.verifier.report import ExpectedReport
 from ibnorm_export.verifier.verify import verify
 from tests.support.checkpoints import LLAMA, save_checkpoint
 from tests.support.trained_norms import COMPRESSIONS, EPSILON, LAMBDA, NORMS, TrainedNorm, saved_by_training, trained
+from tests.verifier.plant import plant
 
 TINY = LLAMA | {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
 
@@ -139,8 +141,16 @@ def test_half_precision_has_its_own_tolerance(right: LoadedModel, file: Exported
     assert not compared(file, right, tmp_path / "wrong.npz", DType.BF16)
 
 
-def test_a_wrong_file_fails_where_the_checkpoint_passes(checkpoint: Path, right: LoadedModel, tmp_path: Path) -> None:
-    other = export(read_as(checkpoint, tmp_path / "read", convention="multiply"), tmp_path / "wrong.onnx")
+def test_a_wrong_file_fails_where_the_checkpoint_passes(
+    file: ExportedModel, right: LoadedModel, tmp_path: Path
+) -> None:
+    def quarter(proto: onnx.ModelProto) -> None:
+        for node in proto.graph.node:
+            for attribute in node.attribute:
+                if attribute.name == "lambd":
+                    attribute.f /= 4.0
+
+    other = plant(file, tmp_path, quarter)
     np.savez(tmp_path / "values.npz", **saved_by_training(trained(right.module, TrainedNorm)))
     report = compared(other, right, tmp_path / "values.npz")
     assert report.rows[0].passed

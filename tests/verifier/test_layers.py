@@ -12,23 +12,23 @@ import pytest
 from ibnorm_export import models
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel
-from ibnorm_export.exporter.export import ExportOptions, export
 from ibnorm_export.op.spec import DOMAIN
 from ibnorm_export.verifier.html import write_report
 from ibnorm_export.verifier.verify import VerifyOptions, verify
+from tests.support.shared_exports import SharedExports
 
 LAYERS = VerifyOptions(static=False, layers=True)
 
 
 @pytest.fixture(scope="module")
-def skip_llama(llama_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportedModel:
-    folder = tmp_path_factory.mktemp("skip")
-    return export(models.load(llama_checkpoint), folder / "m.onnx", options=ExportOptions(fuse_skip=True))
+def plain_llama(exports: SharedExports) -> ExportedModel:
+    """Residual additions are nodes of their own."""
+    return exports("llama", fuse_skip=False)
 
 
 @pytest.mark.parametrize(
     ("file", "source"),
-    [("exported_llama", "llama_checkpoint"), ("exported_vit", "vit_checkpoint"), ("skip_llama", "llama_checkpoint")],
+    [("exported_llama", "llama_checkpoint"), ("exported_vit", "vit_checkpoint"), ("plain_llama", "llama_checkpoint")],
 )
 def test_every_norm_and_block_is_compared(request: pytest.FixtureRequest, file: str, source: str) -> None:
     model = models.load(request.getfixturevalue(source))
@@ -89,11 +89,13 @@ def test_a_weight_after_the_norms_is_named_by_its_block(
     assert "after norm vit.layers.0.layernorm_after" in report.numeric.layers.first_failure
 
 
-def test_a_cached_step_is_compared_layer_by_layer(llama_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_cached_step_is_compared_layer_by_layer(
+    llama_checkpoint: Path, exports: SharedExports, tmp_path: Path
+) -> None:
     def load() -> LoadedModel:
         return models.load(llama_checkpoint, None, task="text-generation")
 
-    exported = export(load(), tmp_path / "m.onnx")
+    exported = exports("llama", "text-generation")
     rng = np.random.default_rng(0)
     drawn = [load().sample(rng, index) for index in range(8)]
     steps = [s for s in drawn if s["attention_mask"].shape[1] > s["input_ids"].shape[1]]

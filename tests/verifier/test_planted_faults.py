@@ -19,7 +19,6 @@ from ibnorm_export import models
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.errors import ModelFileError, ParityError
-from ibnorm_export.exporter.export import ExportOptions, export
 from ibnorm_export.runtimes.runner import Kernels
 from ibnorm_export.verifier.verify import VerifyOptions, verify
 from tests.support.planting import (
@@ -33,6 +32,7 @@ from tests.support.planting import (
     swap_scales,
     tanh_in_every_body,
 )
+from tests.support.shared_exports import SharedExports
 from tests.verifier.plant import plant
 
 #: With the library of fused kernels installed, the bodies in the file would not run.
@@ -201,9 +201,9 @@ def test_a_checkpoint_with_other_weights(exported_vit: ExportedModel, vit_checkp
     assert any("another copy" in note for note in report.notes)
 
 
-def test_a_fault_in_an_inlined_file(vit: LoadedModel, vit_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_fault_in_an_inlined_file(vit: LoadedModel, exports: SharedExports, tmp_path: Path) -> None:
     """Its norms are recognised by their operators, numbers and weights."""
-    exported = export(models.load(vit_checkpoint), tmp_path / "inlined.onnx", options=ExportOptions(inline=True))
+    exported = exports("vit", inline=True)
 
     def change(proto: onnx.ModelProto) -> None:
         node = next(n for n in proto.graph.node if n.op_type == "LayerNormalization")

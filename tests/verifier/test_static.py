@@ -22,8 +22,6 @@ from ibnorm_export import Compression, IBNormSpec
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.tensors import DType
-from ibnorm_export.exporter.export import ExportOptions
-from ibnorm_export.exporter.single_file import export_file
 from ibnorm_export.op import onnx_functions as onnx_op
 from ibnorm_export.op.norm_variants import BatchIBNorm
 from ibnorm_export.op.spec import DOMAIN
@@ -34,6 +32,7 @@ from ibnorm_export.verifier.static import check_static
 from ibnorm_export.verifier.static_types import check_types
 from ibnorm_export.verifier.weight_values import WeightValues
 from tests.support.planting import Array, Change, initializer, insert, norm_of, norms, rewrite, set_attribute
+from tests.support.shared_exports import SharedExports
 from tests.verifier.plant import plant
 
 
@@ -52,8 +51,8 @@ def vit_coverage(vit: LoadedModel) -> Coverage:
 
 
 @pytest.fixture(scope="module")
-def inlined_vit(vit: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> ExportedModel:
-    return export_file(vit, tmp_path_factory.mktemp("inlined") / "vit.onnx", options=ExportOptions(inline=True))
+def inlined_vit(exports: SharedExports) -> ExportedModel:
+    return exports("vit", inline=True)
 
 
 def found(report: StaticReport, pattern: str) -> bool:
