@@ -38,9 +38,20 @@ with contextlib.suppress(AttributeError):
     torch_2_9.get_torchlib_ops = functools.cache(torch_2_9.get_torchlib_ops)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--shared-folder",
+        type=Path,
+        help="folder for the checkpoints and exports that tests share; a second run with the same folder makes none",
+    )
+
+
 @pytest.fixture(scope="session")
-def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that all workers of this session have in common."""
+    given: Path | None = request.config.getoption("--shared-folder")
+    if given is not None:
+        return given.absolute()
     folder = tmp_path_factory.getbasetemp()
     return (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "shared"
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import enum
 import re
 from dataclasses import dataclass
-from typing import Any, Final
-
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, Final
 
 from ibnorm_export.errors import IBNormError, quoted
 
@@ -16,8 +14,13 @@ __all__ = ["DEFAULT_LENGTH", "Arrays", "DType", "InputSpec", "WeightType", "defa
 #: Default length of a sequence, in tokens.
 DEFAULT_LENGTH: Final = 128
 
-#: Tensors by name.
-Arrays = dict[str, NDArray[Any]]
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    #: Tensors by name.
+    Arrays = dict[str, NDArray[Any]]
+else:  # the help of every command imports this module, and NumPy takes longer than the help
+    Arrays = dict
 
 
 def default_length(max_positions: int) -> int:

@@ -54,6 +54,21 @@ def test_help_at_80_columns(command: str, monkeypatch: pytest.MonkeyPatch, capsy
     assert re.search(r"-q, --quiet.*-v, --verbose.*-h, --help", flat)
 
 
+def test_no_help_imports_what_takes_long() -> None:
+    """Each of these takes longer than the help itself."""
+    slow = {"matplotlib", "ml_dtypes", "numpy", "onnx", "onnx_ir", "onnxruntime", "scipy", "torch", "transformers"}
+    code = (
+        "import sys\n"
+        "from ibnorm_export.cli import main\n"
+        "for command in ([], *([name] for name in main.COMMANDS)):\n"
+        "    sys.argv = ['ibnorm-export', *command, '--help']\n"
+        "    assert main.main() == 0\n"
+        f"    assert not {slow!r} & sys.modules.keys(), (command, {slow!r} & sys.modules.keys())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_every_option_is_in_a_group(commands: dict[str, Any]) -> None:
     general = {"--quiet", "--verbose", "--help"}
     for name, command in commands.items():

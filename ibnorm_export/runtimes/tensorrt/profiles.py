@@ -11,13 +11,15 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from ibnorm_export.artifacts.axes import BATCH, PAST, SEQUENCE, TOTAL, axis_name
-from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.tensors import DEFAULT_LENGTH, default_length
 from ibnorm_export.choices import whole_number
 from ibnorm_export.errors import EngineError, quoted
+
+if TYPE_CHECKING:  # the help of a command imports this module, and ONNX takes longer than the help
+    from ibnorm_export.artifacts.exported_model import ExportedModel
 
 __all__ = ["Profile", "Range", "axes_of", "fitting_profile", "parse_ranges", "profiles", "shapes_of"]
 

@@ -11,12 +11,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from ibnorm_export.artifacts.exported_model import ExportedModel, Tensor
 from ibnorm_export.artifacts.metadata import Target
 from ibnorm_export.choices import whole_number
 from ibnorm_export.errors import ExportError
+
+if TYPE_CHECKING:  # the help of a command imports this module, and ONNX takes longer than the help
+    from ibnorm_export.artifacts.exported_model import ExportedModel, Tensor
 
 __all__ = ["ModelConfig", "TritonLimits", "batch_axis", "config_text", "triton_dtype"]
 
