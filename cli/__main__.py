@@ -19,6 +19,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from ibnorm_export.errors import ExitCode
+from ibnorm_export.json_text import SCHEMA_VERSION
 
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
@@ -51,10 +52,11 @@ def _raise_again(unraisable: UnraisableHookArgs) -> None:
 def _report_interrupt() -> None:
     """Report the interrupt without importing anything: it may have ended an import half-way."""
     line = "interrupted; nothing was left half-written"
-    error = {"error": {"kind": "interrupted", "message": line}, "exit_code": ExitCode.INTERRUPTED}
+    error = {"kind": "interrupted", "message": line}
+    document = {"schema_version": SCHEMA_VERSION, "error": error, "exit_code": ExitCode.INTERRUPTED}
     with contextlib.suppress(OSError):  # Ctrl-C also ends the program that reads a pipe
         if "--json" in sys.argv:
-            print(json.dumps(error, indent=2), flush=True)
+            print(json.dumps(document, indent=2), flush=True)
     with contextlib.suppress(OSError):
         print(f"ibnorm-export: {line}", file=sys.stderr)
 

@@ -139,4 +139,4 @@ def bench_command(
         )
     if save_baseline is not None and isinstance(report, BenchReport):
         write_baseline(baseline_of(report), save_baseline)
-    finish(report, as_json=as_json)
+    finish(report, "bench", as_json=as_json, files=[model_file, checkpoint, save_baseline])

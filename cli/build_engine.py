@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ibnorm_export.cli import options
-from ibnorm_export.cli.console import print_json, print_report
+from ibnorm_export.cli.console import print_document, print_report
 from ibnorm_export.runtimes.tensorrt.options import EngineOptions, NormRoute, Runtime
 
 
@@ -62,6 +62,6 @@ def build_engine_command(
     )
     engine = build_engine(model_file, output, options=wanted)
     if as_json:
-        print_json(engine.to_dict())
+        print_document("build-engine", engine.to_dict(), files=[model_file, engine.path])
     else:
         print_report(engine)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ibnorm_export.cli import options
-from ibnorm_export.cli.console import finish, out, print_json, print_next, show_progress
+from ibnorm_export.cli.console import finish, out, print_document, print_next, show_progress
 from ibnorm_export.verifier.options import InputCoverage
 
 
@@ -44,7 +44,7 @@ def check_command(
 
         write_template(init, config, weights=weights)
         if as_json:
-            print_json({"path": str(config)})
+            print_document("check", {"path": str(config)}, files=[config])
             return
         out.print(f"{config}: written")
         print_next("check", config)
@@ -53,4 +53,4 @@ def check_command(
 
     with show_progress() as progress:
         report = check(config, coverage=coverage, progress=progress)
-    finish(report, as_json=as_json)
+    finish(report, "check", as_json=as_json, files=[config])

@@ -47,4 +47,4 @@ def compare_command(
         from ibnorm_export.benchmark.html import write_comparison
 
         write_comparison(comparison, html)
-    finish(comparison, as_json=as_json)
+    finish(comparison, "compare", as_json=as_json, files=[before, after, html])

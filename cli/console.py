@@ -6,7 +6,8 @@ import contextlib
 import enum
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import typer
@@ -23,6 +24,7 @@ __all__ = [
     "err",
     "finish",
     "out",
+    "print_document",
     "print_json",
     "print_next",
     "print_report",
@@ -101,6 +103,13 @@ class _OutputConsole(_Console):
 out = _OutputConsole(width=None if sys.stdout.isatty() else 160)
 
 
+def print_document(command: str, content: Mapping[str, Any], *, files: Iterable[str | Path | None] = ()) -> None:
+    """Print the result of a command as the JSON that its schema describes; see `json_document`."""
+    from ibnorm_export.json_document import json_document
+
+    print_json(json_document(command, content, files=files))
+
+
 def print_json(value: Any) -> None:
     """Print one JSON object on stdout; NaN and infinity, which JSON lacks, become strings."""
     err.clear_loading()
@@ -126,14 +135,28 @@ class _Verdict(Protocol):
     def to_dict(self) -> dict[str, Any]: ...
 
 
-def finish(report: _Verdict, *, as_json: bool, failure: ExitCode = ExitCode.CHECK_FAILED) -> None:
+def finish(
+    report: _Verdict,
+    command: str,
+    *,
+    as_json: bool,
+    files: Iterable[str | Path | None] = (),
+    failure: ExitCode = ExitCode.CHECK_FAILED,
+) -> None:
     """Print a report as text or JSON, and end the command with `failure` when the report is false.
+
+    Args:
+        report: the result.
+        command: name of the command.
+        as_json: whether it is printed as JSON.
+        files: the files that the command read and wrote, for the JSON.
+        failure: the exit code for a report that is false.
 
     Raises:
         typer.Exit: the report is false.
     """
     if as_json:
-        print_json(report.to_dict())
+        print_document(command, report.to_dict(), files=files)
     else:
         print_report(report)
     if not report:

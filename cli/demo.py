@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ibnorm_export.cli import options
-from ibnorm_export.cli.console import out, print_json, print_report, show_progress
+from ibnorm_export.cli.console import out, print_document, print_report, show_progress
 from ibnorm_export.cli.demo_app import MAX_STEPS
 from ibnorm_export.errors import ExitCode
 
@@ -44,7 +44,7 @@ def demo_command(
         result = run_demo(folder, max_steps=max_steps, text=text, progress=progress)
         report = write_report(result, folder / "report.html")
     if as_json:
-        print_json({**result.to_dict(), "report": str(report)})
+        print_document("demo", {**result.to_dict(), "report": str(report)}, files=[report])
     else:
         print_report(result)
         out.print(f"report: {report}", style="bold")

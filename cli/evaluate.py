@@ -190,7 +190,9 @@ def evaluate_command(
         if html is not None:
             progress("writing the report", 0, 0)
             write_evaluation(report, html)
-    finish(report, as_json=as_json)
+    named = [name.rpartition("@")[0] or name for name in (*models, *([against] if against else []))]
+    read = [data if data.is_file() else None, html]
+    finish(report, "evaluate", as_json=as_json, files=[*named, *read])
 
 
 def _split_axes(models: list[str], axes: list[str], *, backend: str) -> tuple[list[str], list[str]]:
@@ -235,4 +237,5 @@ def _sweep(
         if html is not None:
             progress("writing the report", 0, 0)
             write_sweep(report, html)
-    finish(report, as_json=as_json)
+    files = [checkpoint, data if data.is_file() else None, html]
+    finish(report, "evaluate", as_json=as_json, files=files)

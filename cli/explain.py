@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ibnorm_export.cli import options
-from ibnorm_export.cli.console import out, print_json
+from ibnorm_export.cli.console import out, print_document
 from ibnorm_export.findings.explanation import EXPLANATIONS, explain
 
 
@@ -24,10 +24,10 @@ def explain_command(
     if code is not None:
         found = explain(code)
         if as_json:
-            print_json(found.to_dict())
+            print_document("explain", found.to_dict())
         else:
             out.print(str(found))
     elif as_json:
-        print_json({"findings": [explanation.to_dict() for explanation in EXPLANATIONS.values()]})
+        print_document("explain", {"findings": [explanation.to_dict() for explanation in EXPLANATIONS.values()]})
     else:
         out.print("\n".join(f"{name}  {explanation.title}" for name, explanation in EXPLANATIONS.items()))

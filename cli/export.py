@@ -12,7 +12,7 @@ from ibnorm_export.artifacts.metadata import CacheKind, Target, Task
 from ibnorm_export.artifacts.runtime_versions import RuntimeName
 from ibnorm_export.artifacts.tensors import WeightType
 from ibnorm_export.cli import options
-from ibnorm_export.cli.console import out, print_json, print_next, show_progress
+from ibnorm_export.cli.console import out, print_document, print_next, show_progress
 from ibnorm_export.runtimes.runner import Kernels
 
 
@@ -160,7 +160,8 @@ def export_command(
             loaded, output, options=how[0] if len(how) == 1 else how, target=target, kernels=kernels, progress=progress
         )
     if as_json:
-        print_json(
+        print_document(
+            "export",
             {
                 "path": str(exported.path),
                 "size_bytes": exported.size_bytes,
@@ -172,7 +173,8 @@ def export_command(
                 "notes": list(loaded.notes),
                 "warnings": list(loaded.warnings),
                 "metadata": exported.metadata.to_dict(),
-            }
+            },
+            files=[checkpoint, *([output] if Path(output).is_dir() else [exported.path, *exported.external_files])],
         )
         return
     for note in loaded.notes:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ibnorm_export.cli import options
-from ibnorm_export.cli.console import err, print_json
+from ibnorm_export.cli.console import err, print_document
 from ibnorm_export.errors import printable
 from ibnorm_export.runtimes.runner import Kernels
 
@@ -59,7 +59,8 @@ def generate_command(
     sampling = Sampling(max_new_tokens, temperature, top_p=top_p, seed=seed)
     if as_json:
         result = model.generate(words, sampling)
-        print_json({"backend": model.backend, "prompt": words, **result.to_dict()})
+        content = {"backend": model.backend, "prompt": words, **result.to_dict()}
+        print_document("generate", content, files=[path])
         return
     unwritten = [words]  # written with the first piece, when the prompt is known to be valid
 

@@ -25,7 +25,7 @@ COMMAND_GROUPS: Final = {
     "Models and files": ("import", "export", "inspect", "identify", "build-engine"),
     "Checks": ("verify", "evaluate", "check", "analyze", "explain"),
     "Speed": ("bench", "compare"),
-    "Use": ("generate", "package", "serve"),
+    "Use": ("generate", "package", "serve", "schema"),
 }
 
 #: The group of each option, by its long name; what is in none of them is shown under "General".

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ibnorm_export.cli import options
-from ibnorm_export.cli.console import print_json, print_next, print_report
+from ibnorm_export.cli.console import print_document, print_next, print_report
 from ibnorm_export.errors import quoted
 from ibnorm_export.parsing import parse_json
 
@@ -93,7 +93,7 @@ def import_checkpoint_command(
         tokenizer=tokenizer,
     )
     if as_json:
-        print_json(report.to_dict())
+        print_document("import", report.to_dict(), files=[source, output])
         return
     print_report(report)
     exported = f"{output.name}-exported"

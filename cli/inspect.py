@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ibnorm_export.cli import options
-from ibnorm_export.cli.console import print_json, print_report
+from ibnorm_export.cli.console import print_document, print_report
 
 
 def inspect_command(
@@ -28,6 +28,6 @@ def inspect_command(
 
     found = inspect(path, model, weights=weights)
     if as_json:
-        print_json(found.to_dict())
+        print_document("inspect", found.to_dict(), files=[path])
     else:
         print_report(found)

@@ -19,6 +19,7 @@ from ibnorm_export import __version__
 from ibnorm_export.cli.console import Verbosity, err, print_json
 from ibnorm_export.cli.help_page import HelpCommand, HelpGroup, value_types
 from ibnorm_export.errors import ExitCode, IBNormError, message_text
+from ibnorm_export.json_text import SCHEMA_VERSION
 
 __all__ = ["COMMANDS", "app", "main", "module_of"]
 
@@ -43,6 +44,7 @@ COMMANDS: Final = {
     "identify": "Find out which IBNorm a norm of your own code is.",
     "explain": "Explain a finding by its code, such as IBN103.",
     "inspect": "Describe an exported file or a checkpoint.",
+    "schema": "Print the JSON Schema of what a command prints with --json.",
     "doctor": "Report which runtimes and libraries work on this machine.",
     "demo": "Train, export, verify and benchmark two small models.",
 }
@@ -163,7 +165,8 @@ def _fail(message: str, code: ExitCode = ExitCode.BAD_INPUT, *, kind: str) -> Ex
     line = message_text(" ".join(message.split()))
     if "--json" in sys.argv:
         with contextlib.suppress(OSError):  # a full disk or a broken pipe: the exit code still reports the error
-            print_json({"error": {"kind": kind, "message": line}, "exit_code": code})
+            error = {"kind": kind, "message": line}
+            print_json({"schema_version": SCHEMA_VERSION, "error": error, "exit_code": code})
             sys.stdout.flush()
     with contextlib.suppress(OSError):
         err.print(f"ibnorm-export: {line}", style="bold red")

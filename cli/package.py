@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ibnorm_export.cli import options
-from ibnorm_export.cli.console import print_json, print_next, print_report
+from ibnorm_export.cli.console import print_document, print_next, print_report
 from ibnorm_export.serving.triton.config import TritonLimits
 from ibnorm_export.serving.triton.options import PackagedNorms, PackageOptions, RepositoryFormat, TritonBackend
 
@@ -82,7 +82,7 @@ def package_command(
     )
     packaged = package(model_file, output, options=wanted)
     if as_json:
-        print_json(packaged.to_dict())
+        print_document("package", packaged.to_dict(), files=[model_file, packaged.path])
     else:
         print_report(packaged)
         print_next("serve", packaged.path)

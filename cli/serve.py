@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ibnorm_export.cli import options
-from ibnorm_export.cli.console import err, out, print_json
+from ibnorm_export.cli.console import err, out, print_document
 from ibnorm_export.serving.options import ReadyServer, ServeOptions
 from ibnorm_export.serving.text.limits import TextLimits
 
@@ -83,7 +83,7 @@ def serve_command(
 
     def ready(server: ReadyServer) -> None:
         if as_json:
-            print_json(server.to_dict())
+            print_document("serve", server.to_dict(), files=[path])
         else:
             out.print(str(server))
         out.file.flush()

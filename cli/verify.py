@@ -126,4 +126,5 @@ def verify_command(
         if html is not None:
             progress("writing the report", 0, 0)
             write_report(report, html)
-    finish(report, as_json=as_json)
+    files = [exported.path, *exported.external_files, checkpoint, inputs, expected, text, html]
+    finish(report, "verify", as_json=as_json, files=files)

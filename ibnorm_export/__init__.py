@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from ibnorm_export.gate.report import CheckReport
     from ibnorm_export.gate.run import check
     from ibnorm_export.graph.quantization import Quantization
+    from ibnorm_export.json_document import json_schema
     from ibnorm_export.models.importers.checkpoint_import import import_checkpoint
     from ibnorm_export.models.importers.report import ImportKind, ImportReport
     from ibnorm_export.models.in_memory import from_module
@@ -152,6 +153,7 @@ __all__ = [
     "identify_checkpoint",
     "identify_norms",
     "import_checkpoint",
+    "json_schema",
     "load",
     "package",
     "replace_norms",
@@ -199,6 +201,7 @@ _HOME = {
         "gate.report": ("CheckReport",),
         "gate.run": ("check",),
         "graph.quantization": ("Quantization",),
+        "json_document": ("json_schema",),
         "models.importers.checkpoint_import": ("import_checkpoint",),
         "models.importers.report": ("ImportKind", "ImportReport"),
         "models.in_memory": ("from_module",),

@@ -8,6 +8,8 @@ from dataclasses import KW_ONLY, asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ibnorm_export.artifacts.exported_model import ExportedModel, NormNode, dtype_name
 from ibnorm_export.artifacts.metadata import Weights
 from ibnorm_export.artifacts.onnx_file import resolve
@@ -17,7 +19,34 @@ from ibnorm_export.findings.code import FindingCode
 from ibnorm_export.text_report import text_table
 from ibnorm_export.verifier.finding import Finding
 
-__all__ = ["CheckpointInspection", "FileInspection", "InspectedNorm", "inspect", "inspect_checkpoint", "inspect_file"]
+__all__ = [
+    "CheckpointInspection",
+    "FileInspection",
+    "InspectedNorm",
+    "InspectedTensor",
+    "inspect",
+    "inspect_checkpoint",
+    "inspect_file",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class InspectedTensor:
+    """One input or output.
+
+    Args:
+        name: its name.
+        dtype: its element type; None if that of the model's weights, or unknown.
+        shape: a size is a number, or the name of a dynamic axis; None if it is unknown.
+    """
+
+    name: str
+    dtype: str | None = None
+    shape: tuple[int | str, ...] | None = None
+
+    def __str__(self) -> str:
+        shape = None if self.shape is None else str(list(self.shape))
+        return " ".join(part for part in (self.name, self.dtype, shape) if part)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +81,7 @@ class _Inspection:
     def __str__(self) -> str:
         found = self.to_dict()
         norms, findings = found.pop("norms"), found.pop("findings", ())
+        found |= {name: tuple(map(str, getattr(self, name))) for name in ("inputs", "outputs")}
         lines = [f"{name.replace('_', ' ')}: {_text(value)}" for name, value in found.items()]
         title = "1 norm" if len(norms) == 1 else f"{len(norms)} norms"
         rows = [(n["module"], n["op"], f"{n['lambda']:g}", f"{n['epsilon']:.3g}") for n in norms]
@@ -85,8 +115,8 @@ class FileInspection(_Inspection):
     size_bytes: int
     opset: int
     dtype: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
+    inputs: tuple[InspectedTensor, ...]
+    outputs: tuple[InspectedTensor, ...]
     initializers: Mapping[str, int]
     functions: tuple[str, ...]
     operators: Mapping[str, int]
@@ -105,7 +135,7 @@ class CheckpointInspection(_Inspection):
         family: family of the model.
         parameters: number of parameters.
         tensors: number of parameter tensors of each type.
-        inputs: name and shape of each input.
+        inputs: name, type and shape of each input.
         outputs: name of each output.
         default_opset: opset of an export without an explicit opset.
         source_sha256: sha256 of the weights.
@@ -119,8 +149,8 @@ class CheckpointInspection(_Inspection):
     family: str
     parameters: int
     tensors: Mapping[str, int]
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
+    inputs: tuple[InspectedTensor, ...]
+    outputs: tuple[InspectedTensor, ...]
     default_opset: int
     source_sha256: str
     findings: tuple[Finding, ...]
@@ -160,8 +190,8 @@ def inspect_file(path: str | Path) -> FileInspection:
         size_bytes=model.size_bytes,
         opset=model.opset,
         dtype=model.dtype,
-        inputs=tuple(f"{t.name} {t.dtype} {list(t.shape)}" for t in model.inputs),
-        outputs=tuple(f"{t.name} {t.dtype} {list(t.shape)}" for t in model.outputs),
+        inputs=tuple(InspectedTensor(t.name, t.dtype, t.shape) for t in model.inputs),
+        outputs=tuple(InspectedTensor(t.name, t.dtype, t.shape) for t in model.outputs),
         initializers=dict(types.most_common()),
         functions=tuple(f"{f.domain}::{f.name}" for f in model.proto.functions),
         operators=model.operators,
@@ -200,8 +230,8 @@ def inspect_checkpoint(
         family=model.family,
         parameters=sum(p.numel() for p in parameters),
         tensors=dict(types.most_common()),
-        inputs=tuple(f"{s.name} {list(s.shape)}" for s in model.inputs),
-        outputs=tuple(model.outputs),
+        inputs=tuple(InspectedTensor(s.name, None if s.floating else "int64", s.shape) for s in model.inputs),
+        outputs=tuple(InspectedTensor(name) for name in model.outputs),
         default_opset=model.opset,
         source_sha256=model.source_sha256,
         findings=(
@@ -221,7 +251,8 @@ def _number(model: ExportedModel, norm: NormNode, *, attribute: str) -> float:
         raise ModelFileError(
             f"{model.path}: {attribute} of the norm {norm.module} is {quoted(value)}; it must be a number"
         )
-    return float(value)
+    # The file holds 32 bits: 1e-05, which the user wrote, is the shortest number that has them.
+    return float(str(np.float32(value)))
 
 
 def _text(value: Any) -> str:

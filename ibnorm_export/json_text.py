@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any
+from typing import Any, Final
 
-__all__ = ["json_text"]
+__all__ = ["SCHEMA_VERSION", "json_text"]
+
+#: Version of the form of all JSON that commands print. It rises when a key is renamed or removed, or its values change;
+#: a new key does not change it.
+SCHEMA_VERSION: Final = 1
 
 
 def _finite(value: Any) -> Any:

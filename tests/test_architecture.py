@@ -30,7 +30,7 @@ ORDER = (
         "text_report",
         "findings",
     ),
-    ("html_page", "op"),
+    ("html_page", "op", "json_document"),
     ("artifacts",),
     ("graph",),
     ("runtimes",),

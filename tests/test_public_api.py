@@ -38,6 +38,7 @@ FUNCTIONS = {
     "identify_checkpoint",
     "identify_norms",
     "import_checkpoint",
+    "json_schema",
     "load",
     "package",
     "replace_norms",

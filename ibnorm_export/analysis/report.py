@@ -122,4 +122,6 @@ class AnalysisReport(Report):
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return asdict(self)
+        content = asdict(self)
+        rows = [{"lambda" if key == "lambd" else key: value for key, value in row.items()} for row in content["rows"]]
+        return {**content, "rows": rows}

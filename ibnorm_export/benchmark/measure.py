@@ -169,5 +169,6 @@ def measure(
         latencies=latencies,
         ratios=tuple(_ratio(latencies[0], other) for other in latencies[1:]),
         environment=environment(),
+        input_types={name: str(array.dtype) for name, array in inputs.items()},
         warnings=tuple(_unstable(latency, limit) for latency in latencies if latency.variation > limit),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import KW_ONLY, asdict, dataclass
+from dataclasses import KW_ONLY, asdict, dataclass, field
 from typing import Any
 
 from ibnorm_export.benchmark.options import GenerationOptions
@@ -80,6 +80,7 @@ class BenchReport(Report):
         warnings: why the times may not be reliable.
         require_fused: whether the report fails unless every norm ran as a fused kernel.
         precision: type of the file's activations and, if they are quantised, of its weights.
+        input_types: element type of each input, by name.
     """
 
     inputs: Mapping[str, tuple[int, ...]]
@@ -95,6 +96,7 @@ class BenchReport(Report):
     warnings: tuple[str, ...] = ()
     require_fused: bool = False
     precision: str = ""
+    input_types: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def kernels(self) -> str:
@@ -134,8 +136,13 @@ class BenchReport(Report):
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {"verdict": "pass" if self else "fail", **asdict(self)}
+        """For JSON, with every input as an object."""
+        content = asdict(self)
+        types = content.pop("input_types")
+        content["inputs"] = [
+            {"name": name, "dtype": types.get(name), "shape": list(shape)} for name, shape in self.inputs.items()
+        ]
+        return {"verdict": "pass" if self else "fail", **content}
 
 
 @dataclass(frozen=True, slots=True)

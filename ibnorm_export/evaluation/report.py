@@ -248,4 +248,5 @@ class EvaluationReport(Report):
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {"verdict": self.decision.value, "code": self.code, **asdict(self)}
+        content = asdict(self)
+        return {"verdict": self.decision.value, "code": self.code, "written": content.pop("files"), **content}

@@ -246,7 +246,9 @@ class SweepReport(Report):
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {"verdict": self.decision.value, **asdict(self), "evaluation": self.evaluation.to_dict()}
+        content = asdict(self)
+        swept = content.pop("files")
+        return {"verdict": self.decision.value, **content, "swept": swept, "evaluation": self.evaluation.to_dict()}
 
 
 def _verdict(file: SweptFile) -> str:

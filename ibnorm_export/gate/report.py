@@ -129,6 +129,6 @@ class CheckReport(Report):
             "parity": {name: report.to_dict() for name, report in self.parity.items()},
             "evaluations": {name: report.to_dict() for name, report in self.evaluations.items()},
             "environment": dict(self.environment),
-            "files": list(self.files),
+            "written": list(self.files),
             "notes": list(self.notes),
         }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.cli import main
 from ibnorm_export.errors import ModelFileError
 from ibnorm_export.op.spec import Compression
+from tests.support.json_documents import read_document
 
 
 @pytest.mark.parametrize(("kind", "g"), [("S", lambda t: t), ("L", np.log1p), ("T", np.tanh)])
@@ -167,8 +167,8 @@ def test_the_command(
     words = ["analyze", str(llama_checkpoint), "--lambdas", "0.5,8", "--report", str(page), "--json"]
     monkeypatch.setattr(sys, "argv", ["ibnorm-export", *words])
     assert main.main() == 0
-    found = json.loads(capfd.readouterr().out)
-    assert {row["lambd"] for row in found["rows"]} == {4.0, 0.5, 8.0}
+    found = read_document(capfd.readouterr().out, "analyze")
+    assert {row["lambda"] for row in found["rows"]} == {4.0, 0.5, 8.0}
     assert page.is_file()
     for bad in (["--lambdas", "0"], ["--lambdas", "x"], ["--dtypes", "fp8"], ["--alpha", "1"], ["--kernel-width", "0"]):
         monkeypatch.setattr(sys, "argv", ["ibnorm-export", "analyze", str(llama_checkpoint), *bad])

@@ -20,16 +20,17 @@ from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.cli import console, main
 from ibnorm_export.errors import ExitCode
 from tests.support.held_process import held_process
+from tests.support.json_documents import read_document
 from tests.support.shared_exports import SharedExports
 
 
 class Result:
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
+    def __init__(self, command: object, code: int, out: str, err: str) -> None:
+        self.command, self.code, self.out, self.err = str(command), code, out, err
 
     @property
     def json(self) -> Any:
-        return json.loads(self.out)
+        return read_document(self.out, self.command)
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> A
         capfd.readouterr()
         code = main.main()
         captured = capfd.readouterr()
-        return Result(code, captured.out, captured.err)
+        return Result(words[0], code, captured.out, captured.err)
 
     return run
 
@@ -180,7 +181,7 @@ def test_bench(cli: Any, exported: Path, llama_checkpoint: Path) -> None:
     assert [latency["name"] for latency in report["latencies"]] == ["ort-cpu", "torch"]
     assert all(0 < x["p50_ms"] <= x["p90_ms"] <= x["p99_ms"] for x in report["latencies"])
     assert report["ratios"][0]["p25"] <= report["ratios"][0]["median"] <= report["ratios"][0]["p75"]
-    assert report["inputs"]["input_ids"] == [1, 16]
+    assert {"name": "input_ids", "dtype": "int64", "shape": [1, 16]} in report["inputs"]
     assert report["environment"]["processor"]
 
 

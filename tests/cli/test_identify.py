@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 import torch
 
 from ibnorm_export.cli import main
+from tests.support.json_documents import read_document
 
 SOURCE = '''
 import torch
@@ -79,7 +79,7 @@ def cli(
 )
 def test_a_class_or_a_norm(cli: Any, words: list[str], lambd: float) -> None:
     code, out, err = cli(*words, "--json")
-    found = json.loads(out)
+    found = read_document(out, "identify")
     assert (code, err) == (0, "")
     assert (found["kind"], found["lambda"], found["epsilon"]) == ("T", lambd, 1e-5)
     assert found["parameters"] == {"gamma": "scale"}
@@ -103,14 +103,14 @@ def test_every_norm_of_a_checkpoint(cli: Any, tmp_path: Path) -> None:
     assert lines[1][:5] == ["1", "SoftNorm", "T", "4", "1e-05"]
     assert lines[2][:3] == ["4", "LayerNorm", "PyTorch's"]
     code, out, _ = cli("weights.pt", "--model", "stranger:model", "--norm-class", "stranger:Squash", "--json")
-    found = json.loads(out)
+    found = read_document(out, "identify")
     assert code == 1
     assert found["norms"]["3"]["kind"] == "T, epsilon outside the root"
     assert set(found["norms"]) == {"1", "3"}
     numpy.savez(tmp_path / "example.npz", input=numpy.ones((2, 8), numpy.float32))
     code, out, err = cli("weights.pt", "--model", "stranger:network", "--inputs", "example.npz", "--json")
     assert (code, err) == (0, "")
-    assert set(json.loads(out)["norms"]) == {"1"}
+    assert set(read_document(out, "identify")["norms"]) == {"1"}
 
 
 @pytest.mark.parametrize(

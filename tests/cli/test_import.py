@@ -13,6 +13,7 @@ import pytest
 from ibnorm_export.cli import main
 from tests.models.importers.strangers import save_nanogpt
 from tests.models.importers.test_nanogpt import ARGS, NORM, gpt
+from tests.support.json_documents import read_document
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def test_it_prints_what_was_mapped_and_the_next_command(cli: Any, source: Path, 
 
 def test_it_prints_one_json_object(cli: Any, source: Path, tmp_path: Path) -> None:
     code, out, _ = cli("import", source, "-o", tmp_path / "gpt", "--norm", json.dumps(NORM), "--json")
-    found = json.loads(out)
+    found = read_document(out, "import")
     assert code == 0
     assert (found["kind"], found["family"], found["tokenizer"]) == ("nanogpt", "gpt2", False)
     assert len(found["norms"]) == 5

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.cli import main
 from ibnorm_export.cli.evaluate import parse_share
 from ibnorm_export.errors import ExitCode
+from tests.support.json_documents import read_document
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_it_prints_json_and_writes_a_page(
     words = [exported_vit.path, "--against", vit_checkpoint, "--task", "classification", "--data", data]
     code, out, err = run(monkeypatch, capfd, *words, "--max-drop", "20%", "--report", page, "--json")
     assert code == ExitCode.SUCCESS, err
-    found = json.loads(out)
+    found = read_document(out, "evaluate")
     assert found["verdict"] == "pass"
     assert [c["name"] for c in found["candidates"]] == [f"{vit_checkpoint.name} (torch)", exported_vit.path.name]
     text = page.read_text(encoding="utf-8")

@@ -21,6 +21,7 @@ from ibnorm_export.evaluation import sweep as sweep_module
 from ibnorm_export.evaluation.sweep_html import pareto_plot
 from ibnorm_export.evaluation.sweep_options import Preference, parse_sweep
 from ibnorm_export.evaluation.sweep_report import SweptFile, pareto_front, recommend
+from tests.support.json_documents import read_document
 
 TEXT = "Größe zählt nicht. The quick brown fox jumps over the lazy dog; " * 20
 
@@ -218,7 +219,7 @@ def test_what_cannot_be_exported_is_listed_and_the_rest_goes_on(vit_checkpoint: 
     assert (tmp_path / "out" / "fp32.onnx").is_file()
     assert "language model" in found.files[1].problem
     assert "not run: " in str(found)
-    assert found.to_dict()["files"][1]["problem"] == found.files[1].problem
+    assert found.to_dict()["swept"][1]["problem"] == found.files[1].problem
     with pytest.raises(IBNormError, match="no file could be exported and run: int4-block32: "):
         sweep(
             vit_checkpoint,
@@ -259,7 +260,7 @@ def test_the_command_writes_a_page(
     code = main.main()
     out, err = capfd.readouterr()
     assert code == ExitCode.SUCCESS, err
-    found = json.loads(out)
+    found = read_document(out, "evaluate")
     name = found["recommendation"]["name"]  # the command times more rounds than the report above
     assert name in {file.name for file in report.files}
     content = page.read_text(encoding="utf-8")

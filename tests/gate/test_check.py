@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -18,6 +17,7 @@ from ibnorm_export.gate import run as gate
 from ibnorm_export.gate.report import Outcome
 from ibnorm_export.gate.run import check
 from ibnorm_export.op.spec import DOMAIN
+from tests.support.json_documents import read_document
 
 START = '[[export]]\nname = "m"\ncheckpoint = "c"\n'
 
@@ -75,7 +75,7 @@ rounds = 8
     name = wrong_lambda(exported_vit, tmp_path / "vit.onnx")
     code, out = run(monkeypatch, capfd, "check", path, "--json")
     assert code == 1
-    assert json.loads(out)["verdict"] == "fail"
+    assert read_document(out, "check")["verdict"] == "fail"
     failed = [case for case in ET.parse(results / "junit.xml").iter("testcase") if case.find("failure") is not None]
     layers = [case for case in failed if case.get("classname") == "vit.ort-cpu.layers"]
     assert [case.get("name") for case in layers] == [f"norm {name}"]

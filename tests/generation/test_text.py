@@ -23,6 +23,7 @@ from ibnorm_export.generation.sessions import open_sessions, torch_sessions
 from ibnorm_export.generation.text_model import TextModel, open_checkpoint, open_folder
 from tests.support.accuracy import assert_rows_close
 from tests.support.checkpoints import LLAMA, save_checkpoint
+from tests.support.json_documents import read_document
 
 PROMPT = "Once: naïve"
 SAMPLED = Sampling(max_new_tokens=24, temperature=1.3, top_p=0.9, seed=5)
@@ -214,7 +215,7 @@ def test_the_command_streams_and_reports(forms: dict[str, Path]) -> None:
     plain = subprocess.run([*command, "--max-new-tokens", "8"], capture_output=True, text=True, check=False)
     assert plain.returncode == 0, plain.stderr
     as_json = subprocess.run([*command, "--max-new-tokens", "8", "--json"], capture_output=True, text=True, check=False)
-    found = json.loads(as_json.stdout)
+    found = read_document(as_json.stdout, "generate")
     assert plain.stdout == PROMPT + found["text"] + "\n"
     assert (found["backend"], found["stopped"], len(found["tokens"])) == ("ort-cpu", "length", 8)
     bad = subprocess.run([*command[:-1], "", "--json"], capture_output=True, text=True, check=False)

@@ -24,6 +24,7 @@ from ibnorm_export.exporter.text_folder import export_folder
 from ibnorm_export.generation.sessions import SessionSource
 from ibnorm_export.runtimes.runner import Kernels
 from tests.support.checkpoints import LLAMA, save_checkpoint
+from tests.support.json_documents import read_document
 
 
 class Clock:
@@ -162,7 +163,7 @@ def test_the_command_measures_every_form(tmp_path: Path) -> None:
         [*command, f"torch,{tmp_path / 'genai'}", "--json"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    found = read_document(done.stdout, "bench")
     assert [t["name"].rpartition("/")[2] for t in found["timings"]] == ["portable", "torch", "genai"] * 2
     assert all(1.0 < t["peak_memory_mb"] < 3000.0 for t in found["timings"])
     assert all(t["first_token_ms"] > 0.0 and t["decode_tokens_per_s"] > 0.0 for t in found["timings"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import signal
 import subprocess
 import sys
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import Final
 
 import psutil
+
+from tests.support.json_documents import read_document
 
 #: Seconds after which a test gives up on a process. Only one that hangs takes as long, also on a busy machine.
 PATIENCE_S: Final = 120
@@ -68,7 +69,7 @@ def running(path: Path, *arguments: object) -> Iterator[Running]:
         text += line
     if process.poll() is not None or not text:
         raise RuntimeError(f"serve ended: {text} {process.communicate()[1]}")
-    told = json.loads(text)
+    told = read_document(text, "serve")
     started = psutil.Process(told["pid"]).children(recursive=True)  # some have their own session
     try:
         yield Running(process, told["http"], told["grpc"], told["pid"])

@@ -26,6 +26,7 @@ from ibnorm_export.runtimes.tensorrt.engine import Engine, read_engine
 from ibnorm_export.runtimes.tensorrt.norm_kernels import kernels_in_plan
 from ibnorm_export.runtimes.tensorrt.options import EngineOptions, Runtime
 from ibnorm_export.runtimes.tensorrt.profiles import parse_ranges
+from tests.support.json_documents import read_document
 from tests.support.one_norm import TYPES
 from tests.support.one_norm import one_norm as one_norm_model
 
@@ -197,7 +198,7 @@ def test_the_command_line(tmp_path: Path) -> None:
     command = [str(Path(sys.executable).with_name("ibnorm-export")), "build-engine", str(tmp_path / "op.onnx")]
     command += ["-o", str(tmp_path / "op.plan"), "--runtime", "tensorrt-rtx", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    printed = json.loads(done.stdout)
+    printed = read_document(done.stdout, "build-engine")
     assert printed["norms"][0]["realised"] == "fused"
     assert printed["compute_capabilities"] == "the runtime's default"
     assert printed["size_bytes"] == (tmp_path / "op.plan").stat().st_size
