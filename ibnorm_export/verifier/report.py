@@ -226,6 +226,8 @@ class ParityReport(Report):
         for name, part in (("static", self.static), ("numeric", self.numeric), ("expected", self.expected)):
             if part is not None:
                 content[name]["verdict"] = "pass" if part else "fail"
+        if self.numeric is not None and self.numeric.exact is not None:
+            content["numeric"]["exact"]["verdict"] = "pass" if self.numeric.exact else "fail"
         return {"verdict": "pass" if self else "fail", **content}
 
     def raise_if_failed(self) -> None:
