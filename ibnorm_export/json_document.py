@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from importlib.resources import files as package_files
 from pathlib import Path
@@ -12,6 +11,7 @@ from ibnorm_export.environment import environment, version_of
 from ibnorm_export.errors import IBNormError, quoted
 from ibnorm_export.files import sha256_of
 from ibnorm_export.json_text import SCHEMA_VERSION
+from ibnorm_export.parsing import parse_json
 
 __all__ = ["json_document", "json_schema", "schema_names"]
 
@@ -69,5 +69,5 @@ def json_schema(command: str) -> dict[str, Any]:
     if command not in schema_names():
         raise IBNormError(f"there is no schema of {quoted(command)}; there is one of {', '.join(schema_names())}")
     file = package_files("ibnorm_export") / "schemas" / f"{command}{_SUFFIX}"
-    schema: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    schema: dict[str, Any] = parse_json(file.read_text(encoding="utf-8"))
     return schema
