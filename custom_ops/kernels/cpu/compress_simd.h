@@ -51,11 +51,7 @@ IBNORM_INLINE Pack tanh_half_positive(const Pack& z) {
   const Pack scale = each([](Vec v) IBNORM_FLAT { return power_of_two(v); }, n);
   const Pack e = fma(scale, p, subtract(scale, 1.0F));  // exp(z) - 1
   const Pack d = add(e, 2.0F);
-  // e / d: a rough quotient, corrected by its remainder.
-  const Pack reciprocal = each([](Vec v) IBNORM_FLAT { return rough_reciprocal(v); }, d);
-  const Pack quotient = multiply(e, reciprocal);
-  const Pack rest = each([](Vec q, Vec v, Vec w) IBNORM_FLAT { return fma(-q, v, w); }, quotient, d, e);
-  return fma(rest, reciprocal, quotient);
+  return each([](Vec p, Vec q) IBNORM_FLAT { return divide(p, q); }, e, d);
 }
 
 //! The factor that turns x - mean into the argument of `compress`.

@@ -138,6 +138,8 @@ struct Float16 : Storage<Float16, 2> {
     return _mm512_cvtph_ps((__m256i)h);
 #elif defined(__F16C__)
     return _mm256_cvtph_ps((__m128i)h);
+#elif defined(__aarch64__)
+    return (Vec)vcvt_f32_f16((float16x4_t)h);
 #else
     const Bits wide = __builtin_convertvector(h, Bits);
     const Bits rest = (wide & 0x7FFFU) << 13;
@@ -151,6 +153,8 @@ struct Float16 : Storage<Float16, 2> {
     return (Half)_mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #elif defined(__F16C__)
     return (Half)_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif defined(__aarch64__)
+    return (Half)vcvt_f16_f32((float32x4_t)v);
 #else
     const Bits all = (Bits)v;
     const Int rest = (Int)(all & 0x7FFFFFFFU);
@@ -246,6 +250,8 @@ struct BFloat16 : Storage<BFloat16, 2> {
     return (Bits)_mm512_mask_blend_epi16(0xAAAAAAAAU, (__m512i)(rounded(even) >> 16), (__m512i)rounded(odd));
 #elif defined(__AVX2__)
     return (Bits)_mm256_blend_epi16((__m256i)(rounded(even) >> 16), (__m256i)rounded(odd), 0xAA);
+#elif defined(__aarch64__)
+    return (Bits)vsriq_n_u32((uint32x4_t)rounded(odd), (uint32x4_t)rounded(even), 16);
 #else
     return (rounded(even) >> 16) | (rounded(odd) & 0xFFFF0000U);
 #endif
