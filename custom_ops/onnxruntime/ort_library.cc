@@ -9,6 +9,7 @@
 #include <cstdarg>
 #include <cstdint>
 #include <cstdio>
+#include <cstring>
 #include <initializer_list>
 #include <iterator>
 #include <mutex>
@@ -24,6 +25,7 @@ using ibnorm::Compression;
 using ibnorm::DType;
 using ibnorm::Problem;
 using ibnorm::Status;
+using ibnorm::cpu::InstructionSet;
 
 constexpr std::uint32_t kApiLevel = 18;
 constexpr std::size_t kMaxRank = 32;
@@ -32,6 +34,9 @@ constexpr std::size_t kMaxRank = 32;
 constexpr std::int64_t kSerialElements = 16384;
 //! Elements that a thread takes at a time: enough to hide the cost, few enough to balance the threads.
 constexpr std::int64_t kChunkElements = 131072;
+
+//! The entry of a session's configuration that chooses the CPU kernels, for tests and reports of faults.
+constexpr const char* kInstructionSetKey = "ibnorm.instruction_set";
 
 enum class Provider { kCpu, kCuda };
 
@@ -77,6 +82,7 @@ struct Op : OrtCustomOp {
   Provider provider;
   Compression compression;
   TypePair types;
+  InstructionSet instructions;
 
   const char* type_name() const { return kNames[skip ? 1 : 0][static_cast<int>(compression)]; }
   std::size_t scale_index() const { return skip ? 2 : 1; }
@@ -237,6 +243,7 @@ void destroy(void* kernel) noexcept { delete static_cast<Node*>(kernel); }
 // -- running -----------------------------------------------------------------------------------
 
 struct Split {
+  InstructionSet instructions;
   const Problem* problem;
   std::int64_t chunks;
 };
@@ -246,18 +253,19 @@ void run_chunk(void* data, std::size_t index) noexcept {
   const std::int64_t rows = split.problem->rows;
   const auto chunk = static_cast<std::int64_t>(index);
   // `compute` has checked the problem, so the kernels accept it.
-  ibnorm::cpu::run(*split.problem, rows * chunk / split.chunks, rows * (chunk + 1) / split.chunks);
+  ibnorm::cpu::run(split.instructions, *split.problem, rows * chunk / split.chunks,
+                   rows * (chunk + 1) / split.chunks);
 }
 
 OrtStatus* run_cpu(const OrtApi& api, const Node& node, OrtKernelContext* context, const Problem& problem) {
   const std::int64_t elements = problem.rows * problem.cols;
   if (elements <= kSerialElements || problem.rows == 1) {
-    const Status status = ibnorm::cpu::run(problem, 0, problem.rows);
+    const Status status = ibnorm::cpu::run(node.op->instructions, problem, 0, problem.rows);
     if (status == Status::kOk) return nullptr;
     return fail(api, node.name, node.op->type_name(), "the CPU kernel refused the problem (status %d)",
                 static_cast<int>(status));
   }
-  Split split{&problem, (elements + kChunkElements - 1) / kChunkElements};
+  Split split{node.op->instructions, &problem, (elements + kChunkElements - 1) / kChunkElements};
   if (split.chunks < 4) split.chunks = 4;
   if (split.chunks > problem.rows) split.chunks = problem.rows;
   const auto count = static_cast<std::size_t>(split.chunks);
@@ -427,17 +435,19 @@ void describe(Op& op) {
   op.ReleaseMayInplace = [](int*, int*) noexcept {};
 }
 
-//! Everything that sessions keep pointers to. There is one for each ONNX Runtime in the process, and it lives
-//! as long as the process.
+//! Everything that sessions keep pointers to. There is one for each ONNX Runtime in the process and each
+//! instruction set, and it lives as long as the process.
 struct Library {
   Library* next;
   const OrtApi* api;
+  InstructionSet instructions;
   OrtCustomOpDomain* domain;
   Op ops[kOpCount];
 };
 
-OrtStatus* build(const OrtApi& api, Library* library) {
+OrtStatus* build(const OrtApi& api, InstructionSet instructions, Library* library) {
   library->api = &api;
+  library->instructions = instructions;
   IBNORM_TRY(api.CreateCustomOpDomain(ibnorm::kDomain, &library->domain));
   std::size_t next = 0;
   for (const Provider provider : kProviders)
@@ -450,10 +460,39 @@ OrtStatus* build(const OrtApi& api, Library* library) {
           op.provider = provider;
           op.compression = compression;
           op.types = types;
+          op.instructions = instructions;
           describe(op);
           IBNORM_TRY(api.CustomOpDomain_Add(library->domain, &op));
         }
   return nullptr;
+}
+
+//! The instruction set that the session's configuration names; the widest if it names none.
+OrtStatus* read_instruction_set(const OrtApi& api, const OrtSessionOptions* options, InstructionSet* set) {
+  *set = ibnorm::cpu::widest();
+  int given = 0;
+  IBNORM_TRY(api.HasSessionConfigEntry(options, kInstructionSetKey, &given));
+  if (given == 0) return nullptr;
+  char wanted[16] = {};
+  std::size_t size = sizeof wanted;
+  if (OrtStatus* status = api.GetSessionConfigEntry(options, kInstructionSetKey, wanted, &size)) {
+    api.ReleaseStatus(status);  // longer than any name
+    wanted[0] = '\0';
+  }
+  char legal[64] = {};
+  for (const InstructionSet known : ibnorm::cpu::kInstructionSets) {
+    if (!ibnorm::cpu::has(known)) continue;
+    const char* name = ibnorm::cpu::name(known);
+    if (std::strcmp(wanted, name) == 0) {
+      *set = known;
+      return nullptr;
+    }
+    const std::size_t used = std::strlen(legal);
+    std::snprintf(legal + used, sizeof legal - used, "%s%s", used == 0 ? "" : ", ", name);
+  }
+  char text[200];
+  std::snprintf(text, sizeof text, "%s is '%s'; this machine has %s", kInstructionSetKey, wanted, legal);
+  return api.CreateStatus(ORT_INVALID_ARGUMENT, text);
 }
 
 }  // namespace
@@ -469,15 +508,18 @@ IBNORM_EXPORT OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* optio
                  base->GetVersionString());
     return nullptr;
   }
+  InstructionSet instructions;
+  IBNORM_TRY(read_instruction_set(*api, options, &instructions));
   static std::mutex guard;
   static Library* libraries = nullptr;
   const std::lock_guard<std::mutex> lock(guard);
   Library* library = libraries;
-  while (library != nullptr && library->api != api) library = library->next;
+  while (library != nullptr && (library->api != api || library->instructions != instructions))
+    library = library->next;
   if (library == nullptr) {
     library = new (std::nothrow) Library{};
     if (library == nullptr) return api->CreateStatus(ORT_FAIL, "IBNorm: out of memory");
-    if (OrtStatus* status = build(*api, library)) {
+    if (OrtStatus* status = build(*api, instructions, library)) {
       if (library->domain != nullptr) api->ReleaseCustomOpDomain(library->domain);
       delete library;
       return status;
@@ -496,7 +538,7 @@ IBNORM_EXPORT const char* ibnorm_build() noexcept {
   static char text[128] = {};
   static const bool written = [] {
     std::snprintf(text, sizeof text, R"({"providers":["cpu"%s],"instruction_set":"%s"})",
-                  std::size(kProviders) > 1 ? R"(,"cuda")" : "", ibnorm::cpu::instruction_set());
+                  std::size(kProviders) > 1 ? R"(,"cuda")" : "", ibnorm::cpu::name(ibnorm::cpu::widest()));
     return true;
   }();
   (void)written;

@@ -20,7 +20,7 @@ IBNORM_EXPORT int ibnorm_test_has(int set) {
   return ibnorm::cpu::has(static_cast<ibnorm::cpu::InstructionSet>(set));
 }
 
-IBNORM_EXPORT const char* ibnorm_test_instruction_set() { return ibnorm::cpu::instruction_set(); }
+IBNORM_EXPORT const char* ibnorm_test_instruction_set() { return ibnorm::cpu::name(ibnorm::cpu::widest()); }
 
 //! set: 0 is generic, 1 avx2, 2 avx512, and -1 what the dispatcher chooses.
 IBNORM_EXPORT int ibnorm_test_run(int set, const void* x, const void* skip, const void* scale,
@@ -41,9 +41,8 @@ IBNORM_EXPORT int ibnorm_test_run(int set, const void* x, const void* skip, cons
   p.compression = static_cast<ibnorm::Compression>(compression);
   p.lambd = lambd;
   p.epsilon = epsilon;
-  const ibnorm::Status status =
-      set < 0 ? ibnorm::cpu::run(p, row_begin, row_end)
-              : ibnorm::cpu::run_on(static_cast<ibnorm::cpu::InstructionSet>(set), p, row_begin, row_end);
+  const ibnorm::Status status = ibnorm::cpu::run(
+      set < 0 ? ibnorm::cpu::widest() : static_cast<ibnorm::cpu::InstructionSet>(set), p, row_begin, row_end);
   return static_cast<int>(status);
 }
 

@@ -56,7 +56,7 @@ int check(InstructionSet set, DType type, DType affine, Compression kind, bool s
   for (int t = 0; t < kThreads; ++t)
     pool.emplace_back([&, t] {
       status[static_cast<std::size_t>(t)] =
-          ibnorm::cpu::run_on(set, p, rows * t / kThreads, rows * (t + 1) / kThreads);
+          ibnorm::cpu::run(set, p, rows * t / kThreads, rows * (t + 1) / kThreads);
     });
   for (std::thread& thread : pool) thread.join();
   for (const ibnorm::Status s : status)
@@ -82,8 +82,7 @@ int main() {
                             {9, 16}, {9, 17}, {11, 111}, {8, 1023}, {8, 16387}};
   int cases = 0;
   int failures = 0;
-  for (const InstructionSet set :
-       {InstructionSet::kGeneric, InstructionSet::kAvx2, InstructionSet::kAvx512}) {
+  for (const InstructionSet set : ibnorm::cpu::kInstructionSets) {
     if (!ibnorm::cpu::has(set)) continue;
     for (const Pair& pair : pairs)
       for (const Compression kind : {Compression::kLinear, Compression::kLogarithmic, Compression::kTanh})

@@ -1,4 +1,4 @@
-//! Checks a problem and runs it with the widest instructions that the machine supports.
+//! Checks a problem and runs it with the instructions that the caller chose.
 #include <cstdint>
 
 #include "ibnorm/kernels.h"
@@ -35,14 +35,6 @@ bool legal(const Problem& p, std::int64_t row_begin, std::int64_t row_end) {
   return p.skip != nullptr || p.sum == nullptr;
 }
 
-InstructionSet widest() {
-#ifdef IBNORM_X86
-  if (has(InstructionSet::kAvx512)) return InstructionSet::kAvx512;
-  if (has(InstructionSet::kAvx2)) return InstructionSet::kAvx2;
-#endif
-  return InstructionSet::kGeneric;
-}
-
 }  // namespace
 
 bool has(InstructionSet set) noexcept {
@@ -62,8 +54,26 @@ bool has(InstructionSet set) noexcept {
   }
 }
 
-Status run_on(InstructionSet set, const Problem& problem, std::int64_t row_begin,
-              std::int64_t row_end) noexcept {
+InstructionSet widest() noexcept {
+  InstructionSet found = InstructionSet::kGeneric;
+  for (const InstructionSet set : kInstructionSets)
+    if (has(set)) found = set;
+  return found;
+}
+
+const char* name(InstructionSet set) noexcept {
+  switch (set) {
+    case InstructionSet::kAvx512:
+      return "avx512";
+    case InstructionSet::kAvx2:
+      return "avx2";
+    default:
+      return "generic";
+  }
+}
+
+Status run(InstructionSet set, const Problem& problem, std::int64_t row_begin,
+           std::int64_t row_end) noexcept {
   if (!has(set)) return Status::kUnsupported;
   if (!legal(problem, row_begin, row_end)) return Status::kInvalidArgument;
   if (row_begin == row_end || problem.cols == 0) return Status::kOk;
@@ -74,21 +84,6 @@ Status run_on(InstructionSet set, const Problem& problem, std::int64_t row_begin
 #endif
   kernel(problem, row_begin, row_end);
   return Status::kOk;
-}
-
-Status run(const Problem& problem, std::int64_t row_begin, std::int64_t row_end) noexcept {
-  return run_on(widest(), problem, row_begin, row_end);
-}
-
-const char* instruction_set() noexcept {
-  switch (widest()) {
-    case InstructionSet::kAvx512:
-      return "avx512";
-    case InstructionSet::kAvx2:
-      return "avx2";
-    default:
-      return "generic";
-  }
 }
 
 }  // namespace ibnorm::cpu

@@ -435,3 +435,31 @@ def test_registering_and_exiting_is_clean(ort_library: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code, str(ort_library)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert ctypes.CDLL(str(ort_library)).RegisterCustomOps
+
+
+def chosen(library: Path, isa: str) -> Any:
+    options = ort.SessionOptions()
+    options.add_session_config_entry("ibnorm.instruction_set", isa)
+    options.register_custom_ops_library(str(library))
+    return options
+
+
+def test_a_session_chooses_its_instruction_set(ort_library: Path, kernels: Any) -> None:
+    """Each variant rounds in its own way, which shows that it ran."""
+    spec = IBNormSpec(Compression.TANH, 0.5)
+    rng = np.random.default_rng(3)
+    x, scale, bias = (rng.standard_normal(shape).astype(F32) for shape in ((64, 768), 768, 768))
+    data = model(onnx_op.node("X", "scale", bias="bias", y="Y", spec=spec, name="n"))
+    found = set()
+    for isa in kernels.sets:
+        made = ort.InferenceSession(data, chosen(ort_library, isa), providers=["CPUExecutionProvider"])
+        (y,) = made.run(None, {"X": x, "scale": scale, "bias": bias})
+        np.testing.assert_array_equal(y, kernels.run(isa, x, scale, bias, spec))
+        found.add(y.tobytes())
+    assert len(found) == len(kernels.sets)
+
+
+@pytest.mark.parametrize("isa", ["sse9", "", "a name that is longer than any"])
+def test_an_unknown_instruction_set_is_refused(ort_library: Path, isa: str) -> None:
+    with pytest.raises(ort.capi.onnxruntime_pybind11_state.InvalidArgument, match=r"this machine has generic"):
+        chosen(ort_library, isa)
