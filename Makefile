@@ -9,6 +9,7 @@
 #   make test-browser      the HTML reports in a headless Chromium, where one is installed
 #   make test-docs         the documentation: its site built strictly, its layout in Chromium, and every console example run
 #   make test-targets      what exports for other runtimes compute there, and the examples in C++ and for a browser
+#   make test-processors   the CPU kernels on an emulated arm64, and on an x86-64 without AVX, where qemu-user is installed
 #   make test-cuda         the CUDA kernels on a CPU emulator
 #   make test-tensorrt     the TensorRT plugin, and engines for TensorRT-RTX, without a GPU
 #   make test-serving      a real Triton and the text endpoint, on loopback
@@ -50,7 +51,7 @@ CUDA_ARCHITECTURES ?= 80-real;90-real
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 CPP := $(shell find custom_ops tests -name '*.cc' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo runtimes test-runtimes library test test-fuzz test-generation test-faults test-families test-browser test-docs docs families training-checkpoints test-targets test-cuda test-tensorrt test-serving test-qemu test-harness test-wheels extras core-tests lint format setup native native-cuda sanitize test-compat mutants clean test-tools
+.PHONY: test-processors demo runtimes test-runtimes library test test-fuzz test-generation test-faults test-families test-browser test-docs docs families training-checkpoints test-targets test-cuda test-tensorrt test-serving test-qemu test-harness test-wheels extras core-tests lint format setup native native-cuda sanitize test-compat mutants clean test-tools
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.ready
@@ -110,6 +111,10 @@ test-compat: native
 	PYTHONPATH=build/onnxruntime-1.20 $(BIN)/python -c "import onnxruntime as o; assert o.__version__ == '1.20.1', o.__version__"
 	PYTHONPATH=build/onnxruntime-1.20 $(BIN)/python -m pytest -q tests/custom_ops/ort/test_ort_library.py
 
+# Compiles the kernels for each processor, and calls them through a pipe (Debian: g++-aarch64-linux-gnu, qemu-user).
+test-processors: setup
+	$(BIN)/python -m pytest tests/custom_ops/emulated
+
 test-harness: native $(VENV)/.extra-lm-eval-test
 	$(BIN)/python -m pytest tests/evaluation/harness
 
@@ -128,7 +133,7 @@ test: native
 	$(MAKE) --no-print-directory --jobs=2 lint core-tests
 
 core-tests:
-	$(PYTEST) --junit-xml=build/test-results/core.xml $(addprefix --ignore=tests/,docs evaluation/harness generation runtimes/others verifier/faults models/families browser packaging targets custom_ops/cuda custom_ops/tensorrt serving)
+	$(PYTEST) --junit-xml=build/test-results/core.xml $(addprefix --ignore=tests/,docs evaluation/harness generation runtimes/others verifier/faults models/families browser packaging targets custom_ops/cuda custom_ops/emulated custom_ops/tensorrt serving)
 
 # Cached decoding, generation in every form, and quantised weights. Most of the time is export.
 test-generation: native
