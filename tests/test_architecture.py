@@ -72,10 +72,21 @@ def _modules() -> dict[str, Path]:
 MODULES = _modules()
 
 
+def _nodes(tree: ast.Module) -> Iterator[ast.AST]:
+    """Every statement, wherever it is nested. Expressions, which are most of a tree, import nothing."""
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        for name in ("body", "orelse", "finalbody", "handlers", "cases"):
+            below = getattr(node, name, ())
+            waiting += below if isinstance(below, list) else ()
+
+
 def imports(file: Path, *, top_only: bool = False) -> Iterator[str]:
     """Every module that a file imports, by its full name."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
-    for node in tree.body if top_only else ast.walk(tree):
+    for node in tree.body if top_only else _nodes(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
