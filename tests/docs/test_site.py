@@ -82,6 +82,22 @@ def test_the_pictures_are_those_of_the_script() -> None:
         assert (ASSETS / name).read_text(encoding="utf-8") == way(narrow=narrow)
 
 
+def test_every_link_leads_somewhere(site: Path) -> None:
+    """Links within the site: the file is there, and so is the place in it."""
+    places: dict[Path, set[str]] = {}
+    for path in site.rglob("*.html"):
+        places[path.resolve()] = set(re.findall(r'\sid="?([^"\s>]+)', path.read_text(encoding="utf-8")))
+    for path in places:
+        text = re.sub(r"<(pre|svg|script).*?</\1>", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+        for target in re.findall(r'<a [^>]*href="?([^"\s>]+)', text):
+            if path.name == "404.html" or re.match(r"[a-z]+:", target):
+                continue
+            name, _, place = target.partition("#")
+            found = (path.parent / name).resolve() if name else path
+            assert found.exists(), f"{path.relative_to(site.resolve())}: {target}"
+            assert not place or place in places.get(found, {place}), f"{path.relative_to(site.resolve())}: {target}"
+
+
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)#\s]+)(?:#[^)]*)?\)")
 SOURCES = [*ROOT.glob("*.md"), ROOT / "benchmarks" / "README.md"]
 
