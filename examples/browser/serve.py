@@ -1,6 +1,7 @@
 """Serve the page of this folder on this machine, with the headers that WebAssembly threads need.
 
     ibnorm-export demo --out demo
+    mkdir web
     ibnorm-export export demo/llama -o web/llama --target transformers.js --dtype fp32
     ibnorm-export export demo/vit -o web/vit --target transformers.js --dtype fp32
     npm install --prefix web --ignore-scripts @huggingface/transformers@4.3.2
