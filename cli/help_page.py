@@ -50,7 +50,7 @@ PANELS: Final = {
             "--cache",
         ),
         *("--out", "--format", "--name", "--mount", "--storage-uri", "--json", "--log", "--layers", "--variant"),
-        *("--timing-cache", "--embed-plugin"),
+        *("--timing-cache", "--embed-plugin", "--sweep", "--prefer"),
     ),
     "Numerics": (
         *("--dtype", "--block-size", "--head-dtype", "--numeric-only", "--max-drop", "--dtypes", "--lambdas"),
