@@ -27,9 +27,9 @@ def _check_target(path: Path, suffix: str, *, kind: Kind | None = None) -> None:
 
 def page(path: Path | None) -> Path | None:
     """Check the path of an HTML report, and that its plots can be drawn."""
-    from ibnorm_export.html_page import PAGE, demand_plots
-
     if path is not None:
+        from ibnorm_export.html_page import PAGE, demand_plots
+
         _check_target(path, ".html", kind=PAGE)
         demand_plots()
     return path

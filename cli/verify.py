@@ -96,7 +96,6 @@ def verify_command(
     from ibnorm_export import models
     from ibnorm_export.artifacts.exported_model import ExportedModel
     from ibnorm_export.artifacts.input_files import read_inputs, read_text
-    from ibnorm_export.verifier.html import write_report
     from ibnorm_export.verifier.verify import VerifyOptions, verify
 
     wanted = VerifyOptions(
@@ -124,6 +123,8 @@ def verify_command(
         given = None if inputs is None else [read_inputs(inputs, loaded)]
         report = verify(exported, loaded, options=wanted, inputs=given, text=words, progress=progress)
         if html is not None:
+            from ibnorm_export.verifier.html import write_report
+
             progress("writing the report", 0, 0)
             write_report(report, html)
     files = [exported.path, *exported.external_files, checkpoint, inputs, expected, text, html]

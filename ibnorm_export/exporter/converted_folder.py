@@ -15,10 +15,11 @@ from ibnorm_export.artifacts.onnx_file import MODEL_FILE
 from ibnorm_export.artifacts.random_inputs import draw_inputs
 from ibnorm_export.artifacts.tensors import Arrays, DType
 from ibnorm_export.errors import ExportError
+from ibnorm_export.exporter.companions import copy_companions
 from ibnorm_export.exporter.number_check import SAMPLES, check_numbers
 from ibnorm_export.exporter.options import ExportOptions
 from ibnorm_export.exporter.single_file import export_file
-from ibnorm_export.exporter.text_folder import copy_companions, earlier_export
+from ibnorm_export.exporter.text_folder import earlier_export
 from ibnorm_export.files import new_folder
 from ibnorm_export.progress import Progress, silent
 

@@ -21,6 +21,7 @@ from ibnorm_export.artifacts.manifest import write_manifest
 from ibnorm_export.artifacts.metadata import CacheKind, Target, Task
 from ibnorm_export.artifacts.onnx_file import MODEL_FILE
 from ibnorm_export.errors import ExportError
+from ibnorm_export.exporter.companions import copy_companions
 from ibnorm_export.exporter.genai_builder import (
     BUILDER_VERSION,
     BUILDERS,
@@ -31,7 +32,7 @@ from ibnorm_export.exporter.genai_builder import (
 )
 from ibnorm_export.exporter.options import ExportOptions
 from ibnorm_export.exporter.single_file import check_quantization, describe, quantized, write_metadata
-from ibnorm_export.exporter.text_folder import copy_companions, earlier_export
+from ibnorm_export.exporter.text_folder import earlier_export
 from ibnorm_export.files import new_folder
 from ibnorm_export.graph.cleanup import attach_functions, forget_initializer_info
 from ibnorm_export.op import native

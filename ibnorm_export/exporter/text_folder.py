@@ -2,45 +2,21 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
-from typing import Final
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.manifest import MANIFEST_FILE, read_manifest
 from ibnorm_export.artifacts.metadata import Task
 from ibnorm_export.artifacts.onnx_file import MODEL_FILE
-from ibnorm_export.artifacts.tokenizer import TOKENIZER_FILES, FolderTokenizer
 from ibnorm_export.errors import ExportError
+from ibnorm_export.exporter.companions import COMPANION_FILES, copy_companions
 from ibnorm_export.exporter.options import ExportOptions
 from ibnorm_export.exporter.single_file import export_file
 from ibnorm_export.files import new_folder
 from ibnorm_export.progress import Progress, silent
 
-__all__ = ["COMPANION_FILES", "companions", "copy_companions", "earlier_export", "export_folder"]
-
-#: Files that belong to a language model besides its weights: configuration and tokenizer.
-COMPANION_FILES: Final = ("config.json", "generation_config.json", *TOKENIZER_FILES)
-
-
-def companions(model: LoadedModel) -> dict[str, Path]:
-    """The files of the checkpoint that an exported folder has too, by name."""
-    source = Path(model.source)
-    return {name: source / name for name in COMPANION_FILES if (source / name).is_file()}
-
-
-def copy_companions(model: LoadedModel, folder: Path) -> None:
-    """Copy the checkpoint's configuration to `folder`, and its tokenizer if it has one.
-
-    Raises:
-        ModelFileError: the tokenizer is damaged or does not fit the model's embedding.
-    """
-    source = Path(model.source)
-    if (source / "tokenizer.json").is_file():
-        FolderTokenizer(source, model.vocabulary)
-    for name, file in companions(model).items():
-        shutil.copyfile(file, folder / name)
+__all__ = ["earlier_export", "export_folder"]
 
 
 def earlier_export(folder: Path) -> set[str]:

@@ -27,9 +27,9 @@ from ibnorm_export.artifacts.metadata import CacheKind, ModelMetadata, Target, T
 from ibnorm_export.artifacts.tensors import WeightType
 from ibnorm_export.artifacts.tokenizer import read_json
 from ibnorm_export.errors import ExportError, ModelFileError, quoted
+from ibnorm_export.exporter.companions import COMPANION_FILES, TRANSFORMERS_JS, copy_companions
 from ibnorm_export.exporter.options import ExportOptions
 from ibnorm_export.exporter.single_file import build, check_file, quantized, write_metadata
-from ibnorm_export.exporter.text_folder import COMPANION_FILES, copy_companions
 from ibnorm_export.files import new_folder
 from ibnorm_export.graph.cleanup import forget_initializer_info
 from ibnorm_export.graph.float32_ends import float32_ends
@@ -38,7 +38,6 @@ from ibnorm_export.progress import Progress, silent
 __all__ = [
     "MODEL_FOLDER",
     "MODEL_TYPES",
-    "SECTION",
     "WEIGHT_FILES",
     "earlier_web_export",
     "export_transformers_js",
@@ -65,8 +64,6 @@ MODEL_TYPES: Final = {
     "vit": Task.FORWARD,
 }
 
-#: The section of config.json that transformers.js reads.
-SECTION: Final = "transformers.js_config"
 
 #: How images become inputs; a copy of the checkpoint's.
 _PREPROCESSOR: Final = "preprocessor_config.json"
@@ -205,7 +202,7 @@ def _write_config(source: Path, folder: Path, *, weights: Sequence[WeightType], 
         section["use_external_data_format"] = data_files
     config = _config(source)
     if section:
-        config[SECTION] = section
+        config[TRANSFORMERS_JS] = section
     (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

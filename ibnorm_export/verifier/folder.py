@@ -18,9 +18,8 @@ from ibnorm_export.artifacts.metadata import Target, Task
 from ibnorm_export.artifacts.onnx_file import MODEL_FILE
 from ibnorm_export.artifacts.tokenizer import read_json
 from ibnorm_export.errors import BackendUnavailable, ModelFileError
+from ibnorm_export.exporter.companions import COMPANION_FILES, TRANSFORMERS_JS, companions
 from ibnorm_export.exporter.genai_builder import GENAI_CONFIG_FILE, expected_genai_config
-from ibnorm_export.exporter.text_folder import COMPANION_FILES, companions
-from ibnorm_export.exporter.transformers_js import SECTION
 from ibnorm_export.files import has_file, sha256_of
 from ibnorm_export.findings.code import FindingCode
 from ibnorm_export.op.spec import OP_TYPES, SKIP_OP_TYPES
@@ -102,7 +101,9 @@ def _content_problems(file: Path, source: Path) -> Iterator[Finding]:
     try:
         actual, expected = _normalised(read_json(file)), _normalised(read_json(source))
         if file.name == "config.json":
-            actual.pop(SECTION, None)  # where transformers.js finds the files, which is no matter of the checkpoint
+            actual.pop(
+                TRANSFORMERS_JS, None
+            )  # where transformers.js finds the files, which is no matter of the checkpoint
     except ModelFileError as error:
         yield Finding(file.name, str(error), code=FindingCode.FILE_UNREADABLE)
         return

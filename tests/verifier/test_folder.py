@@ -20,8 +20,8 @@ from ibnorm_export.artifacts.manifest import write_manifest
 from ibnorm_export.artifacts.metadata import Target
 from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.artifacts.tokenizer import write_byte_tokenizer
+from ibnorm_export.exporter.companions import copy_companions
 from ibnorm_export.exporter.genai_builder import expected_genai_config
-from ibnorm_export.exporter.text_folder import copy_companions
 from ibnorm_export.op.spec import OP_TYPES, SKIP_OP_TYPES
 from ibnorm_export.verifier.folder import with_folder
 from ibnorm_export.verifier.report import StaticReport

@@ -1,0 +1,40 @@
+"""The files of a language model besides its weights.
+
+This module imports neither PyTorch's exporter nor onnxscript, so verification does not wait for them.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Final
+
+from ibnorm_export.artifacts.loaded_model import LoadedModel
+from ibnorm_export.artifacts.tokenizer import TOKENIZER_FILES, FolderTokenizer
+
+__all__ = ["COMPANION_FILES", "TRANSFORMERS_JS", "companions", "copy_companions"]
+
+#: The section of config.json that transformers.js reads.
+TRANSFORMERS_JS: Final = "transformers.js_config"
+
+#: Files that belong to a language model besides its weights: configuration and tokenizer.
+COMPANION_FILES: Final = ("config.json", "generation_config.json", *TOKENIZER_FILES)
+
+
+def companions(model: LoadedModel) -> dict[str, Path]:
+    """The files of the checkpoint that an exported folder has too, by name."""
+    source = Path(model.source)
+    return {name: source / name for name in COMPANION_FILES if (source / name).is_file()}
+
+
+def copy_companions(model: LoadedModel, folder: Path) -> None:
+    """Copy the checkpoint's configuration to `folder`, and its tokenizer if it has one.
+
+    Raises:
+        ModelFileError: the tokenizer is damaged or does not fit the model's embedding.
+    """
+    source = Path(model.source)
+    if (source / "tokenizer.json").is_file():
+        FolderTokenizer(source, model.vocabulary)
+    for name, file in companions(model).items():
+        shutil.copyfile(file, folder / name)
