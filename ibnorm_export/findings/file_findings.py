@@ -56,6 +56,13 @@ TEXTS: Final[dict[Code, tuple[str, str, str, str, str]]] = {
         _EXPORT_AGAIN,
         "A tool replaces the second mean of IBNormT by a constant.",
     ),
+    Code.FUNCTION_TWICE: (
+        "A function has the name of another function or of an operator",
+        "The file has two functions of one name, or one that is called like an operator that runtimes implement.",
+        "Runtimes differ in which of them they run.",
+        _EXPORT_AGAIN,
+        "The file has a function Tanh in the domain of the standard operators.",
+    ),
     Code.WEIGHT_DIFFERS: (
         "A weight has other values than the checkpoint",
         "A weight of the file differs from the one of the same name, after the rounding of the file's type.",
@@ -140,6 +147,20 @@ TEXTS: Final[dict[Code, tuple[str, str, str, str, str]]] = {
         "Export the model in evaluation mode: model.eval().",
         "A RandomNormal node adds noise to the embedding.",
     ),
+    Code.OPERATOR_UNKNOWN: (
+        "The file computes a function that PyTorch does not compute",
+        "An operator on floating-point data, such as Tanh or Min, has no counterpart in a run of the checkpoint.",
+        "It may change only values that no sample has.",
+        _EXPORT_AGAIN,
+        "Logits go through a Tanh node that caps them at 4096.",
+    ),
+    Code.SIZES_DECIDE: (
+        "The size of a batch or a sequence decides about data",
+        "The file compares, divides or limits sizes, or cuts the batch at a row, and combines the result with data.",
+        "It may act only on sizes that no sample has.",
+        _EXPORT_AGAIN,
+        "Rows from 64 on are replaced by zeros.",
+    ),
     Code.OUTPUT_FLOAT64: (
         "An output is float64",
         "The file declares an output of double precision, which the checkpoint does not give.",
@@ -174,6 +195,27 @@ TEXTS: Final[dict[Code, tuple[str, str, str, str, str]]] = {
         "The conversion loses digits or range.",
         _EXPORT_AGAIN,
         "The mask is converted to int8.",
+    ),
+    Code.FILE_ORDER: (
+        "Nodes or outputs are in a wrong order",
+        "A node reads what a later node writes, or the outputs are not in the order of an export.",
+        "Some runtimes refuse the file, and callers that take outputs by position get wrong ones.",
+        _EXPORT_AGAIN,
+        "A cache is the first output, and the logits are the last.",
+    ),
+    Code.OPSET: (
+        "The file states a wrong version of its operators",
+        "The version of the norms is not the one of this package, or a domain has two versions.",
+        "Runtimes without that version refuse the file or run another definition.",
+        _EXPORT_AGAIN,
+        "The domain ai.ibnorm has version 99.",
+    ),
+    Code.INPUT_TYPE: (
+        "An input has another type than callers give",
+        "Token ids, masks and positions are int64 in every export.",
+        "A runtime refuses int64 arrays for such an input.",
+        _EXPORT_AGAIN,
+        "input_ids is declared int32.",
     ),
     Code.METADATA_CLAIM: (
         "The metadata states what the file is not",

@@ -76,6 +76,7 @@ class Coverage:
         narrow_operators: operators that returned floating-point values of a dtype other than float64, although
             `compute_in_float64` widens casts: those that write to a tensor of another dtype.
         operators: names of the operators that ran, without their overloads.
+        float_operators: those of them that took floating-point data.
         numbers: numbers that operators were given: Python's own and those of tensors with one element.
         limits: those of them that an operator compares with, or limits a value to.
         equals: those of them that an operator asks whether a value is equal to.
@@ -91,6 +92,7 @@ class Coverage:
     _: KW_ONLY
     narrow_operators: frozenset[str] = frozenset()
     operators: frozenset[str] = frozenset()
+    float_operators: frozenset[str] = frozenset()
     numbers: frozenset[float] = frozenset()
     limits: frozenset[float] = frozenset()
     equals: frozenset[float] = frozenset()
@@ -112,6 +114,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         self.identities: set[int] = set()
         self.narrow: set[str] = set()
         self.operators: set[str] = set()
+        self.float_operators: set[str] = set()
         self.numbers: set[float] = set()
         self.limits: set[float] = set()
         self.equals: set[float] = set()
@@ -131,6 +134,8 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         self.operators.add(name)
         tensors = [value for value in given if isinstance(value, Tensor)]
         self.identities.update(storage_identity(tensor) for tensor in tensors)
+        if any(value.is_floating_point() for value in (*tensors, *made)):
+            self.float_operators.add(name)
         if any(value.is_floating_point() and value.dtype != torch.float64 for value in made):
             self.narrow.add(str(func))
         self.integers.update(value.dtype for value in made if not value.is_floating_point())
@@ -217,6 +222,7 @@ def measure_coverage(model: LoadedModel, truth: nn.Module, *, inputs: Arrays) ->
         dict(norms),
         narrow_operators=frozenset(watch.narrow),
         operators=frozenset(watch.operators),
+        float_operators=frozenset(watch.float_operators),
         numbers=frozenset(watch.numbers),
         limits=frozenset(watch.limits),
         equals=frozenset(watch.equals),

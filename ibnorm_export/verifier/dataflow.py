@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import numpy as np
 import onnx
+import onnx.checker
 import onnx.helper
 import onnx.inliner
 import onnx.numpy_helper
@@ -262,7 +263,7 @@ def _inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
         return proto
     try:
         expanded: onnx.ModelProto = onnx.inliner.inline_selected_functions(proto, others)
-    except RuntimeError as error:
+    except (RuntimeError, onnx.checker.ValidationError) as error:
         raise ModelFileError(f"a function of the file cannot be expanded: {error}") from error
     return expanded
 

@@ -125,7 +125,7 @@ def compare_runner(comparison: Comparison, runner: Runner, *, norms: str) -> Par
     """
     reference = comparison.reference
     sums = {name: _OutputSums() for name in reference.model.outputs}
-    findings: list[Finding] = []
+    findings = _declared_problems(comparison)
     explained = False
     for done, sample in enumerate(reference.samples):
         comparison.progress(f"comparing, norms {norms}", done, len(reference.samples))
@@ -179,6 +179,19 @@ def compare_runner(comparison: Comparison, runner: Runner, *, norms: str) -> Par
         for name in confined
     ]
     return Part(outputs=outputs, findings=tuple(findings), explained=explained or bool(confined))
+
+
+def _declared_problems(comparison: Comparison) -> list[Finding]:
+    """Outputs that are declared with other sizes than they have: callers that allocate memory for them get it wrong."""
+    first = next(iter(comparison.reference.samples), None)
+    found = []
+    for tensor in comparison.file.outputs if first is not None else ():
+        shape = first.truth[tensor.name].shape if first is not None and tensor.name in first.truth else ()
+        fixed = [(axis, size) for axis, size in enumerate(tensor.shape) if isinstance(size, int) and size > 0]
+        if tensor.shape and any(axis >= len(shape) or size != shape[axis] for axis, size in fixed):
+            what = f"declares the shape {tuple(tensor.shape)}; it has {shape}"
+            found.append(Finding(f"output {tensor.name}", what, code=FindingCode.OUTPUT_SHAPE))
+    return found
 
 
 def describe_error(output: OutputParity, dtype: DType) -> str:

@@ -18,11 +18,13 @@ from ibnorm_export.text_report import counted
 from ibnorm_export.verifier.coverage import Coverage
 from ibnorm_export.verifier.dataflow import DataFlow
 from ibnorm_export.verifier.report import Finding, StaticReport
+from ibnorm_export.verifier.static_format import check_format
 from ibnorm_export.verifier.static_functions import check_functions
 from ibnorm_export.verifier.static_inlined import InlinedNorms
 from ibnorm_export.verifier.static_inputs import check_inputs
 from ibnorm_export.verifier.static_norms import check_norms, norm_nodes
 from ibnorm_export.verifier.static_numbers import check_numbers_used
+from ibnorm_export.verifier.static_operators import check_operators
 from ibnorm_export.verifier.static_types import check_types
 from ibnorm_export.verifier.static_weights import compare_weights
 from ibnorm_export.verifier.weight_values import WeightValues
@@ -39,6 +41,7 @@ def check_static(exported: ExportedModel, model: LoadedModel, *, coverage: Cover
         coverage: what takes part in the checkpoint's output; the rest need not be in the file.
     """
     flow = DataFlow(exported)
+    own_code = model.original is not None or model.family == "timm"
     values = WeightValues(model, torch_dtype(exported.dtype))
 
     def holds(name: str, tensor: Tensor) -> bool:
@@ -52,7 +55,9 @@ def check_static(exported: ExportedModel, model: LoadedModel, *, coverage: Cover
         *check_norms(flow, modules, coverage=coverage, holds=holds, inlined=inlined),
         *check_functions(flow),
         *check_types(exported),
-        *check_inputs(flow, coverage, own_code=model.original is not None or model.family == "timm"),
+        *check_format(exported, model),
+        *(() if own_code else check_operators(flow, coverage)),
+        *check_inputs(flow, coverage, own_code=own_code),
         *_claim_problems(exported, model, flow=flow),
         *weights.findings,
         *check_numbers_used(flow, model, coverage=coverage, block_sizes=inlined.block_sizes),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ibnorm_export.artifacts.exported_model import NormNode, norm_node
+from ibnorm_export.errors import quoted
 from ibnorm_export.findings.code import FindingCode
 from ibnorm_export.op.spec import DOMAIN
 from ibnorm_export.op.torch_op import IBNorm
@@ -90,6 +91,8 @@ def _attribute_problems(node: NormNode, module: IBNorm) -> Iterator[str]:
             yield f"attribute {name} is missing; it must be {expected!r}"
         elif node.attributes[name] != expected:
             yield f"attribute {name} is {node.attributes[name]!r}; the checkpoint has {expected!r}"
+    for name in sorted(node.attributes.keys() - spec.attributes().keys()):
+        yield f"attribute {quoted(name)} is none of the operator's, and kernels may refuse it"
 
 
 def _affine_problems(node: NormNode, module: IBNorm, *, holds: Callable[[str, Tensor], bool]) -> Iterator[str]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Final
 
 import onnx
+import onnx.checker
 import onnx.shape_inference
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
@@ -65,7 +66,7 @@ def check_types(exported: ExportedModel) -> Iterator[Finding]:
         lines = [line.strip() for line in str(error).splitlines()]
         for line in [line for line in lines if _ABOUT_TYPES.search(line)][:3]:
             yield Finding("types", f"a runtime cannot load the file: {line[:200]}", code=FindingCode.TYPES_UNSOUND)
-    except ValueError as error:  # a type that ONNX does not have
+    except (ValueError, onnx.checker.ValidationError) as error:  # a type that ONNX lacks, or two functions of one name
         yield Finding("types", f"a runtime cannot load the file: {error}", code=FindingCode.TYPES_UNSOUND)
 
 

@@ -19,19 +19,27 @@ from ibnorm_export.artifacts.tensors import Arrays, DType
 from ibnorm_export.errors import IBNormError
 from ibnorm_export.verifier.report import ParityReport
 from ibnorm_export.verifier.verify import VerifyOptions, verify
-from tests.verifier.faults import kinds_files, kinds_half, kinds_norms, kinds_text, kinds_values, kinds_weights
+from tests.verifier.faults import (
+    kinds_files,
+    kinds_format,
+    kinds_functions,
+    kinds_half,
+    kinds_norms,
+    kinds_text,
+    kinds_values,
+    kinds_weights,
+)
 from tests.verifier.faults.edit import Edit
 from tests.verifier.faults.forms import Form, form
 from tests.verifier.faults.kind import Kind
 
 __all__ = ["KINDS", "Outcome", "cases", "judge", "plant"]
 
-KINDS: Final = tuple(
-    kind
-    for module in (kinds_weights, kinds_norms, kinds_text, kinds_values, kinds_half, kinds_files)
-    for kind in module.KINDS
+_MODULES: Final = (
+    *(kinds_weights, kinds_norms, kinds_text, kinds_values, kinds_half, kinds_functions, kinds_format, kinds_files),
 )
 
+KINDS: Final = tuple(kind for module in _MODULES for kind in module.KINDS)
 
 #: Token ids of every language model among the forms.
 _VOCABULARY: Final = 256

@@ -39,6 +39,18 @@ SOME: dict[str, tuple[str, set[str]]] = {
     "a residual branch x 1.02": ("vit bf16", {"numeric"}),
     "a branch plus its square with a cache and several tokens": ("llama genai bf16", {"numeric"}),
     "a branch through the other half type": ("vit bf16", {"static"}),
+    "a limit of eight times the first row's largest": ("vit", {"static"}),
+    "zeros for 64 times more rows than tokens": ("llama", {"static"}),
+    "logits of rows from 64 on are zero": ("llama", {"static"}),
+    "rows change places in large batches": ("resnet", {"static"}),
+    "a wrong function before the right one": ("vit", {"static"}),
+    "a local function called Tanh": ("vit", {"static"}),
+    "an attribute that norms do not have": ("llama", {"static"}),
+    "nodes out of order": ("vit", {"static"}),
+    "outputs in another order": ("gpt2 decoder", {"static"}),
+    "token ids of 32 bits": ("gpt2", {"static"}),
+    "an output is declared narrower": ("vit", {"numeric"}),
+    "version 99 of the norms": ("vit", {"static"}),
     "another temperature": ("llama genai", set()),
 }
 

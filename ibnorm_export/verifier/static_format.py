@@ -1,0 +1,78 @@
+"""Check what readers of the format agree on: order, versions, names that are given once, and types of inputs.
+
+Runtimes differ in what they make of a file that breaks such a rule, so one that runs it right shows nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Final
+
+import onnx
+
+from ibnorm_export.artifacts.exported_model import ExportedModel
+from ibnorm_export.artifacts.loaded_model import LoadedModel
+from ibnorm_export.errors import quoted
+from ibnorm_export.findings.code import FindingCode
+from ibnorm_export.op.spec import DOMAIN, OP_VERSION
+from ibnorm_export.verifier.report import Finding
+
+__all__ = ["check_format"]
+
+#: Domains of operators that runtimes implement.
+_STANDARD: Final = ("", "ai.onnx", "com.microsoft")
+
+
+def check_format(exported: ExportedModel, model: LoadedModel) -> Iterator[Finding]:
+    """Find what runtimes read differently, or what a caller of the file does not expect.
+
+    Args:
+        exported: the file.
+        model: its checkpoint.
+    """
+    proto = exported.proto
+    yield from _function_problems(proto)
+    versions = Counter(entry.domain for entry in proto.opset_import)
+    for domain in [domain for domain, count in versions.items() if count > 1]:
+        yield Finding("opset", f"the file states two versions of domain {quoted(domain)}", code=FindingCode.OPSET)
+    norms = [entry.version for entry in proto.opset_import if entry.domain == DOMAIN]
+    if norms and norms != [OP_VERSION]:
+        yield Finding(
+            "opset", f"the norms have version {norms[0]}; the version is {OP_VERSION}", code=FindingCode.OPSET
+        )
+    returned = [tensor.name for tensor in exported.outputs]
+    if sorted(returned) == sorted(model.outputs) and returned != list(model.outputs):
+        what = f"are in another order than those of an export: {', '.join(returned[:4])}"
+        what += "; callers that take them by position get wrong ones"
+        yield Finding("outputs", what, code=FindingCode.FILE_ORDER)
+    whole = {spec.name for spec in model.inputs if not spec.floating}
+    for value in proto.graph.input:
+        kind = value.type.tensor_type.elem_type
+        if value.name in whole and kind != onnx.TensorProto.INT64:
+            name = onnx.TensorProto.DataType.Name(kind) if kind in onnx.TensorProto.DataType.values() else str(kind)
+            yield Finding(f"input {value.name}", f"is {name}; callers give INT64", code=FindingCode.INPUT_TYPE)
+    yield from _order_problems(proto.graph)
+
+
+def _function_problems(proto: onnx.ModelProto) -> Iterator[Finding]:
+    names = Counter((f.domain, f.name, f.overload) for f in proto.functions)
+    for (domain, name, _), count in names.items():
+        if count > 1:
+            what = "the file has two of this name, of which runtimes choose differently"
+            yield Finding(f"function {name}", what, code=FindingCode.FUNCTION_TWICE)
+        if domain in _STANDARD:
+            what = "has the name of an operator that runtimes implement; some run the function in its place"
+            yield Finding(f"function {name}", what, code=FindingCode.FUNCTION_TWICE)
+
+
+def _order_problems(graph: onnx.GraphProto) -> Iterator[Finding]:
+    """A node that reads what a later node writes: the format asks for the other order."""
+    later = Counter(name for node in graph.node for name in node.output if name)
+    for node in graph.node:
+        early = [name for name in node.input if later.get(name, 0) > 0]
+        if early:
+            what = f"the {node.op_type} node {quoted(node.name)} reads {quoted(early[0])} before it is computed"
+            yield Finding("order", what, code=FindingCode.FILE_ORDER)
+            return
+        later.subtract(name for name in node.output if name)
