@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
+import onnx.defs
 import onnx_ir as ir
 import torch
 from onnx.defs import OpSchema
@@ -23,6 +24,9 @@ __all__ = ["ENTRY_PREFIX", "trace"]
 
 #: Prefix of every name in the traced graph: the attribute of `LoadedModel.entry()` that holds the model.
 ENTRY_PREFIX: Final = "checkpoint."
+
+#: The newest opset that torch.onnx writes itself. It gives newer ones to a converter that does not know Attention.
+_NEWEST_TRACED: Final = 25
 
 
 def _onnx_operator(op_type: str, *, inputs: tuple[str, ...]) -> Op:
@@ -116,7 +120,7 @@ def trace(model: LoadedModel, opset: int) -> ir.Model:
                 model.example(),
                 dynamo=True,
                 optimize=False,
-                opset_version=opset,
+                opset_version=min(opset, _NEWEST_TRACED),
                 custom_translation_table=_translations(),
                 dynamic_shapes={"tensors": dynamic_axes},
                 input_names=[s.name for s in model.inputs],
@@ -132,8 +136,28 @@ def trace(model: LoadedModel, opset: int) -> ir.Model:
             f"tensor values, for inputs {[s.name for s in model.inputs]}"
         ) from error
     assert program is not None
+    _declare_opset(program.model, opset)
     _name_outputs(program.model.graph, model)
     return program.model
+
+
+def _declare_opset(built: ir.Model, opset: int) -> None:
+    """Let the model state a newer opset than it was traced in, which its operators must define in the same way."""
+    traced = built.opset_imports[""]
+    if traced == opset:
+        return
+    operators = {node.op_type for node in ir.traversal.RecursiveGraphIterator(built.graph) if node.domain == ""}
+    changed = [
+        name
+        for name in sorted(operators)
+        if onnx.defs.get_schema(name, opset).since_version != onnx.defs.get_schema(name, traced).since_version
+    ]
+    if changed:
+        raise ExportError(
+            f"opset is {opset}, which defines {', '.join(changed)} otherwise than opset {traced}; export with --opset "
+            f"{traced}"
+        )
+    built.opset_imports[""] = opset
 
 
 def _name_outputs(graph: ir.Graph, model: LoadedModel) -> None:

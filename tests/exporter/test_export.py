@@ -132,7 +132,8 @@ def test_batch_and_sequence_are_dynamic(exported_llama: ExportedModel, exported_
 
 
 @pytest.mark.parametrize(
-    ("family", "opset"), [("llama", 18), ("llama", 20), ("llama", 24), ("vit", 18), ("vit", 23), ("vit", 24)]
+    ("family", "opset"),
+    [("llama", 18), ("llama", 20), ("llama", 24), ("llama", 26), ("vit", 18), ("vit", 23), ("vit", 24)],
 )
 def test_every_opset_verifies(request: pytest.FixtureRequest, exports: SharedExports, family: str, opset: int) -> None:
     """The default opsets are verified in the tests of the verifier."""
