@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from ibnorm_export.artifacts.covering_inputs import fit_sizes
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.metadata import Task
+from ibnorm_export.artifacts.model_limits import find_limits
 from ibnorm_export.artifacts.onnx_file import MODEL_FILE
 from ibnorm_export.artifacts.random_inputs import draw_inputs
+from ibnorm_export.artifacts.runtime_versions import RuntimeName
 from ibnorm_export.artifacts.tensors import Arrays, DType
 from ibnorm_export.errors import ExportError
 from ibnorm_export.exporter.companions import copy_companions
 from ibnorm_export.exporter.number_check import SAMPLES, check_numbers
 from ibnorm_export.exporter.options import ExportOptions
+from ibnorm_export.exporter.runtime_settings import runtime_settings
 from ibnorm_export.exporter.single_file import export_file
 from ibnorm_export.exporter.text_folder import earlier_export
 from ibnorm_export.files import new_folder
@@ -34,18 +38,16 @@ class Converter:
     """A format that ONNX files are converted to.
 
     Args:
-        target: its name on the command line.
-        runtime: its name in messages.
+        runtime: the runtime that reads it; its settings are those of `export --for`.
+        title: its name in messages.
         files: names of the files that `convert` writes.
-        adapt: (model, options) -> the same with what the runtime needs, such as fixed shapes.
         convert: (ONNX file, folder to write to) -> what runs the result.
     """
 
-    target: str
-    runtime: str
+    runtime: RuntimeName
+    title: str
     _: KW_ONLY
     files: tuple[str, ...]
-    adapt: Callable[[LoadedModel, ExportOptions], tuple[LoadedModel, ExportOptions]]
     convert: Callable[[ExportedModel, Path], Run]
 
 
@@ -54,7 +56,26 @@ def _samples(model: LoadedModel, exported: ExportedModel) -> list[Arrays]:
     if all(isinstance(axis, int) for tensor in exported.inputs for axis in tensor.shape):
         return [draw_inputs(exported, {}, seed=seed) for seed in range(SAMPLES)]
     rng = np.random.default_rng(0)
-    return [model.sample(rng, index) for index in range(SAMPLES)]
+    drawn = [model.sample(rng, index) for index in range(SAMPLES)]
+    fixed = exported.metadata.shape
+    if not fixed:
+        return drawn
+    limits = find_limits(model, inputs=drawn[0])
+    return [fit_sizes(model, arrays, limits=limits, fixed=fixed) for arrays in drawn]
+
+
+def _with_runtime(options: ExportOptions, converter: Converter) -> ExportOptions:
+    """The options with what the runtime needs, as `export --for` sets it.
+
+    Raises:
+        ExportError: they name another runtime, or contradict this one.
+    """
+    if options.runtime is not None and options.runtime.runtime is not converter.runtime:
+        raise ExportError(
+            f"the runtime is {options.runtime}, but the target {converter.runtime}: leave one of them out"
+        )
+    settings = runtime_settings(converter.runtime)
+    return replace(options, runtime=settings, inline=options.inline or settings.inline)
 
 
 def export_converted(
@@ -85,9 +106,9 @@ def export_converted(
     options = ExportOptions() if options is None else options
     if options.quantization is not None or options.dtype is DType.BF16:
         raise ExportError(
-            f"--target {converter.target} takes weights in fp32 or fp16; the portable file has them in other types too"
+            f"--target {converter.runtime} takes weights in fp32 or fp16; the portable file has them in other types too"
         )
-    model, options = converter.adapt(model, options)
+    options = _with_runtime(options, converter)
 
     def earlier(there: Path) -> set[str]:
         return earlier_export(there) | set(converter.files)
@@ -99,6 +120,6 @@ def export_converted(
         progress("converting", 3, 5)
         run = converter.convert(exported, new)
         progress("comparing", 4, 5)
-        check_numbers(model, run, dtype=options.dtype, samples=_samples(model, exported), what=converter.runtime)
+        check_numbers(model, run, dtype=options.dtype, samples=_samples(model, exported), what=converter.title)
     progress("written", 5, 5)
     return ExportedModel(Path(folder) / MODEL_FILE)

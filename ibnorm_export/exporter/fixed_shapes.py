@@ -35,6 +35,11 @@ def fixed_sizes(model: LoadedModel, options: ExportOptions) -> dict[str, int]:
             )
         sizes[axis] = size
     _check_length(model, sizes, axes=axes)
+    if needed and (dynamic := sorted(axes - set(sizes))):
+        raise ExportError(
+            f"--for {options.runtime} takes fixed sizes, but {model.source} has the dynamic axis {dynamic[0]}: add "
+            f"--shape {dynamic[0]}=SIZE"
+        )
     return sizes
 
 

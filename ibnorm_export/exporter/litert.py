@@ -10,20 +10,16 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from ibnorm_export.artifacts.axes import BATCH, SEQUENCE, axis_name
 from ibnorm_export.artifacts.exported_model import ExportedModel
-from ibnorm_export.artifacts.loaded_model import LoadedModel
-from ibnorm_export.artifacts.metadata import Task
-from ibnorm_export.artifacts.tensors import Arrays, DType, default_length
+from ibnorm_export.artifacts.runtime_versions import RuntimeName
+from ibnorm_export.artifacts.tensors import Arrays
 from ibnorm_export.errors import BackendUnavailable, ExportError, shortened
 from ibnorm_export.exporter.converted_folder import Converter
-from ibnorm_export.exporter.options import ExportOptions
 from ibnorm_export.optional_packages import import_package
 
 __all__ = ["LITERT"]
@@ -39,26 +35,6 @@ _HELP: Final = (
 #: error is 1.5e-7. The quiet mode is named because the other prints every node.
 _OPTIONS: Final = ("--not_use_onnxsim", "--non_verbose", "--copy_onnx_input_output_names_to_tflite")
 _FORMULAS: Final = ("--replace_to_pseudo_operators", "Erf")
-
-
-#: onnx2tf has no Attention, and no Gelu of opset 20.
-_OPSET: Final = 18
-
-
-def _adapt(model: LoadedModel, options: ExportOptions) -> tuple[LoadedModel, ExportOptions]:
-    """Fix every shape, expand the norms, and take an opset that onnx2tf knows."""
-    if model.task is not Task.FORWARD or options.dtype is not DType.FP32:
-        raise ExportError("--target litert takes only the task forward, in fp32")
-    if options.opset not in (None, _OPSET):
-        raise ExportError(f"opset is {options.opset}; --target litert needs {_OPSET}, or leave it out")
-    sizes = {BATCH: 1, SEQUENCE: default_length(model.max_positions)}
-    inputs = []
-    for spec in model.inputs:
-        shape = [n if isinstance(n, int) else sizes.get(axis_name(n), n) for n in spec.shape]
-        if unknown := [n for n in shape if isinstance(n, str)]:
-            raise ExportError(f"--target litert takes fixed shapes, but {spec.name} has the dynamic axis {unknown[0]}")
-        inputs.append(replace(spec, shape=tuple(shape)))
-    return replace(model, inputs=tuple(inputs)), replace(options, opset=_OPSET, inline=True)
 
 
 def _runner(interpreter: Any, exported: ExportedModel) -> Callable[[Arrays], Arrays]:
@@ -99,4 +75,4 @@ def _convert(exported: ExportedModel, folder: Path) -> Callable[[Arrays], Arrays
     return _runner(interpreter, exported)
 
 
-LITERT: Final = Converter("litert", "LiteRT", files=(_FILE,), adapt=_adapt, convert=_convert)
+LITERT: Final = Converter(RuntimeName.LITERT, "LiteRT", files=(_FILE,), convert=_convert)

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
-from ibnorm_export.artifacts.loaded_model import LoadedModel
-from ibnorm_export.artifacts.metadata import CacheKind
+from ibnorm_export.artifacts.runtime_versions import RuntimeName
 from ibnorm_export.artifacts.tensors import Arrays
 from ibnorm_export.errors import ExportError, shortened
 from ibnorm_export.exporter.converted_folder import Converter
-from ibnorm_export.exporter.options import ExportOptions
 from ibnorm_export.optional_packages import import_package
 
 __all__ = ["OPENVINO_IR"]
@@ -45,12 +42,6 @@ def _runner(compiled: Any, exported: ExportedModel) -> Callable[[Arrays], Arrays
     return run
 
 
-def _adapt(model: LoadedModel, options: ExportOptions) -> tuple[LoadedModel, ExportOptions]:
-    if options.cache is CacheKind.STATIC:
-        raise ExportError("OpenVINO has no TensorScatter, which writes a static cache: leave out --cache static")
-    return model, replace(options, inline=True)  # it has no local functions either
-
-
 def _convert(exported: ExportedModel, folder: Path) -> Callable[[Arrays], Arrays]:
     openvino = import_package("openvino", extra="openvino", purpose="--target openvino")
     try:
@@ -63,4 +54,4 @@ def _convert(exported: ExportedModel, folder: Path) -> Callable[[Arrays], Arrays
     return _runner(compiled, exported)
 
 
-OPENVINO_IR: Final = Converter("openvino", "OpenVINO", files=(_GRAPH, _WEIGHTS), adapt=_adapt, convert=_convert)
+OPENVINO_IR: Final = Converter(RuntimeName.OPENVINO, "OpenVINO", files=(_GRAPH, _WEIGHTS), convert=_convert)

@@ -70,8 +70,9 @@ def test_what_the_converter_reports(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (ExportOptions("fp16"), "takes only the task forward, in fp32"),
-        (ExportOptions(opset=20), "opset is 20; --target litert needs 18, or leave it out"),
+        (ExportOptions("fp16"), r"dtype is fp16; it must be fp32 \(--for litert: "),
+        (ExportOptions(runtime="web"), "the runtime is web, but the target litert: leave one of them out"),
+        (ExportOptions(opset=20), r"opset is 20; it must be at most 18, or left out \(--for litert: "),
     ],
 )
 def test_options_that_litert_does_not_take(
