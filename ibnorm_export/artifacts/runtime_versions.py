@@ -173,13 +173,14 @@ def installed_version(package: str) -> str:
     return next((version for name in names if (version := version_of(name)) is not None), "")
 
 
-def version_problem(model: ExportedModel, package: str, *, version: str) -> str:
+def version_problem(model: ExportedModel, package: str, *, version: str, install: str = "") -> str:
     """What is wrong with running a file on a version of a runtime, and what to do; empty if nothing is.
 
     Args:
         model: the file.
         package: "onnxruntime" or "onnxruntime-genai".
         version: the version.
+        install: the command that installs the package, with {version} for the oldest; "" is pip's.
     """
     numbers = version_numbers(version)
     missing = [item for item in _of_file(model) if item.package == package and numbers and numbers < item.version]
@@ -191,7 +192,8 @@ def version_problem(model: ExportedModel, package: str, *, version: str) -> str:
     again = (
         "" if package == GENAI or newest_opset(numbers) == 0 else f", or export with --for 'ort>={_text(numbers[:2])}'"
     )
-    return f"{what}: pip install '{package}>={oldest}'{again}"
+    command = install.format(version=oldest) if install else f"pip install '{package}>={oldest}'"
+    return f"{what}: {command}{again}"
 
 
 def check_installed(model: ExportedModel, *packages: str) -> None:

@@ -68,7 +68,7 @@ class OpenVinoRunner:
         except RuntimeError as error:
             raise ModelFileError(
                 f"{model.path}: OpenVINO {openvino.__version__.partition('-')[0]} cannot load it: {_reason(error)}; "
-                "export it again with --opset 20, or with --dtype fp32"
+                "export it again with --for openvino, or with --dtype fp32"
             ) from error
         self._request = self._compiled.create_infer_request()
         self._inputs = [tensor.name for tensor in model.inputs]

@@ -63,6 +63,6 @@ def find_runtime_fault(comparison: Comparison, sample: Sample, *, actual: NDArra
     return Finding(
         f"runtime ONNX Runtime {version}",
         f"{sample.label}: output {name} is NaN in rows that are padded on the left: the Attention operator of this "
-        f"version is wrong, the file is not; install onnxruntime>={_CURED_IN}, or export with --opset 20",
+        f"version is wrong, the file is not; install onnxruntime>={_CURED_IN}, or export with --for 'ort>=1.22'",
         code=FindingCode.RUNTIME_FAULT,
     )

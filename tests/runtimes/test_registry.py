@@ -10,6 +10,7 @@ from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.errors import BackendUnavailable, IBNormError, ModelFileError
 from ibnorm_export.runtimes.node import packages
 from ibnorm_export.runtimes.node.packages import PACKAGES, find_node, find_package
+from ibnorm_export.runtimes.node.runner import NodeRunner
 from ibnorm_export.runtimes.registry import BACKENDS, open_runner
 from ibnorm_export.runtimes.runner import Backend, Kernels
 
@@ -73,3 +74,20 @@ def test_a_package_is_found_above_the_current_folder(tmp_path: Path, monkeypatch
     (package / "package.json").write_text("{", encoding="utf-8")
     with pytest.raises(ModelFileError, match=r"package\.json cannot be read"):
         find_package(Backend.ORT_WEB)
+
+
+def test_a_package_that_is_too_old_for_a_file_is_not_started(
+    exported_llama: ExportedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "node_modules" / "onnxruntime-web"
+    package.mkdir(parents=True)
+    monkeypatch.setattr(packages.shutil, "which", lambda _: "/no/such/node")
+    wanted = "needs onnxruntime 1.24 or later .*, but 1.23.0 is installed: npm install --ignore-scripts --prefix .*"
+    (package / "package.json").write_text('{"version": "1.23.0"}', encoding="utf-8")
+    with pytest.raises(
+        BackendUnavailable, match=wanted + r"'onnxruntime-web@>=1.24', or export with --for 'ort>=1.23'"
+    ):
+        NodeRunner(Backend.ORT_WEB, exported_llama, npm=tmp_path)
+    (package / "package.json").write_text('{"version": "1.24.0"}', encoding="utf-8")
+    with pytest.raises(BackendUnavailable, match="/no/such/node does not start"):
+        NodeRunner(Backend.ORT_WEB, exported_llama, npm=tmp_path)

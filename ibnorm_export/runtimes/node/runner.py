@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
+from ibnorm_export.artifacts.runtime_versions import ONNX_RUNTIME, version_problem
 from ibnorm_export.artifacts.tensors import Arrays
 from ibnorm_export.errors import BackendUnavailable, ModelFileError, shortened
 from ibnorm_export.runtimes.in_place import CachePasser
@@ -71,7 +72,7 @@ class NodeRunner:
         npm: the folder given to `npm install --prefix`; None looks in the current folder and those above it.
 
     Raises:
-        BackendUnavailable: Node or the package is not installed, or does not start.
+        BackendUnavailable: Node or the package is not installed, does not start, or is too old for the file.
         ModelFileError: the runtime cannot load the model; the message quotes the runtime's own.
     """
 
@@ -84,6 +85,9 @@ class NodeRunner:
         self.name: str = backend
         node, package = find_node(backend), find_package(backend, npm)
         self._label = f"{package.name} {package.version}"
+        install = f"npm install --ignore-scripts --prefix {package.folder} '{package.name}@>={{version}}'"
+        if problem := version_problem(model, ONNX_RUNTIME, version=package.version, install=install):
+            raise BackendUnavailable(f"backend {backend}: {problem}")
         self._types = {tensor.name: _TYPES.get(tensor.dtype, tensor.dtype) for tensor in model.inputs}
         self._cache = CachePasser(model)
         self._start(node)
@@ -115,6 +119,7 @@ class NodeRunner:
             )
         except OSError as error:
             os.close(reading)
+            self._log.close()
             raise BackendUnavailable(f"{node} does not start: {error.strerror}; install Node again") from error
         finally:
             os.close(writing)
@@ -198,5 +203,5 @@ def _external_data(model: ExportedModel) -> list[tuple[str, str]]:
 def _refusal(what: str, said: str) -> ModelFileError:
     text = shortened(" ".join(said.split()))
     return ModelFileError(
-        f"{what}: {text}; export it again with --opset 20 and --dtype fp32, or install a newer version of the package"
+        f"{what}: {text}; export it again with --for web and --dtype fp32, or install a newer version of the package"
     )

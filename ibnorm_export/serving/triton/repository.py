@@ -22,6 +22,7 @@ import jinja2
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.manifest import MANIFEST_FILE, edited_files, read_manifest, write_manifest
 from ibnorm_export.artifacts.onnx_file import MODEL_FILE
+from ibnorm_export.artifacts.runtime_versions import ONNX_RUNTIME, required_versions
 from ibnorm_export.artifacts.tensors import Arrays
 from ibnorm_export.environment import version_of
 from ibnorm_export.errors import BackendUnavailable, EngineError, ExportError, ModelFileError
@@ -304,6 +305,7 @@ def _write_documents(folder: Path, contents: _Contents, *, start: str) -> None:
     values: dict[str, Any] = {
         "options": contents.options,
         "model": contents.model,
+        "oldest": required_versions(contents.model)[ONNX_RUNTIME],
         "start": start,
         "image": IMAGE,
         "limits": contents.limits,
