@@ -8,6 +8,7 @@ some of ONNX Runtime. Rows of runtimes that do not run now stay as they were rec
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import re
 import subprocess
@@ -39,10 +40,10 @@ ENVIRONMENTS = Path(__file__).resolve().parents[2] / "build" / "runtimes"
 OWN = (Backend.ORT_CPU, Backend.REFERENCE, Backend.ORT_NODE, Backend.ORT_WEB, Backend.OPENVINO)
 
 #: Runtimes that are recorded as they are, wrong numbers included.
-_MAY_BE_WRONG = ("openvino-default", "iree")
+_MAY_BE_WRONG = ("openvino-default", "iree", "litert", "mnn", "tract", "tvm")
 
 #: Runtimes of environments that take only files with the norms expanded.
-_READ_NO_FUNCTIONS = ("openvino", "openvino-default", "iree")
+_READ_NO_FUNCTIONS = ("openvino", "openvino-default", "iree", "litert", "mnn", "tract", "tvm")
 
 #: Versions of ONNX Runtime whose Attention of opset 23 gives NaN in rows that are padded on the left.
 _NAN_VERSIONS = "1.23."
@@ -177,9 +178,10 @@ def _measure_one(
 
         if runtime in _READ_NO_FUNCTIONS:
             cases = [case for case in cases if FORMS[case.form].expanded]
+        cases = [case for case in cases if FORMS[case.form].runs_on(runtime, version)]
 
         def run() -> Iterator[tuple[Case, Outcome]]:
-            return run_environment(python, runtime, cases)
+            return run_environment(python, runtime, [case for case in cases if not case.refusal])
     else:
         backend = Backend(name)
         try:
@@ -187,9 +189,11 @@ def _measure_one(
         except BackendUnavailable as error:
             print(f"{name}: not run: {error}", file=sys.stderr)
             return
+        cases = [case for case in cases if FORMS[case.form].runs_on(runtime, version)]
 
         def run() -> Iterator[tuple[Case, Outcome]]:
-            return run_backend(backend, cases, npm=npm)
+            return run_backend(backend, [case for case in cases if not case.refusal], npm=npm)
 
-    for case, outcome in run():
+    refused = ((case, {"refuses": case.refusal}) for case in cases if case.refusal)
+    for case, outcome in itertools.chain(refused, run()):
         report.add(row_of(case, outcome, runtime=runtime, version=version))

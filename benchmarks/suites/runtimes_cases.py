@@ -12,10 +12,13 @@ import numpy as np
 import onnx
 
 from ibnorm_export import IBNormSpec, models
+from ibnorm_export.artifacts.covering_inputs import fit_sizes
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel, torch_dtype
 from ibnorm_export.artifacts.metadata import Task
+from ibnorm_export.artifacts.model_limits import find_limits
 from ibnorm_export.artifacts.tensors import Arrays, DType
+from ibnorm_export.errors import ExportError
 from ibnorm_export.exporter.export import export
 from ibnorm_export.exporter.options import ExportOptions
 from ibnorm_export.runtimes.registry import open_runner
@@ -63,6 +66,7 @@ class Form:
         options: keywords of `ExportOptions`, or of `ExportOptions.with_weights` if `weights` is among them.
         cache: whether the model takes and returns a cache; only language models do.
         expanded: whether the norms are expanded into standard operators.
+        runtimes: the runtimes of the table that run it; empty is all.
     """
 
     name: str
@@ -70,11 +74,41 @@ class Form:
     _: KW_ONLY
     cache: bool = False
     expanded: bool = False
+    runtimes: tuple[str, ...] = ()
+
+    def runs_on(self, runtime: str, version: str) -> bool:
+        """Whether a runtime of the table runs it: the name of one, or its name, a hyphen and its version."""
+        return not self.runtimes or runtime in self.runtimes or f"{runtime}-{version}" in self.runtimes
 
     @property
     def built(self) -> ExportOptions:
         """The options of the export."""
         return (ExportOptions.with_weights if "weights" in self.options else ExportOptions)(**self.options)
+
+
+_VARIANTS: Mapping[str, tuple[Mapping[str, Any], bool]] = {
+    "fp32": ({}, False),
+    "fp16": ({"dtype": "fp16"}, False),
+    "cache, fp32": ({}, True),
+    "cache, fp16": ({"dtype": "fp16"}, True),
+    "int8": ({"weights": "int8"}, True),
+    "int4": ({"weights": "int4"}, True),
+}
+
+
+def _forms_for(
+    runtime: str, *places: str, expanded: bool, variants: tuple[str, ...] = tuple(_VARIANTS)
+) -> Iterator[Form]:
+    """The forms that `--for` writes for a runtime, which run in it only."""
+    for name in variants:
+        options, cache = _VARIANTS[name]
+        yield Form(
+            f"for {runtime}, {name}",
+            {"runtime": runtime, **options},
+            cache=cache,
+            expanded=expanded,
+            runtimes=places,
+        )
 
 
 FORMS = {
@@ -92,6 +126,14 @@ FORMS = {
         Form("int8, inlined", {"weights": "int8", "inline": True}, cache=True, expanded=True),
         Form("int4", {"weights": "int4"}, cache=True),
         Form("int4, inlined", {"weights": "int4", "inline": True}, cache=True, expanded=True),
+        *_forms_for("ort>=1.18", "onnxruntime-1.18.1", expanded=False),
+        *_forms_for("web", Backend.ORT_WEB, Backend.ORT_NODE, expanded=False),
+        *_forms_for("openvino", Backend.OPENVINO, expanded=True),
+        *_forms_for("litert", "litert", expanded=True, variants=("fp32",)),
+        *_forms_for("tvm", "tvm", expanded=True, variants=("fp32",)),
+        *_forms_for("iree", "iree", expanded=True, variants=("fp32",)),
+        *_forms_for("mnn", "mnn", expanded=True, variants=("fp32",)),
+        *_forms_for("tract", "tract", expanded=True, variants=("fp32",)),
     )
 }
 
@@ -103,9 +145,13 @@ _ROUNDED = 5e-2
 #: Runtimes that do, on some processors. The others keep them in float32.
 _ROUND_ACTIVATIONS = ("onnxruntime", Backend.ORT_CPU, Backend.ORT_NODE)
 
+#: Largest error of runtimes whose functions are approximations: MNN's erf has an absolute error of about 1e-6.
+_APPROXIMATE = {"mnn": 5e-6}
+
 
 def limit_of(limit: float, form: str, *, runtime: str) -> float:
     """Largest error of a file that is right in a runtime, from the limit of its case."""
+    limit = max(limit, _APPROXIMATE.get(runtime, 0.0))
     quantised = "weights" in FORMS[form].options and runtime in _ROUND_ACTIVATIONS
     return max(limit, _ROUNDED) if quantised else limit
 
@@ -118,6 +164,7 @@ class Case:
         model, form: of `MODELS` and `FORMS`.
         folder: the folder.
         limit: largest relative error that is right.
+        refusal: why there is no file: what the export says; empty if there is one.
     """
 
     model: str
@@ -125,6 +172,7 @@ class Case:
     _: KW_ONLY
     folder: Path
     limit: float
+    refusal: str = ""
 
 
 def make_cases(folder: Path, *, names: tuple[str, ...], forms: tuple[str, ...]) -> Iterator[Case]:
@@ -149,18 +197,24 @@ def make_cases(folder: Path, *, names: tuple[str, ...], forms: tuple[str, ...]) 
                 if task not in loaded:
                     loaded[task] = models.load(checkpoint, task=task)
                 _make(loaded[task], form, place)
-            limit = json.loads((place / "case.json").read_text(encoding="utf-8"))["limit"]
-            yield Case(name, form.name, folder=place, limit=limit)
+            yield Case(name, form.name, folder=place, **json.loads((place / "case.json").read_text(encoding="utf-8")))
 
 
 def _make(model: LoadedModel, form: Form, place: Path) -> None:
-    if (place / "model.onnx").is_file():
-        exported = ExportedModel(place / "model.onnx")
-    else:
-        exported = export(model, place if form.cache else _within(place), options=form.built)
+    try:
+        if (place / "model.onnx").is_file():
+            exported = ExportedModel(place / "model.onnx")
+        else:
+            exported = export(model, place if form.cache else _within(place), options=form.built)
+    except ExportError as error:  # the runtime does not take the model, and the table says why
+        place.mkdir(exist_ok=True)
+        _write_case(place, limit=0.0, refusal=str(error).replace(f"{model.source} ", "the model "))
+        return
     text = any(spec.name == "input_ids" for spec in model.inputs)
     # rows padded on the left, and with a cache also a past; of images a batch of three
     inputs = model.sample(np.random.default_rng(0), 1 if text and not form.cache else 3)
+    if exported.metadata.shape:
+        inputs = _fitting(model, inputs, exported.metadata.shape)
     inputs = round_inputs(inputs, torch_dtype(exported.dtype))
     if exported.metadata.quantization is None:
         expected = Float64TorchRunner(model, model.truth()).run(inputs)
@@ -178,7 +232,16 @@ def _make(model: LoadedModel, form: Form, place: Path) -> None:
     given = {tensor.name: inputs[tensor.name].astype(kinds[tensor.dtype]) for tensor in exported.inputs}
     for name, arrays in (("inputs", given), ("expected", expected), ("valid", valid)):
         np.savez(place / f"{name}.npz", **arrays)
-    (place / "case.json").write_text(json.dumps({"limit": limit}), encoding="utf-8")
+    _write_case(place, limit=limit)
+
+
+def _write_case(place: Path, *, limit: float, refusal: str = "") -> None:
+    (place / "case.json").write_text(json.dumps({"limit": limit, "refusal": refusal}), encoding="utf-8")
+
+
+def _fitting(model: LoadedModel, inputs: Arrays, fixed: Mapping[str, int]) -> Arrays:
+    """The inputs with the sizes that a file has fixed."""
+    return fit_sizes(model, inputs, limits=find_limits(model, inputs=inputs), fixed=dict(fixed))
 
 
 def _within(place: Path) -> Path:

@@ -89,11 +89,82 @@ def run_iree(model: Path, inputs: Arrays) -> Arrays:
     return dict(zip(_outputs(model), [np.asarray(value.to_host()) for value in found], strict=True))
 
 
+def run_litert(model: Path, inputs: Arrays) -> Arrays:
+    import subprocess
+
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    with tempfile.TemporaryDirectory() as folder:
+        options = ["-kat", *inputs, "-nuo", "-n", "-coion", "-rtpo", "Erf"]
+        program = Path(sys.executable).with_name("onnx2tf")
+        done = subprocess.run(
+            [program, "-i", model, "-o", folder, *options], capture_output=True, text=True, cwd=folder
+        )
+        written = next(Path(folder).glob("*_float32.tflite"), None)
+        if written is None:
+            raise ValueError((done.stdout + done.stderr).strip().splitlines()[-1])
+        plain = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES  # XNNPACK is less exact: 1e-5 on a small LLaMA
+        run = Interpreter(str(written), experimental_op_resolver_type=plain).get_signature_runner()
+        return dict(run(**inputs))
+
+
+def run_tvm(model: Path, inputs: Arrays) -> Arrays:
+    import onnx
+    import tvm
+    from tvm import relax
+    from tvm.relax.frontend.onnx import from_onnx
+
+    module = from_onnx(onnx.load(str(model)), keep_params_in_input=False)
+    module = relax.transform.DecomposeOpsForInference()(module)
+    machine = relax.VirtualMachine(tvm.compile(module, target="llvm"), tvm.cpu())
+    found = machine["main"](*(tvm.runtime.tensor(array) for array in inputs.values()))
+    names = _outputs(model)
+    values = [found] if len(names) == 1 and hasattr(found, "numpy") else [found[i] for i in range(len(names))]
+    return {name: value.numpy() for name, value in zip(names, values, strict=True)}
+
+
+def run_mnn(model: Path, inputs: Arrays) -> Arrays:
+    import subprocess
+
+    import MNN
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.mnn"
+        command = [Path(sys.executable).with_name("mnnconvert"), "-f", "ONNX", "--modelFile", model, "--MNNModel", file]
+        done = subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=folder)
+        if not file.is_file():
+            lines = (done.stdout + done.stderr).strip().splitlines()
+            raise ValueError(next((line for line in lines if "rror" in line or "not support" in line), lines[-1]))
+        names = _outputs(model)
+        network = MNN.nn.load_module_from_file(str(file), list(inputs), names)
+        found = network.forward([_mnn_tensor(array) for array in inputs.values()])
+        return {name: np.array(value.read()) for name, value in zip(names, found, strict=True)}
+
+
+def _mnn_tensor(array: Any) -> Any:
+    import MNN
+
+    kind, narrow = (MNN.expr.int, np.int32) if array.dtype == np.int64 else (MNN.expr.float, np.float32)
+    return MNN.expr.const(np.ascontiguousarray(array.astype(narrow)), list(array.shape), MNN.expr.NCHW, kind)
+
+
+def run_tract(model: Path, inputs: Arrays) -> Arrays:
+    import tract
+
+    runnable = tract.onnx().load(str(model)).into_model().into_runnable()
+    found = runnable.run(list(inputs.values()))
+    return {name: value.to_numpy() for name, value in zip(_outputs(model), found, strict=True)}
+
+
 RUNTIMES: dict[str, Callable[[Path, Arrays], Arrays]] = {
     "onnxruntime": run_onnxruntime,
     "openvino": run_openvino,
     "openvino-default": run_openvino_default,
     "iree": run_iree,
+    "litert": run_litert,
+    "mnn": run_mnn,
+    "tract": run_tract,
+    "tvm": run_tvm,
 }
 
 
@@ -111,6 +182,7 @@ def outcome(run: Callable[[Path, Arrays], Arrays], folder: Path) -> dict[str, An
 def reason(error: Exception) -> str:
     """The sentence of a runtime's message that says why, without the places in its source."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = lines[: next((i for i, line in enumerate(lines) if line == "Stack backtrace:"), None)]
     told = [line for line in lines if not line.startswith(("Exception from", "Check '", "FrontEnd", "Summary"))]
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", " ".join(told or lines or [type(error).__name__]))
     last = re.split(r"(?<=\w)\. (?=[A-Z])", text)[-1]
