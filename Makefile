@@ -189,26 +189,20 @@ docs: $(VENV)/.extra-docs
 test-docs: native $(VENV)/.extra-docs $(VENV)/.extra-browser-test
 	$(BIN)/python -m pytest tests/docs
 
-# The packages that run exports in Node and in a browser (450 MB). Their scripts, which would fetch more, do not run.
+# The packages that run exports in Node and in a browser (450 MB), where npm is installed. Their scripts, which would fetch
+# more, do not run.
 build/node/.ready: tests/node/package.json
 	mkdir -p build/node && cp tests/node/package.json build/node/
-	npm install --prefix build/node --ignore-scripts --no-package-lock --no-audit --no-fund --loglevel=error
-	touch $@
+	if command -v npm > /dev/null; then \
+	  npm install --prefix build/node --ignore-scripts --no-package-lock --no-audit --no-fund --loglevel=error && touch $@; \
+	else \
+	  echo "build/node: npm is not installed, so tests in Node are skipped"; \
+	fi
 
 # What exports for other runtimes compute there, and the program of examples/cpp, built and run. Without npm, what needs
 # Node is skipped; without Chromium, what needs a browser.
-test-targets: native $(VENV)/.extra-browser-test $(VENV)/.extra-litert $(VENV)/.extra-openvino
-	if command -v npm > /dev/null; then $(MAKE) --no-print-directory build/node/.ready; fi
+test-targets: native $(VENV)/.extra-browser-test $(VENV)/.extra-litert $(VENV)/.extra-openvino build/node/.ready
 	$(BIN)/python -m pytest tests/targets
-
-# ONNX Runtime for JavaScript, where npm is installed.
-build/npm/.ready: Makefile
-	if command -v npm > /dev/null; then \
-	  npm install --ignore-scripts --no-audit --no-fund --prefix build/npm onnxruntime-web@1.30.0 onnxruntime-node@1.30.0; \
-	else \
-	  mkdir -p build/npm && echo "build/npm: npm is not installed, so tests in Node are skipped"; \
-	fi
-	touch $@
 
 # Older versions of ONNX Runtime, each in an environment of its own.
 OLDER := $(addprefix build/runtimes/onnxruntime-,1.18.1 1.20.1 1.22.1 1.24.4)
@@ -217,7 +211,7 @@ build/runtimes/onnxruntime-%/.ready: $(VENV)/.tools
 	$(PYTHON) -m venv --without-pip $(@D)
 	$(BIN)/python -m pip --python $(@D)/bin/python install --quiet --no-compile onnxruntime==$* numpy==1.26.4
 	touch $@
-runtimes: $(addsuffix /.ready,$(OLDER)) build/npm/.ready
+runtimes: $(addsuffix /.ready,$(OLDER)) build/node/.ready
 
 # Files in other runtimes. What takes hours or other packages is recorded: python -m benchmarks.run runtimes
 test-runtimes: native $(VENV)/.extra-openvino runtimes

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks.suites.runtimes import row_of, run_environment
-from benchmarks.suites.runtimes_cases import Case
+from benchmarks.suites.runtimes_cases import FORMS, Case
 from benchmarks.suites.runtimes_page import between_marks, table
 from benchmarks.suites.runtimes_worker import largest_error
 
@@ -50,6 +50,32 @@ def test_the_table_names_what_is_wrong_and_why_files_are_refused() -> None:
         "",
         "1. no \\| operator",
     ]
+
+
+def test_files_of_for_are_a_table_of_their_own() -> None:
+    rows = [
+        row("ViT", {"error": 3e-7}),
+        row("ViT", {"error": 1e-7}, form="for ort>=1.18, fp32", version="1.18.1"),
+        row("LLaMA", {"refuses": "no int8"}, form="for ort>=1.18, int8", version="1.18.1"),
+    ]
+    assert table(rows).splitlines()[2:] == [
+        "| ONNX Runtime 1.9.0 | 3e-07 |",
+        "",
+        "| files of | fp32 | fp16 | cache, fp32 | cache, fp16 | int8 | int4 |",
+        "|---|---|---|---|---|---|---|",
+        "| `--for ort>=1.18`: ONNX Runtime 1.18.1 | 1e-07 | not run | not run | not run | refuses [1] | not run |",
+        "",
+        "Reasons of refusals:",
+        "",
+        "1. no int8",
+    ]
+
+
+def test_a_file_for_a_runtime_runs_there_only() -> None:
+    old, web = FORMS["for ort>=1.18, fp32"], FORMS["for web, int4"]
+    assert [old.runs_on("onnxruntime", version) for version in ("1.18.1", "1.24.4")] == [True, False]
+    assert [web.runs_on(runtime, "1.30.0") for runtime in ("ort-web", "ort-node", "ort-cpu")] == [True, True, False]
+    assert FORMS["default"].runs_on("tract", "0.23.9")
 
 
 def test_wrong_numbers_miss_the_target() -> None:

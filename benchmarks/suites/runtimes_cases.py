@@ -27,7 +27,7 @@ from ibnorm_export.runtimes.torch import Float64TorchRunner, TorchRunner
 from ibnorm_export.verifier.samples import round_inputs
 from tests.support.checkpoints import LLAMA, VIT, save_checkpoint
 
-__all__ = ["FORMS", "MODELS", "Case", "Form", "limit_of", "make_cases"]
+__all__ = ["FORMS", "MODELS", "VARIANTS", "Case", "Form", "limit_of", "make_cases"]
 
 #: Largest relative error of a file in float32, and of one in float16.
 _LIMITS = {DType.FP32: 2e-6, DType.FP16: 2e-3}
@@ -86,7 +86,8 @@ class Form:
         return (ExportOptions.with_weights if "weights" in self.options else ExportOptions)(**self.options)
 
 
-_VARIANTS: Mapping[str, tuple[Mapping[str, Any], bool]] = {
+#: What `--for` is asked to write: options, and whether the file has a cache.
+VARIANTS: Mapping[str, tuple[Mapping[str, Any], bool]] = {
     "fp32": ({}, False),
     "fp16": ({"dtype": "fp16"}, False),
     "cache, fp32": ({}, True),
@@ -96,12 +97,9 @@ _VARIANTS: Mapping[str, tuple[Mapping[str, Any], bool]] = {
 }
 
 
-def _forms_for(
-    runtime: str, *places: str, expanded: bool, variants: tuple[str, ...] = tuple(_VARIANTS)
-) -> Iterator[Form]:
+def _forms_for(runtime: str, *places: str, expanded: bool) -> Iterator[Form]:
     """The forms that `--for` writes for a runtime, which run in it only."""
-    for name in variants:
-        options, cache = _VARIANTS[name]
+    for name, (options, cache) in VARIANTS.items():
         yield Form(
             f"for {runtime}, {name}",
             {"runtime": runtime, **options},
@@ -129,11 +127,11 @@ FORMS = {
         *_forms_for("ort>=1.18", "onnxruntime-1.18.1", expanded=False),
         *_forms_for("web", Backend.ORT_WEB, Backend.ORT_NODE, expanded=False),
         *_forms_for("openvino", Backend.OPENVINO, expanded=True),
-        *_forms_for("litert", "litert", expanded=True, variants=("fp32",)),
-        *_forms_for("tvm", "tvm", expanded=True, variants=("fp32",)),
-        *_forms_for("iree", "iree", expanded=True, variants=("fp32",)),
-        *_forms_for("mnn", "mnn", expanded=True, variants=("fp32",)),
-        *_forms_for("tract", "tract", expanded=True, variants=("fp32",)),
+        *_forms_for("litert", "litert", expanded=True),
+        *_forms_for("tvm", "tvm", expanded=True),
+        *_forms_for("iree", "iree", expanded=True),
+        *_forms_for("mnn", "mnn", expanded=True),
+        *_forms_for("tract", "tract", expanded=True),
     )
 }
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.suites.runtimes_cases import FORMS, MODELS
+from benchmarks.suites import tools
+from benchmarks.suites.runtimes_cases import FORMS, MODELS, VARIANTS
 from ibnorm_export.runtimes.runner import Backend
 
 __all__ = ["between_marks", "table"]
@@ -22,7 +24,11 @@ TITLES = {
     Backend.OPENVINO: "OpenVINO (--backend openvino)",
     "openvino": "OpenVINO, precision f32",
     "openvino-default": "OpenVINO, its own defaults",
+    "litert": "LiteRT (onnx2tf)",
     "iree": "IREE",
+    "tvm": "TVM",
+    "mnn": "MNN",
+    "tract": "tract",
 }
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,10 +46,14 @@ def between_marks(text: str, content: str, *, name: str) -> str:
     return f"{before}{begin}\n{content}\n\n{end}{after}"
 
 
+_NOT_RUN = "not run"
+
+
 def _result(row: Mapping[str, Any], notes: list[str]) -> str:
     details = row["details"]
     if "refuses" in details:
-        reason = f"{details['refuses']}".replace("|", "\\|")
+        # The line names the --for, and docs/how-to/export-for-a-runtime.md its reasons.
+        reason = re.sub(r" \(--for .*\)$", "", details["refuses"]).replace("|", "\\|")
         if reason not in notes:
             notes.append(reason)
         return f"refuses [{notes.index(reason) + 1}]"
@@ -56,7 +66,7 @@ def _result(row: Mapping[str, Any], notes: list[str]) -> str:
 def _cell(rows: Mapping[str, Mapping[str, Any]], notes: list[str]) -> str:
     """The results of all models: one figure where all are right, else each model's own."""
     if not rows:
-        return "not run"
+        return _NOT_RUN
     results = {model: _result(row, notes) for model, row in rows.items()}
     right = all("refuses" not in result and "wrong" not in result for result in results.values())
     if right:
@@ -78,25 +88,45 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     notes: list[str] = []
     parts = []
     for title, expanded in (("with functions", False), ("with the norms expanded", True)):
-        forms = [form.name for form in FORMS.values() if form.expanded is expanded and form.name in named]
+        forms = [
+            form.name
+            for form in FORMS.values()
+            if form.expanded is expanded and not form.runtimes and form.name in named
+        ]
         if forms:
-            parts.append(_part(rows, forms, title=title, runtimes=runtimes, notes=notes))
+            columns = {form: form for form in forms}
+            parts.append(_part(rows, columns, title=f"files {title}", runtimes=runtimes, notes=notes))
+    parts += _made_for(rows, runtimes=runtimes, notes=notes)
     reasons = "\n".join(f"{index}. {reason}" for index, reason in enumerate(notes, 1))
     return "\n\n".join([*parts, *([f"Reasons of refusals:\n\n{reasons}"] if reasons else [])])
 
 
+def _made_for(rows: Sequence[Mapping[str, Any]], *, runtimes: Sequence[tuple[str, str]], notes: list[str]) -> list[str]:
+    """The part about files of `--for`, if some were run: a line for each, in the runtimes that it is for."""
+    named = {row["details"]["form"] for row in rows}
+    targets = dict.fromkeys(form.options["runtime"] for form in FORMS.values() if form.runtimes and form.name in named)
+    lines: list[str] = []
+    for target in targets:
+        columns = {f"for {target}, {variant}": variant for variant in VARIANTS}
+        part = _part(rows, columns, title="files of", runtimes=runtimes, notes=notes, prefix=f"`--for {target}`: ")
+        lines += part.splitlines()[2 if lines else 0 :]
+    return ["\n".join(lines)] if lines else []
+
+
 def _part(
     rows: Sequence[Mapping[str, Any]],
-    forms: Sequence[str],
+    columns: Mapping[str, str],
     *,
     title: str,
     runtimes: Sequence[tuple[str, str]],
     notes: list[str],
+    prefix: str = "",
 ) -> str:
-    lines = [f"| files {title} | {' | '.join(forms)} |", "|---" * (len(forms) + 1) + "|"]
+    """A table with a column for each form, and a line for each runtime that ran one of them."""
+    lines = [f"| {title} | {' | '.join(columns.values())} |", "|---" * (len(columns) + 1) + "|"]
     for runtime, version in runtimes:
         cells = []
-        for form in forms:
+        for form in columns:
             found = {
                 row["details"]["model"]: row
                 for row in rows
@@ -104,16 +134,19 @@ def _part(
                 == (runtime, version, form)
             }
             cells.append(_cell({model: found[model] for model in MODELS if model in found}, notes))
-        lines.append(f"| {TITLES.get(runtime, runtime)} {version} | {' | '.join(cells)} |")
+        if set(cells) != {_NOT_RUN}:
+            lines.append(f"| {prefix}{TITLES.get(runtime, runtime)} {version} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def main() -> None:
-    """Replace the table in docs/compatibility.md by that of benchmarks/results/runtimes.json."""
+    """Replace the tables in docs/compatibility.md by those of runtimes.json and tools.json in benchmarks/results."""
     page = ROOT / "docs" / "compatibility.md"
-    rows = json.loads((ROOT / "benchmarks" / "results" / "runtimes.json").read_text(encoding="utf-8"))["rows"]
     text = page.read_text(encoding="utf-8")
-    page.write_text(between_marks(text, table(rows), name="runtimes"), encoding="utf-8")
+    for name, render in (("runtimes", table), ("tools", tools.table)):
+        rows = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))["rows"]
+        text = between_marks(text, render(rows), name=name)
+    page.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -138,7 +138,7 @@ class ExportOptions:
             heads = (WeightType.INT8, WeightType.INT4, WeightType.FP32)
             if head is None:
                 settings = None if others.get("runtime") is None else runtime_settings(others["runtime"])
-                head = WeightType.INT8 if settings is None or 8 in settings.bits else WeightType.INT4
+                head = WeightType.INT4 if settings is not None and settings.bits == (4,) else WeightType.INT8
             if head not in heads:
                 raise ExportError(
                     f"head is {quoted(str(head))}; with quantised weights it must be one of {', '.join(heads)}"

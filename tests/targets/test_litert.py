@@ -18,7 +18,8 @@ from ibnorm_export.exporter.litert import LITERT
 FP32 = 2e-6
 
 needs_converter = pytest.mark.skipif(
-    shutil.which("onnx2tf") is None, reason="onnx2tf is not on PATH: pipx install onnx2tf"
+    shutil.which("onnx2tf") is None,
+    reason="onnx2tf is not on PATH; it brings TensorFlow, so `make test-targets` leaves it out: pipx install onnx2tf",
 )
 
 

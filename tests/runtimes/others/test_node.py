@@ -30,7 +30,7 @@ from ibnorm_export.runtimes.registry import open_runner
 from ibnorm_export.runtimes.runner import Backend, DeviceRunner, Kernels
 from ibnorm_export.verifier.verify import VerifyOptions, verify
 
-NPM = Path(__file__).resolve().parents[3] / "build" / "npm"
+NPM = Path(__file__).resolve().parents[3] / "build" / "node"
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed"),

@@ -11,7 +11,7 @@ from benchmarks.suites.runtimes import ENVIRONMENTS, environments, run_backend, 
 from benchmarks.suites.runtimes_cases import Case, make_cases
 from ibnorm_export.runtimes.runner import Backend
 
-NPM = Path(__file__).resolve().parents[3] / "build" / "npm"
+NPM = Path(__file__).resolve().parents[3] / "build" / "node"
 INSTALLED = environments(ENVIRONMENTS)
 
 
