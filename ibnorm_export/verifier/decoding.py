@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -10,6 +11,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from ibnorm_export.artifacts.axes import BATCH, SEQUENCE
 from ibnorm_export.artifacts.covering_inputs import LONGEST_PROMPT
 from ibnorm_export.artifacts.kv_cache import positions
 from ibnorm_export.artifacts.loaded_model import LoadedModel
@@ -28,7 +30,7 @@ from ibnorm_export.verifier.error_accumulator import ErrorSums
 from ibnorm_export.verifier.finding import Finding
 from ibnorm_export.verifier.output_report import OutputParity
 from ibnorm_export.verifier.outputs import describe_error
-from ibnorm_export.verifier.samples import fixed_sizes
+from ibnorm_export.verifier.samples import can_decode, fixed_sizes
 from ibnorm_export.verifier.steps import NOTHING, Part
 from ibnorm_export.verifier.tolerances import BOUNDS
 
@@ -51,12 +53,18 @@ class _Script:
     Args:
         tokens: ids (batch, total).
         mask: 0 at padded positions (batch, total).
-        prompt: number of tokens in the first call; each later call has one.
+        prompt: number of tokens in the first call.
+        step: number of tokens in each later call: one, but for a file of a fixed length.
     """
 
     tokens: NDArray[np.int64]
     mask: NDArray[np.int64]
     prompt: int
+    step: int = 1
+
+    @property
+    def batch(self) -> int:
+        return len(self.tokens)
 
     @property
     def total(self) -> int:
@@ -67,29 +75,31 @@ class _Script:
         logits = []
         if decoder.length == 0:
             logits.append(decoder.feed(self.tokens[:, : self.prompt], self.mask[:, : self.prompt]))
-        for step in range(decoder.length, stop):
+        for start in range(decoder.length, stop, self.step):
             if progress is not None:
-                progress("decoding", step - self.prompt + 1, self.total - self.prompt)
-            logits.append(decoder.feed(self.tokens[:, step : step + 1]))
+                progress("decoding", start - self.prompt + 1, self.total - self.prompt)
+            logits.append(decoder.feed(self.tokens[:, start : start + self.step]))
         return logits
 
 
 def decode(comparison: Comparison, _found: Part = NOTHING) -> Part:
     """Decode three rows of unequal length: one without padding, one padded on the left and one on the right.
 
+    A file with a fixed batch has that many rows, and one with a fixed length takes that many tokens in every call.
+
     Returns:
         A parity for the prompt and one for the steps after it, with each way of running the norms, and findings. It is
-        empty for a model without a cache, and for a file with fixed sizes, which decoding would change.
+        empty for a model without a cache, and for a file whose cache has a fixed length, which decoding would change.
     """
     model = comparison.reference.model
-    if model.task is not Task.TEXT_GENERATION or fixed_sizes(comparison.file, model):
+    fixed = fixed_sizes(comparison.file, model)
+    if model.task is not Task.TEXT_GENERATION or not can_decode(fixed):
         return Part()
     genai = comparison.file.metadata.target is Target.ORT_GENAI
-    script = _write_script(model, padded=not genai)
+    script = _write_script(model, padded=not genai, fixed=fixed)
     truth = _without_cache(comparison, script)
-    baseline = script.feed(
-        _start(TorchRunner(model, comparison.reference.baseline), comparison, whole=True), script.total
-    )
+    torch = TorchRunner(model, comparison.reference.baseline)
+    baseline = script.feed(_start(torch, comparison, rows=script.batch, whole=True), script.total)
     steps = [
         _compare_variant(comparison, script, runner=runner, norms=norms, baseline=baseline, truth=truth)
         for norms, runner in comparison.variants.items()
@@ -97,7 +107,7 @@ def decode(comparison: Comparison, _found: Part = NOTHING) -> Part:
     # onnxruntime-genai and a cache in place have no form that rounds after every node, and GenAI runs half precision
     # only on a GPU, so only files in fp32 are compared.
     in_place = comparison.file.metadata.cache is CacheKind.STATIC
-    if comparison.reference.dtype is DType.FP32 and (genai or in_place):
+    if comparison.reference.dtype is DType.FP32 and (genai or in_place) and not fixed:
         steps.append(_compare_session(comparison, script, genai=genai, baseline=baseline, truth=truth))
     return Part(
         outputs=tuple(output for step in steps for output in step.outputs),
@@ -105,15 +115,19 @@ def decode(comparison: Comparison, _found: Part = NOTHING) -> Part:
     )
 
 
-def _write_script(model: LoadedModel, *, padded: bool) -> _Script:
+def _write_script(model: LoadedModel, *, padded: bool, fixed: Mapping[str, int]) -> _Script:
     total = min(PROMPT + STEPS, model.max_positions)
-    prompt = max(1, total - STEPS)
-    tokens = np.random.default_rng(0).integers(0, model.vocabulary, (_BATCH, total), dtype=np.int64)
+    prompt, step = max(1, total - STEPS), 1
+    if SEQUENCE in fixed:
+        prompt = step = fixed[SEQUENCE]
+        total = step * max(1, min(max(total, 3 * step), model.max_positions) // step)
+    batch = fixed.get(BATCH, _BATCH)
+    tokens = np.random.default_rng(0).integers(0, model.vocabulary, (batch, total), dtype=np.int64)
     mask = np.ones_like(tokens)
     if padded:
-        mask[1, : min(5, prompt - 1)] = 0
-        mask[2, max(1, prompt - 10) : prompt] = 0
-    return _Script(tokens, mask, prompt)
+        mask[1:2, : min(5, prompt - 1)] = 0
+        mask[2:3, max(1, prompt - 10) : prompt] = 0
+    return _Script(tokens, mask, prompt, step)
 
 
 def _without_cache(comparison: Comparison, script: _Script) -> NDArray[np.float32]:
@@ -126,15 +140,15 @@ def _without_cache(comparison: Comparison, script: _Script) -> NDArray[np.float3
     for spec in comparison.reference.model.inputs:
         if spec.floating:
             heads, head = spec.shape[1], spec.shape[3]
-            arrays[spec.name] = np.zeros((_BATCH, int(heads), 0, int(head)), dtype=np.float32)
+            arrays[spec.name] = np.zeros((script.batch, int(heads), 0, int(head)), dtype=np.float32)
     logits: NDArray[np.float32] = comparison.reference.exact(comparison.reference.truth).run(arrays)["logits"]
     return logits
 
 
-def _start(runner: Runner, comparison: Comparison, *, whole: bool = False) -> Decoder:
+def _start(runner: Runner, comparison: Comparison, *, rows: int, whole: bool = False) -> Decoder:
     """A decoder with an empty cache; `whole` gives it all inputs of the checkpoint, not only those of the file."""
     decoder = Decoder(runner, comparison.reference.model.inputs if whole else comparison.file_inputs)
-    decoder.start(_BATCH)
+    decoder.start(rows)
     return decoder
 
 
@@ -149,13 +163,14 @@ def _compare_variant(
 ) -> Part:
     """Decode with one way of running the norms, and the second half once more from a saved cache."""
     try:
-        half = script.prompt + (script.total - script.prompt) // 2
-        first, second = _start(runner, comparison), Decoder(runner, comparison.file_inputs)
+        calls = (script.total - script.prompt) // script.step // 2
+        half = script.prompt + script.step * calls
+        first, second = _start(runner, comparison, rows=script.batch), Decoder(runner, comparison.file_inputs)
         actual = script.feed(first, half, progress=comparison.progress)
         _copy_cache(first, second)
         rest = script.feed(first, script.total, progress=comparison.progress)
         actual += rest
-        findings = _check_resume(script.feed(second, script.total), rest, first_call=half - script.prompt + 1)
+        findings = _check_resume(script.feed(second, script.total), rest, first_call=calls + 1)
     except ModelFileError as error:
         return Part(findings=(Finding("decoding", str(error), code=FindingCode.DECODING_REFUSED),))
     outputs = []

@@ -10,6 +10,7 @@ from typing import Final
 import numpy as np
 import torch
 
+from ibnorm_export.artifacts.axes import PAST, TOTAL
 from ibnorm_export.artifacts.covering_inputs import CoveringInputs, draw_covering_inputs, fit_sizes
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.kv_cache import without_padding
@@ -26,6 +27,7 @@ __all__ = [
     "FAST_LEAVES_OUT",
     "PreparedSamples",
     "RefusedInputError",
+    "can_decode",
     "fixed_sizes",
     "prepare_samples",
     "refusals",
@@ -99,6 +101,11 @@ def fixed_sizes(exported: ExportedModel, model: LoadedModel) -> dict[str, int]:
     }
 
 
+def can_decode(fixed: Mapping[str, int]) -> bool:
+    """Whether a file with these fixed sizes takes a cache that grows from call to call."""
+    return not {PAST, TOTAL} & set(fixed)
+
+
 def _draw(exported: ExportedModel, model: LoadedModel, *, options: VerifyOptions) -> PreparedSamples:
     """Inputs that walk through the shapes that matter, then covering inputs, then stress inputs if requested."""
     rng = np.random.default_rng(options.seed)
@@ -114,7 +121,8 @@ def _draw(exported: ExportedModel, model: LoadedModel, *, options: VerifyOptions
     notes = [f"samples {covered} and up are stress inputs: {', '.join(stress)}"] if stress else []
     if fixed:
         sizes = ", ".join(f"{name} {size}" for name, size in fixed.items())
-        steps = ", nor is decoding" if model.task is Task.TEXT_GENERATION else ""
+        stuck = model.task is Task.TEXT_GENERATION and not can_decode(fixed)
+        steps = ", nor is decoding, for which the cache must grow" if stuck else ""
         notes.append(f"the file takes one size only: {sizes}; other sizes are not compared{steps}")
     return PreparedSamples(
         (*drawn, *covering.samples.values(), *stressed),

@@ -22,6 +22,7 @@ from ibnorm_export.exporter.fixed_shapes import fixed_sizes
 from ibnorm_export.exporter.options import parse_shape
 from ibnorm_export.exporter.runtime_settings import SETTINGS, runtime_settings
 from ibnorm_export.runtimes.ort import OrtRunner
+from ibnorm_export.verifier.report import ParityReport
 from ibnorm_export.verifier.verify import VerifyOptions, verify
 
 
@@ -125,6 +126,11 @@ def test_a_cache_in_half_precision_avoids_attention_for_openvino(
 # -- fixed sizes -----------------------------------------------------------------------------------
 
 
+def steps_of(report: ParityReport) -> set[str]:
+    assert report.numeric is not None
+    return {output.name for output in report.numeric.outputs}
+
+
 @pytest.fixture(scope="module")
 def for_litert(llama: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> ExportedModel:
     return export(llama, tmp_path_factory.mktemp("litert") / "m.onnx", options=ExportOptions(runtime="litert"))
@@ -157,6 +163,22 @@ def test_a_cache_of_a_fixed_size_verifies(writing_llama: LoadedModel, tmp_path: 
     assert exported.metadata.shape == {BATCH: 1, SEQUENCE: 1, PAST: 7, TOTAL: 8}
     report = verify(exported, writing_llama, options=VerifyOptions(samples=2))
     assert report, report.findings
+    assert not any(name.startswith("decoding") for name in steps_of(report))
+    assert any(note.endswith("nor is decoding, for which the cache must grow") for note in report.notes)
+
+
+@pytest.mark.parametrize(
+    ("shape", "steps"),
+    [({BATCH: 1}, 32), ({BATCH: 2, SEQUENCE: 1}, 51), ({SEQUENCE: 8}, 5)],
+)
+def test_a_file_with_some_fixed_sizes_is_decoded_within_them(
+    writing_llama: LoadedModel, tmp_path: Path, shape: dict[str, int], steps: int
+) -> None:
+    exported = export(writing_llama, tmp_path / "out", options=ExportOptions(shape=shape))
+    report = verify(exported, writing_llama, options=VerifyOptions(samples=2))
+    assert report, report.findings
+    assert {"prompt (1 call)", f"decoding ({steps} calls)"} <= steps_of(report)
+    assert not any("nor is decoding" in note for note in report.notes)
 
 
 @pytest.mark.parametrize(
