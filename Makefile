@@ -51,7 +51,7 @@ CUDA_ARCHITECTURES ?= 80-real;90-real
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 CPP := $(shell find custom_ops tests -name '*.cc' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: test-processors demo runtimes test-runtimes library test test-fuzz test-generation test-faults test-families test-browser test-docs docs families training-checkpoints test-targets test-cuda test-tensorrt test-serving test-qemu test-harness test-wheels extras core-tests lint format setup native native-cuda sanitize test-compat mutants clean test-tools
+.PHONY: test-generation-faults test-processors demo runtimes test-runtimes library test test-fuzz test-generation test-faults test-families test-browser test-docs docs families training-checkpoints test-targets test-cuda test-tensorrt test-serving test-qemu test-harness test-wheels extras core-tests lint format setup native native-cuda sanitize test-compat mutants clean test-tools
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.ready
@@ -138,6 +138,10 @@ core-tests:
 # Cached decoding, generation in every form, and quantised weights. Most of the time is export.
 test-generation: native
 	$(PYTEST) tests/generation
+
+# Both in one run, whose workers import PyTorch once.
+test-generation-faults: native
+	$(PYTEST) tests/generation tests/verifier/faults
 
 # Planted faults must fail and be named, and correct exports must pass. The whole tables take half an hour:
 # python -m benchmarks.run planted_faults --record
