@@ -254,9 +254,19 @@ def build_genai(base: type[Any], model: LoadedModel, *, dtype: DType, library: s
 
 
 def write_genai_config(builder: Any, model: LoadedModel, *, folder: Path) -> None:
-    """Write genai_config.json to `folder`."""
-    with _silenced_builder():
-        builder.make_genai_config(model.module.config, {}, str(folder))
+    """Write genai_config.json to `folder`.
+
+    Raises:
+        ExportError: the model has no token that ends a text.
+    """
+    try:
+        with _silenced_builder():
+            builder.make_genai_config(model.module.config, {}, str(folder))
+    except ValueError as error:
+        raise ExportError(
+            f"onnxruntime-genai cannot describe {model.source}: {error}. Set eos_token_id in its config.json, or "
+            "export with --target portable"
+        ) from error
 
 
 def expected_genai_config(model: LoadedModel, *, dtype: DType, library: str | None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def checkpoint(name: str, kind: str, folder: Path, **changes: Any) -> Path:
 
 
 #: The builder's rotary tables are float32: an angle of up to 12 is off by up to 12 * 2^-24, as much again as what
-#: `TOLERANCE` allows.
+#: `TOLERANCE` allows. PyTorch's own error in float32 is added: 4e-6 for Phi-3 with T, whose rows are ill-conditioned.
 LIMIT = 2 * TOLERANCE
 
 #: By architecture, settings that make every layer attend to all tokens.
@@ -58,6 +59,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         ("qwen2", "S", 5),
         ("mistral", "L", 5),
         ("phi3", "L", 5),
+        ("phi3", "T", 5),
         ("gemma", "L", 5),
         ("gemma2", "S", 9),
     ],
@@ -72,11 +74,23 @@ def test_exported_and_verified(name: str, kind: str, norms: int, tmp_path: Path)
     report = verify(exported, model, options=VerifyOptions(kernels=Kernels.FUNCTION))
     assert report, report.findings
     ids = np.random.default_rng(0).integers(3, 300, (1, 12))
-    with compute_in_float64(), torch.no_grad():
-        truth = theirs(torch.from_numpy(ids)).logits.numpy()
+    with torch.no_grad():
+        in_float32 = copy.deepcopy(theirs).float()(torch.from_numpy(ids)).logits.numpy()
+        with compute_in_float64():
+            truth = theirs(torch.from_numpy(ids)).logits.numpy()
     session = GenaiModel(exported.path.parent).start(1, 20)  # onnxruntime-genai itself
     for length, got in ((8, session.feed(ids[:, :8])), (9, session.feed(ids[:, 8:9])), (12, session.feed(ids[:, 9:]))):
-        assert np.linalg.norm(got - truth[:, length - 1]) / np.linalg.norm(got) <= LIMIT
+        want = truth[:, length - 1]
+        baseline = np.linalg.norm(in_float32[:, length - 1] - want)
+        assert np.linalg.norm(got - want) <= LIMIT * np.linalg.norm(want) + baseline
+
+
+def test_a_model_without_an_end_token_is_refused(tmp_path: Path) -> None:
+    config = checkpoint("qwen3", "S", tmp_path / "c", eos_token_id=None)
+    model = models.load(config, task="text-generation")
+    with pytest.raises(ExportError, match=r"eos_token_id .* Set eos_token_id in its config.json"):
+        export_genai(model, tmp_path / "out", kernels=Kernels.FUNCTION)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_rotated_part_that_the_kernel_cannot_have(tmp_path: Path) -> None:
