@@ -12,11 +12,13 @@ import re
 import types
 import typing
 from collections.abc import Callable, Iterable
+from textwrap import indent
 from typing import Any, Final
 
 from typer.main import get_command
 
 import ibnorm_export
+from ibnorm_export import json_document
 from ibnorm_export.artifacts.metadata import METADATA_FORMAT, ModelMetadata, QuantizationEntry
 from ibnorm_export.cli.main import COMMANDS, app
 from ibnorm_export.errors import ExitCode
@@ -383,11 +385,76 @@ def _fields(kind: type) -> str:
     return table(["key", "meaning"], ((code(f.name), described.get(f.name, "")) for f in dataclasses.fields(kind)))
 
 
+# --------------------------------------------------------------------------------------------- JSON
+
+
+#: Keys of every document, and what they mean.
+_EVERY_DOCUMENT: Final = {
+    "schema_version": "version of these schemas; it grows when a key is removed or gets another meaning",
+    "command": "the command that printed the document",
+    "version": "version of ibnorm-export",
+    "date": "when it was printed",
+    "environment": "the machine and the versions of libraries",
+    "files": "path, size and SHA-256 of every file that the command read or wrote",
+}
+
+
+def json_output() -> str:
+    """What each command prints with --json: the keys of its document, from the published schemas."""
+    lines = [
+        "# JSON output",
+        "Every command takes `--json`. It then prints one JSON document on standard output, and nothing else there. "
+        "Progress and notes go to standard error.",
+        "```text\nibnorm-export inspect CHECKPOINT --json\n```",
+        "Each document has a schema (JSON Schema, draft 2020-12). The files are below, and in the installed package "
+        "under `ibnorm_export/schemas`. Tests hold the output of every command to its schema.",
+        "## Every document",
+        table(["key", "meaning"], [(code(key), text) for key, text in _EVERY_DOCUMENT.items()]),
+        "An error is a document too. Its `exit_code` is that of the command, and `error.kind` the name of the "
+        "[error class](exit-codes.md#errors-in-python), or `usage`, `system`, `memory` or `internal`:",
+        '```json\n{"error": {"kind": "CheckpointError", "message": "..."}, "exit_code": 2}\n```',
+        'A number that is not finite is a text: `"nan"`, `"inf"` or `"-inf"`. Fields are added in any version. A field '
+        "is removed or renamed in a minor version only, with a line in the changelog.",
+    ]
+    for command in json_document.schema_names():
+        schema = json_document.json_schema(command)
+        kinds = [kind for kind in schema.get("anyOf", [schema]) if "error" not in kind.get("properties", {})]
+        lines += [f"## {command}", f"Schema: [{command}.schema.json](schemas/{command}.schema.json)"]
+        lines += [_json_keys(kind) for kind in kinds if "properties" in kind]
+        if objects := schema.get("$defs"):
+            lines.append('??? note "Objects in this document"')
+            for name, kind in objects.items():
+                lines.append(indent(f"{code(name)} {kind.get('description', '')}\n\n{_json_keys(kind)}", "    "))
+    return _page(*lines)
+
+
+def _json_keys(schema: dict[str, Any]) -> str:
+    """The table of an object's own keys."""
+    keys = {key: value for key, value in schema.get("properties", {}).items() if key not in _EVERY_DOCUMENT}
+    rows = [(code(key), _json_type(value), value.get("description", "")) for key, value in keys.items()]
+    return table(["key", "type", "meaning"], rows) if rows else ""
+
+
+def _json_type(schema: dict[str, Any]) -> str:
+    """A type of a schema in words."""
+    if "$ref" in schema:
+        return code(schema["$ref"].rpartition("/")[2])
+    if "anyOf" in schema:
+        return " or ".join(dict.fromkeys(_json_type(kind) for kind in schema["anyOf"]))
+    if "const" in schema or "enum" in schema:
+        return ", ".join(code(value) for value in schema.get("enum", [schema.get("const")]))
+    if schema.get("type") == "array" and isinstance(schema.get("items"), dict):
+        return f"list of {_json_type(schema['items'])}"
+    kind = schema.get("type", "any value")
+    return " or ".join(kind) if isinstance(kind, list) else str(kind)
+
+
 #: Path of each page below docs/, and the function that writes it.
 PAGES: Final[dict[str, Callable[[], str]]] = {
     "reference/commands.md": commands,
     "reference/python.md": python_api,
     "reference/check-toml.md": check_toml,
     "reference/exit-codes.md": exit_codes,
+    "reference/json.md": json_output,
     "reference/metadata.md": metadata,
 }

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 from mkdocs.structure.files import File
 
+from ibnorm_export.json_document import json_schema, schema_names
 from scripts.reference_pages import PAGES
 from scripts.site_pictures import PLOTS
 
@@ -29,6 +31,9 @@ def on_files(files: Any, *, config: Any) -> Any:
         for dark in (False, True):
             path = f"assets/{name}-{'dark' if dark else 'light'}.svg"
             files.append(File.generated(config, path, content=draw(pyplot, dark=dark)))
+    for command in schema_names():
+        text = json.dumps(json_schema(command), indent=1) + "\n"
+        files.append(File.generated(config, f"reference/schemas/{command}.schema.json", content=text))
     files.append(File.generated(config, "development/benchmarks.md", content=_benchmarks()))
     return files
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typer.main import get_command
 
 import ibnorm_export
 from ibnorm_export.cli.main import COMMANDS, app
+from ibnorm_export.json_document import json_schema
 from scripts.reference_pages import PAGES, docstring
 from scripts.site_pictures import ASSETS, DRAWN, way
 from tests.docs.pages import ROOT
@@ -75,6 +77,14 @@ def test_every_key_of_check_toml_is_described() -> None:
     for kind in (config.ExportCheck, config.ParityCheck, config.LatencyBudget, config.EvaluationCheck):
         for field in fields(kind):
             assert re.search(rf"^\| `{field.name}` \|.*\| \S.* \|$", page, re.MULTILINE), field.name
+
+
+def test_every_schema_is_published(site: Path) -> None:
+    page = PAGES["reference/json.md"]()
+    for command in COMMANDS:
+        assert f"\n## {command}\n" in page
+        published = json.loads((site / "reference" / "schemas" / f"{command}.schema.json").read_text(encoding="utf-8"))
+        assert published == json_schema(command)
 
 
 def test_the_pictures_are_those_of_the_script() -> None:
