@@ -406,8 +406,8 @@ def json_output() -> str:
         "Every command takes `--json`. It then prints one JSON document on standard output, and nothing else there. "
         "Progress and notes go to standard error.",
         "```text\nibnorm-export inspect CHECKPOINT --json\n```",
-        "Each document has a schema (JSON Schema, draft 2020-12). The files are below, and in the installed package "
-        "under `ibnorm_export/schemas`. Tests hold the output of every command to its schema.",
+        "Each document has a schema (JSON Schema, draft 2020-12). The files are below, and "
+        "`ibnorm-export schema COMMAND` prints one. Tests hold the output of every command to its schema.",
         "## Every document",
         table(["key", "meaning"], [(code(key), text) for key, text in _EVERY_DOCUMENT.items()]),
         "An error is a document too. Its `exit_code` is that of the command, and `error.kind` the name of the "
