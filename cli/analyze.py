@@ -10,7 +10,7 @@ import typer
 from ibnorm_export.analysis.options import ALPHA, SAMPLES, AnalysisOptions
 from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.cli import options
-from ibnorm_export.cli.console import print_document, print_report, show_progress
+from ibnorm_export.cli.console import print_document, print_next, print_report, show_progress
 
 
 def _lambdas(text: str) -> tuple[float, ...]:
@@ -100,3 +100,4 @@ def analyze_command(
         print_document("analyze", report.to_dict(), files=[checkpoint, file, inputs, labels, text, html])
     else:
         print_report(report)
+        print_next("export", checkpoint, "-o", f"{checkpoint.name}.onnx")

@@ -21,6 +21,15 @@ def _counts(text: str, option: str) -> tuple[int, ...]:
         raise typer.BadParameter(f"{text!r} is not a list of numbers such as 128,512", param_hint=option) from error
 
 
+def _following(model_file: Path, checkpoint: Path | None, baseline: Path | None) -> list[object]:
+    """The command after a measurement: compare it with PyTorch, or with a later measurement."""
+    if baseline is not None:
+        return ["compare", baseline, "LATER.json"]
+    if checkpoint is None:
+        return ["bench", model_file, "--checkpoint", "CHECKPOINT", "--against", "torch"]
+    return ["bench", model_file, "--save-baseline", f"{model_file.stem}.json"]
+
+
 def bench_command(
     model_file: options.ModelFile,
     backend: options.Backend = Backend.ORT_CPU,
@@ -139,4 +148,10 @@ def bench_command(
         )
     if save_baseline is not None and isinstance(report, BenchReport):
         write_baseline(baseline_of(report), save_baseline)
-    finish(report, "bench", as_json=as_json, files=[model_file, checkpoint, save_baseline])
+    finish(
+        report,
+        "bench",
+        as_json=as_json,
+        files=[model_file, checkpoint, save_baseline],
+        then=_following(model_file, checkpoint, save_baseline),
+    )

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ibnorm_export.cli import options
-from ibnorm_export.cli.console import print_document, print_report
+from ibnorm_export.cli.console import print_document, print_next, print_report, show_progress
 from ibnorm_export.runtimes.tensorrt.options import EngineOptions, NormRoute, Runtime
 
 
@@ -60,8 +60,11 @@ def build_engine_command(
         embed_plugin=embed_plugin,
         compute_capabilities=compute_capability,
     )
-    engine = build_engine(model_file, output, options=wanted)
+    with show_progress() as progress:
+        progress("building the engine", 0, 0)
+        engine = build_engine(model_file, output, options=wanted)
     if as_json:
         print_document("build-engine", engine.to_dict(), files=[model_file, engine.path])
     else:
         print_report(engine)
+        print_next("bench", model_file, "--backend", runtime.value, "--engine", output)

@@ -49,8 +49,12 @@ def check_command(
         out.print(f"{config}: written")
         print_next("check", config)
         return
+    if config.is_dir():
+        file = config / "check.toml"
+        found = f"it has one: ibnorm-export check {file}" if file.is_file() else f"write one: ibnorm-export check --init {config}"
+        raise typer.BadParameter(f"{config} is a folder, and check takes a configuration file; {found}")
     from ibnorm_export.gate.run import check
 
     with show_progress() as progress:
         report = check(config, coverage=coverage, progress=progress)
-    finish(report, "check", as_json=as_json, files=[config])
+    finish(report, "check", as_json=as_json, files=[config], then=["package", "MODEL.onnx", "-o", "repository"])

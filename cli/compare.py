@@ -47,4 +47,4 @@ def compare_command(
         from ibnorm_export.benchmark.html import write_comparison
 
         write_comparison(comparison, html)
-    finish(comparison, "compare", as_json=as_json, files=[before, after, html])
+    finish(comparison, "compare", as_json=as_json, files=[before, after, html], then=["check"])

@@ -6,7 +6,8 @@ import contextlib
 import enum
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -15,6 +16,8 @@ from rich.console import Console
 
 from ibnorm_export.errors import ExitCode, printable
 from ibnorm_export.json_text import json_text
+from ibnorm_export.progress import silent
+from ibnorm_export.text_report import text_width
 
 if TYPE_CHECKING:
     from ibnorm_export.progress import Progress
@@ -23,6 +26,7 @@ __all__ = [
     "Verbosity",
     "err",
     "finish",
+    "first_code",
     "out",
     "print_document",
     "print_json",
@@ -117,13 +121,20 @@ def print_json(value: Any) -> None:
 
 
 def print_next(*words: object) -> None:
-    """Print the command that a person would run next, quoted for a shell."""
-    out.print(f"next: {shlex.join(['ibnorm-export', *map(str, words)])}", style="dim")
+    """Print on stderr the command that a person would run next, quoted for a shell; nothing with --quiet."""
+    if words and err.verbosity > Verbosity.QUIET:
+        out.file.flush()  # the two may be one file or terminal
+        err.print(f"next: {shlex.join(['ibnorm-export', *map(str, words)])}", style="dim")
 
 
 def print_report(report: object) -> None:
-    """Print the text of a report, with its verdict, failures, notes and warnings in colour."""
-    for line in str(report).split("\n"):
+    """Print the text of a report, with its verdict, failures, notes and warnings in colour.
+
+    On a terminal, tables that do not fit are stacked.
+    """
+    with text_width(out.width if out.is_terminal else None):
+        text = str(report)
+    for line in text.split("\n"):
         out.print(line, style=_style(line))
 
 
@@ -141,6 +152,7 @@ def finish(
     *,
     as_json: bool,
     files: Iterable[str | Path | None] = (),
+    then: Sequence[object] = (),
     failure: ExitCode = ExitCode.CHECK_FAILED,
 ) -> None:
     """Print a report as text or JSON, and end the command with `failure` when the report is false.
@@ -150,6 +162,7 @@ def finish(
         command: name of the command.
         as_json: whether it is printed as JSON.
         files: the files that the command read and wrote, for the JSON.
+        then: words of the command that a person would run next; a report that is false names the one that explains it.
         failure: the exit code for a report that is false.
 
     Raises:
@@ -159,8 +172,20 @@ def finish(
         print_document(command, report.to_dict(), files=files)
     else:
         print_report(report)
+        code = None if report else first_code(report)
+        print_next(*(then if code is None else ("explain", code)))
     if not report:
         raise typer.Exit(failure)
+
+
+def first_code(report: object) -> str | None:
+    """The code of the first finding of a report; None if it has none."""
+    for name in ("findings", "red"):
+        for finding in getattr(report, name, ()):
+            if finding.code is not None:
+                return str(finding.code)
+    code = getattr(report, "code", None) or getattr(getattr(report, "verdict", None), "code", None)
+    return None if code is None else str(code)
 
 
 def _style(line: str) -> str:
@@ -171,9 +196,55 @@ def _style(line: str) -> str:
     return "yellow" if line.startswith(("note:", "warning:", "missing ")) else ""
 
 
+#: Seconds after which a step that has ended is worth a line where there is no terminal.
+_LONG_S: Final = 2.0
+
+
+class _Steps:
+    """Prints a line for each step that has ended: for long ones, or for all with --verbose.
+
+    Args:
+        every: whether short steps have a line too.
+    """
+
+    def __init__(self, *, every: bool) -> None:
+        self._every = every
+        self._what = ""
+        self._start = time.perf_counter()
+
+    def __call__(self, what: str, done: int = 0, total: int = 0) -> None:
+        if what == self._what:
+            return
+        seconds = time.perf_counter() - self._start
+        if self._what and (self._every or seconds >= _LONG_S):
+            err.print(f"{seconds:6.1f} s  {self._what}", style="dim")
+        self._what, self._start = what, time.perf_counter()
+
+
 @contextlib.contextmanager
 def show_progress() -> Iterator[Progress]:
-    """Show a progress bar on stderr while the block runs; show nothing if stderr is not a terminal."""
+    """Show on stderr how far the block is, and the time left; where there is no terminal, a line for each long step."""
+    err.clear_loading()
+    steps = _Steps(every=err.verbosity is Verbosity.VERBOSE)
+    if err.verbosity is Verbosity.QUIET:
+        yield silent
+    elif err.is_terminal:
+        with _bar() as show:
+
+            def report(what: str, done: int, total: int) -> None:
+                if err.verbosity is Verbosity.VERBOSE:
+                    steps(what)
+                show(what, done, total)
+
+            yield report
+    else:
+        yield steps
+    steps("")
+
+
+@contextlib.contextmanager
+def _bar() -> Iterator[Progress]:
+    """A bar with the time left, which starts again with every step."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -181,22 +252,29 @@ def show_progress() -> Iterator[Progress]:
         SpinnerColumn,
         TextColumn,
         TimeElapsedColumn,
+        TimeRemainingColumn,
     )
 
-    err.clear_loading()
     with Progress(
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
-        BarColumn(),
+        BarColumn(bar_width=20),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
         console=err,
         transient=True,
-        disable=not err.is_terminal,
     ) as bar:
         task = bar.add_task("", total=None)
+        shown = ""
 
         def report(what: str, done: int, total: int) -> None:
-            bar.update(task, description=what, completed=done, total=total or None)
+            nonlocal shown
+            if what != shown:
+                shown = what
+                bar.reset(task, total=total or None, description=what, completed=done)
+            else:
+                bar.update(task, completed=done, total=total or None)
 
         yield report

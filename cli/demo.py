@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ibnorm_export.cli import options
-from ibnorm_export.cli.console import out, print_document, print_report, show_progress
+from ibnorm_export.cli.console import out, print_document, print_next, print_report, show_progress
 from ibnorm_export.cli.demo_app import MAX_STEPS
 from ibnorm_export.errors import ExitCode
 
@@ -48,5 +48,6 @@ def demo_command(
     else:
         print_report(result)
         out.print(f"report: {report}", style="bold")
+        print_next("generate", folder / "llama-portable", "The import statement")
     if not result:
         raise typer.Exit(ExitCode.CHECK_FAILED)

@@ -192,7 +192,7 @@ def evaluate_command(
             write_evaluation(report, html)
     named = [name.rpartition("@")[0] or name for name in (*models, *([against] if against else []))]
     read = [data if data.is_file() else None, html]
-    finish(report, "evaluate", as_json=as_json, files=[*named, *read])
+    finish(report, "evaluate", as_json=as_json, files=[*named, *read], then=["check"])
 
 
 def _split_axes(models: list[str], axes: list[str], *, backend: str) -> tuple[list[str], list[str]]:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ibnorm_export.cli import options
-from ibnorm_export.cli.console import err, print_document
+from ibnorm_export.cli.console import err, print_document, print_next
 from ibnorm_export.errors import printable
 from ibnorm_export.runtimes.runner import Kernels
 
@@ -78,3 +78,4 @@ def generate_command(
         f"{result.first_token_ms:.1f} ms, then {result.tokens_per_s:.0f} tokens/s, stopped at: {result.stopped}",
         style="dim",
     )
+    print_next(*(("serve", path) if (path / "genai_config.json").is_file() else ("bench", path)))

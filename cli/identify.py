@@ -86,6 +86,17 @@ def identify_command(
     if model is not None:
         example = None if inputs is None else read_npz(inputs, "an .npz file of plain arrays")
         report = identify_checkpoint(target, model, inputs=example, norm_class=norm_class, weights=weights)
-        finish(report, "identify", as_json=as_json, files=[target, inputs])
+        finish(
+            report,
+            "identify",
+            as_json=as_json,
+            files=[target, inputs],
+            then=["export", target, "-o", "MODEL.onnx", "--model", model],
+        )
     else:
-        finish(identify(build_norm(target, built), shape=size), "identify", as_json=as_json)
+        finish(
+            identify(build_norm(target, built), shape=size),
+            "identify",
+            as_json=as_json,
+            then=["import", "CHECKPOINT", "-o", "FOLDER", "--norm-class", target],
+        )

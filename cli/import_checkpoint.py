@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ibnorm_export.cli import options
-from ibnorm_export.cli.console import print_document, print_next, print_report
+from ibnorm_export.cli.console import print_document, print_next, print_report, show_progress
 from ibnorm_export.errors import quoted
 from ibnorm_export.parsing import parse_json
 
@@ -81,17 +81,19 @@ def import_checkpoint_command(
     arguments, given = _json_object(norm_args, "--norm-args"), _json_object(settings, "--settings")
     from ibnorm_export.models.importers.checkpoint_import import import_checkpoint
 
-    report = import_checkpoint(
-        source,
-        output,
-        kind=kind,
-        norm=stated,
-        norm_class=norm_class,
-        norm_args=arguments,
-        weights=weights,
-        settings=given,
-        tokenizer=tokenizer,
-    )
+    with show_progress() as progress:
+        progress("reading the checkpoint", 0, 0)
+        report = import_checkpoint(
+            source,
+            output,
+            kind=kind,
+            norm=stated,
+            norm_class=norm_class,
+            norm_args=arguments,
+            weights=weights,
+            settings=given,
+            tokenizer=tokenizer,
+        )
     if as_json:
         print_document("import", report.to_dict(), files=[source, output])
         return

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ibnorm_export.cli import options
-from ibnorm_export.cli.console import print_document, print_report
+from ibnorm_export.cli.console import print_document, print_next, print_report, show_progress
 
 
 def inspect_command(
@@ -24,10 +24,14 @@ def inspect_command(
 
     Example: ibnorm-export inspect llama.onnx
     """
-    from ibnorm_export.inspection import inspect
+    from ibnorm_export.inspection import CheckpointInspection, inspect
 
-    found = inspect(path, model, weights=weights)
+    with show_progress() as progress:
+        progress("reading the model", 0, 0)
+        found = inspect(path, model, weights=weights)
     if as_json:
         print_document("inspect", found.to_dict(), files=[path])
     else:
         print_report(found)
+        is_checkpoint = isinstance(found, CheckpointInspection)
+        print_next(*(("export", path, "-o", f"{path.name}.onnx") if is_checkpoint else ("verify", path, "CHECKPOINT")))

@@ -18,6 +18,7 @@ import typer
 from ibnorm_export import __version__
 from ibnorm_export.cli.console import Verbosity, err, print_json
 from ibnorm_export.cli.help_page import HelpCommand, HelpGroup, value_types
+from ibnorm_export.cli.hints import hint_of
 from ibnorm_export.errors import ExitCode, IBNormError, message_text
 from ibnorm_export.json_text import SCHEMA_VERSION
 
@@ -212,6 +213,17 @@ def _ended_by_typer(error: SystemExit) -> bool:
     return last is not None and str(last.tb_frame.f_globals.get("__name__")).startswith("typer.")
 
 
+def _usage_message(error: Any) -> str:
+    """The message of a usage error, with what was probably meant and where to read on."""
+    # without typer's own list of possible options, which is long
+    message = error.message if "No such option" in str(error.message) else error.format_message()
+    context = error.ctx
+    options = [] if context is None else [name for p in context.command.get_params(context) for name in p.opts]
+    hint = hint_of(message, options)
+    message = f"{message.rstrip('.')}; {hint}" if hint else message
+    return message if context is None else f"{message} (see {context.command_path} --help)"
+
+
 def _run() -> int:
     try:
         result = app(prog_name="ibnorm-export", standalone_mode=False)
@@ -226,8 +238,7 @@ def _run() -> int:
     except _UsageError as error:
         if not error.format_message():  # there were no arguments, and the help was printed
             return ExitCode.BAD_INPUT
-        hint = f" (see {error.ctx.command_path} --help)" if error.ctx is not None else ""
-        return _fail(f"{error.format_message()}{hint}", kind="usage")
+        return _fail(_usage_message(error), kind="usage")
     except typer.Abort as error:
         raise KeyboardInterrupt from error
     except MemoryError as error:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ibnorm_export.cli import options
-from ibnorm_export.cli.console import print_document, print_next, print_report
+from ibnorm_export.cli.console import print_document, print_next, print_report, show_progress
 from ibnorm_export.serving.triton.config import TritonLimits
 from ibnorm_export.serving.triton.options import PackagedNorms, PackageOptions, RepositoryFormat, TritonBackend
 
@@ -80,7 +80,9 @@ def package_command(
         ),
         warmup=inputs,
     )
-    packaged = package(model_file, output, options=wanted)
+    with show_progress() as progress:
+        progress("writing the repository", 0, 0)
+        packaged = package(model_file, output, options=wanted)
     if as_json:
         print_document("package", packaged.to_dict(), files=[model_file, packaged.path])
     else:

@@ -10,6 +10,7 @@ import typer
 from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.cli import options
 from ibnorm_export.cli.console import finish, show_progress
+from ibnorm_export.cli.hints import check_order
 from ibnorm_export.runtimes.runner import Backend, Endpoint, Kernels
 from ibnorm_export.verifier.options import InputCoverage
 
@@ -93,6 +94,7 @@ def verify_command(
 
     Example: ibnorm-export verify llama.onnx checkpoints/llama
     """
+    check_order(model_file, checkpoint)
     from ibnorm_export import models
     from ibnorm_export.artifacts.exported_model import ExportedModel
     from ibnorm_export.artifacts.input_files import read_inputs, read_text
@@ -128,4 +130,4 @@ def verify_command(
             progress("writing the report", 0, 0)
             write_report(report, html)
     files = [exported.path, *exported.external_files, checkpoint, inputs, expected, text, html]
-    finish(report, "verify", as_json=as_json, files=files)
+    finish(report, "verify", as_json=as_json, files=files, then=["bench", model_file])

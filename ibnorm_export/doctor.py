@@ -57,6 +57,11 @@ class Diagnosis(Report):
     def __bool__(self) -> bool:
         return {check.name for check in self.checks if check.works} >= _REQUIRED
 
+    @property
+    def code(self) -> FindingCode | None:
+        """The code of what keeps export, verify and bench from working; None if they work."""
+        return next((check.code for check in self.checks if check.name in _REQUIRED and not check.works), None)
+
     def to_dict(self) -> dict[str, Any]:
         """Return what `doctor --json` prints."""
         return {"works": bool(self), **asdict(self)}

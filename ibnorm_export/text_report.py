@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from typing import Final
 
 from ibnorm_export.errors import printable, shortened
 
-__all__ = ["Report", "counted", "text_table"]
+__all__ = ["Report", "counted", "text_table", "text_width"]
+
+#: Columns that a table may take; None is no limit. It belongs to the caller's context, such as a thread.
+_WIDTH: Final[ContextVar[int | None]] = ContextVar("columns that a table may take", default=None)
+
+
+@contextlib.contextmanager
+def text_width(columns: int | None) -> Iterator[None]:
+    """Write the tables of reports for a page of some columns while the block runs: a wider one is stacked.
+
+    Args:
+        columns: columns of the page; None is no limit.
+    """
+    before = _WIDTH.set(columns)
+    try:
+        yield
+    finally:
+        _WIDTH.reset(before)
 
 
 class Report:
@@ -46,11 +66,21 @@ def text_table(title: str, columns: Sequence[str], *, rows: Sequence[Sequence[st
         rows: cells, as many in each row as there are columns.
 
     Returns:
-        Lines without trailing spaces, joined by newlines.
+        Lines without trailing spaces, joined by newlines. A table that is wider than `text_width` is stacked: each row
+        becomes a block with a line for each column, so that no cell is ever broken.
     """
     rows = [[_cell(cell) for cell in row] for row in rows]
     widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
     lines = [title] if title else []
+    limit = _WIDTH.get()
+    if limit is not None and sum(widths) + 2 * (len(widths) - 1) > limit:
+        column = max(map(len, columns))
+        for row in rows:
+            lines.append(f"{columns[0]} {row[0]}")
+            lines += [
+                f"  {name.ljust(column)}  {cell}" for name, cell in zip(columns[1:], row[1:], strict=True) if cell
+            ]
+        return "\n".join(lines)
     for row in (columns, *rows):
         cells = [
             cell.ljust(width) if index == 0 else cell.rjust(width)
