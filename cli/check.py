@@ -51,7 +51,11 @@ def check_command(
         return
     if config.is_dir():
         file = config / "check.toml"
-        found = f"it has one: ibnorm-export check {file}" if file.is_file() else f"write one: ibnorm-export check --init {config}"
+        found = (
+            f"it has one: ibnorm-export check {file}"
+            if file.is_file()
+            else f"write one: ibnorm-export check --init {config}"
+        )
         raise typer.BadParameter(f"{config} is a folder, and check takes a configuration file; {found}")
     from ibnorm_export.gate.run import check
 

@@ -228,7 +228,7 @@ def show_progress() -> Iterator[Progress]:
     steps = _Steps(every=err.verbosity is Verbosity.VERBOSE)
     if err.verbosity is Verbosity.QUIET:
         yield silent
-    elif err.is_terminal:
+    elif err.is_terminal and not err.is_dumb_terminal:
         with _bar() as show:
 
             def report(what: str, done: int, total: int) -> None:
