@@ -8,8 +8,10 @@ from typing import Annotated
 import typer
 
 from ibnorm_export.artifacts.axes import BATCH, SEQUENCE
+from ibnorm_export.benchmark.options import TableFormat
 from ibnorm_export.cli import options
-from ibnorm_export.cli.console import finish, show_progress
+from ibnorm_export.cli.console import finish, out, show_progress
+from ibnorm_export.errors import ExitCode
 from ibnorm_export.runtimes.runner import Backend, Kernels
 
 
@@ -76,7 +78,11 @@ def bench_command(
             help="Number of threads of every candidate.",
         ),
     ] = None,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Number of turns of each candidate.")] = 30,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Number of turns of each candidate.")] = 34,
+    table: Annotated[
+        TableFormat | None,
+        typer.Option("--format", show_default="text", help="Print the table of latencies in this form only."),
+    ] = None,
     seed: options.Seed = 0,
     kernels: options.KernelChoice = Kernels.AUTO,
     require_fused: options.RequireFused = False,
@@ -109,6 +115,7 @@ def bench_command(
     from ibnorm_export.benchmark.generation import generates_text
     from ibnorm_export.benchmark.options import BenchOptions, GenerationOptions
     from ibnorm_export.benchmark.report import BenchReport
+    from ibnorm_export.benchmark.table import bench_table
     from ibnorm_export.models.loading import load
 
     if (save_baseline is not None or model is not None) and backend == Backend.ORT_CPU and generates_text(model_file):
@@ -148,6 +155,11 @@ def bench_command(
         )
     if save_baseline is not None and isinstance(report, BenchReport):
         write_baseline(baseline_of(report), save_baseline)
+    if table is not None and isinstance(report, BenchReport) and not as_json:
+        out.print(bench_table(report, table))
+        if not report:
+            raise typer.Exit(ExitCode.CHECK_FAILED)
+        return
     finish(
         report,
         "bench",

@@ -10,23 +10,15 @@ import numpy as np
 from markupsafe import Markup
 
 from ibnorm_export.benchmark.baseline import BaselineComparison
-from ibnorm_export.benchmark.report import BenchReport, GenerationReport, Latency, Ratio
+from ibnorm_export.benchmark.report import BenchReport, GenerationReport, Latency, Ratio, speed_up, three_digits
 from ibnorm_export.benchmark.statistics import CONFIDENCE, Decision
 from ibnorm_export.html_page import Curve, Distribution, Section, State, Verdict, curves, distributions, dots, render
 from ibnorm_export.runtimes.norm_executions import norms_summary
 from ibnorm_export.text_report import counted
 
-__all__ = ["latency_plot", "latency_section", "speed_up", "write_bench", "write_comparison"]
+__all__ = ["latency_plot", "latency_section", "write_bench", "write_comparison"]
 
 _STATES: Final = {Decision.PASS: State.PASS, Decision.FAIL: State.FAIL, Decision.CANNOT_TELL: State.CANNOT_TELL}
-
-
-def speed_up(ratio: Ratio) -> str:
-    """A ratio of times in words, e.g. "4.20 times faster (3.90 to 4.40)", with the middle half of the rounds."""
-    faster = ratio.median <= 1.0
-    values = (ratio.median, ratio.p75, ratio.p25) if faster else (ratio.median, ratio.p25, ratio.p75)
-    shown = [1.0 / value if faster and value else value for value in values]
-    return f"{shown[0]:.3g} times {'faster' if faster else 'slower'} ({shown[1]:.3g} to {shown[2]:.3g})"
 
 
 def write_bench(report: BenchReport | GenerationReport, path: str | Path) -> Path:
@@ -82,10 +74,10 @@ def latency_section(report: BenchReport, title: str) -> Section:
     rows = tuple(
         (
             x.name,
-            f"{x.p50_ms:.3g}",
-            f"{x.p90_ms:.3g}",
-            f"{x.p99_ms:.3g}",
-            f"{x.throughput_per_s:.3g}",
+            three_digits(x.p50_ms),
+            three_digits(x.p90_ms),
+            three_digits(x.p99_ms),
+            three_digits(x.throughput_per_s),
             speed_up(ratios[x.name]) if x.name in ratios else "",
             str(x.passes),
         )

@@ -8,10 +8,12 @@ to fill the caches. Ratios are taken within each round; the report has their med
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
+from typing import Final
 
 import numpy as np
+import psutil
 
 from ibnorm_export.artifacts.tensors import Arrays
 from ibnorm_export.benchmark.options import Timing
@@ -20,6 +22,7 @@ from ibnorm_export.environment import environment
 from ibnorm_export.errors import IBNormError
 from ibnorm_export.progress import Progress, silent
 from ibnorm_export.runtimes.runner import DeviceRunner, Runner
+from ibnorm_export.usable_cores import usable_cores
 
 __all__ = ["measure"]
 
@@ -124,12 +127,47 @@ def _unstable(latency: Latency, limit: float) -> str:
     )
 
 
+#: Passes that a 99th percentile needs: with fewer it is the slowest pass.
+_PASSES_OF_P99: Final = 100
+
+#: Share of the cores that other programs may keep busy before a measurement is disturbed.
+_BUSY: Final = 0.5
+
+#: Coefficient of variation above which the times of a CPU say more about other programs than about the candidate.
+_JITTER: Final = 0.5
+
+
+def _busy_warning(load: float, cores: int) -> str:
+    """Why times may be too long: other programs use the cores; empty if they do not."""
+    if load <= _BUSY * cores:
+        return ""
+    return (
+        f"the machine was busy before the measurement: load {load:.3g} on {cores} cores; stop other programs and "
+        "measure again"
+    )
+
+
+def _reliability(latencies: Sequence[Latency], limit: float) -> Iterator[str]:
+    """Why the times of a candidate may not be reliable."""
+    for latency in latencies:
+        if latency.variation > limit:
+            yield _unstable(latency, limit)
+        elif latency.variation > _JITTER:
+            yield (
+                f"{latency.name}: single passes vary by {latency.variation:.0%} of their mean, as on a machine with "
+                "other work; trust the median and the ratios, not p90 and p99"
+            )
+    fewest = min((latency.passes for latency in latencies), default=_PASSES_OF_P99)
+    if fewest < _PASSES_OF_P99:
+        yield f"p99 of {fewest} passes is about the slowest of them; with {_PASSES_OF_P99} passes it is a percentile"
+
+
 def measure(
     candidates: Mapping[str, Runner],
     inputs: Arrays,
     *,
     threads: int,
-    rounds: int = 30,
+    rounds: int = 34,
     timing: Timing | None = None,
     progress: Progress = silent,
 ) -> BenchReport:
@@ -153,6 +191,7 @@ def measure(
         raise IBNormError(
             f"nothing to measure: {len(candidates)} candidates and {rounds} rounds; both must be at least 1"
         )
+    busy = _busy_warning(psutil.getloadavg()[0], usable_cores())
     warm = []
     for name, runner in candidates.items():
         progress(f"warming up {name}", 0, rounds)
@@ -170,5 +209,5 @@ def measure(
         ratios=tuple(_ratio(latencies[0], other) for other in latencies[1:]),
         environment=environment(),
         input_types={name: str(array.dtype) for name, array in inputs.items()},
-        warnings=tuple(_unstable(latency, limit) for latency in latencies if latency.variation > limit),
+        warnings=(*([busy] if busy else []), *_reliability(latencies, limit)),
     )

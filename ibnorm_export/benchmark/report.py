@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, asdict, dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from ibnorm_export.benchmark.options import GenerationOptions
 from ibnorm_export.benchmark.statistics import CONFIDENCE, Spread
@@ -12,6 +13,7 @@ from ibnorm_export.runtimes.norm_executions import NormExecution, norms_summary
 from ibnorm_export.text_report import Report, counted, text_table
 
 __all__ = [
+    "LATENCY_COLUMNS",
     "BenchReport",
     "GenerationRatio",
     "GenerationReport",
@@ -19,7 +21,29 @@ __all__ = [
     "Latency",
     "Ratio",
     "ratio_text",
+    "speed_up",
+    "three_digits",
 ]
+
+#: Heads of the table of latencies.
+LATENCY_COLUMNS: Final = ("candidate", "p50 ms", "p90 ms", "p99 ms", "samples/s", "passes")
+
+
+def three_digits(value: float) -> str:
+    """A number with three significant digits, and never with an exponent unless it is tiny."""
+    rounded = float(f"{value:.3g}") if math.isfinite(value) else value
+    if not math.isfinite(value) or 0.0 < abs(rounded) < 1e-4:
+        return f"{value:.3g}"
+    decimals = 2 - math.floor(math.log10(abs(rounded))) if rounded else 2
+    return f"{rounded:.{max(decimals, 0)}f}"
+
+
+def speed_up(ratio: Ratio) -> str:
+    """A ratio of times in words, e.g. "4.20 times faster (3.90 to 4.40)", with the middle half of the rounds."""
+    faster = ratio.median <= 1.0
+    values = (ratio.median, ratio.p75, ratio.p25) if faster else (ratio.median, ratio.p25, ratio.p75)
+    shown = [three_digits(1.0 / value if faster and value else value) for value in values]
+    return f"{shown[0]} times {'faster' if faster else 'slower'} ({shown[1]} to {shown[2]})"
 
 
 def ratio_text(ratio: float) -> str:
@@ -116,16 +140,20 @@ class BenchReport(Report):
         shapes = ", ".join(f"{name} {list(shape)}" for name, shape in self.inputs.items())
         title = f"{self.model}: {shapes}, {counted(self.threads, 'thread')}"
         rows = [
-            (x.name, f"{x.p50_ms:.3f}", f"{x.p90_ms:.3f}", f"{x.p99_ms:.3f}", f"{x.throughput_per_s:.1f}")
+            (x.name, *map(three_digits, (x.p50_ms, x.p90_ms, x.p99_ms, x.throughput_per_s)), str(x.passes))
             for x in self.latencies
         ]
-        lines = [text_table(title, ("candidate", "p50 ms", "p90 ms", "p99 ms", "samples/s"), rows=rows)]
+        lines = [text_table(title, LATENCY_COLUMNS, rows=rows)]
+        if "processor" in self.environment:
+            lines.append(
+                f"machine: {self.environment['processor']}, {self.environment.get('usable_cores')} usable cores"
+            )
         if self.norms:
             lines.append(norms_summary(self.norms))
         lines += [f"warning: {warning}" for warning in self.warnings]
         lines += [
-            f"time of {r.name} over time of {r.against}: {ratio_text(r.median)} (middle half of "
-            f"{counted(self.rounds, 'round')}: {r.p25:.3g} to {r.p75:.3g}; below 1 is faster)"
+            f"{r.name} is {speed_up(r)} than {r.against}; the range is the middle half of "
+            f"{counted(self.rounds, 'round')}"
             for r in self.ratios
         ]
         if self.require_fused:
@@ -211,12 +239,12 @@ class GenerationReport(Report):
                 t.name,
                 str(t.prompt),
                 str(t.batch),
-                f"{t.first_token_ms:.2f}",
-                f"{t.inter_token_p50_ms:.2f}",
-                f"{t.inter_token_p90_ms:.2f}",
-                f"{t.inter_token_p99_ms:.2f}",
-                f"{t.prefill_tokens_per_s:.0f}",
-                f"{t.decode_tokens_per_s:.1f}",
+                three_digits(t.first_token_ms),
+                three_digits(t.inter_token_p50_ms),
+                three_digits(t.inter_token_p90_ms),
+                three_digits(t.inter_token_p99_ms),
+                three_digits(t.prefill_tokens_per_s),
+                three_digits(t.decode_tokens_per_s),
                 "" if t.peak_memory_mb is None else f"{t.peak_memory_mb:.0f}",
             )
             for t in self.timings

@@ -25,4 +25,4 @@ def test_it_exports_verifies_and_measures(
     monkeypatch.setattr("sys.argv", [str(SCRIPT), str(vit_checkpoint)])
     runpy.run_path(str(SCRIPT), run_name="__main__")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.fp16.onnx", "model.onnx"]
-    assert "time of ort-cpu over time of torch" in capsys.readouterr().out
+    assert "ort-cpu is " in capsys.readouterr().out
