@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from ibnorm_export.artifacts.axes import BATCH, PAST, SEQUENCE, TOTAL
@@ -27,7 +28,9 @@ from ibnorm_export.evaluation.samples import Candidate, EvaluationTask
 from ibnorm_export.evaluation.sweep_options import SweepOptions, Variant
 from ibnorm_export.evaluation.sweep_report import SweepReport, SweptFile, pareto_front, recommend
 from ibnorm_export.evaluation.sweep_state import SweepState
-from ibnorm_export.exporter.export import ExportOptions, export
+from ibnorm_export.exporter.options import ExportOptions
+from ibnorm_export.exporter.single_file import SharedBuild, export_file
+from ibnorm_export.exporter.text_folder import export_folder
 from ibnorm_export.files import sha256_of
 from ibnorm_export.progress import Progress, silent
 from ibnorm_export.runtimes.registry import fused_library, open_runner
@@ -61,6 +64,7 @@ def sweep(
     data: str | Path,
     options: SweepOptions | None = None,
     evaluation: EvaluationOptions | None = None,
+    files: Mapping[str, ExportedModel] = MappingProxyType({}),
     progress: Progress = silent,
 ) -> SweepReport:
     """Export a checkpoint in several forms, verify, time and evaluate each, and recommend the file to ship.
@@ -76,6 +80,8 @@ def sweep(
         options: types of weights, block sizes and runtimes to try; None is `SweepOptions()`.
         evaluation: limits, and the largest loss that passes; its backend and results folder are not used. None is
             `EvaluationOptions()`.
+        files: exports of the checkpoint that are there, by name, such as "fp16" or "int4-block32"; they are not
+            exported again.
         progress: called as the work progresses.
 
     Returns:
@@ -111,10 +117,11 @@ def sweep(
         data=str(data),
         content=content,
         state=SweepState(folder / "sweep.json"),
+        given=files,
     )
-    files = run.files(progress)
+    swept = run.files(progress)
     report = run.evaluated(reference, list(run.candidates.values()), progress)
-    return _report(run, files, report, seconds=time.perf_counter() - start)
+    return _report(run, swept, report, seconds=time.perf_counter() - start)
 
 
 def _loaded(checkpoint: LoadedModel | str | Path, task: TaskName) -> LoadedModel:
@@ -138,8 +145,10 @@ class _Sweep:
         data: where the samples are.
         content: hash of the samples.
         state: what earlier runs have done.
+        given: exports that are there, by name.
         candidates: the files that can be run, by name, none of which is open.
         first: the file that the others are timed against; None until there is one.
+        shared: traces the model once for several types of weights.
     """
 
     model: LoadedModel
@@ -151,8 +160,13 @@ class _Sweep:
     data: str
     content: str
     state: SweepState
+    given: Mapping[str, ExportedModel]
     candidates: dict[str, ModelCandidate] = field(default_factory=dict)
     first: tuple[Variant, ExportedModel] | None = None
+    shared: SharedBuild = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.shared = SharedBuild(self.model)
 
     def files(self, progress: Progress) -> tuple[SweptFile, ...]:
         """Export, verify, time and evaluate every variant.
@@ -210,6 +224,8 @@ class _Sweep:
 
     def _exported(self, variant: Variant, progress: Progress) -> ExportedModel:
         """The file of a variant, which may be there."""
+        if variant.name in self.given:
+            return self.given[variant.name]
         options = ExportOptions.with_weights(
             variant.weights, block_size=variant.block_size or _BLOCK_SIZE, runtime=variant.runtime
         )
@@ -222,7 +238,8 @@ class _Sweep:
             there = ExportedModel(path)
             if [sha256_of(file) for file in (there.path, *there.external_files)] == before["hashes"]:
                 return there
-        exported = export(self.model, path, options=options, progress=progress)
+        write = export_folder if text else export_file
+        exported = write(self.model, path, options=options, shared=self.shared, progress=progress)
         hashes = [sha256_of(file) for file in (exported.path, *exported.external_files)]
         self.state.put({"hashes": hashes}, **facts)
         return exported
@@ -241,10 +258,10 @@ class _Sweep:
     def _verified(
         self, variant: Variant, exported: ExportedModel, *, hashes: Sequence[str], progress: Progress
     ) -> Mapping[str, Any]:
-        facts = {"step": "verify", **self._facts(variant, hashes)}
+        facts = {"step": "verify", "coverage": self.options.coverage, **self._facts(variant, hashes)}
         if (before := self.state.get(**facts)) is not None:
             return before
-        options = VerifyOptions(variant.backend, kernels=self.settings.kernels)
+        options = VerifyOptions(variant.backend, kernels=self.settings.kernels, coverage=self.options.coverage)
         report = verify(exported, self.model, options=options, progress=progress)
         finding = str(report.findings[0]) if report.findings else ""
         return self.state.put({"verified": bool(report), "finding": finding}, **facts)

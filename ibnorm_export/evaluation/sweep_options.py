@@ -13,6 +13,7 @@ from ibnorm_export.artifacts.tensors import WeightType
 from ibnorm_export.choices import choice, whole_number
 from ibnorm_export.errors import IBNormError, quoted
 from ibnorm_export.runtimes.runner import Backend
+from ibnorm_export.verifier.options import InputCoverage
 
 __all__ = ["AXES", "Preference", "SweepOptions", "Variant", "parse_sweep"]
 
@@ -77,6 +78,7 @@ class SweepOptions:
         runtimes: what runs the files, each a `Backend` or its name.
         prefer: what decides between files that pass, a `Preference` or its name.
         rounds: turns of each file when it is timed.
+        coverage: inputs on which each file is verified, an `InputCoverage` or its name.
 
     Raises:
         IBNormError: a value is not legal, is given twice, or a list is empty.
@@ -88,6 +90,7 @@ class SweepOptions:
     runtimes: tuple[Backend, ...] = (Backend.ORT_CPU,)
     prefer: Preference = Preference.LATENCY
     rounds: int = 20
+    coverage: InputCoverage = InputCoverage.FULL
 
     def __post_init__(self) -> None:
         def block_size(value: Any, name: str) -> int:
@@ -97,6 +100,7 @@ class SweepOptions:
         self._read("block_sizes", block_size)
         self._read("runtimes", lambda value, name: choice(Backend, value, name=name))
         object.__setattr__(self, "prefer", choice(Preference, self.prefer, name="prefer"))
+        object.__setattr__(self, "coverage", choice(InputCoverage, self.coverage, name="coverage"))
         object.__setattr__(self, "rounds", whole_number(self.rounds, name="rounds", least=1))
         if Backend.TRITON in self.runtimes:
             raise IBNormError(

@@ -7,6 +7,7 @@ module that they came from. Nothing in the file depends on when or where it was 
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 from collections.abc import Mapping
 from dataclasses import replace
@@ -53,7 +54,16 @@ from ibnorm_export.graph.static_cache import STATIC_OPSET, keep_cache_in_place
 from ibnorm_export.op.onnx_functions import OPSETS
 from ibnorm_export.progress import Progress, silent
 
-__all__ = ["build", "check_file", "check_quantization", "describe", "export_file", "quantized", "write_metadata"]
+__all__ = [
+    "SharedBuild",
+    "build",
+    "check_file",
+    "check_quantization",
+    "describe",
+    "export_file",
+    "quantized",
+    "write_metadata",
+]
 
 #: A Protocol Buffers message is at most 2 GiB. Above this many bytes, weights go into a second file.
 EXTERNAL_ABOVE_BYTES: Final = 2_000_000_000
@@ -148,12 +158,47 @@ def build(model: LoadedModel, options: ExportOptions, *, progress: Progress = si
     return built
 
 
+def _tied_once(model: LoadedModel, options: ExportOptions) -> bool:
+    """Whether a tied matrix is stored once.
+
+    The quantizer packs the transpose, so there a tied matrix is stored twice: as an embedding, and quantised.
+    """
+    return model.family not in _TIED_TWICE and options.quantization is None
+
+
+class SharedBuild:
+    """Builds one model for several types of weights, and traces it once where they need the same graph.
+
+    Types that are quantised need the same graph, which takes most of the time of an export. For the families that
+    store tied matrices twice, fp32 needs it too. The graph stays in memory with its weights in fp32.
+
+    Args:
+        model: the model, of which all files are made.
+    """
+
+    def __init__(self, model: LoadedModel) -> None:
+        self._model = model
+        self._key: object = None
+        self._graph: onnx.ModelProto | None = None
+
+    def build(self, options: ExportOptions, *, progress: Progress = silent) -> ir.Model:
+        """What `build` returns for these options; errors are the same."""
+        key = replace(options, quantization=None), _tied_once(self._model, options)
+        if self._graph is None or key != self._key:
+            self._graph = ir.serde.serialize_model(build(self._model, options, progress=progress))
+            self._key = key
+        built = ir.serde.deserialize_model(self._graph)
+        sizes = fixed_sizes(self._model, options)
+        opset = built.opset_imports[""]
+        write_metadata(built, describe(self._model, options, opset=opset, shape=sizes))
+        return built
+
+
 def _simplify(built: ir.Model, model: LoadedModel, *, options: ExportOptions) -> None:
     """Run the passes that turn PyTorch's graph into one for inference; the order matters."""
     graph = built.graph
     restore_weight_names(graph, ENTRY_PREFIX)
-    # The quantizer packs the transpose, so a tied matrix is there twice: as an embedding, and quantised.
-    transpose_weights(graph, tied_once=model.family not in _TIED_TWICE and options.quantization is None)
+    transpose_weights(graph, tied_once=_tied_once(model, options))
     connect_affine(graph)
     kept = {name for key in model.module.state_dict() for name in (key, f"{key}.T")}
     simplify(built, kept)
@@ -252,6 +297,7 @@ def export_file(
     path: str | Path,
     *,
     options: ExportOptions | None = None,
+    shared: SharedBuild | None = None,
     progress: Progress = silent,
 ) -> ExportedModel:
     """Write `model` as one ONNX file that any ONNX runtime can run.
@@ -264,6 +310,7 @@ def export_file(
         model: from `ibnorm_export.load`; it is not changed.
         path: the .onnx file to write; an existing ONNX file is replaced, and no other.
         options: how to export; None is `ExportOptions()`.
+        shared: builds the model, if several files of it are written; None builds it here.
         progress: called at the start of each stage.
 
     Raises:
@@ -273,7 +320,8 @@ def export_file(
     path = named_file(path, MODEL_FILE)
     _check_path(path, Path(model.source))
     with new_file(path, kind=ONNX) as folder:
-        built = build(model, options, progress=progress)
+        make = functools.partial(build, model) if shared is None else shared.build
+        built = make(options, progress=progress)
         progress("writing", 2, 4)
         built = quantized(built, options)
         _save(built, folder / path.name)

@@ -12,7 +12,7 @@ from ibnorm_export.artifacts.onnx_file import MODEL_FILE
 from ibnorm_export.errors import ExportError
 from ibnorm_export.exporter.companions import COMPANION_FILES, copy_companions
 from ibnorm_export.exporter.options import ExportOptions
-from ibnorm_export.exporter.single_file import export_file
+from ibnorm_export.exporter.single_file import SharedBuild, export_file
 from ibnorm_export.files import new_folder
 from ibnorm_export.progress import Progress, silent
 
@@ -39,6 +39,7 @@ def export_folder(
     folder: str | Path,
     *,
     options: ExportOptions | None = None,
+    shared: SharedBuild | None = None,
     progress: Progress = silent,
 ) -> ExportedModel:
     """Write a language model as a folder with which any ONNX runtime can generate text.
@@ -51,6 +52,7 @@ def export_folder(
         model: loaded for the task "text-generation"; it is not changed.
         folder: the folder to write; an earlier export in it is replaced.
         options: how to export; None is `ExportOptions()`.
+        shared: builds the model, if several folders of it are written; None builds it here.
         progress: called at the start of each stage.
 
     Raises:
@@ -64,5 +66,5 @@ def export_folder(
         )
     with new_folder(Path(folder), earlier_export) as new:
         copy_companions(model, new)
-        export_file(model, new / MODEL_FILE, options=options, progress=progress)
+        export_file(model, new / MODEL_FILE, options=options, shared=shared, progress=progress)
     return ExportedModel(Path(folder) / MODEL_FILE)

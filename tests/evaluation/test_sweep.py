@@ -12,7 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ibnorm_export import EvaluationOptions, IBNormError, SweepOptions, SweepReport, sweep
+from ibnorm_export import (
+    EvaluationOptions,
+    ExportOptions,
+    IBNormError,
+    SweepOptions,
+    SweepReport,
+    export,
+    load,
+    sweep,
+)
 from ibnorm_export.artifacts.tokenizer import write_byte_tokenizer
 from ibnorm_export.benchmark.statistics import Decision
 from ibnorm_export.cli import main
@@ -151,7 +160,7 @@ def test_a_second_run_takes_everything_from_the_folder(
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("nothing is to be done again")
 
-    for step in ("export", "verify", "measure", "open_runner"):
+    for step in ("export_folder", "verify", "measure", "open_runner"):
         monkeypatch.setattr(f"ibnorm_export.evaluation.sweep.{step}", refuse)
     monkeypatch.setattr("ibnorm_export.evaluation.candidates.open_runner", refuse)
     again = sweep(checkpoint, folder, task="perplexity", data=text, options=OPTIONS, evaluation=EVALUATION)
@@ -182,7 +191,7 @@ def test_a_stopped_sweep_goes_on(
     kept = list(state["results"].items())[:4]  # export, verify and time the first file, and export the second one
     (copy / "sweep.json").write_text(json.dumps({**state, "results": dict(kept)}), encoding="utf-8")
     steps: list[str] = []
-    for step in ("export", "verify", "measure"):
+    for step in ("export_folder", "verify", "measure"):
         done = getattr(sweep_module, step)
         monkeypatch.setattr(
             sweep_module,
@@ -228,6 +237,15 @@ def test_what_cannot_be_exported_is_listed_and_the_rest_goes_on(vit_checkpoint: 
             data=data,
             options=replace(OPTIONS, dtypes=("int4",)),
         )
+
+
+def test_files_of_a_sweep_are_those_of_single_exports(report: SweepReport, checkpoint: Path, folder: Path) -> None:
+    """Both files of the sweep come from one trace."""
+    model = load(checkpoint, task="text-generation")
+    for name, weights in (("fp32", "fp32"), ("int4-block32", "int4")):
+        export(model, folder.parent / name, options=ExportOptions.with_weights(weights))
+        expected = (folder.parent / name / "model.onnx").read_bytes()
+        assert (folder / name / "model.onnx").read_bytes() == expected
 
 
 def test_the_command_writes_a_page(
