@@ -1,4 +1,4 @@
-"""The demo: train two models, and export, verify and benchmark each; then generate text with the LLaMA."""
+"""The demo: train two models, export, verify and benchmark each, generate text, and find the file to ship."""
 
 from __future__ import annotations
 
@@ -8,19 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel
+from ibnorm_export.artifacts.metadata import Task
 from ibnorm_export.artifacts.tensors import Arrays, DType
 from ibnorm_export.benchmark.bench import bench_forward
 from ibnorm_export.benchmark.options import BenchOptions, Timing
 from ibnorm_export.benchmark.report import BenchReport
 from ibnorm_export.cli.demo_app import MAX_STEPS
+from ibnorm_export.cli.demo_app.evaluation import sweep_digits, sweep_text
 from ibnorm_export.cli.demo_app.tasks import Plan, plan, read_training_text, training_split
 from ibnorm_export.cli.demo_app.text import DemoText, write_text
 from ibnorm_export.cli.demo_app.train import Evaluation, train_checkpoint
 from ibnorm_export.errors import CheckpointError
+from ibnorm_export.evaluation.sweep_report import SweepReport
 from ibnorm_export.exporter.export import ExportOptions, export
+from ibnorm_export.exporter.single_file import SharedBuild
 from ibnorm_export.html_page import demand_plots
 from ibnorm_export.models.loading import load
 from ibnorm_export.optional_packages import demand_package
@@ -64,7 +69,8 @@ class DemoModel:
 
 @dataclass(frozen=True, slots=True)
 class DemoResult(Report):
-    """True when every model reached its goal, all exports passed verification, and all fp32 forms wrote the same text.
+    """True when every model reached its goal, all exports passed verification, all fp32 forms wrote the same text, and
+    for each model there is a file that does its task as well as PyTorch.
 
     `str()` is the text that the command prints.
     """
@@ -73,9 +79,10 @@ class DemoResult(Report):
     models: tuple[DemoModel, ...]
     _: KW_ONLY
     text: DemoText
+    sweeps: tuple[SweepReport, ...]
 
     def __bool__(self) -> bool:
-        return bool(self.models) and all(self.models) and bool(self.text)
+        return bool(self.models) and all(self.models) and bool(self.text) and all(self.sweeps)
 
     def __str__(self) -> str:
         lines = []
@@ -85,6 +92,7 @@ class DemoResult(Report):
             lines += [str(report) for report in model.parity]
             lines.append(str(model.latency))
         lines.append(str(self.text))
+        lines += [str(report).rpartition("verdict: ")[0].rstrip() for report in self.sweeps]
         lines.append(f"verdict: {'pass' if self else 'fail'}")
         return "\n".join(lines)
 
@@ -104,6 +112,7 @@ class DemoResult(Report):
             "folder": self.folder,
             "models": models,
             "text": self.text.to_dict(),
+            "sweeps": [report.to_dict() for report in self.sweeps],
         }
 
 
@@ -163,8 +172,9 @@ def run_demo(
     machine as on a quiet one.
 
     Args:
-        folder: receives `llama/` and `vit/` (checkpoints), the .onnx files, the folders of `write_text`, and the data
-            that was held out from training: `held-out.txt`, `digits.npz` with `labels.npy`; created if missing.
+        folder: receives `llama/` and `vit/` (checkpoints), the .onnx files, the folders of `write_text` and of the
+            sweeps, and data that was held out from training: `held-out.txt`, `digits.npz` with `labels.npy`; created
+            if missing.
         max_steps: maximum number of training steps for each model.
         text: a file to train the LLaMA on; None means the documentation that CPython ships.
         progress: receives the progress of the work.
@@ -189,5 +199,23 @@ def run_demo(
     )
     held_out = rest[: POSITIONS + 1].decode(errors="replace")
     (folder / "held-out.txt").write_text(held_out, encoding="utf-8")
-    written = write_text(folder / "llama", folder, held_out=held_out, progress=progress)
-    return DemoResult(str(folder), models, text=written)
+    written, sweeps = _write_and_sweep(
+        folder, held_out=held_out, rest=rest, vit=models[1], digits=plan("vit", text).task.held_out, progress=progress
+    )
+    return DemoResult(str(folder), models, text=written, sweeps=sweeps)
+
+
+def _write_and_sweep(
+    folder: Path, *, held_out: str, rest: bytes, vit: DemoModel, digits: tuple[Arrays, Tensor], progress: Progress
+) -> tuple[DemoText, tuple[SweepReport, ...]]:
+    """Generate text with the LLaMA, and find the file to ship of both models."""
+    llama = load(folder / "llama", task=Task.TEXT_GENERATION)
+    shared = SharedBuild(llama)
+    written = write_text(llama, folder, held_out=held_out, shared=shared, progress=progress)
+    portable = written.writings[1].parity  # after PyTorch; it needs no further package
+    images, labels = digits
+    of_text = sweep_text(llama, folder, text=rest, parity=portable, shared=shared, progress=progress)
+    of_digits = sweep_digits(
+        folder / "vit", folder, digits=images, labels=labels.numpy(), parity=vit.parity, progress=progress
+    )
+    return written, (of_text, of_digits)

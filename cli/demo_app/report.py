@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from markupsafe import Markup
@@ -11,6 +12,9 @@ from ibnorm_export.analysis.information import BETA
 from ibnorm_export.benchmark.html import latency_plot
 from ibnorm_export.cli.demo_app.app import DemoModel, DemoResult
 from ibnorm_export.cli.demo_app.text import SAMPLING, DemoText
+from ibnorm_export.evaluation.html import sections as evaluation_sections
+from ibnorm_export.evaluation.sweep_html import sweep_section
+from ibnorm_export.evaluation.sweep_report import SweepReport
 from ibnorm_export.html_page import Curve, Section, State, Verdict, curves, render
 from ibnorm_export.verifier.html import parity_dots
 
@@ -149,6 +153,13 @@ def _text_section(text: DemoText) -> Section:
     )
 
 
+def _sweep_sections(report: SweepReport) -> Iterator[Section]:
+    """The Pareto plot of a model, and its figures with intervals."""
+    yield sweep_section(report, f"Which file to ship: {Path(report.checkpoint).name}")
+    figures = evaluation_sections(report.evaluation)[0]
+    yield replace(figures, title=f"{report.evaluation.task.capitalize()} of {Path(report.checkpoint).name}")
+
+
 def write_report(result: DemoResult, path: str | Path) -> Path:
     """Write the page.
 
@@ -165,6 +176,8 @@ def write_report(result: DemoResult, path: str | Path) -> Path:
     summary = "; ".join(f"{m.name}: {m.goal}, parity {'passed' if all(m.parity) else 'FAILED'}" for m in result.models)
     environment = result.models[0].latency.environment
     sections = [*(_section(model) for model in result.models), _text_section(result.text)]
+    for report in result.sweeps:
+        sections += _sweep_sections(report)
     return render(
         path,
         "IBNorm: trained, exported, verified, timed",

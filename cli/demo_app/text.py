@@ -6,13 +6,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from ibnorm_export.artifacts.metadata import Target, Task
+from ibnorm_export.artifacts.loaded_model import LoadedModel
+from ibnorm_export.artifacts.metadata import Target
 from ibnorm_export.errors import BackendUnavailable
 from ibnorm_export.exporter.export import ExportOptions, export
+from ibnorm_export.exporter.single_file import SharedBuild
+from ibnorm_export.exporter.text_folder import export_folder
 from ibnorm_export.generation.sampling import Sampling
 from ibnorm_export.generation.text_model import TextResult, open_checkpoint, open_folder
 from ibnorm_export.graph.quantization import Quantization
-from ibnorm_export.models.loading import load
 from ibnorm_export.progress import Progress, silent
 from ibnorm_export.text_report import Report
 from ibnorm_export.verifier.report import ParityReport
@@ -82,16 +84,18 @@ class DemoText(Report):
         }
 
 
-def write_text(checkpoint: Path, folder: Path, *, held_out: str, progress: Progress = silent) -> DemoText:
+def write_text(
+    model: LoadedModel, folder: Path, *, held_out: str, shared: SharedBuild, progress: Progress = silent
+) -> DemoText:
     """Export a checkpoint for text generation in three forms, verify each, and generate text with all.
 
     Args:
-        checkpoint: a language model with a tokenizer.
+        model: a language model with a tokenizer, loaded for text generation.
         folder: receives `llama-portable/`, `llama-genai/` and `llama-genai-int4/`.
         held_out: text that was not trained on; predictions on it are compared.
+        shared: traces the model for the portable form.
         progress: receives the progress of the work.
     """
-    model = load(checkpoint, task=Task.TEXT_GENERATION)
     writings = [Writing("PyTorch", open_checkpoint(model).generate(PROMPT, SAMPLING))]
     int4 = ExportOptions(quantization=Quantization(4))
     missing = ""
@@ -102,7 +106,10 @@ def write_text(checkpoint: Path, folder: Path, *, held_out: str, progress: Progr
     ):
         place = folder / name
         try:
-            exported = export(model, place, options=options, target=target, progress=progress)
+            if target is Target.PORTABLE:
+                exported = export_folder(model, place, options=options, shared=shared, progress=progress)
+            else:
+                exported = export(model, place, options=options, target=target, progress=progress)
         except BackendUnavailable as error:  # all forms but the portable one need another package
             missing = str(error)
             continue

@@ -36,6 +36,7 @@ from ibnorm_export.progress import Progress, silent
 from ibnorm_export.runtimes.registry import fused_library, open_runner
 from ibnorm_export.usable_cores import usable_cores
 from ibnorm_export.verifier.options import VerifyOptions
+from ibnorm_export.verifier.report import ParityReport
 from ibnorm_export.verifier.verify import verify
 
 if TYPE_CHECKING:  # importing torch takes seconds
@@ -65,6 +66,8 @@ def sweep(
     options: SweepOptions | None = None,
     evaluation: EvaluationOptions | None = None,
     files: Mapping[str, ExportedModel] = MappingProxyType({}),
+    reports: Mapping[str, ParityReport] = MappingProxyType({}),
+    shared: SharedBuild | None = None,
     progress: Progress = silent,
 ) -> SweepReport:
     """Export a checkpoint in several forms, verify, time and evaluate each, and recommend the file to ship.
@@ -82,6 +85,8 @@ def sweep(
             `EvaluationOptions()`.
         files: exports of the checkpoint that are there, by name, such as "fp16" or "int4-block32"; they are not
             exported again.
+        reports: results of `verify` that are there, by the same names; those files are not verified again.
+        shared: what has traced the checkpoint for another export; None traces it here.
         progress: called as the work progresses.
 
     Returns:
@@ -118,6 +123,8 @@ def sweep(
         content=content,
         state=SweepState(folder / "sweep.json"),
         given=files,
+        reports=reports,
+        shared=SharedBuild(model) if shared is None else shared,
     )
     swept = run.files(progress)
     report = run.evaluated(reference, list(run.candidates.values()), progress)
@@ -145,10 +152,10 @@ class _Sweep:
         data: where the samples are.
         content: hash of the samples.
         state: what earlier runs have done.
-        given: exports that are there, by name.
+        given, reports: exports and verifications that are there, by name.
+        shared: traces the model once for several types of weights.
         candidates: the files that can be run, by name, none of which is open.
         first: the file that the others are timed against; None until there is one.
-        shared: traces the model once for several types of weights.
     """
 
     model: LoadedModel
@@ -161,12 +168,10 @@ class _Sweep:
     content: str
     state: SweepState
     given: Mapping[str, ExportedModel]
+    reports: Mapping[str, ParityReport]
+    shared: SharedBuild
     candidates: dict[str, ModelCandidate] = field(default_factory=dict)
     first: tuple[Variant, ExportedModel] | None = None
-    shared: SharedBuild = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.shared = SharedBuild(self.model)
 
     def files(self, progress: Progress) -> tuple[SweptFile, ...]:
         """Export, verify, time and evaluate every variant.
@@ -261,10 +266,15 @@ class _Sweep:
         facts = {"step": "verify", "coverage": self.options.coverage, **self._facts(variant, hashes)}
         if (before := self.state.get(**facts)) is not None:
             return before
-        options = VerifyOptions(variant.backend, kernels=self.settings.kernels, coverage=self.options.coverage)
-        report = verify(exported, self.model, options=options, progress=progress)
+        report = self.reports.get(variant.name)
+        if report is None:
+            report = self._verify(variant, exported, progress)
         finding = str(report.findings[0]) if report.findings else ""
         return self.state.put({"verified": bool(report), "finding": finding}, **facts)
+
+    def _verify(self, variant: Variant, exported: ExportedModel, progress: Progress) -> ParityReport:
+        options = VerifyOptions(variant.backend, kernels=self.settings.kernels, coverage=self.options.coverage)
+        return verify(exported, self.model, options=options, progress=progress)
 
     def _timed(
         self, variant: Variant, exported: ExportedModel, *, hashes: Sequence[str], progress: Progress

@@ -45,7 +45,7 @@ def sweep_section(report: SweepReport, title: str = "Size, latency and accuracy"
         f"Latency is {report.latency_of}, on {report.threads} thread{'s' * (report.threads > 1)}. "
         "Files on the Pareto front are those for which no other file is at least as good in size, latency and "
         "accuracy, and better in one.",
-        *report.notes,
+        *(f"{note[0].upper()}{note[1:]}." for note in (*report.problems(), *report.notes)),
     ]
     caption = (
         f"Down and to the left is better, and so is a small circle, whose area is the size of the file. Bars are "

@@ -150,6 +150,7 @@ class SweepReport(Report):
         threads: threads of each runtime.
         seconds: how long it took, in seconds.
         folder: where the files and results are.
+        notes: what the user should know.
     """
 
     checkpoint: str
@@ -197,7 +198,7 @@ class SweepReport(Report):
         for file in self.files:
             result, comparison = self.result_of(file.name), self.comparison_of(file.name)
             if file.problem or result is None or comparison is None:
-                rows.append((file.name, "", "", "", "", "", "", f"not run: {file.problem}"))
+                rows.append((file.name, "", "", "", "", "", "", "not run"))
                 continue
             rows.append(
                 (
@@ -214,6 +215,14 @@ class SweepReport(Report):
         compared = self.files[0].name if self.files else "the first"
         change = results[-1].comparisons[0].metric if results and results[-1].comparisons else "change"
         return ("file", "MB", "ms", f"time over {compared}", metric, change, "Pareto front", "verdict"), tuple(rows)
+
+    def problems(self) -> Iterator[str]:
+        """Why files could not be exported or run, each reason once."""
+        reasons: dict[str, list[str]] = {}
+        for file in self.files:
+            if file.problem:
+                reasons.setdefault(file.problem, []).append(file.name)
+        yield from (f"{', '.join(names)} not run: {reason}" for reason, names in reasons.items())
 
     def __str__(self) -> str:
         return "\n".join(self._lines())
@@ -236,7 +245,7 @@ class SweepReport(Report):
                 yield f"{file.name}: {comparison}"
             if file.finding:
                 yield f"FAIL {file.name}: {file.finding}"
-        yield from (f"note: {note}" for note in (*self.notes, *self.evaluation.notes))
+        yield from (f"note: {note}" for note in (*self.problems(), *self.notes, *self.evaluation.notes))
         chosen = self.recommended
         if chosen is None:
             yield f"recommended: none; {self.recommendation.why}"

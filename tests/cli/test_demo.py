@@ -61,7 +61,7 @@ def test_the_verdict_follows_the_goals(short: DemoResult) -> None:
     assert llama.reached == (llama.evaluations[-1].loss <= 3.2)
     assert vit.reached == (vit.evaluations[-1].accuracy >= 0.9)
     assert not short, "30 steps are too few for the ViT"
-    assert bool(short) == (llama.reached and vit.reached and bool(short.text))
+    assert bool(short) == (llama.reached and vit.reached and bool(short.text) and all(short.sweeps))
     assert short.to_dict()["verdict"] == ("pass" if short else "fail")
 
 
@@ -124,6 +124,22 @@ def test_every_form_writes_the_same_text(short: DemoResult) -> None:
     assert not replace(short.text, writings=(*short.text.writings, other))
 
 
+def test_every_type_of_weights_does_its_task(short: DemoResult) -> None:
+    """Perplexity and top-1 with intervals; fp32 and fp16 are as good as PyTorch, whatever the training."""
+    llama, vit = short.sweeps
+    assert [file.name for file in llama.files] == ["fp32", "fp16", "int8-block32", "int4-block32"]
+    assert all(file.verified for file in llama.files)
+    assert [found.samples for found in llama.evaluation.candidates] == [63] * 5
+    assert [found.samples for found in vit.evaluation.candidates] == [360] * 3
+    assert all("only language models" in file.problem for file in vit.files[2:])
+    for report in short.sweeps:
+        for name in ("fp32", "fp16"):
+            comparison = report.comparison_of(name)
+            assert comparison is not None
+            assert comparison.low <= comparison.drop <= comparison.high < 0.02
+        assert report.recommendation.name
+
+
 def test_training_is_evaluated(short: DemoResult) -> None:
     for model in short.models:
         assert [e.step for e in model.evaluations] == [0, 25, 30]
@@ -135,7 +151,8 @@ def test_training_is_evaluated(short: DemoResult) -> None:
 
 def test_the_report_shows_both_models(short: DemoResult, tmp_path: Path) -> None:
     text = write_report(short, tmp_path / "report.html").read_text(encoding="utf-8")
-    assert text.count("<svg") == 10
+    assert text.count("<svg") == 16, "five for each model, and three for each sweep"
+    assert text.count("Pareto front of size, latency and accuracy") == 2
     assert "Byte-level LLaMA" in text
     assert "handwritten digits" in text
     assert "Text that the LLaMA generates" in text

@@ -227,7 +227,7 @@ def test_what_cannot_be_exported_is_listed_and_the_rest_goes_on(vit_checkpoint: 
     assert found.recommendation.name == "fp32"
     assert (tmp_path / "out" / "fp32.onnx").is_file()
     assert "language model" in found.files[1].problem
-    assert "not run: " in str(found)
+    assert "note: int4-block32 not run: only language models" in str(found)
     assert found.to_dict()["swept"][1]["problem"] == found.files[1].problem
     with pytest.raises(IBNormError, match="no file could be exported and run: int4-block32: "):
         sweep(
