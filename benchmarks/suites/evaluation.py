@@ -207,12 +207,14 @@ def memory_rows(folder: Path) -> Iterator[Row]:
     )
     buffer = io.BytesIO()
     Image.new("RGB", (32, 32), (200, 20, 20)).save(buffer, format="PNG")
-    for task in ("classification", "perplexity"):
+    for task, suffix in (("classification", ".tar"), ("classification", ".npz"), ("perplexity", ".jsonl")):
         peaks = {}
         for count in (1_000, 20_000):
-            data = folder / f"{task}-{count}{'.tar' if task == 'classification' else '.jsonl'}"
-            if task == "classification":
+            data = folder / f"{task}-{count}{suffix}"
+            if suffix == ".tar":
                 _write_shard(data, buffer.getvalue(), count)
+            elif suffix == ".npz":
+                np.savez(data, images=np.zeros((count, 32, 32, 3), dtype=np.uint8), labels=np.arange(count) % 3)
             else:
                 line = json.dumps({"text": "word " * 50})
                 data.write_text(f"{line}\n" * count, encoding="utf-8")
@@ -221,7 +223,7 @@ def memory_rows(folder: Path) -> Iterator[Row]:
             peaks[count] = float(done.stdout)
         figures = {f"{count} samples": Figure(peak, "MiB") for count, peak in peaks.items()}
         figures["growth"] = Figure((peaks[20_000] - peaks[1_000]) / 19_000 * 1024, "KiB per sample")
-        yield Row(f"{task}: peak memory", figures, targets=(Target("growth", 1.0),))
+        yield Row(f"{task}, {suffix}: peak memory", figures, targets=(Target("growth", 1.0),))
 
 
 def _write_shard(path: Path, picture: bytes, count: int) -> None:

@@ -21,12 +21,15 @@ from numpy.typing import NDArray
 from ibnorm_export.artifacts.tensors import Arrays
 from ibnorm_export.errors import ModelFileError, quoted, shortened
 
-__all__ = ["ArrayHeader", "read_npy", "read_npz"]
+__all__ = ["ArrayHeader", "read_headers", "read_npy", "read_npz", "read_rows"]
 
 #: Bytes of arrays that every file may hold, and how many times its own size a file may hold in addition: token ids and
 #: masks, packed, take a tenth of their bytes; only repetition takes a thousandth.
 _FREE_BYTES: Final = 64 << 20
 _MAX_RATIO: Final = 32
+
+#: Bytes of a row, where an array is read row by row.
+_MAX_ROW_BYTES: Final = 64 << 20
 
 #: Arrays in a file, and bytes of the header of each: NumPy's own writes 128.
 _MAX_ARRAYS: Final = 10_000
@@ -37,10 +40,11 @@ _MAGIC: Final = b"\x93NUMPY"
 
 @dataclass(frozen=True, slots=True)
 class ArrayHeader:
-    """What the header of an array claims: its shape and type."""
+    """What the header of an array claims: its shape and type, and whether its first axis is stored with stride 1."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
+    fortran: bool = False
 
     @property
     def size_bytes(self) -> int:
@@ -74,8 +78,8 @@ def _read_header(stream: IO[bytes], stored_bytes: int) -> ArrayHeader:
     if start[6] not in (1, 2, 3):
         raise ValueError(f"it has version {start[6]} of NumPy's format; it must be 1, 2 or 3")
     read = np.lib.format.read_array_header_1_0 if start[6] == 1 else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(text)
-    header = ArrayHeader(shape, dtype)
+    shape, fortran, dtype = read(text)
+    header = ArrayHeader(shape, dtype, fortran)
     if dtype.hasobject:
         raise ValueError("it holds Python objects, which run code when they are read; save plain numbers")
     if dtype.itemsize == 0 or any(size < 0 for size in shape):
@@ -111,16 +115,21 @@ def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
     return found
 
 
+def _headers(archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo]) -> dict[str, ArrayHeader]:
+    headers = {}
+    for name, entry in members.items():
+        with archive.open(entry) as member:
+            try:
+                headers[name] = _read_header(member, entry.file_size)
+            except ValueError as error:
+                raise ValueError(f"its member {quoted(name)} cannot be used: {error}") from error
+    return headers
+
+
 def _read_archive(stream: IO[bytes], file_bytes: int, *, check: _Check) -> Arrays:
     with zipfile.ZipFile(stream) as archive:
         members = _members(archive)
-        headers = {}
-        for name, entry in members.items():
-            with archive.open(entry) as member:
-                try:
-                    headers[name] = _read_header(member, entry.file_size)
-                except ValueError as error:
-                    raise ValueError(f"its member {quoted(name)} cannot be used: {error}") from error
+        headers = _headers(archive, members)
         _check_total(headers, file_bytes)
         check(headers)
         arrays = {}
@@ -170,6 +179,47 @@ def read_npz(path: str | Path, what: str, *, check: _Check = _no_check) -> Array
             raise ValueError("it contains one array; save each input under its name with numpy.savez")
         stream.seek(0)
         return _read_archive(stream, size, check=check)
+
+
+def read_headers(path: str | Path, what: str) -> dict[str, ArrayHeader]:
+    """Read what the arrays of an .npz file claim, and none of their values; arguments and errors as in `read_npz`."""
+    with _opened(path, what) as (stream, _), zipfile.ZipFile(stream) as archive:
+        return _headers(archive, _members(archive))
+
+
+def read_rows(path: str | Path, name: str, *, what: str, start: int = 0) -> Iterator[NDArray[Any]]:
+    """Yield the rows of one array of an .npz file, so that memory does not grow with the file.
+
+    Args:
+        path: the file.
+        name: name of the array, which has at least one axis.
+        what: what the file should be, with an article, for messages.
+        start: number of the first row.
+
+    Yields:
+        Arrays without the first axis.
+
+    Raises:
+        ModelFileError: the file is damaged, or a row has more than 64 MiB.
+    """
+    with _opened(path, what) as (stream, _), zipfile.ZipFile(stream) as archive:
+        entry = _members(archive)[name]
+        with archive.open(entry) as member:
+            header = _read_header(member, entry.file_size)
+            count = header.size_bytes // max(1, header.shape[0])
+            if count > _MAX_ROW_BYTES:
+                raise ValueError(f"a row of {quoted(name)} has {count} bytes; it may have at most {_MAX_ROW_BYTES}")
+            if header.fortran and len(header.shape) > 1:  # its rows are not in one piece
+                with archive.open(entry) as whole:
+                    yield from np.lib.format.read_array(whole, allow_pickle=False)[start:]
+                return
+            if start:  # where the member is compressed, this reads what it skips
+                member.seek(start * count, io.SEEK_CUR)
+            for _ in range(start, header.shape[0]):
+                content = member.read(count)
+                if len(content) < count:
+                    raise ValueError(f"{quoted(name)} ends before its last row")
+                yield np.frombuffer(content, dtype=header.dtype).reshape(header.shape[1:])
 
 
 def read_npy(path: str | Path, what: str) -> NDArray[Any]:

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import re
 import tarfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ibnorm_export.artifacts.npz import read_npz
+from ibnorm_export.artifacts.npz import read_headers, read_rows
 from ibnorm_export.errors import IBNormError, quoted, shortened
 from ibnorm_export.evaluation.preprocessing import open_picture
 from ibnorm_export.files import sha256_of
@@ -31,6 +31,8 @@ _LABELS: Final = ("label", "labels", "fine_label", "y", "target", "targets")
 
 #: Bytes of a member of a shard.
 _MEMBER: Final = 64 << 20
+
+_NPZ: Final = "an .npz file of images and labels"
 
 _WHAT: Final = (
     "nothing is downloaded: put there a folder with a folder of images for each class, an .npz file (images, labels), "
@@ -124,43 +126,43 @@ class _Npz:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        arrays = read_npz(path, "an .npz file of images and labels")
-        self._images = _pick(arrays, _IMAGES, path)
-        self._labels = _pick(arrays, _LABELS, path)
-        if self._labels.shape != (len(self._images),) or not np.issubdtype(self._labels.dtype, np.integer):
+        headers = read_headers(path, _NPZ)
+        self._images, self._labels = (_pick(headers, names, path) for names in (_IMAGES, _LABELS))
+        images, labels = headers[self._images], headers[self._labels]
+        if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
             raise IBNormError(
-                f"{path}: labels have shape {self._labels.shape} and dtype {self._labels.dtype}; they must be one "
-                f"whole number for each of {len(self._images)} images"
+                f"{path}: labels have shape {labels.shape} and dtype {labels.dtype}; they must be one "
+                f"whole number for each of {images.shape[0] if images.shape else 0} images"
             )
-        self.prepared = bool(np.issubdtype(self._images.dtype, np.floating))
-        legal = self._images.ndim == 4 if self.prepared else self._images.ndim in (3, 4)
-        if not legal or not (self.prepared or self._images.dtype == np.uint8):
+        self.prepared = bool(np.issubdtype(images.dtype, np.floating))
+        legal = len(images.shape) == 4 if self.prepared else len(images.shape) in (3, 4)
+        if not legal or not (self.prepared or images.dtype == np.uint8):
             raise IBNormError(
-                f"{path}: images have shape {self._images.shape} and dtype {self._images.dtype}; they must be uint8 "
+                f"{path}: images have shape {images.shape} and dtype {images.dtype}; they must be uint8 "
                 "(n, height, width) or (n, height, width, 3), or floats (n, channels, height, width)"
             )
-        self.total = len(self._images)
+        self.total = images.shape[0]
 
     def sha256(self) -> str:
         return sha256_of(self._path)
 
     def images(self, start: int) -> Iterator[RawImage]:
-        for index in range(start, self.total):
-            yield RawImage(f"{self._path.name}:{index}", int(self._labels[index]), functools.partial(self._load, index))
+        images, labels = (read_rows(self._path, name, what=_NPZ, start=start) for name in (self._images, self._labels))
+        for index, (image, label) in enumerate(zip(images, labels, strict=True), start):
+            yield RawImage(f"{self._path.name}:{index}", int(label), functools.partial(self._load, image))
 
-    def _load(self, index: int) -> Any:
-        image = self._images[index]
+    def _load(self, image: NDArray[Any]) -> Any:
         if self.prepared:
             return image.astype(np.float32)
         pillow = import_package("PIL.Image", extra="evaluate", purpose="reading images")
         return pillow.fromarray(image)
 
 
-def _pick(arrays: Mapping[str, NDArray[Any]], names: tuple[str, ...], path: Path) -> NDArray[Any]:
-    for name in names:
-        if name in arrays:
-            return arrays[name]
-    raise IBNormError(f"{path} contains the arrays {quoted(sorted(arrays))}; it must have one of {', '.join(names)}")
+def _pick(names: Iterable[str], wanted: tuple[str, ...], path: Path) -> str:
+    for name in wanted:
+        if name in names:
+            return name
+    raise IBNormError(f"{path} contains the arrays {quoted(sorted(names))}; it must have one of {', '.join(wanted)}")
 
 
 class _Parquet:
