@@ -334,7 +334,7 @@ def scatter(title: str, x_label: str, *, y_label: str, points: Sequence[Point], 
     heights += [] if limit is None else [limit]
     bottom, top = (min(heights), max(heights)) if heights else (0.0, 1.0)
     widths = [point.x for point in points] or [0.0, 1.0]
-    room_y, room_x = 0.12 * (top - bottom) or 0.05, 0.2 * (max(widths) - min(widths)) or 0.05 * abs(max(widths)) or 1.0
+    room_y, room_x = 0.2 * (top - bottom) or 0.05, 0.2 * (max(widths) - min(widths)) or 0.05 * abs(max(widths)) or 1.0
     with new_figure(3.6, title) as figure:
         axis = figure.subplots()
         axis.set_xlim(min(widths) - room_x, max(widths) + room_x)
@@ -354,6 +354,9 @@ def scatter(title: str, x_label: str, *, y_label: str, points: Sequence[Point], 
         figure.canvas.draw()  # places of labels follow from the final layout
         for point, (x, y) in zip(points, _label_places(axis, points), strict=True):
             style: dict[str, Any] = {"va": "center", "ha": "left" if x > 0 else "right", "zorder": 5}
+            if y:  # a line to the point, where the label is not beside it
+                end = (0.0 if x > 0 else 1.0, 0.5)
+                style["arrowprops"] = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.8, "relpos": end}
             label = label_of(point.label, _POINT_LIMIT)
             axis.annotate(label, (point.x, point.y), xytext=(x, y), textcoords="offset points", **style)
         stated = "; ".join(f"{point.label} at {point.x:.3g}, {point.y:.3g}" for point in points)
@@ -366,24 +369,28 @@ def _circle(point: Point) -> float:
 
 
 def _label_places(axis: Any, points: Sequence[Point]) -> list[tuple[float, float]]:
-    """Offsets of labels from their points, in points of print, so that no label covers another one.
+    """Offsets of labels from their points, in points of print, so that none covers another one or a circle.
 
     A label stands on the side of its circle that has more room, and is moved up or down where the place is taken.
     """
     scale = 72.0 / axis.figure.dpi
     box = axis.get_window_extent()
-    height, taken, found = 12.0, list[tuple[float, float, float]](), []
-    for point in points:
-        x, y = (float(value) * scale for value in axis.transData.transform((point.x, point.y)))
-        away = 5.0 + math.sqrt((_circle(point) + _RING * point.marked) / math.pi)
-        width = 5.6 * len(label_of(point.label, _POINT_LIMIT))
+    places = [[float(value) * scale for value in axis.transData.transform((p.x, p.y))] for p in points]
+    radii = [math.sqrt((_circle(point) + _RING * point.marked) / math.pi) for point in points]
+    half, found = 6.0, []
+    taken = [(x - radius, x + radius, y, radius) for (x, y), radius in zip(places, radii, strict=True)]
+    for point, (x, y), radius in zip(points, places, radii, strict=True):
+        away, width = 5.0 + radius, 5.6 * len(label_of(point.label, _POINT_LIMIT))
         right = x <= (box.x0 + box.x1) / 2.0 * scale
         begin = x + away if right else x - away - width
         for step in (0, 1, -1, 2, -2, 3, -3, 4, -4):
-            middle = y + step * height
-            if all(abs(middle - m) >= height or begin + width < left or begin > end for left, end, m in taken):
+            middle = y + step * 2.0 * half
+            if all(
+                abs(middle - m) >= half + height or begin + width < left or begin > end
+                for left, end, m, height in taken
+            ):
                 break
-        taken.append((begin, begin + width, middle))
+        taken.append((begin, begin + width, middle, half))
         found.append((away if right else -away, middle - y))
     return found
 

@@ -152,7 +152,7 @@ def test_training_is_evaluated(short: DemoResult) -> None:
 def test_the_report_shows_both_models(short: DemoResult, tmp_path: Path) -> None:
     text = write_report(short, tmp_path / "report.html").read_text(encoding="utf-8")
     assert text.count("<svg") == 16, "five for each model, and three for each sweep"
-    assert text.count("Pareto front of size, latency and accuracy") == 2
+    assert text.count(">Pareto front of size, latency and accuracy<") == 2
     assert "Byte-level LLaMA" in text
     assert "handwritten digits" in text
     assert "Text that the LLaMA generates" in text
