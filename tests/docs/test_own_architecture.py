@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -19,9 +19,9 @@ def test_the_example_trains_exports_and_verifies(
 ) -> None:
     for name, code in python_files(PAGE).items():
         (tmp_path / name).write_text(code)
-    subprocess.run([sys.executable, "train.py"], cwd=tmp_path, check=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
+    runpy.run_path("train.py", run_name="__main__")
     assert [words[0] for words in commands(PAGE)] == ["export", "verify", "identify", "identify"]
     for words in commands(PAGE):
         monkeypatch.setattr(sys, "argv", ["ibnorm-export", *words])
@@ -29,7 +29,8 @@ def test_the_example_trains_exports_and_verifies(
     printed = capfd.readouterr().out
     assert "verdict: pass" in printed
     assert "MyNorm is IBNorm-L: lambda 4, epsilon 1e-05" in printed
-    done = subprocess.run([sys.executable, "in_memory.py"], cwd=tmp_path, check=True, capture_output=True, text=True)
-    assert "verdict: pass" in done.stdout
-    assert "torch" in done.stdout
+    runpy.run_path("in_memory.py", run_name="__main__")
+    printed = capfd.readouterr().out
+    assert "verdict: pass" in printed
+    assert "torch" in printed
     sys.modules.pop("mymodel", None)
