@@ -57,7 +57,7 @@ def measure(options: argparse.Namespace, report: Report) -> None:
         for (group, kind_name, _), outcome in _outcomes(folder).items():
             by_kind[group, kind_name].append(outcome)
     for kind in KINDS:
-        if outcomes := by_kind[kind.group, kind.name]:
+        if outcomes := by_kind.get((kind.group, kind.name), []):
             report.add(_row(kind, outcomes))
     report.facts["judged"] = f"{sum(map(len, by_kind.values()))} of {len(list(cases()))} faults"
     figures = {

@@ -64,11 +64,10 @@ def _out_of_order(e: Edit) -> None:
     """A comparison of sizes comes after the node that reads it."""
     e.splice("logits", lambda n, x: n("Where", n("Not", "planted.above"), x, n("Neg", x)))
     n = onnx.helper.make_node
-    e.constant(np.array([8]), "planted.eight")
     e.proto.graph.node.extend(
         [
             n("Greater", ["planted.rows", "planted.limit"], ["planted.above"]),
-            n("Mul", ["planted.eight", "planted.eight"], ["planted.limit"]),
+            n("Shape", [e.model_input], ["planted.limit"], start=1, end=2),
             n("Shape", [e.model_input], ["planted.rows"], start=0, end=1),
         ]
     )

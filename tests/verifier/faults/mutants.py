@@ -23,10 +23,12 @@ from ibnorm_export.verifier import (
     constants,
     folder,
     static,
+    static_format,
     static_inlined,
     static_inputs,
     static_norms,
     static_numbers,
+    static_operators,
     static_weights,
 )
 from ibnorm_export.verifier.coverage import measure_coverage
@@ -137,7 +139,14 @@ MUTANTS = (
         "attention within 150 tokens",
         "llama genai",
     ),
-    Mutant("branches", static_numbers, "_BRANCHES", frozenset(), "a loop for every 16 rows", "llama"),
+    Mutant("branches", static_numbers, "_BRANCHES", frozenset(), "a scan that carries the row before", "vit"),
+    Mutant("functions", static, "check_operators", _nothing, "a limit of eight times the first row's", "llama"),
+    Mutant("sizes", static_operators, "_compared_sizes", _nothing, "zeros for 64 times more rows than tokens", "gpt2"),
+    Mutant("slices of a batch", static_operators, "_cut_rows", _nothing, "logits of rows from 64 on are zero", "llama"),
+    Mutant("format", static, "check_format", _nothing, "token ids of 32 bits", "gpt2"),
+    Mutant("names of functions", static_format, "_function_problems", _nothing, "a local function called Tanh", "vit"),
+    Mutant("order of nodes", static_format, "_order_problems", _nothing, "nodes out of order", "vit"),
+    Mutant("half types", static_inputs, "_half_casts", _nothing, "a branch through the other half type", "vit bf16"),
     Mutant(
         "tokenizer and configuration", folder, "_companion_problems", _nothing, "tokens are exchanged", "llama decoder"
     ),
