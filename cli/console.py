@@ -172,8 +172,8 @@ def finish(
         print_document(command, report.to_dict(), files=files)
     else:
         print_report(report)
-        code = None if report else first_code(report)
-        print_next(*(then if code is None else ("explain", code)))
+        code = first_code(report)
+        print_next(*(then if report else () if code is None else ("explain", code)))
     if not report:
         raise typer.Exit(failure)
 

@@ -122,7 +122,7 @@ def test_without_a_gpu_the_exit_code_is_3(
     words = ["ibnorm-export", command, str(exported_llama.path), *extra, "--backend", "ort-cuda"]
     monkeypatch.setattr(sys, "argv", words)
     assert main.main() == 3
-    lines = capfd.readouterr().err.strip().splitlines()
+    lines = [line for line in capfd.readouterr().err.splitlines() if " s  " not in line]  # steps, on a slow machine
     assert len(lines) == 1
     assert "ort-cuda needs" in lines[0]
 
