@@ -317,7 +317,10 @@ def test_logging_is_restored(quantised_checkpoint: Path, tmp_path: Path) -> None
     )
     arguments = ["export", str(quantised_checkpoint), "-o", str(tmp_path / "out"), "--target", "ort-genai"]
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments, "--dtype", "int4", "--quiet"], capture_output=True, text=True, check=False
+        [sys.executable, "-c", code, *arguments, "--dtype", "int4", "--quiet"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert logging.getLogger().manager.disable == 0
