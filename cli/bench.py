@@ -95,6 +95,12 @@ def bench_command(
             help="Save the times, for `compare` and `check`.",
         ),
     ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            "--report", metavar="FILE.html", callback=options.page, help="Also write a self-contained HTML page."
+        ),
+    ] = None,
     engine: options.EngineFile = None,
     provider: options.Provider = None,
     npm: options.Npm = None,
@@ -155,6 +161,10 @@ def bench_command(
         )
     if save_baseline is not None and isinstance(report, BenchReport):
         write_baseline(baseline_of(report), save_baseline)
+    if html is not None:
+        from ibnorm_export.benchmark.html import write_bench
+
+        write_bench(report, html)
     if table is not None and isinstance(report, BenchReport) and not as_json:
         out.print(bench_table(report, table))
         if not report:

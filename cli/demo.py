@@ -47,7 +47,7 @@ def demo_command(
         print_document("demo", {**result.to_dict(), "report": str(report)}, files=[report])
     else:
         print_report(result)
-        out.print(f"report: {report}", style="bold")
+        out.print(f"Open the page with the results: {report.resolve().as_uri()}", style="bold", soft_wrap=True)
         print_next("generate", folder / "llama-portable", "The import statement")
     if not result:
         raise typer.Exit(ExitCode.CHECK_FAILED)

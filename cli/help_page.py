@@ -67,6 +67,7 @@ PANELS: Final = {
     "Server": (
         *("--address", "--http-port", "--grpc-port", "--metrics-port", "--concurrency", "--max-waiting"),
         *("--max-request", "--max-seconds", "--finish-seconds", "--allowed-host", "--admin"),
+        *("--model-name", "--chat-template", "--api-key", "--api-key-file", "--log-requests"),
     ),
 }
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ibnorm_export.cli import options
-from ibnorm_export.cli.console import print_document, print_next, print_report, show_progress
+from ibnorm_export.cli.console import out, print_document, print_next, print_report, show_progress
 from ibnorm_export.serving.triton.config import TritonLimits
 from ibnorm_export.serving.triton.options import PackagedNorms, PackageOptions, RepositoryFormat, TritonBackend
 
@@ -87,4 +88,9 @@ def package_command(
         print_document("package", packaged.to_dict(), files=[model_file, packaged.path])
     else:
         print_report(packaged)
-        print_next("serve", packaged.path)
+        if kind is RepositoryFormat.KSERVE:
+            service = shlex.quote(str(packaged.path / "inferenceservice.yaml"))
+            where = storage_uri or "the storageUri in it"
+            out.print(f"next: upload {packaged.path} to {where}, then: kubectl apply -f {service}", style="dim")
+        else:
+            print_next("serve", packaged.path)

@@ -11,6 +11,7 @@ from ibnorm_export.cli import options
 from ibnorm_export.cli.console import err, out, print_document
 from ibnorm_export.serving.options import ReadyServer, ServeOptions
 from ibnorm_export.serving.text.limits import TextLimits
+from ibnorm_export.serving.text.settings import TextSettings, read_api_key
 
 
 def serve_command(
@@ -54,6 +55,38 @@ def serve_command(
             help="Name by which clients reach the text endpoint, besides localhost; may be repeated; '*' allows all.",
         ),
     ] = None,
+    model_name: Annotated[
+        str,
+        typer.Option(
+            "--model-name", metavar="NAME", show_default="the folder's name", help="Name of the model for clients."
+        ),
+    ] = "",
+    chat_template: Annotated[
+        Path | None,
+        typer.Option(
+            "--chat-template",
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            show_default="the tokenizer's",
+            help="File with a chat template in Jinja.",
+        ),
+    ] = None,
+    api_key: Annotated[
+        str,
+        typer.Option(
+            "--api-key",
+            metavar="KEY",
+            help="Key that clients must send. Other users of this machine can read it in the list of processes; "
+            "--api-key-file keeps it private.",
+        ),
+    ] = "",
+    api_key_file: Annotated[
+        Path | None, typer.Option("--api-key-file", metavar="FILE", help="File that holds the key.")
+    ] = None,
+    log_requests: Annotated[
+        bool, typer.Option("--log-requests", help="Write one line of JSON for each request to standard error.")
+    ] = False,
     admin: Annotated[
         bool,
         typer.Option("--admin", help="Open Triton's endpoints for traces, logs, shared memory and loading of models."),
@@ -63,12 +96,17 @@ def serve_command(
     """Run a server on this machine until Ctrl-C or SIGTERM, then let requests in flight finish.
 
     A repository or an ONNX file gets a Triton server. A folder for onnxruntime-genai gets an endpoint that speaks
-    OpenAI's text protocol, with the limits --concurrency, --max-waiting, --max-request and --max-seconds.
+    OpenAI's text protocol, with the limits --concurrency, --max-waiting, --max-request and --max-seconds, and
+    figures for Prometheus at /metrics.
 
     Example: ibnorm-export serve repository
     """
     from ibnorm_export.serving.serve import serve
 
+    if api_key and api_key_file is not None:
+        raise typer.BadParameter("give --api-key or --api-key-file, not both", param_hint="--api-key")
+    if api_key_file is not None:
+        api_key = read_api_key(api_key_file)
     wanted = ServeOptions(
         address,
         http_port,
@@ -79,13 +117,14 @@ def serve_command(
         allowed_hosts=tuple(allowed_host or ()),
         admin=admin,
         text=TextLimits(concurrency, max_request, request_s=max_seconds, waiting=max_waiting),
+        settings=TextSettings(model_name, chat_template, api_key=api_key, log_requests=log_requests),
     )
 
     def ready(server: ReadyServer) -> None:
         if as_json:
             print_document("serve", server.to_dict(), files=[path])
         else:
-            out.print(str(server))
+            out.print(str(server), markup=False, soft_wrap=True)
         out.file.flush()
 
     def stopping() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import KW_ONLY, asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
@@ -30,6 +32,8 @@ from ibnorm_export.html_page import demand_plots
 from ibnorm_export.models.loading import load
 from ibnorm_export.optional_packages import demand_package
 from ibnorm_export.progress import Progress, silent
+from ibnorm_export.runtimes.registry import open_runner
+from ibnorm_export.runtimes.runner import Backend
 from ibnorm_export.text_report import Report
 from ibnorm_export.verifier.quality import POSITIONS
 from ibnorm_export.verifier.report import ParityReport
@@ -38,9 +42,23 @@ from ibnorm_export.verifier.verify import verify
 __all__ = ["DemoModel", "DemoResult", "run_demo"]
 
 
+#: Images that the report shows, and at most how many of them that are not recognised.
+_SHOWN: Final = 12
+_WRONG: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Digit:
+    """A held-out image, the digit that it shows, and the one that the exported file sees in it."""
+
+    pixels: tuple[tuple[float, ...], ...]
+    truth: int
+    answer: int
+
+
 @dataclass(frozen=True, slots=True)
 class DemoModel:
-    """One trained model, with the reports on its exports.
+    """One trained model, with the reports on its exports. It has many fields because each is one result of the demo.
 
     Args:
         name: "llama" or "vit".
@@ -51,6 +69,9 @@ class DemoModel:
         evaluations: the course of the training.
         parity: a report for each dtype.
         latency: times of the fp32 file and of PyTorch.
+        parameters: how many numbers it has learned.
+        seconds: how long the training took.
+        digits: images with the answers of the fp32 file; empty for the language model.
     """
 
     name: str
@@ -62,6 +83,14 @@ class DemoModel:
     evaluations: tuple[Evaluation, ...]
     parity: tuple[ParityReport, ...]
     latency: BenchReport
+    parameters: int
+    seconds: float
+    digits: tuple[Digit, ...] = ()
+
+    @property
+    def effort(self) -> str:
+        """What it took, e.g. "0.83 M parameters, 30 s of training"."""
+        return f"{self.parameters / 1e6:.2g} M parameters, {self.seconds:.0f} s of training"
 
     def __bool__(self) -> bool:
         return self.reached and bool(self.parity) and all(self.parity)
@@ -87,7 +116,7 @@ class DemoResult(Report):
     def __str__(self) -> str:
         lines = []
         for model in self.models:
-            lines.append(f"{model.name}: {model.norm}")
+            lines.append(f"{model.name}: {model.norm}; {model.effort}")
             lines.append(f"trained to {model.goal}: {'reached' if model.reached else 'NOT reached'}")
             lines += [str(report) for report in model.parity]
             lines.append(str(model.latency))
@@ -143,13 +172,17 @@ def _export_and_measure(
 
 
 def _make_model(name: str, folder: Path, *, text: Path | None, max_steps: int, progress: Progress) -> DemoModel:
+    start = time.perf_counter()
     evaluations = train_checkpoint(name, folder / name, max_steps=max_steps, text=text, progress=progress)
+    seconds = time.perf_counter() - start
     planned = plan(name, text)
     parity, latency = _export_and_measure(name, folder, planned=planned, progress=progress)
+    shown: tuple[Digit, ...] = ()
     if name == "vit":
         digits, labels = planned.task.held_out
         np.savez(folder / "digits.npz", **digits)  # type: ignore[arg-type]  # the stub takes a name for allow_pickle
         np.save(folder / "labels.npy", labels.numpy())
+        shown = _recognise(folder / f"{name}.onnx", digits, labels=labels.numpy())
     last = evaluations[-1]
     return DemoModel(
         name,
@@ -160,6 +193,22 @@ def _make_model(name: str, folder: Path, *, text: Path | None, max_steps: int, p
         evaluations=evaluations,
         parity=parity,
         latency=latency,
+        parameters=sum(p.numel() for p in load(folder / name).module.parameters()),
+        seconds=seconds,
+        digits=shown,
+    )
+
+
+def _recognise(file: Path, inputs: Arrays, *, labels: NDArray[np.int64]) -> tuple[Digit, ...]:
+    """The answers of the exported file to the first images, and to some that it gets wrong."""
+    (pixels,) = inputs.values()
+    outputs = open_runner(Backend.ORT_CPU, ExportedModel(file)).run(inputs)
+    answers = next(iter(outputs.values())).argmax(-1)
+    wrong = np.flatnonzero(answers != labels)[:_WRONG]
+    right = np.flatnonzero(answers == labels)[: _SHOWN - len(wrong)]
+    return tuple(
+        Digit(tuple(tuple(map(float, row)) for row in pixels[i, 0]), int(labels[i]), int(answers[i]))
+        for i in (*right, *wrong)
     )
 
 

@@ -11,11 +11,11 @@ from markupsafe import Markup
 from ibnorm_export.analysis.information import BETA
 from ibnorm_export.benchmark.html import latency_plot
 from ibnorm_export.cli.demo_app.app import DemoModel, DemoResult
-from ibnorm_export.cli.demo_app.text import SAMPLING, DemoText
+from ibnorm_export.cli.demo_app.text import EXPLANATION, SAMPLING, DemoText, trimmed
 from ibnorm_export.evaluation.html import sections as evaluation_sections
 from ibnorm_export.evaluation.sweep_html import sweep_section
 from ibnorm_export.evaluation.sweep_report import SweepReport
-from ibnorm_export.html_page import Curve, Section, State, Verdict, curves, render
+from ibnorm_export.html_page import Curve, Section, State, Verdict, curves, images, render
 from ibnorm_export.verifier.html import parity_dots
 
 __all__ = ["write_report"]
@@ -85,6 +85,17 @@ def _training_plots(model: DemoModel) -> tuple[tuple[Markup, str], ...]:
     )
 
 
+def _digits(model: DemoModel) -> Iterator[tuple[Markup, str]]:
+    """Held-out images with the answers of the exported file."""
+    if model.digits:
+        pictures = [
+            (d.pixels, str(d.answer) if d.answer == d.truth else f"{d.answer}, not {d.truth}", d.answer == d.truth)
+            for d in model.digits
+        ]
+        drawn = images("What the exported file sees in images that it was not trained on", pictures=pictures, columns=4)
+        yield drawn, "Images of 8 by 8 pixels. If the file gets some wrong, up to three of them are shown last."
+
+
 def _section(model: DemoModel) -> Section:
     """The training, verification and latency of one model."""
     compared = " ".join(
@@ -101,13 +112,14 @@ def _section(model: DemoModel) -> Section:
     return Section(
         title=_NAMES.get(model.name, model.name),
         text=(
-            f"{model.norm}. Trained to {model.goal}.",
+            f"{model.norm}. {model.effort}: a toy that shows the way, trained to {model.goal}.",
             compared,
             f"ONNX Runtime on {latency.threads} threads, {ratios}.",
         ),
         head=("output", "error", "baseline error", "ratio", "max abs", "cosine", "top-1", "verdict"),
         rows=tuple(_parity_rows(model)),
         plots=(
+            *_digits(model),
             *_training_plots(model),
             (
                 parity_dots("Parity", [r.numeric for r in model.parity if r.numeric is not None]),
@@ -137,8 +149,9 @@ def _text_section(text: DemoText) -> Section:
                 "" if w.parity is None else ("pass" if w.parity else "fail"),
             )
         )
-    written = (f"{w.form}: “{text.prompt}{w.result.text.rstrip()}”" for w in text.writings)
+    written = (f"{w.form}: “{text.prompt}{trimmed(w.result.text)}”" for w in text.writings)
     notes = (
+        EXPLANATION,
         f"All continue “{text.prompt}” with the same seed, temperature {SAMPLING.temperature:g} and top-p "
         f"{SAMPLING.top_p:g}. The fp32 forms generated "
         f"{'the same text as PyTorch' if text.same else 'A DIFFERENT text from PyTorch'}.",

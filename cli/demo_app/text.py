@@ -20,10 +20,29 @@ from ibnorm_export.text_report import Report
 from ibnorm_export.verifier.report import ParityReport
 from ibnorm_export.verifier.verify import verify
 
-__all__ = ["PROMPT", "SAMPLING", "DemoText", "Writing", "write_text"]
+__all__ = ["EXPLANATION", "PROMPT", "SAMPLING", "DemoText", "Writing", "trimmed", "write_text"]
 
 PROMPT: Final = "The import statement"
 SAMPLING: Final = Sampling(max_new_tokens=160, temperature=0.7, top_p=0.9, seed=1)
+
+
+#: Why the text has no meaning.
+EXPLANATION: Final = (
+    "The model is tiny, reads bytes and learned for seconds: it knows the look of the text that it was "
+    "trained on, not its meaning. What counts is that every exported file writes what PyTorch writes."
+)
+
+#: Characters of a text that are shown.
+_SHOWN: Final = 90
+
+
+def trimmed(text: str) -> str:
+    """The beginning of a text on one line, up to the last whole word that fits, then "…"."""
+    line = " ".join(text.split())
+    start = " " if text[:1].isspace() else ""
+    if len(line) <= _SHOWN:
+        return start + line
+    return f"{start}{line[:_SHOWN].rpartition(' ')[0] or line[:_SHOWN]}…"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +78,8 @@ class DemoText(Report):
 
     def __str__(self) -> str:
         lines = ["Text that the LLaMA generates, with the same seed:"]
-        lines += [f"{w.form}: {self.prompt}{w.result.text}" for w in self.writings]
+        lines += [f"{w.form}: {self.prompt}{trimmed(w.result.text)}" for w in self.writings]
+        lines.append(EXPLANATION)
         lines.append(f"The fp32 forms generated {'the same text as PyTorch' if self.same else 'A DIFFERENT text'}.")
         if self.missing:
             lines.append(f"note: {self.missing}")

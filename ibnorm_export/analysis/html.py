@@ -11,7 +11,8 @@ from markupsafe import Markup
 
 from ibnorm_export.analysis.report import AnalysisReport, NormAnalysis
 from ibnorm_export.environment import environment
-from ibnorm_export.html_page import Curve, Section, curves, render
+from ibnorm_export.html_page import Section, dots, histograms, render
+from ibnorm_export.text_report import counted
 
 __all__ = ["write_analysis"]
 
@@ -26,6 +27,9 @@ _CONTRACTION: Final[_Value] = attrgetter("contraction")
 _ABOUT_TARGET: Final[_Value] = attrgetter("about_target")
 _ABOUT_INPUT: Final[_Value] = attrgetter("about_input")
 _VALUE: Final[_Value] = attrgetter("bottleneck")
+
+#: Norms whose values are shown.
+_HISTOGRAMS: Final = 6
 
 #: Figures that are compared side by side, by the name of their column.
 _FIGURES: Final[Mapping[str, _Value]] = {
@@ -61,8 +65,30 @@ def _groups(report: AnalysisReport) -> dict[str, list[NormAnalysis]]:
 
 
 def _plot(title: str, unit: str, *, lines: Mapping[str, tuple[list[NormAnalysis], _Value]]) -> Markup:
-    drawn = [Curve(name, list(range(len(rows))), [value(r) for r in rows]) for name, (rows, value) in lines.items()]
-    return curves(title, "norms, in the order of the model", y_label=unit, lines=drawn)
+    """Figures by norm, in the order of the model."""
+    modules = [row.module for row in next(iter(lines.values()))[0]]
+    return dots(title, unit, names=modules, series={n: [value(r) for r in rows] for n, (rows, value) in lines.items()})
+
+
+def _histograms(name: str, rows: list[NormAnalysis]) -> Section | None:
+    """Values before and after compression of norms from the first to the last."""
+    known = [row for row in rows if row.histogram is not None]
+    places = sorted({round(index * (len(known) - 1) / max(1, _HISTOGRAMS - 1)) for index in range(_HISTOGRAMS)})
+    plots = []
+    for row in [known[place] for place in places] if known else []:
+        assert row.histogram is not None
+        shares = {"before compression": row.histogram.before, "after": row.histogram.after}
+        drawn = histograms(row.module, "x - mean, in units of lambda", edges=row.histogram.ends, series=shares)
+        plots.append((drawn, f"Compression {row.compression}, lambda {row.lambd:g}."))
+    if not plots:
+        return None
+    text = (
+        "Values of the rows, without their mean, before and after compression. Values beyond the axis count in its "
+        "outermost bins."
+    )
+    if len(plots) < len(known):
+        text += f" {len(plots)} of {len(known)} norms are shown, from the first to the last."
+    return Section(f"Values before and after compression: {name}", (text,), plots=tuple(plots))
 
 
 def _by_depth(title: str, rows: list[NormAnalysis], *, report: AnalysisReport) -> Section:
@@ -142,7 +168,9 @@ def write_analysis(report: AnalysisReport, path: str | Path, *, about: Mapping[s
     """
     groups = _groups(report)
     sections = [_side_by_side(groups)] if len(groups) > 1 else []
-    sections += [_by_depth(name, rows, report=report) for name, rows in groups.items()]
+    for name, rows in groups.items():
+        sections += [_by_depth(name, rows, report=report)]
+        sections += [shown] if (shown := _histograms(name, rows)) else []
     method = (
         f"Matrix-based Renyi entropies of order {report.alpha:g}, Gaussian kernels (width: {report.width}), Gram "
         f"matrices of trace 1 over {report.samples} samples. X is what reaches the first norm, T is the output of a "
@@ -153,7 +181,8 @@ def write_analysis(report: AnalysisReport, path: str | Path, *, about: Mapping[s
         path,
         f"What the norms of {report.source} do",
         verdict=None,
-        summary=method,
+        summary=f"Kurtosis, variance and information of {counted(len({row.module for row in report.rows}), 'norm')}, "
+        f"over {report.samples} samples.",
         sections=sections,
         environment=environment() if about is None else about,
         data=report.to_dict(),

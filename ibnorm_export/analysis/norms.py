@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ibnorm_export.analysis.capture import Capture, NormInput, capture_checkpoint, capture_file, used_rows
 from ibnorm_export.analysis.information import BETA, excess_kurtosis, information_with_errors
 from ibnorm_export.analysis.options import AnalysisOptions
-from ibnorm_export.analysis.report import AnalysisReport, NormAnalysis
+from ibnorm_export.analysis.report import AnalysisReport, Histogram, NormAnalysis
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel, torch_dtype
 from ibnorm_export.artifacts.tensors import Arrays
@@ -31,6 +31,9 @@ __all__ = ["analyze", "contraction"]
 
 #: With fewer samples the entropies, which are at most log2 of their number, carry little information.
 _FEW_SAMPLES: Final = 32
+
+#: Bins of a histogram; odd, so that one is around zero.
+_BINS: Final = 41
 
 
 def analyze(
@@ -232,6 +235,7 @@ def _analyze_norm(
         about_target=information.about_target,
         about_input=information.about_input,
         bottleneck=information.value(),
+        histogram=_histogram(*_compress(rows, spec)),
         about_target_error=None if errors is None else errors.about_target,
         about_input_error=None if errors is None else errors.about_input,
         bottleneck_error=None if errors is None else errors.value,
@@ -251,6 +255,17 @@ def _compress(
             return t, np.copysign(np.log1p(np.abs(t)), t)
         case Compression.TANH:
             return t, np.tanh(t)
+
+
+def _histogram(before: NDArray[np.float64], after: NDArray[np.float64]) -> Histogram | None:
+    """Both in the same bins, which are symmetric and hold all but a thousandth of the values before."""
+    if not (before.size and np.isfinite(before).all()):
+        return None
+    end = float(np.quantile(np.abs(before), 0.999)) or 1.0
+    ends = np.linspace(-end, end, _BINS + 1)
+    shares = (np.histogram(np.clip(values, -end, end), ends)[0] / values.size for values in (before, after))
+    first, second = (tuple(map(float, values)) for values in shares)
+    return Histogram(tuple(map(float, ends)), first, second)
 
 
 def contraction(

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from ibnorm_export.text_report import Report, text_table
 
-__all__ = ["AnalysisReport", "NormAnalysis"]
+__all__ = ["AnalysisReport", "Histogram", "NormAnalysis"]
 
 _COLUMNS: Final = (
     "norm",
@@ -21,6 +21,18 @@ _COLUMNS: Final = (
     "I(T; X)",
     "value",
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """Values before and after compression, in units of lambda: the share of them in each bin.
+
+    Values beyond the first or last end count in the bin there.
+    """
+
+    ends: tuple[float, ...]
+    before: tuple[float, ...]
+    after: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +52,7 @@ class NormAnalysis:
         about_target: I(T; Y) in bits, where T is the norm's output.
         about_input: I(T; X) in bits.
         bottleneck: I(T; Y) - beta * I(T; X) in bits.
+        histogram: values of t = (x - mean) / lambda and of g(t); None if there are no finite ones.
         about_target_error, about_input_error, bottleneck_error: their standard errors over the choice of
             samples; None if there are too few.
     """
@@ -57,6 +70,7 @@ class NormAnalysis:
     about_target: float
     about_input: float
     bottleneck: float
+    histogram: Histogram | None = None
     about_target_error: float | None = None
     about_input_error: float | None = None
     bottleneck_error: float | None = None

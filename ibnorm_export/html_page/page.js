@@ -55,13 +55,13 @@ const actions = {
     for (const name of ["page", "ink", "muted", "grid", "edge", "pass", "fail", "unsure", "fail-soft", ...Array.from({ length: 8 }, (_, i) => `c${i + 1}`)])
       copy.style.setProperty(`--${name}`, styles.getPropertyValue(`--${name}`));
     copy.style.fontFamily = "sans-serif";
-    copy.setAttribute("width", 3 * width);
-    copy.setAttribute("height", 3 * height);
+    copy.setAttribute("width", 4 * width);
+    copy.setAttribute("height", 4 * height);
     const image = new Image();
     image.onload = () => {
       const canvas = document.createElement("canvas");
-      canvas.width = 3 * width;
-      canvas.height = 3 * height;
+      canvas.width = 4 * width;
+      canvas.height = 4 * height;
       const context = canvas.getContext("2d");
       context.fillStyle = styles.getPropertyValue("--page");
       context.fillRect(0, 0, canvas.width, canvas.height);

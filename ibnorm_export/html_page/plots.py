@@ -399,7 +399,7 @@ def dots(
     title: str, x_label: str, *, names: Sequence[str], series: Mapping[str, Sequence[float]], log: bool = False
 ) -> Markup:
     """Values by name, one row each in the given order, as inline SVG."""
-    with new_figure(0.9 + _ROW * len(names), title) as figure:
+    with new_figure(1.1 + _ROW * len(names), title) as figure:
         axis = _rows_axis(figure, names, x_label)
         handles = []
         for (name, values), colour, marker in zip(
@@ -435,7 +435,7 @@ def tolerance_dots(
     drawn = [_percent(value) for values in (*series.values(), baseline) for value in values if value == value]
     low, high = min([*drawn, 10.0]) / 2, max([*drawn, 100.0]) * 3
     legend = [(name, INK, marker) for name, marker in zip(series, itertools.cycle(MARKERS), strict=False)]
-    with new_figure(0.9 + _ROW * len(names), title) as figure:
+    with new_figure(1.1 + _ROW * len(names), title) as figure:
         axis = _rows_axis(figure, names, "error in % of the tolerance")
         axis.set_xscale("log")
         axis.set_xlim(low, high)

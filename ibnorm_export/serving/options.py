@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from dataclasses import KW_ONLY, asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ibnorm_export.choices import real_number, whole_number
 from ibnorm_export.serving.text.limits import TextLimits
+from ibnorm_export.serving.text.settings import TextSettings
 
 __all__ = ["ReadyServer", "ServeOptions"]
 
@@ -25,6 +28,7 @@ class ServeOptions:
         finish_s: seconds for requests in flight to finish when the server stops.
         log: file for Triton's log; None keeps the log only until the server stops.
         text: limits of the text endpoint.
+        settings: name, template, key and log of the text endpoint.
         allowed_hosts: names by which clients may reach the text endpoint, besides `address` and loopback; "*" allows
             every name.
         admin: open Triton's endpoints for traces, logs, shared memory and the loading of models.
@@ -42,6 +46,7 @@ class ServeOptions:
     finish_s: int = 5
     log: Path | None = None
     text: TextLimits = field(default_factory=TextLimits)
+    settings: TextSettings = field(default_factory=TextSettings)
     allowed_hosts: tuple[str, ...] = ()
     admin: bool = False
 
@@ -68,6 +73,7 @@ class ReadyServer:
         grpc: HOST:PORT for gRPC; empty for the text endpoint.
         metrics: HOST:PORT for metrics; empty for the text endpoint.
         paths: paths that the text endpoint serves; empty for Triton.
+        needs_key: whether clients must send a key.
     """
 
     http: str
@@ -77,13 +83,24 @@ class ReadyServer:
     grpc: str = ""
     metrics: str = ""
     paths: tuple[str, ...] = ()
+    needs_key: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return what `serve --json` prints."""
         return asdict(self)
 
+    @property
+    def example(self) -> str:
+        """A command that asks the text endpoint for a text."""
+        chat = "/v1/chat/completions" in self.paths
+        prompt = {"messages": [{"role": "user", "content": "Hello"}]} if chat else {"prompt": "Hello"}
+        body = json.dumps({"model": self.models[0], **prompt, "max_tokens": 50})
+        address = f"http://{self.http.replace('0.0.0.0', 'localhost')}/v1/{'chat/' * chat}completions"
+        key = ' -H "Authorization: Bearer $API_KEY"' if self.needs_key else ""
+        return f"curl {address}{key} -H 'Content-Type: application/json' -d {shlex.quote(body)}"
+
     def __str__(self) -> str:
         if self.paths:
-            return f"ready: http://{self.http} ({', '.join(self.paths)})"
+            return f"ready: http://{self.http} ({', '.join(self.paths)})\ntry it: {self.example}"
         addresses = [f"{name}: {getattr(self, name)}" for name in ("http", "grpc", "metrics")]
         return "\n".join([f"ready: {', '.join(self.models)}", *addresses])

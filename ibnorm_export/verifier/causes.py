@@ -29,7 +29,7 @@ _STEPS: Final = {
     "write it again with `ibnorm-export export`; if not, please report it.",
     "optimiser": "ONNX Runtime's optimiser changes the values: use the level that the table below shows as correct, "
     "and report it to ONNX Runtime.",
-    "kernel": "The fused kernel is at fault: run with `--kernels functions` until it is mended, and please report it.",
+    "kernel": "The fused kernel is at fault: run with `--kernels function` until it is mended, and please report it.",
 }
 
 
@@ -66,13 +66,17 @@ def reasons(report: ParityReport) -> tuple[str, ...]:
 def _reasons(report: ParityReport) -> Iterator[str]:
     if report:
         return
+    static = () if report.static is None else report.static.findings
+    for cause in causes(static):  # a difference in the file explains what it computes
+        yield str(cause)
+    covered = {"layer"} | {f"error source {name}" for name in _STEPS}
     for numeric in _failed(report):
         if numeric.attribution is not None and numeric.attribution.source:
+            covered |= {f"output {output.name}" for output in numeric.outputs}
             yield f"{numeric.attribution.summary}."
         if numeric.layers is not None and numeric.layers.first_failure:
             yield f"{numeric.layers.first_failure}."
-    covered = {"layer"} | {f"error source {name}" for name in _STEPS}
-    for cause in causes(finding for finding in report.findings if finding.where not in covered):
+    for cause in causes(f for f in report.findings if f.where not in covered and f not in static):
         yield str(cause)
 
 

@@ -98,7 +98,7 @@ def _inputs(numeric: NumericReport) -> Section:
     text = "The verdict covers only what ran."
     if numeric.coverage is InputCoverage.FAST:
         text += " Coverage was fast: verify again with full coverage before you rely on it."
-    return Section("Inputs of the comparison", (text,), head=("", "inputs", "why"), rows=tuple(rows))
+    return Section("Inputs of the comparison", (text,), head=("state", "inputs", "why"), rows=tuple(rows))
 
 
 def _numeric(numeric: NumericReport) -> Iterator[Section]:
@@ -141,7 +141,9 @@ def _attribution(attribution: ErrorAttribution, title: str) -> Section:
         )
         for level in attribution.levels
     ]
-    return Section(title, (attribution.summary,), head=("step", "error after it", "", "what ran"), rows=tuple(rows))
+    return Section(
+        title, (attribution.summary,), head=("step", "error after it", "result", "what ran"), rows=tuple(rows)
+    )
 
 
 def _layers(report: LayersReport, title: str) -> Section:
@@ -218,7 +220,7 @@ def _expected(report: ExpectedReport) -> Section:
     )
     text = f"Computed in {report.dtype}; saved in {report.path}."
     return Section(
-        "Values of the training code", (text,), head=("output", "", "error", "tolerance", "verdict"), rows=rows
+        "Values of the training code", (text,), head=("output", "what", "error", "tolerance", "verdict"), rows=rows
     )
 
 

@@ -68,7 +68,17 @@ def test_every_type_and_lambda_has_its_rows(llama_checkpoint: Path, tmp_path: Pa
     first = [r for r in report.rows if r.module == report.rows[0].module and r.own]
     assert first[0].about_input != first[1].about_input  # in bfloat16 the values differ
     page = write_analysis(report, tmp_path / "a.html", about={"processor": "x"}).read_text(encoding="utf-8")
-    assert page.count("<svg") == 2 + 3 * 4
+    shown = min(6, len(model.norms))
+    assert page.count("<svg") == 2 + (3 + shown) * 4
+    for row in report.rows:
+        assert row.histogram is not None
+        assert len(row.histogram.ends) == 42
+        for shares in (row.histogram.before, row.histogram.after):
+            assert sum(shares) == pytest.approx(1.0, abs=1e-12)
+        middles = (np.array(row.histogram.ends[1:]) + np.array(row.histogram.ends[:-1])) / 2
+        spread = [float(np.dot(middles**2, shares)) for shares in (row.histogram.before, row.histogram.after)]
+        # a bin is as wide as 1/20 of the range: the variances agree with the contraction to about that
+        assert spread[1] / spread[0] == pytest.approx(row.contraction, abs=0.1)
     assert "the next token" in page
 
 

@@ -151,8 +151,13 @@ def test_training_is_evaluated(short: DemoResult) -> None:
 
 def test_the_report_shows_both_models(short: DemoResult, tmp_path: Path) -> None:
     text = write_report(short, tmp_path / "report.html").read_text(encoding="utf-8")
-    assert text.count("<svg") == 16, "five for each model, and three for each sweep"
+    assert text.count("<svg") == 17, "five for each model, three for each sweep, and the digits"
     assert text.count(">Pareto front of size, latency and accuracy<") == 2
+    vit = short.models[1]
+    assert len(vit.digits) == 12
+    assert sum(digit.answer != digit.truth for digit in vit.digits) <= 3
+    for model in short.models:
+        assert model.effort in text
     assert "Byte-level LLaMA" in text
     assert "handwritten digits" in text
     assert "Text that the LLaMA generates" in text

@@ -13,6 +13,7 @@ from ibnorm_export.errors import IBNormError, PromptError
 from ibnorm_export.generation.sampling import Sampling
 from ibnorm_export.generation.text_model import TextResult
 from ibnorm_export.serving.text.limits import TextLimits
+from ibnorm_export.serving.text.metrics import Metrics
 from ibnorm_export.serving.text.protocol import Refused
 from ibnorm_export.serving.text.worker_process import as_exception
 
@@ -30,10 +31,14 @@ class TextQueue:
     Args:
         send: sends a message to the worker without waiting; the worker's messages go to `receive`.
         limits: see `TextLimits`.
+        metrics: counts tokens and times; None counts for nobody.
     """
 
-    def __init__(self, send: Callable[[Mapping[str, Any]], None], limits: TextLimits) -> None:
+    def __init__(
+        self, send: Callable[[Mapping[str, Any]], None], limits: TextLimits, *, metrics: Metrics | None = None
+    ) -> None:
         self._send = send
+        self.metrics = Metrics(0.0, {}) if metrics is None else metrics
         self.limits = limits
         self._numbers = itertools.count()
         self._pieces: dict[int, asyncio.Queue[_Item]] = {}  # by text
@@ -96,16 +101,21 @@ class TextQueue:
         number, ended, waiting = next(self._numbers), False, True
         pieces = self._pieces[number] = asyncio.Queue()
         self.waiting += 1
-        deadline = asyncio.get_running_loop().time() + self.limits.request_s
+        clock = asyncio.get_running_loop().time
+        start = clock()
+        deadline = start + self.limits.request_s
         self._send({"write": number, "prompt": prompt, "sampling": asdict(sampling)})
         try:
             while True:
                 item = await self._next(pieces, deadline)
                 if waiting:
                     waiting, self.waiting = False, self.waiting - 1
+                    self.metrics.count_first_token(clock() - start)
                 ended = isinstance(item, TextResult | IBNormError)
                 if isinstance(item, IBNormError):
                     raise self._refusal(item, prompt)
+                if isinstance(item, TextResult):
+                    self.metrics.count_text(prompt_tokens=item.prompt_tokens, tokens=len(item.tokens))
                 if item:
                     yield item
                 if isinstance(item, TextResult):

@@ -10,11 +10,12 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from ibnorm_export.errors import PromptError, shortened
 from ibnorm_export.serving.text.admission import TextQueue
+from ibnorm_export.serving.text.metrics import CONTENT_TYPE
 from ibnorm_export.serving.text.middleware import BodySizeMiddleware
 from ibnorm_export.serving.text.protocol import CHAT, COMPLETION, DEFAULT_MAX_TOKENS, Chat, Completion, Refused
 from ibnorm_export.serving.text.responses import TextRequest, check_model, error_response, respond
@@ -38,6 +39,7 @@ def create_app(queue: TextQueue, name: str, *, max_positions: int, template: Ren
     app.add_middleware(BodySizeMiddleware, limit=queue.limits.request_bytes)
     _add_errors(app)
     _add_models(app, queue, name=name)
+    _add_metrics(app, queue)
     _add_completions(app, queue, name=name)
     if template is not None:
         _add_chat(app, queue, name=name, max_positions=max_positions, template=template)
@@ -97,6 +99,17 @@ def _add_models(app: FastAPI, queue: TextQueue, *, name: str) -> None:
     async def get_model(wanted: str) -> dict[str, Any]:
         check_model(wanted, name)
         return model
+
+
+def _add_metrics(app: FastAPI, queue: TextQueue) -> None:
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        gauges = {
+            "ibnorm_texts_running": ("Texts that are being generated.", queue.running),
+            "ibnorm_texts_waiting": ("Texts without a first token.", queue.waiting),
+            "ibnorm_texts_limit": ("Texts that may be generated at once.", queue.limits.concurrency),
+        }
+        return Response(queue.metrics.text(gauges), headers={"content-type": CONTENT_TYPE})
 
 
 def _add_completions(app: FastAPI, queue: TextQueue, *, name: str) -> None:

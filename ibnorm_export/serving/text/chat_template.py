@@ -39,19 +39,23 @@ class TemplateSource:
     tokens: Mapping[str, str]
 
 
-def read_template(folder: Path) -> TemplateSource | None:
+def read_template(folder: Path, given: Path | None = None) -> TemplateSource | None:
     """Read the template of a folder from chat_template.jinja or tokenizer_config.json; None if there is none.
 
+    Args:
+        folder: has the files of the tokenizer.
+        given: a file with a template that is used in place of the folder's.
+
     Raises:
-        ModelFileError: a file is damaged.
+        ModelFileError: a file is damaged, or the given file is missing.
     """
     config: Any = {}
     file = folder / "tokenizer_config.json"
     try:
         if file.is_file():
             config = read_json(file)
-        own = folder / "chat_template.jinja"
-        if own.is_file():
+        own = folder / "chat_template.jinja" if given is None else given
+        if given is not None or own.is_file():
             file = own
             text: Any = read_text(file)
         else:

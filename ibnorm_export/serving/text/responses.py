@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 import uuid
@@ -88,11 +89,11 @@ async def respond(request: Request, queue: TextQueue, *, text: TextRequest, mode
     _check(body, model)
     seed = uuid.uuid4().int % 2**32 if body.seed is None else body.seed
     sampling = Sampling(text.max_tokens, body.temperature, top_p=body.top_p, seed=seed, stop=body.stops)
-    pieces = queue.generate(text.prompt, sampling)
+    pieces = _noted(queue.generate(text.prompt, sampling), request)
     head = {"id": f"{shape.prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
     if body.stream:
         first = await _until_disconnected(request, anext(pieces))  # an error here still gets its own status
-        events = _events(pieces, first, head=head, body=body, shape=shape)
+        events = _events(pieces, first, request=request, head=head, text=text)
         return StreamingResponse(events, media_type="text/event-stream")
     result = await _until_disconnected(request, _result(pieces))
     choice = {"index": 0, **shape.choice(result.text, False), "finish_reason": FINISH_REASONS[result.stopped]}
@@ -128,11 +129,12 @@ async def _events(
     pieces: AsyncGenerator[str | TextResult, None],
     first: str | TextResult,
     *,
+    request: Request,
     head: dict[str, Any],
-    body: Body,
-    shape: Shape,
+    text: TextRequest,
 ) -> AsyncIterator[str]:
     """Yield server-sent events: one for each piece, one with the finish reason, and the usage if it is requested."""
+    body, shape = text.body, text.shape
 
     def event(content: dict[str, Any]) -> str:
         return f"data: {json.dumps({**head, 'object': shape.part, **content})}\n\n"
@@ -149,10 +151,22 @@ async def _events(
                 if (body.stream_options or {}).get("include_usage"):
                     yield event({"choices": [], "usage": usage(item)})
     except Refused as error:
+        request.state.stream_error = error.code
         yield f"data: {json.dumps({'error': {'message': str(error), 'type': 'server_error', 'code': error.code}})}\n\n"
     finally:
         await pieces.aclose()
     yield "data: [DONE]\n\n"
+
+
+async def _noted(
+    pieces: AsyncGenerator[str | TextResult, None], request: Request
+) -> AsyncGenerator[str | TextResult, None]:
+    """Yield the pieces, and note the number of tokens for the log of requests."""
+    async with contextlib.aclosing(pieces):
+        async for item in pieces:
+            if isinstance(item, TextResult):
+                request.state.usage = usage(item)
+            yield item
 
 
 async def _with_first(

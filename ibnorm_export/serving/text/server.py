@@ -8,20 +8,30 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import uvicorn
 
+from ibnorm_export import __version__
 from ibnorm_export.errors import IBNormError
 from ibnorm_export.serving.options import ReadyServer, ServeOptions
 from ibnorm_export.serving.ports import bound_socket
 from ibnorm_export.serving.text.admission import TextQueue
 from ibnorm_export.serving.text.app import create_app, served_paths
 from ibnorm_export.serving.text.http_limits import HEAD_BYTES, limited_protocol
+from ibnorm_export.serving.text.metrics import Metrics
 from ibnorm_export.serving.text.middleware import AdmissionMiddleware, HostMiddleware
+from ibnorm_export.serving.text.observation import KeyMiddleware, ObservationMiddleware
 from ibnorm_export.serving.text.template_process import template_process
 from ibnorm_export.serving.text.worker_process import WorkerProcess, worker_process
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from starlette.types import ASGIApp
 
 __all__ = ["serve_text"]
 
@@ -91,16 +101,23 @@ async def _serve(
     options: ServeOptions,
     ready: Callable[[ReadyServer], None],
 ) -> None:
-    name = folder.resolve().name
-    async with template_process(folder) as template, worker_process(folder) as worker:
-        queue = TextQueue(worker.send, options.text)
+    settings = options.settings
+    name = settings.model_name or folder.resolve().name
+    async with template_process(folder, settings.chat_template) as template, worker_process(folder) as worker:
+        metrics = Metrics(time.time(), {"version": __version__, "model": name})
+        queue = TextQueue(worker.send, options.text, metrics=metrics)
         app = create_app(queue, name, max_positions=worker.max_positions, template=template)
-        hosts = (options.address, *options.allowed_hosts)
-        server.config.app, server.end_texts = HostMiddleware(AdmissionMiddleware(app, queue), hosts), queue.end
+        server.config.app, server.end_texts = _guarded(app, queue, options=options), queue.end
         listening = asyncio.ensure_future(_pass_messages(worker, queue, server=server))
         stream.listen(2048)
         host, port = stream.getsockname()[:2]
-        report = ReadyServer(f"{host}:{port}", os.getpid(), models=(name,), paths=tuple(served_paths(app)))
+        report = ReadyServer(
+            f"{host}:{port}",
+            os.getpid(),
+            models=(name,),
+            paths=tuple(served_paths(app)),
+            needs_key=bool(settings.api_key),
+        )
         server.report_ready = lambda: ready(report)
         try:
             await server.serve(sockets=[stream])
@@ -108,6 +125,20 @@ async def _serve(
             if listening.done():
                 raise IBNormError(listening.result())
             listening.cancel()
+
+
+def _guarded(app: FastAPI, queue: TextQueue, *, options: ServeOptions) -> ASGIApp:
+    """The application behind what refuses early, and what an operator sees of every request, refused ones too."""
+    guarded: ASGIApp = AdmissionMiddleware(app, queue)
+    if options.settings.api_key:
+        guarded = KeyMiddleware(guarded, options.settings.api_key)
+    guarded = HostMiddleware(guarded, (options.address, *options.allowed_hosts))
+    log = _write_line if options.settings.log_requests else None
+    return ObservationMiddleware(guarded, queue.metrics, paths=served_paths(app), log=log)
+
+
+def _write_line(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 async def _pass_messages(worker: WorkerProcess, queue: TextQueue, *, server: _Server) -> str:

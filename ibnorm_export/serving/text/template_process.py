@@ -116,14 +116,18 @@ class TemplateProcess:
 
 
 @contextlib.asynccontextmanager
-async def template_process(folder: Path) -> AsyncIterator[TemplateProcess | None]:
+async def template_process(folder: Path, given: Path | None = None) -> AsyncIterator[TemplateProcess | None]:
     """Start the process for the template of a folder, which ends with the block; give None if the folder has none.
+
+    Args:
+        folder: has the files of the tokenizer.
+        given: a file with a template that is used in place of the folder's.
 
     Raises:
         ModelFileError: the template or a file of the tokenizer is damaged.
         BackendUnavailable: the process cannot be started.
     """
-    source = read_template(folder)
+    source = read_template(folder, given)
     if source is None:
         yield None
         return

@@ -1,0 +1,49 @@
+"""The page of a benchmark: ratios in words, a verdict only where fused kernels were demanded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ibnorm_export.benchmark.html import speed_up, write_bench
+from ibnorm_export.benchmark.report import BenchReport, Latency, Ratio
+
+pytest.importorskip("matplotlib", reason="the extra `plots` is not installed")
+
+
+def report(*, require_fused: bool) -> BenchReport:
+    times = {"p50_ms": 1.0, "p90_ms": 2.0, "p99_ms": 3.0, "throughput_per_s": 1000.0, "round_ms": (1.0, 1.1)}
+    return BenchReport(
+        {"x": (1, 2)},
+        1,
+        threads=1,
+        rounds=2,
+        latencies=(Latency("ort-cpu", 9, **times), Latency("torch", 9, **times)),  # type: ignore[arg-type]  # floats and a tuple
+        ratios=(Ratio("ort-cpu", "torch", median=0.25, p25=0.2, p75=0.5),),
+        environment={},
+        model="m.onnx",
+        require_fused=require_fused,
+    )
+
+
+@pytest.mark.parametrize(
+    ("median", "p25", "p75", "words"),
+    [
+        (0.25, 0.2, 0.5, "4 times faster (2 to 5)"),
+        (2.0, 1.5, 2.5, "2 times slower (1.5 to 2.5)"),
+        (1.0, 0.9, 1.25, "1 times faster (0.8 to 1.11)"),
+    ],
+)
+def test_a_ratio_in_words(median: float, p25: float, p75: float, words: str) -> None:
+    assert speed_up(Ratio("a", "b", median=median, p25=p25, p75=p75)) == words
+
+
+def test_a_benchmark_judges_nothing_unless_fused_kernels_were_demanded(tmp_path: Path) -> None:
+    text = write_bench(report(require_fused=False), tmp_path / "b.html").read_text(encoding="utf-8")
+    assert 'class="verdict' not in text
+    assert "ort-cpu is 4 times faster (2 to 5) than torch." in text
+    assert text.count("<svg") == 1
+    text = write_bench(report(require_fused=True), tmp_path / "b.html").read_text(encoding="utf-8")
+    assert 'class="verdict fail"' in text
+    assert "It is not known whether a norm ran as a fused kernel." in text
