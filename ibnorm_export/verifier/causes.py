@@ -50,9 +50,9 @@ class Cause:
 
 def causes(findings: Iterable[Finding]) -> tuple[Cause, ...]:
     """Findings grouped by what they state, the most frequent cause first."""
-    groups: dict[str, list[Finding]] = {}
+    groups: dict[tuple[str, str], list[Finding]] = {}
     for finding in findings:
-        key = _PARTICULAR.sub("", f"{finding.code} {finding.where}: {finding.what}")
+        key = (finding.code.value, _PARTICULAR.sub("", f"{finding.where}: {finding.what}"))
         groups.setdefault(key, []).append(finding)
     ordered = sorted(groups.values(), key=len, reverse=True)
     return tuple(Cause(tuple(group)) for group in ordered)
