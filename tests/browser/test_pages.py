@@ -152,7 +152,7 @@ PAGES = {
     "parity.html": 2,
     "pass.html": 2,
     "report.html": 2,
-    "analysis.html": 8,
+    "analysis.html": 18,
     "bench.html": 1,
     "compare.html": 2,
     "evaluation.html": 3,
