@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from ibnorm_export.artifacts.tokenizer import FolderTokenizer
 from ibnorm_export.errors import IBNormError, PromptError, quoted, shortened
 from ibnorm_export.evaluation.options import EvaluationOptions
-from ibnorm_export.evaluation.perplexity import find_tokenizer
 from ibnorm_export.evaluation.report import Comparison
 from ibnorm_export.evaluation.samples import (
     Candidate,
@@ -29,6 +28,7 @@ from ibnorm_export.evaluation.samples import (
     Window,
 )
 from ibnorm_export.evaluation.shares import compare_shares, share_metric
+from ibnorm_export.evaluation.tokenizers import find_tokenizer
 from ibnorm_export.parsing import parse_json
 
 __all__ = ["Choice", "ChoiceData", "Question", "choice_task"]

@@ -142,6 +142,8 @@ class _Npz:
                 "(n, height, width) or (n, height, width, 3), or floats (n, channels, height, width)"
             )
         self.total = images.shape[0]
+        if not self.total:
+            raise IBNormError(f"{path} has no images: its array {self._images} is empty; {_WHAT}")
 
     def sha256(self) -> str:
         return sha256_of(self._path)

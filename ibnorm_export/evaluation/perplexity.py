@@ -35,9 +35,10 @@ from ibnorm_export.evaluation.statistics import (
     units_needed,
 )
 from ibnorm_export.evaluation.texts import Document, TextData
+from ibnorm_export.evaluation.tokenizers import find_tokenizer
 from ibnorm_export.progress import Progress
 
-__all__ = ["Perplexity", "find_tokenizer", "perplexity_task", "windows_of"]
+__all__ = ["Perplexity", "perplexity_task", "windows_of"]
 
 #: The longest window that is chosen when none is asked for, in tokens.
 _LONGEST: Final = 1024
@@ -51,9 +52,6 @@ _CONTEXTS: Final = 16
 
 #: With at least this many documents, resamples draw documents; else windows, whose losses depend on their neighbours.
 _DOCUMENTS: Final = 30
-
-#: The smallest share of the model's rows that its own tokenizer uses; models pad their vocabulary by a few percent.
-_USED_ROWS: Final = 0.9
 
 _WORD: Final = re.compile(r"\S+")
 
@@ -287,38 +285,6 @@ def _by_context(table: ResultTable) -> tuple[tuple[float, float], ...]:
             mean = float(table[f"loss_{index}"].sum()) / count
             points.append((float(low), math.exp(mean) if mean < 700.0 else math.inf))
     return tuple(points)
-
-
-def find_tokenizer(candidates: Sequence[Candidate], folder: Path | None, *, vocabulary: int) -> FolderTokenizer:
-    """The tokenizer of the options or of the first candidate that has one; those of candidates must agree.
-
-    Raises:
-        IBNormError: no candidate has one, or two have different ones, or it is not the model's.
-    """
-    if folder is not None:
-        found = FolderTokenizer(folder, vocabulary or None)
-    else:
-        folders = [c.facts.folder for c in candidates if c.facts.folder is not None]
-        owners = [place for place in folders if (place / "tokenizer.json").is_file()]
-        if not owners:
-            raise IBNormError(
-                "no candidate has a tokenizer.json; name the folder of the model's tokenizer with --tokenizer, e.g. "
-                "the checkpoint"
-            )
-        tokenizers = [FolderTokenizer(place, vocabulary or None) for place in owners]
-        found, folder = tokenizers[0], owners[0]
-        for place, other in zip(owners, tokenizers, strict=True):
-            if other.sha256 != found.sha256:
-                raise IBNormError(
-                    f"{place / 'tokenizer.json'} differs from {folder / 'tokenizer.json'}: the candidates belong to "
-                    "different models, or name the right one with --tokenizer"
-                )
-    if found.size < _USED_ROWS * vocabulary:
-        raise IBNormError(
-            f"{folder / 'tokenizer.json'} has {found.size} tokens, but the model has {vocabulary}: it is the tokenizer "
-            "of another model; name the right one with --tokenizer"
-        )
-    return found
 
 
 def perplexity_task(

@@ -200,3 +200,9 @@ def test_calibration_error() -> None:
     confidence = np.array([0.9] * 4 + [0.5] * 6)
     correct = np.array([1.0, 1.0, 0.0, 0.0] + [1.0, 0.0] * 3)
     assert calibration_error(binned(confidence, correct).sum(axis=0), 10) == pytest.approx(0.4 * 0.4)
+
+
+def test_an_npz_file_without_images_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "images.npz", images=np.zeros((0, 3, 8, 8), np.float32), labels=np.zeros(0, int))
+    with pytest.raises(IBNormError, match=r"images.npz has no images: its array images is empty; nothing is downl"):
+        run(tmp_path / "images.npz", None)
