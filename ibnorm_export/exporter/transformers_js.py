@@ -61,6 +61,9 @@ DTYPES: Final = {WeightType.FP32: "fp32", WeightType.FP16: "fp16", WeightType.IN
 MODEL_TYPES: Final = {
     "gpt2": Task.TEXT_GENERATION,
     "llama": Task.TEXT_GENERATION,
+    "mistral": Task.TEXT_GENERATION,
+    "phi3": Task.TEXT_GENERATION,
+    "qwen2": Task.TEXT_GENERATION,
     "vit": Task.FORWARD,
 }
 

@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 from tokenizers import Tokenizer
 
-from ibnorm_export import ExportedModel, LoadedModel, verify
+from ibnorm_export import ExportedModel, ExportOptions, IBNormSpec, LoadedModel, export, load, verify
+from ibnorm_export.artifacts.tokenizer import write_byte_tokenizer
+from tests.support.checkpoints import LLAMA, save_checkpoint
 from tests.targets.conftest import PREPROCESSOR, WebModel
 from tests.targets.greedy import continued, in_onnxruntime, in_pytorch
 
@@ -79,6 +81,22 @@ def test_the_same_text_as_onnxruntime(text: Case, dtype: str) -> None:
     assert found["ids"] == continued(logits, IDS, tokens=NEW_TOKENS)
     assert found["type"] == "float32"
     assert error(found["logits"], logits(IDS).astype(np.float64)) <= 2 * FP32
+
+
+@pytest.mark.parametrize("name", ["mistral", "phi3", "qwen2"])
+def test_other_architectures_write_the_same_text(name: str, node_folder: Path, tmp_path: Path) -> None:
+    config = {**LLAMA, "model_type": name, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 255}
+    if name == "phi3":
+        config["original_max_position_embeddings"] = config["max_position_embeddings"]
+    checkpoint = save_checkpoint(tmp_path / name, config, IBNormSpec("L", 4.0, epsilon=1e-5, bias=False), seed=1)
+    write_byte_tokenizer(checkpoint)
+    model = load(checkpoint, task="text-generation")
+    export(model, tmp_path / "web", target="transformers.js", options=[ExportOptions()])
+    job = {"prompt": PROMPT, "tokens": NEW_TOKENS}
+    found = in_node(node_folder, WebModel(model, tmp_path / "web"), job, dtypes=["fp32"]).results["fp32"]
+    logits = in_pytorch(model)
+    assert found["ids"] == continued(logits, IDS, tokens=NEW_TOKENS)
+    assert error(found["logits"], logits(IDS)) <= FP32
 
 
 def test_half_precision_is_near(text: Case) -> None:
