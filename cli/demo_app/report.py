@@ -92,7 +92,7 @@ def _digits(model: DemoModel) -> Iterator[tuple[Markup, str]]:
             (d.pixels, str(d.answer) if d.answer == d.truth else f"{d.answer}, not {d.truth}", d.answer == d.truth)
             for d in model.digits
         ]
-        drawn = images("What the exported file sees in images that it was not trained on", pictures=pictures, columns=4)
+        drawn = images("Answers of the exported file to held-out digits", pictures=pictures, columns=4)
         yield drawn, "Images of 8 by 8 pixels. If the file gets some wrong, up to three of them are shown last."
 
 
