@@ -245,7 +245,8 @@ test-serving: native $(VENV)/.extra-serve-test $(VENV)/.triton
 # the operator and its functions, the kernels of each instruction set, whole models against PyTorch, and the tolerances at
 # an overflow and where rows are gathered early. The models are traced here and only run there.
 QEMU_TESTS := $(addprefix tests/op/test_,reference.py norm_variants.py torch_op.py onnx_functions.py) \
-  tests/custom_ops/ort/test_kernels.py tests/custom_ops/ort/test_ort_library.py::test_every_type_runs_fused \
+  $(addprefix tests/custom_ops/ort/test_kernels.py::test_,accuracy one_outlier_in_a_row outliers_keep_their_accuracy \
+    denormal_tiny_and_huge skip_is_bit_equal_to_the_pair) tests/custom_ops/ort/test_ort_library.py::test_every_type_runs_fused \
   tests/runtimes/test_fused.py::test_every_norm_is_reported_as_fused tests/graph/test_early_gather.py \
   $(addprefix tests/verifier/test_verify.py::test_good_,files_pass half_files_pass) tests/verifier/test_overflow.py
 QEMU_SKIPS := not compile and not autocast and not gradients and not registration and not onnx.reference and not opset \
