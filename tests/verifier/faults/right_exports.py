@@ -24,6 +24,7 @@ from ibnorm_export.exporter.export import ExportOptions
 from ibnorm_export.exporter.genai import export_genai
 from ibnorm_export.exporter.single_file import export_file
 from ibnorm_export.exporter.text_folder import export_folder
+from ibnorm_export.findings.code import FindingCode
 from ibnorm_export.graph.quantization import Quantization
 from ibnorm_export.verifier.verify import VerifyOptions, verify
 
@@ -319,13 +320,16 @@ def make(case: RightExport, folder: Path) -> Path:
 def alarms(case: RightExport, folder: Path) -> tuple[tuple[str, ...], bool]:
     """Findings of verification in a right export, each a false alarm; and whether the model does not fit its dtype.
 
-    A model of hostile weights may not fit half precision: PyTorch itself is then more than 20% off, or infinite. That
-    is a finding that is right.
+    A model of hostile weights may not fit half precision: PyTorch itself is then more than 20% off, or infinite. And
+    one of random weights may not fit int4 or int8: its predictions change, although the file computes what its own
+    matrices say in PyTorch, which every other part of the verdict shows. These findings are right.
     """
     file = make(case, folder)
     model = models.load(folder / "checkpoint", task=_task(case))
     report = verify(ExportedModel(file), model, options=VerifyOptions(seed=case.number))
     if report:
         return (), False
-    unfit = case.dtype is not DType.FP32 and any("does not fit this dtype" in f.what for f in report.findings)
+    half = case.dtype is not DType.FP32 and any("does not fit this dtype" in f.what for f in report.findings)
+    quantised = bool(report.findings) and all(f.code is FindingCode.PREDICTIONS_DIFFER for f in report.findings)
+    unfit = half or (case.form in ("int8", "int4") and quantised)
     return (() if unfit else tuple(str(f) for f in report.findings) or ("nothing was compared",)), unfit
