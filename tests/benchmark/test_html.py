@@ -30,9 +30,9 @@ def report(*, require_fused: bool) -> BenchReport:
 @pytest.mark.parametrize(
     ("median", "p25", "p75", "words"),
     [
-        (0.25, 0.2, 0.5, "4 times faster (2 to 5)"),
-        (2.0, 1.5, 2.5, "2 times slower (1.5 to 2.5)"),
-        (1.0, 0.9, 1.25, "1 times faster (0.8 to 1.11)"),
+        (0.25, 0.2, 0.5, "4.00 times faster (2.00 to 5.00)"),
+        (2.0, 1.5, 2.5, "2.00 times slower (1.50 to 2.50)"),
+        (1.0, 0.9, 1.25, "1.00 times faster (0.800 to 1.11)"),
     ],
 )
 def test_a_ratio_in_words(median: float, p25: float, p75: float, words: str) -> None:
@@ -42,7 +42,7 @@ def test_a_ratio_in_words(median: float, p25: float, p75: float, words: str) -> 
 def test_a_benchmark_judges_nothing_unless_fused_kernels_were_demanded(tmp_path: Path) -> None:
     text = write_bench(report(require_fused=False), tmp_path / "b.html").read_text(encoding="utf-8")
     assert 'class="verdict' not in text
-    assert "ort-cpu is 4 times faster (2 to 5) than torch." in text
+    assert "ort-cpu is 4.00 times faster (2.00 to 5.00) than torch." in text
     assert text.count("<svg") == 1
     text = write_bench(report(require_fused=True), tmp_path / "b.html").read_text(encoding="utf-8")
     assert 'class="verdict fail"' in text

@@ -59,7 +59,7 @@ def test_the_files_are_listed(tmp_path: Path) -> None:
     names = ("junit.xml", "report.json", "report.md", "report.html")
     assert report.files == tuple(str(tmp_path / name) for name in names)
     assert all((tmp_path / name).is_file() for name in names)
-    assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["files"] == list(report.files)
+    assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["written"] == list(report.files)
 
 
 def test_without_matplotlib_the_page_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
