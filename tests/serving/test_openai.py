@@ -305,7 +305,8 @@ def test_paths_that_are_not_served() -> None:
         answer = server.post(path, json={"model": "noise"})
         assert answer.status_code == 404
         said = answer.json()["error"]["message"]
-        assert said.startswith(f"{path} does not exist; this endpoint serves /health, /v1/models, /v1/completions")
+        served = "/health, /v1/models, /metrics, /v1/completions"
+        assert said.startswith(f"{path} does not exist; this endpoint serves {served}")
         assert said.endswith(f"/v1/completions{why}")
 
 
