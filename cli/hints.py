@@ -51,7 +51,7 @@ def hint_of(message: str, options: Sequence[str] = ()) -> str:
     if unknown := _NO_OPTION.search(message):
         if unknown[1] in _OTHER_TOOLS:
             return _OTHER_TOOLS[unknown[1]]
-        near = difflib.get_close_matches(unknown[1], options, n=2, cutoff=0.6)
+        near = difflib.get_close_matches(unknown[1], options, n=2, cutoff=0.7)
         return f"did you mean {' or '.join(near)}?" if near else ""
     return ""
 
