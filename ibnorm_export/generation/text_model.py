@@ -262,7 +262,7 @@ def open_folder(folder: str | Path, kernels: Kernels = Kernels.AUTO, *, threads:
     folder = Path(folder)
     config = read_json(folder / "config.json")
     sizes = (config.get("vocab_size"), config.get("max_position_embeddings", config.get("n_positions")))
-    if not all(isinstance(size, int) and size > 0 for size in sizes):
+    if not all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in sizes):
         raise ModelFileError(
             f"{folder / 'config.json'}: vocab_size and the number of positions are {quoted(sizes)}; both must be "
             "positive integers"

@@ -129,7 +129,10 @@ def _constant(node: onnx.NodeProto, *, typed: bool) -> tuple[Any, ...] | None:
         tensor = onnx.helper.make_tensor("", _CONSTANTS[attribute.name], shape, value if shape else [value])
     else:
         return None
-    array = onnx.numpy_helper.to_array(tensor)
+    try:
+        array = onnx.numpy_helper.to_array(tensor)
+    except (TypeError, ValueError):  # its values do not fit its shape or type: equal to no constant of the definition
+        return "damaged constant", tensor.SerializeToString()
     if typed:
         return "constant", tensor.data_type, array.shape, array.tobytes()
     return "constant", tuple(np.asarray(array, dtype=np.float32).ravel().tolist())

@@ -194,9 +194,10 @@ def test_a_folder_must_be_whole(forms: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match=r"no tokenizer\.json"):
         open_folder(folder)
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": "many"}))
-    with pytest.raises(ModelFileError, match="vocab_size"):
-        open_folder(folder)
+    for size in ("many", True):
+        (folder / "config.json").write_text(json.dumps({**config, "vocab_size": size}))
+        with pytest.raises(ModelFileError, match="vocab_size"):
+            open_folder(folder)
     shutil.copy(forms["portable"] / "tokenizer.json", folder)
     (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 200}))
     with pytest.raises(ModelFileError, match="token 255, but the model's embedding has only 200"):

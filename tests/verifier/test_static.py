@@ -18,7 +18,7 @@ import onnx.numpy_helper
 import pytest
 import torch
 
-from ibnorm_export import Compression, IBNormSpec
+from ibnorm_export import Compression, IBNormSpec, models
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.tensors import DType
@@ -503,3 +503,16 @@ def test_a_type_that_onnx_does_not_have_is_a_finding(exported_vit: ExportedModel
     exported = ExportedModel(exported_vit.path)
     exported.proto.graph.input[0].type.tensor_type.elem_type = 999
     assert any("999" in finding.what for finding in check_types(exported))
+
+
+def test_a_constant_of_a_function_that_does_not_fit_its_shape_is_a_finding(
+    exported_vit: ExportedModel, vit_checkpoint: Path
+) -> None:
+    exported = ExportedModel(exported_vit.path)
+    function = next(f for f in exported.proto.functions if any(node.op_type == "Constant" for node in f.node))
+    constant = next(node for node in function.node if node.op_type == "Constant")
+    constant.attribute[0].t.CopyFrom(onnx.helper.make_tensor("", onnx.TensorProto.FLOAT, [2], [1.0, 2.0]))
+    constant.attribute[0].t.dims[:] = [1]
+    model = models.load(vit_checkpoint)
+    report = check_static(exported, model, coverage=cover(model))
+    assert any(function.name in finding.where for finding in report.findings)
