@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ibnorm_export.artifacts.tokenizer import TOKENIZER_FILES
-from ibnorm_export.errors import BackendUnavailable, CheckpointError
+from ibnorm_export.errors import BackendUnavailable, CheckpointError, shortened
 from ibnorm_export.files import new_folder
 from ibnorm_export.models.importers.huggingface import quiet_transformers, unknown_model_type
 from ibnorm_export.models.importers.norm_reading import NormSite
@@ -56,7 +56,7 @@ def _stock_model(config: Mapping[str, Any], *, source: Path) -> nn.Module:
             model: nn.Module = family.architecture(parsed)
     except Exception as error:  # transformers raises its own kinds for each illegal setting
         raise CheckpointError(
-            f"{source}: transformers cannot build a {family.name} from its settings: {error}"
+            f"{source}: transformers cannot build a {family.name} from its settings: {shortened(str(error))}"
         ) from error
     return model
 

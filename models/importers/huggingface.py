@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.metadata import Task, Weights
-from ibnorm_export.errors import CheckpointError, SpecError, quoted
+from ibnorm_export.errors import CheckpointError, SpecError, quoted, shortened
 from ibnorm_export.models.containers import TrainingCheckpoint, fit_keys, hash_files, read_checkpoint, weight_files
 from ibnorm_export.models.families.causal import CausalFamily
 from ibnorm_export.models.families.family import Family
@@ -139,7 +139,9 @@ def _build(
     except SpecError as error:
         raise CheckpointError(f"{folder}: {error}") from error
     except _BUILD_ERRORS as error:
-        raise CheckpointError(f"{folder}: transformers cannot build a {family.name} from it: {error}") from error
+        raise CheckpointError(
+            f"{folder}: transformers cannot build a {family.name} from it: {shortened(str(error))}"
+        ) from error
     return model, keys
 
 
