@@ -48,7 +48,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def shared_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that all workers of this session have in common."""
+    """A folder that all workers of this test run have in common."""
     given: Path | None = request.config.getoption("--shared-folder")
     if given is not None:
         return given.absolute()
