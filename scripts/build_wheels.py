@@ -53,10 +53,16 @@ def build_wheel(folder: Path, *settings: str, **environment: str) -> Path:
     return wheel
 
 
-def build_with_kernels(folder: Path, machine: str) -> Path:
-    """Build the wheel with kernels for `machine`, which is this one or one that a cross compiler is installed for."""
+def build_with_kernels(folder: Path, machine: str, cpu_kernels: Path | None) -> Path:
+    """Build the wheel with kernels for `machine`, which is this one or one that a cross compiler is installed for.
+
+    Args:
+        folder: the folder; it is made.
+        machine: as `platform.machine()` names it.
+        cpu_kernels: kernels for this machine that are linked in place of compiled; None compiles them.
+    """
     if machine == platform.machine():
-        return build_wheel(folder)
+        return build_wheel(folder, *([f"cmake.define.IBNORM_CPU_KERNELS={cpu_kernels}"] if cpu_kernels else []))
     compiler = f"{machine}-linux-gnu-g++"
     if not shutil.which(compiler):
         sys.exit(f"{compiler} is not installed; on Debian: apt install g++-{machine}-linux-gnu")
@@ -82,6 +88,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=REPOSITORY / "dist", help="folder for the distributions")
     parser.add_argument("--cross", action="append", default=[], metavar="MACHINE", help="also build for: aarch64")
     parser.add_argument("--only", choices=("sdist", "kernels", "pure"), help="build one kind only")
+    parser.add_argument(
+        "--cpu-kernels",
+        type=lambda text: Path(text).resolve(),
+        help="libibnorm_cpu.a of a build of this source, to link",
+    )
     options = parser.parse_args()
     out: Path = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
@@ -91,7 +102,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         if options.only in (None, "kernels"):
             for machine in dict.fromkeys((platform.machine(), *options.cross)):
-                wheel = build_with_kernels(Path(name) / machine, machine)
+                wheel = build_with_kernels(Path(name) / machine, machine, options.cpu_kernels)
                 run(sys.executable, "-m", "auditwheel", "repair", "--wheel-dir", str(out), str(wheel))
         if options.only in (None, "pure"):
             shutil.copy2(build_wheel(Path(name) / "pure", "wheel.cmake=false"), out)

@@ -26,10 +26,16 @@ ELF_MACHINES = {"x86_64": 62, "aarch64": 183}
 
 @pytest.fixture(scope="module")
 def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of distributions, with a wheel for aarch64 where its compiler is installed."""
+    """The folder of distributions, with a wheel for aarch64 where its compiler is installed.
+
+    This machine's wheel links the kernels of build/native, which are the same source with the same flags; those for
+    aarch64 are compiled.
+    """
     folder = tmp_path_factory.mktemp("dist")
     other = "aarch64" if platform.machine() == "x86_64" and shutil.which("aarch64-linux-gnu-g++") else None
     command = [sys.executable, "scripts/build_wheels.py", "--out", str(folder), *(["--cross", other] if other else [])]
+    compiled = REPOSITORY / "build" / "native" / "libibnorm_cpu.a"
+    command += ["--cpu-kernels", str(compiled)] if other and compiled.is_file() else []
     subprocess.run(command, cwd=REPOSITORY, check=True)
     return folder
 
