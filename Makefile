@@ -255,7 +255,7 @@ QEMU_TESTS := $(addprefix tests/op/test_,reference.py norm_variants.py torch_op.
   $(addprefix tests/verifier/test_verify.py::test_good_,files_pass half_files_pass) tests/verifier/test_overflow.py
 QEMU_SKIPS := not compile and not autocast and not gradients and not registration and not onnx.reference and not opset \
   and not checker
-QEMU_PYTEST = $(BIN)/python -m pytest -q -p no:cacheprovider -p no:xdist --shared-folder=build/qemu/shared \
+QEMU_PYTEST = $(BIN)/python -m pytest -q -p no:cacheprovider -p no:xdist --shared-folder=build/qemu/shared --few-widths \
   -k "$(QEMU_SKIPS)" $(QEMU_TESTS)
 test-qemu: native
 	if command -v qemu-x86_64 > /dev/null; then \
