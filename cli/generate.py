@@ -11,7 +11,7 @@ import typer
 from ibnorm_export.cli import options
 from ibnorm_export.cli.console import err, print_document, print_next
 from ibnorm_export.errors import printable
-from ibnorm_export.runtimes.runner import Kernels
+from ibnorm_export.runtimes.runner import Backend, Kernels
 
 
 def generate_command(
@@ -41,6 +41,16 @@ def generate_command(
     kernels: options.KernelChoice = Kernels.AUTO,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="Number of ONNX Runtime's threads.")] = None,
     weights: options.Weights = None,
+    backend: Annotated[
+        Backend | None,
+        typer.Option(
+            "--backend",
+            metavar="NAME",
+            show_default="ort-genai where the folder is for it, else ort-cpu",
+            help="Runtime that runs an exported folder.",
+        ),
+    ] = None,
+    npm: options.Npm = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Continue a prompt token by token. The same seed gives the same text with every backend.
@@ -55,7 +65,7 @@ def generate_command(
     from ibnorm_export.generation.sampling import Sampling
     from ibnorm_export.text_models import open_text_model
 
-    model = open_text_model(path, kernels=kernels, threads=threads, weights=weights)
+    model = open_text_model(path, kernels=kernels, threads=threads, weights=weights, backend=backend, npm=npm)
     sampling = Sampling(max_new_tokens, temperature, top_p=top_p, seed=seed)
     if as_json:
         result = model.generate(words, sampling)

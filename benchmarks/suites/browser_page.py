@@ -34,6 +34,8 @@ DATA = "document.documentElement.dataset"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--visits", type=int, default=VISITS, help="default: %(default)s")
+    parser.add_argument("--models", type=Path, help="Folder that keeps the exported models (a temporary one).")
+    parser.add_argument("--prepare", action="store_true", help="Export the models into --models, and measure nothing.")
 
 
 def _server_module() -> ModuleType:
@@ -48,6 +50,8 @@ def _server_module() -> ModuleType:
 def _export(web: Path, checkpoints: Path) -> None:
     """Export both models of the demo, untrained; no token ends a text."""
     for name in ("llama", "vit"):
+        if (web / name).is_dir():
+            continue
         planned = plan(name)
         save(new_model(planned.config, planned.spec), checkpoints / name)
         if name == "llama":
@@ -83,9 +87,11 @@ def measure(options: argparse.Namespace, report: Report) -> None:
 
     serve = _server_module()
     with tempfile.TemporaryDirectory() as folder:
-        web = Path(folder) / "web"
-        web.mkdir()
+        web = options.models or Path(folder) / "web"
+        web.mkdir(parents=True, exist_ok=True)
         _export(web, Path(folder) / "checkpoints")
+        if options.prepare:
+            raise SystemExit(0)
         with serve.Server(0, serve.folders(web, modules)) as server, sync_playwright() as playwright:
             threading.Thread(target=server.serve_forever, daemon=True).start()
             browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])

@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
+from ibnorm_export.artifacts.kv_cache import input_specs
 from ibnorm_export.artifacts.metadata import Target
 from ibnorm_export.artifacts.runtime_versions import GENAI, ONNX_RUNTIME, check_installed
-from ibnorm_export.errors import BackendUnavailable, ModelFileError
+from ibnorm_export.errors import BackendUnavailable, IBNormError, ModelFileError
 from ibnorm_export.generation.decoder import Decoder
-from ibnorm_export.runtimes.registry import fused_library
-from ibnorm_export.runtimes.runner import Kernels
+from ibnorm_export.runtimes.registry import fused_library, open_runner
+from ibnorm_export.runtimes.runner import Backend, Kernels
 
 if TYPE_CHECKING:  # importing torch takes seconds, and only PyTorch sessions need it
     from ibnorm_export.artifacts.loaded_model import LoadedModel
@@ -46,7 +47,7 @@ class SessionSource:
     """A model that can start sessions.
 
     Args:
-        name: the runtime: "torch", "ort-cpu" or "ort-genai".
+        name: the runtime: "torch", "ort-genai" or a `Backend`.
         start: (number of texts, maximum tokens of a text) -> a session without tokens.
     """
 
@@ -92,19 +93,31 @@ def torch_sessions(model: LoadedModel) -> SessionSource:
     return SessionSource("torch", lambda batch, _: _DecoderSession(Decoder(runner, model.inputs), batch))
 
 
-def open_sessions(folder: str | Path, kernels: Kernels = Kernels.AUTO, *, threads: int | None = None) -> SessionSource:
+def open_sessions(
+    folder: str | Path,
+    kernels: Kernels = Kernels.AUTO,
+    *,
+    threads: int | None = None,
+    backend: str | None = None,
+    npm: Path | None = None,
+) -> SessionSource:
     """Open an exported language model: with onnxruntime-genai if it was exported for that, else with ONNX Runtime.
 
     Args:
         folder: a folder of `export --task text-generation`, or its model.onnx for ONNX Runtime.
         kernels: how the norms run in ONNX Runtime; a folder for onnxruntime-genai determines that itself.
         threads: number of the runtime's threads; None is its default.
+        backend: a `Backend` or its name; None is the runtime that the folder was exported for.
+        npm: the folder given to `npm install --prefix`, for "ort-web" and "ort-node"; None looks where Node does.
 
     Raises:
         ModelFileError: the folder or its op library is incomplete or damaged, or its model has no cache.
         BackendUnavailable: the runtime is not installed, or cannot compute the file's type here.
+        IBNormError: there is no such backend, or it does not suit the folder.
     """
     folder = Path(folder)
+    if backend is not None or npm is not None:
+        return _backend_sessions(folder, backend, kernels=kernels, threads=threads, npm=npm)
     if (folder / "genai_config.json").is_file():
         try:
             from ibnorm_export.generation.genai_session import GenaiModel
@@ -136,3 +149,26 @@ def open_sessions(folder: str | Path, kernels: Kernels = Kernels.AUTO, *, thread
     return SessionSource(
         "ort-cpu", OrtText(exported.path, threads, library=fused_library("ort-cpu", Kernels(kernels))).start
     )
+
+
+def _backend_sessions(
+    folder: Path, backend: str | None, *, kernels: Kernels, threads: int | None, npm: Path | None
+) -> SessionSource:
+    """Run a folder in a backend that the user names. Its cache goes to the backend and back with every token."""
+    if (folder / "genai_config.json").is_file():
+        raise IBNormError(
+            f"{folder} is for onnxruntime-genai, which runs it; leave out --backend, or export again with "
+            "--task text-generation"
+        )
+    if backend in (None, Backend.ORT_CPU):
+        if npm is not None:
+            raise IBNormError("backend ort-cpu runs no npm package: use --backend ort-web or ort-node with --npm")
+        return open_sessions(folder, kernels, threads=threads)
+    assert backend is not None  # None is above
+    if backend == Backend.TRITON:
+        raise IBNormError("backend triton generates no text here: its server keeps no cache; use ort-cpu")
+    exported = ExportedModel(folder)
+    runner = open_runner(backend, exported, threads=threads, kernels=kernels, npm=npm)
+    inputs = input_specs(exported)
+    Decoder(runner, inputs)  # raises where there is no cache
+    return SessionSource(str(backend), lambda batch, _: _DecoderSession(Decoder(runner, inputs), batch))

@@ -247,17 +247,26 @@ def open_checkpoint(model: LoadedModel) -> TextModel:
     return TextModel(torch_sessions(model), tokens, max_positions=model.max_positions, ends=end_tokens(folder))
 
 
-def open_folder(folder: str | Path, kernels: Kernels = Kernels.AUTO, *, threads: int | None = None) -> TextModel:
+def open_folder(
+    folder: str | Path,
+    kernels: Kernels = Kernels.AUTO,
+    *,
+    threads: int | None = None,
+    backend: str | None = None,
+    npm: Path | None = None,
+) -> TextModel:
     """Open an exported language model with its tokenizer; see `open_sessions`.
 
     Args:
         folder: a folder of `export --task text-generation`.
         kernels: how the norms run in ONNX Runtime; a folder for onnxruntime-genai determines that itself.
         threads: number of the runtime's threads; None is its default.
+        backend, npm: as in `open_sessions`.
 
     Raises:
         ModelFileError: the folder, its tokenizer or its op library is incomplete or damaged.
         BackendUnavailable: the runtime is not installed.
+        IBNormError: there is no such backend, or it does not suit the folder.
     """
     folder = Path(folder)
     config = read_json(folder / "config.json")
@@ -269,6 +278,5 @@ def open_folder(folder: str | Path, kernels: Kernels = Kernels.AUTO, *, threads:
         )
     vocabulary, max_positions = (int(str(size)) for size in sizes)
     tokens = FolderTokenizer(folder, vocabulary)
-    return TextModel(
-        open_sessions(folder, kernels, threads=threads), tokens, max_positions=max_positions, ends=end_tokens(folder)
-    )
+    source = open_sessions(folder, kernels, threads=threads, backend=backend, npm=npm)
+    return TextModel(source, tokens, max_positions=max_positions, ends=end_tokens(folder))

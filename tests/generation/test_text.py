@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from ibnorm_export.exporter.text_folder import export_folder
 from ibnorm_export.generation.sampling import Sampling
 from ibnorm_export.generation.sessions import open_sessions, torch_sessions
 from ibnorm_export.generation.text_model import TextModel, open_checkpoint, open_folder
+from ibnorm_export.text_models import open_text_model
 from tests.support.accuracy import assert_rows_close
 from tests.support.checkpoints import LLAMA, save_checkpoint
 from tests.support.json_documents import read_document
@@ -121,6 +124,31 @@ def test_the_pieces_make_the_text(forms: dict[str, Path]) -> None:
     assert result.stopped == "length"
     other = opened(forms, "portable").generate(PROMPT, Sampling(24, 1.3, top_p=0.9, seed=6))
     assert other.tokens != result.tokens
+
+
+def test_another_backend_writes_the_same_text(forms: dict[str, Path]) -> None:
+    """onnx.reference stands for those that need other packages, which tests/runtimes/others runs."""
+    sampling = Sampling(max_new_tokens=6, temperature=1.3, seed=5)
+    expected = opened(forms, "portable").generate(PROMPT, sampling)
+    model = open_folder(forms["portable"], backend="reference")
+    assert model.backend == "reference"
+    assert model.generate(PROMPT, sampling).tokens == expected.tokens
+    assert model.generate(PROMPT, sampling).tokens == expected.tokens, "the second text starts with an empty cache"
+
+
+@pytest.mark.parametrize(
+    ("form", "options", "words"),
+    [
+        ("genai", {"backend": "ort-web"}, "is for onnxruntime-genai, which runs it; leave out --backend"),
+        ("portable", {"backend": "ort-weeb"}, "there is no backend 'ort-weeb'; choose one of "),
+        ("portable", {"backend": "triton"}, "backend triton generates no text here"),
+        ("portable", {"npm": Path()}, "backend ort-cpu runs no npm package: use --backend ort-web or ort-node"),
+        ("torch", {"backend": "ort-cpu"}, "is a checkpoint, which PyTorch runs; leave out --backend"),
+    ],
+)
+def test_a_backend_that_does_not_suit(forms: dict[str, Path], form: str, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(IBNormError, match=re.escape(words)):
+        open_text_model(forms[form], **options)
 
 
 @pytest.mark.parametrize("name", ["torch", "portable", "genai"])

@@ -25,6 +25,7 @@ from ibnorm_export.benchmark.bench import bench_forward
 from ibnorm_export.benchmark.options import BenchOptions, Timing
 from ibnorm_export.errors import BackendUnavailable, ModelFileError
 from ibnorm_export.exporter.export import ExportOptions, export
+from ibnorm_export.generation.sessions import open_sessions
 from ibnorm_export.runtimes.node.runner import NodeRunner
 from ibnorm_export.runtimes.registry import open_runner
 from ibnorm_export.runtimes.runner import Backend, DeviceRunner, Kernels
@@ -74,6 +75,20 @@ def test_a_cache_passes_through(backend: Backend, cached_llama: ExportedModel) -
             assert (found[name].shape, found[name].dtype) == (array.shape, array.dtype)
             # two sums of at most 64 products in float32, which may differ in every rounding
             np.testing.assert_allclose(found[name], array, rtol=0, atol=64 * 2**-23 * np.abs(array).max())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_it_writes_the_same_text(backend: Backend, cached_llama: ExportedModel) -> None:
+    prompt = np.arange(5, dtype=np.int64)[None]
+    found = []
+    for source in (
+        open_sessions(cached_llama.path.parent, backend=backend, npm=NPM),
+        open_sessions(cached_llama.path.parent, Kernels.FUNCTION),
+    ):
+        session = source.start(1, 16)
+        session.feed(prompt)
+        found.append([int(session.step()[0]) for _ in range(8)])
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
