@@ -30,6 +30,7 @@ SUITES = {
     "generation_large": "Time and memory of exporting and verifying large language models.",
     "export_large": "Time and memory of exporting LLaMA-1B.",
     "serving": "A real Triton and the text endpoint, called by clients.",
+    "serving_load": "Latency of the text endpoint over a growing load of texts that arrive at random.",
     "families": "Every preset of the paper, exported and verified with random weights.",
     "architectures": "Architectures of transformers with a stranger's norms, against their own module.",
     "identify": "Norms of strangers that `identify` must recognise, or name as something else.",

@@ -1,11 +1,13 @@
 """The pictures of the documentation: python -m scripts.site_pictures writes docs/assets/way*.svg.
 
-The plots of the operator are drawn when the site is built, from the reference in float64.
+Plots are drawn when the site is built: those of the operator from the reference in float64, those of the endpoint from
+benchmarks/results.
 """
 
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,9 +16,10 @@ import numpy as np
 from ibnorm_export.op.reference import ibnorm
 from ibnorm_export.op.spec import Compression, IBNormSpec
 
-__all__ = ["DRAWN", "PLOTS", "way"]
+__all__ = ["DRAWN", "PLOTS", "load_rows", "way"]
 
-ASSETS: Final = Path(__file__).resolve().parents[1] / "docs" / "assets"
+ROOT: Final = Path(__file__).resolve().parents[1]
+ASSETS: Final = ROOT / "docs" / "assets"
 
 #: Steps of the way from a checkpoint to an endpoint: the name, what it is, and its colour.
 _STEPS: Final = (
@@ -75,9 +78,14 @@ _NAMES: Final = {Compression.LINEAR: "S", Compression.LOGARITHMIC: "L", Compress
 
 
 def _axes(plt: Any, *, dark: bool) -> tuple[Any, Any]:
-    ink = "#dfe1e8" if dark else "#26282f"
     figure, axes = plt.subplots(figsize=(7.2, 3.6), layout="constrained")
     figure.patch.set_alpha(0)
+    _style(axes, dark=dark)
+    return figure, axes
+
+
+def _style(axes: Any, *, dark: bool) -> None:
+    ink = "#dfe1e8" if dark else "#26282f"
     axes.patch.set_alpha(0)
     axes.tick_params(colors=ink, labelsize=11)
     for side, spine in axes.spines.items():
@@ -86,11 +94,10 @@ def _axes(plt: Any, *, dark: bool) -> tuple[Any, Any]:
     axes.grid(color=ink, alpha=0.15)
     axes.xaxis.label.set(color=ink, size=12)
     axes.yaxis.label.set(color=ink, size=12)
-    return figure, axes
 
 
 def _finish(plt: Any, figure: Any, axes: Any) -> bytes:
-    axes.legend(frameon=False, labelcolor=axes.xaxis.label.get_color(), fontsize=12)
+    axes.legend(frameon=False, labelcolor=axes.xaxis.label.get_color(), fontsize=12, handlelength=3)
     out = io.BytesIO()
     with plt.rc_context({"svg.hashsalt": "ibnorm-export"}):
         figure.savefig(out, format="svg", metadata={"Date": None})
@@ -136,7 +143,38 @@ def lambdas(plt: Any, *, dark: bool) -> bytes:
     return _finish(plt, figure, axes)
 
 
-PLOTS: Final = {"compressions": compressions, "outliers": outliers, "lambdas": lambdas}
+def load_rows(setting: str) -> list[dict[str, float]]:
+    """The recorded figures of the text endpoint under load, by the setting of `--max-waiting`."""
+    record = json.loads((ROOT / "benchmarks" / "results" / "serving_load.json").read_text(encoding="utf-8"))
+    return [
+        {name: figure["value"] for name, figure in row["figures"].items()}
+        for row in record["rows"]
+        if row["details"]["max_waiting"] == setting
+    ]
+
+
+def load(plt: Any, *, dark: bool) -> bytes:
+    """Latency of the text endpoint, and the share of texts that it refuses, over the offered load."""
+    figure, (times, refused) = plt.subplots(
+        2, 1, figsize=(7.2, 5.6), sharex=True, layout="constrained", height_ratios=(5, 2)
+    )
+    figure.patch.set_alpha(0)
+    for axes in (times, refused):
+        _style(axes, dark=dark)
+    for setting, colour, name in (("no limit", "#56b4e9", ""), ("1", "#e69f00", ", --max-waiting 1")):
+        rows = load_rows(setting)
+        offered = [row["offered"] for row in rows]
+        for title, line in (("whole text", "--"), ("first token", "-")):
+            values = [row[f"{title}, p90"] for row in rows]
+            times.plot(offered, values, line, color=colour, linewidth=2.5, marker="o", label=f"{title}{name}")
+        refused.plot(offered, [row["refused"] for row in rows], color=colour, linewidth=2.5, marker="o")
+    times.set(yscale="log", ylabel="ms, nine texts in ten")
+    times.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    refused.set(xlabel="offered texts per second", ylabel="refused, %")
+    return _finish(plt, figure, times)
+
+
+PLOTS: Final = {"compressions": compressions, "outliers": outliers, "lambdas": lambdas, "load": load}
 DRAWN: Final = {"way.svg": False, "way-narrow.svg": True}
 
 

@@ -15,7 +15,7 @@ import ibnorm_export
 from ibnorm_export.cli.main import COMMANDS, app
 from ibnorm_export.json_document import json_schema, schema_names
 from scripts.reference_pages import PAGES, docstring
-from scripts.site_pictures import ASSETS, DRAWN, way
+from scripts.site_pictures import ASSETS, DRAWN, load_rows, way
 from tests.docs.pages import ROOT
 
 pytest.importorskip("material", reason="mkdocs-material is not installed (make test-docs)")
@@ -90,6 +90,15 @@ def test_every_schema_is_published(site: Path) -> None:
 def test_the_pictures_are_those_of_the_script() -> None:
     for name, narrow in DRAWN.items():
         assert (ASSETS / name).read_text(encoding="utf-8") == way(narrow=narrow)
+
+
+def test_figures_of_the_endpoint_under_load_are_recorded() -> None:
+    names = "offered", "first token, p50", "first token, p90", "whole text, p50", "whole text, p90"
+    page = (ROOT / "docs" / "how-to" / "under-load.md").read_text(encoding="utf-8")
+    shown = [[float(cell.strip(" %")) for cell in row.split("|")[1:-1]] for row in re.findall(r"^\| [\d.]+ \|.*", page, re.M)]
+    recorded = [[row[name] for name in (*names, "tokens per second", "refused")] for row in load_rows("no limit")]
+    assert len(recorded) == 8
+    assert shown == [[float(f"{value:.3g}") for value in row] for row in recorded]
 
 
 def test_every_link_leads_somewhere(site: Path) -> None:
