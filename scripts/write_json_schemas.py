@@ -20,7 +20,8 @@ from ibnorm_export.benchmark.statistics import Decision
 from ibnorm_export.doctor import Diagnosis
 from ibnorm_export.evaluation.sweep_report import SweepReport
 from ibnorm_export.findings.code import FindingCode
-from ibnorm_export.gate.report import Outcome
+from ibnorm_export.gate.case import Outcome
+from ibnorm_export.gate.summary import SummaryRow
 from ibnorm_export.generation.text_model import TextResult
 from ibnorm_export.inspection import CheckpointInspection, FileInspection
 from ibnorm_export.json_text import SCHEMA_VERSION
@@ -253,6 +254,7 @@ def contents(define: Definitions) -> dict[str, list[Schema]]:
                 "verdict": PASS_OR_FAIL,
                 "config": TEXT,
                 "seconds": NUMBER,
+                "summary": listed(define.of(SummaryRow)),
                 "cases": listed(case),
                 "parity": by_name(parity_ref),
                 "evaluations": by_name({"$ref": "#/$defs/Evaluation"}),

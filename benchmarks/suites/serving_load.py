@@ -87,9 +87,7 @@ async def offer(endpoint: str, tokens: int, *, rate: float, seconds: float, seed
     return arrivals, time.perf_counter() - began
 
 
-def load_row(
-    name: str, arrivals: Sequence[Arrival], *, rate: float, took_s: float, tokens: int, expected: str
-) -> Row:
+def load_row(name: str, arrivals: Sequence[Arrival], *, rate: float, took_s: float, tokens: int, expected: str) -> Row:
     """What the clients of one load saw."""
     admitted = [one for one in arrivals if one.answer.status == 200]
     refused = sum(one.answer.status == 429 for one in arrivals)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from ibnorm_export.errors import BackendUnavailable, IBNormError
 from ibnorm_export.findings.code import FindingCode
-from ibnorm_export.gate.report import Case, Outcome
+from ibnorm_export.gate.case import Case, Outcome
 
 __all__ = ["attempt"]
 

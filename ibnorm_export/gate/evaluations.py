@@ -11,9 +11,9 @@ from ibnorm_export.evaluation.evaluate import evaluate
 from ibnorm_export.evaluation.options import EvaluationOptions
 from ibnorm_export.evaluation.report import EvaluationReport
 from ibnorm_export.gate.attempt import attempt
+from ibnorm_export.gate.case import Case
 from ibnorm_export.gate.config import EvaluationCheck
 from ibnorm_export.gate.latency import OUTCOMES, Prepared
-from ibnorm_export.gate.report import Case
 from ibnorm_export.progress import Progress, silent
 
 __all__ = ["Evaluated", "evaluate_export"]

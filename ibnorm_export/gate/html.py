@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Final
 
 from ibnorm_export.evaluation.html import sections as evaluation_sections
-from ibnorm_export.gate.report import Case, CheckReport, Outcome
+from ibnorm_export.gate.case import Case, Outcome
+from ibnorm_export.gate.report import CheckReport
+from ibnorm_export.gate.summary import summary_table
 from ibnorm_export.html_page import Section, State, Verdict, demand_plots, render
 from ibnorm_export.text_report import counted
 from ibnorm_export.verifier.causes import next_steps
-from ibnorm_export.verifier.html import percent, sections
+from ibnorm_export.verifier.html import sections
 
 __all__ = ["page_verdict", "write_page"]
 
@@ -89,6 +91,7 @@ def page_verdict(report: CheckReport) -> Verdict:
 def _reason(group: list[Case]) -> str:
     first, *others = group
     text = f"{first.suite}, {first.name}: {first.message}" if first.message else f"{first.suite}, {first.name}"
+    text = f"{text} [{first.code}]" if first.code else text
     return f"{text}. The same in {counted(len(others), 'other case')}." if others else text
 
 
@@ -112,33 +115,21 @@ def _failures(report: CheckReport) -> Iterator[Section]:
 
 def _summary(report: CheckReport) -> Iterator[Section]:
     """One row for each export on each backend."""
-    rows = []
-    for name, parity in report.parity.items():
-        numeric = parity.numeric
-        if numeric is None:
-            continue
-        nearest = max(numeric.outputs, key=lambda output: output.excess, default=None)
-        rows.append(
-            (
-                name,
-                numeric.backend,
-                numeric.dtype,
-                "pass" if parity else "FAIL",
-                "" if nearest is None else percent(nearest.excess),
-                "" if nearest is None else nearest.name,
-            )
+    head, rows = summary_table(report.summary)
+    if rows:
+        text = (
+            "The error is the largest of an output, in percent of its tolerance. MB is the file with its weights, and "
+            "ms the median time of a pass, where a budget asks for one."
         )
+        yield Section("Exports and backends", (text,), head=head, rows=tuple(rows))
     times = [
         (case.suite, case.name, case.outcome.value, f"{case.figures['ratio']:.3g}")
         for case in report.cases
         if "ratio" in case.figures
     ]
-    if rows:
-        head = ("export", "backend", "type", "verdict", "error, of the tolerance", "in the output")
-        yield Section("Exports and backends", head=head, rows=tuple(rows))
     if times:
-        text = "Times over their limit: below 1 is faster than the limit."
-        yield Section("Latency", (text,), head=("where", "what", "outcome", "ratio"), rows=tuple(times))
+        about = "Times over what each budget compares them with: below 1 is faster."
+        yield Section("Latency", (about,), head=("where", "what", "outcome", "ratio"), rows=tuple(times))
 
 
 def _cases(report: CheckReport) -> Section:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -19,8 +20,8 @@ from ibnorm_export.benchmark.report import BenchReport
 from ibnorm_export.benchmark.statistics import Decision, LatencyVerdict, judge, paired
 from ibnorm_export.findings.code import FindingCode
 from ibnorm_export.gate.attempt import attempt
+from ibnorm_export.gate.case import Case, Outcome
 from ibnorm_export.gate.config import ExportCheck, LatencyBudget
-from ibnorm_export.gate.report import Case, Outcome
 from ibnorm_export.progress import Progress, silent
 
 __all__ = ["OUTCOMES", "Prepared", "latency_case"]
@@ -65,19 +66,34 @@ def latency_case(
     cases: list[Case] = []
     with attempt(cases, suite=suite, name=what):
         start = time.perf_counter()
-        verdict, notes = _judge(budget, _timer(prepared, budget, others=others, progress=progress))
+        judged = _judge(budget, _timer(prepared, budget, others=others, progress=progress))
+        verdict = judged.verdict
         cases.append(
             Case(
                 suite,
                 what,
                 outcome=OUTCOMES[verdict.decision],
-                message="; ".join((str(verdict), *notes)),
+                message="; ".join((str(verdict), *judged.notes)),
                 seconds=time.perf_counter() - start,
-                figures=verdict.to_dict(),
+                figures={**verdict.to_dict(), **_speed(prepared, budget, ms=judged.ms)},
                 code=verdict.code,
             )
         )
     return cases[0]
+
+
+def _speed(prepared: Prepared, budget: LatencyBudget, *, ms: float) -> dict[str, float | str | None]:
+    """Time of a pass, what it processes per second, and what the ratio compares it with.
+
+    Args:
+        prepared: the export.
+        budget: what was judged.
+        ms: median time of one pass.
+    """
+    sizes = _sizes(prepared, budget)
+    of_tokens = prepared.exported.metadata.max_positions > 0
+    done = sizes[BATCH] * (sizes[SEQUENCE] if of_tokens else 1)
+    return {"ms": ms, "tokens_per_s" if of_tokens else "samples_per_s": 1e3 * done / ms, "against": budget.against}
 
 
 def _sizes(prepared: Prepared, budget: LatencyBudget) -> dict[str, int]:
@@ -118,8 +134,17 @@ def _timer(
     return take
 
 
-def _judge(budget: LatencyBudget, take: Callable[[int], BenchReport]) -> tuple[LatencyVerdict, tuple[str, ...]]:
-    """The verdict and its notes; takes more rounds while they do not decide and the budget allows more."""
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """A verdict on a latency, its notes, and the median time of a pass in ms."""
+
+    verdict: LatencyVerdict
+    notes: tuple[str, ...]
+    ms: float
+
+
+def _judge(budget: LatencyBudget, take: Callable[[int], BenchReport]) -> _Judged:
+    """The verdict; takes more rounds while they do not decide and the budget allows more."""
     report = take(budget.rounds)
     before = None if budget.baseline is None else read_baseline(budget.baseline)
     times, other_times = _round_times(report)
@@ -135,7 +160,7 @@ def _judge(budget: LatencyBudget, take: Callable[[int], BenchReport]) -> tuple[L
             verdict = judge(paired(times, other_times), budget.max_ratio)
         more = min(verdict.rounds_needed or 0, budget.max_rounds) - len(times)
         if verdict.decision is not Decision.CANNOT_TELL or more < 1:
-            return verdict, notes
+            return _Judged(verdict, notes, statistics.median(times))
         report = take(more)
         more_times, more_other_times = _round_times(report)
         times += more_times

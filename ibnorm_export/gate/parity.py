@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
@@ -14,8 +14,9 @@ from ibnorm_export.artifacts.tensors import Arrays
 from ibnorm_export.errors import BackendUnavailable
 from ibnorm_export.findings.code import FindingCode
 from ibnorm_export.gate.attempt import attempt
+from ibnorm_export.gate.case import Case, Outcome
 from ibnorm_export.gate.config import PRESENT, ExportCheck
-from ibnorm_export.gate.report import Case, Outcome
+from ibnorm_export.gate.step_times import StepTimes
 from ibnorm_export.progress import Progress
 from ibnorm_export.runtimes.registry import BACKENDS
 from ibnorm_export.runtimes.runner import Backend
@@ -29,6 +30,9 @@ __all__ = ["BackendParity", "compare_on_backends", "parity_cases"]
 #: The backends that "present" stands for; those that cannot run here are skipped.
 #: Triton is left out: it needs the address of a server.
 _MAY_BE_PRESENT: Final = tuple(backend for backend in Backend if backend is not Backend.TRITON)
+
+#: What precedes the way of running the norms, in names of cases and in steps of `verify`.
+_NORMS: Final = ", norms "
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +57,7 @@ def compare_on_backends(
     for name in entry.parity.backends:
         for backend in _MAY_BE_PRESENT if name == PRESENT else (name,):
             cases: list[Case] = []
-            report = None
+            report, start = None, time.perf_counter()
             with attempt(cases, suite=f"{entry.name}.{backend}", name="parity"):
                 try:
                     report, compared = _compare(
@@ -75,6 +79,7 @@ def compare_on_backends(
                             "backend",
                             outcome=outcome,
                             message=str(error),
+                            seconds=time.perf_counter() - start,
                             code=FindingCode.BACKEND_MISSING,
                         )
                     )
@@ -106,31 +111,46 @@ def _compare(
         expected=parity.expected,
         expected_dtype=parity.expected_dtype,
     )
-    start = time.perf_counter()
-    report = verify(exported, model, options=options, inputs=inputs, progress=progress)
-    seconds = time.perf_counter() - start
-    return report, parity_cases(entry.name, backend, report=report, max_error=parity.max_error, seconds=seconds)
+    times = StepTimes(progress)
+    report = verify(exported, model, options=options, inputs=inputs, progress=times)
+    cases = parity_cases(entry.name, backend, report=report, max_error=parity.max_error)
+    return report, list(times.share(cases, of_case=_part_of_case, of_step=_part_of_step))
 
 
-def parity_cases(
-    name: str, backend: str, *, report: ParityReport, max_error: float | None, seconds: float
-) -> list[Case]:
-    """Turn one comparison into cases.
+def _part_of_case(case: Case) -> str:
+    """The part of a comparison that decides a case: reading the file, one way of running the norms, or the layers."""
+    for suffix in (".static", ".layers"):
+        if case.suite.endswith(suffix):
+            return suffix
+    _, found, norms = case.name.rpartition(_NORMS)
+    return norms if found else ""
+
+
+def _part_of_step(step: str) -> str:
+    """The part of a comparison that a step of its progress belongs to."""
+    if step == "reading the file":
+        return ".static"
+    if "layer" in step:
+        return ".layers"
+    _, found, norms = step.rpartition(_NORMS)
+    return norms if found else ""
+
+
+def parity_cases(name: str, backend: str, *, report: ParityReport, max_error: float | None) -> list[Case]:
+    """Turn one comparison into cases, without their times.
 
     Args:
         name: name of the export.
         backend: what ran it.
         report: the result of `verify`.
         max_error: limit on the relative error of every output, or None.
-        seconds: how long the comparison took.
     """
     suite = f"{name}.{backend}"
-    cases = [
+    return [
         *_static_cases(f"{name}.static", report),
         *_expected_cases(suite, report),
         *_numeric_cases(suite, report, max_error=max_error),
     ]
-    return [replace(cases[0], seconds=seconds), *cases[1:]] if cases else []
 
 
 def _static_cases(suite: str, report: ParityReport) -> list[Case]:
@@ -163,7 +183,7 @@ def _numeric_cases(suite: str, report: ParityReport, *, max_error: float | None)
             message += f", max_error {max_error:.3g}"
         figures = {"error": output.error, "baseline": output.baseline_error, "tolerance": output.tolerance}
         outcome = Outcome.PASS if output.passed and not above else Outcome.FAIL
-        what = f"output {output.name}, norms {output.norms}"
+        what = f"output {output.name}{_NORMS}{output.norms}"
         code = None if outcome is Outcome.PASS else FindingCode.ABOVE_MAX_ERROR
         code = code if output.passed else FindingCode.OUTPUT_ERROR
         cases.append(Case(suite, what, outcome=outcome, message=message, figures=figures, code=code))

@@ -2,63 +2,18 @@
 
 from __future__ import annotations
 
-import enum
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 from ibnorm_export.evaluation.report import EvaluationReport
-from ibnorm_export.findings.code import FindingCode
-from ibnorm_export.text_report import Report
+from ibnorm_export.gate.case import Case, Outcome
+from ibnorm_export.gate.summary import SummaryRow, summary_rows, summary_table
+from ibnorm_export.text_report import Report, text_table
 from ibnorm_export.verifier.report import ParityReport
 
-__all__ = ["Case", "CheckReport", "Outcome"]
-
-
-class Outcome(enum.StrEnum):
-    """The outcome of one case. A report with a `FAIL` or an `ERROR` is false."""
-
-    PASS = "pass"
-    FAIL = "fail"
-    ERROR = "error"  # an exception prevented a decision
-    SKIPPED = "skipped"  # not tried, or explained by an earlier failure
-    CANNOT_TELL = "cannot tell"  # too few rounds for their spread
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """One item that was checked.
-
-    Args:
-        suite: where: "NAME" of the export, "NAME.BACKEND" or "NAME.BACKEND.layers".
-        name: what was checked.
-        outcome: the outcome.
-        message: the reason or the figures, in words.
-        seconds: how long it took.
-        figures: the figures by name.
-        code: the finding's code; None for a pass.
-    """
-
-    suite: str
-    name: str
-    _: KW_ONLY
-    outcome: Outcome
-    message: str = ""
-    seconds: float = 0.0
-    figures: Mapping[str, Any] = field(default_factory=dict)
-    code: FindingCode | None = None
-
-    @property
-    def red(self) -> bool:
-        """Whether the case failed or could not be decided because of an error."""
-        return self.outcome in (Outcome.FAIL, Outcome.ERROR)
-
-    def __str__(self) -> str:
-        outcome = self.outcome.value.upper() if self.red else self.outcome.value
-        text = f"{outcome:11}  {self.suite}  {self.name}"
-        text = f"{text}: {self.message}" if self.message else text
-        return f"{text} [{self.code}]" if self.red and self.code else text
+__all__ = ["CheckReport"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +47,9 @@ class CheckReport(Report):
     def __str__(self) -> str:
         shown = [case for case in self.cases if case.outcome is not Outcome.PASS or ".layers" not in case.suite]
         lines = [f"{self.config}: {self.counts}, {self.seconds:.0f} s", *map(str, shown)]
+        heads, rows = summary_table(self.summary)
+        if rows:
+            lines.append(text_table("", heads, rows=rows))
         lines += [f"note: {note}" for note in self.notes]
         if self.files:
             lines.append(f"written: {', '.join(self.files)}")
@@ -101,6 +59,11 @@ class CheckReport(Report):
     def red(self) -> tuple[Case, ...]:
         """The cases that make the report false."""
         return tuple(case for case in self.cases if case.red)
+
+    @property
+    def summary(self) -> tuple[SummaryRow, ...]:
+        """One row for each export on each backend."""
+        return summary_rows(self.cases, self.parity)
 
     @property
     def counts(self) -> str:
@@ -114,6 +77,7 @@ class CheckReport(Report):
             "verdict": "pass" if self else "fail",
             "config": self.config,
             "seconds": self.seconds,
+            "summary": [row.to_dict() for row in self.summary],
             "cases": [
                 {
                     "suite": case.suite,

@@ -10,8 +10,10 @@ from typing import Final
 
 from ibnorm_export.errors import BackendUnavailable, IBNormError, printable
 from ibnorm_export.files import Kind, check_target, new_file
+from ibnorm_export.gate.case import Case, Outcome
 from ibnorm_export.gate.html import write_page
-from ibnorm_export.gate.report import Case, CheckReport, Outcome
+from ibnorm_export.gate.report import CheckReport
+from ibnorm_export.gate.summary import summary_table
 from ibnorm_export.html_page import PAGE
 from ibnorm_export.json_text import json_text
 
@@ -133,6 +135,9 @@ def _markdown(report: CheckReport) -> str:
         lines += [row("where", "what", "message", "code"), "|---|---|---|---|"]
         lines += [row(c.suite, c.name, c.message, c.code or "") for c in report.red]
         lines.append("")
+    heads, summary_cells = summary_table(report.summary)
+    if summary_cells:
+        lines += [row(*heads), "|---" * len(heads) + "|", *(row(*cells) for cells in summary_cells), ""]
     lines += ["<details><summary>All cases</summary>", "", row(*_COLUMNS), "|---|---|---|---|"]
     lines += [row(c.suite, c.name, c.outcome.value, c.message) for c in report.cases]
     return "\n".join([*lines, "", "</details>", ""])

@@ -16,12 +16,14 @@ from ibnorm_export.errors import IBNormError
 from ibnorm_export.evaluation.report import EvaluationReport
 from ibnorm_export.exporter.export import ExportOptions, export
 from ibnorm_export.gate.attempt import attempt
+from ibnorm_export.gate.case import Case, Outcome
 from ibnorm_export.gate.config import CheckConfig, ExportCheck, read_check_config
 from ibnorm_export.gate.evaluations import evaluate_export
 from ibnorm_export.gate.latency import Prepared, latency_case
 from ibnorm_export.gate.parity import compare_on_backends
-from ibnorm_export.gate.report import Case, CheckReport, Outcome
+from ibnorm_export.gate.report import CheckReport
 from ibnorm_export.gate.report_files import check_report_files, write_report_files
+from ibnorm_export.gate.summary import parity_key
 from ibnorm_export.models.loading import load
 from ibnorm_export.progress import Progress, silent
 from ibnorm_export.verifier.options import InputCoverage
@@ -71,7 +73,7 @@ def check(
             for compared in compare_on_backends(entry, ready.model, exported=ready.exported, progress=progress):
                 cases += compared.cases
                 if compared.report is not None:
-                    parity[f"{entry.name}, {compared.backend}"] = compared.report
+                    parity[parity_key(entry.name, compared.backend)] = compared.report
             prepared[entry.name] = ready
     for ready in prepared.values():
         for budget in ready.entry.latency:
@@ -114,5 +116,6 @@ def _prepare(entry: ExportCheck, folder: Path, *, cases: list[Case], progress: P
         exported = export(model, folder / name, options=options, progress=progress)
     message = f"{exported.size_bytes / 1e6:.1f} MB, {exported.dtype}, {len(exported.norms)} norm nodes"
     seconds = time.perf_counter() - start
-    cases.append(Case(entry.name, "export", outcome=Outcome.PASS, message=message, seconds=seconds))
+    figures = {"size_bytes": exported.size_bytes}
+    cases.append(Case(entry.name, "export", outcome=Outcome.PASS, message=message, seconds=seconds, figures=figures))
     return Prepared(entry, model, exported)

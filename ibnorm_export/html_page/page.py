@@ -51,7 +51,9 @@ _MARKS: Final = {
 }
 
 #: A cell with a number, perhaps with a unit.
-_NUMBER: Final = re.compile(r"[-+]?(\d[\d,]*(\.\d*)?(e[-+]?\d+)?|inf|nan) ?(%|ms|s|MB|KB|GB|bits|times)?")
+_NUMBER: Final = re.compile(
+    r"[-+]?(\d[\d,]*(\.\d*)?(e[-+]?\d+)?|inf|nan) ?(%|ms|s|MB|KB|GB|bits|times|tokens|samples)?"
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,6 +69,7 @@ def _check_static(comparison: Comparison) -> StaticReport | None:
     if not comparison.options.static:
         return None
     file, reference = comparison.file, comparison.reference
+    comparison.progress("reading the file", 0, 0)
     report = check_static(file, reference.model, coverage=reference.coverage)
     return with_folder(report, file, model=reference.model)
 

@@ -131,7 +131,7 @@ def folder(
     onnx.save(proto, made / "bad.onnx")
     report = verify(ExportedModel(made / "bad.onnx"), models.load(vit_checkpoint), options=VerifyOptions(layers=True))
     write_report(report, made / "parity.html")
-    cases = parity_cases("vit", "ort-cpu", report=report, max_error=None, seconds=1.0)
+    cases = parity_cases("vit", "ort-cpu", report=report, max_error=None)
     write_report_files(
         CheckReport("check.toml", tuple(cases), parity={"vit": report}, environment={"processor": "x"}, seconds=1.0),
         made,

@@ -95,7 +95,9 @@ def test_the_pictures_are_those_of_the_script() -> None:
 def test_figures_of_the_endpoint_under_load_are_recorded() -> None:
     names = "offered", "first token, p50", "first token, p90", "whole text, p50", "whole text, p90"
     page = (ROOT / "docs" / "how-to" / "under-load.md").read_text(encoding="utf-8")
-    shown = [[float(cell.strip(" %")) for cell in row.split("|")[1:-1]] for row in re.findall(r"^\| [\d.]+ \|.*", page, re.M)]
+    shown = [
+        [float(cell.strip(" %")) for cell in row.split("|")[1:-1]] for row in re.findall(r"^\| [\d.]+ \|.*", page, re.M)
+    ]
     recorded = [[row[name] for name in (*names, "tokens per second", "refused")] for row in load_rows("no limit")]
     assert len(recorded) == 8
     assert shown == [[float(f"{value:.3g}") for value in row] for row in recorded]

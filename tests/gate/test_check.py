@@ -14,7 +14,7 @@ from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.cli import main
 from ibnorm_export.gate import latency, parity
 from ibnorm_export.gate import run as gate
-from ibnorm_export.gate.report import Outcome
+from ibnorm_export.gate.case import Outcome
 from ibnorm_export.gate.run import check
 from ibnorm_export.op.spec import DOMAIN
 from tests.support.json_documents import read_document
@@ -71,9 +71,13 @@ rounds = 8
     assert skipped == ["all inputs"], "fast coverage names what it leaves out"
     assert len(suites.findall(".//testcase")) > 8
     assert "✅" in (results / "report.md").read_text(encoding="utf-8")
+    times = {(case.get("classname"), case.get("name")): float(case.get("time", "")) for case in suites.iter("testcase")}
+    assert all(seconds > 0.0 for seconds in times.values()), "every case has its own time"
+    assert sum(times.values()) == pytest.approx(float(suites.get("time", "")), rel=0.1)
+    assert times["vit.ort-cpu.latency", "at most 1000 ms"] >= 0.1, "what took long is where it happened"
 
     name = wrong_lambda(exported_vit, tmp_path / "vit.onnx")
-    code, out = run(monkeypatch, capfd, "check", path, "--json")
+    code, out = run(monkeypatch, capfd, "check", path, "--json", "--quiet")
     assert code == 1
     assert read_document(out, "check")["verdict"] == "fail"
     failed = [case for case in ET.parse(results / "junit.xml").iter("testcase") if case.find("failure") is not None]

@@ -11,10 +11,11 @@ from ibnorm_export import load
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.errors import ConfigError
 from ibnorm_export.evaluation.options import TaskName
+from ibnorm_export.gate.case import Outcome
 from ibnorm_export.gate.config import EvaluationCheck, ExportCheck, read_check_config
 from ibnorm_export.gate.evaluations import evaluate_export
 from ibnorm_export.gate.latency import Prepared
-from ibnorm_export.gate.report import CheckReport, Outcome
+from ibnorm_export.gate.report import CheckReport
 from ibnorm_export.gate.report_files import write_report_files
 
 START = '[[export]]\nname = "m"\ncheckpoint = "c"\n[[export.evaluate]]\ntask = "classification"\n'

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from ibnorm_export.gate.case import Case, Outcome
 from ibnorm_export.gate.html import page_verdict
-from ibnorm_export.gate.report import Case, CheckReport, Outcome
+from ibnorm_export.gate.report import CheckReport
 from ibnorm_export.html_page import State
 
 

@@ -11,9 +11,10 @@ from ibnorm_export import models
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.benchmark.report import BenchReport, Latency
 from ibnorm_export.gate import latency
+from ibnorm_export.gate.case import Outcome
 from ibnorm_export.gate.config import ExportCheck, LatencyBudget, read_check_config
 from ibnorm_export.gate.latency import Prepared, latency_case
-from ibnorm_export.gate.report import CheckReport, Outcome
+from ibnorm_export.gate.report import CheckReport
 from ibnorm_export.gate.run import check
 
 

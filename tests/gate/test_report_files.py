@@ -11,7 +11,8 @@ import pytest
 
 from ibnorm_export.errors import IBNormError
 from ibnorm_export.findings.code import FindingCode
-from ibnorm_export.gate.report import Case, CheckReport, Outcome
+from ibnorm_export.gate.case import Case, Outcome
+from ibnorm_export.gate.report import CheckReport
 from ibnorm_export.gate.report_files import check_report_files, write_report_files
 
 

@@ -11,8 +11,8 @@ from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.errors import ParityError
 from ibnorm_export.findings.code import FindingCode
+from ibnorm_export.gate.case import Outcome
 from ibnorm_export.gate.parity import parity_cases
-from ibnorm_export.gate.report import Outcome
 from ibnorm_export.verifier.html import sections, write_report
 from ibnorm_export.verifier.report import (
     Finding,
@@ -62,9 +62,7 @@ def test_an_empty_report_is_false() -> None:
 def test_a_check_fails_whenever_the_report_fails(numeric: NumericReport) -> None:
     report = ParityReport("m", "c", static=StaticReport(3, 5, (), ()), numeric=numeric)
     assert not report
-    assert any(
-        case.outcome is Outcome.FAIL for case in parity_cases("m", "b", report=report, max_error=None, seconds=0.0)
-    )
+    assert any(case.outcome is Outcome.FAIL for case in parity_cases("m", "b", report=report, max_error=None))
 
 
 def test_a_report_prints_itself(exported_vit: ExportedModel, vit: LoadedModel) -> None:
@@ -86,7 +84,7 @@ def test_fast_coverage_is_named_in_the_verdict(exported_vit: ExportedModel, vit:
     assert lines[-1] == "verdict: pass, with fast coverage only"
     assert any(line.startswith("not run: the longest sequence") and line.endswith("fast") for line in lines)
     assert report.to_dict()["numeric"]["coverage"] == "fast"
-    cases = parity_cases("m", "b", report=report, max_error=None, seconds=0.0)
+    cases = parity_cases("m", "b", report=report, max_error=None)
     assert [case.name for case in cases if case.outcome is Outcome.SKIPPED] == ["all inputs"]
     page = write_report(report, tmp_path / "r.html").read_text()
     assert "Pass, with fast coverage only" in page
