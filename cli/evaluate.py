@@ -39,7 +39,8 @@ def evaluate_command(
             "--data",
             metavar="PATH",
             help="Texts (.txt, .jsonl, .parquet, a folder of datasets) or labelled images (a folder for each class, "
-            ".npz, .parquet, .tar shards), or questions with choices (.jsonl). Nothing is downloaded.",
+            ".npz, .parquet, .tar shards), or questions with choices (.jsonl), or a folder of lm-eval's tasks and "
+            "their data sets. Nothing is downloaded.",
         ),
     ],
     against: Annotated[
@@ -74,6 +75,15 @@ def evaluate_command(
     prefer: Annotated[
         Preference, typer.Option("--prefer", help="What decides between the files of --sweep that pass.")
     ] = Preference.LATENCY,
+    tasks: Annotated[
+        str,
+        typer.Option(
+            "--tasks",
+            metavar="NAME,...",
+            show_default="all of the folder's own",
+            help="Tasks, groups or leaderboards to run, for --task lm-eval, e.g. llm-leaderboard-1.",
+        ),
+    ] = "",
     backend: options.Backend = Backend.ORT_CPU,
     limit: Annotated[int | None, typer.Option("--limit", min=1, show_default="all", help="Number of samples.")] = None,
     batch: Annotated[
@@ -164,6 +174,7 @@ def evaluate_command(
         preprocessing=preprocessing,
         threads=threads,
         endpoint=None if url is None else Endpoint(url, name),
+        tasks=tuple(tasks.split(",")),
         seed=seed,
     )
     if sweep_axes is not None:

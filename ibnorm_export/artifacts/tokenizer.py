@@ -159,6 +159,8 @@ class FolderTokenizer:
         except Exception as error:  # the package raises bare Exception for every kind of damage
             raise ModelFileError(f"{file} is not a tokenizer: {shortened(str(error))}") from error
         vocab = self._tokenizer.get_vocab(with_added_tokens=True)
+        self.folder = folder
+        """Where it is."""
         self.size = len(vocab)
         """Number of tokens."""
         self.sha256 = sha256_of(file)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.kv_cache import input_specs
-from ibnorm_export.artifacts.metadata import Weights
+from ibnorm_export.artifacts.metadata import Task, Weights
 from ibnorm_export.artifacts.onnx_file import MODEL_FILE
 from ibnorm_export.artifacts.tensors import Arrays, InputSpec
 from ibnorm_export.artifacts.tokenizer import read_json
@@ -25,8 +25,9 @@ from ibnorm_export.evaluation.samples import Candidate, ModelFacts, TokenScores,
 from ibnorm_export.evaluation.scoring import score_tokens
 from ibnorm_export.files import sha256_of
 from ibnorm_export.generation.decoder import Decoder
+from ibnorm_export.generation.text_model import TextModel, open_checkpoint, open_folder
 from ibnorm_export.runtimes.registry import BACKENDS, fused_library, open_runner
-from ibnorm_export.runtimes.runner import Runner
+from ibnorm_export.runtimes.runner import Backend, Runner
 
 if TYPE_CHECKING:  # importing torch takes seconds, and exported files do not need it
     from ibnorm_export.artifacts.loaded_model import LoadedModel
@@ -73,21 +74,42 @@ class ModelCandidate:
         facts: what is known about it.
         inputs: what it takes.
         opener: opens its runner; called when it is first asked.
+        generator: opens it for the generation of text; called when it is first asked for some.
     """
 
     def __init__(
-        self, name: str, *, identity: str, facts: ModelFacts, inputs: Sequence[InputSpec], opener: Callable[[], Runner]
+        self,
+        name: str,
+        *,
+        identity: str,
+        facts: ModelFacts,
+        inputs: Sequence[InputSpec],
+        opener: Callable[[], Runner],
+        generator: Callable[[], TextModel],
     ) -> None:
         self.name = name
         self.identity = identity
         self.facts = facts
         self._inputs = tuple(inputs)
         self._runner = _TimedRunner(opener)
+        self._generator = generator
+        self._text_model: TextModel | None = None
 
     @property
     def seconds(self) -> float:
         """Time that its runtime has taken so far, in seconds."""
         return self._runner.seconds
+
+    @property
+    def text_model(self) -> TextModel:
+        """The model with its tokenizer, for the generation of text.
+
+        Raises:
+            IBNormError: it cannot generate: it was exported without a cache, or runs on another backend.
+        """
+        if self._text_model is None:
+            self._text_model = self._generator()
+        return self._text_model
 
     def classify(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the logits (batch, classes) of images (batch, channels, height, width).
@@ -191,7 +213,18 @@ def exported_candidate(exported: ExportedModel, *, name: str, options: Evaluatio
             kernels=options.kernels,
             endpoint=options.endpoint,
         ),
+        generator=lambda: _generate_with(exported, options),
     )
+
+
+def _generate_with(exported: ExportedModel, options: EvaluationOptions) -> TextModel:
+    if exported.path.name != MODEL_FILE or not (exported.path.parent / "config.json").is_file():
+        raise IBNormError(
+            f"{exported.path} has no cache, and this task generates texts; export with --task text-generation"
+        )
+    if options.backend != Backend.ORT_CPU:
+        raise IBNormError(f"this task generates texts, which {options.backend} cannot here: use --backend ort-cpu")
+    return open_folder(exported.path.parent, options.kernels, threads=options.threads)
 
 
 def _image(specs: Sequence[InputSpec]) -> tuple[int, ...]:
@@ -227,7 +260,16 @@ def torch_candidate(model: LoadedModel, *, name: str) -> ModelCandidate:
         ),
         inputs=model.inputs,
         opener=opener,
+        generator=lambda: _generate_in_torch(model),
     )
+
+
+def _generate_in_torch(model: LoadedModel) -> TextModel:
+    if model.task is Task.TEXT_GENERATION:
+        return open_checkpoint(model)
+    from ibnorm_export.models.loading import load
+
+    return open_checkpoint(load(model.source, task=Task.TEXT_GENERATION))
 
 
 def _hash(facts: dict[str, Any]) -> str:

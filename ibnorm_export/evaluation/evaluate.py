@@ -18,6 +18,7 @@ from ibnorm_export.evaluation.candidates import open_candidate
 from ibnorm_export.evaluation.changes import changed_answers
 from ibnorm_export.evaluation.choice import choice_task
 from ibnorm_export.evaluation.classification import classification_task
+from ibnorm_export.evaluation.harness_tasks import harness_tasks
 from ibnorm_export.evaluation.images import open_images
 from ibnorm_export.evaluation.journal import Journal
 from ibnorm_export.evaluation.options import EvaluationOptions, TaskName
@@ -54,8 +55,8 @@ def evaluate(
     Args:
         candidates: one or several of: an exported file or folder, a checkpoint folder (which PyTorch runs), the result
             of `load` or `export`, or a `Candidate` of your own.
-        task: "perplexity", "classification" or "choice".
-        data: the file or folder of texts, images or questions; nothing is downloaded.
+        task: "perplexity", "classification", "choice" or "lm-eval".
+        data: the file or folder of texts, images, questions or tasks; nothing is downloaded.
         against: the reference, of the same kinds; None compares nothing.
         options: backend, limits and what passes; None is `EvaluationOptions()`.
         progress: called as the work progresses.
@@ -119,6 +120,9 @@ def make_task(
         return perplexity_task(candidates, data, options=options, progress=progress), TextData(data).sha256()
     if task is TaskName.CHOICE:
         return choice_task(candidates, data, options=options), sha256_of(Path(data))
+    if task is TaskName.LM_EVAL:
+        tasks = harness_tasks(candidates, data, options=options)
+        return tasks, tasks.data_sha256
     return classification_task(candidates, data, options=options), open_images(data).sha256()
 
 

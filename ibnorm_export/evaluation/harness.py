@@ -17,11 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ibnorm_export.errors import IBNormError, quoted
-from ibnorm_export.evaluation.candidates import open_candidate
+from ibnorm_export.evaluation.candidates import ModelCandidate, open_candidate
 from ibnorm_export.evaluation.options import EvaluationOptions
 from ibnorm_export.evaluation.samples import Candidate, Window
 from ibnorm_export.generation.sampling import Sampling
-from ibnorm_export.generation.text_model import TextModel, open_checkpoint, open_folder
 from ibnorm_export.optional_packages import import_package
 from ibnorm_export.runtimes.runner import Kernels
 
@@ -42,7 +41,7 @@ class IBNormLM(_model.TemplateLM):  # type: ignore[misc]  # lm_eval is an option
     """A language model on any backend, for lm_eval. Texts are tokenised as its model `hf` does.
 
     Args:
-        pretrained: an exported file or folder, or a checkpoint, which PyTorch runs.
+        pretrained: an exported file or folder, or a checkpoint, which PyTorch runs; or a candidate of `evaluate`.
         backend: what runs an exported file, e.g. "ort-cpu" or "openvino".
         kernels: how its norms run: "auto", "fused" or "function".
         batch_size: number of texts of one pass.
@@ -59,7 +58,7 @@ class IBNormLM(_model.TemplateLM):  # type: ignore[misc]  # lm_eval is an option
 
     def __init__(  # lm_eval passes every option of `--model_args` by its name
         self,
-        pretrained: str,
+        pretrained: str | Path | Candidate,
         *,
         backend: str = "ort-cpu",
         kernels: str = "auto",
@@ -77,20 +76,18 @@ class IBNormLM(_model.TemplateLM):  # type: ignore[misc]  # lm_eval is an option
         options = EvaluationOptions(backend, Kernels(kernels), threads=threads)
         self.batch_size = int(batch_size)
         self.max_gen_toks = int(max_gen_toks)
-        self._options = options
-        self._path = Path(pretrained)
-        self.candidate: Candidate = open_candidate(self._path, options=options)
+        #: What answers; `evaluate` lets candidates take turns.
+        self.candidate: Candidate = open_candidate(pretrained, options=options)
         folder = Path(tokenizer) if tokenizer else self.candidate.facts.folder
         if folder is None or not (folder / "tokenizer.json").is_file():
             raise IBNormError(
-                f"{self._path} has no tokenizer.json beside it; name the folder of the model's tokenizer: "
+                f"{self.candidate.name} has no tokenizer.json beside it; name the folder of the model's tokenizer: "
                 "--model_args pretrained=...,tokenizer=FOLDER"
             )
         from transformers import AutoTokenizer
 
         self.tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
         self.max_length = max_length or self.candidate.facts.max_positions or 2048
-        self._text_model: TextModel | None = None
 
     @property
     def eot_token_id(self) -> int:
@@ -165,7 +162,9 @@ class IBNormLM(_model.TemplateLM):  # type: ignore[misc]  # lm_eval is an option
         Raises:
             IBNormError: the model was not exported with a cache, or a task generates more tokens than it has positions.
         """
-        model = self._open_text_model()
+        if not isinstance(self.candidate, ModelCandidate):
+            raise IBNormError(f"{self.candidate.name} generates no texts, which this task needs")
+        model = self.candidate.text_model
         found = []
         for context, arguments in (request.args for request in requests):
             wanted = _generation.normalize_gen_kwargs(arguments, self.max_gen_toks)
@@ -182,20 +181,6 @@ class IBNormLM(_model.TemplateLM):  # type: ignore[misc]  # lm_eval is an option
             found.append(text)
             self.cache_hook.add_partial("generate_until", (context, arguments), text)
         return found
-
-    def _open_text_model(self) -> TextModel:
-        if self._text_model is None:
-            if (self._path / "model.onnx").is_file():
-                self._text_model = open_folder(self._path, self._options.kernels, threads=self._options.threads)
-            elif self._path.suffix == ".onnx":
-                raise IBNormError(
-                    f"{self._path} has no cache, and this task generates texts; export with --task text-generation"
-                )
-            else:
-                from ibnorm_export.models.loading import load
-
-                self._text_model = open_checkpoint(load(self._path, task="text-generation"))
-        return self._text_model
 
 
 def main() -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import enum
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
+from typing import Any
 
 from ibnorm_export.choices import choice, real_number, whole_number
+from ibnorm_export.errors import IBNormError, quoted
 from ibnorm_export.runtimes.runner import Backend, Endpoint, Kernels
 
 __all__ = ["EvaluationOptions", "TaskName"]
@@ -21,6 +23,8 @@ class TaskName(enum.StrEnum):
     """How many images a classifier recognises."""
     CHOICE = "choice"
     """How many questions a language model answers by choosing the likeliest of some texts."""
+    LM_EVAL = "lm-eval"
+    """Tasks of EleutherAI's lm-evaluation-harness, whose data is on disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,7 @@ class EvaluationOptions:
         preprocessing: folder with the settings of the image processor; None takes those of a candidate.
         threads: threads of the runtime; None is its default.
         endpoint: the model on a running server, for backend "triton".
+        tasks: names of tasks, groups or leaderboards, for task "lm-eval"; none runs all of the data folder's own.
         seed: seed of the bootstrap.
 
     Raises:
@@ -63,6 +68,7 @@ class EvaluationOptions:
     preprocessing: Path | None = None
     threads: int | None = None
     endpoint: Endpoint | None = None
+    tasks: tuple[str, ...] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -74,6 +80,14 @@ class EvaluationOptions:
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, whole_number(value, name=name, least=least))
+        object.__setattr__(self, "tasks", _names(self.tasks))
         for name in ("results", "tokenizer", "preprocessing"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, Path(getattr(self, name)))
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    listed = value.split(",") if isinstance(value, str) else value
+    if not isinstance(listed, (list, tuple)) or not all(isinstance(name, str) for name in listed):
+        raise IBNormError(f"tasks is {quoted(value)}; it must be a list of names of tasks")
+    return tuple(name.strip() for name in listed if name.strip())

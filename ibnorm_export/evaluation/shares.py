@@ -8,14 +8,16 @@ from numpy.typing import NDArray
 from ibnorm_export.benchmark.statistics import Decision
 from ibnorm_export.evaluation.report import Comparison, Metric
 from ibnorm_export.evaluation.statistics import (
+    bootstrap_ratio_interval,
     decide,
     mcnemar_p,
     paired_share_interval,
     pairs_needed,
+    units_needed,
     wilson_interval,
 )
 
-__all__ = ["compare_shares", "share_metric"]
+__all__ = ["compare_means", "compare_shares", "mean_metric", "share_metric"]
 
 
 def share_metric(name: str, hits: NDArray[np.float64]) -> Metric:
@@ -61,4 +63,53 @@ def compare_shares(
         samples_needed=needed,
         method="Tango's score interval for pairs; McNemar's exact test",
         details={"lost": lost, "gained": gained, "McNemar p": mcnemar_p(lost, gained)},
+    )
+
+
+def _are_hits(*series: NDArray[np.float64]) -> bool:
+    return all(bool(np.isin(values, (0.0, 1.0)).all()) for values in series)
+
+
+def mean_metric(name: str, scores: NDArray[np.float64]) -> Metric:
+    """The mean of scores: a share where each is 0 or 1, else with the interval of a bootstrap.
+
+    Args:
+        name: name of the metric.
+        scores: (samples,), from 0 to 1.
+    """
+    if _are_hits(scores):
+        return share_metric(name, scores)
+    mean, low, high = bootstrap_ratio_interval(scores, np.ones_like(scores))
+    return Metric(name, mean, low=max(0.0, low), high=min(1.0, high), share=True)
+
+
+def compare_means(
+    metric: str, scores: NDArray[np.float64], *, reference: NDArray[np.float64], max_drop: float | None
+) -> Comparison:
+    """Compare the mean scores of two candidates: as `compare_shares` where each score is 0 or 1, else by a bootstrap.
+
+    Args:
+        metric: name of the comparison.
+        scores: (samples,), from 0 to 1, of the candidate.
+        reference: (samples,), those of the reference.
+        max_drop: the largest drop that passes; None decides nothing.
+    """
+    if _are_hits(scores, reference):
+        return compare_shares(metric, scores, reference=reference, max_drop=max_drop)
+    samples = len(scores)
+    drop, low, high = bootstrap_ratio_interval(reference - scores, np.ones_like(scores))
+    decision = None if max_drop is None else decide(low, high, max_drop=max_drop)
+    needed = None
+    if decision is Decision.CANNOT_TELL and max_drop is not None:
+        needed = units_needed(samples, drop=drop, low=low, high=high, max_drop=max_drop)
+    return Comparison(
+        metric,
+        drop,
+        low=low,
+        high=high,
+        max_drop=max_drop,
+        decision=decision,
+        samples=samples,
+        samples_needed=needed,
+        method=f"paired bootstrap over {samples} samples",
     )

@@ -51,7 +51,7 @@ _CONTEXT: Final = 127
 _BLOCK_SIZE: Final = 32
 
 #: The tasks of language models, which are exported with a cache, as they are served.
-_TEXT_TASKS: Final = (TaskName.PERPLEXITY, TaskName.CHOICE)
+_TEXT_TASKS: Final = (TaskName.PERPLEXITY, TaskName.CHOICE, TaskName.LM_EVAL)
 
 #: What one file cannot do and others may: the rest of the sweep goes on.
 _PROBLEMS: Final = (ExportError, ModelFileError, BackendUnavailable)
@@ -78,8 +78,8 @@ def sweep(
     Args:
         checkpoint: the folder of a checkpoint, or the result of `load`.
         folder: receives the files and all results; created if missing.
-        task: "perplexity", "classification" or "choice". Language models are exported for text generation.
-        data: the file or folder of texts, images or questions.
+        task: "perplexity", "classification", "choice" or "lm-eval". Language models are exported for text generation.
+        data: the file or folder of texts, images, questions or tasks.
         options: types of weights, block sizes and runtimes to try; None is `SweepOptions()`.
         evaluation: limits, and the largest loss that passes; its backend and results folder are not used. None is
             `EvaluationOptions()`.

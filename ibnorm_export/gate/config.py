@@ -120,14 +120,15 @@ class EvaluationCheck:
     """Whether an export still does its task, against its checkpoint. Each field is a key; see `EvaluationOptions`.
 
     Args:
-        task: "perplexity" or "classification".
-        data: the file or folder of texts or images.
+        task: "perplexity", "classification", "choice" or "lm-eval".
+        data: the file or folder of texts, images, questions or tasks.
         max_drop: the largest loss that passes: of accuracy as a share, of perplexity as a relative increase.
         backend: what runs the export.
         limit: number of samples; all if it is absent.
         max_length, stride: windows of perplexity, in tokens.
         max_unreadable: share of samples that may be unreadable.
         tokenizer, preprocessing: folders, in place of the checkpoint.
+        tasks: names of tasks of lm-eval; all of the data folder's own if it is absent.
     """
 
     task: TaskName
@@ -141,6 +142,7 @@ class EvaluationCheck:
     max_unreadable: float = 0.0
     tokenizer: Path | None = None
     preprocessing: Path | None = None
+    tasks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

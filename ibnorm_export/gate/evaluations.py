@@ -39,7 +39,7 @@ def evaluate_export(
         progress: receives the progress of the work.
     """
     suite = f"{prepared.entry.name}.{wanted.backend}.evaluate"
-    what = f"{wanted.task} on {wanted.data.name}"
+    what = f"{wanted.task} on {wanted.data.name}" + (f": {', '.join(wanted.tasks)}" if wanted.tasks else "")
     options = EvaluationOptions(
         wanted.backend,
         max_drop=wanted.max_drop,
@@ -50,6 +50,7 @@ def evaluate_export(
         results=results,
         tokenizer=wanted.tokenizer,
         preprocessing=wanted.preprocessing,
+        tasks=wanted.tasks,
     )
     cases: list[Case] = []
     report = None

@@ -8,21 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from ibnorm_export import EvaluationOptions, evaluate
 from ibnorm_export.evaluation.preprocessing import find_preprocessing
 
 timm = pytest.importorskip("timm", reason="timm is not installed (make test-families installs it)")
-torchvision = pytest.importorskip("torchvision", reason="torchvision is not installed (make test-families installs it)")
-from PIL import Image  # noqa: E402 - after the packages that bring it
+pytest.importorskip("torchvision", reason="torchvision is not installed (make test-families installs it)")
+from tests.support.validation_loop import make_validation, picture, validation_loop  # noqa: E402 - needs both
 
 SIZES = [(375, 500), (500, 333), (31, 47), (224, 224), (257, 255)]
-
-
-def picture(height: int, width: int, seed: int = 0) -> Image.Image:
-    small = np.random.default_rng(seed).integers(0, 256, (9, 11, 3)).astype(np.uint8)
-    return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -84,34 +78,8 @@ def test_transformers_processors(
 
 def test_the_same_answers_as_the_validation_loop_of_timm(tmp_path: Path) -> None:
     """Every prediction, top-1 and top-5, of torchvision's ImageFolder, timm's transform and PyTorch."""
-    torch.manual_seed(0)
-    architecture = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
-    settings = {"input_size": [3, 32, 32], "crop_pct": 0.9, "interpolation": "bicubic"}
-    model = timm.create_model("vit_tiny_patch16_224", num_classes=12, **architecture).eval()
-    section = {"compression": "L", "lambda": 4.0, "epsilon": 1e-5, "convention": "divide"}
-    config = {"ibnorm": section, "pretrained_cfg": settings, "model_args": architecture}
-    timm.models.save_for_hf(model, tmp_path / "model", model_config=config, safe_serialization=True)
-    saved = json.loads((tmp_path / "model" / "config.json").read_text())
-    (tmp_path / "model" / "config.json").write_text(
-        json.dumps({**saved, "num_classes": 12, "model_args": architecture, "pretrained_cfg": settings})
-    )
-    rng = np.random.default_rng(0)
-    for index in range(72):
-        place = tmp_path / "val" / f"class {index % 12:02}"
-        place.mkdir(parents=True, exist_ok=True)
-        picture(int(rng.integers(40, 90)), int(rng.integers(40, 90)), index).save(place / f"{index}.jpg")
-    from ibnorm_export import load
-
-    loaded = load(tmp_path / "model")
-    transform = timm.data.create_transform(**timm.data.resolve_data_config(pretrained_cfg=settings), is_training=False)
-    dataset = torchvision.datasets.ImageFolder(str(tmp_path / "val"), transform)
-    predictions, top1, top5 = [], 0, 0
-    with torch.inference_mode():
-        for images, labels in torch.utils.data.DataLoader(dataset, batch_size=16):
-            logits = loaded.module(images)
-            top1 += int((logits.argmax(-1) == labels).sum())
-            top5 += int((logits.topk(5).indices == labels[:, None]).any(-1).sum())
-            predictions += logits.argmax(-1).tolist()
+    make_validation(tmp_path)
+    predictions, top1, top5 = validation_loop(tmp_path)
     options = EvaluationOptions(results=tmp_path / "results")
     report = evaluate(tmp_path / "model", task="classification", data=tmp_path / "val", options=options)
     journal = next((tmp_path / "results").glob("*.jsonl")).read_text(encoding="utf-8").splitlines()[1:]

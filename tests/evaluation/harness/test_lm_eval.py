@@ -18,13 +18,12 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import AutoTokenizer
 
-from ibnorm_export import IBNormSpec, evaluate, models
-from ibnorm_export.artifacts.tokenizer import write_byte_tokenizer
+from ibnorm_export import evaluate, models
 from ibnorm_export.errors import IBNormError
 from ibnorm_export.evaluation.harness import MODEL_NAME, IBNormLM
 from ibnorm_export.evaluation.options import EvaluationOptions
 from ibnorm_export.exporter.text_folder import export_folder
-from tests.support.checkpoints import LLAMA, save_checkpoint
+from tests.support.harness_requests import request_pairs, save_harness_checkpoint, words
 
 #: The log-probability of a request may differ by this much; the file's own error is some 1e-6 of a logit.
 CLOSE = 1e-4
@@ -32,16 +31,7 @@ CLOSE = 1e-4
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights large enough that choices differ clearly. Byte 0 begins and ends a text."""
-    folder = tmp_path_factory.mktemp("harness") / "llama"
-    config = {**LLAMA, "initializer_range": 0.2, "bos_token_id": 0, "eos_token_id": 0}
-    save_checkpoint(folder, config, IBNormSpec("L", 4.0, epsilon=1e-5, bias=False), seed=1)
-    write_byte_tokenizer(folder)
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
-    first = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
-    token = next(word for word, number in first.items() if number == 0)
-    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "bos_token": token, "eos_token": token}))
-    return folder
+    return save_harness_checkpoint(tmp_path_factory.mktemp("harness") / "llama")
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +54,6 @@ def harness(checkpoint: Path) -> HFLM:
     return HFLM(pretrained=module, tokenizer=tokenizer, max_length=64, batch_size=1, device="cpu")
 
 
-def words(rng: random.Random, count: int) -> str:
-    return " ".join("".join(rng.choices("abcdefgh", k=rng.randint(1, 6))) for _ in range(count))
-
-
 def requests(kind: str, arguments: list[tuple[Any, ...]]) -> list[Instance]:
     return [
         Instance(request_type=kind, doc={}, arguments=args, idx=index, metadata=("test", index, 1))
@@ -77,9 +63,7 @@ def requests(kind: str, arguments: list[tuple[Any, ...]]) -> list[Instance]:
 
 def test_500_log_probabilities_are_those_of_the_harness(own: IBNormLM, harness: HFLM) -> None:
     """Short and long contexts, none, trailing spaces, and more tokens than the model has positions."""
-    rng = random.Random(0)
-    pairs: list[tuple[Any, ...]] = [(words(rng, rng.randint(1, 18)), f" {words(rng, 2)}") for _ in range(480)]
-    pairs += [(f"{words(rng, 3)}  ", words(rng, 1)) for _ in range(10)] + [("", words(rng, 2)) for _ in range(10)]
+    pairs = request_pairs()
     assert max(len(context) + len(continuation) for context, continuation in pairs) > 65
     found = own.loglikelihood(requests("loglikelihood", pairs), disable_tqdm=True)
     expected = harness.loglikelihood(requests("loglikelihood", pairs), disable_tqdm=True)
