@@ -310,6 +310,11 @@ def open_candidate(
         named = name or f"{Path(file).name} ({backend})"
         return exported_candidate(ExportedModel(file), name=named, options=replace(options, backend=backend))
     path = Path(model)
+    if str(model).startswith(("http://", "https://", "grpc://")):
+        raise IBNormError(
+            f"{model} is a server; a text endpoint returns no log-probabilities, so evaluate the folder that it "
+            "serves. For a model on Triton: evaluate FILE@triton --url HOST:PORT"
+        )
     if not path.exists():
         raise IBNormError(f"{path} does not exist; give an exported file or folder, or a checkpoint")
     if path.suffix == ".onnx" or (path / MODEL_FILE).is_file():

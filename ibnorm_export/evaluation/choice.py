@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,10 +77,14 @@ class ChoiceData:
             raise IBNormError(f"{self.path} has no question; {_WHAT}")
 
     def questions(self) -> Iterator[Question]:
-        """Yield every question."""
-        with self.path.open(encoding="utf-8") as stream:
+        """Yield every question.
+
+        Raises:
+            IBNormError: the file cannot be read, or a record is not a question.
+        """
+        with self.path.open(encoding="utf-8-sig") as stream:
             number = 0
-            while line := stream.readline(_LINE):
+            while line := self._next_line(stream, number):
                 number += 1
                 if not line.strip():
                     continue
@@ -88,6 +92,12 @@ class ChoiceData:
                     yield _question(parse_json(line))
                 except (ValueError, TypeError) as error:
                     raise IBNormError(f"{self.path}, line {number}: {shortened(str(error))}; {_WHAT}") from error
+
+    def _next_line(self, stream: TextIO, number: int) -> str:
+        try:
+            return stream.readline(_LINE)
+        except (OSError, ValueError) as error:  # text that is not UTF-8 is a ValueError
+            raise IBNormError(f"{self.path} cannot be read after line {number}: {shortened(str(error))}") from error
 
 
 def _question(record: Any) -> Question:

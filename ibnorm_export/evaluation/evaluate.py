@@ -213,17 +213,21 @@ def _ask(
     clock = _Clock(begin, task.total)
     first = min(journals.values(), key=lambda journal: journal.done)
     unreadable = len(first.unreadable())
+    latest: list[Sample] = []
     for batch in _batches(task.samples(begin), task.batch):
         bad = [sample for sample in batch if sample.unreadable]
         unreadable += len(bad)
-        _check_unreadable(unreadable, bad, total=task.total, share=max_unreadable)
+        latest = [*bad, *latest][:_NAMED]
+        _check_unreadable(unreadable, latest, total=task.total, share=max_unreadable)
         for candidate in candidates:
             journal = journals[candidate.name]
             if journal.done <= position:
                 progress(clock.text(candidate.name, position), position, task.total)
                 journal.append(_answers(task, candidate, batch))
         position += len(batch)
-    _check_unreadable(unreadable, [], total=position, share=max_unreadable)
+    if not position:
+        raise IBNormError("the data has no samples; give data with at least one")
+    _check_unreadable(unreadable, latest, total=position, share=max_unreadable)
 
 
 def _answers(task: EvaluationTask, candidate: Candidate, batch: Sequence[Sample]) -> list[PerSampleResult]:
@@ -242,7 +246,7 @@ def _check_unreadable(count: int, latest: Sequence[Sample], *, total: int, share
         IBNormError: too many are; the message names some.
     """
     if count and total and count > share * total:
-        named = "; ".join(f"{sample.name}: {shortened(sample.unreadable, 80)}" for sample in latest[:_NAMED])
+        named = "; ".join(f"{sample.name}: {shortened(sample.unreadable, 80)}" for sample in latest)
         raise IBNormError(
             f"{count} of {total} samples are unreadable, more than the share of {share:g} that is tolerated"
             f"{f' ({named})' if named else ''}; repair or remove them, or raise --max-unreadable"

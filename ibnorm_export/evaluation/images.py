@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import bz2
 import functools
+import gzip
 import hashlib
+import io
+import lzma
 import re
 import tarfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import IO, Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -155,6 +160,8 @@ class _Npz:
 
     def _load(self, image: NDArray[Any]) -> Any:
         if self.prepared:
+            if not np.isfinite(image).all():
+                raise ValueError("it has values that are not finite numbers")
             return image.astype(np.float32)
         pillow = import_package("PIL.Image", extra="evaluate", purpose="reading images")
         return pillow.fromarray(image)
@@ -183,7 +190,7 @@ class _Parquet:
                     self.total += table.metadata.num_rows
                     schema = table.schema_arrow
             except (OSError, ValueError) as error:  # pyarrow's errors are among these
-                raise IBNormError(f"{file} cannot be read: {shortened(str(error))}") from error
+                raise _damaged(file, error) from error
             self._image, self._label = (_column(schema.names, names, file) for names in (_IMAGES, _LABELS))
             self.class_names = self.class_names or _hub_names(schema.metadata, self._label)
 
@@ -198,7 +205,7 @@ class _Parquet:
                     number += table.metadata.num_rows
                     continue
                 row = 0
-                for batch in table.iter_batches(batch_size=32, columns=[self._image, self._label]):
+                for batch in _batches(table, file, columns=[self._image, self._label]):
                     images, labels = batch.column(self._image), batch.column(self._label)
                     for image, label in zip(images, labels, strict=True):
                         if number >= start:
@@ -210,6 +217,27 @@ class _Parquet:
         if isinstance(label, int) and self.class_names and 0 <= label < len(self.class_names):
             return self.class_names[label]
         return label if isinstance(label, (int, str)) else quoted(label)
+
+
+def _damaged(file: Path, error: Exception) -> IBNormError:
+    return IBNormError(f"{file} cannot be read: {shortened(' '.join(str(error).split()))}")
+
+
+def _batches(table: Any, file: Path, *, columns: list[str]) -> Iterator[Any]:
+    """Rows of a parquet file, 32 at a time.
+
+    Raises:
+        IBNormError: the file is damaged.
+    """
+    batches = table.iter_batches(batch_size=32, columns=columns)
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except (OSError, ValueError, NotImplementedError) as error:  # pyarrow's errors are among these
+            raise _damaged(file, error) from error
+        yield batch
 
 
 def _column(names: list[str], wanted: tuple[str, ...], file: Path) -> str:
@@ -254,13 +282,13 @@ class _Shards:
                     if number >= start:
                         yield _shard_image(f"{shard.name}:{key}", members)
                     number += 1
-            except tarfile.TarError as error:
+            except (tarfile.TarError, OSError, EOFError, lzma.LZMAError, zlib.error) as error:
                 raise IBNormError(f"{shard} is not a tar file, or is damaged: {shortened(str(error))}") from error
 
     def _samples(self, shard: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
         """Nothing is unpacked to disk; members are read one after the other, regular files only."""
         current, members = "", dict[str, bytes]()
-        with tarfile.open(shard, "r|*") as archive:
+        with _unpacked(shard) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
             for member in archive:
                 folder, _, base = member.name.rpartition("/")
                 stem, _, ending = base.partition(".")
@@ -273,10 +301,64 @@ class _Shards:
                 current = key
                 if member.size > _MEMBER:
                     raise IBNormError(f"{shard}: {quoted(member.name)} has {member.size} bytes, more than {_MEMBER}")
-                stream = archive.extractfile(member)
-                members[ending.lower()] = b"" if stream is None else stream.read()
+                content = archive.extractfile(member)
+                members[ending.lower()] = b"" if content is None else content.read()
+            stream.check_end(archive.offset)
         if members:
             yield current, members
+
+
+class _TarStream(io.RawIOBase):
+    """The bytes of a tar file, the last of which are kept: tarfile takes a cut or damaged file for one that ends there.
+
+    Args:
+        inner: the bytes, unpacked.
+    """
+
+    def __init__(self, inner: IO[bytes]) -> None:
+        self._inner = inner
+        self._read = 0
+        self._last = b""
+
+    def read(self, size: int = -1) -> bytes:
+        """Return the next bytes."""
+        found = self._inner.read(size)
+        self._read += len(found)
+        self._last = (self._last + found)[-2 * tarfile.RECORDSIZE :]
+        return found
+
+    def check_end(self, offset: int) -> None:
+        """Check that a tar file ends where its last member does: with blocks of zeros up to the end of the file.
+
+        Raises:
+            ReadError: it does not.
+        """
+        rest = self._last[offset - self._read :] if offset < self._read else b""
+        if len(rest) < tarfile.BLOCKSIZE or any(rest):
+            raise tarfile.ReadError("it is cut off, or damaged after its last readable member")
+        while piece := self._inner.read(tarfile.RECORDSIZE):
+            if any(piece):
+                raise tarfile.ReadError("members follow after its end")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._inner.close()
+        super().close()
+
+
+#: What unpacks a tar file, by its first bytes.
+_PACKERS: Final[Mapping[bytes, Callable[[Path], Any]]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ": lzma.open,
+}
+
+
+def _unpacked(shard: Path) -> _TarStream:
+    with shard.open("rb") as stream:
+        head = stream.read(8)
+    opener = next((found for mark, found in _PACKERS.items() if head.startswith(mark)), None)
+    return _TarStream(shard.open("rb") if opener is None else opener(shard))
 
 
 def _shard_image(name: str, members: Mapping[str, bytes]) -> RawImage:

@@ -89,8 +89,17 @@ class Preprocessing:
         else:
             values = (pixels.astype(np.float64) * self.scale).astype(np.float32)
         if self.mean is not None and self.std is not None:
+            self._check_channels(pixels.shape[2])
             values = (values - np.array(self.mean, dtype=np.float32)) / np.array(self.std, dtype=np.float32)
         return np.ascontiguousarray(values.transpose(2, 0, 1))
+
+    def _check_channels(self, channels: int) -> None:
+        for name, numbers in (("mean", self.mean), ("std", self.std)):
+            if numbers is not None and len(numbers) not in (1, channels):
+                raise IBNormError(
+                    f"{self.source}: {name} has {len(numbers)} numbers, and images have {channels} channels; it must "
+                    f"have 1 or {channels}"
+                )
 
     def _new_size(self, height: int, width: int) -> tuple[int, int]:
         if self.resize is not None:
@@ -163,7 +172,7 @@ def _of_transformers(file: Path) -> Preprocessing:
         if config.get("do_rescale", True)
         else 1.0,
         mean=_numbers(file, "image_mean", config.get("image_mean", (0.5, 0.5, 0.5))) if normalised else None,
-        std=_numbers(file, "image_std", config.get("image_std", (0.5, 0.5, 0.5))) if normalised else None,
+        std=_spreads(file, "image_std", config.get("image_std", (0.5, 0.5, 0.5))) if normalised else None,
     )
 
 
@@ -193,7 +202,7 @@ def _of_timm(file: Path, config: dict[str, Any]) -> Preprocessing:
         crop=(height, width),
         torchvision=True,
         mean=_numbers(file, "pretrained_cfg.mean", config.get("mean") or _IMAGENET_MEAN),
-        std=_numbers(file, "pretrained_cfg.std", config.get("std") or _IMAGENET_STD),
+        std=_spreads(file, "pretrained_cfg.std", config.get("std") or _IMAGENET_STD),
     )
 
 
@@ -218,6 +227,13 @@ def _numbers(file: Path, key: str, value: object) -> tuple[float, ...]:
     if not listed or not all(isinstance(item, (int, float)) and abs(item) < _LARGEST_NUMBER for item in listed):
         raise IBNormError(f"{file}: {key} is {quoted(value)}; it must be a list of numbers")
     return tuple(float(item) for item in listed)
+
+
+def _spreads(file: Path, key: str, value: object) -> tuple[float, ...]:
+    found = _numbers(file, key, value)
+    if not all(number > 0.0 for number in found):
+        raise IBNormError(f"{file}: {key} is {quoted(value)}; values are divided by it, so it must be above 0")
+    return found
 
 
 def _sides(file: Path, config: Mapping[str, Any], key: str) -> tuple[int, int]:

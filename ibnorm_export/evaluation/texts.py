@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,9 @@ _SUFFIXES: Final = (".txt", ".jsonl", ".parquet", ".arrow")
 
 #: Keys of a record that may have the text; the first that is there is taken.
 _KEYS: Final = ("text", "content", "page")
+
+#: Half of a pair of code units, which JSON can state and UTF-8 cannot.
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 #: Characters of a document of a .txt file. A longer file is cut at the end of a line.
 _PIECE: Final = 1 << 20
@@ -95,6 +99,10 @@ class TextData:
                     break
                 except (OSError, ValueError, TypeError, NotImplementedError) as error:  # pyarrow's are among these
                     raise IBNormError(f"{file} cannot be read: {shortened(str(error))}") from error
+                if not text.isascii() and _SURROGATE.search(text):
+                    raise IBNormError(
+                        f"{file} cannot be read: text {number} has an unpaired surrogate, which is not valid text"
+                    )
                 if text.strip():
                     yield Document(f"{self._name(file)}:{number}", text)
 
@@ -103,7 +111,7 @@ class TextData:
 
 
 def _plain(file: Path) -> Iterator[tuple[int, str]]:
-    with file.open(encoding="utf-8", newline="") as stream:
+    with file.open(encoding="utf-8-sig", newline="") as stream:
         number = 0
         while piece := stream.read(_PIECE):
             if len(piece) == _PIECE:
@@ -113,7 +121,7 @@ def _plain(file: Path) -> Iterator[tuple[int, str]]:
 
 
 def _lines(file: Path) -> Iterator[tuple[int, str]]:
-    with file.open(encoding="utf-8") as stream:
+    with file.open(encoding="utf-8-sig") as stream:
         number = 0
         while line := stream.readline(_LINE):
             number += 1

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
 import json
+import lzma
 import tarfile
 from pathlib import Path
 
@@ -186,6 +189,90 @@ def test_a_damaged_shard(tmp_path: Path, processor: Path, content: bytes) -> Non
     (tmp_path / "0.tar").write_bytes(content)
     with pytest.raises(IBNormError, match=r"is not a tar file|no sample|no labelled images"):
         run(tmp_path, processor)
+
+
+def shard(pictures: list[tuple[str, bytes]], mode: str) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode) as archive:  # type: ignore[call-overload]  # modes by parameter
+        for index, (label, content) in enumerate(pictures):
+            for ending, body in (("png", content), ("cls", str(CLASSES.index(label)).encode())):
+                member = tarfile.TarInfo(f"{index:03}.{ending}")
+                member.size = len(body)
+                archive.addfile(member, io.BytesIO(body))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
+@pytest.mark.parametrize("damage", ["cut", "header"])
+def test_a_shard_that_loses_samples_is_refused(
+    pictures: list[tuple[str, bytes]], processor: Path, tmp_path: Path, mode: str, damage: str
+) -> None:
+    """Python's tarfile takes a file that is cut between two samples, or has a damaged header, for a shorter one."""
+    whole = shard(pictures, "w")
+    with tarfile.open(fileobj=io.BytesIO(whole)) as archive:
+        place = archive.getmembers()[20].offset
+    broken = whole[:place] if damage == "cut" else whole[:place] + b"#" * tarfile.BLOCKSIZE + whole[place + 512 :]
+    pack = {"w": bytes, "w:gz": gzip.compress, "w:bz2": bz2.compress, "w:xz": lzma.compress}[mode]
+    file = tmp_path / "0.tar"
+    file.write_bytes(pack(broken))
+    with pytest.raises(IBNormError, match="it is cut off, or damaged after its last readable member"):
+        run(file, processor)
+    file.write_bytes(shard(pictures, mode))
+    assert run(file, processor).candidates[0].samples == len(pictures)
+    if mode != "w":
+        file.write_bytes(file.read_bytes()[:-30])
+        with pytest.raises(IBNormError, match="is not a tar file, or is damaged"):
+            run(file, processor)
+
+
+def test_data_without_samples_is_refused(processor: Path, tmp_path: Path) -> None:
+    (tmp_path / "0.tar").write_bytes(shard([], "w"))
+    with pytest.raises(IBNormError, match="the data has no samples"):
+        run(tmp_path, processor)
+
+
+def test_damaged_pages_of_parquet_are_one_line(
+    pictures: list[tuple[str, bytes]], processor: Path, tmp_path: Path
+) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet", reason="the extra `evaluate` is not installed")
+    pyarrow = pytest.importorskip("pyarrow", reason="the extra `evaluate` is not installed")
+    file = tmp_path / "0.parquet"
+    columns = {"image": [{"bytes": content} for _, content in pictures], "label": [0] * len(pictures)}
+    parquet.write_table(pyarrow.table(columns), file, compression="none")
+    content = bytearray(file.read_bytes())
+    for place in range(4, len(content) // 3, 7):
+        content[place] ^= 0x5A
+    file.write_bytes(bytes(content))
+    with pytest.raises(IBNormError, match="cannot be read") as caught:
+        run(file, processor)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"image_std": [0.5, 0.0, 0.5]}, "image_std is .* values are divided by it, so it must be above 0"),
+        ({"image_mean": [0.5, 0.5]}, "mean has 2 numbers, and images have 3 channels; it must have 1 or 3"),
+    ],
+)
+def test_settings_that_no_image_survives(
+    folder: Path, tmp_path: Path, settings: dict[str, list[float]], message: str
+) -> None:
+    config = {"size": {"height": 8, "width": 8}, **settings}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(IBNormError, match=message):
+        run(folder, tmp_path, max_unreadable=1.0)
+
+
+def test_arrays_that_are_not_numbers_are_unreadable(tmp_path: Path) -> None:
+    """Else both models give no answer to them, and the candidate passes."""
+    images = np.zeros((4, 3, 8, 8), np.float32)
+    images[2, 0, 0, 0] = np.nan
+    np.savez(tmp_path / "images.npz", images=images, labels=np.zeros(4, int))
+    report = run(tmp_path / "images.npz", None, max_unreadable=0.25)
+    assert report.unreadable == (("images.npz:2", "it has values that are not finite numbers"),)
+    with pytest.raises(IBNormError, match=r"1 of 4 samples are unreadable.*\(images.npz:2: it has values"):
+        run(tmp_path / "images.npz", None)
 
 
 def test_missing_data_and_preprocessing(folder: Path, tmp_path: Path) -> None:

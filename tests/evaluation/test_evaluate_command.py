@@ -69,6 +69,7 @@ def test_one_file_on_two_runtimes(
             "nowhere.onnx does not exist; give an exported file or folder, or a checkpoint",
         ),
         (["nowhere.onnx@ort-cpu", "--data", "x"], "nowhere.onnx does not exist"),
+        (["http://localhost:8000/v1", "--data", "x"], "is a server; a text endpoint returns no log-probabilities"),
         (["x", "--data", "x", "--max-drop", "much"], "'much' is not a share such as 0.5% or 0.005"),
     ],
 )

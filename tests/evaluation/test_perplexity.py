@@ -163,6 +163,7 @@ def test_another_models_tokenizer(tokenizer: Path, tmp_path: Path, vocabulary: i
         ("text.pdf", "x", "ends in '.pdf'; it must be .txt, .jsonl"),
         ("text.jsonl", '{"body": 1}\n', "record 1 has the keys .'body'.; it must have a text under text"),
         ("text.jsonl", "{\n", "cannot be read: Expecting"),
+        ("text.jsonl", '{"text": "\\ud800"}\n', "cannot be read: text 1 has an unpaired surrogate"),
     ],
 )
 def test_texts_that_cannot_be_read(tmp_path: Path, name: str, content: str | None, message: str) -> None:
@@ -170,6 +171,19 @@ def test_texts_that_cannot_be_read(tmp_path: Path, name: str, content: str | Non
         (tmp_path / name).write_text(content, encoding="utf-8")
     with pytest.raises(IBNormError, match=message):
         list(TextData(tmp_path / name).documents())
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.txt", "some words"), ("a.jsonl", '{"text": "some words"}')])
+def test_a_byte_order_mark_is_no_text(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8-sig")
+    assert [document.text for document in TextData(tmp_path / name).documents()] == ["some words"]
+
+
+def test_questions_that_are_not_utf_8_are_one_line(tokenizer: Path, tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_bytes(b'{"question": "\xff", "choices": ["a", "b"], "answer": 0}\n')
+    candidate = FakeCandidate("uniform", uniform)
+    with pytest.raises(IBNormError, match="cannot be read after line 0: 'utf-8' codec"):
+        evaluate(candidate, task="choice", data=tmp_path / "q.jsonl", options=EvaluationOptions(tokenizer=tokenizer))
 
 
 def test_a_model_that_overflows_fails(tokenizer: Path, tmp_path: Path) -> None:
