@@ -285,10 +285,8 @@ def validation_row(folder: Path) -> Row:
     """Predictions, top-1 and top-5 against timm's transform in a loop of torchvision's ImageFolder."""
     import torch
 
-    from tests.models.families import vision_operators  # torchvision asks for operators that a CPU build lacks
     from tests.support.validation_loop import make_validation, validation_loop
 
-    assert vision_operators is not None
     try:
         make_validation(folder / "validation")
     except ModuleNotFoundError as missing:
@@ -331,23 +329,30 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def measure(options: argparse.Namespace, report: Report) -> None:
     """Measure the parts that are named; of others, what the record has stays in it."""
+    from tests.models.families import vision_operators  # torchvision asks for operators that a CPU build lacks
+
+    assert vision_operators is not None
     parts = options.parts.split(",")
     before = [] if set(parts) >= set(_PARTS) else report.recorded_rows()
-    if "verdict" in parts:
-        for row in verdict_rows(options.trials):
-            report.add(row)
     with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        for part, row_of in (("harness", harness_row), ("validation", validation_row)):
-            if part in parts:
-                report.add(row_of(folder))
-        if "memory" in parts:
-            for row in memory_rows(folder):
-                report.add(row)
-        if "overhead" in parts:
-            for name, make in (("vit-s16", _classifier), ("llama-60m", _language_model)):
-                settings = EvaluationOptions(max_length=512 if make is _language_model else None)
-                candidate, task, data = make(folder, name)
-                report.add(overhead_row(name, candidate, task, data=data, options=settings))
-    names = {row.name for row in report.rows}
-    report.recorded = [row for row in before if row["name"] not in names]
+        for row in _rows(parts, Path(place), trials=options.trials):
+            report.add(row)
+            names = {found.name for found in report.rows}
+            report.recorded = [found for found in before if found["name"] not in names]
+            report.save()
+
+
+def _rows(parts: list[str], folder: Path, *, trials: int) -> Iterator[Row]:
+    if "verdict" in parts:
+        yield from verdict_rows(trials)
+    if "harness" in parts:
+        yield harness_row(folder)
+    if "validation" in parts:
+        yield validation_row(folder)
+    if "memory" in parts:
+        yield from memory_rows(folder)
+    if "overhead" in parts:
+        for name, make in (("vit-s16", _classifier), ("llama-60m", _language_model)):
+            settings = EvaluationOptions(max_length=512 if make is _language_model else None)
+            candidate, task, data = make(folder, name)
+            yield overhead_row(name, candidate, task, data=data, options=settings)
