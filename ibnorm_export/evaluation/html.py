@@ -13,8 +13,11 @@ from ibnorm_export.text_report import counted
 
 __all__ = ["page_verdict", "sections", "write_evaluation"]
 
-#: Rows of a table or plot of classes, and of changed answers and unreadable samples.
+#: Rows of a table or plot of classes, of the most frequent wrong answers of a candidate, of its changed answers, and of
+#: unreadable samples. On a phone, each row is a card, and there is a table for each candidate.
 _CLASSES: Final = 20
+_CONFUSIONS: Final = 10
+_CHANGED: Final = 30
 _ROWS: Final = 100
 
 #: Metrics that are drawn: the one that decides, and bits per byte or the calibration error.
@@ -58,7 +61,10 @@ def page_verdict(report: EvaluationReport) -> Verdict:
     if report.decision is Decision.FAIL:
         if not found[Decision.FAIL]:
             return Verdict(State.FAIL, "There is no result for every candidate.", reasons=report.notes)
-        summary = f"{len(found[Decision.FAIL])} of {total} lose more than the limit against {report.reference}."
+        count = len(found[Decision.FAIL])
+        summary = (
+            f"{count} of {total} {'loses' if count == 1 else 'lose'} more than the limit against {report.reference}."
+        )
         step = "See below which answers changed; export in a wider type, or quantise with other settings."
         return Verdict(State.FAIL, summary, reasons=told, next_steps=(step,))
     if not decided:
@@ -170,7 +176,7 @@ def _classes(report: EvaluationReport) -> Iterator[Section]:
             yield Section(
                 f"Most frequent wrong answers of {candidate.name}",
                 head=("truth", "answer", "samples"),
-                rows=tuple((c.truth, c.answer, str(c.count)) for c in candidate.confusions),
+                rows=tuple((c.truth, c.answer, str(c.count)) for c in candidate.confusions[:_CONFUSIONS]),
             )
 
 
@@ -194,7 +200,7 @@ def _changed(report: EvaluationReport) -> Iterator[Section]:
 
 
 def _changed_answers(candidate: CandidateResult, reference: str) -> Section:
-    listed = candidate.changed_answers[:_ROWS]
+    listed = candidate.changed_answers[:_CHANGED]
     text = f"{counted(candidate.changed, 'answer')} of {candidate.samples} differ from those of {reference}."
     if len(listed) < candidate.changed:
         text += f" The first {len(listed)} are shown; the files of results have all of them."
