@@ -130,10 +130,10 @@ def _from_disk(folder: Path) -> Iterator[None]:
 
     lm_eval's remarks on settings that a task leaves out, and the progress bars of `datasets`, are not shown.
     """
-    module = import_package("lm_eval.api.task", **_EXTRA)
-    package = import_package("datasets", **_EXTRA)
+    module: Any = import_package("lm_eval.api.task", **_EXTRA)
+    package: Any = import_package("datasets", **_EXTRA)
     settings, bars = package.config, package.utils.are_progress_bars_disabled()
-    hub = import_package("huggingface_hub.constants", **_EXTRA)
+    hub: Any = import_package("huggingface_hub.constants", **_EXTRA)
     logger = logging.getLogger("lm_eval")
     before = module.datasets, settings.HF_HUB_OFFLINE, hub.HF_HUB_OFFLINE, logger.level
     module.datasets = _LocalDatasets(module.datasets, folder.absolute())
