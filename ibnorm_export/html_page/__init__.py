@@ -1,20 +1,18 @@
 """Self-contained HTML pages: one template, one style, and plots as SVG."""
 
+from ibnorm_export.html_page.inline_svg import demand_plots, new_figure, svg
 from ibnorm_export.html_page.page import PAGE, Section, State, Verdict, render
 from ibnorm_export.html_page.plots import (
     Curve,
     Distribution,
     Point,
     curves,
-    demand_plots,
     distributions,
     dots,
     histograms,
     images,
     intervals,
-    new_figure,
     scatter,
-    svg,
     tolerance_dots,
 )
 

@@ -1,101 +1,51 @@
-"""Plots of the pages, as SVG whose colours follow the page: light, dark, or on paper."""
+"""Plots of the pages: each function draws one kind and returns it as inline SVG."""
 
 from __future__ import annotations
 
-import io
 import itertools
 import math
-import re
-import textwrap
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
-from ibnorm_export.errors import printable, shortened
-from ibnorm_export.optional_packages import demand_package, import_package
+from ibnorm_export.errors import printable
+from ibnorm_export.html_page.inline_svg import (
+    COLOURS,
+    FAIL,
+    FAIL_AREA,
+    INK,
+    MARKERS,
+    MUTED,
+    PACKAGE,
+    PAPER,
+    PASS,
+    label_of,
+    new_figure,
+    svg,
+)
+from ibnorm_export.optional_packages import import_package
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
-    "COLOURS",
-    "FAIL",
-    "MARKERS",
-    "MUTED",
-    "PASS",
     "Curve",
     "Distribution",
     "Point",
     "curves",
-    "demand_plots",
     "distributions",
     "dots",
     "histograms",
     "images",
     "intervals",
-    "new_figure",
     "scatter",
-    "svg",
     "tolerance_dots",
 ]
 
-#: Colours of the style sheet's variables: a plot is drawn with these and written with the variables.
-_VARIABLES: Final[Mapping[str, str]] = {
-    "#1d4ed8": "c1",
-    "#b45309": "c2",
-    "#0f766e": "c3",
-    "#7c3aed": "c4",
-    "#be185d": "c5",
-    "#64748b": "c6",
-    "#0369a1": "c7",
-    "#4d7c0f": "c8",
-    "#15803d": "pass",
-    "#b91c1c": "fail",
-    "#fef2f2": "fail-soft",
-    "#0f172a": "ink",
-    "#475569": "muted",
-    "#e2e8f0": "grid",
-    "#ffffff": "page",
-}
-
-#: One colour and one marker for each series, so that colour is not all that tells them apart.
-COLOURS: Final = tuple(_VARIABLES)[:8]
-MARKERS: Final = ("o", "s", "D", "^", "v", "P", "X", "*")
-PASS, FAIL, INK, MUTED, GRID, PAPER = "#15803d", "#b91c1c", "#0f172a", "#475569", "#e2e8f0", "#ffffff"
-_FAIL_AREA: Final = "#fef2f2"
-
-_STYLE: Final = {
-    "svg.hashsalt": "ibnorm-export",
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "text.color": INK,
-    "axes.labelcolor": MUTED,
-    "axes.edgecolor": MUTED,
-    "axes.linewidth": 0.8,
-    "axes.facecolor": "none",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.grid": False,
-    "grid.color": GRID,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "legend.frameon": False,
-    "figure.facecolor": "none",
-    "savefig.facecolor": "none",
-}
-
-#: Width of every figure in inches. On a phone of 390 pixels it is drawn at 0.9 of its size, so that text of 10 points
-#: (13.3 pixels) has 12 pixels.
-WIDTH: Final = 4.2
-
-#: Characters of a label, and of a label of a row, which shares the width with the plot.
-_LABEL_LIMIT: Final = 60
+#: Characters of a label of a row, which shares the width with the plot.
 _ROW_LIMIT: Final = 24
 
 #: Characters of a label beside a point, and the area that a ring adds to a circle, in square points of print.
@@ -150,76 +100,6 @@ class Point:
     area: float = 1.0
     filled: bool = True
     marked: bool = False
-
-
-#: The extra that installs matplotlib, and what needs it.
-_PLOTS: Final = {"extra": "plots", "purpose": "an HTML report"}
-
-
-def demand_plots() -> None:
-    """Check before long work that plots can be drawn.
-
-    Raises:
-        BackendUnavailable: matplotlib is not installed.
-    """
-    demand_package("matplotlib", **_PLOTS)
-
-
-@contextmanager
-def new_figure(height: float, title: str) -> Iterator[Figure]:
-    """A figure in the style of the pages while the block runs, `WIDTH` inches wide, with its title at the top left.
-
-    Args:
-        height: in inches, without the title.
-        title: the title, which is wrapped.
-
-    Raises:
-        BackendUnavailable: matplotlib is not installed.
-    """
-    figures = import_package("matplotlib.figure", **_PLOTS)
-    lines = textwrap.wrap(label_of(title), 46) or [""]
-    with import_package("matplotlib", **_PLOTS).rc_context(_STYLE):
-        figure = figures.Figure(figsize=(WIDTH, height + 0.2 * len(lines)), layout="constrained")
-        figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=11, fontweight="bold")
-        yield figure
-
-
-def svg(figure: Figure, alt: str) -> Markup:
-    """The figure as inline SVG in the colours of the page.
-
-    Args:
-        figure: a figure of `new_figure`.
-        alt: what the plot shows, for readers who do not see it.
-    """
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    for colour, name in _VARIABLES.items():
-        text = text.replace(colour, f"var(--{name})")
-    # names of groups would occur once in each plot of a page, and the page has a font
-    text = re.sub(r'<g id="[^"]*"', "<g", text)
-    text = re.sub(r"font(?:-family)?: [^;\"]*DejaVu[^;\"]*", _font, text)
-    text = re.sub(r"<metadata>.*?</metadata>\s*|<!--.*?-->\s*", "", text, flags=re.DOTALL)
-    described = escape(shortened(printable(alt), 300))
-    # trusted: matplotlib makes it from numbers and labels, and escapes the labels
-    return Markup(text.replace("<svg ", f'<svg role="img" aria-label="{described}" ', 1))
-
-
-def _font(found: re.Match[str]) -> str:
-    """A font of matplotlib without its family."""
-    size = re.search(r"[\d.]+px", found[0])
-    weight = "font-weight: bold; " if " bold " in found[0] or "700" in found[0] else ""
-    return f"{weight}font-size: {size[0]}" if size else "font-family: inherit"
-
-
-def label_of(text: str, limit: int = _LABEL_LIMIT) -> str:
-    """A label for a plot: not too long, and without what matplotlib would obey.
-
-    It takes the text between two dollar signs for TeX, and leaves labels that begin with an underscore out of a legend.
-    """
-    text = shortened(printable(text), limit).replace("$", r"\$")
-    return f" {text}" if text.startswith("_") else text
 
 
 def _row_labels(names: Sequence[str]) -> list[str]:
@@ -431,7 +311,7 @@ def tolerance_dots(
         series: percentages by the way of running, each with its own marker; NaN is not drawn.
         baseline: percentages of the baseline error, drawn in grey; empty draws none.
     """
-    lines_of = import_package("matplotlib.lines", **_PLOTS).Line2D
+    lines_of = import_package("matplotlib.lines", **PACKAGE).Line2D
     drawn = [_percent(value) for values in (*series.values(), baseline) for value in values if value == value]
     low, high = min([*drawn, 10.0]) / 2, max([*drawn, 100.0]) * 3
     legend = [(name, INK, marker) for name, marker in zip(series, itertools.cycle(MARKERS), strict=False)]
@@ -439,7 +319,7 @@ def tolerance_dots(
         axis = _rows_axis(figure, names, "error in % of the tolerance")
         axis.set_xscale("log")
         axis.set_xlim(low, high)
-        axis.axvspan(100.0, high, color=_FAIL_AREA, linewidth=0)
+        axis.axvspan(100.0, high, color=FAIL_AREA, linewidth=0)
         axis.axvline(100.0, color=FAIL, linewidth=1.2)
         if baseline:
             shown = [_percent(value) for value in baseline]
@@ -472,7 +352,7 @@ def _excesses(names: Sequence[str], series: Mapping[str, Sequence[float]]) -> st
 
 def distributions(title: str, x_label: str, *, rows: Sequence[Distribution]) -> Markup:
     """Every value as a dot, one row for each candidate; bars from p50 to p90 and to p99, as inline SVG."""
-    lines_of = import_package("matplotlib.lines", **_PLOTS).Line2D
+    lines_of = import_package("matplotlib.lines", **PACKAGE).Line2D
     with new_figure(0.9 + 0.55 * len(rows), title) as figure:
         axis = _rows_axis(figure, [row.label for row in rows], x_label)
         for y, (row, colour) in enumerate(zip(rows, itertools.cycle(COLOURS), strict=False)):
