@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -94,15 +95,76 @@ def differences(shown: tuple[str, ...], printed: str) -> list[str]:
     return missing
 
 
-def run(command: Command, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> tuple[int, str]:
-    """Run a command of a page: one of this program in this process, anything else in its own."""
+class Exports:
+    """Exports of the prepared checkpoints, each made once: several pages begin with the same command.
+
+    Args:
+        folder: where they are kept.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._printed: dict[tuple[str, ...], str] = {}
+
+    @staticmethod
+    def key(words: list[str]) -> tuple[str, ...] | None:
+        """What makes two commands the same; None if the result is not to be kept."""
+        checkpoint = words[2].replace("demo/", "checkpoints/") if len(words) > 2 else ""
+        kept = words[1:2] == ["export"] and "-o" in words and checkpoint in ("checkpoints/llama", "checkpoints/vit")
+        return (checkpoint, *words[3:]) if kept else None
+
+    def printed(self, words: list[str]) -> str | None:
+        """Put an export that was made before in its place, and return what it printed."""
+        key = self.key(words)
+        if key is None or key not in self._printed:
+            return None
+        kept = self._folder / str(list(self._printed).index(key))
+        shutil.copytree(kept, Path(words[words.index("-o") + 1]).parent, dirs_exist_ok=True)
+        return self._printed[key].replace("checkpoints/", words[2].partition("/")[0] + "/")
+
+    def keep(self, words: list[str], printed: str) -> None:
+        """Keep what a command wrote: its output, and the file of weights beside it if there is one."""
+        key, output = self.key(words), Path(words[words.index("-o") + 1]) if "-o" in words else Path()
+        if key is None:
+            return
+        kept = self._folder / str(len(self._printed))
+        kept.mkdir()
+        for path in filter(Path.exists, (output, output.with_name(f"{output.name}.data"))):
+            shutil.copytree(path, kept / path.name) if path.is_dir() else shutil.copy(path, kept)
+        self._printed[key] = printed.replace("demo/", "checkpoints/")
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory: pytest.TempPathFactory) -> Exports:
+    return Exports(tmp_path_factory.mktemp("exports"))
+
+
+def run_script(words: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """Run a script of a page in this process, which has imported PyTorch already."""
+    monkeypatch.setattr(sys, "argv", words)
+    capfd.readouterr()
+    runpy.run_path(words[0], run_name="__main__")
+    out, err = capfd.readouterr()
+    return 0, out + err
+
+
+def run(
+    command: Command, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *, exports: Exports
+) -> tuple[int, str]:
+    """Run a command of a page: one of this program or a script in this process, anything else in its own."""
     words = command.words
     if words[0] == "ibnorm-export":
+        if (before := exports.printed(words)) is not None:
+            return 0, before
         monkeypatch.setattr(sys, "argv", words)
         capfd.readouterr()
         code = main.main()
         out, err = capfd.readouterr()
+        if code == 0:
+            exports.keep(words, out + err)
         return code, out + err
+    if words[0] == "python" and words[1].endswith(".py"):
+        return run_script(words[1:], monkeypatch, capfd)
     assert words[0] in ("python", "mkdir", "cp"), f"{command.text}: give a reason why it is not run"
     words[0] = sys.executable if words[0] == "python" else words[0]
     done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=300)
@@ -110,7 +172,13 @@ def run(command: Command, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
 
 
 @pytest.mark.parametrize("page", RUN)
-def test_a_page(page: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_page(
+    page: str,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    exports: Exports,
+) -> None:
     if page in NEEDED:
         pytest.importorskip(NEEDED[page], reason=f"{page} needs {NEEDED[page]}")
     modules = set(sys.modules)
@@ -122,7 +190,7 @@ def test_a_page(page: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd:
         for command in block.commands():
             if command.text.startswith(PREPARED):
                 continue
-            code, printed = run(command, monkeypatch, capfd)
+            code, printed = run(command, monkeypatch, capfd, exports=exports)
             expected = 1 if "verdict: fail" in command.printed else 0
             assert code == expected, f"{block.where}: {command.text}\n{printed}"
             assert not differences(command.printed, printed), f"{block.where}: {command.text}\n{printed}"

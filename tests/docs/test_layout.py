@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import http.server
 import shutil
-import subprocess
-import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-from tests.docs.pages import ROOT
 
 pytest.importorskip("material", reason="mkdocs-material is not installed (make test-docs)")
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (make test-docs)")
@@ -52,15 +51,6 @@ PROBLEMS = """() => {
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("site")
-    words = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(made)]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return made
-
-
-@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     with sync_api.sync_playwright() as playwright:
         opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
@@ -68,26 +58,54 @@ def browser() -> Iterator[Any]:
         opened.close()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", WIDTHS)
-def test_every_page_can_be_read(browser: Any, site: Path, width: int, scheme: str) -> None:
-    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+@pytest.mark.parametrize(("preferred", "scheme"), [("light", "default"), ("dark", "slate")])
+def test_a_reader_gets_the_preferred_scheme(browser: Any, site: Path, preferred: str, scheme: str) -> None:
+    context = browser.new_context(color_scheme=preferred)
     page = context.new_page()
+    page.goto((site / "index.html").as_uri())
+    page.wait_for_function("document.body.dataset.mdColorScheme !== undefined")
+    assert page.evaluate("document.body.dataset.mdColorScheme") == scheme
+    context.close()
+
+
+def test_every_page_can_be_read(browser: Any, site: Path) -> None:
+    """Each page is loaded once, and then shown in both schemes and at both widths."""
+    page = browser.new_page()
     outside: list[str] = []
     page.on("request", lambda request: outside.append(request.url) if not request.url.startswith("file:") else None)
     wrong = {}
     for path in sorted(site.rglob("*.html")):
         if path.name == "404.html":
             continue
+        page.set_viewport_size({"width": WIDTHS[0], "height": 900})
         page.goto(path.as_uri())
         page.wait_for_function("document.body.dataset.mdColorScheme !== undefined")
-        expected = {"light": "default", "dark": "slate"}[scheme]
-        assert page.evaluate("document.body.dataset.mdColorScheme") == expected
-        if problems := page.evaluate(PROBLEMS):
-            wrong[path.relative_to(site).as_posix()] = problems
-    context.close()
+        for scheme in ("default", "slate"):
+            page.evaluate("scheme => { document.body.dataset.mdColorScheme = scheme; }", scheme)
+            for width in WIDTHS:
+                page.set_viewport_size({"width": width, "height": 900})
+                if problems := page.evaluate(PROBLEMS):
+                    wrong[path.relative_to(site).as_posix(), scheme, width] = problems
+    page.close()
     assert wrong == {}
     assert outside == []
+
+
+def test_the_search_finds_a_page(browser: Any, site: Path) -> None:
+    """The search box of a desk, typed into: the results are there, and name the page."""
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(site))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        page = browser.new_page(viewport={"width": 1400, "height": 900})
+        page.goto(f"http://127.0.0.1:{server.server_port}/index.html")
+        page.click(".md-search__input")
+        page.keyboard.type("triton")
+        page.wait_for_selector(".md-search-result__item a")
+        assert "serve-on-triton" in " ".join(
+            page.eval_on_selector_all(".md-search-result__item a", "links => links.map(link => link.href)")
+        )
+        page.close()
+        server.shutdown()
 
 
 def test_problems_are_found(browser: Any) -> None:
