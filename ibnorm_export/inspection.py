@@ -106,7 +106,7 @@ class FileInspection(_Inspection):
         operators: number of nodes of each op type.
         requires: the oldest version that runs the file, by runtime.
         metadata: what the export wrote about the model.
-        norms: the norms.
+        norms: the norms, with lambda and epsilon in canonical form.
     """
 
     path: str
@@ -140,7 +140,9 @@ class CheckpointInspection(_Inspection):
         default_opset: opset of an export without an explicit opset.
         source_sha256: sha256 of the weights.
         findings: what was assumed when the checkpoint was read, and what an export would warn about.
-        norms: the norms.
+        stated: the `ibnorm` section of the checkpoint as it is written, with its own convention of lambda; None for a
+            model that the user's own code builds.
+        norms: the norms, with lambda and epsilon in canonical form.
     """
 
     path: str
@@ -154,6 +156,7 @@ class CheckpointInspection(_Inspection):
     default_opset: int
     source_sha256: str
     findings: tuple[Finding, ...]
+    stated: Mapping[str, Any] | None
     norms: tuple[InspectedNorm, ...]
 
 
@@ -220,6 +223,7 @@ def inspect_checkpoint(
         CheckpointError: the checkpoint cannot be loaded.
     """
     from ibnorm_export import models
+    from ibnorm_export.models.containers import read_config
 
     model = models.load(path, factory, weights=weights)
     parameters = list(model.module.parameters())
@@ -238,6 +242,7 @@ def inspect_checkpoint(
             *(Finding("checkpoint", note, code=FindingCode.CHECKPOINT_NOTE) for note in model.notes),
             *(Finding("checkpoint", text, code=FindingCode.CHECKPOINT_WARNING) for text in model.warnings),
         ),
+        stated=None if model.section is None else read_config(Path(path))["ibnorm"],
         norms=tuple(
             InspectedNorm(module, spec.op_type, lambd=spec.lambd, epsilon=spec.epsilon)
             for module, spec in model.norms.items()

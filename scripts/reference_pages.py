@@ -406,8 +406,16 @@ def json_output() -> str:
         "Every command takes `--json`. It then prints one JSON document on standard output, and nothing else there. "
         "Progress and notes go to standard error.",
         "```text\nibnorm-export inspect CHECKPOINT --json\n```",
-        "Each document has a schema (JSON Schema, draft 2020-12). The files are below, and "
-        "`ibnorm-export schema COMMAND` prints one. Tests hold the output of every command to its schema.",
+        "Each document has a schema (JSON Schema, draft 2020-12). The files are below, `ibnorm-export schema COMMAND` "
+        'prints one, and in Python [`json_schema("COMMAND")`](python.md#json_schema) returns it. Hold what you read to '
+        "it, with the package jsonschema:",
+        "```python\nimport json\nimport pathlib\n\nimport jsonschema\nfrom ibnorm_export import json_schema\n\n"
+        'document = json.loads(pathlib.Path("verify.json").read_text())\n'
+        'jsonschema.validate(document, json_schema("verify"))\n```',
+        "Tests hold the output of every command to its schema.",
+        "`lambda` and `epsilon` of a norm are in canonical form, f(r) = g(r / lambda), whatever the "
+        "[convention](../concepts/operator.md) of the checkpoint is. `stated` of `inspect CHECKPOINT` is what it "
+        "states, as it is written.",
         "## Every document",
         table(["key", "meaning"], [(code(key), text) for key, text in _EVERY_DOCUMENT.items()]),
         "An error is a document too. Its `exit_code` is that of the command, and `error.kind` the name of the "

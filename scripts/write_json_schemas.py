@@ -221,6 +221,8 @@ def contents(define: Definitions) -> dict[str, list[Schema]]:
     define.found["Evaluation"] = closed("An evaluation.", evaluation)
     bench = {"verdict": PASS_OR_FAIL, **define.report(BenchReport)}
     define.found["Bench"] = closed("A measurement.", bench)
+    sweep = {"verdict": TEXT, **define.report(SweepReport), "evaluation": {"$ref": "#/$defs/Evaluation"}}
+    define.found["Sweep"] = closed("A sweep over forms of export.", sweep)
     explanation = dict.fromkeys(("code", "title", "meaning", "importance", "remedy", "example"), TEXT)
     parity_ref, identity_ref = {"$ref": "#/$defs/Parity"}, {"$ref": "#/$defs/NormIdentity"}
     export = {"path": TEXT, "size_bytes": WHOLE, "norms": WHOLE, "opset": WHOLE, "dtype": TEXT}
@@ -247,7 +249,7 @@ def contents(define: Definitions) -> dict[str, list[Schema]]:
         ],
         "evaluate": [
             evaluation,
-            {"verdict": TEXT, **define.report(SweepReport), "evaluation": {"$ref": "#/$defs/Evaluation"}},
+            sweep,
         ],
         "check": [
             {
@@ -292,6 +294,7 @@ def contents(define: Definitions) -> dict[str, list[Schema]]:
                 "folder": TEXT,
                 "models": listed(ANYTHING),
                 "text": ANYTHING,
+                "sweeps": listed({"$ref": "#/$defs/Sweep"}),
                 "report": TEXT,
             }
         ],

@@ -17,7 +17,10 @@ from ibnorm_export.cli.demo_app.report import write_report
 from ibnorm_export.cli.demo_app.tasks import Goal, Metric, Plan, plan
 from ibnorm_export.cli.demo_app.train import Evaluation, train
 from ibnorm_export.errors import CheckpointError
+from ibnorm_export.json_document import json_document
+from ibnorm_export.json_text import json_text
 from ibnorm_export.models.new_models import new_model
+from tests.support.json_documents import read_document
 
 
 def one_layer(name: str, text: Path | None = None) -> Plan:
@@ -54,6 +57,11 @@ def test_parity_passes_in_fp32_and_fp16(short: DemoResult) -> None:
         fp32 = model.parity[0].numeric
         assert fp32 is not None
         assert fp32.outputs[0].error <= 2e-6, "the function path at model level"
+
+
+def test_its_json_is_as_its_schema_says(short: DemoResult) -> None:
+    document = json_document("demo", {**short.to_dict(), "report": "report.html"})
+    assert read_document(json_text(document), "demo")["sweeps"]
 
 
 def test_the_verdict_follows_the_goals(short: DemoResult) -> None:
