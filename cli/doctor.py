@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ibnorm_export.cli import options
-from ibnorm_export.cli.console import finish
+from ibnorm_export.cli.console import finish, show_progress
 from ibnorm_export.errors import ExitCode
 
 
@@ -14,5 +14,6 @@ def doctor_command(as_json: options.AsJson = False) -> None:
     """
     from ibnorm_export.doctor import diagnose
 
-    diagnosis = diagnose()
+    with show_progress() as progress:
+        diagnosis = diagnose(progress=progress)
     finish(diagnosis, "doctor", as_json=as_json, then=["demo"], failure=ExitCode.UNAVAILABLE)

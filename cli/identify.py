@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ibnorm_export.cli import options
-from ibnorm_export.cli.console import finish
+from ibnorm_export.cli.console import finish, show_progress
 from ibnorm_export.errors import quoted
 from ibnorm_export.parsing import parse_json
 
@@ -85,7 +85,9 @@ def identify_command(
 
     if model is not None:
         example = None if inputs is None else read_npz(inputs, "an .npz file of plain arrays")
-        report = identify_checkpoint(target, model, inputs=example, norm_class=norm_class, weights=weights)
+        with show_progress() as progress:
+            progress("running the norms", 0, 0)
+            report = identify_checkpoint(target, model, inputs=example, norm_class=norm_class, weights=weights)
         finish(
             report,
             "identify",
@@ -94,8 +96,11 @@ def identify_command(
             then=["export", target, "-o", "MODEL.onnx", "--model", model],
         )
     else:
+        with show_progress() as progress:
+            progress("running the norm", 0, 0)
+            identity = identify(build_norm(target, built), shape=size)
         finish(
-            identify(build_norm(target, built), shape=size),
+            identity,
             "identify",
             as_json=as_json,
             then=["import", "CHECKPOINT", "-o", "FOLDER", "--norm-class", target],

@@ -82,7 +82,6 @@ def import_checkpoint_command(
     from ibnorm_export.models.importers.checkpoint_import import import_checkpoint
 
     with show_progress() as progress:
-        progress("reading the checkpoint", 0, 0)
         report = import_checkpoint(
             source,
             output,
@@ -93,6 +92,7 @@ def import_checkpoint_command(
             weights=weights,
             settings=given,
             tokenizer=tokenizer,
+            progress=progress,
         )
     if as_json:
         print_document("import", report.to_dict(), files=[source, output])

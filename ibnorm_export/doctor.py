@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ from ibnorm_export.findings.code import FindingCode
 from ibnorm_export.op import native
 from ibnorm_export.op.onnx_functions import OPSETS
 from ibnorm_export.op.spec import SCHEMA
+from ibnorm_export.progress import Progress, silent
 from ibnorm_export.runtimes.node.packages import PACKAGES, find_node, find_package
 from ibnorm_export.runtimes.tensorrt.bindings import bindings
 from ibnorm_export.runtimes.tensorrt.options import Runtime
@@ -115,21 +116,30 @@ _OPTIONAL: Final = (
 )
 
 
-def diagnose() -> Diagnosis:
-    """Check this machine, without downloading or changing anything."""
-    torch, *gpu = _torch()
-    checks = [
-        torch,
-        *_onnxruntime(),
-        _fused_kernels(),
-        Check("onnx.reference", True, found=f"onnx {version_of('onnx')}"),
-        *(part.check() for part in _OPTIONAL),
-        *_node(),
-        _triton(),
-        *_compilers(),
-        *gpu,
-        *_tensorrt(),
+def diagnose(*, progress: Progress = silent) -> Diagnosis:
+    """Check this machine, without downloading or changing anything.
+
+    Args:
+        progress: receives the progress of the work.
+    """
+    steps: list[tuple[str, Callable[[], Iterable[Check]]]] = [
+        ("PyTorch", _torch),
+        ("ONNX Runtime", _onnxruntime),
+        ("fused kernels", lambda: [_fused_kernels()]),
+        ("onnx", lambda: [Check("onnx.reference", True, found=f"onnx {version_of('onnx')}")]),
+        *((part.name, lambda part=part: [part.check()]) for part in _OPTIONAL),
+        ("Node", _node),
+        ("Triton", lambda: [_triton()]),
+        ("compilers", _compilers),
+        ("TensorRT", _tensorrt),
     ]
+    found: dict[str, list[Check]] = {}
+    for done, (name, check) in enumerate(steps):
+        progress(f"checking {name}", done, len(steps))
+        found[name] = list(check())
+    torch, *gpu = found.pop("PyTorch")
+    tensorrt = found.pop("TensorRT")
+    checks = [torch, *(one for group in found.values() for one in group), *gpu, *tensorrt]
     return Diagnosis(tuple(checks), environment())
 
 

@@ -26,6 +26,7 @@ from ibnorm_export.models.importers.source import Conversion, TrainingSource, st
 from ibnorm_export.models.loading import load
 from ibnorm_export.models.registry import FAMILIES, find_family
 from ibnorm_export.op.spec import Grouping, IBNormSpec, NormConfig, NormKind
+from ibnorm_export.progress import Progress, silent
 
 __all__ = ["import_checkpoint"]
 
@@ -47,6 +48,7 @@ def import_checkpoint(
     weights: str | None = None,
     settings: Mapping[str, Any] | None = None,
     tokenizer: str | Path | None = None,
+    progress: Progress = silent,
 ) -> ImportReport:
     """Turn the checkpoint of a training code into a folder that `load` and every command take.
 
@@ -65,6 +67,7 @@ def import_checkpoint(
         weights: "raw" or "ema", for a checkpoint that has both.
         settings: settings of the model that the checkpoint does not state, by the training code's names.
         tokenizer: a tokenizer.json, its folder, or nanoGPT's meta.pkl.
+        progress: receives the progress of the work.
 
     Returns:
         What was mapped; `print(report)` shows it.
@@ -74,13 +77,16 @@ def import_checkpoint(
         BackendUnavailable: timm is not installed.
     """
     kind = choice(ImportKind, kind, name="kind", error=CheckpointError)
+    progress("reading the checkpoint", 0, 3)
     read = read_source(Path(source), weights=weights, settings=settings or {})
     kind, read = recognise(read, kind)
+    progress("reading the norms", 1, 3)
     reader, by_class = choose_reader(read, norm=norm, norm_class=norm_class, norm_args=norm_args or {})
     conversion, norms = _convert(read, kind, reader=reader)
     if by_class is not None:
         note = f"norms were built as {by_class.describe()}"
         conversion = replace(conversion, notes=(*conversion.notes, note))
+    progress("writing and loading the folder", 2, 3)
     with import_folder(Path(output)) as folder:
         report = _write(
             read,
