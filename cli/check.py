@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ibnorm_export.cli import options
-from ibnorm_export.cli.console import finish, out, print_document, print_next, show_progress
+from ibnorm_export.cli.console import Verbosity, err, finish, out, print_document, print_next, show_progress
 from ibnorm_export.verifier.options import InputCoverage
+
+if TYPE_CHECKING:
+    from ibnorm_export.gate.case import Case
 
 
 def check_command(
@@ -60,5 +63,11 @@ def check_command(
     from ibnorm_export.gate.run import check
 
     with show_progress() as progress:
-        report = check(config, coverage=coverage, progress=progress)
+        report = check(config, coverage=coverage, progress=progress, on_case=_print_case)
     finish(report, "check", as_json=as_json, files=[config], then=["package", "MODEL.onnx", "-o", "repository"])
+
+
+def _print_case(case: Case) -> None:
+    """Print a line about a case that is decided, where there is no terminal and so no bar; layers have none."""
+    if not err.is_terminal and err.verbosity > Verbosity.QUIET and not case.suite.endswith(".layers"):
+        err.print(f"{case.seconds:6.1f} s  {case.suite}  {case.name}: {case.outcome.value}", style="dim")

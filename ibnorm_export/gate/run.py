@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,6 +38,7 @@ def check(
     *,
     coverage: InputCoverage | str | None = None,
     progress: Progress = silent,
+    on_case: Callable[[Case], None] | None = None,
 ) -> CheckReport:
     """Do everything that a check.toml requests, and write the reports into its results folder.
 
@@ -46,6 +48,7 @@ def check(
         path_or_config: the file, or the result of `read_check_config`.
         coverage: "full" or "fast" for every comparison; None takes it from the file.
         progress: receives the progress of the work.
+        on_case: called once with each case when it is decided, while the others are still running.
 
     Returns:
         A report that is true if no case is red; it lists the files that were written.
@@ -64,14 +67,15 @@ def check(
     except OSError as error:
         raise IBNormError(f"cannot create the folder {config.results}: {error.strerror or error}") from error
     check_report_files(config.results)
-    cases: list[Case] = []
+    cases = _Cases(on_case)
     parity: dict[str, ParityReport] = {}
     prepared: dict[str, Prepared] = {}
     for entry in config.export:
         with attempt(cases, suite=entry.name, name="export and parity"):
             ready = _prepare(entry, config.results, cases=cases, progress=progress)
             for compared in compare_on_backends(entry, ready.model, exported=ready.exported, progress=progress):
-                cases += compared.cases
+                for case in compared.cases:
+                    cases.append(case)
                 if compared.report is not None:
                     parity[parity_key(entry.name, compared.backend)] = compared.report
             prepared[entry.name] = ready
@@ -94,6 +98,23 @@ def check(
         seconds=time.perf_counter() - start,
     )
     return write_report_files(report, config.results)
+
+
+class _Cases(list[Case]):
+    """Cases that are reported when they are added.
+
+    Args:
+        on_case: called with each; None reports nothing.
+    """
+
+    def __init__(self, on_case: Callable[[Case], None] | None) -> None:
+        super().__init__()
+        self._on_case = on_case
+
+    def append(self, case: Case) -> None:
+        super().append(case)
+        if self._on_case is not None:
+            self._on_case(case)
 
 
 def _with_coverage(config: CheckConfig, coverage: InputCoverage) -> CheckConfig:

@@ -90,7 +90,9 @@ rounds = 8
 
 def test_an_export_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
     path = written(tmp_path, START + START.replace('"m"', '"n"'))
-    report = check(path)
+    seen: list[str] = []
+    report = check(path, on_case=lambda case: seen.append(case.suite))
+    assert seen == ["m", "n"], "each case is told once"
     assert not report.passed
     assert report.config == str(path)
     assert [case.outcome for case in report.cases] == [Outcome.ERROR, Outcome.ERROR]
