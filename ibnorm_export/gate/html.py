@@ -57,11 +57,11 @@ def write_page(report: CheckReport, path: Path) -> None:
 
 
 def _causes(report: CheckReport) -> list[list[Case]]:
-    """Red cases grouped by what their messages state, the largest group first."""
+    """Red cases grouped by what their messages state: first what is wrong in a file itself, then the largest group."""
     groups: dict[tuple[str | None, str], list[Case]] = {}
     for case in report.red:
         groups.setdefault((case.code, _PARTICULAR.sub("", case.message)), []).append(case)
-    return sorted(groups.values(), key=len, reverse=True)
+    return sorted(groups.values(), key=lambda group: (not group[0].suite.endswith(".static"), -len(group)))
 
 
 def page_verdict(report: CheckReport) -> Verdict:

@@ -99,7 +99,7 @@ def next_steps(report: ParityReport) -> tuple[str, ...]:
     if report.static is not None and report.static.findings:
         steps.append(
             "The file does not hold what the checkpoint holds. Check that both belong together; then write the file "
-            f"again: `ibnorm-export export {report.checkpoint} {report.model}`."
+            f"again: `ibnorm-export export {report.checkpoint} -o {report.model}`."
         )
     if numeric is not None and not numeric and numeric.layers is None:
         command = f"ibnorm-export verify {report.model} {report.checkpoint} --layers"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ibnorm_export.findings.code import FindingCode
 from ibnorm_export.gate.case import Case, Outcome
 from ibnorm_export.gate.html import page_verdict
 from ibnorm_export.gate.report import CheckReport
@@ -28,6 +29,13 @@ def test_failures_that_differ_in_numbers_are_one_reason() -> None:
         "m.ort-cpu, output 0: relative error 0e-3, tolerance 1e-6. The same in 2 other cases.",
         "m.ort-cpu, x: no such file",
     )
+
+
+def test_what_is_wrong_in_the_file_comes_first() -> None:
+    outputs = [case(f"output {i}", Outcome.FAIL, "relative error 1, tolerance 1e-6") for i in range(3)]
+    static = Case("m.static", "norm a", outcome=Outcome.FAIL, message="lambd is 2", code=FindingCode.NORM_DIFFERS)
+    reasons = page_verdict(report_of(*outputs, static)).reasons
+    assert reasons[0] == f"m.static, norm a: lambd is 2 [{FindingCode.NORM_DIFFERS}]"
 
 
 def test_a_case_that_is_undecided_is_shown_as_such() -> None:
