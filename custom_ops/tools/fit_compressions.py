@@ -3,8 +3,20 @@
 
     python custom_ops/tools/fit_compressions.py
 
-prints both sets of coefficients and the error of the float32 evaluation, in units in the last
-place of the exact result, over every magnitude that a float32 can have. It only needs NumPy.
+prints all coefficients and the error of the float32 evaluation, in units in the last place of the
+exact result: of the forms for every t, over every magnitude that a float32 can have, and of the near
+forms over their range. It only needs NumPy.
+
+Near forms, for packs of small |t|:
+
+    log1p(a) = a + a^2 P(a) / Q(a), 0 <= a <= 2        tanh(t) = t + t^3 P(t^2) / Q(t^2), |t| <= 3/2
+
+The sum comes last, so a tiny argument loses no digit, and the rounding of the quotient counts for little. The
+nearest branch point or pole, -1 and +-i pi/2, is close, so a quotient of degree 2 over 3 in a (1 over 2
+in t^2) is as good as a polynomial of degree 10 or more. It costs one division, which works beside the
+multipliers.
+
+The forms for every t:
 
 log1p(a), a >= 0. With k chosen so that (1 + a) / 2^k lies in [2/3, 4/3),
 
@@ -26,12 +38,15 @@ With n = round(z / ln 2) and r = z - n ln 2 (ln 2 as one float is off by 2e-9, w
 reduces the error of e by 2 / (e + 2). So this form has an error near 1 ulp, where a direct rational
 approximation t N(t^2) / M(t^2) has 6 ulp near |t| = 8.
 
-Rows in half precision use shorter polynomials, two coefficients fewer in P and one in Q.
+Rows in half precision use shorter polynomials.
 
-Fits: Lawson's iteration (reweighted least squares) on a Chebyshev grid.
+Fits: Lawson's iteration (reweighted least squares) on a Chebyshev grid. For a quotient, each step
+linearises it around the last denominator (Sanathanan and Koerner, 1963).
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 
@@ -39,6 +54,8 @@ F32 = np.float32
 LOG_DEGREES = (7, 5)  # float32, half precision
 EXP_DEGREES = (4, 3)
 TANH_LIMIT = 18.04
+NEAR_LOG = ((2.0, 3, 3), (3.0, 2, 3))  # limit of a, degrees of P and Q; float32, half precision
+NEAR_TANH = ((1.5, 2, 2), (2.5, 2, 2))  # limit of |t|, degrees in t^2
 
 
 def _grid(low: float, high: float, count: int) -> np.ndarray:
@@ -98,6 +115,32 @@ def fit_exp(degree: int) -> np.ndarray:
     return _lawson(basis, (exact - r) / exact)
 
 
+def fit_quotient(
+    exact: Callable[[np.ndarray], np.ndarray], high: float, *, degrees: tuple[int, int]
+) -> list[np.ndarray]:
+    """P and Q, lowest power first: exact(u) = 1 + u P(u) / Q(u) on [0, high], and Q(0) = 1."""
+    u = np.asarray(_grid(0.0, high, 2001), dtype=np.float64)
+    u = u[u > high * 1e-6]
+    goal, scaled = exact(u), u / high
+    above, below = (np.stack([scaled**i for i in range(1, degree + 1)], axis=1) for degree in degrees)
+    weight, denominator, least = np.ones_like(u), np.ones_like(u), np.inf
+    best: list[np.ndarray] = []
+    for _ in range(120):
+        row = np.sqrt(weight) / (denominator * goal)
+        basis = np.concatenate([above, -goal[:, None] * below], axis=1)
+        x = np.linalg.lstsq(basis * row[:, None], (goal - 1) * row, rcond=None)[0]
+        p, q = x[: degrees[0]], x[degrees[0] :]
+        error = np.abs((1 + above @ p) / (1 + below @ q) / goal - 1)
+        if error.max() < least:
+            least = error.max()
+            whole = [np.concatenate([[1.0], c / high ** np.arange(1, len(c) + 1)]) for c in (p, q)]
+            best = [np.append(whole[0], np.zeros(len(q) - len(p)))[1:] - whole[1][1:], whole[1]]
+        denominator = np.abs(1 + below @ q)
+        weight = np.maximum(weight * (error / error.max() + 1e-12), 1e-14 * weight.max())
+        weight /= weight.max()
+    return best
+
+
 def fma(a: np.ndarray, b: np.ndarray, c: np.ndarray | np.float32) -> np.ndarray:
     return (a.astype(np.float64) * b + c).astype(F32)  # product exact in float64: one visible rounding, nearly always
 
@@ -128,6 +171,14 @@ def eval_tanh(t: np.ndarray, q: np.ndarray) -> np.ndarray:
     return e / (e + F32(2))
 
 
+def eval_near_log(a: np.ndarray, p: np.ndarray, *, q: np.ndarray) -> np.ndarray:
+    return fma(a * a, horner(a, p) / horner(a, q), a)
+
+
+def eval_near_tanh(t: np.ndarray, p: np.ndarray, *, q: np.ndarray) -> np.ndarray:
+    return fma(t * (t * t), horner(t * t, p) / horner(t * t, q), t)
+
+
 def worst_ulp(found: np.ndarray, exact: np.ndarray) -> tuple[float, float]:
     error = np.abs(found.astype(np.float64) - exact.astype(np.float64)) / np.spacing(exact.astype(F32)).astype(
         np.float64
@@ -135,7 +186,28 @@ def worst_ulp(found: np.ndarray, exact: np.ndarray) -> tuple[float, float]:
     return float(error.max()), float(np.sqrt((error**2).mean()))
 
 
+def near_forms() -> None:
+    """Print the coefficients of the near forms and their errors."""
+    for use, log, tanh in zip(("float32", "half precision"), NEAR_LOG, NEAR_TANH, strict=True):
+        for name, fitted, limit in (
+            ("near log1p", fit_quotient(lambda u: np.log1p(u) / u, log[0], degrees=log[1:]), log[0]),
+            (
+                "near tanh",
+                fit_quotient(lambda u: np.tanh(np.sqrt(u)) / np.sqrt(u), tanh[0] ** 2, degrees=tanh[1:]),
+                tanh[0],
+            ),
+        ):
+            p, q = (c.astype(F32) for c in fitted)
+            for letter, coefficients in (("P", p), ("Q", q)):
+                print(use, name, letter, ", ".join(f"{float(c).hex()}F" for c in coefficients))
+            values = np.linspace(1e-6, limit, 4_000_001).astype(F32)
+            exact, evaluate = (np.log1p, eval_near_log) if "log" in name else (np.tanh, eval_near_tanh)
+            error = worst_ulp(evaluate(values, p, q=q), exact(values.astype(np.longdouble)))
+            print("{}, {}: worst {:.2f} ulp, rms {:.2f}".format(use, name, *error))
+
+
 def main() -> None:
+    near_forms()
     bits = np.linspace(0x00000001, 0x7E9FFFFF, 6_000_001).astype(np.uint32)
     every = bits.view(F32)
     dense = np.linspace(1e-3, 12, 4_000_001).astype(F32)

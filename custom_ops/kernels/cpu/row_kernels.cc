@@ -5,8 +5,8 @@
 //!   2. c = g((x - mean) / lambd), with its mean and mean square
 //!   3. y = scale * (c - mean(c)) / sqrt(var(c) + epsilon) + bias
 //! mean(c^2) - mean(c)^2 is accurate to a bit as long as it is at least mean(c)^2. That is nearly always
-//! true, because g is odd and x - mean has mean 0. Where it is not (one value far outside), another pass
-//! computes the rest of the mean and the squares around it.
+//! true, because g is odd and x - mean has mean 0. Then y is one multiply-add of c before scale and bias. Where
+//! it is not (one value far outside), another pass subtracts the mean of c from every c first.
 //!
 //! The sum of x adds a few vectors in float and continues in double. This makes the mean of equal values
 //! exact, so that such a row becomes exactly `bias`. It also matters for tanh, which turns the sign of a
@@ -63,9 +63,9 @@ struct Row {
   double total;  // sum of the values that are normalised
   float mean;
   float mean_rest;  // t = (x - mean) * factor - mean_rest
-  float c_mean;
+  float c_mean;  // subtracted from c where c is computed again; mostly 0
   float inverse;
-  float offset;  // y = scale * ((c - c_mean) * inverse + offset) + bias
+  float offset;  // y = scale * (c * inverse + offset) + bias
 };
 
 template <class T, Compression kCompression, bool kSkip, bool kFits>
@@ -116,7 +116,7 @@ struct Kernel {
   //! c after pass 2.
   IBNORM_INLINE Pack again(const Row& row, std::int64_t i, int n) const {
     if constexpr (kFits) return load_c(row, i, n);
-    return compressed(row, source(row, i, n));
+    return subtract(compressed(row, source(row, i, n)), row.c_mean);
   }
 
   static IBNORM_INLINE Pack keep_columns(const Pack& a, int n) {
@@ -157,7 +157,7 @@ struct Kernel {
 
   //! Pass 3 on one pack.
   IBNORM_INLINE void finish(const Row& row, const Pack& c, std::int64_t i, int n) const {
-    const Pack unit = fma(subtract(c, row.c_mean), row.inverse, row.offset);
+    const Pack unit = fma(c, row.inverse, row.offset);
     write(row.y + i * T::kSize, fma(unit, affine(scale, i, n), affine(bias, i, n)), n);
   }
 
@@ -181,36 +181,35 @@ struct Kernel {
     Sum sum;
     Sum squares;
     for_packs(cols, [&](std::int64_t i, int n) IBNORM_FLAT {
-      const Pack x = source(row, i, n);
-      Pack last_c = {};
-      if (kFits && last.x != nullptr) last_c = load_c(last, i, n);
-      const Pack c = keep_columns(compressed(row, x), n);
+      if (kFits && last.x != nullptr) finish(last, load_c(last, i, n), i, n);
+      const Pack c = keep_columns(compressed(row, source(row, i, n)), n);
       if constexpr (kFits) store_c(row, c, i, n);
       if (kFits && next.x != nullptr) total.add(read(next, i, n), n);
-      if (kFits && last.x != nullptr) finish(last, last_c, i, n);
       sum.add(c, n);
-      squares.add(multiply(c, c), n);
+      squares.add_squares(c, n);
     });
 
     next_row->total = total.total();
     double c_mean = sum.total() / count;
-    row.c_mean = static_cast<float>(c_mean);
     double variance = squares.total() / count - c_mean * c_mean;
+    row.c_mean = 0.0F;
     if (c_mean * c_mean > variance) {
+      const float near_mean = static_cast<float>(c_mean);
       DoubleSum rest;
       DoubleSum around;
       for_packs(cols, [&](std::int64_t i, int n) IBNORM_FLAT {
-        const Pack e = keep_columns(subtract(again(row, i, n), row.c_mean), n);
+        const Pack e = keep_columns(subtract(again(row, i, n), near_mean), n);
+        if constexpr (kFits) store_c(row, e, i, n);
         rest.add(e, n);
-        around.add(multiply(e, e), n);
+        around.add_squares(e, n);
       });
-      const double mean_rest = rest.total() / count;
-      c_mean = static_cast<double>(row.c_mean) + mean_rest;
-      variance = around.total() / count - mean_rest * mean_rest;
+      c_mean = rest.total() / count;
+      variance = around.total() / count - c_mean * c_mean;
+      row.c_mean = near_mean;
     }
     const double inverse = 1.0 / __builtin_sqrt(variance + epsilon);
     row.inverse = mean - mean == 0.0 ? static_cast<float>(inverse) : __builtin_nanf("");
-    row.offset = static_cast<float>((static_cast<double>(row.c_mean) - c_mean) * inverse);
+    row.offset = static_cast<float>(-c_mean * inverse);
     *this_row = row;
   }
 };
@@ -227,7 +226,7 @@ void run_rows(const Problem& p, std::int64_t row_begin, std::int64_t row_end, bo
       p.cols,
       stream,
       p.cols * T::kSize / 2,  // less is too late, and more is evicted from an L1 cache of 32 KiB
-      argument_factor<kCompression>(p.lambd),
+      1.0F / p.lambd,
       static_cast<double>(p.epsilon),
       reinterpret_cast<char*>(kept_x)};
   // c is written into y where y stays in the cache. Otherwise rows use the same buffer in turn.

@@ -62,18 +62,21 @@ IBNORM_INLINE Vec fma(Vec a, Vec b, Vec c) {
 #endif
 }
 
+//! |a|.
+IBNORM_INLINE Vec magnitude(Vec a) { return (Vec)((Bits)a & 0x7FFFFFFFU); }
+
 //! |a|, at most limit. NaN becomes a number; callers detect NaN by other means.
 IBNORM_INLINE Vec magnitude_at_most(Vec a, float limit) {
 #if defined(__AVX512DQ__)
   return _mm512_range_ps(a, splat(limit), 2 /* the lesser magnitude */ | 8 /* sign cleared */);
 #else
-  const Vec magnitude = (Vec)((Bits)a & 0x7FFFFFFFU);
+  const Vec size = magnitude(a);
 #if defined(__AVX2__)
-  return _mm256_min_ps(magnitude, splat(limit));
+  return _mm256_min_ps(size, splat(limit));
 #elif defined(__aarch64__)
-  return (Vec)vminq_f32((float32x4_t)magnitude, (float32x4_t)splat(limit));
+  return (Vec)vminq_f32((float32x4_t)size, (float32x4_t)splat(limit));
 #else
-  return magnitude < splat(limit) ? magnitude : splat(limit);
+  return size < splat(limit) ? size : splat(limit);
 #endif
 #endif
 }
@@ -87,6 +90,38 @@ IBNORM_INLINE Vec with_sign(Vec a, Vec sign) {
   return (Vec)vbslq_u32(vdupq_n_u32(0x80000000U), (uint32x4_t)sign, (uint32x4_t)a);
 #else
   return (Vec)((Bits)a | ((Bits)sign & 0x80000000U));
+#endif
+}
+
+//! The larger of two numbers; NaN may be lost.
+IBNORM_INLINE Vec larger(Vec a, Vec b) {
+#if defined(__AVX512F__)
+  return _mm512_max_ps(a, b);
+#elif defined(__AVX2__)
+  return _mm256_max_ps(a, b);
+#elif defined(__SSE2__)
+  return _mm_max_ps(a, b);
+#elif defined(__aarch64__)
+  return (Vec)vmaxq_f32((float32x4_t)a, (float32x4_t)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
+//! Whether a lane is above the limit.
+IBNORM_INLINE bool any_above(Vec a, float limit) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask(a, splat(limit), _CMP_GT_OQ) != 0;
+#elif defined(__AVX2__)
+  return _mm256_movemask_ps(_mm256_cmp_ps(a, splat(limit), _CMP_GT_OQ)) != 0;
+#elif defined(__SSE2__)
+  return _mm_movemask_ps(_mm_cmpgt_ps(a, splat(limit))) != 0;
+#elif defined(__aarch64__)
+  return vmaxvq_f32((float32x4_t)a) > limit;
+#else
+  bool found = false;
+  for (int i = 0; i < kWidth; ++i) found |= a[i] > limit;
+  return found;
 #endif
 }
 
@@ -171,6 +206,14 @@ IBNORM_INLINE Pack polynomial(const Pack& x, const float (&c)[kCount]) {
   return sum;
 }
 
+//! Whether a lane of a pack is above the limit.
+IBNORM_INLINE bool any_above(Pack a, float limit) {
+#pragma GCC unroll 4
+  for (int half = kVectors / 2; half > 0; half /= 2)
+    for (int u = 0; u < half; ++u) a.v[u] = larger(a.v[u], a.v[u + half]);
+  return any_above(a.v[0], limit);
+}
+
 // -- sums ----------------------------------------------------------------------------------------
 
 //! The lower or upper half of the lanes, in double.
@@ -188,6 +231,22 @@ IBNORM_INLINE Doubles widen_half(Vec a) {
 #endif
 }
 
+//! The sum of the lanes.
+IBNORM_INLINE double sum_lanes(Doubles a) {
+#if defined(__AVX512F__)
+  __m256d halves[2];  // through memory: GCC 12 warns of its own intrinsic for this (its bug 105593)
+  std::memcpy(halves, &a, sizeof halves);
+  const __m256d four = halves[0] + halves[1];
+  const __m128d two = _mm256_castpd256_pd128(four) + _mm256_extractf128_pd(four, 1);
+  return two[0] + two[1];
+#elif defined(__AVX2__)
+  const __m128d two = _mm256_castpd256_pd128(a) + _mm256_extractf128_pd(a, 1);
+  return two[0] + two[1];
+#else
+  return a[0] + a[1];
+#endif
+}
+
 //! The sum of the vectors of a pack, in float. It is exact where all lanes are equal, because each partial
 //! sum is a power of two times a lane.
 IBNORM_INLINE Vec sum_vectors(Pack a) {
@@ -195,6 +254,14 @@ IBNORM_INLINE Vec sum_vectors(Pack a) {
   for (int half = kVectors / 2; half > 0; half /= 2)
     for (int u = 0; u < half; ++u) a.v[u] += a.v[u + half];
   return a.v[0];
+}
+
+//! The sum of the squares of the vectors of a pack.
+IBNORM_INLINE Vec sum_squares(const Pack& a) {
+  Vec sum = a.v[0] * a.v[0];
+#pragma GCC unroll 4
+  for (int u = 1; u < kVectors; ++u) sum = fma(a.v[u], a.v[u], sum);
+  return sum;
 }
 
 //! A sum of packs of n columns, in double.
@@ -213,13 +280,10 @@ struct DoubleSum {
     for (const Vec& v : a.v) add(v);
   }
 
+  IBNORM_INLINE void add_squares(const Pack& a, int) { add(sum_squares(a)); }
+
   IBNORM_INLINE double total() const {
-    const Doubles both = low + high;
-    double lanes[kWidth / 2];
-    std::memcpy(lanes, &both, sizeof lanes);
-    for (int half = kWidth / 4; half > 0; half /= 2)
-      for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-    return lanes[0];
+    return sum_lanes(low + high);
   }
 };
 
@@ -228,6 +292,8 @@ struct FloatSum {
   Vec lanes = {};
 
   IBNORM_INLINE void add(const Pack& a, int) { lanes += sum_vectors(a); }
+
+  IBNORM_INLINE void add_squares(const Pack& a, int) { lanes += sum_squares(a); }
 
   IBNORM_INLINE double total() const {
     DoubleSum sum;

@@ -30,6 +30,7 @@ REGIMES = [
     (16.0, 1e-6, 1e-2, 0.0, 5e-7),
     (0.5, 1e-6, 1.0, 10.0, 1e-5),
     (4.0, 1e-6, 100.0, 1000.0, 1e-5),
+    (1.0, 1e-5, 0.8, 0.0, 5e-7),  # packs on both sides of the range of the near forms
 ]
 
 
