@@ -83,6 +83,10 @@ def bench_command(
         TableFormat | None,
         typer.Option("--format", show_default="text", help="Print the table of latencies in this form only."),
     ] = None,
+    loading: Annotated[
+        bool,
+        typer.Option("--loading", help="Also report what it takes to load the file: session, first pass and memory."),
+    ] = False,
     seed: options.Seed = 0,
     kernels: options.KernelChoice = Kernels.AUTO,
     require_fused: options.RequireFused = False,
@@ -124,6 +128,8 @@ def bench_command(
     from ibnorm_export.benchmark.table import bench_table
     from ibnorm_export.models.loading import load
 
+    if loading and generates_text(model_file):
+        raise typer.BadParameter(f"--loading does not apply to {model_file}, a folder that generates text")
     if (save_baseline is not None or model is not None) and backend == Backend.ORT_CPU and generates_text(model_file):
         raise typer.BadParameter(
             f"--save-baseline and --model do not apply to {model_file}, a folder that generates text"
@@ -139,6 +145,7 @@ def bench_command(
         provider=provider,
         npm=npm,
         require_fused=require_fused,
+        loading=3 if loading else 0,
         generation=GenerationOptions(_counts(prompts, "--prompts"), _counts(batches, "--batches")),
     )
     task = Task.TEXT_GENERATION if model is None and generates_text(model_file) else Task.FORWARD

@@ -15,6 +15,7 @@ from ibnorm_export.artifacts.loaded_model import LoadedModel, torch_dtype
 from ibnorm_export.artifacts.random_inputs import draw_inputs
 from ibnorm_export.artifacts.tensors import DType, default_length
 from ibnorm_export.benchmark.generation import bench_generation, generates_text
+from ibnorm_export.benchmark.loading import measure_loading
 from ibnorm_export.benchmark.measure import measure
 from ibnorm_export.benchmark.options import BACKEND_CANDIDATES, TORCH_CANDIDATES, BenchOptions
 from ibnorm_export.benchmark.reference_load import REFERENCE_LOAD, ReferenceLoad
@@ -100,10 +101,27 @@ def bench_forward(
     from ibnorm_export.runtimes.norm_executions import norm_executions
 
     library = fused_library(options.backend, options.kernels)
-    return replace(report, norms=norm_executions(exported, inputs, library=library, backend=options.backend))
+    report = replace(report, norms=norm_executions(exported, inputs, library=library, backend=options.backend))
+    if options.loading == 0:
+        return report
+    return replace(
+        report,
+        loading=measure_loading(
+            exported.path,
+            inputs,
+            name=options.backend,
+            threads=options.thread_count,
+            library=library,
+            processes=options.loading,
+        ),
+    )
 
 
 def _require_runnable(exported: ExportedModel, *, options: BenchOptions, length: int) -> None:
+    if options.loading and (options.backend != Backend.ORT_CPU or options.provider is not None):
+        raise IBNormError(
+            f"loading can only be measured with backend {Backend.ORT_CPU} and without another execution provider"
+        )
     if options.backend == Backend.ORT_CPU and exported.dtype == DType.BF16:
         raise BackendUnavailable(
             "ONNX Runtime has no bfloat16 kernels on the CPU (MatMul among them), so this model cannot be timed "

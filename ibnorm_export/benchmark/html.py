@@ -10,7 +10,16 @@ import numpy as np
 from markupsafe import Markup
 
 from ibnorm_export.benchmark.baseline import BaselineComparison
-from ibnorm_export.benchmark.report import BenchReport, GenerationReport, Latency, Ratio, speed_up, three_digits
+from ibnorm_export.benchmark.loading import LOADING_COLUMNS
+from ibnorm_export.benchmark.report import (
+    BenchReport,
+    GenerationReport,
+    Latency,
+    Ratio,
+    loading_rows,
+    speed_up,
+    three_digits,
+)
 from ibnorm_export.benchmark.statistics import CONFIDENCE, Decision
 from ibnorm_export.html_page import Curve, Distribution, Section, State, Verdict, curves, distributions, dots, render
 from ibnorm_export.runtimes.norm_executions import norms_summary
@@ -33,6 +42,8 @@ def write_bench(report: BenchReport | GenerationReport, path: str | Path) -> Pat
     verdict, shown = None, [_generation(report)] if isinstance(report, GenerationReport) else []
     if isinstance(report, BenchReport):
         shown = [latency_section(report, "Latency")]
+        if report.loading:
+            shown.append(_loading(report))
         if report.norms:
             shown.append(_norms(report))
         if report.require_fused:
@@ -99,6 +110,14 @@ def latency_plot(title: str, latencies: Sequence[Latency]) -> Markup:
     """Times of every candidate as distributions."""
     rows = [Distribution(x.name, x.round_ms, (x.p50_ms, x.p90_ms, x.p99_ms)) for x in latencies]
     return distributions(title, "ms", rows=rows)
+
+
+def _loading(report: BenchReport) -> Section:
+    text = (
+        "Each row is the median of fresh processes. Prepacking copies weights into the layout that the kernels prefer: "
+        "a pass is faster, the session takes longer and holds more memory.",
+    )
+    return Section("Loading", text, head=LOADING_COLUMNS, rows=tuple(loading_rows(report.loading)))
 
 
 def _norms(report: BenchReport) -> Section:

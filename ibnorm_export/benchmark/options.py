@@ -134,6 +134,8 @@ class BenchOptions:
         require_fused: the report fails unless every norm ran as a fused kernel.
         timing: see `Timing`; None means `TRTEXEC` for TensorRT, and the defaults for other backends.
         generation: what to measure of a model that generates text.
+        loading: number of fresh processes that load the file, with prepacked weights and as many without, for backend
+            "ort-cpu"; 0 does not measure loading.
     """
 
     backend: str = Backend.ORT_CPU
@@ -149,11 +151,12 @@ class BenchOptions:
     require_fused: bool = False
     timing: Timing | None = None
     generation: GenerationOptions = field(default_factory=GenerationOptions)
+    loading: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "backend", choice(Backend, self.backend, name="backend"))
         object.__setattr__(self, "kernels", choice(Kernels, self.kernels, name="kernels"))
-        for name, least in (("rounds", 1), ("seed", 0)):
+        for name, least in (("rounds", 1), ("seed", 0), ("loading", 0)):
             object.__setattr__(self, name, whole_number(getattr(self, name), name=name, least=least))
         if self.threads is not None:
             hint = ", or None for the cores that this process may use"

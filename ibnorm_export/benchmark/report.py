@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, field
 from typing import Any, Final
 
+from ibnorm_export.benchmark.loading import LOADING_COLUMNS, Loading
 from ibnorm_export.benchmark.options import GenerationOptions
 from ibnorm_export.benchmark.statistics import CONFIDENCE, Spread
 from ibnorm_export.runtimes.norm_executions import NormExecution, norms_summary
@@ -20,6 +21,7 @@ __all__ = [
     "GenerationTiming",
     "Latency",
     "Ratio",
+    "loading_rows",
     "ratio_text",
     "speed_up",
     "three_digits",
@@ -51,6 +53,18 @@ def ratio_text(ratio: float) -> str:
     if 0.0 < ratio < 0.1:
         return f"{ratio:.3g}, {1.0 / ratio:.3g} times faster"
     return f"{ratio:.3g}, {ratio:.3g} times slower" if ratio > 10.0 else f"{ratio:.2f}"
+
+
+def loading_rows(loadings: Sequence[Loading]) -> list[tuple[str, ...]]:
+    """The rows of the table of loading."""
+    return [
+        (
+            x.name,
+            *map(three_digits, (x.session_ms, x.first_pass_ms)),
+            *("" if mb is None else f"{mb:.0f}" for mb in (x.held_mb, x.peak_mb)),
+        )
+        for x in loadings
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +119,7 @@ class BenchReport(Report):
         require_fused: whether the report fails unless every norm ran as a fused kernel.
         precision: type of the file's activations and, if they are quantised, of its weights.
         input_types: element type of each input, by name.
+        loading: what it takes to load the file, if that was measured.
     """
 
     inputs: Mapping[str, tuple[int, ...]]
@@ -121,6 +136,7 @@ class BenchReport(Report):
     require_fused: bool = False
     precision: str = ""
     input_types: Mapping[str, str] = field(default_factory=dict)
+    loading: tuple[Loading, ...] = ()
 
     @property
     def kernels(self) -> str:
@@ -144,6 +160,8 @@ class BenchReport(Report):
             for x in self.latencies
         ]
         lines = [text_table(title, LATENCY_COLUMNS, rows=rows)]
+        if self.loading:
+            lines.append(text_table("in a fresh process", LOADING_COLUMNS, rows=loading_rows(self.loading)))
         if "processor" in self.environment:
             lines.append(
                 f"machine: {self.environment['processor']}, {self.environment.get('usable_cores')} usable cores"

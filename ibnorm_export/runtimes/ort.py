@@ -67,17 +67,22 @@ class MissingKernelError(ModelFileError):
     """The types of a model agree, but the runtime has no kernel for an operator in one of them."""
 
 
-def session_options(threads: int | None, profile: Path | None, *, spins: bool = True) -> ort.SessionOptions:
+def session_options(
+    threads: int | None, profile: Path | None, *, spins: bool = True, prepacks: bool = True
+) -> ort.SessionOptions:
     """Make the options of a session.
 
     Args:
         threads: number of threads; None is the runtime's default, or fewer where the process may use fewer cores.
         profile: prefix of the profile that the session writes; None writes no profile.
         spins: whether threads without work spin for a while, which is fast and takes processor time from others.
+        prepacks: whether weights are copied into the layout that the kernels prefer, which is fast and takes memory.
     """
     options = ort.SessionOptions()
     if not spins:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if not prepacks:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     threads = default_threads() if threads is None else threads
     if threads is not None:
         options.intra_op_num_threads = threads
@@ -134,7 +139,7 @@ class OrtRunner:
         library: fused kernels to register; None runs the norms as functions.
         profile: prefix of the file to which `end_profile` writes the session's profile; None writes no profile.
         level: optimisation level, a key of `LEVELS`; models are served at the default.
-        spins: as in `session_options`.
+        spins, prepacks: as in `session_options`.
         provider: an execution provider to use where it can run a node, e.g. "OpenVINOExecutionProvider"; the others run
             on the CPU.
 
@@ -154,9 +159,10 @@ class OrtRunner:
         profile: Path | None = None,
         level: str = "all",
         spins: bool = True,
+        prepacks: bool = True,
         provider: str | None = None,
     ) -> None:
-        options = session_options(threads, profile, spins=spins)
+        options = session_options(threads, profile, spins=spins, prepacks=prepacks)
         self._session = open_session(source, options, library=library, providers=_providers(provider), level=level)
         if provider is not None and provider not in self._session.get_providers():  # the runtime only warns
             raise BackendUnavailable(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,21 @@ def test_options_are_checked_before_any_work(values: dict[str, int]) -> None:
 def test_a_backend_without_fused_kernels_does_not_ignore_the_option(exported_vit: ExportedModel) -> None:
     with pytest.raises(IBNormError, match="backend reference cannot run the fused kernels"):
         bench(exported_vit, options=BenchOptions("reference", Kernels.FUSED, rounds=1))
+
+
+def test_loading_is_measured_in_fresh_processes(exported_vit: ExportedModel, tmp_path: Path) -> None:
+    report = bench(exported_vit, options=replace(QUICK, loading=1))
+    assert isinstance(report, BenchReport)
+    assert [(loading.name, loading.prepacked) for loading in report.loading] == [
+        ("ort-cpu", True),
+        ("ort-cpu, not prepacked", False),
+    ]
+    for loading in report.loading:
+        assert 0.0 < loading.session_ms < 60_000.0
+        assert 0.0 < loading.first_pass_ms < 60_000.0
+        assert loading.held_mb is None or 0.0 < loading.held_mb <= (loading.peak_mb or 0.0)
+        assert loading.name in str(report)
+    assert report.to_dict()["loading"][1]["prepacked"] is False
+    assert bench(exported_vit, options=QUICK).loading == ()  # type: ignore[union-attr]  # a file has a BenchReport
+    with pytest.raises(IBNormError, match="loading can only be measured with backend ort-cpu"):
+        bench(exported_vit, options=replace(QUICK, backend="reference", loading=1))

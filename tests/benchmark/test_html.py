@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from ibnorm_export.benchmark.html import speed_up, write_bench
+from ibnorm_export.benchmark.loading import Loading
 from ibnorm_export.benchmark.report import BenchReport, Latency, Ratio
 
 pytest.importorskip("matplotlib", reason="the extra `plots` is not installed")
@@ -47,3 +49,12 @@ def test_a_benchmark_judges_nothing_unless_fused_kernels_were_demanded(tmp_path:
     text = write_bench(report(require_fused=True), tmp_path / "b.html").read_text(encoding="utf-8")
     assert 'class="verdict fail"' in text
     assert "It is not known whether a norm ran as a fused kernel." in text
+
+
+def test_loading_has_a_table_of_its_own(tmp_path: Path) -> None:
+    loading = Loading("ort-cpu", True, session_ms=12.34, first_pass_ms=5.678, held_mb=90.1, peak_mb=None)
+    measured = replace(report(require_fused=False), loading=(loading,))
+    text = write_bench(measured, tmp_path / "b.html").read_text(encoding="utf-8")
+    for shown in ("Loading", "session ms", "12.3", "5.68", "90"):
+        assert shown in text
+    assert "session ms" not in write_bench(report(require_fused=False), tmp_path / "b.html").read_text(encoding="utf-8")
