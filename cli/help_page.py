@@ -57,7 +57,16 @@ PANELS: Final = {
         *("--alpha", "--kernel-width", "--max-ratio", "--temperature", "--top-p", "--max-new-tokens", "--max-steps"),
     ),
     "Speed": (
-        *("--kernels", "--require-fused", "--fuse-skip", "--threads", "--rounds", "--max-batch", "--max-queue"),
+        *(
+            "--kernels",
+            "--require-fused",
+            "--fuse-skip",
+            "--threads",
+            "--rounds",
+            "--loading",
+            "--max-batch",
+            "--max-queue",
+        ),
         *("--queue-timeout", "--queue-delay", "--instances", "--workspace"),
     ),
     "Runtime": (

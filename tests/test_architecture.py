@@ -262,6 +262,7 @@ UNLIMITED = re.compile(
 TRUSTED = {
     "parsing": "checks sizes and depths",
     "benchmark.fresh_process": "this package, in the process that started it",
+    "benchmark.loading": "this package, in the process that started it",
     "graph.cleanup": "torch.onnx, a moment before",
     "models.containers.safe_pickle": "anybody; it interprets a pickle itself, with an allow-list",
     "op.native": "the library whose code is loaded in the same line",
