@@ -20,6 +20,7 @@ from ibnorm_export.runtimes.node.packages import PACKAGES, find_node, find_packa
 from ibnorm_export.runtimes.tensorrt.bindings import bindings
 from ibnorm_export.runtimes.tensorrt.options import Runtime
 from ibnorm_export.serving.triton.binary import find_triton
+from ibnorm_export.serving.triton.containers import server_runtime
 from ibnorm_export.text_report import Report
 
 __all__ = ["Check", "Diagnosis", "diagnose"]
@@ -225,7 +226,9 @@ def _triton() -> Check:
     except BackendUnavailable as error:
         found, _, remedy = str(error).partition(": ")
         return Check("Triton server (serve)", False, found=found, remedy=remedy, code=FindingCode.NO_TRITON)
-    return Check("Triton server (serve)", True, found=str(binary.path))
+    runtime = server_runtime(binary)
+    found = f"{binary.path}, ONNX Runtime {runtime}" if runtime else str(binary.path)
+    return Check("Triton server (serve)", True, found=found)
 
 
 def _compilers() -> list[Check]:

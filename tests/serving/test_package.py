@@ -64,6 +64,12 @@ def test_a_text_folder_becomes_a_model_of_one_step(
     caches = [item for item in config.input if item.name.startswith("past_key_values.")]
     assert caches
     assert all(item.dims[-1] > 0 for item in caches)
+    readme = (made.path / "README.md").read_text(encoding="utf-8")
+    if form == "static":  # TensorScatter
+        assert "tritonserver:26.07-py3" in made.start
+        assert "needs ONNX Runtime 1.25 or later, which containers have from 26.07 on" in readme
+    else:
+        assert "No container up to 26.07 has it (1.27.0)" in readme
 
 
 @pytest.mark.parametrize("dtype", [DType.FP32, DType.FP16])

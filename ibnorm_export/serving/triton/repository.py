@@ -31,12 +31,14 @@ from ibnorm_export.op import native
 from ibnorm_export.runtimes.tensorrt.description import EngineDescription, check_plan, read_description
 from ibnorm_export.runtimes.tensorrt.options import NormRoute, Runtime
 from ibnorm_export.serving.triton.config import ModelConfig, TritonLimits, batch_axis, config_text
+from ibnorm_export.serving.triton.containers import CONTAINERS, Container, container_for
 from ibnorm_export.serving.triton.options import PackagedNorms, PackageOptions, RepositoryFormat, TritonBackend
 from ibnorm_export.serving.triton.warmup import warmup_file, warmup_inputs
 
 __all__ = ["Package", "package"]
 
-IMAGE: Final = "nvcr.io/nvidia/tritonserver:25.10-py3"
+#: The container for what runs in every one of them, and for a plan, which must have the TensorRT that built it.
+_USUAL: Final = next(container for container in CONTAINERS if container.name == "25.10")
 _PLAN_FILE: Final = "model.plan"
 
 
@@ -289,11 +291,19 @@ def _manifest(contents: _Contents) -> dict[str, Any]:
     }
 
 
+def _container(contents: _Contents) -> Container:
+    """The usual container, or a newer one where the model needs it; the newest if no known one runs the model."""
+    if contents.plan is not None:
+        return _USUAL
+    oldest = container_for(contents.model) or CONTAINERS[-1]
+    return max(oldest, _USUAL, key=CONTAINERS.index)
+
+
 def _start_command(contents: _Contents) -> str:
     options, library = contents.options, contents.library
     lines = [
         f"docker run --rm {'--gpus=all ' if options.gpu or options.plan else ''}-p 127.0.0.1:8000-8002:8000-8002",
-        f'-v "$PWD:{options.root}:ro" {IMAGE}',
+        f'-v "$PWD:{options.root}:ro" {_container(contents).image}',
         f"tritonserver --model-repository={options.root}",
     ]
     if contents.plan is not None and library is not None:
@@ -307,7 +317,8 @@ def _write_documents(folder: Path, contents: _Contents, *, start: str) -> None:
         "model": contents.model,
         "oldest": required_versions(contents.model)[ONNX_RUNTIME],
         "start": start,
-        "image": IMAGE,
+        "container": _container(contents),
+        "first_container": container_for(contents.model),
         "limits": contents.limits,
         "name": contents.name,
         "models": contents.norms,

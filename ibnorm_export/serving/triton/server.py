@@ -21,6 +21,7 @@ from ibnorm_export.errors import IBNormError
 from ibnorm_export.serving.options import ServeOptions
 from ibnorm_export.serving.ports import bound_socket
 from ibnorm_export.serving.triton.binary import TritonBinary, backend_folder, find_triton, python_environment
+from ibnorm_export.serving.triton.containers import check_models
 from ibnorm_export.serving.triton.staging import check_repository, stage_repository
 
 __all__ = ["TritonServer", "triton_server"]
@@ -122,13 +123,14 @@ def triton_server(repository: str | Path, options: ServeOptions | None = None) -
 
     Raises:
         ModelFileError: the repository is incomplete or changed, or its library cannot be loaded on this machine.
-        BackendUnavailable: there is no tritonserver.
+        BackendUnavailable: there is no tritonserver, or its ONNX Runtime is too old for a model.
         IBNormError: a port is in use, or the server ends before it is ready; the message quotes its log.
     """
     options = _choose_ports(ServeOptions() if options is None else options)
     repository = Path(repository).resolve()
     check_repository(repository)
     binary = find_triton()
+    check_models(repository, binary)
     with tempfile.TemporaryDirectory(prefix="ibnorm-triton.") as scratch:
         folder = Path(scratch)
         log = folder / "log" if options.log is None else options.log
