@@ -44,6 +44,7 @@ SUITES = {
     "training_checkpoints": "Checkpoints of eight training codes, written by their own functions, through `import`.",
     "strangers_path": "Training codes with norm classes of their own, from training to serving, by commands only.",
     "runtimes": "Files in every form, in every runtime that is there, against PyTorch in float64.",
+    "transformers_js": "Every architecture that transformers.js takes, in Node, against a stranger's module.",
     "browser_page": "The example page in a headless Chromium: time until it is ready, and tokens/s.",
     "gpu_check": "Kernels, plugin and bandwidth on a GPU in one call, or on the CPU emulator.",
     "cuda_races": "Proofs that the CUDA kernels have no data race.",

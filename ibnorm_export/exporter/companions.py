@@ -1,4 +1,4 @@
-"""The files of a language model besides its weights.
+"""The files of a model that reads texts besides its weights.
 
 This module imports neither PyTorch's exporter nor onnxscript, so verification does not wait for them.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from ibnorm_export.artifacts.loaded_model import LoadedModel
-from ibnorm_export.artifacts.tokenizer import TOKENIZER_FILES, FolderTokenizer
+from ibnorm_export.artifacts.tokenizer import TOKENIZER_FILES, FolderTokenizer, read_json
 
 __all__ = ["COMPANION_FILES", "TRANSFORMERS_JS", "companions", "copy_companions"]
 
@@ -27,6 +27,12 @@ def companions(model: LoadedModel) -> dict[str, Path]:
     return {name: source / name for name in COMPANION_FILES if (source / name).is_file()}
 
 
+def _vocabulary(source: Path) -> int | None:
+    """The number of tokens that an encoder's config.json states, if it does."""
+    size = read_json(source / "config.json").get("vocab_size")
+    return size if type(size) is int else None
+
+
 def copy_companions(model: LoadedModel, folder: Path) -> None:
     """Copy the checkpoint's configuration to `folder`, and its tokenizer if it has one.
 
@@ -35,6 +41,6 @@ def copy_companions(model: LoadedModel, folder: Path) -> None:
     """
     source = Path(model.source)
     if (source / "tokenizer.json").is_file():
-        FolderTokenizer(source, model.vocabulary)
+        FolderTokenizer(source, model.vocabulary or _vocabulary(source))
     for name, file in companions(model).items():
         shutil.copyfile(file, folder / name)

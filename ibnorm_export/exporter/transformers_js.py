@@ -59,14 +59,32 @@ DTYPES: Final = {WeightType.FP32: "fp32", WeightType.FP16: "fp16", WeightType.IN
 
 #: The values of `model_type` with which transformers.js was seen to give what Python gives, and their tasks.
 MODEL_TYPES: Final = {
-    "gpt2": Task.TEXT_GENERATION,
-    "llama": Task.TEXT_GENERATION,
-    "mistral": Task.TEXT_GENERATION,
-    "phi3": Task.TEXT_GENERATION,
-    "qwen2": Task.TEXT_GENERATION,
-    "vit": Task.FORWARD,
+    **dict.fromkeys(
+        (
+            "bloom",
+            "gemma",
+            "gemma2",
+            "gemma3_text",
+            "gpt2",
+            "gpt_neox",
+            "llama",
+            "mistral",
+            "olmo2",
+            "opt",
+            "phi3",
+            "qwen2",
+            "qwen3",
+        ),
+        Task.TEXT_GENERATION,
+    ),
+    **dict.fromkeys(
+        ("bert", "distilbert", "electra", "modernbert", "roberta", "convnext", "deit", "resnet", "swin", "vit"),
+        Task.FORWARD,
+    ),
 }
 
+#: Why others that it knows are refused.
+_REFUSED: Final = {"falcon": "it starts Falcon without the inputs of the cache (transformers.js 4.3.2)"}
 
 #: How images become inputs; a copy of the checkpoint's.
 _PREPROCESSOR: Final = "preprocessor_config.json"
@@ -89,10 +107,11 @@ def web_task(checkpoint: str | Path) -> Task:
     """
     model_type = _config(Path(checkpoint)).get("model_type")
     if not isinstance(model_type, str) or model_type not in MODEL_TYPES:
+        why = f": {_REFUSED[model_type]}" if isinstance(model_type, str) and model_type in _REFUSED else ""
         raise ExportError(
             f"--target transformers.js takes only a model_type of {', '.join(MODEL_TYPES)}; that of "
-            f"{checkpoint}/config.json is {quoted(model_type)}. Export with --target portable, and run the file with "
-            "onnxruntime-web or onnxruntime-node"
+            f"{checkpoint}/config.json is {quoted(model_type)}{why}. Export with --target portable, and run the file "
+            "with onnxruntime-web or onnxruntime-node"
         )
     return MODEL_TYPES[model_type]
 

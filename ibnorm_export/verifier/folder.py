@@ -45,7 +45,7 @@ _FIXED: Final = (
 
 
 def with_folder(report: StaticReport, exported: ExportedModel, *, model: LoadedModel) -> StaticReport:
-    """The static verdict with that about the folder of a language model, if the file is in one.
+    """The static verdict with that about the folder of a language model or for transformers.js, if the file is in one.
 
     Args:
         report: the verdict about the file itself.
@@ -57,7 +57,7 @@ def with_folder(report: StaticReport, exported: ExportedModel, *, model: LoadedM
     web = exported.metadata.target is Target.TRANSFORMERS_JS
     if web:  # its models are in a folder of their own, and have other names
         folder = folder.parent
-    if model.task is not Task.TEXT_GENERATION or not (web or exported.path.name == MODEL_FILE):
+    if not web and (model.task is not Task.TEXT_GENERATION or exported.path.name != MODEL_FILE):
         return report
     if not genai and not any((folder / name).is_file() for name in COMPANION_FILES):
         note = "there is no configuration or tokenizer next to the file, so only the model was verified"

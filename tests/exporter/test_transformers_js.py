@@ -44,8 +44,11 @@ def test_a_model_that_transformers_js_does_not_know(tmp_path: Path) -> None:
         task_of("transformers.js", checkpoint=tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "nobody"}', encoding="utf-8")
     with pytest.raises(
-        ExportError, match=r"takes only a model_type of gpt2, llama, mistral, phi3, qwen2, vit; .* is .nobody.*-web"
+        ExportError, match=r"takes only a model_type of bloom, gemma, .*, vit; that of .* is 'nobody'\. Export .*-web"
     ):
+        task_of("transformers.js", checkpoint=tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "falcon"}', encoding="utf-8")
+    with pytest.raises(ExportError, match=r"is 'falcon': it starts Falcon without the inputs of the cache"):
         task_of("transformers.js", checkpoint=tmp_path)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +13,12 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 from tokenizers import Tokenizer
 
-from ibnorm_export import ExportedModel, ExportOptions, IBNormSpec, LoadedModel, export, load, verify
-from ibnorm_export.artifacts.tokenizer import write_byte_tokenizer
-from tests.support.checkpoints import LLAMA, save_checkpoint
+from ibnorm_export import ExportedModel, LoadedModel, verify
+from tests.support.web_architectures import export_for_web, job_of, relative_error
+from tests.support.web_architectures import in_node as run_jobs
 from tests.targets.conftest import PREPROCESSOR, WebModel
 from tests.targets.greedy import continued, in_onnxruntime, in_pytorch
 
-SCRIPT = Path(__file__).with_name("transformers.cjs")
 FILES = {"fp32": "model.onnx", "fp16": "model_fp16.onnx", "q8": "model_quantized.onnx", "q4": "model_q4.onnx"}
 PROMPT = "The import"
 IDS = list(PROMPT.encode())
@@ -45,12 +42,9 @@ class Case:
 
 def in_node(modules: Path, web: WebModel, job: dict[str, Any], *, dtypes: list[str]) -> Case:
     """Run a job in Node for each type of weights."""
-    file = web.folder.parent / "jobs.json"
     listed = [{"folder": str(web.folder), "dtype": dtype, **job} for dtype in dtypes]
-    file.write_text(json.dumps(listed), encoding="utf-8")
-    done = subprocess.run(["node", SCRIPT, modules, file], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return Case(web.model, web.folder, dict(zip(dtypes, json.loads(done.stdout), strict=True)))
+    results = run_jobs(modules, listed, file=web.folder.parent / "jobs.json")
+    return Case(web.model, web.folder, dict(zip(dtypes, results, strict=True)))
 
 
 def error(found: list[float], truth: NDArray[Any]) -> float:
@@ -83,20 +77,13 @@ def test_the_same_text_as_onnxruntime(text: Case, dtype: str) -> None:
     assert error(found["logits"], logits(IDS).astype(np.float64)) <= 2 * FP32
 
 
-@pytest.mark.parametrize("name", ["mistral", "phi3", "qwen2"])
-def test_other_architectures_write_the_same_text(name: str, node_folder: Path, tmp_path: Path) -> None:
-    config = {**LLAMA, "model_type": name, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 255}
-    if name == "phi3":
-        config["original_max_position_embeddings"] = config["max_position_embeddings"]
-    checkpoint = save_checkpoint(tmp_path / name, config, IBNormSpec("L", 4.0, epsilon=1e-5, bias=False), seed=1)
-    write_byte_tokenizer(checkpoint)
-    model = load(checkpoint, task="text-generation")
-    export(model, tmp_path / "web", target="transformers.js", options=[ExportOptions()])
-    job = {"prompt": PROMPT, "tokens": NEW_TOKENS}
-    found = in_node(node_folder, WebModel(model, tmp_path / "web"), job, dtypes=["fp32"]).results["fp32"]
-    logits = in_pytorch(model)
-    assert found["ids"] == continued(logits, IDS, tokens=NEW_TOKENS)
-    assert error(found["logits"], logits(IDS)) <= FP32
+def test_other_architectures_compute_the_same(node_folder: Path, tmp_path: Path) -> None:
+    """`python -m benchmarks.run transformers_js` runs all of them."""
+    names = ("gemma", "phi3", "roberta", "swin")
+    modules = {name: export_for_web(name, tmp_path) for name in names}
+    found = run_jobs(node_folder, [job_of(name, tmp_path) for name in names], file=tmp_path / "jobs.json")
+    for (name, module), result in zip(modules.items(), found, strict=True):
+        assert relative_error(name, module, result) <= FP32, (name, result)
 
 
 def test_half_precision_is_near(text: Case) -> None:
