@@ -15,8 +15,10 @@ from benchmarks.suites.runtimes_page import between_marks, table
 from benchmarks.suites.runtimes_worker import largest_error
 
 
-def row(model: str, outcome: dict[str, Any], *, form: str = "default", version: str = "1.9.0") -> dict[str, Any]:
-    case = Case(model, form, folder=Path(), limit=2e-6)
+def row(
+    model: str, outcome: dict[str, Any], *, form: str = "default", version: str = "1.9.0", limit: float = 2e-6
+) -> dict[str, Any]:
+    case = Case(model, form, folder=Path(), limit=limit)
     return row_of(case, outcome, runtime="onnxruntime", version=version).to_dict()
 
 
@@ -49,6 +51,18 @@ def test_the_table_names_what_is_wrong_and_why_files_are_refused() -> None:
         "Reasons of refusals:",
         "",
         "1. no \\| operator",
+    ]
+
+
+def test_an_error_that_pytorch_explains_is_shown_with_pytorchs() -> None:
+    rows = [
+        row("ViT", {"error": 1e-3}, form="fp16", limit=2e-3),
+        row("GPT-2", {"error": 2.34e-3}, form="fp16", limit=6e-3),
+        row("GPT-2", {"error": 6.1e-3}, form="fp16", version="1.10.0", limit=6e-3),
+    ]
+    assert table(rows).splitlines()[2:] == [
+        "| ONNX Runtime 1.9.0 | 2.3e-03 (PyTorch 3.0e-03) |",
+        "| ONNX Runtime 1.10.0 | **wrong: 6e-03** |",
     ]
 
 
