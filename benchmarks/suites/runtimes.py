@@ -1,13 +1,15 @@
 """Files of four tiny models in every form, run in every runtime that is there, against PyTorch in float64.
 
-Runtimes are the package's own backends (--npm for Node), and environments: folders of --environments with bin/python,
-whose name is a runtime of runtimes_worker.py and a version, such as onnxruntime-1.18.1. `make runtimes` installs
-some of ONNX Runtime. Rows of runtimes that do not run now stay as they were recorded. `runtimes_page` writes the table.
+Runtimes are the package's own backends (--npm for Node), WebGPU in Chromium, and environments: folders of
+--environments with bin/python, whose name is a runtime of runtimes_worker.py and a version, such as
+onnxruntime-1.18.1. `make runtimes` installs some of ONNX Runtime. Rows of runtimes that do not run now stay as they
+were recorded. `runtimes_page` writes the table.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 import re
@@ -23,6 +25,8 @@ import numpy as np
 from benchmarks.report import Report
 from benchmarks.rows import Figure, Row, Target
 from benchmarks.suites.runtimes_cases import FORMS, MODELS, Case, limit_of, make_cases
+from benchmarks.suites.runtimes_webgpu import RUNTIME as WEBGPU
+from benchmarks.suites.runtimes_webgpu import package_version, run_webgpu
 from benchmarks.suites.runtimes_worker import largest_error
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.environment import version_of
@@ -155,9 +159,10 @@ def measure(options: argparse.Namespace, report: Report) -> None:
     """Export the files, and run them in every runtime."""
     recorded = {row["name"]: row for row in report.recorded_rows()}
     others = environments(options.environments)
-    chosen = options.runtimes if options.runtimes is not None else [*OWN, *others]
-    if unknown := set(chosen) - {*OWN, *others}:
-        raise SystemExit(f"runtimes: there is no {', '.join(sorted(unknown))}; there are {', '.join([*OWN, *others])}")
+    known = [*OWN, WEBGPU, *others]
+    chosen = options.runtimes if options.runtimes is not None else known
+    if unknown := set(chosen) - set(known):
+        raise SystemExit(f"runtimes: there is no {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.cases or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
@@ -172,28 +177,33 @@ def measure(options: argparse.Namespace, report: Report) -> None:
 def _measure_one(
     name: str, cases: Sequence[Case], *, others: dict[str, tuple[str, str, Path]], npm: Path | None, report: Report
 ) -> None:
-    run: Callable[[], Iterator[tuple[Case, Outcome]]]
+    run: Callable[[list[Case]], Iterator[tuple[Case, Outcome]]]
+    try:
+        runtime, version, run = _chosen(name, others=others, npm=npm)
+    except BackendUnavailable as error:
+        print(f"{name}: not run: {error}", file=sys.stderr)
+        return
+    if name in others and runtime in _READ_NO_FUNCTIONS:
+        cases = [case for case in cases if FORMS[case.form].expanded]
+    cases = [case for case in cases if FORMS[case.form].runs_on(runtime, version)]
+    refused = ((case, {"refuses": case.refusal}) for case in cases if case.refusal)
+    for case, outcome in itertools.chain(refused, run([case for case in cases if not case.refusal])):
+        report.add(row_of(case, outcome, runtime=runtime, version=version))
+
+
+def _chosen(
+    name: str, *, others: dict[str, tuple[str, str, Path]], npm: Path | None
+) -> tuple[str, str, Callable[[list[Case]], Iterator[tuple[Case, Outcome]]]]:
+    """The runtime's name in the table, its version, and what runs files in it.
+
+    Raises:
+        BackendUnavailable: a package that it needs is not installed.
+    """
     if name in others:
         runtime, version, python = others[name]
-
-        if runtime in _READ_NO_FUNCTIONS:
-            cases = [case for case in cases if FORMS[case.form].expanded]
-        cases = [case for case in cases if FORMS[case.form].runs_on(runtime, version)]
-
-        def run() -> Iterator[tuple[Case, Outcome]]:
-            return run_environment(python, runtime, [case for case in cases if not case.refusal])
-    else:
-        backend = Backend(name)
-        try:
-            runtime, version = backend.value, _own_version(backend, npm)
-        except BackendUnavailable as error:
-            print(f"{name}: not run: {error}", file=sys.stderr)
-            return
-        cases = [case for case in cases if FORMS[case.form].runs_on(runtime, version)]
-
-        def run() -> Iterator[tuple[Case, Outcome]]:
-            return run_backend(backend, [case for case in cases if not case.refusal], npm=npm)
-
-    refused = ((case, {"refuses": case.refusal}) for case in cases if case.refusal)
-    for case, outcome in itertools.chain(refused, run()):
-        report.add(row_of(case, outcome, runtime=runtime, version=version))
+        return runtime, version, functools.partial(run_environment, python, runtime)
+    if name == WEBGPU:
+        version = package_version(npm)
+        return WEBGPU, version, functools.partial(run_webgpu, npm=npm or Path())
+    backend = Backend(name)
+    return backend.value, _own_version(backend, npm), functools.partial(run_backend, backend, npm=npm)

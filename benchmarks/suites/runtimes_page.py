@@ -10,6 +10,7 @@ from typing import Any
 
 from benchmarks.suites import tools
 from benchmarks.suites.runtimes_cases import FORMS, HALF_LIMIT, MODELS, OVER_PYTORCH, VARIANTS
+from benchmarks.suites.runtimes_webgpu import RUNTIME as WEBGPU
 from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.runtimes.runner import Backend
 
@@ -22,6 +23,7 @@ TITLES = {
     Backend.REFERENCE: "onnx.reference",
     Backend.ORT_NODE: "onnxruntime-node",
     Backend.ORT_WEB: "onnxruntime-web (WASM)",
+    WEBGPU: "onnxruntime-web (WebGPU, emulated)",
     Backend.OPENVINO: "OpenVINO (--backend openvino)",
     "openvino": "OpenVINO, precision f32",
     "openvino-default": "OpenVINO, its own defaults",
