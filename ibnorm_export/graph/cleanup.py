@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import ast
 import contextlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 import onnxscript.optimizer
-import onnxscript.rewriter
 from numpy.typing import NDArray
 from onnxscript.rewriter import onnx_fusions
 
 from ibnorm_export.errors import ExportError
+from ibnorm_export.graph.standard_rules import apply_standard_rules
+from ibnorm_export.graph.weight_tensors import WeightTensor
 from ibnorm_export.op import onnx_functions as onnx_op
 from ibnorm_export.op.spec import DOMAIN
 
@@ -60,8 +61,16 @@ def constant(graph: ir.Graph, name: str, *, array: NDArray[Any]) -> ir.Value:
     return value
 
 
-def _transposed(matrix: ir.TensorProtocol, name: str) -> Callable[[], ir.TensorProtocol]:
-    return lambda: ir.Tensor(np.ascontiguousarray(matrix.numpy().T), name=name)
+def _transposed(matrix: ir.TensorProtocol, name: str) -> ir.TensorProtocol:
+    """The transpose of a matrix, which exists only while it is written."""
+    if isinstance(matrix, WeightTensor):
+        return matrix.transpose(name)
+    shape = ir.Shape(reversed(matrix.shape.numpy()))
+
+    def transpose() -> ir.TensorProtocol:
+        return ir.Tensor(np.ascontiguousarray(matrix.numpy().T), name=name)
+
+    return ir.LazyTensor(transpose, dtype=matrix.dtype, shape=shape, name=name)
 
 
 def transpose_weights(graph: ir.Graph, *, tied_once: bool = False) -> None:
@@ -87,8 +96,7 @@ def transpose_weights(graph: ir.Graph, *, tied_once: bool = False) -> None:
         if source.name not in transposed:
             name, matrix = f"{source.name}.T", source.const_value
             shape = ir.Shape(reversed(source.shape.numpy()))
-            # Lazy: the transposed copy exists only while it is written.
-            lazy = ir.LazyTensor(_transposed(matrix, name), dtype=source.dtype, shape=shape, name=name)
+            lazy = _transposed(matrix, name)
             value = ir.Value(name=name, shape=shape, type=ir.TensorType(source.dtype), const_value=lazy)
             graph.register_initializer(value)
             transposed[source.name] = value
@@ -186,7 +194,7 @@ def simplify(model: ir.Model, weights: set[str]) -> None:
     with _weights_unknown(model.graph, weights):
         for _ in range(2):
             onnxscript.optimizer.fold_constants(model, onnx_shape_inference=True)
-            onnxscript.rewriter.rewrite(model)
+            apply_standard_rules(model)
             _fuse_standard(model)
             passes.RemoveUnusedNodesPass()(model)
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
