@@ -99,6 +99,8 @@ class LoadedModel:
         vocabulary: number of tokens of a language model that was loaded for text generation; else 0.
         max_positions: the longest sequence of a language model, in tokens; 0 if that is unknown.
         arguments: how `forward` is called, as far as the inputs do not show it; see `ModelMetadata.arguments`.
+        blocks: path of a list of blocks of `module`, of which a model with fewer can be made by cutting the list and
+            setting `module.config.num_hidden_layers`; "" if that is not known.
         norms: the spec of every IBNorm by module path; empty if all norms are of another kind, as in a baseline.
     """
 
@@ -123,6 +125,7 @@ class LoadedModel:
     vocabulary: int = 0
     max_positions: int = 0
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    blocks: str = ""
     norms: Mapping[str, IBNormSpec] = field(init=False)
 
     def __post_init__(self) -> None:

@@ -28,6 +28,7 @@ class Family(abc.ABC):
         outputs: names of the exported outputs.
         attention: transformers' name of the attention implementation; "eager" for an architecture without attention.
         presets: sizes from the paper, as settings of config.json.
+        blocks: path of the list of equal blocks, so that an export need not trace each of them; "" if there is none.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Family(abc.ABC):
     outputs: tuple[str, ...] = ("logits",)
     attention: str = "sdpa"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    blocks: str = ""
 
     @property
     @abc.abstractmethod

@@ -31,6 +31,7 @@ class GPT2(CausalFamily):
     """`GPT2LMHeadModel`, with the inputs and outputs of `CausalFamily`."""
 
     name = "gpt2"
+    blocks = "transformer.h"
     opset = 23  # see Llama
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "124m": _preset(768, 12, layers=12),

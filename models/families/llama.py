@@ -62,6 +62,7 @@ class Llama(CausalFamily):
     """`LlamaForCausalLM`, with the inputs and outputs of `CausalFamily`."""
 
     name = "llama"
+    blocks = "model.layers"
     # From opset 23, Attention and RotaryEmbedding are standard operators. At 18 and 20, the exported attention differs
     # from PyTorch on rows that are completely masked.
     opset = 23

@@ -38,6 +38,7 @@ class ViT(Family):
     """`ViTForImageClassification`: pixel_values -> logits."""
 
     name = "vit"
+    blocks = "vit.layers"
     # The first with Gelu, for older runtimes; 23 is faster on a CPU (benchmarks/results/model_cpu.json).
     opset = 20
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {

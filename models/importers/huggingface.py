@@ -214,4 +214,5 @@ def _family_model(
         section=norms.to_config(),
         warnings=nonfinite_warnings(model),
         max_positions=family.longest(model),
+        blocks=family.blocks,
     )

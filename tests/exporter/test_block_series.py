@@ -1,0 +1,109 @@
+"""A model of equal blocks is traced as one with two and one with three; the file is that of a whole trace."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx.helper
+import onnx_ir as ir
+import pytest
+from torch import nn
+
+from ibnorm_export import IBNormSpec, models
+from ibnorm_export.artifacts.loaded_model import LoadedModel
+from ibnorm_export.exporter import block_series
+from ibnorm_export.exporter.options import ExportOptions
+from ibnorm_export.exporter.single_file import build
+from ibnorm_export.graph.repeated_blocks import NotASeriesError, lay_out
+
+SPEC = IBNormSpec("L", 4.0, epsilon=1e-5, bias=False)
+SIZES: dict[str, dict[str, Any]] = {
+    "llama": {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2},
+    "gpt2": {"n_embd": 32, "n_head": 4, "n_inner": 48, "n_positions": 64},
+    "vit": {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "image_size": 16, "patch_size": 8},
+}
+BLOCKS = 5
+
+
+def _load(family: str, folder: Path) -> LoadedModel:
+    sizes = {**SIZES[family], "n_layer" if family == "gpt2" else "num_hidden_layers": BLOCKS}
+    if family != "vit":
+        sizes["vocab_size"] = 64
+    if family == "gpt2":
+        sizes |= {"bos_token_id": 0, "eos_token_id": 0}
+    models.save(models.new_model({"model_type": family, **sizes}, SPEC), folder)
+    return models.load(folder)
+
+
+def _bytes(model: LoadedModel, options: ExportOptions) -> bytes:
+    return ir.serde.serialize_model(build(model, options)).SerializeToString(deterministic=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "dtype"), [("llama", "bf16"), ("gpt2", "fp32"), ("vit", "fp16")])
+def test_the_file_is_that_of_a_whole_trace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, dtype: str
+) -> None:
+    model = _load(family, tmp_path / "checkpoint")
+    traced: list[int] = []
+
+    def counted(part: LoadedModel, opset: int) -> ir.Model:
+        traced.append(len(part.module.get_submodule(part.blocks)))  # type: ignore[arg-type]  # a ModuleList
+        return whole_trace(part, opset)
+
+    whole_trace = block_series.trace
+    monkeypatch.setattr(block_series, "trace", counted)
+    monkeypatch.setattr(block_series, "LEAST_BLOCKS", BLOCKS)
+    options = ExportOptions(dtype)
+    series = _bytes(model, options)
+    assert traced == [2, 3]
+    assert series == _bytes(dataclasses.replace(model, blocks=""), options)
+
+
+@pytest.mark.slow
+def test_blocks_that_differ_are_traced_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(block_series, "LEAST_BLOCKS", BLOCKS)
+    model = _load("llama", tmp_path / "checkpoint")
+    assert block_series._has_series(model)
+    block: Any = model.module.get_submodule("model.layers.3")
+    norm = block.input_layernorm
+    norm.spec = dataclasses.replace(norm.spec, epsilon=1e-6)
+    assert not block_series._has_series(model)
+    block.input_layernorm = nn.Identity()
+    assert not block_series._has_series(model)
+    assert block_series.trace_series(model, 20) is None
+
+
+def _chain(count: int, *, scale: float = 2.0) -> onnx.GraphProto:
+    """A graph of `count` blocks; each multiplies by a constant of its own and by its weight."""
+    nodes, last = [], "x"
+    for block in range(count):
+        suffix = f"_{block}" if block else ""
+        value = onnx.helper.make_tensor("", onnx.TensorProto.FLOAT, [], [scale if block == 2 else 2.0])
+        nodes.append(onnx.helper.make_node("Constant", [], [f"val_{3 * block}"], value=value))
+        nodes.append(onnx.helper.make_node("Mul", [last, f"val_{3 * block}"], [f"mul{suffix}"]))
+        nodes.append(onnx.helper.make_node("Mul", [f"mul{suffix}", f"m.blocks.{block}.w"], [f"scaled{suffix}"]))
+        last = f"scaled{suffix}"
+        for node in nodes[-3:]:
+            node.metadata_props.add(key="pkg.torch.onnx.name_scopes", value=f"['', 'm.blocks.{block}', 'mul']")
+    nodes.append(onnx.helper.make_node("Neg", [last], ["y"]))
+    for node in nodes:
+        node.name, node.domain = f"node_{node.output[0]}", ""
+    kind = onnx.TensorProto.FLOAT
+    weights = [onnx.helper.make_tensor(f"m.blocks.{block}.w", kind, [1], [0.5]) for block in range(count)]
+    ends = [onnx.helper.make_tensor_value_info(name, kind, [1]) for name in ("x", "y")]
+    return onnx.helper.make_graph(nodes, "g", ends[:1], ends[1:], initializer=weights)
+
+
+def test_the_graph_continues() -> None:
+    made, likes = lay_out(_chain(2), _chain(3), blocks="m.blocks", count=6)
+    assert made == _chain(6)
+    assert likes["m.blocks.5.w"] == "m.blocks.2.w"
+
+
+def test_another_constant_in_a_block_is_no_series() -> None:
+    with pytest.raises(NotASeriesError, match="is not like"):
+        lay_out(_chain(2), _chain(3, scale=3.0), blocks="m.blocks", count=6)
