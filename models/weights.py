@@ -5,13 +5,18 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 
+from ibnorm_export.artifacts.mapped_pages import release_pages
 from ibnorm_export.errors import CheckpointError, listed, printable
 
 __all__ = ["fill", "nonfinite_warnings", "raise_mismatch", "tied_names"]
+
+#: Elements that are looked at in one go.
+_BLOCK_ELEMENTS: Final = 1 << 22
 
 
 def raise_mismatch(source: Path, missing: list[str], *, extra: list[str], shapes: list[str]) -> None:
@@ -41,9 +46,22 @@ def _nearest(missing: list[str], extra: list[str]) -> str:
     return printable(", ".join(pairs[:3]))
 
 
+def _is_finite(parameter: Tensor) -> bool:
+    """Whether all values are finite; the pages of a mapped file are given back as they are read."""
+    if not parameter.is_floating_point():
+        return True
+    for block in torch.split(parameter.detach().reshape(-1), _BLOCK_ELEMENTS):
+        # The extremes of values of which one is NaN are NaN.
+        finite = block.numel() == 0 or bool(torch.isfinite(torch.stack(torch.aminmax(block))).all())
+        release_pages(block)
+        if not finite:
+            return False
+    return True
+
+
 def nonfinite_warnings(module: nn.Module) -> tuple[str, ...]:
     """Return a warning if a parameter contains NaN or infinity."""
-    bad = [name for name, p in module.named_parameters() if not bool(torch.isfinite(p).all())]
+    bad = [name for name, p in module.named_parameters() if not _is_finite(p)]
     return (f"NaN or infinity in weights: {listed(sorted(bad))}",) if bad else ()
 
 

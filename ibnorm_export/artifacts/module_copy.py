@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ibnorm_export.errors import CheckpointError
 
-__all__ = ["cast_buffers", "copy_module", "deep_copy"]
+__all__ = ["cast_buffers", "copy_module", "copy_without_values", "deep_copy"]
 
 
 def copy_module(module: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
@@ -36,6 +36,28 @@ def copy_module(module: nn.Module, dtype: torch.dtype | None = None) -> nn.Modul
     if dtype is not None:
         cast_buffers(copied, dtype)
     return copied
+
+
+def copy_without_values(module: nn.Module, dtype: torch.dtype) -> tuple[nn.Module, dict[int, Tensor]]:
+    """Copy a module for a trace; unlike in `copy_module`, parameters that would be converted have no values.
+
+    Returns:
+        The copy, and the parameters of `module` that it has no values of, by the address of those of the copy.
+
+    Raises:
+        CheckpointError: the module holds an object that Python cannot copy.
+    """
+    shared: dict[int, object] = {}
+    sources: dict[int, Tensor] = {}
+    for parameter in module.parameters():
+        stored = parameter.detach()
+        if parameter.is_floating_point() and parameter.dtype != dtype:
+            stored = torch.empty_like(stored, dtype=dtype)  # the kernel gives memory to pages that are written only
+            sources[stored.data_ptr()] = parameter.detach()
+        shared[id(parameter)] = nn.Parameter(stored, requires_grad=False)
+    copied = deep_copy(module, shared).eval()
+    cast_buffers(copied, dtype)
+    return copied, sources
 
 
 def deep_copy(module: nn.Module, shared: dict[int, object]) -> nn.Module:

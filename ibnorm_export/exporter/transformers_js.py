@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+import onnx
 import onnx_ir as ir
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
@@ -29,10 +30,11 @@ from ibnorm_export.artifacts.tokenizer import read_json
 from ibnorm_export.errors import ExportError, ModelFileError, quoted
 from ibnorm_export.exporter.companions import COMPANION_FILES, TRANSFORMERS_JS, copy_companions
 from ibnorm_export.exporter.options import ExportOptions
-from ibnorm_export.exporter.single_file import build, check_file, quantized, write_metadata
+from ibnorm_export.exporter.single_file import build, check_written, quantized, write_metadata
 from ibnorm_export.files import new_folder
 from ibnorm_export.graph.cleanup import forget_initializer_info
 from ibnorm_export.graph.float32_ends import float32_ends
+from ibnorm_export.graph.model_writer import write_model
 from ibnorm_export.progress import Progress, silent
 
 __all__ = [
@@ -183,21 +185,19 @@ def _shards(built: ir.Model) -> list[list[ir.Value]]:
     return groups
 
 
-def _save(built: ir.Model, file: Path) -> int:
-    """Write a model, and return the number of its data files: none up to 2 GB of weights."""
+def _save(built: ir.Model, file: Path) -> tuple[onnx.ModelProto, int]:
+    """Write a model. Return it without its weights, and the number of its data files: none up to 2 GB of weights."""
     shards = _shards(built)
     forget_initializer_info(built.graph)
     if len(shards) <= 1:
-        ir.save(built, file)
-        return 0
+        return write_model(built, file), 0
     for number, values in enumerate(shards):
         name = f"{file.name}_data{f'_{number}' if number else ''}"
         tensors = [value.const_value for value in values if value.const_value is not None]
         stored = ir.external_data.convert_tensors_to_external(tensors, file.parent, name)
         for value, tensor in zip(values, stored, strict=True):
             value.const_value = tensor
-    ir.save(built, file)
-    return len(shards)
+    return write_model(built, file), len(shards)
 
 
 def _write_model(model: LoadedModel, file: Path, *, options: ExportOptions, progress: Progress) -> int:
@@ -208,10 +208,8 @@ def _write_model(model: LoadedModel, file: Path, *, options: ExportOptions, prog
     float32_ends(built.graph, wanted=lambda name: not name.startswith(("past_key_values.", "present.")))
     metadata = ModelMetadata.from_props(built.metadata_props, file)
     write_metadata(built, replace(metadata, target=Target.TRANSFORMERS_JS))
-    count = _save(built, file)
-    opset = built.opset_imports[""]
-    del built  # the checker reads the file
-    check_file(file, options.dtype, opset=opset)
+    written, count = _save(built, file)
+    check_written(written, options.dtype, opset=built.opset_imports[""])
     return count
 
 

@@ -117,7 +117,7 @@ def test_a_failed_write_leaves_what_was_there(
     target = tmp_path / "m.onnx"
     if old is not None:
         target.write_bytes(old)
-    monkeypatch.setattr("ibnorm_export.exporter.single_file.ir.save", save)
+    monkeypatch.setattr("ibnorm_export.exporter.single_file.write_model", save)
     with pytest.raises(raised, match=expected):
         export(prebuilt, target)
     assert [p.name for p in tmp_path.iterdir()] == ([] if old is None else ["m.onnx"])
@@ -155,17 +155,15 @@ def test_kill_9_leaves_no_file_under_the_target_name(prebuilt: LoadedModel, tmp_
     """The process is killed after it has written half of the bytes."""
     target = tmp_path / "m.onnx"
     code = (
-        "import pathlib\n"
-        "import onnx_ir\n"
         "import torch\n"
         "from ibnorm_export import IBNorm, IBNormSpec, export\n"
-        "save = onnx_ir.save\n"
-        "def save_half(model, path, **options):\n"
-        "    save(model, path, **options)\n"
-        "    path = pathlib.Path(path)\n"
+        "from ibnorm_export.exporter import single_file\n"
+        "write = single_file.write_model\n"
+        "def write_half(model, path):\n"
+        "    write(model, path)\n"
         "    path.write_bytes(path.read_bytes()[:1000])\n"
         "    hold()\n"
-        "onnx_ir.save = save_half\n"
+        "single_file.write_model = write_half\n"
         f"export(IBNorm(8, IBNormSpec('L')), {str(target)!r}, inputs=torch.ones(2, 8))\n"
     )
     with held_process(code) as process:
