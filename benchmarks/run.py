@@ -29,6 +29,7 @@ SUITES = {
     "generation": "First token and decoding of LLaMA-60M in every form, against an RMSNorm model.",
     "generation_large": "Time and memory of exporting and verifying large language models.",
     "export_large": "Time and memory of exporting LLaMA-1B.",
+    "export_speed": "Time and memory of an export once everything is imported, beside one copy of the file.",
     "serving": "A real Triton and the text endpoint, called by clients.",
     "serving_load": "Latency of the text endpoint over a growing load of texts that arrive at random.",
     "families": "Every preset of the paper, exported and verified with random weights.",
