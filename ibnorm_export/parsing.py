@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import tomllib
+from collections import Counter
 from pathlib import Path
 from typing import Any, Final
 
 from ibnorm_export.errors import shortened
 
-__all__ = ["parse_json", "read_json", "read_text", "read_toml", "read_yaml"]
+__all__ = ["parse_json", "read_json", "read_text", "read_toml", "read_yaml", "repeated_keys"]
 
 #: Levels of lists and objects. Files of this package and of Hugging Face have fewer than 20.
 _MAX_DEPTH: Final = 100
@@ -47,6 +48,25 @@ def parse_json(text: str | bytes) -> Any:
         return _check_depth(json.loads(text))
     except RecursionError as error:
         raise ValueError(f"its values are nested more than {_MAX_DEPTH} levels deep") from error
+
+
+def repeated_keys(text: str | bytes) -> tuple[str, ...]:
+    """Keys that an object of JSON text gives more than once.
+
+    Raises:
+        ValueError: it is not JSON, or is nested too deeply.
+    """
+    found: list[str] = []
+
+    def note(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found.extend(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        return dict(pairs)
+
+    try:
+        json.loads(text, object_pairs_hook=note)
+    except RecursionError as error:
+        raise ValueError(f"its values are nested more than {_MAX_DEPTH} levels deep") from error
+    return tuple(found)
 
 
 def read_text(path: Path, max_bytes: int = _MAX_BYTES) -> str:

@@ -1,13 +1,14 @@
 """Faults that verification must find: every kind, in every form that it is planted in.
 
-The outcome of each is written to a file as soon as it is known, so an interrupted run continues where it stopped, and
-several processes can share the work. A fault that is not found must be one that cannot be seen: it has a reason, and
-its change of the output on further inputs is measured.
+The outcome of each is written to a file as soon as it is known, with the code that judged it, so an interrupted run
+continues where it stopped, and several processes can share the work. A fault that is not found must be one that cannot
+be seen: it has a reason, and its change of the output on further inputs is measured.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import tempfile
 import time
@@ -18,6 +19,7 @@ from typing import Any, Final
 
 from benchmarks.report import Report
 from benchmarks.rows import Figure, Row, Target
+from ibnorm_export import verifier
 from tests.verifier.faults.kind import Kind
 from tests.verifier.faults.table import KINDS, cases, judge
 
@@ -32,8 +34,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this suite."""
     parser.add_argument("--folder", type=Path, help="Keep right files and outcomes here, and continue from them.")
     parser.add_argument("--part", default="0:1", help="Which part of the cases: INDEX:PARTS (%(default)s).")
+    parser.add_argument("--only", default="", help="Judge only kinds whose group or name contains this text.")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="Judge no further fault after this time.")
     parser.add_argument("--again", action="store_true", help="Judge those again that were not found.")
+    parser.add_argument("--stale", action="store_true", help="Judge those again that other code judged.")
+    parser.add_argument("--first", action="store_true", help="Run a file only if reading it finds nothing.")
 
 
 def measure(options: argparse.Namespace, report: Report) -> None:
@@ -42,24 +47,30 @@ def measure(options: argparse.Namespace, report: Report) -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = options.folder or Path(place)
         folder.mkdir(parents=True, exist_ok=True)
-        known = _outcomes(folder)
+        known, code = _outcomes(folder), _code()
         end = time.monotonic() + 60.0 * options.minutes
         for number, (kind, name) in enumerate(cases()):
             earlier = known.get((kind.group, kind.name, name))
             if time.monotonic() > end:
                 break
-            if number % parts != part or (earlier and (earlier["found"] or not options.again)):
+            stale = options.stale and earlier and earlier.get("code") != code
+            if options.only not in f"{kind.group}: {kind.name}":
                 continue
-            outcome = _judge(kind, name, folder)
+            if number % parts != part or (earlier and not stale and (earlier["found"] or not options.again)):
+                continue
+            outcome = {**_judge(kind, name, folder, first=options.first), "code": code}
             with (folder / OUTCOMES).open("a", encoding="utf-8") as lines:
                 lines.write(json.dumps(outcome) + "\n")
         by_kind = defaultdict(list)
-        for (group, kind_name, _), outcome in _outcomes(folder).items():
+        for (group, kind_name, _), outcome in (outcomes_now := _outcomes(folder)).items():
             by_kind[group, kind_name].append(outcome)
     for kind in KINDS:
         if outcomes := by_kind.get((kind.group, kind.name), []):
             report.add(_row(kind, outcomes))
-    report.facts["judged"] = f"{sum(map(len, by_kind.values()))} of {len(list(cases()))} faults"
+    all_cases = {(kind.group, kind.name, name) for kind, name in cases()}
+    present = sum(key in all_cases and outcome.get("code") == code for key, outcome in outcomes_now.items())
+    report.facts["judged"] = f"{len(all_cases & outcomes_now.keys())} of {len(all_cases)} faults"
+    report.facts["judged by the present code"] = f"{present} of {len(all_cases)} faults"
     figures = {
         "kinds": Figure(len(by_kind)),
         "faults": Figure(sum(map(len, by_kind.values()))),
@@ -76,9 +87,15 @@ def _outcomes(folder: Path) -> dict[tuple[str, str, str], dict[str, Any]]:
     return {(outcome["group"], outcome["kind"], outcome["form"]): outcome for outcome in found}
 
 
-def _judge(kind: Kind, name: str, folder: Path) -> dict[str, Any]:
+def _code() -> str:
+    """What stands for the code that judges: a hash of the verifier's sources."""
+    sources = sorted(Path(verifier.__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
+
+
+def _judge(kind: Kind, name: str, folder: Path, *, first: bool) -> dict[str, Any]:
     start = time.perf_counter()
-    outcome = judge(kind, name, folder)
+    outcome = judge(kind, name, folder, first=first)
     return {
         "group": kind.group,
         "kind": kind.name,

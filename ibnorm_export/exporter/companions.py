@@ -12,10 +12,30 @@ from typing import Final
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.tokenizer import TOKENIZER_FILES, FolderTokenizer, read_json
 
-__all__ = ["COMPANION_FILES", "TRANSFORMERS_JS", "companions", "copy_companions"]
+__all__ = [
+    "COMPANION_FILES",
+    "PREPROCESSOR",
+    "TRANSFORMERS_JS",
+    "WEB_FILES",
+    "WEB_FOLDER",
+    "companions",
+    "copy_companions",
+]
 
 #: The section of config.json that transformers.js reads.
 TRANSFORMERS_JS: Final = "transformers.js_config"
+
+#: The folder of the models for transformers.js, and the file of each value of its option `dtype`.
+WEB_FOLDER: Final = "onnx"
+WEB_FILES: Final = {
+    "fp32": "model.onnx",
+    "fp16": "model_fp16.onnx",
+    "q8": "model_quantized.onnx",
+    "q4": "model_q4.onnx",
+}
+
+#: How images become inputs.
+PREPROCESSOR: Final = "preprocessor_config.json"
 
 #: Files that belong to a language model besides its weights: configuration and tokenizer.
 COMPANION_FILES: Final = ("config.json", "generation_config.json", *TOKENIZER_FILES)

@@ -28,7 +28,14 @@ from ibnorm_export.artifacts.metadata import CacheKind, ModelMetadata, Target, T
 from ibnorm_export.artifacts.tensors import WeightType
 from ibnorm_export.artifacts.tokenizer import read_json
 from ibnorm_export.errors import ExportError, ModelFileError, quoted
-from ibnorm_export.exporter.companions import COMPANION_FILES, TRANSFORMERS_JS, copy_companions
+from ibnorm_export.exporter.companions import (
+    COMPANION_FILES,
+    PREPROCESSOR,
+    TRANSFORMERS_JS,
+    WEB_FILES,
+    WEB_FOLDER,
+    copy_companions,
+)
 from ibnorm_export.exporter.options import ExportOptions
 from ibnorm_export.exporter.single_file import build, check_written, quantized, write_metadata
 from ibnorm_export.files import new_folder
@@ -47,17 +54,12 @@ __all__ = [
     "web_weights",
 ]
 
-#: The folder of the models, and the file of each type of weights in it.
-MODEL_FOLDER: Final = "onnx"
-WEIGHT_FILES: Final = {
-    WeightType.FP32: "model.onnx",
-    WeightType.FP16: "model_fp16.onnx",
-    WeightType.INT8: "model_quantized.onnx",
-    WeightType.INT4: "model_q4.onnx",
-}
-
-#: What transformers.js calls these types: the values of its option `dtype`.
+#: The folder of the models, and what transformers.js calls the types of weights: the values of its option `dtype`.
+MODEL_FOLDER: Final = WEB_FOLDER
 DTYPES: Final = {WeightType.FP32: "fp32", WeightType.FP16: "fp16", WeightType.INT8: "q8", WeightType.INT4: "q4"}
+
+#: The file of each type of weights.
+WEIGHT_FILES: Final = {weights: WEB_FILES[dtype] for weights, dtype in DTYPES.items()}
 
 #: The values of `model_type` with which transformers.js was seen to give what Python gives, and their tasks.
 MODEL_TYPES: Final = {
@@ -87,9 +89,6 @@ MODEL_TYPES: Final = {
 
 #: Why others that it knows are refused.
 _REFUSED: Final = {"falcon": "it starts Falcon without the inputs of the cache (transformers.js 4.3.2)"}
-
-#: How images become inputs; a copy of the checkpoint's.
-_PREPROCESSOR: Final = "preprocessor_config.json"
 
 #: Browsers give no page a buffer of 2 GiB, so that no file is longer.
 _SHARD_BYTES: Final = 2_000_000_000
@@ -238,7 +237,7 @@ def earlier_web_export(folder: Path) -> set[str]:
     if not all(ExportedModel(file).metadata.source_sha256 for file in models):
         raise ExportError(f"{models[0]} was not written by ibnorm-export: choose another folder, or move the file away")
     written = {file.name for name in WEIGHT_FILES.values() for file in (folder / MODEL_FOLDER).glob(f"{name}*")}
-    return {*(f"{MODEL_FOLDER}/{name}" for name in written), *COMPANION_FILES, _PREPROCESSOR}
+    return {*(f"{MODEL_FOLDER}/{name}" for name in written), *COMPANION_FILES, PREPROCESSOR}
 
 
 def export_transformers_js(
@@ -280,8 +279,8 @@ def export_transformers_js(
     _check_tokenizer(source)
     with new_folder(Path(folder), earlier_web_export) as new:
         copy_companions(model, new)
-        if (source / _PREPROCESSOR).is_file():
-            shutil.copyfile(source / _PREPROCESSOR, new / _PREPROCESSOR)
+        if (source / PREPROCESSOR).is_file():
+            shutil.copyfile(source / PREPROCESSOR, new / PREPROCESSOR)
         (new / MODEL_FOLDER).mkdir()
         counts = {
             WEIGHT_FILES[weights]: _write_model(

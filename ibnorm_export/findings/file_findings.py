@@ -211,11 +211,11 @@ TEXTS: Final[dict[Code, tuple[str, str, str, str, str]]] = {
         "The domain ai.ibnorm has version 99.",
     ),
     Code.INPUT_TYPE: (
-        "An input has another type than callers give",
-        "Token ids, masks and positions are int64 in every export.",
-        "A runtime refuses int64 arrays for such an input.",
+        "An input is declared otherwise than callers give it",
+        "Token ids, masks and positions are int64 in every export, and axes have the same names in every export.",
+        "A runtime refuses arrays of another type. Servers and transformers.js allocate memory by the names of axes.",
         _EXPORT_AGAIN,
-        "input_ids is declared int32.",
+        "input_ids is declared int32, or its first axis is called sequence_length.",
     ),
     Code.METADATA_CLAIM: (
         "The metadata states what the file is not",

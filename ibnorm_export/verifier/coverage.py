@@ -21,6 +21,9 @@ from ibnorm_export.op.torch_op import IBNorm
 
 __all__ = ["Coverage", "measure_coverage"]
 
+#: Types of whole numbers.
+_WHOLE: Final = frozenset({torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64})
+
 #: The most elements of constants that are kept, all together.
 _MAX_ELEMENTS: Final = 1 << 20
 
@@ -76,7 +79,8 @@ class Coverage:
         narrow_operators: operators that returned floating-point values of a dtype other than float64, although
             `compute_in_float64` widens casts: those that write to a tensor of another dtype.
         operators: names of the operators that ran, without their overloads.
-        float_operators: those of them that took floating-point data.
+        float_operators: how often each of them took floating-point data, outside of norms.
+        truncates: whether one of them converted floating-point data to integers.
         numbers: numbers that operators were given: Python's own and those of tensors with one element.
         limits: those of them that an operator compares with, or limits a value to.
         equals: those of them that an operator asks whether a value is equal to.
@@ -92,7 +96,8 @@ class Coverage:
     _: KW_ONLY
     narrow_operators: frozenset[str] = frozenset()
     operators: frozenset[str] = frozenset()
-    float_operators: frozenset[str] = frozenset()
+    float_operators: Mapping[str, int] = field(default_factory=dict)
+    truncates: bool = False
     numbers: frozenset[float] = frozenset()
     limits: frozenset[float] = frozenset()
     equals: frozenset[float] = frozenset()
@@ -114,7 +119,9 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         self.identities: set[int] = set()
         self.narrow: set[str] = set()
         self.operators: set[str] = set()
-        self.float_operators: set[str] = set()
+        self.float_operators: Counter[str] = Counter()
+        self.truncates = False
+        self.norms = 0  # how many norms are being computed, one within the other
         self.numbers: set[float] = set()
         self.limits: set[float] = set()
         self.equals: set[float] = set()
@@ -135,7 +142,8 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         tensors = [value for value in given if isinstance(value, Tensor)]
         self.identities.update(storage_identity(tensor) for tensor in tensors)
         if any(value.is_floating_point() for value in (*tensors, *made)):
-            self.float_operators.add(name)
+            self.float_operators[name] += not self.norms
+            self.truncates |= name == "_to_copy" and any(v.dtype in _WHOLE for v in made)
         if any(value.is_floating_point() and value.dtype != torch.float64 for value in made):
             self.narrow.add(str(func))
         self.integers.update(value.dtype for value in made if not value.is_floating_point())
@@ -193,15 +201,24 @@ def measure_coverage(model: LoadedModel, truth: nn.Module, *, inputs: Arrays) ->
         truth: a float64 copy of its module.
         inputs: arrays by name.
     """
-    norms: Counter[str] = Counter()
-
-    def record(path: str) -> Callable[..., None]:
-        return lambda *_: norms.update([path])
-
-    hooks = [m.register_forward_hook(record(path)) for path, m in truth.named_modules() if isinstance(m, IBNorm)]
     tensors = [torch.from_numpy(inputs[spec.name]) for spec in model.inputs]
     tensors = [t.double() if t.is_floating_point() else t for t in tensors]
     watch = _Watch({spec.name: tensor for spec, tensor in zip(model.inputs, tensors, strict=True)})
+    norms: Counter[str] = Counter()
+
+    def enter(*_: Any) -> None:
+        watch.norms += 1
+
+    def leave(path: str) -> Callable[..., None]:
+        def record(*_: Any) -> None:
+            watch.norms -= 1
+            norms.update([path])
+
+        return record
+
+    found = [(path, module) for path, module in truth.named_modules() if isinstance(module, IBNorm)]
+    hooks = [module.register_forward_pre_hook(enter) for _, module in found]
+    hooks += [module.register_forward_hook(leave(path)) for path, module in found]
     try:
         with compute_in_float64(), torch.no_grad(), watch:
             model.entry(truth)(*tensors)
@@ -222,7 +239,8 @@ def measure_coverage(model: LoadedModel, truth: nn.Module, *, inputs: Arrays) ->
         dict(norms),
         narrow_operators=frozenset(watch.narrow),
         operators=frozenset(watch.operators),
-        float_operators=frozenset(watch.float_operators),
+        float_operators=+watch.float_operators,
+        truncates=watch.truncates,
         numbers=frozenset(watch.numbers),
         limits=frozenset(watch.limits),
         equals=frozenset(watch.equals),

@@ -6,7 +6,7 @@ They are compared as data: the order of keys and the layout of a JSON file make 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -18,14 +18,21 @@ from ibnorm_export.artifacts.metadata import Target, Task
 from ibnorm_export.artifacts.onnx_file import MODEL_FILE
 from ibnorm_export.artifacts.tokenizer import read_json
 from ibnorm_export.errors import BackendUnavailable, ModelFileError
-from ibnorm_export.exporter.companions import COMPANION_FILES, TRANSFORMERS_JS, companions
+from ibnorm_export.exporter.companions import COMPANION_FILES, PREPROCESSOR, TRANSFORMERS_JS, WEB_FILES, WEB_FOLDER
 from ibnorm_export.exporter.genai_builder import GENAI_CONFIG_FILE, expected_genai_config
 from ibnorm_export.files import has_file, sha256_of
 from ibnorm_export.findings.code import FindingCode
 from ibnorm_export.op.spec import OP_TYPES, SKIP_OP_TYPES
+from ibnorm_export.parsing import repeated_keys
 from ibnorm_export.verifier.report import Finding, StaticReport
 
 __all__ = ["with_folder"]
+
+#: Further files from which readers of a folder take templates, tokens, or how images become inputs.
+_OTHERS: Final = (
+    *("chat_template.json", "additional_chat_templates", "processor_config.json", PREPROCESSOR),
+    *("vocab.txt", "spiece.model", "sentencepiece.bpe.model"),
+)
 
 #: Longest text of a value in a finding, in characters.
 _SHOWN: Final = 80
@@ -62,7 +69,8 @@ def with_folder(report: StaticReport, exported: ExportedModel, *, model: LoadedM
     if not genai and not any((folder / name).is_file() for name in COMPANION_FILES):
         note = "there is no configuration or tokenizer next to the file, so only the model was verified"
         return replace(report, notes=(*report.notes, note))
-    findings = list(_companion_problems(folder, model))
+    own = (PREPROCESSOR,) if web else ()
+    findings = list(_companion_problems(folder, model, names=(*COMPANION_FILES, *own), web=web))
     notes: list[str] = []
     if genai:
         manifest = _read(folder, findings)
@@ -79,20 +87,29 @@ def _is_tuned(finding: Finding) -> bool:
     return key.startswith(_TUNABLE) and not key.startswith(_FIXED)
 
 
-def _companion_problems(folder: Path, model: LoadedModel) -> Iterator[Finding]:
-    """Files that an export copies from the checkpoint: each is there, and has the same content."""
-    expected = companions(model)
-    for name in COMPANION_FILES:
-        file, source = folder / name, expected.get(name)
-        if source is None and file.is_file():
+def _companion_problems(folder: Path, model: LoadedModel, *, names: Sequence[str], web: bool) -> Iterator[Finding]:
+    """Files that an export copies from the checkpoint: each is there, and has the same content.
+
+    Args:
+        folder: the folder of the export.
+        model: the checkpoint.
+        names: files that an export copies.
+        web: whether the folder is for transformers.js, where config.json has a section of its own.
+    """
+    source = Path(model.source)
+    for name in names:
+        file, original = folder / name, source / name
+        if original.is_file() and not file.is_file():
+            yield Finding(name, f"missing; the checkpoint has it: {original}", code=FindingCode.FILE_MISSING)
+    for name in dict.fromkeys((*names, *_OTHERS)):
+        file, original = folder / name, source / name
+        if file.exists() and not original.exists():
             yield Finding(name, "in the folder, but the checkpoint has no such file", code=FindingCode.FILE_EXTRA)
-        elif source is not None and not file.is_file():
-            yield Finding(name, f"missing; the checkpoint has it: {source}", code=FindingCode.FILE_MISSING)
-        elif source is not None:
-            yield from _content_problems(file, source)
+        elif file.is_file() and original.is_file():
+            yield from _content_problems(file, original, web=web and name == "config.json")
 
 
-def _content_problems(file: Path, source: Path) -> Iterator[Finding]:
+def _content_problems(file: Path, source: Path, *, web: bool) -> Iterator[Finding]:
     if file.read_bytes() == source.read_bytes():
         return
     if file.suffix != ".json":
@@ -100,14 +117,41 @@ def _content_problems(file: Path, source: Path) -> Iterator[Finding]:
         return
     try:
         actual, expected = _normalised(read_json(file)), _normalised(read_json(source))
-        if file.name == "config.json":
-            actual.pop(
-                TRANSFORMERS_JS, None
-            )  # where transformers.js finds the files, which is no matter of the checkpoint
     except ModelFileError as error:
         yield Finding(file.name, str(error), code=FindingCode.FILE_UNREADABLE)
         return
+    for key in _repeated(file)[:_LISTED]:
+        what = f"gives the key {_shown(key)} twice, of which readers choose differently"
+        yield Finding(file.name, what, code=FindingCode.FILE_DIFFERS)
+    if web:  # where transformers.js finds the files, which is no matter of the checkpoint
+        yield from _web_problems(file.parent, actual.pop(TRANSFORMERS_JS, {}))
     yield from _listed(file.name, actual, expected=expected)
+
+
+def _repeated(file: Path) -> tuple[str, ...]:
+    """Keys that an object of a JSON file gives more than once."""
+    return repeated_keys(file.read_bytes())
+
+
+def _web_problems(folder: Path, section: Any) -> Iterator[Finding]:
+    """A section for transformers.js that names files which the folder does not have."""
+    where = f"config.json {TRANSFORMERS_JS}"
+    models = folder / WEB_FOLDER
+    files = {file: dtype for dtype, file in WEB_FILES.items() if (models / file).is_file()}
+    known = {"dtype", "use_external_data_format"}
+    if not isinstance(section, dict) or not section.keys() <= known:
+        what = f"is {_shown(section)}; an export gives only {' and '.join(sorted(known))}"
+        yield Finding(where, what, code=FindingCode.FILE_DIFFERS)
+        return
+    unstated = None if {"fp32", "q8"} <= set(files.values()) else "fp32"  # its default outside of a browser
+    if section.get("dtype", unstated) not in (None, *files.values()):
+        what = f"is {_shown(section.get('dtype', _ABSENT))}; the folder has {', '.join(sorted(files.values()))}"
+        yield Finding(f"{where}.dtype", what, code=FindingCode.FILE_DIFFERS)
+    has = {name: len(list(models.glob(f"{name}_data*"))) for name in files}
+    wanted = {name: count for name, count in has.items() if count}
+    if section.get("use_external_data_format", {}) != wanted:
+        what = f"is {_shown(section.get('use_external_data_format', {}))}; the folder has {_shown(wanted)}"
+        yield Finding(f"{where}.use_external_data_format", what, code=FindingCode.FILE_DIFFERS)
 
 
 def _listed(name: str, actual: Any, *, expected: Any) -> Iterator[Finding]:

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ibnorm_export.artifacts.axes import axis_name
+from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.tensors import Arrays, DType
 from ibnorm_export.errors import ModelFileError
 from ibnorm_export.findings.code import FindingCode
@@ -125,7 +127,7 @@ def compare_runner(comparison: Comparison, runner: Runner, *, norms: str) -> Par
     """
     reference = comparison.reference
     sums = {name: _OutputSums() for name in reference.model.outputs}
-    findings = _declared_problems(comparison)
+    findings = list(_declared_problems(comparison))
     explained = False
     for done, sample in enumerate(reference.samples):
         comparison.progress(f"comparing, norms {norms}", done, len(reference.samples))
@@ -181,17 +183,31 @@ def compare_runner(comparison: Comparison, runner: Runner, *, norms: str) -> Par
     return Part(outputs=outputs, findings=tuple(findings), explained=explained or bool(confined))
 
 
-def _declared_problems(comparison: Comparison) -> list[Finding]:
+def _declared_problems(comparison: Comparison) -> Iterator[Finding]:
     """Outputs that are declared with other sizes than they have: callers that allocate memory for them get it wrong."""
-    first = next(iter(comparison.reference.samples), None)
-    found = []
-    for tensor in comparison.file.outputs if first is not None else ():
-        shape = first.truth[tensor.name].shape if first is not None and tensor.name in first.truth else ()
-        fixed = [(axis, size) for axis, size in enumerate(tensor.shape) if isinstance(size, int) and size > 0]
-        if tensor.shape and any(axis >= len(shape) or size != shape[axis] for axis, size in fixed):
-            what = f"declares the shape {tuple(tensor.shape)}; it has {shape}"
-            found.append(Finding(f"output {tensor.name}", what, code=FindingCode.OUTPUT_SHAPE))
-    return found
+    reference = comparison.reference
+    for tensor in comparison.file.outputs:
+        for sample in reference.samples:
+            if tensor.name not in sample.truth or not tensor.shape:
+                continue
+            has = sample.truth[tensor.name].shape
+            sizes = _axis_sizes(reference.model, sample.inputs)
+            declared = [sizes.get(axis_name(n), n) if isinstance(n, str) else n for n in tensor.shape]
+            fixed = [(axis, size) for axis, size in enumerate(declared) if isinstance(size, int) and size > 0]
+            if any(axis >= len(has) or size != has[axis] for axis, size in fixed):
+                what = f"declares the shape {tuple(tensor.shape)}; it has {has} for {sample.label}"
+                yield Finding(f"output {tensor.name}", what, code=FindingCode.OUTPUT_SHAPE)
+                break
+
+
+def _axis_sizes(model: LoadedModel, inputs: Arrays) -> dict[str, int]:
+    """Sizes of the dynamic axes of an input, by name."""
+    return {
+        axis: size
+        for spec in model.inputs
+        for axis, size in zip(spec.shape, inputs[spec.name].shape, strict=True)
+        if isinstance(axis, str)
+    }
 
 
 def describe_error(output: OutputParity, dtype: DType) -> str:

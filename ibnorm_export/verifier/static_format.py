@@ -11,6 +11,7 @@ from typing import Final
 
 import onnx
 
+from ibnorm_export.artifacts.axes import axis_name
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.metadata import Target
@@ -23,6 +24,9 @@ __all__ = ["check_format"]
 
 #: Domains of operators that runtimes implement.
 _STANDARD: Final = ("", "ai.onnx", "com.microsoft")
+
+#: Types of floating-point inputs.
+_FLOATS: Final = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 
 
 def check_format(exported: ExportedModel, model: LoadedModel) -> Iterator[Finding]:
@@ -48,13 +52,44 @@ def check_format(exported: ExportedModel, model: LoadedModel) -> Iterator[Findin
         what = f"are in another order than those of an export: {', '.join(returned[:4])}"
         what += "; callers that take them by position get wrong ones"
         yield Finding("outputs", what, code=FindingCode.FILE_ORDER)
-    whole = {spec.name for spec in model.inputs if not spec.floating}
-    for value in proto.graph.input:
-        kind = value.type.tensor_type.elem_type
-        if value.name in whole and kind != onnx.TensorProto.INT64:
-            name = onnx.TensorProto.DataType.Name(kind) if kind in onnx.TensorProto.DataType.values() else str(kind)
-            yield Finding(f"input {value.name}", f"is {name}; callers give INT64", code=FindingCode.INPUT_TYPE)
+    yield from _type_problems(exported, model)
+    yield from _axis_problems(exported, model)
     yield from _order_problems(proto.graph)
+
+
+def _type_problems(exported: ExportedModel, model: LoadedModel) -> Iterator[Finding]:
+    """Inputs of another type than callers give."""
+    whole = {spec.name for spec in model.inputs if not spec.floating}
+    floating = {spec.name for spec in model.inputs if spec.floating}
+    own_code = exported.metadata.config is None
+    floats = (*_FLOATS, *((onnx.TensorProto.DOUBLE,) if own_code else ()))
+    for value in exported.proto.graph.input:
+        kind = value.type.tensor_type.elem_type
+        wrong = (value.name in whole and kind != onnx.TensorProto.INT64) or (
+            value.name in floating and kind not in floats
+        )
+        if wrong:
+            name = onnx.TensorProto.DataType.Name(kind) if kind in onnx.TensorProto.DataType.values() else str(kind)
+            given = "INT64" if value.name in whole else "FLOAT, or the half type of the file"
+            yield Finding(f"input {value.name}", f"is {name}; callers give {given}", code=FindingCode.INPUT_TYPE)
+
+
+def _axis_problems(exported: ExportedModel, model: LoadedModel) -> Iterator[Finding]:
+    """Inputs whose axes are called otherwise: servers and transformers.js size what they allocate by these names."""
+    known = {axis for spec in model.inputs for axis in spec.shape if isinstance(axis, str)}
+    shapes = {tensor.name: tensor.shape for tensor in exported.inputs}
+    for spec in model.inputs:
+        shape = shapes.get(spec.name)
+        if shape is None:
+            continue
+        if len(shape) != len(spec.shape):
+            what = f"is declared with {len(shape)} axes; it has {len(spec.shape)}"
+            yield Finding(f"input {spec.name}", what, code=FindingCode.INPUT_TYPE)
+        for position, (found, wanted) in enumerate(zip(shape, spec.shape, strict=False)):
+            name = axis_name(found) if isinstance(found, str) else found
+            if isinstance(wanted, str) and name != wanted and name in known:
+                what = f"calls axis {position} {name}; it is {wanted}, and callers allocate memory by these names"
+                yield Finding(f"input {spec.name}", what, code=FindingCode.INPUT_TYPE)
 
 
 def _function_problems(proto: onnx.ModelProto) -> Iterator[Finding]:

@@ -6,17 +6,21 @@ ratio of sizes show in no number of the file, and may act on no input that is ru
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
 
 import onnx
 
+from ibnorm_export.errors import quoted
 from ibnorm_export.findings.code import FindingCode
 from ibnorm_export.op import onnx_functions
-from ibnorm_export.verifier.constants import SHAPE_INPUTS
+from ibnorm_export.op.spec import DOMAIN
+from ibnorm_export.text_report import counted
 from ibnorm_export.verifier.coverage import Coverage
 from ibnorm_export.verifier.dataflow import DataFlow, FlowNode
 from ibnorm_export.verifier.report import Finding
+from ibnorm_export.verifier.static_sizes import COMPARING, check_sizes
+from ibnorm_export.verifier.tool_layouts import BLOCKED_DOMAIN
 
 __all__ = ["check_operators"]
 
@@ -43,6 +47,9 @@ _CHOOSING: Final = (
 )
 _SIGMOIDS: Final = ("sigmoid", "silu", "gelu", "glu", "swish", "mish", "lstm", "gru", "softmax")
 _ROUNDING: Final = ("floor*", "ceil", "round", "trunc", "remainder", "fmod", "div", "frac")
+
+#: What computes sums of data inside.
+_PARTS: Final = ("norm", "linalg*", "std*", "var*", "dist*", "cdist")
 
 #: What a file computes with floating-point data, and words in the names of PyTorch's operators that become it.
 _FUNCTIONS: Final = {
@@ -75,6 +82,65 @@ _FUNCTIONS: Final = {
     "ReverseSequence": ("flip", "lstm", "gru", "rnn"),
     **dict.fromkeys(("LRN", "LpNormalization", "MeanVarianceNormalization"), ("norm", "normalize")),
     **dict.fromkeys(("GroupNormalization", "InstanceNormalization"), ("norm",)),
+    "Exp": ("exp*", "logsumexp", "softplus", "mish", "elu", "celu", "selu"),
+    "Log": ("log*", "softplus", "mish"),
+    "Abs": ("abs", "softsign", "norm", "linalg*"),
+    "Sign": ("sign", "sgn", "copysign", *_ROUNDING),
+    "Sqrt": ("sqrt", "rsqrt", "norm", "linalg*", "std*", "var*", "pow"),
+    "Reciprocal": ("reciprocal", "rsqrt", "div", "pow", "norm"),
+    "Pow": ("pow", "square", "norm", "linalg*", "rsqrt", "gelu", "var*", "std*"),
+    **dict.fromkeys(("MaxPool", "LpPool"), ("pool",)),
+    **dict.fromkeys(("AveragePool", "GlobalAveragePool"), ("pool", "mean")),
+    "GlobalMaxPool": ("pool", "max", "amax"),
+    **dict.fromkeys(("ReduceMax", "ReduceMin"), ("max", "amax", "min", "amin", "aminmax", *_PARTS)),
+    "ReduceProd": ("prod",),
+    **dict.fromkeys(("ReduceL1", "ReduceL2", "ReduceSumSquare"), ("pow", "square", "sum", "mean", "abs", *_PARTS)),
+    **dict.fromkeys(("ReduceLogSum", "ReduceLogSumExp"), ("log*",)),
+    "ReduceMean": ("mean", "pool", *_PARTS),
+    "ReduceSum": ("sum", "mean", "pool", *_PARTS),
+}
+
+#: The same for arithmetic of data with data, as opposed to a constant.
+_OF_DATA: Final = {
+    "Div": ("div*", "true*", "reciprocal", "rsqrt", "rdiv", "norm", "linalg*", "std*", "var*", "softsign"),
+    "Mul": ("mul*", "addcmul", "pow", "square", "silu", "gelu", "glu", "swish", "hard*", "mish", "sigmoid", *_PARTS),
+    "Sub": ("sub*", "rsub", "neg", "lerp", "addcmul", *_PARTS),
+}
+
+#: The same for operators that choose, place or resize whatever they are given.
+_STRUCTURE: Final = {
+    "EyeLike": ("eye*", "diag*"),
+    "OneHot": ("hot", "scatter*", "eq"),
+    "Trilu": ("tril", "triu", "diag*", "attention"),
+    "CumSum": ("cum*",),
+    "Compress": ("masked*", "index", "nonzero"),
+    "Unique": ("unique*",),
+    **dict.fromkeys(
+        ("Scatter", "ScatterElements", "ScatterND"), ("scatter*", "put*", "index*", "copy*", "fill*", "masked*")
+    ),
+    **dict.fromkeys(("Resize", "Upsample"), ("upsample*", "interpolate*", "resize*", "adaptive*")),
+    **dict.fromkeys(("GridSample", "AffineGrid"), ("grid*", "affine*")),
+    **dict.fromkeys(("RoiAlign", "MaxRoiPool", "NonMaxSuppression"), ("roi*", "nms")),
+    **dict.fromkeys(("DFT", "STFT", "MelWeightMatrix"), ("fft*", "stft")),
+    **dict.fromkeys(("Det", "CenterCropPad", "TfIdfVectorizer", "ImageDecoder"), ("linalg*",)),
+}
+
+#: Functions that a file has as often as PyTorch computes them, or less often where a tool has fused them.
+_COUNTED: Final = frozenset(
+    {
+        *("Tanh", "Erf", "Sigmoid", "Softsign", "Softplus", "LeakyRelu", "PRelu", "Elu", "Celu", "Selu", "Mish"),
+        *("ThresholdedRelu", "HardSigmoid", "HardSwish", "Relu", "Gelu", "FastGelu", "BiasGelu", "QuickGelu"),
+        *("Softmax", "LogSoftmax", "Exp", "Log", "Abs", "Sign", "Floor", "Ceil", "Round", "Sin", "Cos", "Tan"),
+    }
+)
+
+#: Domains of the operators of a file: ONNX's, norms, and those that ONNX Runtime writes into optimised files.
+_DOMAINS: Final = ("", "ai.onnx", DOMAIN, "com.microsoft", BLOCKED_DOMAIN, "com.ms.internal.nhwc")
+
+#: Operators that are one node for a whole attention or activation, by the word in the names of PyTorch's.
+_FUSED: Final = {
+    "attention": frozenset({"Attention", "GroupQueryAttention", "MultiHeadAttention"}),
+    "gelu": frozenset({"Gelu", "FastGelu", "BiasGelu", "QuickGelu"}),
 }
 
 #: Operators whose result is floating-point data, whatever their inputs are.
@@ -82,28 +148,21 @@ _FLOATING: Final = frozenset(
     {"MatMul", "Gemm", "Conv", "Attention", "MatMulNBits", "GroupQueryAttention", "LayerNormalization"}
 )
 
-#: Operators that compare.
-_COMPARING: Final = frozenset({"Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal"})
-
 #: Operators that give an integer, a size or a truth value.
 _NOT_FLOATING: Final = frozenset(
-    {"Shape", "Size", "ArgMax", "ArgMin", "NonZero", "IsNaN", "IsInf", "Not", "And", "Or", *_COMPARING}
+    {"Shape", "Size", "ArgMax", "ArgMin", "NonZero", "IsNaN", "IsInf", "Not", "And", "Or", *COMPARING}
 )
-
-#: Operators that limit a size or divide it. What follows may depend on it in steps.
-_STEPPING: Final = frozenset({"Mod", "Max", "Min", "Clip", "Relu", "Sign", "Abs", "Pow", "BitShift"})
-
-#: Operators that make many values of sizes.
-_SPREADING: Final = frozenset({"Range", "ConstantOfShape", "Expand", "EyeLike", "OneHot", "NonZero", "CumSum", "Tile"})
-
-#: A smaller row is in the batches that are run.
-_FEW_ROWS: Final = 8
 
 _FLOAT_TYPES: Final = (
     onnx.TensorProto.FLOAT,
     onnx.TensorProto.FLOAT16,
     onnx.TensorProto.BFLOAT16,
     onnx.TensorProto.DOUBLE,
+)
+
+_WHOLE_TYPES: Final = (
+    *(onnx.TensorProto.INT8, onnx.TensorProto.INT16, onnx.TensorProto.INT32, onnx.TensorProto.INT64),
+    *(onnx.TensorProto.UINT8, onnx.TensorProto.UINT16, onnx.TensorProto.UINT32, onnx.TensorProto.UINT64),
 )
 
 
@@ -114,20 +173,68 @@ def check_operators(flow: DataFlow, coverage: Coverage) -> Iterator[Finding]:
         flow: the data flow of the file.
         coverage: the operators of one run of the checkpoint.
     """
-    words = {word for name in coverage.float_operators for word in _words(name)}
+    words = {word for name in coverage.operators for word in _words(name)}
     norms = {node.op_type for body in onnx_functions.functions(flow.exported.opset).values() for node in body.node}
     # Norms that are written out have the functions of their definition.
-    inlined = norms if not any(node.proto.domain for node in flow.nodes) or flow.exported.metadata.inlined else set()
+    expanded = flow.exported.metadata.inlined or not any(node.proto.domain == DOMAIN for node in flow.nodes)
+    inlined = norms if expanded else set()
     floating = _floating(flow)
+    functions: dict[str, list[FlowNode]] = {}
     for node in flow.nodes:
-        parts = _FUNCTIONS.get(node.proto.op_type)
-        if parts is None or node.proto.op_type in inlined or not any(name in floating for name in node.inputs):
-            continue
-        if node.proto.domain in ("", "ai.onnx", "com.microsoft") and not any(_is_among(part, words) for part in parts):
+        kind = node.proto.op_type
+        if node.proto.domain not in _DOMAINS:
+            what = f"the {node} is of domain {quoted(node.proto.domain)}, of which an export has no operator"
+            yield Finding("operators", what, code=FindingCode.OPERATOR_UNKNOWN)
+        elif kind in _STRUCTURE and not flow.is_constant(node.outputs[0]):
+            if not any(_is_among(part, words) for part in _STRUCTURE[kind]):
+                what = "chooses or places values as PyTorch does not for this checkpoint"
+                yield Finding("operators", f"the {node} {what}", code=FindingCode.OPERATOR_UNKNOWN)
+        elif kind == "Cast" and node.inputs[0] in floating:
+            yield from _unknown_conversion(node, coverage)
+        elif kind not in inlined and _is_function(node, floating):
+            functions.setdefault(kind, []).append(node)
+    unfused = _unfused(coverage.float_operators, flow)
+    for kind, nodes in functions.items():
+        whole = any(kind in kinds for kinds in _FUSED.values())
+        yield from _unknown_functions(kind, nodes, calls=coverage.float_operators if whole else unfused)
+    yield from check_sizes(flow, floating)
+
+
+def _unfused(calls: Mapping[str, int], flow: DataFlow) -> Mapping[str, int]:
+    """Calls of PyTorch's operators that become several nodes: one that is one node has no softmax of its own."""
+    for word, kinds in _FUSED.items():
+        nodes = sum(node.proto.op_type in kinds for node in flow.nodes)
+        if nodes >= sum(count for name, count in calls.items() if word in name):
+            calls = {name: count for name, count in calls.items() if word not in name}
+    return calls
+
+
+def _is_function(node: FlowNode, floating: set[str]) -> bool:
+    """Whether a node computes with floating-point data what PyTorch must compute too."""
+    data = [name in floating for name in node.inputs]
+    return all(data) if node.proto.op_type in _OF_DATA else node.proto.op_type in _FUNCTIONS and any(data)
+
+
+def _unknown_functions(kind: str, nodes: list[FlowNode], *, calls: Mapping[str, int]) -> Iterator[Finding]:
+    """Functions of one type that PyTorch does not compute, or not as often."""
+    parts = _OF_DATA.get(kind) or _FUNCTIONS[kind]
+    known = sum(n for name, n in calls.items() if any(_is_among(part, set(_words(name))) for part in parts))
+    if not known:
+        for node in nodes:
             what = "computes with floating-point data what PyTorch does not compute for this checkpoint"
             yield Finding("operators", f"the {node} {what}", code=FindingCode.OPERATOR_UNKNOWN)
-    yield from _cut_rows(flow, floating)
-    yield from _compared_sizes(flow)
+    elif kind in _COUNTED and len(nodes) > known:
+        what = f"the file has {counted(len(nodes), f'{kind} node')}, and PyTorch computes {known} of such functions"
+        yield Finding("operators", f"{what} for this checkpoint", code=FindingCode.OPERATOR_UNKNOWN)
+
+
+def _unknown_conversion(node: FlowNode, coverage: Coverage) -> Iterator[Finding]:
+    """A conversion of floating-point data to what PyTorch does not convert it to; `check_inputs` has half types."""
+    to: Any = next((a.i for a in node.proto.attribute if a.name == "to"), 0)
+    whole = to in _WHOLE_TYPES and coverage.truncates
+    if to not in (*_FLOAT_TYPES, onnx.TensorProto.BOOL) and not whole:
+        what = f"the {node} converts floating-point data to {onnx.TensorProto.DataType.Name(to)}"
+        yield Finding("types", f"{what}, which PyTorch does not", code=FindingCode.CONVERSION)
 
 
 def _words(operator: str) -> list[str]:
@@ -158,54 +265,3 @@ def _floating(flow: DataFlow) -> set[str]:
             made = node.proto.op_type in _FLOATING or any(name in found for name in (*node.inputs, *node.captured))
         found.update(name for name in node.outputs if name and made)
     return found
-
-
-def _cut_rows(flow: DataFlow, floating: set[str]) -> Iterator[Finding]:
-    """Slices of the first axis of data, which is the batch, at a row that few batches have."""
-    for node in flow.nodes:
-        if node.proto.op_type != "Slice" or node.inputs[0] not in floating:
-            continue
-        starts, ends, axes = (
-            flow.value(name) if name and flow.is_constant(name) else None for name in (*node.inputs, "", "")[1:4]
-        )
-        first = [0] if axes is None else [i for i, axis in enumerate(axes.reshape(-1)) if axis == 0]
-        for given in (starts, ends):
-            rows = [abs(int(given.reshape(-1)[i])) for i in first if given is not None and i < given.size]
-            if any(_FEW_ROWS < row < 2**31 - 1 for row in rows):
-                what = f"the {node} cuts a batch at row {rows[0]}, which PyTorch does not"
-                yield Finding("operators", what, code=FindingCode.SIZES_DECIDE)
-
-
-def _compared_sizes(flow: DataFlow) -> Iterator[Finding]:
-    """Comparisons of sizes that decide about data."""
-    sizes: set[str] = set()
-    decided: dict[str, FlowNode] = {}
-    for node in flow.nodes:
-        given = [name for name in node.inputs if name and not flow.is_constant(name)]
-        if not given:
-            continue
-        kind = node.proto.op_type
-        by_size = all(name in sizes or name in decided for name in given)
-        cause = next((decided[name] for name in given if name in decided), None)
-        if kind in ("Shape", "Size"):
-            sizes.update(node.outputs)
-        elif by_size and kind not in _SPREADING:
-            if cause is None and (kind in (*_COMPARING, *_STEPPING) or _divides(flow, node)):
-                cause = node
-            if cause is None:
-                sizes.update(node.outputs)
-            else:
-                decided.update(dict.fromkeys(node.outputs, cause))
-        elif cause is not None:
-            shapes = SHAPE_INPUTS.get(kind, ()) if kind != "Slice" else ()
-            if any(name in decided and position not in shapes for position, name in enumerate(node.inputs)):
-                what = f"the {cause} compares or divides sizes, and the {node} takes the result with data"
-                yield Finding("operators", f"{what}; PyTorch does not", code=FindingCode.SIZES_DECIDE)
-
-
-def _divides(flow: DataFlow, node: FlowNode) -> bool:
-    """Whether a node divides by a number. Exporters divide sizes by each other."""
-    if node.proto.op_type != "Div" or not flow.is_constant(node.inputs[1]):
-        return False
-    divisor = flow.value(node.inputs[1])
-    return divisor is None or bool((divisor != 1).any())

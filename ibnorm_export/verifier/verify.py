@@ -24,7 +24,7 @@ from ibnorm_export.verifier.preparation import find_notes, prepare
 from ibnorm_export.verifier.report import ExpectedReport, ParityReport, StaticReport
 from ibnorm_export.verifier.static import check_static
 
-__all__ = ["VerifyOptions", "verify"]
+__all__ = ["VerifyOptions", "check_stated", "verify"]
 
 
 def verify(
@@ -64,7 +64,7 @@ def _check_expected(comparison: Comparison) -> ExpectedReport | None:
     return check_expected(comparison, options.expected, dtype=options.expected_dtype)
 
 
-def _check_static(comparison: Comparison) -> StaticReport | None:
+def check_stated(comparison: Comparison) -> StaticReport | None:
     """The verdict about what the file states, and about the folder of a language model, if it was requested."""
     if not comparison.options.static:
         return None
@@ -78,6 +78,6 @@ def _check_static(comparison: Comparison) -> StaticReport | None:
 _STEPS: Final[Mapping[str, Callable[[Comparison], Any]]] = {
     "notes": find_notes,
     "expected": _check_expected,
-    "static": _check_static,
+    "static": check_stated,
     "numeric": check_numeric,
 }

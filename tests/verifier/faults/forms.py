@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import KW_ONLY, dataclass
 from functools import cache
 from pathlib import Path
@@ -15,10 +16,12 @@ from ibnorm_export.artifacts.metadata import CacheKind, Task
 from ibnorm_export.artifacts.onnx_file import MODEL_FILE
 from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.artifacts.tokenizer import write_byte_tokenizer
+from ibnorm_export.exporter.companions import PREPROCESSOR
 from ibnorm_export.exporter.export import ExportOptions
 from ibnorm_export.exporter.genai import export_genai
 from ibnorm_export.exporter.single_file import export_file
 from ibnorm_export.exporter.text_folder import export_folder
+from ibnorm_export.exporter.transformers_js import export_transformers_js
 from ibnorm_export.graph.quantization import Quantization
 from tests.support.checkpoints import VIT, save_checkpoint
 from tests.verifier.faults.right_exports import sharpen
@@ -70,6 +73,7 @@ _CHECKPOINTS: Final[dict[str, tuple[dict[str, Any], IBNormSpec]]] = {
     "llama that is sure": (_LLAMA, IBNormSpec("L", 4.0, epsilon=1e-5, bias=False)),
     "gpt2": (_GPT2, IBNormSpec("T", 2.0, epsilon=1e-5)),
     "vit": (_VIT, IBNormSpec("T", 3.0, epsilon=1e-5)),
+    "vit with images": (_VIT, IBNormSpec("T", 3.0, epsilon=1e-5)),
     "resnet": (_RESNET, IBNormSpec("L", 2.0, epsilon=1e-5)),
     "resnet axes": (_RESNET, IBNormSpec("S", 2.0, epsilon=1e-5, grouping="axes", axis=1)),
     "resnet batch": (_RESNET, IBNormSpec("L", 2.0, epsilon=1e-5, grouping="batch")),
@@ -103,6 +107,7 @@ FORMS: Final[dict[str, _Recipe]] = {
     "llama genai bf16": _Recipe("llama", DType.BF16, task=_TEXT, kind="genai"),
     "llama int8": _Recipe("llama that is sure", task=_TEXT, kind="folder", bits=8),
     "llama int4": _Recipe("llama that is sure", task=_TEXT, kind="folder", bits=4),
+    "llama web": _Recipe("llama", task=_TEXT, kind="web"),
     "gpt2": _Recipe("gpt2"),
     "gpt2 bf16": _Recipe("gpt2", DType.BF16),
     "gpt2 decoder": _Recipe("gpt2", task=_TEXT, kind="folder"),
@@ -111,6 +116,7 @@ FORMS: Final[dict[str, _Recipe]] = {
     "vit fp16": _Recipe("vit", DType.FP16),
     "vit bf16": _Recipe("vit", DType.BF16),
     "vit inlined": _Recipe("vit", kind="inlined"),
+    "vit web": _Recipe("vit with images", kind="web"),
     "resnet": _Recipe("resnet"),
     "resnet axes": _Recipe("resnet axes"),
     "resnet batch": _Recipe("resnet batch"),
@@ -157,10 +163,13 @@ def form(name: str, folder: Path) -> Form:
             models.save(sure, checkpoint)
         if config is _LLAMA:
             write_byte_tokenizer(checkpoint)
+        if recipe.kind == "web" and config is _VIT:
+            images = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.25], "size": {"height": 8, "width": 8}}
+            (checkpoint / PREPROCESSOR).write_text(json.dumps(images))
     model = models.load(checkpoint, task=recipe.task)
     place = folder / name
     single = recipe.kind in ("file", "inlined")
-    file = place / ("right.onnx" if single else MODEL_FILE)
+    file = place / ("right.onnx" if single else f"onnx/{MODEL_FILE}" if recipe.kind == "web" else MODEL_FILE)
     if not file.is_file():
         options = ExportOptions(
             dtype=recipe.dtype,
@@ -170,6 +179,8 @@ def form(name: str, folder: Path) -> Form:
         )
         if recipe.kind == "genai":
             export_genai(model, place, options=ExportOptions(dtype=recipe.dtype))
+        elif recipe.kind == "web":
+            export_transformers_js(model, place, options=[options])
         elif single:
             place.mkdir()
             export_file(model, file, options=options)

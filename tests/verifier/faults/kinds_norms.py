@@ -147,7 +147,7 @@ def _last_norm_epsilon(body: onnx.FunctionProto) -> bool:
 def _body_axis(body: onnx.FunctionProto) -> bool:
     found = [a for n in body.node if n.op_type == "Constant" and n.output[0] == "axes" for a in n.attribute]
     for attribute in found:
-        attribute.t.CopyFrom(onnx.numpy_helper.from_array(np.array([-2]), attribute.t.name))
+        attribute.CopyFrom(onnx.helper.make_attribute("value", onnx.numpy_helper.from_array(np.array([-2]))))
     return bool(found)
 
 

@@ -292,7 +292,7 @@ KINDS: Final = tuple(
                 "masked tokens have a score of -100",
                 ("llama", "gpt2"),
                 _soft_mask(100.0),
-                "exp(-100) is below the last bit of any output",
+                "",
             ),
         ),
         "positions": (

@@ -29,6 +29,7 @@ from ibnorm_export.verifier import (
     static_norms,
     static_numbers,
     static_operators,
+    static_sizes,
     static_weights,
 )
 from ibnorm_export.verifier.coverage import measure_coverage
@@ -70,6 +71,13 @@ def _nothing(*args: Any, **kwargs: Any) -> tuple[()]:
 
 def _always(value: Any) -> Callable[..., Any]:
     return lambda *args, **kwargs: value
+
+
+class _Everything:
+    """Contains whatever it is asked for."""
+
+    def __contains__(self, item: object) -> bool:
+        return True
 
 
 MUTANTS = (
@@ -141,8 +149,22 @@ MUTANTS = (
     ),
     Mutant("branches", static_numbers, "_BRANCHES", frozenset(), "a scan that carries the row before", "vit"),
     Mutant("functions", static, "check_operators", _nothing, "a limit of eight times the first row's", "llama"),
-    Mutant("sizes", static_operators, "_compared_sizes", _nothing, "zeros for 64 times more rows than tokens", "gpt2"),
-    Mutant("slices of a batch", static_operators, "_cut_rows", _nothing, "logits of rows from 64 on are zero", "llama"),
+    Mutant("sizes", static_sizes, "_compared_sizes", _nothing, "rows change places in large batches", "resnet"),
+    Mutant("slices of a batch", static_sizes, "_cut_rows", _nothing, "logits of rows from 64 on are zero", "llama"),
+    Mutant(
+        "how often a function is computed",
+        static_operators,
+        "_unknown_functions",
+        _nothing,
+        "one tangent more than the model has",
+        "gpt2",
+    ),
+    Mutant("operators that choose", static_operators, "_STRUCTURE", {}, "rows that a condition keeps", "vit"),
+    Mutant("conversions", static_operators, "_unknown_conversion", _nothing, "a branch through text", "llama"),
+    Mutant("domains", static_operators, "_DOMAINS", _Everything(), "one number replaced by another", "vit"),
+    Mutant("data of sizes", static_sizes, "_sizes_as_data", _nothing, "rows from 64 on are zero, by Pad", "llama"),
+    Mutant("names of axes", static_format, "_axis_problems", _nothing, "axes of the token ids exchanged", "llama"),
+    Mutant("types of inputs", static_format, "_type_problems", _nothing, "images in float64", "vit"),
     Mutant("format", static, "check_format", _nothing, "token ids of 32 bits", "gpt2"),
     Mutant("names of functions", static_format, "_function_problems", _nothing, "a local function called Tanh", "vit"),
     Mutant("order of nodes", static_format, "_order_problems", _nothing, "nodes out of order", "vit"),
@@ -150,6 +172,16 @@ MUTANTS = (
     Mutant(
         "tokenizer and configuration", folder, "_companion_problems", _nothing, "tokens are exchanged", "llama decoder"
     ),
+    Mutant("keys given twice", folder, "_repeated", _nothing, "a key twice in tokenizer.json", "llama decoder"),
+    Mutant(
+        "files for transformers.js",
+        folder,
+        "_web_problems",
+        _nothing,
+        "transformers.js: weights that are not there",
+        "vit web",
+    ),
+    Mutant("further files", folder, "_OTHERS", (), "a list of words", "llama decoder"),
     Mutant("genai_config.json", folder, "_genai_problems", _nothing, "genai: another length", "llama genai"),
     Mutant("manifest", folder, "_manifest_problems", _nothing, "a truncated library", "llama genai"),
     Mutant("library", folder, "_library_problems", _nothing, "another library with its own hash", "llama genai"),

@@ -51,6 +51,14 @@ SOME: dict[str, tuple[str, set[str]]] = {
     "token ids of 32 bits": ("gpt2", {"static"}),
     "an output is declared narrower": ("vit", {"numeric"}),
     "version 99 of the norms": ("vit", {"static"}),
+    "rows from 64 on are zero, by Concat": ("vit", {"static"}),
+    "NaN above 256 rows, by a power": ("llama", {"static"}),
+    "a cube over a square": ("resnet", {"static"}),
+    "one tangent more than the model has": ("gpt2", {"static"}),
+    "axes of the logits exchanged": ("llama", {"numeric"}),
+    "both axes of the token ids are the batch": ("llama web", {"static"}),
+    "transformers.js: data that is not there": ("llama web", {"folder"}),
+    "images: another mean": ("vit web", {"folder"}),
     "another temperature": ("llama genai", set()),
 }
 
