@@ -179,7 +179,8 @@ def _load(folder: Path, names: Sequence[str]) -> list[Any]:
         except IBNormError as error:
             raise IBNormError(f"task {name}: {error}") from error
         except Exception as error:  # the user's YAML and its functions run here, and may raise anything
-            raise IBNormError(f"task {name} cannot be made: {shortened(f'{type(error).__name__}: {error}')}") from error
+            what = f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
+            raise IBNormError(f"lm-eval cannot make task {name}: {shortened(what)}") from error
         for task in made:
             if examples is not None:
                 task.set_config(key="num_fewshot", value=examples)

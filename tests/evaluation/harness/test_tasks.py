@@ -29,7 +29,8 @@ TEXT = (
     "metric_list:\n  - metric: exact_match\n    aggregation: mean\n    higher_is_better: true\n"
 )
 ROLLING = (
-    'output_type: loglikelihood_rolling\ndoc_to_target: "{{question}}"\nmetric_list:\n  - metric: word_perplexity\n'
+    'output_type: loglikelihood_rolling\ndoc_to_text: ""\ndoc_to_target: "{{question}}"\n'
+    "metric_list:\n  - metric: word_perplexity\n"
 )
 
 
@@ -144,7 +145,7 @@ def test_a_data_set_of_the_hub_is_found_under_its_name(exported: Path, checkpoin
         (("lost",), "the data file 'lost.jsonl' is not on disk, and nothing is downloaded; put it into "),
         (("url",), "is not on disk, and nothing is downloaded"),
         (("rolling",), "has no score for each question, only ['word_perplexity']; use --task perplexity"),
-        (("broken",), "task broken cannot be made: "),
+        (("broken",), "lm-eval cannot make task broken: "),
     ],
 )
 def test_what_is_missing_is_one_line(
