@@ -113,15 +113,7 @@ def export_command(
     ] = True,
     model: options.Factory = None,
     weights: options.Weights = None,
-    inputs: Annotated[
-        Path | None,
-        typer.Option(
-            "--inputs",
-            metavar="FILE.npz",
-            exists=True,
-            help="Example inputs by argument name, for a --model factory that returns a plain module.",
-        ),
-    ] = None,
+    inputs: options.ExampleInputs = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Write a trained checkpoint as ONNX: one node for each norm, with its definition in the same file.

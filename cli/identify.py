@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -51,15 +50,7 @@ def identify_command(
     ] = None,
     model: options.Factory = None,
     weights: options.Weights = None,
-    inputs: Annotated[
-        Path | None,
-        typer.Option(
-            "--inputs",
-            metavar="FILE.npz",
-            exists=True,
-            help="Example inputs by argument name, for a --model factory that returns a plain module.",
-        ),
-    ] = None,
+    inputs: options.ExampleInputs = None,
     norm_class: Annotated[
         str | None,
         typer.Option(

@@ -81,6 +81,15 @@ Weights = Annotated[
         help="Weights of the last step (raw) or their moving average (ema), if the checkpoint has both.",
     ),
 ]
+ExampleInputs = Annotated[
+    Path | None,
+    typer.Option(
+        "--inputs",
+        metavar="FILE.npz",
+        exists=True,
+        help="Example inputs by argument name, for a --model factory that returns a plain module.",
+    ),
+]
 Backend = Annotated[
     runner.Backend,
     typer.Option(
