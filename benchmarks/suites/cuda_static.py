@@ -244,8 +244,20 @@ def slots_used(kernel: Kernel, device: Device) -> dict[str, float]:
     return used
 
 
-def compile_library(architectures: tuple[str, ...], folder: Path, *, extra: tuple[Path, ...] = ()) -> tuple[int, float]:
+def compile_library(
+    architectures: tuple[str, ...],
+    folder: Path,
+    *,
+    extra: tuple[Path, ...] = (),
+    kernels: tuple[Path, ...] = (),
+) -> tuple[int, float]:
     """Build folder/libkernels.so with every kernel and what `extra` sources export.
+
+    Args:
+        architectures: sm_90 and the like.
+        folder: receives the library.
+        extra: more sources.
+        kernels: objects of the kernels that are there already; without them the kernels are compiled.
 
     Returns:
         Its bytes, stripped, and the seconds that two processes took.
@@ -260,7 +272,8 @@ def compile_library(architectures: tuple[str, ...], folder: Path, *, extra: tupl
         return object_file
 
     with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(one, [*(SOURCES / f"{n}.cu" for n in (*TYPES, "run")), *extra]))
+        compiled = () if kernels else tuple(SOURCES / f"{name}.cu" for name in (*TYPES, "run"))
+        objects = [*kernels, *pool.map(one, (*compiled, *extra))]
     library = folder / "libkernels.so"
     link = ["-shared", "-cudart", "static", "-Xlinker", "--exclude-libs,ALL", *map(str, objects)]
     nvcc([*codes[:1], *link, "-o", str(library)])

@@ -251,15 +251,20 @@ def missing() -> str | None:
     return None
 
 
-def load_kernels(architecture: str, folder: Path) -> Any:
+def load_kernels(architecture: str, folder: Path, *, kernels: tuple[Path, ...] = ()) -> Any:
     """The kernels, compiled for one architecture, with a function that ctypes can call.
+
+    Args:
+        architecture: sm_90 and the like.
+        folder: receives the library.
+        kernels: objects of the kernels that are there already.
 
     Raises:
         ToolMissingError: nvcc is not installed.
     """
     shim = folder / "shim.cu"
     shim.write_text(SHIM)
-    compile_library((architecture,), folder, extra=(shim,))
+    compile_library((architecture,), folder, extra=(shim,), kernels=kernels)
     return open_kernels(folder / "libkernels.so")
 
 

@@ -18,7 +18,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--full-cuda-sweep", action="store_true", help="run the sweep over every combination of parameters"
     )
     parser.addoption("--all-mutants", action="store_true", help="plant every bug, not only the default ones")
-    parser.addoption("--kernels", type=Path, help="another custom_ops folder; its objects are in its folder `built`")
+    parser.addoption("--kernels", type=Path, help="another custom_ops folder; its library is in its folder `built`")
 
 
 def _option(config: pytest.Config, name: str) -> object:
@@ -38,7 +38,8 @@ def emulator(request: pytest.FixtureRequest) -> cuda_emulator.Emulator:
         pytest.skip(f"{cxx} has no _Float16 in C++: the emulator needs GCC 12 or Clang 15")
     other = _option(request.config, "--kernels")
     if isinstance(other, Path) and other != cuda_emulator.ROOT / "custom_ops":
-        return cuda_emulator.Emulator(cuda_emulator.build(other / "built", other, extra=cuda_emulator.MUTANT_FLAGS))
+        (library,) = (other / "built").glob("*.so")
+        return cuda_emulator.Emulator(library)
     # The full sweep traps on every kind of undefined behaviour, which doubles the time to compile.
     extra = ("-fsanitize=undefined",) if _option(request.config, "--full-cuda-sweep") else ()
-    return cuda_emulator.Emulator(cuda_emulator.build(cuda_emulator.ROOT / ".cache" / "cuda-emulator", extra=extra))
+    return cuda_emulator.Emulator(cuda_emulator.build(cuda_emulator.CACHE, extra=extra))

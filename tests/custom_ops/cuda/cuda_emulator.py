@@ -22,6 +22,7 @@ from numpy.typing import DTypeLike, NDArray
 from ibnorm_export.op.spec import Compression, IBNormSpec
 
 __all__ = [
+    "CACHE",
     "DTYPES",
     "MUTANT_FLAGS",
     "ROOT",
@@ -39,6 +40,8 @@ __all__ = [
 
 ROOT = Path(__file__).resolve().parents[3]
 HARNESS = ROOT / "tests" / "custom_ops" / "cuda" / "emulator"
+#: The builds of this checkout's kernels.
+CACHE = ROOT / ".cache" / "cuda-emulator"
 DTYPES: dict[str, np.dtype[Any]] = {
     "float32": np.dtype(np.float32),
     "float16": np.dtype(np.float16),
@@ -57,8 +60,6 @@ ELEMENTS = 4096
 _TYPES = list(DTYPES)
 _COMPRESSIONS = list(Compression)
 _STATUS = ("ok", "invalid argument", "launch failed", "unsupported")
-#: Explicit instantiations, each with its own object file, and the dispatcher.
-_SOURCES = ("float32.cu", "float16.cu", "bfloat16.cu", "run.cu")
 _FLAGS = ("-std=c++17", "-O1", "-fPIC", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror")
 #: A misaligned 16-byte access faults on a GPU; here it traps.
 _TRAPS = ("-fsanitize=alignment", "-fsanitize-undefined-trap-on-error")
@@ -75,13 +76,58 @@ def compiler() -> str | None:
     return os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
 
 
-def build(folder: Path, sources: Path = ROOT / "custom_ops", extra: tuple[str, ...] = ()) -> Path:
+@dataclass(frozen=True, slots=True)
+class _Compiler:
+    """A compiler's call for one custom_ops folder, and a digest of it and of all headers."""
+
+    command: tuple[str, ...]
+    link: tuple[str, ...]
+    digest: bytes
+
+    @classmethod
+    def of(cls, sources: Path, extra: tuple[str, ...]) -> _Compiler:
+        cxx = compiler()
+        if cxx is None:
+            raise RuntimeError("no C++ compiler: install g++ 12 or set CXX")
+        kernels = sources / "kernels" / "cuda"
+        headers = [*sorted((sources / "include" / "ibnorm").glob("*.h")), *sorted(kernels.glob("*.*h"))]
+        headers += sorted(HARNESS.glob("*.h"))
+        machine = ("-mfma", "-mf16c") if platform.machine() == "x86_64" else ()
+        flags = (*_FLAGS, *_TRAPS, *machine, *extra, "-Wno-unknown-pragmas", "-DIBNORM_EMULATED_INSTRUCTIONS")
+        digest = hashlib.sha256("\0".join((cxx, *flags)).encode())
+        for header in headers:
+            digest.update(header.name.encode() + b"\0" + header.read_bytes())
+        includes = (f"-I{HARNESS}", f"-I{sources / 'include'}", f"-I{kernels}")
+        return cls((cxx, *flags, *includes), (cxx, "-shared", *machine, *extra), digest.digest())
+
+    def compile(self, source: Path, folder: Path) -> Path:
+        """The object of a source, which is compiled unless `folder` holds it already."""
+        digest = hashlib.sha256(self.digest + source.read_bytes()).hexdigest()
+        made = folder / f"{source.stem}-{digest[:20]}.o"
+        if not made.exists():
+            new = made.with_suffix(f".{os.getpid()}.new")
+            command = [*self.command, "-c", "-x", "c++", str(source), "-o", str(new)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode != 0:
+                raise RuntimeError(f"{source.name} does not compile:\n{done.stderr[-4000:]}")
+            new.rename(made)
+        return made
+
+
+def build(
+    folder: Path,
+    sources: Path = ROOT / "custom_ops",
+    extra: tuple[str, ...] = (),
+    *,
+    types: tuple[str, ...] = tuple(DTYPES),
+) -> Path:
     """Compile the kernels of a custom_ops folder for the emulator, unless `folder` already holds the same build.
 
     Args:
         folder: holds objects and libraries, whose names contain a digest of their sources.
         sources: custom_ops, or a copy of it with a planted bug.
         extra: further compiler flags, e.g. for a sanitizer.
+        types: data types whose kernels come from `sources`; those of the others come from this checkout.
 
     Returns:
         The shared library.
@@ -89,43 +135,21 @@ def build(folder: Path, sources: Path = ROOT / "custom_ops", extra: tuple[str, .
     Raises:
         RuntimeError: it does not compile.
     """
-    cxx = compiler()
-    if cxx is None:
-        raise RuntimeError("no C++ compiler: install g++ 12 or set CXX")
-    kernels = sources / "kernels" / "cuda"
-    headers = [*sorted((sources / "include" / "ibnorm").glob("*.h")), *sorted(kernels.glob("*.*h"))]
-    headers += sorted(HARNESS.glob("*.h"))
-    machine = ("-mfma", "-mf16c") if platform.machine() == "x86_64" else ()
-    flags = (*_FLAGS, *_TRAPS, *machine, *extra, "-Wno-unknown-pragmas", "-DIBNORM_EMULATED_INSTRUCTIONS")
-    includes = [f"-I{HARNESS}", f"-I{sources / 'include'}", f"-I{kernels}"]
-    common = hashlib.sha256("\0".join((cxx, *flags)).encode())
-    for header in headers:
-        common.update(header.name.encode() + b"\0" + header.read_bytes())
-
     folder.mkdir(parents=True, exist_ok=True)
-
-    def compile_one(source: Path) -> Path:
-        digest = common.copy()
-        digest.update(source.read_bytes())
-        made = folder / f"{source.stem}-{digest.hexdigest()[:20]}.o"
-        if not made.exists():
-            new = made.with_suffix(f".{os.getpid()}.new")
-            command = [cxx, *flags, *includes, "-c", "-x", "c++", str(source), "-o", str(new)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode != 0:
-                raise RuntimeError(f"{source.name} does not compile:\n{done.stderr[-4000:]}")
-            new.rename(made)
-        return made
-
-    inputs = [*(kernels / name for name in _SOURCES), HARNESS / "emulator.cpp"]
+    CACHE.mkdir(parents=True, exist_ok=True)
+    made, unchanged = _Compiler.of(sources, extra), _Compiler.of(ROOT / "custom_ops", ())
+    kernels, others = sources / "kernels" / "cuda", [name for name in DTYPES if name not in types]
     with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(compile_one, inputs))
+        # Of functions that several objects hold, the linker takes the first: those of `sources`.
+        own = [*(kernels / f"{name}.cu" for name in (*types, "run")), HARNESS / "emulator.cpp"]
+        objects = [*pool.map(lambda source: made.compile(source, folder), own)]
+        rest = [ROOT / "custom_ops" / "kernels" / "cuda" / f"{name}.cu" for name in others]
+        objects += pool.map(lambda source: unchanged.compile(source, CACHE), rest)
     name = hashlib.sha256("\0".join(o.name for o in objects).encode()).hexdigest()[:20]
     library = folder / f"libemulated-{name}.so"
     if not library.exists():
         new = library.with_suffix(f".{os.getpid()}.new")
-        link = [cxx, "-shared", *machine, *extra, *map(str, objects), "-o", str(new)]
-        subprocess.run(link, check=True, capture_output=True)
+        subprocess.run([*made.link, *map(str, objects), "-o", str(new)], check=True, capture_output=True)
         new.rename(library)
     return library
 

@@ -67,7 +67,7 @@ def build_plugin(include: Path, folder: Path = PLUGIN) -> Path:
         include: TensorRT's headers.
         folder: custom_ops/tensorrt, or a copy with a planted bug.
     """
-    kernels = cuda_emulator.build(ROOT / ".cache" / "cuda-emulator")
+    kernels = cuda_emulator.build(cuda_emulator.CACHE)
     sources = [folder / name for name in ("library.cc", "plugin.cc", "fields.cc")]
     link = (str(kernels), f"-Wl,-rpath,{kernels.parent}", f"-Wl,--version-script={PLUGIN / 'exports.map'}")
     return _compile(sources, include, "libibnorm_trt.so", (*link, "-static-libstdc++", "-static-libgcc"))
