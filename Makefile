@@ -34,10 +34,11 @@ CMAKE  := $(BIN)/cmake
 # each one compiles torch and transformers again, which takes ten seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-# Installs requirements and compiles what is new among them, on all cores (pip would use one). Some packages ship files
-# that are not valid Python for every version: compileall reports failure for them, and nothing imports them.
+# Installs requirements and compiles what is new among them, on all cores (pip would use one), but for the tests that
+# packages ship. Some packages ship files that are not valid Python for every version: compileall reports failure for
+# them, and nothing imports them.
 PIP     := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
-COMPILE := $(BIN)/python -m compileall -qq -j 0
+COMPILE := $(BIN)/python -m compileall -qq -j 0 -x '/tests/'
 install  = $(PIP) $(1) && { $(COMPILE) $(VENV)/lib/python3*/site-packages || true; }
 # torch first and pinned: left to itself pip takes the CUDA build of several GB. The editable install reads
 # ibnorm_export/lib, which is git-ignored and filled by `library`, so it compiles nothing itself.
@@ -52,7 +53,7 @@ CUDA_ARCHITECTURES ?= 80-real
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 CPP := $(shell find custom_ops tests -name '*.cc' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: test-generation-faults test-processors demo runtimes test-runtimes library test test-fuzz test-generation test-faults test-families test-browser test-docs docs families training-checkpoints test-targets test-cuda test-tensorrt test-serving test-qemu test-harness test-wheels extras core-tests lint format setup native native-cuda sanitize test-compat mutants clean test-tools
+.PHONY: test-cuda-tensorrt test-generation-faults test-processors demo runtimes test-runtimes library test test-fuzz test-generation test-faults test-families test-browser test-docs docs families training-checkpoints test-targets test-cuda test-tensorrt test-serving test-qemu test-harness test-wheels extras core-tests lint format setup native native-cuda sanitize test-compat mutants clean test-tools
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.ready
@@ -67,7 +68,7 @@ $(VENV)/.tools: constraints.txt
 $(VENV)/.ready: $(VENV)/.tools pyproject.toml
 	$(PIP) torch
 	$(call install,$(EDITABLE) '.[$(EXTRAS)]')
-	$(COMPILE) --invalidation-mode checked-hash ibnorm_export cli models tests benchmarks
+	$(BIN)/python -m compileall -qq -j 0 --invalidation-mode checked-hash ibnorm_export cli models tests benchmarks
 	touch $@
 
 # The packages of an optional suite, once for each pyproject.toml.
@@ -76,7 +77,7 @@ $(VENV)/.extra-%: $(VENV)/.ready
 	touch $@
 # Triton's own binary (150 MB). Its package asks for NumPy 1, for an interface that is not used here: hence --no-deps.
 $(VENV)/.triton: $(VENV)/.ready
-	$(call install,--no-deps nvidia-pytriton)
+	$(PIP) --no-deps nvidia-pytriton
 	touch $@
 
 # A machine without a compiler is not a failure: CMake reports what is missing and builds nothing.
@@ -240,6 +241,11 @@ test-tensorrt: $(VENV)/.extra-tensorrt-test
 	$(BIN)/python scripts/fetch_headers.py
 	$(PYTEST) tests/custom_ops/tensorrt
 
+# Both in one run, whose workers import PyTorch once and build the emulated kernels once.
+test-cuda-tensorrt: $(VENV)/.extra-cuda-test $(VENV)/.extra-tensorrt-test
+	$(BIN)/python scripts/fetch_headers.py
+	PATH="$(abspath $(BIN)):$$PATH" $(PYTEST) tests/custom_ops/cuda tests/custom_ops/tensorrt
+
 # Triton on the generated repositories, and the text endpoint, called by their usual clients.
 test-serving: native $(VENV)/.extra-serve-test $(VENV)/.triton
 	$(BIN)/python -m pytest tests/serving
@@ -270,13 +276,13 @@ qemu-tests-%:
 	OMP_NUM_THREADS=1 qemu-x86_64 -cpu $*,-pcid,-x2apic,-tsc-deadline,-hle,-invpcid,-rtm \
 	  $(QEMU_PYTEST) --junit-xml=build/test-results/qemu-$*.xml
 
-# The packages of all optional suites, in one call of pip.
+# The packages of all optional suites, in one call of pip. They are not compiled: a suite compiles what it imports.
 OPTIONAL := browser-test cuda-test docs litert lm-eval-test openvino serve-test tensorrt-test tools-test wheel-test
 comma := ,
 space := $(subst ,, )
 extras: $(VENV)/.extras $(VENV)/.triton build/vision/.ready
 $(VENV)/.extras: $(VENV)/.ready
-	$(call install,$(EDITABLE) '.[$(subst $(space),$(comma),$(OPTIONAL))]')
+	$(PIP) $(EDITABLE) '.[$(subst $(space),$(comma),$(OPTIONAL))]'
 	touch $@ $(addprefix $(VENV)/.extra-,$(OPTIONAL))
 
 # mypy checks a copy that is laid out as the installed package is.
