@@ -1,6 +1,6 @@
-"""Run one tool on ONNX files, in a process of its own: `python tools_worker.py TOOL SOURCE TARGET ...`.
+"""Run one tool on ONNX files, in its own process: `python tools_worker.py TOOL SOURCE TARGET ...`.
 
-Prints one JSON object for each pair of files: {"error": ""} or what the tool raised. It imports no module of this
+Prints one JSON object for each pair of files: {"error": ""} or what the tool raised. It does not import this
 package, as a user of the tool would not.
 """
 

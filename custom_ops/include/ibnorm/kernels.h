@@ -1,5 +1,5 @@
-//! The kernels. They take raw pointers and return a Status. They throw and allocate nothing, and need no
-//! framework.
+//! The kernels. They take raw pointers and return a Status. They do not throw, do not allocate, and need
+//! no framework.
 #pragma once
 
 #include <cstdint>
