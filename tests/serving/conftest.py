@@ -12,13 +12,13 @@ from ibnorm_export import IBNormSpec, models
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.artifacts.tokenizer import write_byte_tokenizer
-from ibnorm_export.exporter.export import ExportOptions, export
 from ibnorm_export.exporter.genai import export_genai
 from ibnorm_export.serving.triton.config import TritonLimits
 from ibnorm_export.serving.triton.options import PackagedNorms, PackageOptions
 from ibnorm_export.serving.triton.repository import package
 from tests.support.checkpoints import LLAMA, save_checkpoint
 from tests.support.running_server import Running, running
+from tests.support.shared_exports import SharedExports
 
 TEMPLATE = (
     "{% for m in messages %}{% if m.content == 'boom' %}{{ raise_exception('no booms') }}{% endif %}"
@@ -44,21 +44,12 @@ def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def exported(
-    exported_llama: ExportedModel,
-    exported_vit: ExportedModel,
-    llama_checkpoint: Path,
-    vit_checkpoint: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> dict[str, ExportedModel]:
+def exported(exports: SharedExports) -> dict[str, ExportedModel]:
     """Exported models by name and type, e.g. "llama-fp16"."""
-    folder = tmp_path_factory.mktemp("halves")
-    half = ExportOptions(dtype=DType.FP16)
     return {
-        "llama-fp32": exported_llama,
-        "vit-fp32": exported_vit,
-        "llama-fp16": export(models.load(llama_checkpoint), folder / "llama.onnx", options=half),
-        "vit-fp16": export(models.load(vit_checkpoint), folder / "vit.onnx", options=half),
+        f"{name}-{dtype.value}": exports(name, dtype=dtype)
+        for name in ("llama", "vit")
+        for dtype in (DType.FP32, DType.FP16)
     }
 
 

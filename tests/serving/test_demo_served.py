@@ -31,7 +31,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the checkpoints that `ibnorm-export demo` trains: vit and llama."""
     folder = tmp_path_factory.mktemp("demo")
     for name in ("vit", "llama"):
-        before, *_, after = train_checkpoint(name, folder / name, max_steps=50)
+        before, *_, after = train_checkpoint(name, folder / name, max_steps=25)
         assert after.loss < before.loss
     return folder
 

@@ -74,9 +74,10 @@ def test_a_text_folder_becomes_a_model_of_one_step(
 
 @pytest.mark.parametrize("dtype", [DType.FP32, DType.FP16])
 @pytest.mark.parametrize("name", ["llama", "vit"])
-def test_config_agrees_with_the_model(name: str, dtype: DType, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    checkpoint = request.getfixturevalue(f"{name}_checkpoint")
-    model = export(models.load(checkpoint), tmp_path / f"{name}.onnx", options=ExportOptions(dtype=dtype))
+def test_config_agrees_with_the_model(
+    name: str, dtype: DType, exported: dict[str, ExportedModel], tmp_path: Path
+) -> None:
+    model = exported[f"{name}-{dtype.value}"]
     limits = TritonLimits(max_batch=4, max_queue=16, queue_timeout_ms=500, queue_delay_us=70, instances=3)
     made = package(model, tmp_path / "repository", options=PackageOptions(variant=PackagedNorms.BOTH, limits=limits))
     assert made.models == (name, f"{name}-portable")
