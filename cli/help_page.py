@@ -1,4 +1,4 @@
-"""The help of a command: options in groups, each on a line of its own with its text below, no word ever broken."""
+"""The help of a command: options in groups, each on its own line with its text below, no word ever broken."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from ibnorm_export.errors import printable, shortened
 
 __all__ = ["Report", "counted", "text_table", "text_width"]
 
-#: Columns that a table may take; None is no limit. It belongs to the caller's context, such as a thread.
+#: Columns that a table may take; None sets no limit. It belongs to the caller's context, such as a thread.
 _WIDTH: Final[ContextVar[int | None]] = ContextVar("columns that a table may take", default=None)
 
 
@@ -21,7 +21,7 @@ def text_width(columns: int | None) -> Iterator[None]:
     """Write the tables of reports for a page of some columns while the block runs: a wider one is stacked.
 
     Args:
-        columns: columns of the page; None is no limit.
+        columns: columns of the page; None sets no limit.
     """
     before = _WIDTH.set(columns)
     try:

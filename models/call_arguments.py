@@ -177,7 +177,7 @@ def _spec(name: str, tensor: Tensor, *, first: int | None, dynamic: Dynamic | No
 def _require_known(dynamic: Dynamic | None, names: Sequence[str]) -> None:
     unknown = [key for key in dynamic or {} if isinstance(key, str) and key not in names]
     if unknown:
-        raise CheckpointError(f"dynamic names {unknown}, which are no inputs; the inputs are {list(names)}")
+        raise CheckpointError(f"dynamic names {unknown}, which are not inputs; the inputs are {list(names)}")
 
 
 def read_arguments(module: nn.Module, inputs: Inputs, *, dynamic: Dynamic | None = None) -> CallArguments:
@@ -186,7 +186,7 @@ def read_arguments(module: nn.Module, inputs: Inputs, *, dynamic: Dynamic | None
     Args:
         module: the module, whose `forward` names the inputs.
         inputs: one tensor, a tuple in the order of `forward`, or a dict by argument name; or a sequence of `InputSpec`.
-            Values of a dict that are no tensors are constants of the call.
+            Values of a dict that are not tensors are constants of the call.
         dynamic: names of dynamic axes; None makes the first axis of every input "batch_size" if it has the size of
             the first input's.
 

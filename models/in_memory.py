@@ -80,7 +80,7 @@ def _private_copy(module: nn.Module) -> nn.Module:
     """A copy on the CPU in evaluation mode, without wrappers, that shares the weights and returns no cache.
 
     Raises:
-        CheckpointError: it is no module, has no values, or cannot be copied.
+        CheckpointError: it is not a module, has no values, or cannot be copied.
     """
     while isinstance(module, nn.Module) and not isinstance(module, nn.Sequential):
         wrapped = getattr(module, "_orig_mod", None)  # torch.compile

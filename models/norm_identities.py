@@ -38,7 +38,7 @@ def build_norm(reference: str, arguments: Sequence[Any] | Mapping[str, Any] = ()
         arguments: arguments of the class or function, by position or by name.
 
     Raises:
-        CheckpointError: it cannot be imported or built, or is no module of PyTorch.
+        CheckpointError: it cannot be imported or built, or is not a module of PyTorch.
     """
     found = _import(reference)
     if not isinstance(found, nn.Module):
@@ -85,7 +85,7 @@ def identify_checkpoint(
 
     Raises:
         CheckpointError: the factory fails, or its model, its weights or the inputs are not valid.
-        SpecError: `norm_class` is no class of the model.
+        SpecError: `norm_class` is not a class of the model.
     """
     path = Path(checkpoint)
     chosen = None if weights is None else choice(Weights, weights, name="weights", error=CheckpointError)

@@ -72,7 +72,7 @@ def register_adapter(norm: type[nn.Module], convert: Adapter) -> None:
     What is declared is compared with the class before export, and an adapter that does not fit is an error.
 
     Args:
-        norm: the class. The adapter also holds for its subclasses that have none of their own.
+        norm: the class. The adapter also holds for its subclasses that do not have their own.
         convert: (instance) -> its spec, which states your convention for lambda with `IBNormSpec.from_convention`, and
             may have any grouping. The parameters `weight` and `bias` are taken from the instance; both are optional,
             and the spec's `scale` and `bias` are ignored. For a norm with other parameters, return the module that

@@ -95,7 +95,7 @@ class LoadedModel:
         warnings: what the user should know about the weights.
         notes: how the checkpoint was read: which weights were chosen, which prefix was stripped.
         task: what the model was loaded for.
-        trace_sizes: sizes of dynamic axes to trace with, for axes that cannot have any size.
+        trace_sizes: sizes of dynamic axes to trace with, for axes that do not take every size.
         vocabulary: number of tokens of a language model that was loaded for text generation; else 0.
         max_positions: the longest sequence of a language model, in tokens; 0 if that is unknown.
         arguments: how `forward` is called, as far as the inputs do not show it; see `ModelMetadata.arguments`.

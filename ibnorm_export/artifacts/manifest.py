@@ -17,7 +17,15 @@ from ibnorm_export.files import has_file, machine_of, sha256_of
 from ibnorm_export.op.spec import SCHEMA
 from ibnorm_export.parsing import read_json
 
-__all__ = ["MANIFEST_FILE", "check_library", "edited_files", "library_entry", "read_manifest", "write_manifest"]
+__all__ = [
+    "MANIFEST_FILE",
+    "check_files",
+    "check_library",
+    "edited_files",
+    "library_entry",
+    "read_manifest",
+    "write_manifest",
+]
 
 MANIFEST_FILE: Final = "manifest.json"
 _FORMAT: Final = "1"

@@ -39,8 +39,8 @@ def draw_inputs(model: ExportedModel, sizes: Mapping[str, int], *, seed: int = 0
         for axis in tensor.shape:
             if isinstance(axis, str) and axis_name(axis) not in known:
                 raise ModelFileError(
-                    f"{model.path}: input {quoted(tensor.name)} has the dynamic axis {quoted(axis)}, for which there "
-                    f"is no size; there are sizes for {', '.join(sizes) or 'no axis'}"
+                    f"{model.path}: input {quoted(tensor.name)} has the dynamic axis {quoted(axis)}, which has no "
+                    f"size; sizes are given for {', '.join(sizes) or 'no axis'}"
                 )
             shape.append(known[axis_name(axis)] if isinstance(axis, str) else axis)
         if tensor.name == "attention_mask":

@@ -124,7 +124,7 @@ def paired(times_ms: Sequence[float], against_ms: Sequence[float]) -> Spread:
 
 
 def unpaired(after: Sequence[float], before: Sequence[float]) -> Spread:
-    """Ratio of two series from different rounds, each a time over the reference load of its own round."""
+    """Ratio of two series from different rounds, each a time over the reference load of that round."""
     new, old = np.log(np.asarray(after, dtype=np.float64)), np.log(np.asarray(before, dtype=np.float64))
     n, m = len(new), len(old)
     return _interval(np.subtract.outer(new, old).ravel(), math.sqrt(n * m * (n + m + 1) / 12.0), rounds=min(n, m))

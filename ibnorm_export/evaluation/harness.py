@@ -1,6 +1,6 @@
 """An exported model, or a checkpoint, as a model of EleutherAI's lm-evaluation-harness (`lm_eval`).
 
-lm_eval finds models of its own package only: it reads no entry points (seen in 0.4.13). So this module registers
+lm_eval finds only models of its own package: it reads no entry points (seen in 0.4.13). So this module registers
 `ibnorm_onnx` when it is imported, and its command line is lm_eval's own with that done:
 
     python -m ibnorm_export.evaluation.harness run --model ibnorm_onnx --model_args pretrained=exported/llama \\

@@ -26,7 +26,7 @@ from ibnorm_export.runtimes.runner import Kernels
 __all__ = ["ExportOptions", "export", "export_weights", "task_of"]
 
 
-#: What converts the file of a target that has a format of its own.
+#: What converts the file of a target that has its own format.
 _CONVERTERS: Final = {Target.OPENVINO: OPENVINO_IR, Target.LITERT: LITERT}
 
 

@@ -67,7 +67,7 @@ class RuntimeSettings:
 
 _FIXED: Final = MappingProxyType({BATCH: 1, SEQUENCE: DEFAULT_LENGTH})
 
-#: What the runtimes share that were tried with one form of file only; each has a name and reasons of its own.
+#: What the runtimes share that were tried with one form of file only; each has its own name and reasons.
 _FORWARD_ONLY: Final = RuntimeSettings(
     runtime=RuntimeName.LITERT,
     why="",

@@ -67,7 +67,7 @@ def _causes(report: CheckReport) -> list[list[Case]]:
 def page_verdict(report: CheckReport) -> Verdict:
     """The verdict of the page: what is red, why, and what to do.
 
-    A check that has undecided cases passes, since "cannot tell" is no failure, but its page does not show a pass.
+    A check that has undecided cases passes, since "cannot tell" is not a failure, but its page does not show a pass.
     """
     undecided = [case for case in report.cases if case.outcome is Outcome.CANNOT_TELL]
     if report.red:

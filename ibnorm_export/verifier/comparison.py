@@ -25,7 +25,7 @@ from ibnorm_export.artifacts.tensors import Arrays, DType, InputSpec
 from ibnorm_export.progress import Progress
 from ibnorm_export.runtimes.lazy_runners import LazyRunners
 from ibnorm_export.runtimes.registry import BACKENDS, fused_library, open_runner
-from ibnorm_export.runtimes.runner import Kernels, Runner
+from ibnorm_export.runtimes.runner import Backend, Kernels, Runner
 from ibnorm_export.verifier.code_constants import find_constants
 from ibnorm_export.verifier.options import VerifyOptions
 from ibnorm_export.verifier.reference import REALISED, Reference
@@ -41,7 +41,7 @@ _SERVED: Final = "as served"
 #: The largest file of which several sessions are open beside each other, in bytes; each holds the weights in memory.
 SMALL_FILE: Final = 2**26
 
-#: Values of an input, such as token ids, that are run in no time.
+#: Number of values, such as token ids, up to which an input costs no noticeable time to run.
 _FEW: Final = 16
 
 
@@ -104,7 +104,7 @@ class Comparison:
         opened = functools.partial(
             open_runner, options.backend, self.running, provider=options.provider, npm=options.npm, spins=False
         )
-        if options.backend == "triton":  # the server decides how the norms run
+        if options.backend is Backend.TRITON:  # the server decides how the norms run
             return LazyRunners({_SERVED: functools.partial(opened, endpoint=options.endpoint)})
         openers: dict[str, Callable[[], Runner]] = {}
         if fused_library(options.backend, options.kernels, provider=options.provider) is not None:

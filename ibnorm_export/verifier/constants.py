@@ -1,4 +1,4 @@
-"""Constants of a file that are no weights: which of them a right file may have."""
+"""Constants of a file that are not weights: which of them a right file may have."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ibnorm_export.verifier.rotary_tables import rotary_frequencies
 
 __all__ = ["SHAPE_INPUTS", "KnownConstants"]
 
-#: Positions of inputs that state shapes, axes, positions or repetitions, by op type; they are no arithmetic.
+#: Positions of inputs that state shapes, axes, positions or repetitions, by op type; they are not arithmetic.
 SHAPE_INPUTS: Final = {
     "Reshape": {1},
     "Expand": {1},
@@ -76,7 +76,7 @@ class KnownConstants:
         return shape_input or (use.node.proto.op_type == "Concat" and array.dtype == np.int64 and array.ndim == 1)
 
     def problem(self, array: NDArray[Any]) -> str:
-        """What is wrong with a constant that is no weight; empty if it is explained."""
+        """What is wrong with a constant that is not a weight; empty if it is explained."""
         flat = array.reshape(-1)
         values = np.unique(np.asarray(flat, dtype=np.float64))
         if len(values) <= 1:

@@ -45,7 +45,7 @@ _MOVING_OPERATORS: Final = frozenset(
     }
 )
 
-#: Operators that compare, and parts of the names of those that limit or choose. Numbers of all others are no limits: a
+#: Operators that compare, and parts of the names of those that limit or choose. Numbers of all others are not limits: a
 #: norm is given its size as a number, too.
 _COMPARISONS: Final = frozenset({"lt", "le", "gt", "ge", "lt_", "le_", "gt_", "ge_"})
 

@@ -55,7 +55,7 @@ def check_expected(comparison: Comparison, path: Path, *, dtype: DType | None = 
     for name, array in values.outputs.items():
         if exact[name].shape != array.shape:
             raise ModelFileError(f"{path}: {name} has shape {array.shape}; the checkpoint gives {exact[name].shape}")
-    baseline = {name: _baseline_errors(reference, values, exact, values.dtype)[name] for name in values.outputs}
+    baseline = _baseline_errors(reference, values, exact, values.dtype)
     unfit = tuple(_find_unfit(baseline, values))
     if unfit:
         return ExpectedReport(str(path), values.dtype.value, rows=(), findings=unfit)

@@ -49,7 +49,7 @@ class FoldedNorms:
         self._dtype = dtype
 
     def find(self, array: NDArray[Any], *, blocked: bool) -> tuple[Tensor, ...]:
-        """The tensors of the checkpoint that a constant was computed from; empty if it is no folded norm.
+        """The tensors of the checkpoint that a constant was computed from; empty if it is not a folded norm.
 
         Args:
             array: a constant of the file.
@@ -99,7 +99,7 @@ class FoldedNorms:
         return rounded
 
     def _affine(self, module: nn.Module) -> _Affine | None:
-        """The scale and shift of a norm; None for a module that is no affine function of each channel."""
+        """The scale and shift of a norm; None for a module that is not an affine function of each channel."""
         own: tuple[Tensor, ...]
         if isinstance(module, BatchIBNorm) and module.spec.compression is Compression.LINEAR:
             own = (module.running_mean, module.compressed_mean, module.compressed_var)

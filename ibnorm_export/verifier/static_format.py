@@ -47,7 +47,7 @@ def check_format(exported: ExportedModel, model: LoadedModel) -> Iterator[Findin
             "opset", f"the norms have version {norms[0]}; the version is {OP_VERSION}", code=FindingCode.OPSET
         )
     returned = [tensor.name for tensor in exported.outputs]
-    by_name = exported.metadata.target is Target.ORT_GENAI  # its builder has an order of its own
+    by_name = exported.metadata.target is Target.ORT_GENAI  # its builder has its own order
     if not by_name and sorted(returned) == sorted(model.outputs) and returned != list(model.outputs):
         what = f"are in another order than those of an export: {', '.join(returned[:4])}"
         what += "; callers that take them by position get wrong ones"

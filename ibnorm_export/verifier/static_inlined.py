@@ -48,7 +48,7 @@ class _Found:
 
 
 class InlinedNorms:
-    """The norms of a file that have no node of their own.
+    """The norms of a file that do not have their own node.
 
     Args:
         flow: the data flow of the file.

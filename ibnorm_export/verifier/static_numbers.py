@@ -105,7 +105,7 @@ def check_numbers_used(
         block_sizes: how many values the wide norms of the file add up at a time.
     """
     numbers = _Numbers(flow.exported.dtype, model, coverage)
-    # An exporter may write out an operator of any code with numbers of its own, e.g. n - 1 in a standard deviation.
+    # An exporter may write out an operator of any code with its own numbers, e.g. n - 1 in a standard deviation.
     # They act on every value, so a wrong one shows in the results.
     skips_arithmetic = model.original is not None or model.family == "timm"
     for node in flow.nodes:

@@ -255,7 +255,7 @@ def _floating(flow: DataFlow) -> set[str]:
             continue
         to = next((a.i for a in node.proto.attribute if a.name == "to"), None)
         if node.proto.op_type == "Cast":
-            # Positions that are cast are no data of the model; those that meet weights are, after the product.
+            # Positions that are cast are not data of the model; those that meet weights are, after the product.
             made = to in _FLOAT_TYPES and node.inputs[0] in found
         elif node.proto.op_type == "Gather":
             table = node.inputs[0]

@@ -47,7 +47,7 @@ def compare_weights(flow: DataFlow, model: LoadedModel, *, coverage: Coverage, v
     """Compare the constants of the file with the checkpoint.
 
     A constant with the name of a weight is compared with that weight. Another one is compared with all weights by its
-    value, because tools rename; one that is no weight must be explained, see `KnownConstants`.
+    value, because tools rename; one that is not a weight must be explained, see `KnownConstants`.
 
     Args:
         flow: the data flow of the file.

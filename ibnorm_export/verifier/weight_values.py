@@ -84,7 +84,7 @@ class WeightValues:
             blocked: whether it may be in blocks of channels; see `tool_layouts`.
 
         Returns:
-            Tensors of the checkpoint; empty if the array is no weight.
+            Tensors of the checkpoint; empty if the array is not a weight.
         """
         actual = as_float32(array)
         for weight in self._by_size.get(array.size, ()):
@@ -103,7 +103,7 @@ class WeightValues:
     def _find_blocked(self, actual: NDArray[np.float32]) -> tuple[Tensor, ...]:
         for group in self._by_size.values():
             for weight in group:
-                if weight.tensor.dim() in (1, 4) and weight.tensor.numel() <= actual.size and weight.tensor.dim():
+                if weight.tensor.dim() in (1, 4) and weight.tensor.numel() <= actual.size:
                     forms = blocked_forms(weight.value.numpy())
                     if any(form.size == actual.size and np.array_equal(form, actual) for form in forms):
                         return (weight.tensor,)

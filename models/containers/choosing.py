@@ -43,7 +43,7 @@ _MODEL_KEYS: Final = (
     "current_model_state",
 )
 
-#: Words of keys that mean averaged weights, and keys of what belongs to training but is no model.
+#: Words of keys that mean averaged weights, and keys of what belongs to training but is not a model.
 _AVERAGED: Final = frozenset({"ema", "emas", "averaged", "average", "averaging", "swa", "shadow", "polyak"})
 _NO_MODEL: Final = frozenset(
     {"optimizer", "optimizers", "optim", "scheduler", "schedulers", "scaler", "rng", "callbacks", "loops", "sampler"}

@@ -213,7 +213,7 @@ class _Folder:
         return _ShardedTensor(name, shape=_sizes(entry, "size"), dtype=dtype, pieces=tuple(pieces))
 
     def value(self, name: str) -> Any:
-        """One value that is no tensor; None if it is not plain data."""
+        """One value that is not a tensor; None if it is not plain data."""
         data, source = self.data(name, None)
         try:
             return read_torch_bytes(data, source)

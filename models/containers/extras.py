@@ -25,7 +25,7 @@ LEFT_OUT: Final = _LeftOut.LEFT_OUT
 
 
 class PlainData:
-    """Turns what a checkpoint contains into plain Python data; what is no such data is `LEFT_OUT`.
+    """Turns what a checkpoint contains into plain Python data; what is not such data is `LEFT_OUT`.
 
     Args:
         without: objects to leave out, such as the weights.

@@ -67,7 +67,7 @@ def _read(path: Path) -> tuple[Any, dict[str, Any], list[Path]]:
         shards = [file for file in files if file.suffix != ".json"]
         return *(_read_file(shards[0]) if len(shards) == 1 else _read_shards(shards)), files
     content, files = read_distributed(path)
-    settings = path / "meta.pt"  # Lightning keeps what is no tensor there
+    settings = path / "meta.pt"  # Lightning keeps what is not a tensor there
     if settings.is_file() and isinstance(beside := read_torch_file(settings), dict):
         content = {**beside, **content}
         files.append(settings)

@@ -141,7 +141,7 @@ class _Reader(pickle._Unpickler):
         state, target = self.stack.pop(), self.stack[-1]
         if isinstance(target, PlainObject):
             target.set_state(state)
-        elif not isinstance(target, dict):  # the attributes of a dict, such as a flag, are no content
+        elif not isinstance(target, dict):  # the attributes of a dict, such as a flag, are not content
             raise UnreadableError(f"it sets attributes of {type(target).__name__}")
 
     def load_setitem(self) -> None:

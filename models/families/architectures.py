@@ -124,7 +124,7 @@ def check_causal(architecture: type[PreTrainedModel], config: Any) -> None:
         raise CheckpointError(f"{name} is an encoder with a decoder; this version exports decoders and encoders alone")
     if others := [key for key in ("vision_config", "audio_config") if getattr(config, key, None) is not None]:
         raise CheckpointError(
-            f"{name} takes more than text ({listed(others)}); save its language model as a checkpoint of its own"
+            f"{name} takes more than text ({listed(others)}); save its language model as a separate checkpoint"
         )
     others = sorted({str(kind) for kind in getattr(config, "layer_types", None) or ()} - set(_LAYER_TYPES))
     if getattr(architecture, "_is_stateful", False) or others:

@@ -68,7 +68,7 @@ class Family(abc.ABC):
         return self.outputs
 
     def longest(self, module: nn.Module) -> int:
-        """The longest text in tokens; 0 for a model that takes no text, or any length."""
+        """The longest text in tokens; 0 for a model that takes no text, or text of any length."""
         return int(getattr(module.config, "max_position_embeddings", 0) or 0)
 
     @abc.abstractmethod

@@ -1,4 +1,4 @@
-"""The page of a check: failures are grouped by cause, and an undecided case is no pass."""
+"""The page of a check: failures are grouped by cause, and an undecided case is not a pass."""
 
 from __future__ import annotations
 

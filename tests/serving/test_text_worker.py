@@ -19,7 +19,7 @@ RESULT = TextResult("ab", (1, 2), prompt_tokens=3, stopped="length", first_token
 
 
 class Model:
-    """Replaces a `TextModel`: the prompt lists its pieces; "-" is no piece, "!" and "?" are errors."""
+    """Replaces a `TextModel`: the prompt lists its pieces; "-" is not a piece, "!" and "?" are errors."""
 
     def __init__(self) -> None:
         self.computed: list[str] = []

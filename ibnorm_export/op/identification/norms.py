@@ -124,7 +124,7 @@ def identify_norms(
         norm_class: a class, or its name or "module:Class"; its instances and those of its subclasses are norms too.
 
     Raises:
-        SpecError: `norm_class` is no class of the model's modules.
+        SpecError: `norm_class` is not a class of the model's modules.
     """
     named = _named_like_norms(model, norm_class)
     shapes = _shapes(named, run)
@@ -191,7 +191,7 @@ _NORM_NAME: Final = re.compile(
     r"norm(?!al)|^(ib|layer|rms|group|batch)?_?(ln|bn|gn|ibn|rms)(\d?d)?$|^ibn", re.IGNORECASE
 )
 
-#: Modules with weights of their own: what contains one is a layer with a norm, not a norm.
+#: Modules with their own weights: what contains one is a layer with a norm, not a norm.
 _LAYERS: Final = (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding, nn.MultiheadAttention, nn.RNNBase)
 
 

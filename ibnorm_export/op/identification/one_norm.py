@@ -68,7 +68,7 @@ def _identify(
         else:
             identity, tried = identify_pointwise(probe, shape)
     if found.axes:
-        assert grouping is not None  # otherwise it is no member, which has been returned
+        assert grouping is not None  # otherwise it is not a member, which has been returned
         real = rows if is_live else Rows(probe, shape, found=found)
         identity, tried = build_member(real, best, grouping=grouping, words=words, effects=effects), real.inputs
     return confirm(probe, identity, samples=tried) if identity else identity

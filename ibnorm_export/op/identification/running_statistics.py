@@ -59,7 +59,7 @@ class _Curve:
 
 
 def _refined(start: _Curve, x: Array, y: Array) -> _Curve:
-    """Gauss and Newton, damped: lambda is shared by all positions, and each has a mean of its own."""
+    """Gauss and Newton, damped: lambda is shared by all positions, and each has its own mean."""
     best = start.measured(x, y)
     if best.compression == "S":
         return best
@@ -322,7 +322,7 @@ class _Division:
                     break
             if self.weight is not None:
                 break
-        if not (self._gain > 0).all():  # a scale that is no parameter, or of the other sign
+        if not (self._gain > 0).all():  # a scale that is not a parameter, or of the other sign
             self.weight = _new(self._now.factor)
             self._gain, self._centre = np.ones_like(now.factor), np.zeros_like(now.factor)
             self.bias = _new(self._now.offset)

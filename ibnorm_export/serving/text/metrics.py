@@ -69,7 +69,7 @@ class Metrics:
         """Count an answered request.
 
         Args:
-            path: a path that the endpoint serves, or "other": a client chooses the path, so it is no label.
+            path: a path that the endpoint serves, or "other": a client chooses the path, so it is not a label.
             status: the HTTP status.
             seconds: from its arrival to the end of the answer.
             stream_error: code of the error that ended a stream, whose status had been sent before.

@@ -121,7 +121,7 @@ MUTANTS = (
     ),
     Mutant("weights that nothing uses", static_weights, "_missing", _nothing, "a bias is left out", "gpt2"),
     Mutant(
-        "constants that are no weights",
+        "constants that are not weights",
         constants.KnownConstants,
         "problem",
         _always(""),
