@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +46,8 @@ def make(folder: Path, config: dict[str, Any], spec: IBNormSpec) -> Path:
 
 
 @pytest.fixture(scope="module")
-def genai_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make(tmp_path_factory.mktemp("genai") / "llama", CONFIG, IBNormSpec("L", 4.0, epsilon=1e-5, bias=False))
-
-
-@pytest.fixture(scope="module")
-def exported(genai_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportedModel:
-    return export_genai(load(genai_checkpoint), tmp_path_factory.mktemp("genai") / "out", kernels=Kernels.FUNCTION)
+def exported(text_folder: Callable[[str], Path]) -> ExportedModel:
+    return ExportedModel(text_folder("genai-function"))
 
 
 @pytest.fixture
@@ -119,9 +115,9 @@ def test_a_changed_weight_is_found(folder: Path, genai_checkpoint: Path, weight:
     assert [f.where for f in report.static.findings] == [f"weight {weight}"]
 
 
-def test_a_program_that_imports_only_genai_runs_it(genai_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_program_that_imports_only_genai_runs_it(genai_checkpoint: Path, text_folder: Callable[[str], Path]) -> None:
     library = native.availability()
-    exported = export_genai(load(genai_checkpoint), tmp_path / "out")
+    exported = ExportedModel(text_folder("genai"))
     if library:
         config = json.loads((exported.path.parent / "genai_config.json").read_text())
         name = config["model"]["decoder"]["session_options"]["custom_ops_library"]
@@ -205,11 +201,11 @@ def test_the_op_library_must_exist_and_match(folder: Path) -> None:
     ],
 )
 def test_the_op_library_is_for_this_machine_and_schema(
-    genai_checkpoint: Path, tmp_path: Path, entry: dict[str, Any], match: str
+    text_folder: Callable[[str], Path], tmp_path: Path, entry: dict[str, Any], match: str
 ) -> None:
     if not native.availability():
         pytest.skip(str(native.availability()))
-    folder = export_genai(load(genai_checkpoint), tmp_path / "out").path.parent
+    folder = Path(shutil.copytree(text_folder("genai"), tmp_path / "out"))
     assert GenaiModel(folder).start(1, 8).feed(np.ones((1, 3), dtype=np.int64)).shape == (1, 256)
     file = folder / "manifest.json"
     manifest = json.loads(file.read_text())

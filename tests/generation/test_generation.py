@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from ibnorm_export.artifacts.input_files import read_inputs
 from ibnorm_export.artifacts.kv_cache import input_specs, positions
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.tensors import Arrays, DType
-from ibnorm_export.artifacts.tokenizer import FolderTokenizer, write_byte_tokenizer
+from ibnorm_export.artifacts.tokenizer import FolderTokenizer
 from ibnorm_export.errors import BackendUnavailable, CheckpointError, ExportError, IBNormError, ModelFileError
 from ibnorm_export.exporter.export import ExportOptions
 from ibnorm_export.exporter.text_folder import export_folder
@@ -38,18 +37,8 @@ FUNCTION = VerifyOptions(kernels=Kernels.FUNCTION)
 
 
 @pytest.fixture(scope="module")
-def language_checkpoint(llama_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small LLaMA with a tokenizer of bytes."""
-    folder = tmp_path_factory.mktemp("generation") / "llama"
-    shutil.copytree(llama_checkpoint, folder)
-    write_byte_tokenizer(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def exported(language_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportedModel:
-    model = models.load(language_checkpoint, task=TASK)
-    return export_folder(model, tmp_path_factory.mktemp("generation") / "portable")
+def exported(portable_folder: Path) -> ExportedModel:
+    return ExportedModel(portable_folder)
 
 
 def load(checkpoint: Path) -> LoadedModel:

@@ -9,11 +9,10 @@ import numpy as np
 import onnx
 import pytest
 
-from ibnorm_export import IBNormSpec, models
+from ibnorm_export import models
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.tensors import DType
-from ibnorm_export.artifacts.tokenizer import write_byte_tokenizer
 from ibnorm_export.errors import ExportError, ModelFileError
 from ibnorm_export.exporter.export import ExportOptions
 from ibnorm_export.exporter.genai import export_genai
@@ -25,7 +24,6 @@ from ibnorm_export.runtimes.registry import open_runner
 from ibnorm_export.runtimes.runner import Kernels
 from ibnorm_export.verifier.verify import VerifyOptions, verify
 from tests.support.accuracy import assert_rows_close
-from tests.support.checkpoints import LLAMA, save_checkpoint
 
 STATIC = ExportOptions(cache="static")
 FUNCTION = VerifyOptions(kernels=Kernels.FUNCTION)
@@ -36,11 +34,8 @@ def load(checkpoint: Path) -> LoadedModel:
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("static") / "llama"
-    save_checkpoint(folder, LLAMA, IBNormSpec("L", 4.0, epsilon=1e-5, bias=False))
-    write_byte_tokenizer(folder)
-    return folder
+def checkpoint(language_checkpoint: Path) -> Path:
+    return language_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -131,10 +126,10 @@ def test_values_after_the_last_token_are_ignored(exported: ExportedModel) -> Non
     np.testing.assert_array_equal(fresh.feed(tokens[:, ::-1][:, :7]), used.feed(tokens[:, ::-1][:, :7]))
 
 
-def test_it_generates_the_text_of_a_dynamic_cache(exported: ExportedModel, checkpoint: Path, tmp_path: Path) -> None:
-    growing = export_folder(load(checkpoint), tmp_path / "out")
+def test_it_generates_the_text_of_a_dynamic_cache(exported: ExportedModel, portable_folder: Path) -> None:
     sampling = Sampling(30, 1.2, top_p=0.9, seed=3)
-    texts = [open_folder(e.path.parent, Kernels.FUNCTION).generate("ab", sampling).tokens for e in (exported, growing)]
+    folders = (exported.path.parent, portable_folder)
+    texts = [open_folder(folder, Kernels.FUNCTION).generate("ab", sampling).tokens for folder in folders]
     assert texts[0] == texts[1]
     assert len(texts[0]) == 30
 

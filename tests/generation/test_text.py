@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,13 @@ import numpy as np
 import pytest
 import torch
 
-from ibnorm_export import IBNormSpec, models
-from ibnorm_export.artifacts.loaded_model import LoadedModel
-from ibnorm_export.artifacts.tokenizer import write_byte_tokenizer
+from ibnorm_export import models
 from ibnorm_export.errors import IBNormError, ModelFileError
-from ibnorm_export.exporter.genai import export_genai
-from ibnorm_export.exporter.text_folder import export_folder
 from ibnorm_export.generation.sampling import Sampling
 from ibnorm_export.generation.sessions import open_sessions, torch_sessions
 from ibnorm_export.generation.text_model import TextModel, open_checkpoint, open_folder
 from ibnorm_export.text_models import open_text_model
 from tests.support.accuracy import assert_rows_close
-from tests.support.checkpoints import LLAMA, save_checkpoint
 from tests.support.json_documents import read_document
 
 PROMPT = "Once: naïve"
@@ -33,18 +29,9 @@ SAMPLED = Sampling(max_new_tokens=24, temperature=1.3, top_p=0.9, seed=5)
 
 
 @pytest.fixture(scope="module")
-def forms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def forms(genai_checkpoint: Path, text_folder: Callable[[str], Path]) -> dict[str, Path]:
     """One checkpoint, and its folder for each runtime."""
-    folder = tmp_path_factory.mktemp("text")
-    save_checkpoint(folder / "torch", {**LLAMA, "hidden_size": 64}, IBNormSpec("L", 4.0, epsilon=1e-5, bias=False))
-    write_byte_tokenizer(folder / "torch")
-
-    def load() -> LoadedModel:
-        return models.load(folder / "torch", task="text-generation")
-
-    export_folder(load(), folder / "portable")
-    export_genai(load(), folder / "genai")
-    return {name: folder / name for name in ("torch", "portable", "genai")}
+    return {"torch": genai_checkpoint, "portable": text_folder("portable"), "genai": text_folder("genai")}
 
 
 def opened(forms: dict[str, Path], name: str) -> TextModel:

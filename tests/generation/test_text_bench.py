@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ibnorm_export import IBNormSpec, models
-from ibnorm_export.artifacts.tokenizer import write_byte_tokenizer
 from ibnorm_export.benchmark import generation as text_bench
 from ibnorm_export.benchmark.fresh_process import SessionOpener
 from ibnorm_export.benchmark.generation import measure_generation, time_stage
 from ibnorm_export.benchmark.options import BenchOptions, GenerationOptions
 from ibnorm_export.errors import IBNormError
-from ibnorm_export.exporter.genai import export_genai
-from ibnorm_export.exporter.text_folder import export_folder
 from ibnorm_export.generation.sessions import SessionSource
-from ibnorm_export.runtimes.runner import Kernels
-from tests.support.checkpoints import LLAMA, save_checkpoint
 from tests.support.json_documents import read_document
 
 
@@ -134,21 +129,17 @@ def test_nothing_to_measure_is_rejected(values: dict[str, Any]) -> None:
         BenchOptions(rounds=0)
 
 
-def test_the_command_measures_every_form(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path / "torch", {**LLAMA, "hidden_size": 64}, IBNormSpec("L", 4.0, epsilon=1e-5, bias=False))
-    write_byte_tokenizer(tmp_path / "torch")
-    load = lambda: models.load(tmp_path / "torch", task="text-generation")  # noqa: E731
-    export_folder(load(), tmp_path / "portable")
-    export_genai(load(), tmp_path / "genai", kernels=Kernels.FUNCTION)
+def test_the_command_measures_every_form(genai_checkpoint: Path, text_folder: Callable[[str], Path]) -> None:
+    folders = [text_folder("portable"), genai_checkpoint, text_folder("genai-function")]
     code = "from ibnorm_export.cli.__main__ import run; run()"
     command = [
         sys.executable,
         "-c",
         code,
         "bench",
-        str(tmp_path / "portable"),
+        str(folders[0]),
         "--checkpoint",
-        str(tmp_path / "torch"),
+        str(folders[1]),
         "--prompts",
         "12",
         "--batches",
@@ -159,12 +150,10 @@ def test_the_command_measures_every_form(tmp_path: Path) -> None:
         "1",
         "--against",
     ]
-    done = subprocess.run(
-        [*command, f"torch,{tmp_path / 'genai'}", "--json"], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([*command, f"torch,{folders[2]}", "--json"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = read_document(done.stdout, "bench")
-    assert [t["name"].rpartition("/")[2] for t in found["timings"]] == ["portable", "torch", "genai"] * 2
+    assert [t["name"].rpartition("/")[2] for t in found["timings"]] == [folders[0].name, "torch", folders[2].name] * 2
     assert all(1.0 < t["peak_memory_mb"] < 3000.0 for t in found["timings"])
     assert all(t["first_token_ms"] > 0.0 and t["decode_tokens_per_s"] > 0.0 for t in found["timings"])
     stages = [(stage, batch) for batch in (1, 2) for stage in ("first token", "decode") for _ in range(2)]
