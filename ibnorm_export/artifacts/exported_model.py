@@ -115,9 +115,27 @@ class ExportedModel:
 
     def __init__(self, path: str | Path) -> None:
         self.path = resolve(path)
-        self.proto = read_model(self.path)
-        self.external_files = external_files(self.proto, self.path)
+        _ = self.external_files  # reads the file, so that a damaged one is an error here
+
+    @classmethod
+    def written(cls, path: Path) -> ExportedModel:
+        """Return the file that this process has just written and checked; it is read when something of it is asked for.
+
+        Reading takes twice the memory of its weights.
+        """
+        model = cls.__new__(cls)
+        model.path = path
+        return model
+
+    @cached_property
+    def proto(self) -> onnx.ModelProto:
+        """The model as the file has it, without its external data."""
+        return read_model(self.path)
+
+    @cached_property
+    def external_files(self) -> tuple[Path, ...]:
         """Files of external data, in the same folder or below it."""
+        return external_files(self.proto, self.path)
 
     def __str__(self) -> str:
         norms = "norms expanded" if self.metadata.inlined else counted(len(self.norms), "IBNorm node")
