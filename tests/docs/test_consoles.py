@@ -12,6 +12,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -143,7 +144,9 @@ def run_script(words: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.
     """Run a script of a page in this process, which has imported PyTorch already."""
     monkeypatch.setattr(sys, "argv", words)
     capfd.readouterr()
-    runpy.run_path(words[0], run_name="__main__")
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")  # a script that calls PyTorch itself sees warnings, and is not ended by them
+        runpy.run_path(words[0], run_name="__main__")
     out, err = capfd.readouterr()
     return 0, out + err
 
