@@ -33,9 +33,9 @@ PANELS: Final = {
     "Input": (
         *("--model", "--weights", "--inputs", "--expected", "--expected-dtype", "--text", "--checkpoint", "--batch"),
         *("--seq", "--prompts", "--batches", "--init", "--file", "--labels", "--samples", "--seed", "--prompt"),
-        *("--data", "--task", "--against", "--limit", "--max-length", "--stride", "--max-unreadable", "--tokenizer"),
+        *("--data", "--task", "--tasks", "--against", "--limit", "--max-length", "--stride", "--max-unreadable"),
         *("--preprocessing", "--from", "--norm-class", "--norm-args", "--norm", "--settings", "--args", "--shape"),
-        *("--coverage", "--stress", "--plan", "--allow"),
+        *("--coverage", "--stress", "--plan", "--allow", "--tokenizer"),
     ),
     "Output": (
         *(

@@ -56,7 +56,7 @@ def check_static(exported: ExportedModel, model: LoadedModel, *, coverage: Cover
         *check_functions(flow),
         *check_types(exported),
         *check_format(exported, model),
-        *(() if own_code else check_operators(flow, coverage)),
+        *(() if own_code else check_operators(flow, coverage, wide_norms=bool(inlined.block_sizes))),
         *check_inputs(flow, coverage, own_code=own_code),
         *_claim_problems(exported, model, flow=flow),
         *weights.findings,

@@ -14,7 +14,7 @@ import onnx
 from ibnorm_export.errors import quoted
 from ibnorm_export.findings.code import FindingCode
 from ibnorm_export.op import onnx_functions
-from ibnorm_export.op.spec import DOMAIN
+from ibnorm_export.op.spec import DOMAIN, Compression
 from ibnorm_export.text_report import counted
 from ibnorm_export.verifier.coverage import Coverage
 from ibnorm_export.verifier.dataflow import DataFlow, FlowNode
@@ -166,16 +166,20 @@ _WHOLE_TYPES: Final = (
 )
 
 
-def check_operators(flow: DataFlow, coverage: Coverage) -> Iterator[Finding]:
+def check_operators(flow: DataFlow, coverage: Coverage, *, wide_norms: bool = False) -> Iterator[Finding]:
     """Find functions of floating-point data that PyTorch does not compute, and decisions by sizes.
 
     Args:
         flow: the data flow of the file.
         coverage: the operators of one run of the checkpoint.
+        wide_norms: whether norms are written out that are so wide that they are computed in blocks.
     """
     words = {word for name in coverage.operators for word in _words(name)}
-    norms = {node.op_type for body in onnx_functions.functions(flow.exported.opset).values() for node in body.node}
+    opset = flow.exported.opset
     # Norms that are written out have the functions of their definition.
+    wide = [(compression.op_type, 2 * onnx_functions.NARROW) for compression in Compression] if wide_norms else []
+    definitions = (onnx_functions.functions(opset), onnx_functions.functions(opset, wide))
+    norms = {node.op_type for bodies in definitions for body in bodies.values() for node in body.node}
     expanded = flow.exported.metadata.inlined or not any(node.proto.domain == DOMAIN for node in flow.nodes)
     inlined = norms if expanded else set()
     floating = _floating(flow)

@@ -44,7 +44,7 @@ def test_a_failure_has_reasons_and_steps_and_a_pass_has_none() -> None:
     failed = parity(*LAMBDAS, WEIGHT)
     assert reasons(failed) == tuple(map(str, causes([*LAMBDAS, WEIGHT])))
     steps = "\n".join(next_steps(failed))
-    assert "`ibnorm-export export ckpt m.onnx`" in steps
+    assert "`ibnorm-export export ckpt -o m.onnx`" in steps
     assert "`ibnorm-export explain IBN103`" in steps
     assert page_verdict(failed).summary == "7 findings on 6 norms and 40 weights."
     passed = parity()
