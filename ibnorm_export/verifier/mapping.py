@@ -54,6 +54,7 @@ class MappingMeasurement:
     mapped: nn.Module
     _norms: dict[str, Agreement] = field(default_factory=dict, init=False)
     _outputs: Agreement = field(default_factory=lambda: Agreement(END_TO_END_TOLERANCE), init=False)
+    _rerunning: bool = field(default=False, init=False)
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
@@ -62,7 +63,8 @@ class MappingMeasurement:
         for path in self.model.replaced_norms:
             before, after = self._hooks(path)
             norm = self.original.get_submodule(path)
-            handles.append(norm.register_forward_pre_hook(before, with_kwargs=True))
+            # Around the hooks of the user's own code, which belong to what the norm computes.
+            handles.append(norm.register_forward_pre_hook(before, prepend=True, with_kwargs=True))
             handles.append(norm.register_forward_hook(after))
         try:
             yield
@@ -75,14 +77,22 @@ class MappingMeasurement:
         waiting: list[tuple[Any, Any]] = []
 
         def before(_norm: nn.Module, args: Any, kwargs: Any) -> None:
+            if self._rerunning:
+                return
             waiting.append(tree_map_only(Tensor, torch.clone, (args, kwargs)))  # the norm may write to its input
 
         def after(norm: nn.Module, _inputs: Any, output: Any) -> None:
+            if self._rerunning:
+                return
             args, kwargs = waiting.pop()
 
             def rounded() -> list[Tensor]:
                 changed, named = perturbed((args, kwargs))
-                return float64_tensors(norm.forward(*changed, **named))
+                self._rerunning = True
+                try:
+                    return float64_tensors(norm(*changed, **named))
+                finally:
+                    self._rerunning = False
 
             self._norms.setdefault(path, Agreement()).add(
                 float64_tensors(replacement(*args, **kwargs)), float64_tensors(output), rounded=rounded

@@ -216,6 +216,27 @@ def test_a_norm_that_writes_to_its_input_is_measured_on_what_reached_it(stranger
     assert mapping, mapping.findings
 
 
+@pytest.mark.parametrize(("lambd", "right"), [(4.0 / 3, True), (4.0, False)])
+def test_hooks_of_the_users_code_belong_to_the_norm(
+    stranger: Callable[..., LoadedModel], lambd: float, right: bool
+) -> None:
+    """A hook that multiplies what reaches a norm changes its lambda, and one that multiplies its output its scale."""
+    model = stranger("divide", reading("divide", lambd))
+    assert model.original is not None
+    for path in ("norm", "last"):
+        norm = model.original.get_submodule(path)
+        norm.register_forward_pre_hook(lambda _norm, inputs: (3 * inputs[0],))
+        norm.register_forward_hook(lambda _norm, _inputs, output: 2 * output)
+        replacement = model.module.get_submodule(path)
+        replacement.weight, replacement.bias = (
+            torch.nn.Parameter(2 * tensor, requires_grad=False) for tensor in (replacement.weight, replacement.bias)
+        )
+    mapping = measured(model)
+    assert bool(mapping) is right, mapping.findings
+    assert [norm.passed for norm in mapping.norms] == [right, right]
+    assert max(norm.tolerance for norm in mapping.norms) < 1e-10
+
+
 def test_the_original_shares_the_weights_and_keeps_its_classes(stranger: Callable[..., LoadedModel]) -> None:
     model = stranger("divide", reading("divide"))
     assert model.original is not None

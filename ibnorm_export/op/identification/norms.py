@@ -115,7 +115,7 @@ def identify_norms(
     """Identify every norm of a model.
 
     A norm is a module that maps one tensor to one of the same shape and whose class is named like a norm, or an
-    instance of `norm_class`. A norm that contains another one is tried first; if it is not a member, the inner one is.
+    instance of a subclass of one of PyTorch's norms or of `norm_class`. A norm that contains another one is tried first; if it is not a member, the inner one is.
     Norms of PyTorch are listed as they are, and those of this package are left out.
 
     Args:
@@ -191,6 +191,9 @@ _NORM_NAME: Final = re.compile(
     r"norm(?!al)|^(ib|layer|rms|group|batch)?_?(ln|bn|gn|ibn|rms)(\d?d)?$|^ibn", re.IGNORECASE
 )
 
+#: Norms of PyTorch: a class that inherits from one is a norm, whatever it is called.
+_STOCK: Final = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
+
 #: Modules with their own weights: what contains one is a layer with a norm, not a norm.
 _LAYERS: Final = (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding, nn.MultiheadAttention, nn.RNNBase)
 
@@ -205,7 +208,7 @@ def _named_like_norms(model: nn.Module, norm_class: type[nn.Module] | str | None
             by_class += 1
             found[path] = module
         elif (
-            _NORM_NAME.search(kind.__name__)
+            (_NORM_NAME.search(kind.__name__) or isinstance(module, _STOCK))
             and not kind.__module__.startswith(("torch.", "ibnorm_export.op."))
             and not any(isinstance(inner, _LAYERS) for inner in module.modules())
         ):

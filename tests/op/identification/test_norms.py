@@ -112,6 +112,20 @@ def test_norms_are_found_by_class(norm_class: type[nn.Module] | str) -> None:
     assert report.passed
 
 
+class Compressed(nn.LayerNorm):
+    """Inherits from a norm of PyTorch, and its name does not say so."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        d = x - x.mean(-1, keepdim=True)
+        return super().forward(torch.tanh(d / 3))
+
+
+def test_a_subclass_of_a_norm_of_pytorch_is_found_whatever_it_is_called() -> None:
+    net = nn.Sequential(nn.Linear(12, 12), Compressed(12))
+    report = identify_norms(net, run=lambda: net(torch.randn(2, 12)))
+    assert {path: identity.kind for path, identity in report.norms.items()} == {"1": "T"}
+
+
 def test_a_class_that_the_model_has_not() -> None:
     net = Net()
     with pytest.raises(SpecError, match="no module of the model is a Missing; its classes are "):
