@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ibnorm_export.errors import CheckpointError, IBNormError, SpecError
+from ibnorm_export.errors import CheckpointError, IBNormError, SpecError, listed, shortened
 from ibnorm_export.models.adapted_norms import adapted
 from ibnorm_export.models.registry import adapter_of
 from ibnorm_export.op.float64_mode import compute_in_float64
@@ -60,11 +60,14 @@ def replace_own_norms(
             notes[
                 f"{path} is exported as its own operators, no fused kernel, since it cannot be identified: {reason}"
             ] = None
-        _replace_members(module, report.members)
+        notes |= dict.fromkeys(_replace_members(module, report.members, run=run))
     return tuple(notes)
 
 
-def _replace_members(module: nn.Module, members: Mapping[str, NormIdentity]) -> None:
+def _replace_members(
+    module: nn.Module, members: Mapping[str, NormIdentity], *, run: Callable[[], object]
+) -> tuple[str, ...]:
+    """Put IBNorm in the place of members; they stay, with a note, if the model does not run with IBNorm."""
     new: dict[int, nn.Module] = {}
     for path, identity in members.items():
         _require_place(path)
@@ -72,6 +75,17 @@ def _replace_members(module: nn.Module, members: Mapping[str, NormIdentity]) -> 
         if id(norm) not in new:
             new[id(norm)] = identity.replacement().eval().requires_grad_(False)
         module.set_submodule(path, _with_same_parameters(new[id(norm)]))
+    try:
+        if members:
+            run()
+    except CheckpointError as error:  # it ran before: it uses more of a norm than its call
+        for path, identity in members.items():
+            module.set_submodule(path, identity.module)
+        return (
+            f"{listed(list(members))}: exported as their own operators, no fused kernel, since the model does not run "
+            f"with IBNorm in their place: {shortened(str(error.__cause__ or error))}",
+        )
+    return ()
 
 
 def _with_same_parameters(norm: nn.Module) -> nn.Module:

@@ -61,17 +61,22 @@ def copy_without_values(module: nn.Module, dtype: torch.dtype) -> tuple[nn.Modul
 
 
 def deep_copy(module: nn.Module, shared: dict[int, object]) -> nn.Module:
-    """Copy a module with `copy.deepcopy`.
+    """Copy a module with `copy.deepcopy`; what `torch.compile` made of a part is that part in the copy.
 
     Args:
         module: the module.
         shared: objects that replace those of `module` in the copy, by the `id` of the replaced object.
 
     Raises:
-        CheckpointError: the module holds an object that Python cannot copy, or a `forward` that the copy cannot have.
+        CheckpointError: the module holds an object that Python cannot copy, TorchScript, or a `forward` that the copy
+            cannot have.
     """
+    _require_python_code(module)
     _require_forward_of_class(module)
     try:
+        for inner in list(module.modules()):
+            if _is_compiled(inner):
+                shared[id(inner)] = copy.deepcopy(inner._orig_mod, shared)
         return copy.deepcopy(module, shared)
     except (
         TypeError,
@@ -84,6 +89,21 @@ def deep_copy(module: nn.Module, shared: dict[int, object]) -> nn.Module:
         ) from error
 
 
+def _is_compiled(module: nn.Module) -> bool:
+    """Whether a module is the wrapper that `torch.compile` puts around another one."""
+    return isinstance(module.__dict__.get("_modules", {}).get("_orig_mod"), nn.Module)
+
+
+def _require_python_code(module: nn.Module) -> None:
+    """Refuse TorchScript, which has no Python code to trace and cannot be copied with other parameters."""
+    for path, inner in module.named_modules():
+        if isinstance(inner, torch.jit.ScriptModule):
+            raise CheckpointError(
+                f"{path or 'the model'} ({type(inner).__name__}) is TorchScript: use the module that it was made from, "
+                "with its weights: module.load_state_dict(script.state_dict())"
+            )
+
+
 def _require_forward_of_class(module: nn.Module) -> None:
     """Refuse a `forward` that was set on an instance and that a copy would share with the original.
 
@@ -94,7 +114,11 @@ def _require_forward_of_class(module: nn.Module) -> None:
     own = {id(inner) for _, inner in modules}
     for path, inner in modules:
         forward = inner.__dict__.get("forward")
-        if forward is None or (isinstance(forward, types.MethodType) and id(forward.__self__) in own):
+        if (
+            forward is None
+            or _is_compiled(inner)
+            or (isinstance(forward, types.MethodType) and id(forward.__self__) in own)
+        ):
             continue
         raise CheckpointError(
             f"{path or 'the model'} ({type(inner).__name__}) has a `forward` that was set on the instance, "

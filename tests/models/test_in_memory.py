@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ibnorm_export import BenchOptions, CheckpointError, ExportError, InputSpec, bench, export, from_module, verify
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.models.in_memory import from_module_of_file
+from ibnorm_export.op.torch_op import IBNorm
 from ibnorm_export.runtimes.torch import Float64TorchRunner
 from tests.op.stranger_norms import PlainElementNorm
 
@@ -256,6 +257,46 @@ def test_a_function_as_forward_of_an_instance_is_refused() -> None:
     outer[0].forward = lambda ids: ids  # type: ignore[method-assign, assignment]  # what is tested
     with pytest.raises(CheckpointError, match=r"0 \(Net\) has a `forward`"):
         from_module(outer, ids())
+
+
+class Around(nn.Module):
+    """A model around a stranger's norm, which it may use as `use` does."""
+
+    def __init__(self, use: Callable[[Any, Tensor], Tensor] | None = None) -> None:
+        super().__init__()
+        self.first, self.norm, self.use = nn.Linear(SIZE, SIZE), StrangerNorm(), use
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        result: Tensor = self.norm(x) if self.use is None else self.use(self.norm, x)
+        return result
+
+
+def test_a_part_that_is_compiled_is_the_part_itself_in_the_copy() -> None:
+    net = Around()
+    net.norm = torch.compile(net.norm, backend="eager")
+    model = from_module(net, torch.randn(2, SIZE))
+    assert isinstance(model.module.norm, IBNorm)
+    assert isinstance(net.norm, torch._dynamo.OptimizedModule), "the caller's module does not change"
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_torchscript_inside_a_model_is_refused() -> None:
+    net = Around()
+    net.norm = torch.jit.trace(net.norm.eval(), torch.randn(2, SIZE))  # type: ignore[no-untyped-call]  # PyTorch's
+    with pytest.raises(CheckpointError, match=r"norm .* is TorchScript: use the module that it was made from"):
+        from_module(net, torch.randn(2, SIZE))
+
+
+def test_a_norm_of_which_the_model_uses_more_than_its_call_stays() -> None:
+    """An attribute or a method that IBNorm does not have."""
+    net = Around(lambda norm, x: norm(x) * norm.extra)
+    net.norm.extra = 0.5
+    model = from_module(net, torch.randn(2, SIZE))
+    assert isinstance(model.module.norm, StrangerNorm)
+    (note,) = model.notes
+    assert note.startswith("norm: exported as their own operators")
+    assert "extra" in note
 
 
 class Tied(Net):

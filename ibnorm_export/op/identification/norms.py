@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from torch import Tensor, nn
 
-from ibnorm_export.errors import SpecError
+from ibnorm_export.errors import SpecError, listed
 from ibnorm_export.op.identification.norm_identity import NormIdentity
 from ibnorm_export.op.identification.one_norm import identify_at
 from ibnorm_export.op.identification.probe import NormProbe, UnfitShape, candidate_shapes
@@ -114,8 +114,9 @@ def identify_norms(
 ) -> IdentityReport:
     """Identify every norm of a model.
 
-    A norm is a module that maps one tensor to one of the same shape and whose class is named like a norm, or an
-    instance of a subclass of one of PyTorch's norms or of `norm_class`. A norm that contains another one is tried first; if it is not a member, the inner one is.
+    A norm is a module that maps one tensor to one of the same shape and whose class is named like a norm, or inherits
+    from one of PyTorch's norms or from `norm_class`. A norm that contains another one is tried first; if it is not a
+    member, the inner one is.
     Norms of PyTorch are listed as they are, and those of this package are left out.
 
     Args:
@@ -150,9 +151,14 @@ def identify_norms(
 
 
 def _identified(
-    module: nn.Module, shape: tuple[int, ...], *, known: dict[object, NormIdentity], explain: bool
+    module: nn.Module,
+    shapes: Sequence[tuple[int, ...] | None],
+    *,
+    known: dict[object, NormIdentity],
+    explain: bool,
 ) -> NormIdentity | str:
     """The identity of a norm, or why it has none; `known` holds that of one norm of each kind."""
+    shape = next(shape for shape in shapes if shape is not None)
     plain = {name: v for name, v in vars(module).items() if isinstance(v, (bool, int, float, str))}
     key = (type(module), tuple(sorted((n, v) for n, v in plain.items() if n != "training")), len(shape))
     try:
@@ -161,7 +167,16 @@ def _identified(
     except SpecError as error:
         return str(error)
     known.setdefault(key, found)
-    return found
+    return (_reason_against(found, shapes) if found else "") or found
+
+
+def _reason_against(member: NormIdentity, shapes: Sequence[tuple[int, ...] | None]) -> str:
+    """Why no single IBNorm can take all calls of a member; "" if one can."""
+    name = type(member.module).__name__
+    if None in shapes:
+        return f"{name} is called with one tensor, and elsewhere with more arguments or results"
+    sizes = sorted({shape[member.channel_axis] for shape in shapes if shape is not None})
+    return f"{name} is called with inputs of {listed(sizes)} features" if len(sizes) > 1 else ""
 
 
 def _contains(outer: str, path: str) -> bool:
@@ -229,17 +244,21 @@ def _is_of(kind: type, norm_class: type[nn.Module] | str) -> bool:
     return norm_class in names
 
 
-def _shapes(named: Mapping[str, nn.Module], run: Callable[[], object]) -> dict[nn.Module, tuple[int, ...]]:
-    """The shape of the first input of each module that maps one tensor to one of the same shape, during a run."""
-    shapes: dict[nn.Module, tuple[int, ...]] = {}
+def _shapes(named: Mapping[str, nn.Module], run: Callable[[], object]) -> dict[nn.Module, list[tuple[int, ...] | None]]:
+    """The calls of each module that maps one tensor to one of the same shape, at least once during a run.
+
+    Returns:
+        The shape of the input of each call; None for a call of another kind.
+    """
+    calls: dict[nn.Module, list[tuple[int, ...] | None]] = {}
     if not named:
-        return shapes  # nothing to see, so the user's code need not run
+        return {}  # nothing to see, so the user's code need not run
 
     def seen(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> None:
         tensors = [value for value in (*args, *kwargs.values()) if value is not None]
         one = len(tensors) == 1 and isinstance(tensors[0], Tensor) and isinstance(output, Tensor)
-        if one and tensors[0].shape == output.shape and tensors[0].is_floating_point():  # type: ignore[attr-defined]  # a Tensor, by `one`
-            shapes.setdefault(module, tuple(tensors[0].shape))
+        fits = one and tensors[0].shape == output.shape and tensors[0].is_floating_point()  # type: ignore[attr-defined]  # a Tensor, by `one`
+        calls.setdefault(module, []).append(tuple(tensors[0].shape) if fits else None)
 
     hooks = [module.register_forward_hook(seen, with_kwargs=True) for module in dict.fromkeys(named.values())]
     try:
@@ -247,4 +266,4 @@ def _shapes(named: Mapping[str, nn.Module], run: Callable[[], object]) -> dict[n
     finally:
         for hook in hooks:
             hook.remove()
-    return shapes
+    return {module: shapes for module, shapes in calls.items() if any(shape is not None for shape in shapes)}

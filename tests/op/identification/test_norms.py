@@ -126,6 +126,34 @@ def test_a_subclass_of_a_norm_of_pytorch_is_found_whatever_it_is_called() -> Non
     assert {path: identity.kind for path, identity in report.norms.items()} == {"1": "T"}
 
 
+class ScaledNorm(IBNorm):
+    """May be called with a condition."""
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        y: Tensor = super().forward(x)
+        return y if condition is None else y * condition
+
+
+class FreeNorm(nn.Module):
+    """Has no parameters, so it takes inputs of every width."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        d = x - x.mean(-1, keepdim=True)
+        return nn.functional.layer_norm(torch.tanh(d / 3), x.shape[-1:])
+
+
+def test_a_norm_that_is_called_in_several_ways_is_refused() -> None:
+    scaled, free = ScaledNorm(12), FreeNorm()
+    net = nn.ModuleDict({"scaled": scaled, "free": free})
+    x = torch.randn(2, 5, 12)
+    report = identify_norms(net, run=lambda: (scaled(scaled(x), x), free(x), free(x[..., :6])))
+    assert not report.norms
+    assert "with one tensor, and elsewhere with more arguments" in report.refused["scaled"]
+    assert report.refused["free"] == "FreeNorm is called with inputs of 6, 12 features"
+    report = identify_norms(net, run=lambda: (scaled(scaled(x)), free(x), free(x[:, 0])))
+    assert list(report.members) == ["scaled", "free"], "sequences and pooled values have the same features"
+
+
 def test_a_class_that_the_model_has_not() -> None:
     net = Net()
     with pytest.raises(SpecError, match="no module of the model is a Missing; its classes are "):
