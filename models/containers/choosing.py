@@ -44,13 +44,14 @@ _MODEL_KEYS: Final = (
 )
 
 #: Words of keys that mean averaged weights, and keys of what belongs to training but is not a model.
-_AVERAGED: Final = frozenset({"ema", "emas", "averaged", "average", "averaging", "swa", "shadow", "polyak"})
+_AVERAGED: Final = frozenset({"ema", "emas", "averaged", "average", "averaging", "avg", "swa", "shadow", "polyak"})
 _NO_MODEL: Final = frozenset(
     {"optimizer", "optimizers", "optim", "scheduler", "schedulers", "scaler", "rng", "callbacks", "loops", "sampler"}
 )
 _WORDS: Final = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _PLAIN: Final = (type(None), str, int, float)
 _DEEPEST: Final = 6  # levels at which a state dict is looked for
+_INSIDE_AVERAGE: Final = re.compile(r"^(module|shadow)\.")  # what an average calls its own copy
 _COUNTERS: Final = ("n_averaged", "initted", "step", "decay", "num_updates")
 
 
@@ -92,6 +93,12 @@ def _words(key: str) -> set[str]:
     return {word.lower() for word in _WORDS.findall(key)}
 
 
+def _means_average(key: str) -> bool:
+    """Whether a key means averaged weights; `exp_avg` is an average of gradients."""
+    words = _words(key)
+    return bool(words & _AVERAGED) and "exp" not in words
+
+
 def _is_leaf(value: object) -> bool:
     return isinstance(value, Tensor) or (hasattr(value, "load") and hasattr(value, "identity"))
 
@@ -115,13 +122,14 @@ def _only_numbers(state: Mapping[str, Leaf]) -> bool:
 
 def _find(content: object, place: tuple[str, ...], *, seen: set[int]) -> Iterator[_Found]:
     """Every state dict below `content`, and lists of averaged tensors."""
-    averaged = any(_words(key) & _AVERAGED for key in place)
+    averaged = any(map(_means_average, place))
     if len(place) > _DEEPEST or id(content) in seen:
         return
     seen.add(id(content))
     if isinstance(content, (list, tuple)):
         leaves = [value for value in content if _is_leaf(value)]
-        if averaged and leaves and len(leaves) == len(content):
+        numbers = all(tuple(leaf.shape) in ((), (1,)) for leaf in leaves)  # averages of a loss
+        if averaged and leaves and len(leaves) == len(content) and not numbers:
             yield _Found(".".join(place), None, averaged=True, origin=content)
             return
         items: Iterator[tuple[str, object]] = ((str(index), value) for index, value in enumerate(content[:100]))
@@ -157,7 +165,7 @@ def _split(found: _Found) -> Iterator[_Found]:
         first, _, rest = name[len(shared) :].partition(".")
         groups.setdefault(first, {})[rest] = leaf
     for first, group in groups.items():
-        if not _words(first) & _AVERAGED:
+        if not _means_average(first):
             continue
         start = f"{shared}{first}."
         others = {name: leaf for name, leaf in state.items() if not name.startswith(start)}
@@ -182,7 +190,8 @@ def _shared_prefix(names: list[str]) -> str:
 
 def _names_of_average(group: Mapping[str, Leaf], others: Mapping[str, Leaf]) -> dict[str, Leaf] | None:
     """The averaged tensors by the names that the model has beside them; None if most have no counterpart."""
-    inner = {name.removeprefix("module."): leaf for name, leaf in group.items() if name not in _COUNTERS}
+    weights = {name: leaf for name, leaf in group.items() if name not in _COUNTERS}
+    inner = {_INSIDE_AVERAGE.sub("", name): leaf for name, leaf in weights.items()}
     tails: dict[str, tuple[str, Leaf]] = {}
     for name, leaf in others.items():
         tail = name.partition(".")[2]
@@ -235,6 +244,26 @@ def _one(found: list[_Found], *, source: str, kind: str) -> _Found:
         f"{source} has {counted(len(models), 'state dict')} of {kind} weights: {listed(models, 8)}. Save the one that "
         f'you want, e.g. torch.save(torch.load("{source.rpartition("/")[2]}")["{shown(key)}"], "weights.pt")'
     )
+
+
+def _require_no_copy(model: _Found, found: list[_Found], *, source: str) -> None:
+    """Refuse a second state dict with the names and shapes of the model: it may be an average under another name.
+
+    Raises:
+        CheckpointError: there is one.
+    """
+
+    def shapes(one: _Found) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(leaf.shape) for name, leaf in (one.state or {}).items()}
+
+    copies = [one for one in found if one.origin is not model.origin and shapes(one) == shapes(model)]
+    if copies:
+        key = shown(copies[0].place.partition(".")[0])
+        raise CheckpointError(
+            f"{source} has the weights of the model twice: {model} and {listed(copies, 8)}, which may be a moving "
+            f"average (EMA). Add --weights raw to take {model}, or save the other, e.g. "
+            f'torch.save(torch.load("{source.rpartition("/")[2]}")["{key}"], "weights.pt")'
+        )
 
 
 def _named(average: _Found, raw: _Found | None, *, source: str) -> dict[str, Leaf]:
@@ -296,6 +325,8 @@ def choose_weights(content: object, *, source: str, weights: Weights | None) -> 
     if weights is Weights.EMA and not averaged:
         raise CheckpointError(f"{source} has no EMA weights; it has raw weights ({listed(raw, 8)}): --weights raw")
     model = _one(raw, source=source, kind="raw") if raw and weights is not Weights.EMA else None
+    if model is not None and weights is None:
+        _require_no_copy(model, raw, source=source)
     if model is not None and model.state is not None:
         state, chosen = model.state, model
     else:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from ibnorm_export.errors import quoted
-from ibnorm_export.models.containers.safe_pickle import Allowed, PlainObject, UnreadableError
+from ibnorm_export.models.containers.safe_pickle import Allowed, PlainObject, RefusedClassError, UnreadableError
 
 __all__ = ["NumpyArray", "plain_classes"]
 
@@ -41,6 +41,7 @@ _DICTS: Final = (
 _OBJECTS: Final = (
     "argparse.Namespace",
     "types.SimpleNamespace",
+    "uuid.UUID",
     "omegaconf.dictconfig.DictConfig",
     "omegaconf.listconfig.ListConfig",
     "omegaconf.base.ContainerMetadata",
@@ -64,6 +65,8 @@ class _NumpyType(PlainObject):
 
     def __init__(self, code: object, align: object = False, copy: object = True) -> None:
         super().__init__("numpy.dtype")
+        if isinstance(code, str) and code.startswith("O"):
+            raise RefusedClassError("an array of NumPy that holds Python objects")
         if not isinstance(code, str) or not _NUMPY_CODE.fullmatch(code):
             raise UnreadableError(f"an array of NumPy has the dtype {quoted(code)}, which is not a number or text")
         self._code, self._order = code, "="
@@ -175,6 +178,8 @@ def _moment(kind: Callable[..., Any]) -> Callable[..., str]:
     def make(*arguments: object) -> str:
         if not all(isinstance(argument, (int, str, bytes)) for argument in arguments):
             raise UnreadableError("a date is damaged")
+        if len(arguments) == 2 and isinstance(arguments[0], bytes):  # with a time zone, which is text here
+            return f"{kind(arguments[0])} {arguments[1]!s}"
         return str(kind(*arguments))
 
     return make
@@ -210,6 +215,8 @@ def plain_classes() -> dict[str, Any]:
         "datetime.datetime": _moment(datetime.datetime),
         "datetime.date": _moment(datetime.date),
         "datetime.time": _moment(datetime.time),
+        "datetime.timezone": lambda *parts: f"UTC {_text(*parts)}",
+        "decimal.Decimal": _text,
         "datetime.timedelta": _moment(datetime.timedelta),
         "numpy.dtype": _NumpyType,
         "numpy.ndarray": NumpyArray,

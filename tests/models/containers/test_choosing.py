@@ -68,7 +68,8 @@ def same(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> bool:
         {"my_classifier": RAW, "losses": {"train": torch.tensor(0.1)}, "average": {"loss": torch.tensor([0.2])}},
         {"my_classifier": RAW, "rng_state": {"cpu": torch.get_rng_state()}, "optimizer": {"momentum": dict(AVERAGE)}},
         {"model": {**RAW, "version": 3}},
-        {"state_dict": RAW, "discriminator": AVERAGE},
+        {"state_dict": RAW, "discriminator": {"a.weight": torch.ones(2, 3)}},
+        {"state_dict": RAW, "avg_losses": [torch.tensor(0.5), torch.tensor([0.25])]},
         {"model": RAW, "rng_state": {"cpu": torch.get_rng_state(), "cuda": torch.get_rng_state()}},
         [RAW, {"epoch": 1}],
     ],
@@ -201,6 +202,14 @@ BOTH: dict[str, tuple[object, str, str, str, str]] = {
         "model.",
         "",
     ),
+    "avg_model": ({"model": RAW, "avg_model": AVERAGE}, "model", "avg_model", "", ""),
+    "a module with a shadow": (
+        {**prefixed("model.", RAW), **prefixed("ema.shadow.", AVERAGE)},
+        "the tensors at the top level",
+        "ema",
+        "model.",
+        "",
+    ),
     "DINO": ({"student": RAW, "teacher": AVERAGE, "epoch": 2}, "student", "teacher", "", ""),
 }
 
@@ -228,6 +237,14 @@ def test_an_average_alone_is_taken_and_said(saved: Any, content: object) -> None
     assert "the only ones" in read.notes[0]
     with pytest.raises(CheckpointError, match=r"has no raw weights; it has EMA weights .*--weights ema"):
         read_checkpoint(saved(content), weights="raw")
+
+
+@pytest.mark.parametrize("key", ["EMAmodel", "smoothed", "slow_weights", "best"])
+def test_a_copy_of_the_model_under_an_unknown_name_is_not_ignored(saved: Any, key: str) -> None:
+    path = saved({"model": RAW, key: AVERAGE})
+    with pytest.raises(CheckpointError, match=rf'twice: model and {key}, .* --weights raw .*\["{key}"\]'):
+        read_checkpoint(path)
+    assert same(read_checkpoint(path, weights="raw").state, RAW)
 
 
 def test_an_average_that_is_not_there(saved: Any) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import collections
 import datetime
+import decimal
 import io
 import pathlib
 import pickle
 import struct
 import sys
+import uuid
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -206,6 +208,21 @@ def test_no_code_of_a_pickle_runs(tmp_path: Path, zipped: bool, protocol: int) -
     assert not (tmp_path / "canary").exists()
     torch.load(file, weights_only=False)  # the file does what it is meant to
     assert (tmp_path / "canary").exists()
+
+
+def test_an_array_of_python_objects_is_refused_as_such(tmp_path: Path) -> None:
+    content = {"w": BASE, "extra": np.array([Canary(tmp_path / "canary")], dtype=object)}
+    torch.save(content, tmp_path / "w.pt")
+    rejected(tmp_path / "w.pt", "contains an array of NumPy that holds Python objects, which is not plain data")
+    assert not (tmp_path / "canary").exists()
+
+
+def test_plain_values_of_the_standard_library(tmp_path: Path) -> None:
+    zone = datetime.timezone(datetime.timedelta(hours=1))
+    content = {"at": datetime.datetime(2026, 1, 2, tzinfo=zone), "rate": decimal.Decimal("0.1"), "run": uuid.UUID(int=7)}
+    torch.save({"model": {"w": BASE}, **content}, tmp_path / "w.pt")
+    extras = read_checkpoint(tmp_path / "w.pt").extras
+    assert extras == {"at": "2026-01-02 00:00:00 UTC 1:00:00", "rate": "0.1", "run": {"int": 7}}
 
 
 def test_a_saved_module_is_refused_by_its_class(tmp_path: Path) -> None:
