@@ -219,7 +219,11 @@ def test_an_array_of_python_objects_is_refused_as_such(tmp_path: Path) -> None:
 
 def test_plain_values_of_the_standard_library(tmp_path: Path) -> None:
     zone = datetime.timezone(datetime.timedelta(hours=1))
-    content = {"at": datetime.datetime(2026, 1, 2, tzinfo=zone), "rate": decimal.Decimal("0.1"), "run": uuid.UUID(int=7)}
+    content = {
+        "at": datetime.datetime(2026, 1, 2, tzinfo=zone),
+        "rate": decimal.Decimal("0.1"),
+        "run": uuid.UUID(int=7),
+    }
     torch.save({"model": {"w": BASE}, **content}, tmp_path / "w.pt")
     extras = read_checkpoint(tmp_path / "w.pt").extras
     assert extras == {"at": "2026-01-02 00:00:00 UTC 1:00:00", "rate": "0.1", "run": {"int": 7}}

@@ -183,6 +183,24 @@ def test_what_cannot_be_run_as_a_norm_is_refused(name: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+class StoredInHalf(nn.Module):
+    """A norm in float32 whose scale is stored in float16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.linspace(0.5, 1.5, 16).half())
+
+    def forward(self, x: Tensor) -> Tensor:
+        d = x - x.mean(-1, keepdim=True)
+        return nn.functional.layer_norm(torch.tanh(d / 3), (16,)) * self.gamma.float()
+
+
+def test_a_norm_may_store_its_scale_in_half_precision() -> None:
+    found = identify(StoredInHalf())
+    assert (found.kind, found.features) == ("T", 16)
+    assert found.residual <= 1e-11
+
+
 def test_nothing_of_the_caller_changes() -> None:
     norm = MEMBERS["a learned lambda"].build().train()
     before, state = copy.deepcopy(norm.state_dict()), torch.get_rng_state()
