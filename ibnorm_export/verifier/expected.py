@@ -143,10 +143,13 @@ def _explain(reference: Reference, values: ExpectedValues, rows: list[ExpectedPa
         f"of {values.dtype.value} is {worst.tolerance:.3g}"
     )
     where = f"expected {worst.output}"
+    half = ""
+    if values.dtype is DType.FP32:
+        half = ". If the training code computed in half precision, say so: --expected-dtype bf16 (or fp16)"
     if reference.model.replaced_norms:
         return Finding(
             where,
-            f"{measured}. Its norms are your own classes, so the weights, the inputs or the model's mode differ",
+            f"{measured}. Its norms are your own classes, so the weights, the inputs or the model's mode differ{half}",
             code=FindingCode.EXPECTED_CHECKPOINT,
         )
 
@@ -158,8 +161,9 @@ def _explain(reference: Reference, values: ExpectedValues, rows: list[ExpectedPa
     if fitting is None:
         return Finding(
             where,
-            f"{measured}. No other convention, lambda from 0.25 to 16, or epsilon x 100 or / 100 fits either: compare "
-            "the weights, the inputs, and that the model was in evaluation mode",
+            f"{measured}. No other convention, usual lambda (1, 2, 3, 4, 5, 8, ...) or epsilon 10 or 100 times as "
+            "large or small fits either: compare lambda and epsilon with those of the training code, the weights, the "
+            f"inputs, and that the model was in evaluation mode{half}",
             code=FindingCode.EXPECTED_CHECKPOINT,
         )
     what = f"{measured}. This reading fits: {fitting}. Correct the ibnorm section, and export again"

@@ -116,7 +116,8 @@ def test_values_of_another_model_fit_no_reading(right: LoadedModel, file: Export
     np.savez(tmp_path / "values.npz", **values)
     report = compared(file, right, tmp_path / "values.npz")
     assert not report
-    assert "No other convention" in report.findings[0].what
+    assert "No other convention, usual lambda" in report.findings[0].what
+    assert "--expected-dtype bf16" in report.findings[0].what
 
 
 @pytest.mark.parametrize("norm", list(NORMS.values())[5:], ids=list(NORMS)[5:])
