@@ -38,6 +38,7 @@ SUITES = {
     "wrong_readings": "Wrong readings of a training code's norm, none of which may pass.",
     "evaluation": "Verdicts of evaluate on simulated pairs, its overhead over the runtime, and its memory.",
     "planted_faults": "Faults that verification must find, and correct exports that it must pass.",
+    "verify_time": "Time of a default verification, here and in an earlier version.",
     "false_alarms": "Right exports that verification must pass, some with hostile weights.",
     "fuzz": "Damaged and hostile files for every reader, with a limit of memory.",
     "tools": "What simplifiers, quantisers and converters do to an exported file.",

@@ -1,0 +1,119 @@
+"""Time of a default verification after imports, here and in an earlier version of the package.
+
+Models have the sizes of the demo's and random weights. Each version exports and verifies in processes of its own, in
+turn with the other, on one thread: a warm pass, then the median of several. Processor time is the figure, since a
+busy neighbour does not add to it. `--before PYTHON` is the interpreter of an environment with the earlier version
+installed; without it, only the time here is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks.report import Report
+from benchmarks.rows import Figure, Row, Target
+from ibnorm_export import IBNormSpec, models
+
+__all__ = ["add_options", "measure"]
+
+#: The sizes of the demo's models.
+MODELS = {
+    "llama": {
+        "model_type": "llama",
+        "hidden_size": 128,
+        "intermediate_size": 344,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "vocab_size": 256,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": True,
+    },
+    "vit": {
+        "model_type": "vit",
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "image_size": 8,
+        "patch_size": 2,
+        "num_channels": 1,
+        "num_labels": 10,
+    },
+}
+
+#: Model, task and dtype of each case.
+CASES = [
+    *[(model, "forward", dtype) for model in ("llama", "vit") for dtype in ("fp32", "fp16")],
+    *[("llama", "text-generation", dtype) for dtype in ("fp32", "fp16")],
+]
+
+_MOST = 2.0
+
+#: argv: checkpoint, task, dtype, folder, passes. Prints processor seconds of each pass.
+_VERIFY = """
+import json, sys, time
+from ibnorm_export import ExportOptions, export, load, verify
+
+checkpoint, task, dtype, folder, passes = sys.argv[1:]
+model = load(checkpoint, task=task)
+target = folder if task == "text-generation" else folder + "/model.onnx"
+file = export(model, target, options=ExportOptions(dtype=dtype))
+assert verify(file, model).passed
+seconds = []
+for _ in range(int(passes)):
+    start = time.process_time()
+    verify(file, model)
+    seconds.append(time.process_time() - start)
+print(json.dumps(seconds))
+"""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--before", type=Path, help="Python of an environment with an earlier version.")
+    parser.add_argument("--rounds", type=int, default=3, help="Processes of each version (%(default)s).")
+    parser.add_argument("--passes", type=int, default=3, help="Measured passes of each process (%(default)s).")
+
+
+def _seconds(python: Path, checkpoint: Path, task: str, *, dtype: str, passes: int) -> list[float]:
+    """Processor time of each pass with the package of an environment."""
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "exported"
+        if task == "forward":
+            target.mkdir()
+        command = [python, "-c", _VERIFY, checkpoint, task, dtype, target, passes]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [str(part) for part in command], env=environment, cwd=folder, check=True, capture_output=True, text=True
+        )
+    measured: list[float] = json.loads(done.stdout.strip().splitlines()[-1])
+    return measured
+
+
+def measure(options: argparse.Namespace, report: Report) -> None:
+    """Verify every case in both versions in turn."""
+    versions = {"here": Path(sys.executable)} | (
+        {} if options.before is None else {"before": options.before.absolute()}
+    )
+    with tempfile.TemporaryDirectory() as place:
+        checkpoints = {name: Path(place) / name for name in MODELS}
+        for name, config in MODELS.items():
+            models.save(models.new_model(config, IBNormSpec("L", 4.0)), checkpoints[name])
+        for name, task, dtype in CASES:
+            seconds: dict[str, list[float]] = {version: [] for version in versions}
+            for _ in range(options.rounds):
+                for version, python in versions.items():
+                    seconds[version] += _seconds(python, checkpoints[name], task, dtype=dtype, passes=options.passes)
+            figures = {version: Figure(statistics.median(values), "s") for version, values in seconds.items()}
+            targets = ()
+            if options.before is not None:
+                figures["over the earlier version"] = Figure(figures["here"].value / figures["before"].value)
+                targets = (Target("over the earlier version", _MOST),)
+            report.add(Row(f"{name}, {task}, {dtype}", figures, targets=targets, details={"seconds": seconds}))
