@@ -113,10 +113,9 @@ IBNORM_INLINE Pack compress(const Pack& t) {
     return t;
   } else if constexpr (kCompression == ibnorm::Compression::kLogarithmic) {
     const Pack a = each([](Vec v) IBNORM_FLAT { return magnitude(v); }, t);
-    if (__builtin_expect(!any_above(a, kHalf ? kNearHalfLog : kNearLog), 1))
-      return log1p_near<kHalf>(t, a);
-    const Pack g = log1p_positive<kHalf>(
-        each([](Vec v) IBNORM_FLAT { return magnitude_at_most(v, 1.1e38F); }, t));
+    if (__builtin_expect(!any_above(a, kHalf ? kNearHalfLog : kNearLog), 1)) return log1p_near<kHalf>(t, a);
+    const Pack g =
+        log1p_positive<kHalf>(each([](Vec v) IBNORM_FLAT { return magnitude_at_most(v, 1.1e38F); }, t));
     return each([](Vec v, Vec s) IBNORM_FLAT { return with_sign(v, s); }, g, t);
   } else {
     const Pack square = multiply(t, t);

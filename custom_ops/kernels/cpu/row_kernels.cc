@@ -5,8 +5,8 @@
 //!   2. c = g((x - mean) / lambd), with its mean and mean square
 //!   3. y = scale * (c - mean(c)) / sqrt(var(c) + epsilon) + bias
 //! mean(c^2) - mean(c)^2 is accurate to a bit as long as it is at least mean(c)^2. That is nearly always
-//! true, because g is odd and x - mean has mean 0. Then y is one multiply-add of c before scale and bias. Where
-//! it is not (one value far outside), another pass subtracts the mean of c from every c first.
+//! true, because g is odd and x - mean has mean 0. Then y is one multiply-add of c before scale and bias.
+//! Where it is not (one value far outside), another pass subtracts the mean of c from every c first.
 //!
 //! The sum of x adds a few vectors in float and continues in double. This makes the mean of equal values
 //! exact, so that such a row becomes exactly `bias`. It also matters for tanh, which turns the sign of a
@@ -63,7 +63,7 @@ struct Row {
   double total;  // sum of the values that are normalised
   float mean;
   float mean_rest;  // t = (x - mean) * factor - mean_rest
-  float c_mean;  // subtracted from c where c is computed again; mostly 0
+  float c_mean;     // subtracted from c where c is computed again; mostly 0
   float inverse;
   float offset;  // y = scale * (c * inverse + offset) + bias
 };

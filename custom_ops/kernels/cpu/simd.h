@@ -282,9 +282,7 @@ struct DoubleSum {
 
   IBNORM_INLINE void add_squares(const Pack& a, int) { add(sum_squares(a)); }
 
-  IBNORM_INLINE double total() const {
-    return sum_lanes(low + high);
-  }
+  IBNORM_INLINE double total() const { return sum_lanes(low + high); }
 };
 
 //! A sum that is kept in float until the end: a third of the work, for rows of some thousand columns.
