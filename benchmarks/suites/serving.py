@@ -15,6 +15,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+from benchmarks.demo_sizes import CONFIGS
 from benchmarks.report import Report
 from benchmarks.rows import Unavailable
 from benchmarks.suites.serving_text import text
@@ -25,37 +26,6 @@ from ibnorm_export.artifacts.tokenizer import write_byte_tokenizer
 from ibnorm_export.exporter.export import ExportOptions, export
 from ibnorm_export.exporter.genai import export_genai
 from ibnorm_export.serving.triton.binary import find_triton
-
-CONFIGS = {
-    "llama": (
-        {
-            "model_type": "llama",
-            "hidden_size": 128,
-            "intermediate_size": 344,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 4,
-            "vocab_size": 256,
-            "max_position_embeddings": 512,
-            "tie_word_embeddings": True,
-        },
-        IBNormSpec("L", bias=False),
-    ),
-    "vit": (
-        {
-            "model_type": "vit",
-            "hidden_size": 64,
-            "intermediate_size": 128,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "image_size": 8,
-            "patch_size": 2,
-            "num_channels": 1,
-            "num_labels": 10,
-        },
-        IBNormSpec("T"),
-    ),
-}
 
 
 def extend_vocabulary(folder: Path, vocabulary: int) -> None:

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.demo_sizes import CONFIGS
 from benchmarks.report import Report
 from benchmarks.rows import Figure, Row, Target
-from benchmarks.suites.serving import CONFIGS
 from benchmarks.suites.serving_text import PROMPT, Stream, stream
 from ibnorm_export import models
 from ibnorm_export.artifacts.tokenizer import write_byte_tokenizer

@@ -17,37 +17,12 @@ import sys
 import tempfile
 from pathlib import Path
 
+from benchmarks.demo_sizes import CONFIGS
 from benchmarks.report import Report
 from benchmarks.rows import Figure, Row, Target
-from ibnorm_export import IBNormSpec, models
+from ibnorm_export import models
 
 __all__ = ["add_options", "measure"]
-
-#: The sizes of the demo's models.
-MODELS = {
-    "llama": {
-        "model_type": "llama",
-        "hidden_size": 128,
-        "intermediate_size": 344,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 4,
-        "vocab_size": 256,
-        "max_position_embeddings": 512,
-        "tie_word_embeddings": True,
-    },
-    "vit": {
-        "model_type": "vit",
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "image_size": 8,
-        "patch_size": 2,
-        "num_channels": 1,
-        "num_labels": 10,
-    },
-}
 
 #: Model, task and dtype of each case.
 CASES = [
@@ -103,9 +78,9 @@ def measure(options: argparse.Namespace, report: Report) -> None:
         {} if options.before is None else {"before": options.before.absolute()}
     )
     with tempfile.TemporaryDirectory() as place:
-        checkpoints = {name: Path(place) / name for name in MODELS}
-        for name, config in MODELS.items():
-            models.save(models.new_model(config, IBNormSpec("L", 4.0)), checkpoints[name])
+        checkpoints = {name: Path(place) / name for name in CONFIGS}
+        for name, (config, norm) in CONFIGS.items():
+            models.save(models.new_model(config, norm), checkpoints[name])
         for name, task, dtype in CASES:
             seconds: dict[str, list[float]] = {version: [] for version in versions}
             for _ in range(options.rounds):
