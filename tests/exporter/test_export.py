@@ -17,6 +17,7 @@ import torch
 from ibnorm_export import IBNormSpec, NormConfig, models
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.tensors import DType
+from ibnorm_export.errors import ModelFileError
 from ibnorm_export.exporter.export import export
 from ibnorm_export.runtimes.ort import OrtRunner
 from ibnorm_export.verifier.verify import VerifyOptions, verify
@@ -207,3 +208,11 @@ def test_layer_rules_and_no_affine(tmp_path: Path) -> None:
     assert sorted(f.name for f in exported.proto.functions) == ["IBNormL", "IBNormS", "SkipIBNormS"]
     report = verify(exported, model)
     assert report, report.findings
+
+
+def test_the_file_that_was_written_is_read_only_when_asked_for(vit_checkpoint: Path, tmp_path: Path) -> None:
+    """Reading it takes twice the memory of its weights, which is more than the export takes."""
+    exported = export(models.load(vit_checkpoint), tmp_path / "m.onnx")
+    exported.path.write_bytes(b"no longer ONNX")
+    with pytest.raises(ModelFileError):
+        _ = exported.norms
