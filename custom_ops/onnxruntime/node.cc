@@ -51,13 +51,14 @@ OrtStatus* missing(const Node& node, OrtStatus* cause, const char* attribute, co
               attribute, type);
 }
 
-std::int64_t constant_length(const OrtApi& api, const OrtKernelInfo* info, std::size_t index) {
+std::int64_t constant_length(const Op& op, const OrtKernelInfo* info, std::size_t index) {
+  const OrtApi& api = *op.api;
   int is_constant = 0;
   const OrtValue* value = nullptr;
   Shape shape;
   OrtStatus* status = api.KernelInfoGetConstantInput_tensor(info, index, &is_constant, &value);
   if (status == nullptr && is_constant != 0 && value != nullptr) {
-    status = read_shape(api, value, &shape);
+    status = op.read_shape(api, value, &shape);
     if (status == nullptr && shape.rank == 1) return shape.dims[0];
   }
   if (status != nullptr) api.ReleaseStatus(status);
@@ -86,8 +87,8 @@ OrtStatus* configure(const OrtKernelInfo* info, Node* node) {
     return fail(*node, "epsilon is %g; it must be finite and not negative", node->epsilon);
   if (axis != -1) return fail(*node, "axis is %" PRId64 "; version 1 of the operator accepts only -1", axis);
 
-  node->constant_scale = constant_length(api, info, node->op->scale_index());
-  node->constant_bias = constant_length(api, info, node->op->scale_index() + 1);
+  node->constant_scale = constant_length(*node->op, info, node->op->scale_index());
+  node->constant_bias = constant_length(*node->op, info, node->op->scale_index() + 1);
   return nullptr;
 }
 
@@ -161,7 +162,7 @@ OrtStatus* check_length(const Node& node, const OrtValue* value, const char* whi
                         std::int64_t cols) {
   if (constant == cols) return nullptr;
   Shape shape;
-  IBNORM_TRY(read_shape(*node.op->api, value, &shape));
+  IBNORM_TRY(node.op->read_shape(*node.op->api, value, &shape));
   if (shape.rank == 1 && shape.dims[0] == cols) return nullptr;
   char text[200];
   shape.print(text, sizeof text);
@@ -172,7 +173,7 @@ OrtStatus* check_length(const Node& node, const OrtValue* value, const char* whi
 //! Checks the shapes of the inputs, and sets the problem's rows and columns.
 OrtStatus* read_shapes(const Node& node, const Inputs& inputs, Shape* shape, Problem* problem) {
   const OrtApi& api = *node.op->api;
-  IBNORM_TRY(read_shape(api, inputs.x, shape));
+  IBNORM_TRY(node.op->read_shape(api, inputs.x, shape));
   if (shape->rank == 0 || shape->rank > kMaxRank)
     return fail(node, "X has rank %zu; it must be 1 to %zu", shape->rank, kMaxRank);
   problem->cols = shape->dims[shape->rank - 1];
@@ -182,7 +183,7 @@ OrtStatus* read_shapes(const Node& node, const Inputs& inputs, Shape* shape, Pro
   IBNORM_TRY(check_length(node, inputs.bias, "bias", node.constant_bias, problem->cols));
   if (inputs.skip == nullptr) return nullptr;
   Shape skip_shape;
-  IBNORM_TRY(read_shape(api, inputs.skip, &skip_shape));
+  IBNORM_TRY(node.op->read_shape(api, inputs.skip, &skip_shape));
   if (skip_shape == *shape) return nullptr;
   char found[200];
   char wanted[200];

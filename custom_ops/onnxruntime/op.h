@@ -7,6 +7,7 @@
 
 #include "ibnorm/kernels.h"
 #include "ibnorm/spec.h"
+#include "tensors.h"
 
 namespace ibnorm::ort {
 
@@ -24,6 +25,7 @@ struct Op : OrtCustomOp {
   Compression compression;
   TypePair types;
   cpu::InstructionSet instructions;
+  ReadShape read_shape;
 
   const char* type_name() const {
     static constexpr const char* kNames[2][3] = {{"IBNormS", "IBNormL", "IBNormT"},

@@ -1,12 +1,13 @@
 //! The custom-op library for ONNX Runtime: six op types and three data types.
 //!
 //! An op checks its inputs, describes them as an ibnorm::Problem, calls the kernels and translates their
-//! status (node.cc). The library only uses the C API at level 18, so one binary works with ONNX Runtime 1.18
+//! status (node.cc). The library only needs the C API at level 18, so one binary works with ONNX Runtime 1.18
 //! and later, whatever header it was built with. Nothing here throws.
 #include <onnxruntime_c_api.h>
 
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <iterator>
 #include <mutex>
@@ -20,6 +21,9 @@ namespace ibnorm::ort {
 namespace {
 
 constexpr std::uint32_t kApiLevel = 18;
+
+//! The level that has what `read_shape_in_place` calls.
+constexpr std::uint32_t kInPlaceLevel = 24;
 
 //! The entry of a session's configuration that chooses the CPU kernels, for tests and reports of faults.
 constexpr const char* kInstructionSetKey = "ibnorm.instruction_set";
@@ -129,7 +133,22 @@ struct Library {
   Op ops[kOpCount];
 };
 
-OrtStatus* build(const OrtApi& api, cpu::InstructionSet instructions, Library* library) {
+//! The level of the C API to ask for. Asking an ONNX Runtime for a level that it does not have would make it
+//! print an error. Its version is for example "1.24.1".
+std::uint32_t api_level(const char* version) {
+  const bool known = std::strncmp(version, "1.", 2) == 0;
+  const bool newer = known && std::strtoul(version + 2, nullptr, 10) >= kInPlaceLevel;
+  return newer && ORT_API_VERSION >= kInPlaceLevel ? kInPlaceLevel : kApiLevel;
+}
+
+ReadShape shape_reader([[maybe_unused]] std::uint32_t level) {
+#if ORT_API_VERSION >= 24
+  if (level >= kInPlaceLevel) return read_shape_in_place;
+#endif
+  return read_shape;
+}
+
+OrtStatus* build(const OrtApi& api, ReadShape reader, cpu::InstructionSet instructions, Library* library) {
   library->api = &api;
   library->instructions = instructions;
   IBNORM_TRY(api.CreateCustomOpDomain(ibnorm::kDomain, &library->domain));
@@ -145,6 +164,7 @@ OrtStatus* build(const OrtApi& api, cpu::InstructionSet instructions, Library* l
           op.compression = compression;
           op.types = types;
           op.instructions = instructions;
+          op.read_shape = reader;
           describe(op);
           IBNORM_TRY(api.CustomOpDomain_Add(library->domain, &op));
         }
@@ -186,7 +206,8 @@ OrtStatus* read_instruction_set(const OrtApi& api, const OrtSessionOptions* opti
 
 IBNORM_EXPORT OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* options,
                                                         const OrtApiBase* base) noexcept {
-  const OrtApi* api = base->GetApi(kApiLevel);
+  const std::uint32_t level = api_level(base->GetVersionString());
+  const OrtApi* api = base->GetApi(level);
   if (api == nullptr) {
     // Without the API no status can be made; the runtime has logged the reason.
     std::fprintf(stderr, "ibnorm: ONNX Runtime %s is too old; 1.18 is the oldest\n",
@@ -204,7 +225,7 @@ IBNORM_EXPORT OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* optio
   if (library == nullptr) {
     library = new (std::nothrow) Library{};
     if (library == nullptr) return api->CreateStatus(ORT_FAIL, "IBNorm: out of memory");
-    if (OrtStatus* status = build(*api, instructions, library)) {
+    if (OrtStatus* status = build(*api, shape_reader(level), instructions, library)) {
       if (library->domain != nullptr) api->ReleaseCustomOpDomain(library->domain);
       delete library;
       return status;

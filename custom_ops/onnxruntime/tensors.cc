@@ -29,6 +29,16 @@ OrtStatus* read_shape(const OrtApi& api, const OrtValue* value, Shape* shape) {
   return status;
 }
 
+#if ORT_API_VERSION >= 24
+OrtStatus* read_shape_in_place(const OrtApi& api, const OrtValue* value, Shape* shape) {
+  ONNXTensorElementDataType type;
+  const std::int64_t* dims = nullptr;
+  IBNORM_TRY(api.GetTensorElementTypeAndShapeDataReference(value, &type, &dims, &shape->rank));
+  std::copy_n(dims, std::min(shape->rank, kMaxRank), shape->dims);
+  return nullptr;
+}
+#endif
+
 OrtStatus* read_data(const OrtApi& api, const OrtValue* value, const void** data) {
   // The C API has no const form at level 18.
   void* found = nullptr;
