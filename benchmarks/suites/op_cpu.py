@@ -4,7 +4,8 @@ All candidates share one global pool of two threads, and their inputs and output
 to 64 bytes. The whole table is measured five times. Each row is the pass with the median ratio, and records the ratios
 of all five. The baseline runs on the same shape in float32: LayerNormalization, or SkipLayerNormalization for the skip
 form (the time over Add and LayerNormalization is recorded too). `--instruction-set` measures the kernels of another
-processor, where this one has its instructions; the baseline keeps those of this processor.
+processor, where this one has its instructions; the baseline keeps those of this processor, unless they are hidden from
+the whole process. `--processor` then names the processor that it sees.
 
 Bytes: the fewest that any implementation moves, each tensor once: x and y (8 bytes for each float32 element), and for
 the skip form x, skip, sum and y (16 bytes).
@@ -280,6 +281,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--instruction-set", choices=["generic", "avx2", "avx512"], help="Kernels to measure (the widest)."
     )
+    parser.add_argument("--processor", help="Name for the record of a processor whose instructions are hidden in part.")
 
 
 def measure(options: argparse.Namespace, report: Report) -> None:
@@ -299,5 +301,7 @@ def measure(options: argparse.Namespace, report: Report) -> None:
         "bytes": "each tensor once: x + y (plain), x + skip + sum + y (skip)",
         "limit": "time >= bytes / two-thread streaming copy bandwidth, unless the tensors stay in the cache",
     }
+    if options.processor is not None:
+        report.facts["processor"] = options.processor
     for row in median_rows([bench.rows() for _ in range(1 if options.quick else PASSES)]):
         report.add(row)
