@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,10 @@ from ibnorm_export.cli import options
 from ibnorm_export.cli.console import finish, out, show_progress
 from ibnorm_export.errors import ExitCode
 from ibnorm_export.runtimes.runner import Backend, Kernels
+
+if TYPE_CHECKING:
+    from ibnorm_export.artifacts.loaded_model import LoadedModel
+    from ibnorm_export.benchmark.report import BenchReport, GenerationReport
 
 
 def _counts(text: str, option: str) -> tuple[int, ...]:
@@ -119,21 +123,14 @@ def bench_command(
     Example: ibnorm-export bench llama.onnx --checkpoint checkpoints/llama --against torch,torch.compile
     """
     from ibnorm_export.api import bench
-    from ibnorm_export.artifacts.exported_model import ExportedModel
-    from ibnorm_export.artifacts.metadata import Task
-    from ibnorm_export.benchmark.baseline import REFERENCE_LOAD, baseline_of, write_baseline
-    from ibnorm_export.benchmark.generation import generates_text
+    from ibnorm_export.benchmark.baseline import REFERENCE_LOAD
     from ibnorm_export.benchmark.options import BenchOptions, GenerationOptions
-    from ibnorm_export.benchmark.report import BenchReport
-    from ibnorm_export.benchmark.table import bench_table
-    from ibnorm_export.models.loading import load
 
-    if loading and generates_text(model_file):
-        raise typer.BadParameter(f"--loading does not apply to {model_file}, a folder that generates text")
-    if (save_baseline is not None or model is not None) and backend == Backend.ORT_CPU and generates_text(model_file):
-        raise typer.BadParameter(
-            f"--save-baseline and --model do not apply to {model_file}, a folder that generates text"
-        )
+    _check_options(
+        model_file,
+        loading=loading,
+        for_files=(save_baseline is not None or model is not None) and backend == Backend.ORT_CPU,
+    )
     wanted = BenchOptions(
         backend,
         kernels,
@@ -148,34 +145,17 @@ def bench_command(
         loading=3 if loading else 0,
         generation=GenerationOptions(_counts(prompts, "--prompts"), _counts(batches, "--batches")),
     )
-    task = Task.TEXT_GENERATION if model is None and generates_text(model_file) else Task.FORWARD
     others = [name.strip() for name in against.split(",") if name.strip()]
     with show_progress() as progress:
         report = bench(
             model_file,
-            None
-            if checkpoint is None
-            else load(
-                checkpoint,
-                model,
-                task=task,
-                weights=weights,
-                inputs=None if model is None else ExportedModel(model_file),
-            ),
+            None if checkpoint is None else _load(checkpoint, model_file, factory=model, weights=weights),
             against=others if save_baseline is None else [*others, REFERENCE_LOAD],
             options=wanted,
             progress=progress,
         )
-    if save_baseline is not None and isinstance(report, BenchReport):
-        write_baseline(baseline_of(report), save_baseline)
-    if html is not None:
-        from ibnorm_export.benchmark.html import write_bench
-
-        write_bench(report, html)
-    if table is not None and isinstance(report, BenchReport) and not as_json:
-        out.print(bench_table(report, table))
-        if not report:
-            raise typer.Exit(ExitCode.CHECK_FAILED)
+    _write(report, baseline=save_baseline, html=html)
+    if table is not None and not as_json and _print_table(report, table):
         return
     finish(
         report,
@@ -184,3 +164,52 @@ def bench_command(
         files=[model_file, checkpoint, save_baseline],
         then=_following(model_file, checkpoint, save_baseline),
     )
+
+
+def _check_options(model_file: Path, *, loading: bool, for_files: bool) -> None:
+    """Refuse options that are for files only, where a folder generates text."""
+    from ibnorm_export.benchmark.generation import generates_text
+
+    if loading and generates_text(model_file):
+        raise typer.BadParameter(f"--loading does not apply to {model_file}, a folder that generates text")
+    if for_files and generates_text(model_file):
+        raise typer.BadParameter(
+            f"--save-baseline and --model do not apply to {model_file}, a folder that generates text"
+        )
+
+
+def _load(checkpoint: Path, model_file: Path, *, factory: str | None, weights: str | None) -> LoadedModel:
+    """Load the checkpoint for the task of the exported file, with the file's inputs for a model of the user's own."""
+    from ibnorm_export.artifacts.exported_model import ExportedModel
+    from ibnorm_export.artifacts.metadata import Task
+    from ibnorm_export.benchmark.generation import generates_text
+    from ibnorm_export.models.loading import load
+
+    task = Task.TEXT_GENERATION if factory is None and generates_text(model_file) else Task.FORWARD
+    inputs = None if factory is None else ExportedModel(model_file)
+    return load(checkpoint, factory, task=task, weights=weights, inputs=inputs)
+
+
+def _write(report: BenchReport | GenerationReport, *, baseline: Path | None, html: Path | None) -> None:
+    from ibnorm_export.benchmark.baseline import baseline_of, write_baseline
+    from ibnorm_export.benchmark.report import BenchReport
+
+    if baseline is not None and isinstance(report, BenchReport):
+        write_baseline(baseline_of(report), baseline)
+    if html is not None:
+        from ibnorm_export.benchmark.html import write_bench
+
+        write_bench(report, html)
+
+
+def _print_table(report: BenchReport | GenerationReport, form: TableFormat) -> bool:
+    """Print only the table of latencies, and return whether the report has one."""
+    from ibnorm_export.benchmark.report import BenchReport
+    from ibnorm_export.benchmark.table import bench_table
+
+    if not isinstance(report, BenchReport):
+        return False
+    out.print(bench_table(report, form))
+    if not report:
+        raise typer.Exit(ExitCode.CHECK_FAILED)
+    return True

@@ -180,24 +180,38 @@ def evaluate_command(
     if sweep_axes is not None:
         models, axes = _split_axes(models, sweep_axes, backend=backend)
         _check_sweep(models, output=output, against=against, results=results)
+        axes_of_sweep = parse_sweep(axes, prefer=prefer)
         _sweep(
             models[0],
             output,
             task=task,
             data=data,
-            options=parse_sweep(axes, prefer=prefer),
+            options=axes_of_sweep,
             evaluation=wanted,
             html=html,
             as_json=as_json,
         )
-        return
-    if output is not None:
+    elif output is not None:
         raise typer.BadParameter("--output is for --sweep; results of samples go to --results DIR")
+    else:
+        _evaluate(models, task=task, data=data, against=against, options=wanted, html=html, as_json=as_json)
+
+
+def _evaluate(
+    models: list[str],
+    *,
+    task: TaskName,
+    data: Path,
+    against: str | None,
+    options: EvaluationOptions,
+    html: Path | None,
+    as_json: bool,
+) -> None:
     from ibnorm_export.evaluation.evaluate import evaluate
     from ibnorm_export.evaluation.html import write_evaluation
 
     with show_progress() as progress:
-        report = evaluate(models, task=task, data=data, against=against, options=wanted, progress=progress)
+        report = evaluate(models, task=task, data=data, against=against, options=options, progress=progress)
         if html is not None:
             progress("writing the report", 0, 0)
             write_evaluation(report, html)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,10 @@ from ibnorm_export.artifacts.tensors import WeightType
 from ibnorm_export.cli import options
 from ibnorm_export.cli.console import out, print_document, print_next, show_progress
 from ibnorm_export.runtimes.runner import Kernels
+
+if TYPE_CHECKING:
+    from ibnorm_export.artifacts.exported_model import ExportedModel
+    from ibnorm_export.artifacts.loaded_model import LoadedModel
 
 
 def export_command(
@@ -124,7 +128,6 @@ def export_command(
     """
     from ibnorm_export import models
     from ibnorm_export.artifacts.npz import read_npz
-    from ibnorm_export.artifacts.runtime_versions import required_versions
     from ibnorm_export.exporter.export import ExportOptions, export, export_weights, task_of
     from ibnorm_export.exporter.options import parse_shape
 
@@ -152,30 +155,10 @@ def export_command(
             loaded, output, options=how[0] if len(how) == 1 else how, target=target, kernels=kernels, progress=progress
         )
     if as_json:
-        print_document(
-            "export",
-            {
-                "path": str(exported.path),
-                "size_bytes": exported.size_bytes,
-                "norms": len(exported.norms),
-                "opset": exported.opset,
-                "dtype": exported.dtype,
-                "inputs": [asdict(t) for t in exported.inputs],
-                "outputs": [asdict(t) for t in exported.outputs],
-                "notes": list(loaded.notes),
-                "warnings": list(loaded.warnings),
-                "metadata": exported.metadata.to_dict(),
-            },
-            files=[checkpoint, *([output] if Path(output).is_dir() else [exported.path, *exported.external_files])],
-        )
+        files = [checkpoint, *([output] if Path(output).is_dir() else [exported.path, *exported.external_files])]
+        print_document("export", _document(exported, loaded), files=files)
         return
-    for note in loaded.notes:
-        out.print(f"note: {note}")
-    for warning in loaded.warnings:
-        out.print(f"warning: {warning}", style="yellow")
-    out.print(str(exported))
-    oldest = " and ".join(f"{name} {version}" for name, version in required_versions(exported).items())
-    out.print(f"runs on {oldest} or later")
+    _print_export(exported, loaded)
     print_next(
         "verify",
         str(exported.path) if target is Target.TRANSFORMERS_JS else output,
@@ -183,3 +166,30 @@ def export_command(
         *(["--model", model] if model else []),
         *(["--weights", weights] if weights else []),
     )
+
+
+def _document(exported: ExportedModel, loaded: LoadedModel) -> dict[str, Any]:
+    return {
+        "path": str(exported.path),
+        "size_bytes": exported.size_bytes,
+        "norms": len(exported.norms),
+        "opset": exported.opset,
+        "dtype": exported.dtype,
+        "inputs": [asdict(t) for t in exported.inputs],
+        "outputs": [asdict(t) for t in exported.outputs],
+        "notes": list(loaded.notes),
+        "warnings": list(loaded.warnings),
+        "metadata": exported.metadata.to_dict(),
+    }
+
+
+def _print_export(exported: ExportedModel, loaded: LoadedModel) -> None:
+    from ibnorm_export.artifacts.runtime_versions import required_versions
+
+    for note in loaded.notes:
+        out.print(f"note: {note}")
+    for warning in loaded.warnings:
+        out.print(f"warning: {warning}", style="yellow")
+    out.print(str(exported))
+    oldest = " and ".join(f"{name} {version}" for name, version in required_versions(exported).items())
+    out.print(f"runs on {oldest} or later")
