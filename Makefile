@@ -9,12 +9,15 @@
 #   make test-browser      the HTML reports in a headless Chromium, where one is installed
 #   make test-docs         the documentation: its site built strictly, its layout in Chromium, and every console example run
 #   make test-targets      what exports for other runtimes compute there, and the examples in C++ and for a browser
-#   make test-processors   the CPU kernels on an emulated arm64, and on an x86-64 without AVX, where qemu-user is installed
+#   make test-processors   the CPU kernels on an emulated arm64, and on an x86-64 without AVX, where qemu-user is installed;
+#                          the tests of test-qemu at full speed with newer instruction sets hidden, where CPUID can be masked
 #   make test-cuda         the CUDA kernels on a CPU emulator
 #   make test-tensorrt     the TensorRT plugin, and engines for TensorRT-RTX, without a GPU
 #   make test-serving      a real Triton and the text endpoint, on loopback
 #   make test-fuzz         damaged and hostile files for every reader, for MINUTES (5)
-#   make test-qemu         the numeric tests on emulated older processors, where qemu-user is installed
+#   make test-older-processors  all tests of the operator, the graph, the runtimes and verification, with newer instruction
+#                          sets hidden: at full speed where CPUID can be masked, else test-qemu
+#   make test-qemu         one test of every kind of computation on emulated older processors, where qemu-user is installed
 #   make test-harness      models in EleutherAI's evaluation harness
 #   make test-wheels       what a release publishes, each wheel installed where there is no compiler
 #   make test-compat       the library's tests on ONNX Runtime 1.20.1
@@ -53,7 +56,7 @@ CUDA_ARCHITECTURES ?= 80-real
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 CPP := $(shell find custom_ops tests -name '*.cc' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: test-cuda-tensorrt test-generation-faults test-processors demo runtimes test-runtimes library test test-fuzz test-generation test-faults test-families test-browser test-docs docs families training-checkpoints test-targets test-cuda test-tensorrt test-serving test-qemu test-harness test-wheels extras core-tests lint format setup native native-cuda sanitize test-compat mutants clean test-tools
+.PHONY: test-cuda-tensorrt test-generation-faults test-processors demo runtimes test-runtimes library test test-fuzz test-generation test-faults test-families test-browser test-docs docs families training-checkpoints test-targets test-cuda test-tensorrt test-serving test-older-processors test-qemu test-harness test-wheels extras core-tests lint format setup native native-cuda sanitize test-compat mutants clean test-tools
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.ready
@@ -116,9 +119,12 @@ test-compat: native
 	PYTHONPATH=build/onnxruntime-1.20 $(BIN)/python -c "import onnxruntime as o; assert o.__version__ == '1.20.1', o.__version__"
 	PYTHONPATH=build/onnxruntime-1.20 $(BIN)/python -m pytest -q tests/custom_ops/ort/test_ort_library.py
 
-# Compiles the kernels for each processor, and calls them through a pipe (Debian: g++-aarch64-linux-gnu, qemu-user).
-test-processors: setup
-	$(BIN)/python -m pytest tests/custom_ops/emulated
+# Compiles the kernels for each processor, and calls them through a pipe (Debian: g++-aarch64-linux-gnu, qemu-user). Then
+# the tests of test-qemu without it.
+test-processors: native
+	$(BIN)/python -m pytest tests/custom_ops/emulated tests/processors
+	if $(BIN)/python -m tests.processors.run --possible; then \
+	  $(MAKE) --no-print-directory --old-file=native older-tests-avx2 older-tests-sse4.2 "OLDER_TESTS=$(QEMU_TESTS)"; fi
 
 test-harness: native $(VENV)/.extra-lm-eval-test
 	$(BIN)/python -m pytest tests/evaluation/harness
@@ -138,7 +144,7 @@ test: native
 	$(MAKE) --no-print-directory --jobs=2 lint core-tests
 
 core-tests:
-	$(PYTEST) --junit-xml=build/test-results/core.xml $(addprefix --ignore=tests/,docs evaluation/harness generation runtimes/others verifier/faults models/families browser packaging targets custom_ops/cuda custom_ops/emulated custom_ops/tensorrt serving)
+	$(PYTEST) --junit-xml=build/test-results/core.xml $(addprefix --ignore=tests/,docs evaluation/harness generation runtimes/others verifier/faults models/families browser packaging targets custom_ops/cuda custom_ops/emulated custom_ops/tensorrt processors serving)
 
 # Cached decoding, generation in every form, and quantised weights. Most of the time is export.
 test-generation: native
@@ -250,19 +256,31 @@ test-cuda-tensorrt: $(VENV)/.extra-cuda-test $(VENV)/.extra-tensorrt-test
 test-serving: native $(VENV)/.extra-serve-test $(VENV)/.triton
 	$(BIN)/python -m pytest tests/serving
 
-# The numeric tests with the instruction sets of older processors (Debian: apt-get install qemu-user): Haswell has AVX2,
-# Nehalem SSE4.2. Everything runs about eight times slower there, so these are what depends on the processor: accuracy of
-# the operator and its functions, the kernels of each instruction set, whole models against PyTorch, and the tolerances at
-# an overflow and where rows are gathered early. The models are traced here and only run there.
-QEMU_TESTS := $(addprefix tests/op/test_,reference.py norm_variants.py torch_op.py onnx_functions.py) \
-  $(addprefix tests/custom_ops/ort/test_kernels.py::test_,accuracy one_outlier_in_a_row outliers_keep_their_accuracy \
-    denormal_tiny_and_huge skip_is_bit_equal_to_the_pair) tests/custom_ops/ort/test_ort_library.py::test_every_type_runs_fused \
-  tests/runtimes/test_fused.py::test_every_norm_is_reported_as_fused tests/graph/test_early_gather.py \
-  $(addprefix tests/verifier/test_verify.py::test_good_,files_pass half_files_pass) tests/verifier/test_overflow.py
-QEMU_SKIPS := not compile and not autocast and not gradients and not registration and not onnx.reference and not opset \
-  and not checker
-QEMU_PYTEST = $(BIN)/python -m pytest -q -p no:cacheprovider -p no:xdist --shared-folder=build/qemu/shared --few-widths \
-  -k "$(QEMU_SKIPS)" $(QEMU_TESTS)
+# With newer instruction sets hidden from every library: tests/processors/run.py. Everything that computes is tested, and
+# each process of a run makes sure that it sees the older processor.
+OLDER_TESTS := tests/op tests/custom_ops/ort tests/graph tests/runtimes tests/verifier \
+  --ignore=tests/runtimes/others --ignore=tests/verifier/faults
+test-older-processors: native
+	if $(BIN)/python -m tests.processors.run --possible; then \
+	  $(MAKE) --no-print-directory older-tests-avx2 older-tests-sse4.2; \
+	else \
+	  $(MAKE) --no-print-directory test-qemu; \
+	fi
+
+older-tests-%:
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.processors.run $* env $(PYTEST) --processor=$* \
+	  --junit-xml=build/test-results/older-$*.xml $(OLDER_TESTS)
+
+# The judge of instructions that a processor does not have, which a mask does not forbid (Debian: apt-get install
+# qemu-user): Haswell has AVX2, Nehalem SSE4.2. Everything runs ten times slower there, so these are few: the accuracy of
+# the operator in PyTorch and ONNX Runtime, the kernels of each instruction set, and a whole model against PyTorch. The
+# model is traced here and only runs there.
+QEMU_TESTS := $(addprefix tests/op/test_torch_op.py::test_,float32_accuracy half_accuracy) \
+  $(addprefix tests/op/test_onnx_functions.py::test_,float32_accuracy half_accuracy) \
+  $(addprefix tests/custom_ops/ort/test_kernels.py::test_,accuracy denormal_tiny_and_huge skip_is_bit_equal_to_the_pair) \
+  tests/custom_ops/ort/test_ort_library.py::test_every_type_runs_fused tests/verifier/test_verify.py::test_good_files_pass
+QEMU_PYTEST = $(BIN)/python -m pytest -v -p no:cacheprovider -p no:xdist --shared-folder=build/qemu/shared --few-widths \
+  -k "not onnx.reference" $(QEMU_TESTS)
 test-qemu: native
 	if command -v qemu-x86_64 > /dev/null; then \
 	  rm -rf build/qemu && mkdir -p build/qemu && OMP_NUM_THREADS=1 $(QEMU_PYTEST) && \
@@ -271,10 +289,13 @@ test-qemu: native
 	  echo "test-qemu: skipped, because qemu-x86_64 is not installed (Debian: apt-get install qemu-user)"; \
 	fi
 
-# Without the features that qemu lacks, each of which is a warning at every start.
+# Without the features that qemu lacks, each of which is a warning at every start. Output is not buffered, so that a slow
+# run shows where it is.
+qemu-tests-Haswell: PROCESSOR := avx2
+qemu-tests-Nehalem: PROCESSOR := sse4.2
 qemu-tests-%:
-	OMP_NUM_THREADS=1 qemu-x86_64 -cpu $*,-pcid,-x2apic,-tsc-deadline,-hle,-invpcid,-rtm \
-	  $(QEMU_PYTEST) --junit-xml=build/test-results/qemu-$*.xml
+	OMP_NUM_THREADS=1 PYTHONUNBUFFERED=1 qemu-x86_64 -cpu $*,-pcid,-x2apic,-tsc-deadline,-hle,-invpcid,-rtm \
+	  $(QEMU_PYTEST) --processor=$(PROCESSOR) --junit-xml=build/test-results/qemu-$*.xml
 
 # The packages of all optional suites, in one call of pip. They are not compiled: a suite compiles what it imports.
 OPTIONAL := browser-test cuda-test docs litert lm-eval-test openvino serve-test tensorrt-test tools-test wheel-test

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Record how long a test suite took and how many tests passed.
 
-    python scripts/record_tests.py LABEL JUNIT_XML [--processor-seconds S] [--note TEXT]
+    python scripts/record_tests.py LABEL JUNIT_XML [--processor-seconds S] [--processor TEXT] [--note TEXT]
 
 The entry LABEL of benchmarks/results/test_suite.json is replaced. The Makefile's targets leave the JUnit files in
 build/test-results.
@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("label", help="name of the entry, e.g. core or qemu-Haswell")
     parser.add_argument("junit", type=Path, help="what pytest --junit-xml wrote")
     parser.add_argument("--processor-seconds", type=float, help="user and system time of the run with its children")
+    parser.add_argument("--processor", help="what the tests saw, if instruction sets were hidden from them")
     parser.add_argument("--note", help="what else a reader must know, e.g. the load of the machine")
     arguments = parser.parse_args()
     recorded = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {"benchmark": "test_suite"}
@@ -47,7 +48,10 @@ def main() -> None:
         entry["processor_seconds"] = round(arguments.processor_seconds, 1)
     if arguments.note:
         entry["note"] = arguments.note
-    recorded.setdefault("runs", {})[arguments.label] = {**entry, "environment": environment()}
+    about = environment()
+    if arguments.processor:
+        about["processor"] = f"{about['processor']}, {arguments.processor}"
+    recorded.setdefault("runs", {})[arguments.label] = {**entry, "environment": about}
     RESULTS.write_text(json.dumps(recorded, indent=2) + "\n", encoding="utf-8")
     print(f"{arguments.label}: {entry}")
 

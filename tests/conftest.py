@@ -15,6 +15,7 @@ from onnxscript._framework_apis import torch_2_9
 
 from ibnorm_export import IBNormSpec
 from ibnorm_export.artifacts.exported_model import ExportedModel
+from tests.processors.run import PROCESSORS
 from tests.support.checkpoints import LLAMA, VIT, save_checkpoint
 from tests.support.shared_exports import SharedExports, once
 
@@ -44,6 +45,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=Path,
         help="folder for the checkpoints and exports that tests share; a second run with the same folder makes none",
     )
+    parser.addoption(
+        "--processor",
+        choices=PROCESSORS,
+        help="newest instruction set that libraries must see, else the run ends (python -m tests.processors.run)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """In every process of a run, workers included."""
+    processor: str | None = config.getoption("--processor")
+    difference = processor and PROCESSORS[processor].difference()
+    if difference:
+        raise pytest.UsageError(f"--processor={processor}: {difference}")
 
 
 @pytest.fixture(scope="session")
