@@ -8,6 +8,7 @@ model `hf` (extra lm-eval-test) and of a validation loop of timm and torchvision
 from __future__ import annotations
 
 import argparse
+import functools
 import io
 import json
 import math
@@ -187,6 +188,15 @@ def overhead_row(
     return Row(f"{name}: evaluate over the runtime", figures, targets=(Target("overhead", 0.1),), details=turns)
 
 
+#: Forms of data whose memory is measured; a folder has no ending.
+_STORED = (
+    *(("classification", suffix) for suffix in (".tar", ".npz", ".parquet", "")),
+    *(("perplexity", suffix) for suffix in (".jsonl", ".parquet")),
+)
+
+#: Numbers of samples. Both are above 10,000, so that buffers of a fixed number of rows are full in both.
+_COUNTS = (10_000, 40_000)
+
 _MEMORY = """
 import resource, sys
 from benchmarks.suites.evaluation import run_for_memory
@@ -220,23 +230,46 @@ def memory_rows(folder: Path) -> Iterator[Row]:
     )
     buffer = io.BytesIO()
     Image.new("RGB", (32, 32), (200, 20, 20)).save(buffer, format="PNG")
-    for task, suffix in (("classification", ".tar"), ("classification", ".npz"), ("perplexity", ".jsonl")):
+    write = functools.partial(_write_data, picture=buffer.getvalue())
+    for task, suffix in _STORED:
         peaks = {}
-        for count in (1_000, 20_000):
+        for count in _COUNTS:
             data = folder / f"{task}-{count}{suffix}"
-            if suffix == ".tar":
-                _write_shard(data, buffer.getvalue(), count)
-            elif suffix == ".npz":
-                np.savez(data, images=np.zeros((count, 32, 32, 3), dtype=np.uint8), labels=np.arange(count) % 3)
-            else:
-                line = json.dumps({"text": "word " * 50})
-                data.write_text(f"{line}\n" * count, encoding="utf-8")
+            write(data, task=task, count=count)
             command = [sys.executable, "-c", _MEMORY, task, str(data)]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             peaks[count] = float(done.stdout)
         figures = {f"{count} samples": Figure(peak, "MiB") for count, peak in peaks.items()}
-        figures["growth"] = Figure((peaks[20_000] - peaks[1_000]) / 19_000 * 1024, "KiB per sample")
-        yield Row(f"{task}, {suffix}: peak memory", figures, targets=(Target("growth", 1.0),))
+        few, many = _COUNTS
+        figures["growth"] = Figure((peaks[many] - peaks[few]) / (many - few) * 1024, "KiB per sample")
+        yield Row(f"{task}, {suffix or 'image folder'}: peak memory", figures, targets=(Target("growth", 1.0),))
+
+
+def _write_data(path: Path, *, task: str, count: int, picture: bytes) -> None:
+    """Write `count` equal samples in the form that the ending of the name states; without one, a folder of images."""
+    text, suffix = "word " * 50, path.suffix
+    if suffix == ".tar":
+        _write_shard(path, picture, count)
+    elif suffix == ".npz":
+        np.savez(path, images=np.zeros((count, 32, 32, 3), dtype=np.uint8), labels=np.arange(count) % 3)
+    elif suffix == ".jsonl":
+        path.write_text(f"{json.dumps({'text': text})}\n" * count, encoding="utf-8")
+    elif suffix == ".parquet":
+        import pyarrow
+        from pyarrow import parquet
+
+        numbers = range(count)
+        columns = (
+            {"text": [text for _ in numbers]}
+            if task == "perplexity"
+            else {"image": [{"bytes": picture, "path": f"{n}.png"} for n in numbers], "label": [n % 3 for n in numbers]}
+        )
+        parquet.write_table(pyarrow.table(columns), path, row_group_size=1_000, use_dictionary=False)
+    else:
+        for number in range(count):
+            place = path / str(number % 3)
+            place.mkdir(parents=True, exist_ok=True)
+            (place / f"{number:06}.png").write_bytes(picture)
 
 
 def _write_shard(path: Path, picture: bytes, count: int) -> None:

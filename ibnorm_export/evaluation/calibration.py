@@ -11,6 +11,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from ibnorm_export.evaluation.statistics import merge_units
+
 __all__ = ["BINS", "binned", "calibration_curve", "calibration_error"]
 
 #: Bins of equal width between 0 and 1.
@@ -18,10 +20,12 @@ BINS: Final = 15
 
 
 def binned(confidence: NDArray[np.float64], correct: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return (samples, BINS): correct minus confidence in the bin of the sample, 0 in the others."""
-    found = np.zeros((len(confidence), BINS))
-    found[np.arange(len(confidence)), _bin(confidence)] = correct - confidence
-    return found
+    """Return (units, BINS): correct minus confidence in the bin of each sample, added up over the units of samples.
+
+    Units are those of `merge_units`, so the memory does not grow with the number of samples.
+    """
+    gaps, bins = correct - confidence, _bin(confidence)
+    return np.stack([merge_units(np.where(bins == index, gaps, 0.0))[0] for index in range(BINS)], axis=1)
 
 
 def _bin(confidence: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -30,7 +34,7 @@ def _bin(confidence: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 def calibration_error(sums: NDArray[np.float64], samples: int) -> NDArray[np.float64]:
-    """Return the expected calibration error (...,) of sums over samples (..., BINS) of `binned`."""
+    """Return the expected calibration error (...,) of sums over units (..., BINS) of `binned`."""
     found: NDArray[np.float64] = np.abs(sums).sum(axis=-1) / samples
     return found
 

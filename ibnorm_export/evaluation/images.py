@@ -7,6 +7,7 @@ import functools
 import gzip
 import hashlib
 import io
+import itertools
 import lzma
 import re
 import tarfile
@@ -87,7 +88,7 @@ def _natural(name: str) -> list[tuple[int, str | int]]:
     return [(0, int(part)) if part.isdigit() else (1, part.lower()) for part in re.split(r"(\d+)", name) if part]
 
 
-def _hash_files(files: tuple[Path, ...], root: Path) -> str:
+def _hash_files(files: Iterable[Path], root: Path) -> str:
     found = hashlib.sha256()
     for file in files:
         name = file.name if file == root else file.relative_to(root).as_posix()
@@ -103,21 +104,21 @@ class _Folder:
     def __init__(self, root: Path) -> None:
         self._root = root
         self.class_names = tuple(sorted((entry.name for entry in root.iterdir() if entry.is_dir()), key=_natural))
-        self._files = tuple(
-            file
+        # names of a million files take a tenth of the memory of as many paths
+        self._names = tuple(
+            file.relative_to(root).as_posix()
             for name in self.class_names
             for file in sorted((root / name).rglob("*"))
             if file.suffix.lower() in _SUFFIXES and file.is_file()
         )
-        self.total = len(self._files)
+        self.total = len(self._names)
 
     def sha256(self) -> str:
-        return _hash_files(self._files, self._root)
+        return _hash_files((self._root / name for name in self._names), self._root)
 
     def images(self, start: int) -> Iterator[RawImage]:
-        for file in self._files[start:]:
-            inside = file.relative_to(self._root)
-            yield RawImage(inside.as_posix(), inside.parts[0], functools.partial(_read, file))
+        for name in itertools.islice(self._names, start, None):
+            yield RawImage(name, name.partition("/")[0], functools.partial(_read, self._root / name))
 
 
 def _read(file: Path) -> Any:
@@ -290,6 +291,8 @@ class _Shards:
         current, members = "", dict[str, bytes]()
         with _unpacked(shard) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
             for member in archive:
+                # tarfile keeps every member, about 1 KiB each; typeshed does not know this list
+                archive.members = []  # type: ignore[attr-defined]  # see above
                 folder, _, base = member.name.rpartition("/")
                 stem, _, ending = base.partition(".")
                 if not member.isfile() or not stem:
@@ -394,9 +397,11 @@ def open_images(path: str | Path) -> ImageData:
     path = Path(path)
     if not path.exists():
         raise IBNormError(f"{path} does not exist; {_WHAT}")
-    inside = tuple(sorted(path.rglob("*"))) if path.is_dir() else (path,)
-    for suffix, kind in ((".parquet", _Parquet), (".tar", _Shards)):
-        if files := tuple(file for file in inside if file.suffix.lower() == suffix and file.is_file()):
+    kinds: dict[str, type[_Parquet] | type[_Shards]] = {".parquet": _Parquet, ".tar": _Shards}
+    inside = path.rglob("*") if path.is_dir() else iter((path,))
+    tables = [file for file in inside if file.suffix.lower() in kinds and file.is_file()]
+    for suffix, kind in kinds.items():
+        if files := tuple(sorted(file for file in tables if file.suffix.lower() == suffix)):
             return kind(files, path)
     if path.suffix.lower() == ".npz" and path.is_file():
         return _Npz(path)

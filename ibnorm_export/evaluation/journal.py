@@ -151,7 +151,7 @@ class Journal:
             if not result.unreadable:
                 for column, value in zip(columns, result.values, strict=True):
                     column.append(value)
-        values = {name: np.array(column) for name, column in zip(self.columns, columns, strict=True)}
+        values = {name: np.frombuffer(column) for name, column in zip(self.columns, columns, strict=True)}
         return ResultTable(values)
 
     def unreadable(self) -> tuple[tuple[str, str], ...]:

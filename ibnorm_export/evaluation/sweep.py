@@ -28,6 +28,7 @@ from ibnorm_export.evaluation.samples import Candidate, EvaluationTask
 from ibnorm_export.evaluation.sweep_options import SweepOptions, Variant
 from ibnorm_export.evaluation.sweep_report import SweepReport, SweptFile, pareto_front, recommend
 from ibnorm_export.evaluation.sweep_state import SweepState
+from ibnorm_export.evaluation.texts import TextData
 from ibnorm_export.exporter.options import ExportOptions
 from ibnorm_export.exporter.single_file import SharedBuild, export_file
 from ibnorm_export.exporter.text_folder import export_folder
@@ -46,6 +47,9 @@ __all__ = ["sweep"]
 
 #: Tokens of context of the decoding step that is timed.
 _CONTEXT: Final = 127
+
+#: Characters that quantised files predict when they are verified: at most 512 tokens count.
+_VERIFIED: Final = 2000
 
 #: A legal block size, for weights that have none.
 _BLOCK_SIZE: Final = 32
@@ -263,18 +267,29 @@ class _Sweep:
     def _verified(
         self, variant: Variant, exported: ExportedModel, *, hashes: Sequence[str], progress: Progress
     ) -> Mapping[str, Any]:
-        facts = {"step": "verify", "coverage": self.options.coverage, **self._facts(variant, hashes)}
+        text = self._text(variant)
+        facts = {"step": "verify", "coverage": self.options.coverage, "text": text, **self._facts(variant, hashes)}
         if (before := self.state.get(**facts)) is not None:
             return before
         report = self.reports.get(variant.name)
         if report is None:
-            report = self._verify(variant, exported, progress)
+            options = VerifyOptions(variant.backend, kernels=self.settings.kernels, coverage=self.options.coverage)
+            report = verify(exported, self.model, options=options, text=text, progress=progress)
         finding = str(report.findings[0]) if report.findings else ""
         return self.state.put({"verified": bool(report), "finding": finding}, **facts)
 
-    def _verify(self, variant: Variant, exported: ExportedModel, progress: Progress) -> ParityReport:
-        options = VerifyOptions(variant.backend, kernels=self.settings.kernels, coverage=self.options.coverage)
-        return verify(exported, self.model, options=options, progress=progress)
+    def _text(self, variant: Variant) -> str | None:
+        """The text that a quantised file predicts; None lets PyTorch write one, which takes longer than the rest."""
+        if self.task.name != TaskName.PERPLEXITY or not variant.block_size:
+            return None
+        if not (Path(self.model.source) / "tokenizer.json").is_file():
+            return None
+        pieces: list[str] = []
+        for document in TextData(self.data).documents():
+            pieces.append(document.text[:_VERIFIED])
+            if sum(map(len, pieces)) >= _VERIFIED:
+                break
+        return "\n".join(pieces)[:_VERIFIED]
 
     def _timed(
         self, variant: Variant, exported: ExportedModel, *, hashes: Sequence[str], progress: Progress

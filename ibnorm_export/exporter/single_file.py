@@ -175,7 +175,8 @@ class SharedBuild:
     """Builds one model for several types of weights, and traces it once where they need the same graph.
 
     Types that are quantised need the same graph, which takes most of the time of an export. For the families that
-    store tied matrices twice, fp32 needs it too. The graph stays in memory with its weights in fp32.
+    store tied matrices twice, fp32 needs it too. That graph stays in memory with its weights in fp32. The graph of a
+    half-precision type serves one file, so it is not kept.
 
     Args:
         model: the model, of which all files are made.
@@ -190,8 +191,10 @@ class SharedBuild:
         """What `build` returns for these options; errors are the same."""
         key = replace(options, quantization=None), _tied_once(self._model, options)
         if self._graph is None or key != self._key:
-            self._graph = ir.serde.serialize_model(build(self._model, options, progress=progress))
-            self._key = key
+            built = build(self._model, options, progress=progress)
+            if options.dtype is not DType.FP32:
+                return built
+            self._graph, self._key = ir.serde.serialize_model(built), key
         built = ir.serde.deserialize_model(self._graph)
         sizes = fixed_sizes(self._model, options)
         opset = built.opset_imports[""]
