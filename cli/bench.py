@@ -57,6 +57,15 @@ def bench_command(
             help="Size of the sequence axis, if the model has one.",
         ),
     ] = None,
+    shape: Annotated[
+        str | None,
+        typer.Option(
+            "--shape",
+            metavar="AXIS=SIZE,...",
+            show_default="those of the examples that the export was given",
+            help="Sizes of other axes of your own model, as in time=64.",
+        ),
+    ] = None,
     prompts: Annotated[
         str,
         typer.Option("--prompts", metavar="LIST", help="Lengths of the prompts in tokens, for text generation."),
@@ -125,6 +134,7 @@ def bench_command(
     from ibnorm_export.api import bench
     from ibnorm_export.benchmark.baseline import REFERENCE_LOAD
     from ibnorm_export.benchmark.options import BenchOptions, GenerationOptions
+    from ibnorm_export.exporter.options import parse_shape
 
     _check_options(
         model_file,
@@ -134,7 +144,8 @@ def bench_command(
     wanted = BenchOptions(
         backend,
         kernels,
-        sizes={axis: size for axis, size in ((BATCH, batch), (SEQUENCE, seq)) if size is not None},
+        sizes=({} if shape is None else parse_shape(shape))
+        | {axis: size for axis, size in ((BATCH, batch), (SEQUENCE, seq)) if size is not None},
         threads=threads,
         rounds=rounds,
         seed=seed,

@@ -94,5 +94,5 @@ def identify_command(
             identity,
             "identify",
             as_json=as_json,
-            then=["import", "CHECKPOINT", "-o", "FOLDER", "--norm-class", target],
+            then=["export", "WEIGHTS", "-o", "MODEL.onnx", "--model", f"{target.partition(':')[0]}:FACTORY"],
         )

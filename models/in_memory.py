@@ -145,8 +145,6 @@ def _model(
     run = _runner(module, arguments, where=where)
     found = [name for name, _ in named_outputs(run(), where=where)]
     notes = replace_own_norms(module, run=run, norm_classes=norm_classes)
-    if not notes and not any(isinstance(norm, (IBNorm, BatchIBNorm)) for norm in module.modules()):
-        notes = ("no IBNorm was found, so nothing is fused: if the model has one, name its class with norm_class",)
     taken = [*(spec.name for spec in arguments.specs), *original.state_dict()]
     if len(set(taken)) < len(taken):
         twice = listed(sorted({name for name in taken if taken.count(name) > 1}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,12 @@ __all__ = ["NormClass", "replace_own_norms"]
 #: A class of norms, or its name.
 NormClass = type[nn.Module] | str
 
+_NO_NORM: Final = (
+    "no IBNorm was found, so nothing is fused. `ibnorm-export identify MODULE:CLASS` shows what your norm computes; if "
+    "it is an IBNorm, give its class a name that ends in Norm, or name it in Python: "
+    "from_module(net, inputs, norm_class=YourClass)"
+)
+
 
 def replace_own_norms(
     module: nn.Module, *, run: Callable[[], object], norm_classes: Sequence[NormClass] = ()
@@ -38,7 +45,7 @@ def replace_own_norms(
         norm_classes: classes of the user's norms that are not named like a norm.
 
     Returns:
-        A note for each norm that stays as it is.
+        A note for each norm that stays as it is, or one that says what to do if none was found.
 
     Raises:
         CheckpointError: an adapter is wrong, or the model has no norm of a given class.
@@ -61,6 +68,8 @@ def replace_own_norms(
                 f"{path} is exported as its own operators, no fused kernel, since it cannot be identified: {reason}"
             ] = None
         notes |= dict.fromkeys(_replace_members(module, report.members, run=run))
+    if not notes and not any(isinstance(norm, (IBNorm, BatchIBNorm)) for norm in module.modules()):
+        return (_NO_NORM,)
     return tuple(notes)
 
 

@@ -17,6 +17,7 @@ from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.model_limits import ModelLimits
 from ibnorm_export.artifacts.tensors import Arrays, InputSpec
 from ibnorm_export.artifacts.token_inputs import Sizes, TokenInputs, mask_holes, mask_rows, ones
+from ibnorm_export.errors import listed
 
 __all__ = [
     "LARGE_VALUES",
@@ -188,8 +189,13 @@ def _cover_others(
         samples[LARGE_VALUES] = _large_values(model, base, rng)
     dynamic = {axis for spec in model.inputs for axis in spec.shape[1:] if isinstance(axis, str)} - set(fixed)
     if dynamic:
-        names = ", ".join(sorted(dynamic))
-        left_out.append(f"sizes of {names} other than those listed: give your own inputs to cover them")
+        sizes = {axis: set[int]() for axis in sorted(dynamic)}
+        for spec in model.inputs:
+            for position, axis in enumerate(spec.shape):
+                if axis in sizes:
+                    sizes[str(axis)] |= {arrays[spec.name].shape[position] for arrays in drawn}
+        tried = "; ".join(f"{axis} other than {listed(sorted(found))}" for axis, found in sizes.items())
+        left_out.append(f"{tried}: give your own inputs (--inputs FILE.npz) to cover them")
     return CoveringInputs(samples, tuple(left_out))
 
 

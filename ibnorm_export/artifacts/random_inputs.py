@@ -23,6 +23,7 @@ def draw_inputs(model: ExportedModel, sizes: Mapping[str, int], *, seed: int = 0
     Args:
         model: the file.
         sizes: size of every dynamic axis, by name (today's or that of an earlier version); unused ones are ignored.
+            An axis that is not there has the size of the example that the export was given.
         seed: seed of the generator.
 
     Returns:
@@ -33,14 +34,15 @@ def draw_inputs(model: ExportedModel, sizes: Mapping[str, int], *, seed: int = 0
     """
     rng = np.random.default_rng(seed)
     arrays: dict[str, Any] = {}
-    known = axis_sizes(sizes)
+    known = axis_sizes(model.metadata.arguments.get("sizes", {})) | axis_sizes(sizes)
     for tensor in model.inputs:
         shape = []
         for axis in tensor.shape:
             if isinstance(axis, str) and axis_name(axis) not in known:
                 raise ModelFileError(
                     f"{model.path}: input {quoted(tensor.name)} has the dynamic axis {quoted(axis)}, which has no "
-                    f"size; sizes are given for {', '.join(sizes) or 'no axis'}"
+                    f"size: give one, to bench with --shape {axis}=SIZE, or give your own inputs, to package with "
+                    "--inputs FILE.npz"
                 )
             shape.append(known[axis_name(axis)] if isinstance(axis, str) else axis)
         if tensor.name == "attention_mask":

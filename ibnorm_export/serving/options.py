@@ -103,4 +103,5 @@ class ReadyServer:
         if self.paths:
             return f"ready: http://{self.http} ({', '.join(self.paths)})\ntry it: {self.example}"
         addresses = [f"{name}: {getattr(self, name)}" for name in ("http", "grpc", "metrics")]
-        return "\n".join([f"ready: {', '.join(self.models)}", *addresses])
+        try_it = f"try it: curl http://{self.http.replace('0.0.0.0', 'localhost')}/v2/models/{self.models[0]}"
+        return "\n".join([f"ready: {', '.join(self.models)}", *addresses, try_it])

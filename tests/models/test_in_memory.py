@@ -327,13 +327,25 @@ def test_wrappers_of_training_are_removed() -> None:
     assert type(from_module(torch.compile(Net()), ids()).module) is Net
 
 
-def test_a_class_of_another_name_is_found_by_norm_class() -> None:
+def test_a_class_of_another_name_is_found_by_itself_or_with_inner_modules_by_norm_class() -> None:
     net = Net()
     net.norm.__class__ = type("Squash", (StrangerNorm,), {})
+    assert list(from_module(net, ids()).norms) == ["norm"]
+    net.norm.inner = nn.Identity()
     model = from_module(net, ids())
     assert not model.norms
     assert "norm_class" in model.notes[0]
     assert list(from_module(net, ids(), norm_class=StrangerNorm).norms) == ["norm"]
+
+
+def test_an_axis_of_the_users_own_name_has_the_size_of_the_example(tmp_path: Path) -> None:
+    model = from_module(Net(), ids(), dynamic={0: "batch", 1: "time"})
+    export(model, tmp_path / "m.onnx")
+    assert bench(tmp_path / "m.onnx", options=BenchOptions(rounds=1)).inputs["ids"] == (1, 5)
+    assert bench(tmp_path / "m.onnx", options=BenchOptions(rounds=1, sizes={"time": 3})).inputs["ids"] == (1, 3)
+    report = verify(tmp_path / "m.onnx", model)
+    assert report.numeric is not None
+    assert "time other than 1, 3, 5: give your own inputs (--inputs FILE.npz) to cover them" in str(report)
 
 
 class OutsideNorm(StrangerNorm):

@@ -116,7 +116,8 @@ def identify_norms(
 
     A norm is a module that maps one tensor to one of the same shape and whose class is named like a norm, or inherits
     from one of PyTorch's norms or from `norm_class`. A norm that contains another one is tried first; if it is not a
-    member, the inner one is.
+    member, the inner one is. Any other module that has no inner modules, and no parameters but vectors, is tried too,
+    and listed if it is a member.
     Norms of PyTorch are listed as they are, and those of this package are left out.
 
     Args:
@@ -128,18 +129,22 @@ def identify_norms(
         SpecError: `norm_class` is not a class of the model's modules.
     """
     named = _named_like_norms(model, norm_class)
-    shapes = _shapes(named, run)
+    others = _may_be_norms(model, named)
+    shapes = _shapes(named | others, run)
     norms: dict[str, NormIdentity] = {}
     refused: dict[str, str] = {}
     known: dict[object, NormIdentity] = {}
     done: dict[int, NormIdentity | str] = {}
-    for path, module in named.items():
+    for path, module in (named | others).items():
         if module not in shapes or any(identity and _contains(outer, path) for outer, identity in norms.items()):
             continue
         if id(module) not in done:
             wraps = any(_contains(path, other) and m in shapes for other, m in named.items())
-            done[id(module)] = _identified(module, shapes[module], known=known, explain=not wraps)
+            explain = path in named and not wraps
+            done[id(module)] = _identified(module, shapes[module], known=known, explain=explain)
         found = done[id(module)]
+        if path in others and not (isinstance(found, NormIdentity) and found):
+            continue  # an activation, say
         if isinstance(found, str):
             refused[path] = found
         else:
@@ -233,6 +238,19 @@ def _named_like_norms(model: nn.Module, norm_class: type[nn.Module] | str | None
         shown = norm_class if isinstance(norm_class, str) else norm_class.__name__
         raise SpecError(f"no module of the model is a {shown}; its classes are {', '.join(names)}"[:400])
     return found
+
+
+def _may_be_norms(model: nn.Module, named: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Modules of the user's own classes that may be norms, whatever they are called, by module path."""
+    return {
+        path: module
+        for path, module in model.named_modules(remove_duplicate=False)
+        if path
+        and path not in named
+        and not type(module).__module__.startswith(("torch.", "ibnorm_export.op."))
+        and next(module.children(), None) is None
+        and all(parameter.ndim <= 1 for parameter in module.parameters())
+    }
 
 
 def _is_of(kind: type, norm_class: type[nn.Module] | str) -> bool:

@@ -97,7 +97,7 @@ def test_norms_are_found_by_name_and_containers_are_looked_through() -> None:
     net = Net()
     report = identify_norms(net, run=lambda: net(torch.randn(2, 5, 12)))
     assert report.passed, str(report)
-    assert list(report.norms) == ["first.norm", "second.norm", "third.norm", "fourth"]
+    assert list(report.norms) == ["first.norm", "second.norm", "third.norm", "fourth", "fifth", "shared"]
     assert all((i.kind, i.lambd, i.epsilon) == ("L", 4.0, 1e-5) for i in report.norms.values())
     assert report.norms["fourth"].channel_axis == 1
     assert report.stock == {"last": "LayerNorm"}
@@ -110,6 +110,21 @@ def test_norms_are_found_by_class(norm_class: type[nn.Module] | str) -> None:
     report = identify_norms(net, run=lambda: net(torch.randn(2, 5, 12)), norm_class=norm_class)
     assert report.norms["fifth"] is report.norms["shared"]
     assert report.passed
+
+
+class Swish(nn.Module):
+    """Has no inner modules, as a norm may have none."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(x)
+
+
+def test_a_norm_is_found_whatever_it_is_called_and_no_activation_is_listed() -> None:
+    net = nn.Sequential(nn.Linear(12, 12), Squeeze(12), Swish())
+    report = identify_norms(net, run=lambda: net(torch.randn(2, 12)))
+    assert list(report.norms) == ["1"]
+    assert report.passed
+    assert not report.refused
 
 
 class Compressed(nn.LayerNorm):
