@@ -1,4 +1,6 @@
-"""Trace a model with many equal blocks as one with two and one with three, and lay out the rest.
+"""Trace a model with many equal blocks as one with three, and lay out the rest.
+
+Some families also need a trace with two blocks, from which it follows how names outside the blocks continue.
 
 The time of a trace grows with the number of blocks, and tracing takes most of the time of an export.
 """
@@ -9,6 +11,7 @@ from collections.abc import Hashable
 from dataclasses import replace
 from typing import Any, Final
 
+import onnx
 import onnx_ir as ir
 from torch import Tensor, nn
 
@@ -16,13 +19,19 @@ from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.module_copy import copy_module
 from ibnorm_export.exporter.trace import ENTRY_PREFIX, trace
 from ibnorm_export.graph.model_writer import message_without_values
-from ibnorm_export.graph.repeated_blocks import NotASeriesError, lay_out
+from ibnorm_export.graph.repeated_blocks import Growth, NotASeriesError, lay_out, without_last_block
 from ibnorm_export.graph.weight_tensors import WeightTensor
 
 __all__ = ["LEAST_BLOCKS", "trace_series"]
 
-#: With fewer blocks, one trace of all of them is as fast as two traces of two and three.
-LEAST_BLOCKS: Final = 10
+#: With fewer blocks, one trace of all of them is as fast.
+LEAST_BLOCKS: Final = 5
+
+#: The same, where two traces are needed.
+LEAST_FOR_TWO_TRACES: Final = 10
+
+#: Families whose graph with two blocks follows from that with three; tests compare their files with whole traces.
+_ONE_TRACE: Final = ("llama", "vit")
 
 #: Attributes that tell a block its place, which the graphs of the supported families do not depend on.
 _PLACES: Final = ("layer_idx",)
@@ -47,11 +56,22 @@ def _description(block: nn.Module) -> list[Any]:
     ]
 
 
+def _needs_one_trace(model: LoadedModel) -> bool:
+    """Whether the graph with two blocks follows from that with three.
+
+    Attention with grouped queries takes numbers of names in each block and leaves no name that shows it.
+    """
+    config = model.module.config
+    heads = [getattr(config, name, None) for name in ("num_attention_heads", "num_key_value_heads")]
+    return model.family in _ONE_TRACE and heads[1] in (None, heads[0])
+
+
 def _has_series(model: LoadedModel) -> bool:
     """Whether the blocks of a model are many and equal."""
     if not model.blocks or not isinstance(blocks := model.module.get_submodule(model.blocks), nn.ModuleList):
         return False
-    if len(blocks) < LEAST_BLOCKS or getattr(model.module.config, "num_hidden_layers", None) != len(blocks):
+    least = LEAST_BLOCKS if _needs_one_trace(model) else LEAST_FOR_TWO_TRACES
+    if len(blocks) < least or getattr(model.module.config, "num_hidden_layers", None) != len(blocks):
         return False
     first = _description(blocks[0])
     return all(_description(block) == first for block in blocks)
@@ -73,11 +93,36 @@ def _weight(name: str, like: ir.TensorProtocol, *, tensors: dict[str, Tensor]) -
     return like if tensor is None else WeightTensor(tensor, tensor.dtype, name=name)
 
 
-def _continue_names(graph: ir.Graph, traced: tuple[ir.Graph, ir.Graph], *, steps: int) -> None:
+def _continue_names(graph: ir.Graph, last: ir.Graph, *, growth: Growth, steps: int) -> None:
     """Let names that passes make up be those that they make up after a whole trace, so that files are the same."""
-    for counter in ("_value_counter", "_node_counter"):
-        first, second = (getattr(part._name_authority, counter) for part in traced)
-        setattr(graph._name_authority, counter, second + steps * (second - first))
+    names, after = graph._name_authority, last._name_authority
+    names._value_counter = after._value_counter + steps * growth.values
+    names._node_counter = after._node_counter + steps * growth.nodes
+
+
+def _without_values(built: ir.Model) -> onnx.ModelProto:
+    return message_without_values(built, lambda _: True)[0]
+
+
+def _growth(two: ir.Graph, three: ir.Graph) -> Growth:
+    before, after = two._name_authority, three._name_authority
+    return Growth(after._value_counter - before._value_counter, after._node_counter - before._node_counter)
+
+
+def _laid_out(
+    model: LoadedModel, opset: int, *, three: ir.Model, count: int
+) -> tuple[onnx.GraphProto, dict[str, str], Growth] | None:
+    """The graph with `count` blocks, what its initializers are like, and how the counters of names grow."""
+    last, blocks = _without_values(three).graph, f"{ENTRY_PREFIX}{model.blocks}"
+    try:
+        if _needs_one_trace(model):
+            before, growth = without_last_block(last, blocks=blocks)
+        else:
+            two = trace(_with_blocks(model, 2), opset)
+            before, growth = _without_values(two).graph, _growth(two.graph, three.graph)
+        return *lay_out(before, last, blocks=blocks, count=count), growth
+    except NotASeriesError:
+        return None
 
 
 def trace_series(model: LoadedModel, opset: int) -> ir.Model | None:
@@ -95,18 +140,16 @@ def trace_series(model: LoadedModel, opset: int) -> ir.Model | None:
     """
     if not _has_series(model):
         return None
-    two, three = (trace(_with_blocks(model, count), opset) for count in (2, 3))
-    messages = [message_without_values(built, lambda _: True)[0] for built in (two, three)]
     count = len(model.module.get_submodule(model.blocks))  # type: ignore[arg-type]  # `_has_series`: a ModuleList
-    try:
-        graph, likes = lay_out(
-            messages[0].graph, messages[1].graph, blocks=f"{ENTRY_PREFIX}{model.blocks}", count=count
-        )
-    except NotASeriesError:
+    three = trace(_with_blocks(model, 3), opset)
+    laid_out = _laid_out(model, opset, three=three, count=count)
+    if laid_out is None:
         return None
-    messages[1].graph.CopyFrom(graph)
-    built = ir.serde.deserialize_model(messages[1])
-    _continue_names(built.graph, (two.graph, three.graph), steps=count - 3)
+    graph, likes, growth = laid_out
+    message = _without_values(three)
+    message.graph.CopyFrom(graph)
+    built = ir.serde.deserialize_model(message)
+    _continue_names(built.graph, three.graph, growth=growth, steps=count - 3)
     module = model.module
     tensors = {
         name: tensor.detach()

@@ -4,6 +4,9 @@ torch.export takes most of the time of an export, and for each block the same ti
 was traced before, so from one block to the next, and from a model to one with one more block, every number in a name
 grows by a constant. `lay_out` reads these constants off the two graphs and continues the series. It refuses graphs that
 are not such a series; then the whole model must be traced.
+
+`without_last_block` makes the graph with two blocks from that with three, where nothing outside the blocks depends on
+their number.
 """
 
 from __future__ import annotations
@@ -13,10 +16,11 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Final
 
 import onnx
 
-__all__ = ["NotASeriesError", "lay_out"]
+__all__ = ["Growth", "NotASeriesError", "lay_out", "without_last_block"]
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
@@ -214,4 +218,126 @@ def lay_out(
         if like in infos:
             made.value_info.add().CopyFrom(infos[like])
             made.value_info[-1].name = name
+    _check_defined(made)
     return made, likes
+
+
+def _check_defined(graph: onnx.GraphProto) -> None:
+    """Raise NotASeriesError if a node reads a value that the graph does not have."""
+    known = {value.name for field in ("input", "initializer") for value in getattr(graph, field)} | {""}
+    for node in graph.node:
+        if missing := set(node.input) - known:
+            raise NotASeriesError(f"{node.name} would read {missing.pop()}, which does not exist")
+        known.update(node.output)
+
+
+#: What is equal in the names of one series, in which the last number grows.
+_Kind = tuple[str | int, ...]
+
+#: All nodes that have a name made up by the graph's writer, and all such values, count together.
+_MADE_UP_NODES: Final[_Kind] = ("node",)
+_MADE_UP_VALUES: Final[_Kind] = ("val_", "")
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """By how much a block lets the counters of names grow that are made up for values and for nodes."""
+
+    values: int
+    nodes: int
+
+
+def _counted(name: str) -> tuple[_Kind, int] | None:
+    """The series of a name and its number there; None for a path of modules, which does not grow."""
+    if not name or "." in name:
+        return None
+    texts, numbers = _numbers(name)
+    kind: _Kind = _MADE_UP_NODES if re.match("node_[A-Z]", name) else (*texts, *numbers[:-1])
+    return kind, numbers[-1]
+
+
+def _all_names(node: onnx.NodeProto) -> list[str]:
+    """The names of a node, of its outputs, and of the modules and the operator that it comes from."""
+    return [node.name, *node.output, *re.findall(r"'([^']*)'", _properties(node))]
+
+
+class _Numbering:
+    """The numbers of the names of a graph with three blocks, and what they are without the last."""
+
+    def __init__(self, nodes: Sequence[onnx.NodeProto], numbers: Sequence[int | None]) -> None:
+        first, last = ([n for n, number in zip(nodes, numbers, strict=True) if number == place] for place in (1, 2))
+        if len(first) != len(last):
+            raise NotASeriesError(f"{len(first)} nodes of block 1 become {len(last)} of block 2")
+        self._before: dict[str, str] = {}  # by name in block 2, that in block 1
+        self._steps: dict[_Kind, int] = {}
+        self._of_last: dict[_Kind, set[int]] = {}
+        for pair in zip(first, last, strict=True):
+            names = [_all_names(node) for node in pair]
+            if len(names[0]) != len(names[1]):
+                raise NotASeriesError(f"{pair[1].name} is not like {pair[0].name}")
+            for before, after in zip(*names, strict=True):
+                self._add(before, after)
+
+    def _add(self, before: str, after: str) -> None:
+        """A name in block 1 and its counterpart in block 2."""
+        one, two = _counted(before), _counted(after)
+        if before == after or one is None or two is None:
+            return
+        if one[0] != two[0] or self._steps.setdefault(two[0], two[1] - one[1]) != two[1] - one[1]:
+            raise NotASeriesError(f"{before} is followed by {after}")
+        self._before[after] = before
+        self._of_last.setdefault(two[0], set()).add(two[1])
+
+    def without_last(self, name: str) -> str:
+        """What a name outside block 2 is without that block; of a value of block 2, that of block 1."""
+        name = self._before.get(name, name)
+        counted = _counted(name)
+        if counted is None:
+            return name
+        kind, number = counted
+        members = self._of_last.get(kind, set())
+        if number < min(members, default=number + 1):
+            return name  # a series without members in the blocks does not grow
+        if number < max(members):
+            raise NotASeriesError(f"{name} lies between names of a block")
+        texts, numbers = _numbers(name)
+        return _name(texts, [*numbers[:-1], number - self._steps[kind]])
+
+    def growth(self) -> Growth:
+        return Growth(self._steps.get(_MADE_UP_VALUES, 0), self._steps.get(_MADE_UP_NODES, 0))
+
+
+def without_last_block(three: onnx.GraphProto, *, blocks: str) -> tuple[onnx.GraphProto, Growth]:
+    """Return the graph with two blocks of a model from that with three, for `lay_out`.
+
+    Args:
+        three: the graph of torch.onnx; nothing outside its blocks may depend on their number but names.
+        blocks: path of the list of blocks, as in the names of weights.
+
+    Returns:
+        The graph, in which values have no types, and what the removed block adds to the counters of names.
+
+    Raises:
+        NotASeriesError: it does not follow from this graph how names continue.
+    """
+    numbers = _node_blocks(three, blocks)
+    numbering = _Numbering(three.node, numbers)
+    two = onnx.GraphProto()
+    for node, number in zip(three.node, numbers, strict=True):
+        if number == 2:
+            continue
+        made = two.node.add()
+        made.CopyFrom(node)
+        made.name = numbering.without_last(node.name)
+        for field in ("input", "output"):
+            names = [numbering.without_last(name) for name in getattr(node, field)]
+            del getattr(made, field)[:]
+            getattr(made, field).extend(names)
+        for entry in made.metadata_props:
+            if entry.key == _SCOPES:
+                entry.value = re.sub("'([^']*)'", lambda found: f"'{numbering.without_last(found[1])}'", entry.value)
+    for field in ("input", "output", "initializer"):
+        for value in getattr(three, field):
+            if _block_of(value.name, blocks) != 2:
+                getattr(two, field).add().name = numbering.without_last(value.name)
+    return two, numbering.growth()
