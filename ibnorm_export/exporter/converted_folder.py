@@ -41,14 +41,16 @@ class Converter:
         runtime: the runtime that reads it; its settings are those of `export --for`.
         title: its name in messages.
         files: names of the files that `convert` writes.
-        convert: (ONNX file, folder to write to) -> what runs the result.
+        convert: (ONNX file, folder to write to, type of the weights in it) -> what runs the result.
+        rounds_to: types that `convert` rounds the weights of an fp32 file to; the runtime computes in fp32 with them.
     """
 
     runtime: RuntimeName
     title: str
     _: KW_ONLY
     files: tuple[str, ...]
-    convert: Callable[[ExportedModel, Path], Run]
+    convert: Callable[[ExportedModel, Path, DType], Run]
+    rounds_to: tuple[DType, ...] = ()
 
 
 def _samples(model: LoadedModel, exported: ExportedModel) -> list[Arrays]:
@@ -108,6 +110,9 @@ def export_converted(
         raise ExportError(
             f"--target {converter.runtime} takes weights in fp32 or fp16; the portable file has them in other types too"
         )
+    dtype = options.dtype
+    if dtype in converter.rounds_to:
+        options = replace(options, dtype=DType.FP32)
     options = _with_runtime(options, converter)
 
     def earlier(there: Path) -> set[str]:
@@ -118,8 +123,8 @@ def export_converted(
             copy_companions(model, new)
         exported = export_file(model, new / MODEL_FILE, options=options, progress=progress)
         progress("converting", 3, 5)
-        run = converter.convert(exported, new)
+        run = converter.convert(exported, new, dtype)
         progress("comparing", 4, 5)
-        check_numbers(model, run, dtype=options.dtype, samples=_samples(model, exported), what=converter.title)
+        check_numbers(model, run, dtype=dtype, samples=_samples(model, exported), what=converter.title)
     progress("written", 5, 5)
     return ExportedModel(Path(folder) / MODEL_FILE)

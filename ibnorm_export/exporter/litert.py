@@ -17,7 +17,7 @@ import numpy as np
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.runtime_versions import RuntimeName
-from ibnorm_export.artifacts.tensors import Arrays
+from ibnorm_export.artifacts.tensors import Arrays, DType
 from ibnorm_export.errors import BackendUnavailable, ExportError, shortened
 from ibnorm_export.exporter.converted_folder import Converter
 from ibnorm_export.optional_packages import import_package
@@ -30,6 +30,9 @@ _HELP: Final = (
     "--target litert needs the command onnx2tf, which is not on PATH. It needs TensorFlow, so install it into an "
     "environment of its own (pipx install onnx2tf), and export again"
 )
+
+#: What onnx2tf writes: float32, and the same with weights in float16, which LiteRT widens to float32 as it loads them.
+_WRITTEN: Final = {DType.FP32: "*_float32.tflite", DType.FP16: "*_float16.tflite"}
 
 #: LiteRT has no Erf, which exact GELU needs: onnx2tf writes the formula 7.1.26 of Abramowitz and Stegun, whose absolute
 #: error is 1.5e-7. The quiet mode is named because the other prints every node.
@@ -50,7 +53,7 @@ def _runner(interpreter: Any, exported: ExportedModel) -> Callable[[Arrays], Arr
     return run
 
 
-def _convert(exported: ExportedModel, folder: Path) -> Callable[[Arrays], Arrays]:
+def _convert(exported: ExportedModel, folder: Path, dtype: DType) -> Callable[[Arrays], Arrays]:
     command = shutil.which(_COMMAND)
     if command is None:
         raise BackendUnavailable(_HELP)
@@ -61,7 +64,7 @@ def _convert(exported: ExportedModel, folder: Path) -> Callable[[Arrays], Arrays
         done = subprocess.run(
             [command, *where, *_OPTIONS, *_FORMULAS], capture_output=True, text=True, check=False, cwd=work
         )
-        written = next(Path(work).glob("*_float32.tflite"), None)
+        written = next(Path(work).glob(_WRITTEN[dtype]), None)
         if written is None:
             lines = (done.stdout + done.stderr).strip().splitlines() or ["no message"]
             raise ExportError(f"onnx2tf cannot convert the model: {shortened(lines[-1])}")
@@ -75,4 +78,4 @@ def _convert(exported: ExportedModel, folder: Path) -> Callable[[Arrays], Arrays
     return _runner(interpreter, exported)
 
 
-LITERT: Final = Converter(RuntimeName.LITERT, "LiteRT", files=(_FILE,), convert=_convert)
+LITERT: Final = Converter(RuntimeName.LITERT, "LiteRT", files=(_FILE,), convert=_convert, rounds_to=(DType.FP16,))

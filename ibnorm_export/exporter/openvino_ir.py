@@ -10,7 +10,7 @@ import numpy as np
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.runtime_versions import RuntimeName
-from ibnorm_export.artifacts.tensors import Arrays
+from ibnorm_export.artifacts.tensors import Arrays, DType
 from ibnorm_export.errors import ExportError, shortened
 from ibnorm_export.exporter.converted_folder import Converter
 from ibnorm_export.optional_packages import import_package
@@ -42,7 +42,7 @@ def _runner(compiled: Any, exported: ExportedModel) -> Callable[[Arrays], Arrays
     return run
 
 
-def _convert(exported: ExportedModel, folder: Path) -> Callable[[Arrays], Arrays]:
+def _convert(exported: ExportedModel, folder: Path, _: DType) -> Callable[[Arrays], Arrays]:
     openvino = import_package("openvino", extra="openvino", purpose="--target openvino")
     try:
         openvino.save_model(openvino.convert_model(exported.path), folder / _GRAPH, compress_to_fp16=False)

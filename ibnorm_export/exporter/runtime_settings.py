@@ -108,7 +108,8 @@ _ROWS: Final = (
         _FORWARD_ONLY,
         runtime=RuntimeName.LITERT,
         shape=_FIXED,
-        why="onnx2tf takes neither functions nor the Attention and Gelu of newer opsets, and fixed sizes.",
+        why="onnx2tf takes neither functions nor the Attention and Gelu of newer opsets, and fixed sizes. "
+        "It rounds weights to fp16 itself: --target litert --dtype fp16.",
     ),
     replace(
         _FORWARD_ONLY,

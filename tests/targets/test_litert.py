@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from ibnorm_export import BackendUnavailable, ExportedModel, ExportError, ExportOptions, export, load
+from ibnorm_export import BackendUnavailable, DType, ExportedModel, ExportError, ExportOptions, export, load
 from ibnorm_export.exporter.litert import LITERT
 
 #: Relative error in fp32: roundings of 2**-24 in sums of up to 64 terms, through two layers that amplify them little,
 #: and 1.5e-7 of the formula for erf.
 FP32 = 2e-6
+
+#: With weights in fp16: each is rounded by up to 2**-11, which two layers amplify little.
+FP16 = 2e-3
 
 needs_converter = pytest.mark.skipif(
     shutil.which("onnx2tf") is None,
@@ -24,11 +27,14 @@ needs_converter = pytest.mark.skipif(
 
 
 @needs_converter
+@pytest.mark.parametrize(("dtype", "least", "most"), [("fp32", 0.0, FP32), ("fp16", FP32, FP16)])
 @pytest.mark.parametrize("family", ["vit", "llama"])
-def test_the_numbers(request: pytest.FixtureRequest, tmp_path: Path, family: str) -> None:
+def test_the_numbers(
+    request: pytest.FixtureRequest, tmp_path: Path, family: str, *, dtype: str, least: float, most: float
+) -> None:
     interpreter = pytest.importorskip("ai_edge_litert.interpreter", reason="ai-edge-litert is not installed")
     model = load(request.getfixturevalue(f"{family}_checkpoint"))
-    written = export(model, tmp_path / "mobile", target="litert")
+    written = export(model, tmp_path / "mobile", target="litert", options=ExportOptions(dtype))
     assert {path.name for path in (tmp_path / "mobile").iterdir()} == {"model.onnx", "model.tflite"}
     rng = np.random.default_rng(0)
     arrays: dict[str, Any] = {}
@@ -47,13 +53,13 @@ def test_the_numbers(request: pytest.FixtureRequest, tmp_path: Path, family: str
     with torch.no_grad():
         truth = model.truth()(**{name: torch.from_numpy(array) for name, array in arrays.items()}).logits.numpy()
     found = opened(**feeds)["logits"]
-    assert np.linalg.norm(found - truth) <= FP32 * np.linalg.norm(truth)
+    assert least <= np.linalg.norm(found - truth) / np.linalg.norm(truth) <= most
 
 
 def test_without_the_converter(exported_vit: ExportedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(BackendUnavailable, match=r"needs the command onnx2tf, .*\(pipx install onnx2tf\)"):
-        LITERT.convert(exported_vit, tmp_path)
+        LITERT.convert(exported_vit, tmp_path, DType.FP32)
 
 
 def test_what_the_converter_reports(
@@ -65,13 +71,13 @@ def test_what_the_converter_reports(
     command.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     with pytest.raises(ExportError, match="onnx2tf cannot convert the model: ERROR: no such operator"):
-        LITERT.convert(exported_vit, tmp_path)
+        LITERT.convert(exported_vit, tmp_path, DType.FP32)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (ExportOptions("fp16"), r"dtype is fp16; it must be fp32 \(--for litert: "),
+        (ExportOptions("bf16"), "--target litert takes weights in fp32 or fp16"),
         (ExportOptions(runtime="web"), "the runtime is web, but the target litert: leave one of them out"),
         (ExportOptions(opset=20), r"opset is 20; it must be at most 18, or left out \(--for litert: "),
     ],
