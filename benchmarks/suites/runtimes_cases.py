@@ -68,6 +68,7 @@ class Form:
         cache: whether the model takes and returns a cache; only language models do.
         expanded: whether the norms are expanded into standard operators.
         runtimes: the runtimes of the table that run it; empty is all.
+        rounded: whether the converter of `--target litert` rounds the weights of the file to fp16.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Form:
     cache: bool = False
     expanded: bool = False
     runtimes: tuple[str, ...] = ()
+    rounded: bool = False
 
     def runs_on(self, runtime: str, version: str) -> bool:
         """Whether a runtime of the table runs it: the name of one, or its name, a hyphen and its version."""
@@ -110,6 +112,10 @@ def _forms_for(runtime: str, *places: str, expanded: bool) -> Iterator[Form]:
         )
 
 
+#: The worker knows by this name that it takes the converter's file in fp16.
+_ROUNDED_BY_LITERT = Form("for litert, fp16", {"runtime": "litert"}, expanded=True, runtimes=("litert",), rounded=True)
+
+
 FORMS = {
     form.name: form
     for form in (
@@ -133,6 +139,7 @@ FORMS = {
         *_forms_for("iree", "iree", expanded=True),
         *_forms_for("mnn", "mnn", expanded=True),
         *_forms_for("tract", "tract", expanded=True),
+        _ROUNDED_BY_LITERT,
     )
 }
 
@@ -222,7 +229,7 @@ def _make(model: LoadedModel, form: Form, place: Path) -> None:
     valid = {name: np.ones(array.shape, bool) for name, array in expected.items()}
     for name, mask in model.valid(inputs).items():
         valid[name][~mask] = False
-    limit = _LIMITS[exported.dtype]
+    limit = HALF_LIMIT if form.rounded else _LIMITS[exported.dtype]
     if exported.dtype is DType.FP16:
         own = TorchRunner(model, model.in_dtype(torch_dtype(DType.FP16))).run(inputs)
         errors = [np.abs(own[n] - e)[valid[n]].max() / np.abs(e[valid[n]]).max() for n, e in expected.items()]

@@ -100,7 +100,8 @@ def run_litert(model: Path, inputs: Arrays) -> Arrays:
         done = subprocess.run(
             [program, "-i", model, "-o", folder, *options], capture_output=True, text=True, cwd=folder
         )
-        written = next(Path(folder).glob("*_float32.tflite"), None)
+        dtype = "float16" if model.parent.name.endswith("fp16") else "float32"
+        written = next(Path(folder).glob(f"*_{dtype}.tflite"), None)
         if written is None:
             raise ValueError((done.stdout + done.stderr).strip().splitlines()[-1])
         plain = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES  # XNNPACK is less exact: 1e-5 on a small LLaMA
