@@ -87,11 +87,14 @@ def _cell(rows: Mapping[str, Mapping[str, Any]], notes: list[str]) -> str:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """A line for each runtime and version, a column for each form, and the reasons of refusals below."""
-    places = {runtime: index for index, runtime in enumerate(TITLES)}
+    places = {title: index for index, title in enumerate(TITLES.values())}  # "onnxruntime" and "ort-cpu" share one
     named = {row["details"]["form"] for row in rows}
     runtimes = sorted(
         {(row["details"]["runtime"], row["details"]["version"]) for row in rows},
-        key=lambda key: (places.get(key[0], len(places)), [int(p) if p.isdigit() else 0 for p in key[1].split(".")]),
+        key=lambda key: (
+            places.get(TITLES.get(key[0], ""), len(places)),
+            [int(p) if p.isdigit() else 0 for p in key[1].split(".")],
+        ),
     )
     notes: list[str] = []
     parts = []
