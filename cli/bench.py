@@ -135,7 +135,9 @@ def bench_command(
     from ibnorm_export.benchmark.baseline import REFERENCE_LOAD
     from ibnorm_export.benchmark.options import BenchOptions, GenerationOptions
     from ibnorm_export.exporter.options import parse_shape
+    from ibnorm_export.runtimes.registry import check_backend
 
+    check_backend(backend, engine=engine, provider=provider, npm=npm)
     _check_options(
         model_file,
         loading=loading,

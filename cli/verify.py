@@ -98,8 +98,10 @@ def verify_command(
     from ibnorm_export import models
     from ibnorm_export.artifacts.exported_model import ExportedModel
     from ibnorm_export.artifacts.input_files import read_inputs, read_text
+    from ibnorm_export.runtimes.registry import check_backend
     from ibnorm_export.verifier.verify import VerifyOptions, verify
 
+    check_backend(backend, engine=engine, provider=provider, npm=npm)
     wanted = VerifyOptions(
         backend,
         samples,

@@ -12,9 +12,10 @@ from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.runtime_versions import ONNX_RUNTIME, check_installed
 from ibnorm_export.errors import BackendUnavailable, IBNormError, quoted
 from ibnorm_export.op import native
+from ibnorm_export.optional_packages import demand_package
 from ibnorm_export.runtimes.runner import Backend, Endpoint, Kernels, Runner
 
-__all__ = ["BACKENDS", "BackendInfo", "RunnerRequest", "fused_library", "open_runner"]
+__all__ = ["BACKENDS", "BackendInfo", "RunnerRequest", "check_backend", "fused_library", "open_runner"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,7 @@ class BackendInfo:
         takes_provider: whether it can use a chosen execution provider.
         takes_npm: whether it runs an npm package in Node.
         rounds: whether it computes a half-precision file in that type, not in float32 without rounding between nodes.
+        module: the Python module that it imports; None where it has more than one name, or is always there.
     """
 
     backend: Backend
@@ -71,6 +73,7 @@ class BackendInfo:
     takes_provider: bool = False
     takes_npm: bool = False
     rounds: bool = True
+    module: str | None = None
 
 
 def _open_ort_cpu(request: RunnerRequest) -> Runner:
@@ -136,6 +139,7 @@ _ROWS: Final = (
         "ONNX Runtime on the CPU with all optimisations",
         extra="cpu",
         opener=_open_ort_cpu,
+        module="onnxruntime",
         runs_fused_kernels=True,
         takes_provider=True,
         rounds=False,
@@ -145,6 +149,7 @@ _ROWS: Final = (
         "ONNX Runtime on an NVIDIA GPU with bound inputs and outputs and CUDA graphs",
         extra="gpu",
         opener=_open_ort_cuda,
+        module="onnxruntime",
         runs_fused_kernels=True,
     ),
     BackendInfo(
@@ -174,7 +179,12 @@ _ROWS: Final = (
         takes_engine=True,
     ),
     BackendInfo(
-        Backend.TRITON, "a running Triton server, at --url", extra="serve", opener=_open_triton, needs_endpoint=True
+        Backend.TRITON,
+        "a running Triton server, at --url",
+        extra="serve",
+        opener=_open_triton,
+        needs_endpoint=True,
+        module="tritonclient",
     ),
     BackendInfo(
         Backend.OPENVINO,
@@ -182,6 +192,7 @@ _ROWS: Final = (
         extra="openvino",
         opener=_open_openvino,
         rounds=False,
+        module="openvino",
     ),
     BackendInfo(
         Backend.REFERENCE, "onnx.reference, the standard's own evaluator (slow)", extra="cpu", opener=_open_reference
@@ -223,6 +234,35 @@ def fused_library(backend: str, kernels: Kernels, *, provider: str | None = None
     return native.availability().path if native.availability() else None
 
 
+def check_backend(
+    backend: str, *, engine: Path | None = None, provider: str | None = None, npm: Path | None = None
+) -> None:
+    """Raise the errors of `open_runner` that need no model, before long work.
+
+    Args:
+        backend: a `Backend` or its name.
+        engine, provider, npm: as in `open_runner`.
+
+    Raises:
+        IBNormError: there is no such backend, or it does not take one of the arguments.
+        BackendUnavailable: a package or program that it runs is not installed.
+    """
+    row = _row(backend)
+    if engine is not None and not row.takes_engine:
+        raise IBNormError(f"backend {backend} takes no engine: use --backend tensorrt or tensorrt-rtx with --engine")
+    if provider is not None and not row.takes_provider:
+        raise IBNormError(f"backend {backend} takes no execution provider: use --backend ort-cpu with --provider")
+    if npm is not None and not row.takes_npm:
+        raise IBNormError(f"backend {backend} runs no npm package: use --backend ort-web or ort-node with --npm")
+    if row.module is not None:
+        demand_package(row.module, extra=row.extra, purpose=f"backend {backend}")
+    if row.takes_npm:
+        from ibnorm_export.runtimes.node.packages import find_node, find_package
+
+        find_node(backend)
+        find_package(row.backend, npm)
+
+
 def open_runner(
     backend: str,
     model: ExportedModel,
@@ -254,13 +294,8 @@ def open_runner(
         BackendUnavailable: the runtime is not installed, or too old for the file.
         ModelFileError: the runtime cannot load the model.
     """
+    check_backend(backend, engine=engine, provider=provider, npm=npm)
     row = _row(backend)
-    if engine is not None and not row.takes_engine:
-        raise IBNormError(f"backend {backend} takes no engine: use --backend tensorrt or tensorrt-rtx with --engine")
-    if provider is not None and not row.takes_provider:
-        raise IBNormError(f"backend {backend} takes no execution provider: use --backend ort-cpu with --provider")
-    if npm is not None and not row.takes_npm:
-        raise IBNormError(f"backend {backend} runs no npm package: use --backend ort-web or ort-node with --npm")
     request = RunnerRequest(
         model,
         threads,

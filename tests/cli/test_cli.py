@@ -411,3 +411,13 @@ def test_a_report_keeps_its_lines_on_a_narrow_terminal(monkeypatch: pytest.Monke
     line = "model.layers.0.post_attention_layernorm  1.23456e-07  2.34567e-06  " + "/long" * 40
     console.print_report(line)
     assert console.out.file.getvalue() == f"{line}\n"  # type: ignore[attr-defined]  # a StringIO
+
+
+@pytest.mark.parametrize("words", [("verify", "FILE", "EMPTY"), ("bench", "FILE", "--checkpoint", "EMPTY")])
+def test_a_missing_backend_is_reported_before_the_checkpoint_is_read(
+    cli: Any, exported: Path, tmp_path: Path, *, words: tuple[str, ...]
+) -> None:
+    command = [{"FILE": exported, "EMPTY": tmp_path}.get(word, word) for word in words]
+    result = cli(*command, "--backend", "ort-web", "--npm", tmp_path)
+    assert result.code == 3
+    assert "needs the npm package onnxruntime-web" in result.err or "no `node` on PATH" in result.err
