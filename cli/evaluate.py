@@ -28,8 +28,9 @@ def evaluate_command(
         list[str],
         typer.Argument(
             metavar="MODEL...",
-            help="Exported files or folders, and checkpoints, which PyTorch runs. MODEL@BACKEND chooses a runtime for "
-            "one of them, e.g. vit.onnx@openvino. With --sweep, one checkpoint.",
+            help="Exported files or folders, checkpoints, which PyTorch runs, and text endpoints "
+            "(http://HOST:PORT/v1). MODEL@BACKEND chooses a runtime for one of them, e.g. vit.onnx@openvino. With "
+            "--sweep, one checkpoint.",
         ),
     ],
     task: Annotated[TaskName, typer.Option("--task", help="What the models are evaluated on.")],
@@ -215,7 +216,8 @@ def _evaluate(
         if html is not None:
             progress("writing the report", 0, 0)
             write_evaluation(report, html)
-    named = [name.rpartition("@")[0] or name for name in (*models, *([against] if against else []))]
+    named = [name if Path(name).exists() else name.rpartition("@")[0] for name in (*models, against) if name]
+    named = [name for name in named if Path(name).exists()]  # a text endpoint is no file
     read = [data if data.is_file() else None, html]
     finish(report, "evaluate", as_json=as_json, files=[*named, *read], then=["check"])
 

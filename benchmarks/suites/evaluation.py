@@ -26,9 +26,11 @@ import numpy as np
 from benchmarks.report import Report
 from benchmarks.rows import Figure, Row, Target, Unavailable
 from ibnorm_export import EvaluationOptions, IBNormSpec, export, load
+from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.tokenizer import write_byte_tokenizer
 from ibnorm_export.benchmark.statistics import Decision
 from ibnorm_export.evaluation.candidates import ModelCandidate, exported_candidate
+from ibnorm_export.evaluation.choice import choice_task
 from ibnorm_export.evaluation.classification import classification_task
 from ibnorm_export.evaluation.evaluate import evaluate
 from ibnorm_export.evaluation.perplexity import perplexity_task
@@ -42,6 +44,9 @@ from ibnorm_export.evaluation.statistics import (
     units_needed,
 )
 from ibnorm_export.progress import silent
+
+#: Tokens of a window of the language model.
+_WINDOW = 512
 
 #: Turns of `evaluate` and of the runtime by itself.
 _TURNS = 3
@@ -131,21 +136,46 @@ def _classifier(folder: Path, size: str) -> tuple[ModelCandidate, EvaluationTask
     return candidate, classification_task([candidate], data, options=options), data
 
 
-def _language_model(folder: Path, size: str) -> tuple[ModelCandidate, EvaluationTask, Path]:
-    import pydoc_data.topics
-
+def _language_model(folder: Path, size: str) -> tuple[Path, ExportedModel]:
+    """A checkpoint with a tokenizer, and its export, both made once."""
     from ibnorm_export.models.new_models import new_model, save
 
     checkpoint = folder / size
-    save(new_model(size, IBNormSpec("L", 4.0, epsilon=1e-5, bias=False)), checkpoint)
-    exported = export(load(checkpoint), checkpoint / "model.onnx")
+    if not checkpoint.exists():
+        save(new_model(size, IBNormSpec("L", 4.0, epsilon=1e-5, bias=False)), checkpoint)
+        _write_large_tokenizer(checkpoint, 32_000)
+        export(load(checkpoint), checkpoint / "model.onnx")
+    return checkpoint, ExportedModel(checkpoint / "model.onnx")
+
+
+def _texts() -> str:
+    import pydoc_data.topics
+
+    return "\n".join(pydoc_data.topics.topics.values())
+
+
+def _reader(folder: Path, size: str) -> tuple[ModelCandidate, EvaluationTask, Path]:
+    _, exported = _language_model(folder, size)
     data = folder / "text.txt"
-    data.write_text("\n".join(pydoc_data.topics.topics.values())[:8_000], encoding="utf-8")
-    _write_large_tokenizer(checkpoint, 32_000)
-    options = EvaluationOptions(max_length=512)
+    data.write_text(_texts()[:8_000], encoding="utf-8")
+    options = EvaluationOptions(max_length=_WINDOW)
     candidate = exported_candidate(exported, name=size, options=options)
     task = perplexity_task([candidate], data, options=options, progress=silent)
     return candidate, task, data
+
+
+def _chooser(folder: Path, size: str) -> tuple[ModelCandidate, EvaluationTask, Path]:
+    """Questions of 150 bytes with four choices of 40 bytes, about as long as those of HellaSwag."""
+    _, exported = _language_model(folder, size)
+    data, text = folder / "questions.jsonl", _texts()
+    lines = []
+    for start in range(0, 32 * 400, 400):
+        choices = [text[start + offset : start + offset + 40].strip() or "nothing" for offset in (150, 190, 230, 270)]
+        lines.append(json.dumps({"question": text[start : start + 150], "choices": choices, "answer": 0}))
+    data.write_text("\n".join(lines), encoding="utf-8")
+    options = EvaluationOptions(max_length=_WINDOW)
+    candidate = exported_candidate(exported, name=size, options=options)
+    return candidate, choice_task([candidate], data, options=options), data
 
 
 def _write_large_tokenizer(folder: Path, size: int) -> None:
@@ -385,7 +415,10 @@ def _rows(parts: list[str], folder: Path, *, trials: int) -> Iterator[Row]:
     if "memory" in parts:
         yield from memory_rows(folder)
     if "overhead" in parts:
-        for name, make in (("vit-s16", _classifier), ("llama-60m", _language_model)):
-            settings = EvaluationOptions(max_length=512 if make is _language_model else None)
-            candidate, task, data = make(folder, name)
-            yield overhead_row(name, candidate, task, data=data, options=settings)
+        for make, size, settings in (
+            (_classifier, "vit-s16", EvaluationOptions()),
+            (_reader, "llama-60m", EvaluationOptions(max_length=_WINDOW)),
+            (_chooser, "llama-60m", EvaluationOptions(max_length=_WINDOW)),
+        ):
+            candidate, task, data = make(folder, size)
+            yield overhead_row(f"{size}, {task.name}", candidate, task, data=data, options=settings)

@@ -14,17 +14,19 @@ from numpy.typing import NDArray
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.kv_cache import input_specs
-from ibnorm_export.artifacts.metadata import Task, Weights
+from ibnorm_export.artifacts.metadata import Target, Task, Weights
 from ibnorm_export.artifacts.onnx_file import MODEL_FILE
 from ibnorm_export.artifacts.tensors import Arrays, InputSpec
 from ibnorm_export.artifacts.tokenizer import read_json
 from ibnorm_export.environment import version_of
 from ibnorm_export.errors import IBNormError, ModelFileError
+from ibnorm_export.evaluation.endpoint_candidate import EndpointCandidate
 from ibnorm_export.evaluation.options import EvaluationOptions
 from ibnorm_export.evaluation.samples import Candidate, ModelFacts, TokenScores, Window
 from ibnorm_export.evaluation.scoring import score_tokens
 from ibnorm_export.files import sha256_of
 from ibnorm_export.generation.decoder import Decoder
+from ibnorm_export.generation.sessions import open_genai
 from ibnorm_export.generation.text_model import TextModel, open_checkpoint, open_folder
 from ibnorm_export.runtimes.registry import BACKENDS, fused_library, open_runner
 from ibnorm_export.runtimes.runner import Backend, Runner
@@ -32,9 +34,12 @@ from ibnorm_export.runtimes.runner import Backend, Runner
 if TYPE_CHECKING:  # importing torch takes seconds, and exported files do not need it
     from ibnorm_export.artifacts.loaded_model import LoadedModel
 
-__all__ = ["ModelCandidate", "exported_candidate", "open_candidate", "torch_candidate"]
+__all__ = ["ModelCandidate", "exported_candidate", "genai_candidate", "open_candidate", "torch_candidate"]
 
 _LOGITS: Final = "logits"
+
+#: What makes a folder one for onnxruntime-genai.
+_GENAI_CONFIG: Final = "genai_config.json"
 
 #: The package whose version the answers of a backend depend on; others are part of the same one.
 _PACKAGES: Final = {
@@ -180,7 +185,16 @@ def _class_names(folder: Path | None) -> tuple[str, ...]:
 
 
 def exported_candidate(exported: ExportedModel, *, name: str, options: EvaluationOptions) -> ModelCandidate:
-    """An exported file on the backend of the options."""
+    """An exported file on the backend of the options.
+
+    Raises:
+        IBNormError: the backend needs the address of a server.
+    """
+    if BACKENDS[options.backend].needs_endpoint and options.endpoint is None:
+        raise IBNormError(
+            f"backend {options.backend} needs the running server of {name}: add --url HOST:PORT, and --name MODEL if "
+            "it serves several models"
+        )
     library = fused_library(options.backend, options.kernels)
     facts = {
         "files": [sha256_of(file) for file in (exported.path, *exported.external_files)],
@@ -215,6 +229,42 @@ def exported_candidate(exported: ExportedModel, *, name: str, options: Evaluatio
         ),
         generator=lambda: _generate_with(exported, options),
     )
+
+
+def genai_candidate(exported: ExportedModel, *, name: str, options: EvaluationOptions) -> ModelCandidate:
+    """A folder for onnxruntime-genai, in that runtime.
+
+    Raises:
+        ModelFileError: the folder was not exported for it.
+    """
+    folder = exported.path.parent
+    config = folder / _GENAI_CONFIG
+    if not config.is_file():
+        raise ModelFileError(f"{folder} has no {_GENAI_CONFIG}; export it with --target ort-genai")
+    ours = exported_candidate(exported, name=name, options=replace(options, backend=Backend.ORT_CPU))
+    facts = [ours.identity, sha256_of(config), version_of("onnxruntime-genai")]
+    return ModelCandidate(
+        name,
+        identity=_hash({"backend": Target.ORT_GENAI, "facts": facts}),
+        facts=ours.facts,
+        inputs=[spec for spec in input_specs(exported) if spec.name == "input_ids"],
+        opener=lambda: _GenaiRunner(folder, options.threads),
+        generator=lambda: open_folder(folder, threads=options.threads),
+    )
+
+
+class _GenaiRunner:
+    """Logits of whole texts. Rows run one by one: with several, GenAI takes some of their tokens for padding."""
+
+    name: str = Target.ORT_GENAI
+
+    def __init__(self, folder: Path, threads: int | None) -> None:
+        self._model = open_genai(folder, threads)
+
+    def run(self, inputs: Arrays) -> Arrays:
+        tokens = inputs["input_ids"]
+        rows = [self._model.start(1, tokens.shape[1]).all_logits(row[None]) for row in tokens]
+        return {_LOGITS: np.concatenate(rows)}
 
 
 def _generate_with(exported: ExportedModel, options: EvaluationOptions) -> TextModel:
@@ -286,8 +336,9 @@ def open_candidate(
     """Make a candidate of whatever can be evaluated.
 
     Args:
-        model: an exported file or folder, a checkpoint, the result of `load`, or a candidate, which is returned. The
-            text "FILE@BACKEND" is a file on another backend than that of the options.
+        model: an exported file or folder, a checkpoint, the result of `load`, a text endpoint
+            (http://HOST:PORT/v1), or a candidate, which is returned. The text "FILE@BACKEND" is a file on another
+            backend than that of the options. A folder for onnxruntime-genai runs there, unless a backend is named.
         options: the backend of exported files.
         name: name in the report; empty takes the name of the file or folder.
         weights: raw or EMA weights, where a checkpoint has both.
@@ -305,18 +356,21 @@ def open_candidate(
         if isinstance(model, LoadedModel):
             return torch_candidate(model, name=name or f"{Path(model.source).name} (torch)")
         return model
+    if str(model).startswith(("http://", "https://")):
+        return EndpointCandidate(str(model), name=name)
     file, _, backend = str(model).rpartition("@")
+    if file and backend == Target.ORT_GENAI and not Path(model).exists():
+        return genai_candidate(ExportedModel(file), name=name or f"{Path(file).name} ({backend})", options=options)
     if file and backend in BACKENDS and not Path(model).exists():
         named = name or f"{Path(file).name} ({backend})"
         return exported_candidate(ExportedModel(file), name=named, options=replace(options, backend=backend))
     path = Path(model)
-    if str(model).startswith(("http://", "https://", "grpc://")):
-        raise IBNormError(
-            f"{model} is a server; a text endpoint returns no log-probabilities, so evaluate the folder that it "
-            "serves. For a model on Triton: evaluate FILE@triton --url HOST:PORT"
-        )
     if not path.exists():
-        raise IBNormError(f"{path} does not exist; give an exported file or folder, or a checkpoint")
+        raise IBNormError(
+            f"{path} does not exist; give an exported file or folder, a checkpoint, or http://HOST:PORT/v1 of a server"
+        )
+    if (path / _GENAI_CONFIG).is_file() and options.backend == Backend.ORT_CPU:
+        return genai_candidate(ExportedModel(path), name=name or path.name, options=options)
     if path.suffix == ".onnx" or (path / MODEL_FILE).is_file():
         return exported_candidate(ExportedModel(path), name=name or path.name, options=options)
     from ibnorm_export.models.loading import load

@@ -72,6 +72,18 @@ class GenaiSession:
             raise ModelFileError(f"onnxruntime-genai cannot run the model: {_first_line(error)}") from error
         return logits
 
+    def all_logits(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Logits (batch, n, vocabulary) after each of `tokens` (batch, n), the first ones of the texts.
+
+        Raises:
+            ModelFileError: the runtime fails; the message ends with the runtime's own.
+        """
+        try:
+            self._generator.append_tokens(tokens.astype(np.int32))
+            return np.array(self._generator.get_output("logits"), dtype=np.float32)
+        except RuntimeError as error:
+            raise ModelFileError(f"onnxruntime-genai cannot run the model: {_first_line(error)}") from error
+
     def step(self) -> NDArray[np.integer]:
         """Append the likeliest token to every text, and return the tokens (batch,); see `Session`.
 

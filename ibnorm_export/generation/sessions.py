@@ -21,8 +21,9 @@ from ibnorm_export.runtimes.runner import Backend, Kernels
 
 if TYPE_CHECKING:  # importing torch takes seconds, and only PyTorch sessions need it
     from ibnorm_export.artifacts.loaded_model import LoadedModel
+    from ibnorm_export.generation.genai_session import GenaiModel
 
-__all__ = ["Session", "SessionSource", "open_sessions", "torch_sessions"]
+__all__ = ["Session", "SessionSource", "open_genai", "open_sessions", "torch_sessions"]
 
 
 class Session(Protocol):
@@ -119,14 +120,7 @@ def open_sessions(
     if backend is not None or npm is not None:
         return _backend_sessions(folder, backend, kernels=kernels, threads=threads, npm=npm)
     if (folder / "genai_config.json").is_file():
-        try:
-            from ibnorm_export.generation.genai_session import GenaiModel
-        except ModuleNotFoundError as error:
-            raise BackendUnavailable(
-                f"{folder} is for onnxruntime-genai, which is not installed: pip install 'ibnorm-export[genai]'"
-            ) from error
-        check_installed(ExportedModel(folder), GENAI, ONNX_RUNTIME)
-        return SessionSource("ort-genai", GenaiModel(folder, threads).start)
+        return SessionSource("ort-genai", open_genai(folder, threads).start)
     exported = ExportedModel(folder)
     if exported.metadata.target is Target.ORT_GENAI:
         raise ModelFileError(
@@ -149,6 +143,27 @@ def open_sessions(
     return SessionSource(
         "ort-cpu", OrtText(exported.path, threads, library=fused_library("ort-cpu", Kernels(kernels))).start
     )
+
+
+def open_genai(folder: Path, threads: int | None = None) -> GenaiModel:
+    """Open a folder in onnxruntime-genai.
+
+    Args:
+        folder: a folder of `export --target ort-genai`.
+        threads: number of the runtime's threads; None is its default.
+
+    Raises:
+        ModelFileError: the folder or its op library is incomplete or damaged.
+        BackendUnavailable: onnxruntime-genai is not installed, or too old.
+    """
+    try:
+        from ibnorm_export.generation.genai_session import GenaiModel
+    except ModuleNotFoundError as error:
+        raise BackendUnavailable(
+            f"{folder} is for onnxruntime-genai, which is not installed: pip install 'ibnorm-export[genai]'"
+        ) from error
+    check_installed(ExportedModel(folder), GENAI, ONNX_RUNTIME)
+    return GenaiModel(folder, threads)
 
 
 def _backend_sessions(

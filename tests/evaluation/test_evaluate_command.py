@@ -66,10 +66,10 @@ def test_one_file_on_two_runtimes(
     [
         (
             ["nowhere.onnx", "--data", "x"],
-            "nowhere.onnx does not exist; give an exported file or folder, or a checkpoint",
+            "nowhere.onnx does not exist; give an exported file or folder, a checkpoint, or http://HOST:PORT/v1",
         ),
         (["nowhere.onnx@ort-cpu", "--data", "x"], "nowhere.onnx does not exist"),
-        (["http://localhost:8000/v1", "--data", "x"], "is a server; a text endpoint returns no log-probabilities"),
+        (["http://", "--data", "x"], "'http://' is not the address of a text endpoint; it must be http://HOST:PORT/v1"),
         (["x", "--data", "x", "--max-drop", "much"], "'much' is not a share such as 0.5% or 0.005"),
     ],
 )
@@ -80,6 +80,17 @@ def test_bad_input_is_one_line(
     assert code == ExitCode.BAD_INPUT
     assert message in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_triton_without_an_address_names_the_option_of_this_command(
+    exported_vit: ExportedModel, data: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"{exported_vit.path}@triton", "--task", "classification", "--data", data]
+    code, _, err = run(monkeypatch, capfd, *words)
+    assert code == ExitCode.BAD_INPUT
+    assert "needs the running server of" in err
+    assert "add --url HOST:PORT" in err
+    assert "verify" not in err
 
 
 @pytest.mark.parametrize(("text", "share"), [("0.5%", 0.005), ("0.005", 0.005), (" 2 %", 0.02), ("0", 0.0)])
