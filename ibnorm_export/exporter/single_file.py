@@ -121,8 +121,12 @@ def _choose_opset(model: LoadedModel, options: ExportOptions) -> int:
             "with --task text-generation, or leave out --cache"
         )
     lowest_default = max(_FIRST_BF16_OPSET if options.dtype is DType.BF16 else 0, STATIC_OPSET if static else 0)
-    newest = OPSETS.stop - 1 if options.runtime is None else options.runtime.opset
-    default = max(min(model.opset, newest), lowest_default)
+    newest, wanted = OPSETS.stop - 1, model.opset
+    if options.runtime is not None:
+        newest = options.runtime.opset
+        fastest = options.runtime.fastest.get(model.family, wanted)
+        wanted = fastest if fastest <= newest else wanted
+    default = max(min(wanted, newest), lowest_default)
     if default > newest:
         raise ExportError(
             f"a file in {options.dtype} needs opset {default}, but --for {options.runtime} takes at most {newest}: "

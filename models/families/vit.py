@@ -39,7 +39,7 @@ class ViT(Family):
 
     name = "vit"
     blocks = "vit.layers"
-    # The first with Gelu, for older runtimes; 23 is faster on a CPU (benchmarks/results/model_cpu.json).
+    # The first with Gelu, for older runtimes; `--for ort` sets 23, which is faster on a CPU.
     opset = 20
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "s16": _preset(384, 1536, heads=6),

@@ -21,6 +21,7 @@ from ibnorm_export.exporter.export import ExportOptions, export
 from ibnorm_export.exporter.fixed_shapes import fixed_sizes
 from ibnorm_export.exporter.options import parse_shape
 from ibnorm_export.exporter.runtime_settings import SETTINGS, runtime_settings
+from ibnorm_export.exporter.single_file import _choose_opset
 from ibnorm_export.runtimes.ort import OrtRunner
 from ibnorm_export.verifier.report import ParityReport
 from ibnorm_export.verifier.verify import VerifyOptions, verify
@@ -59,6 +60,26 @@ def test_what_a_runtime_sets(text: str, inline: bool, opset: int, bits: tuple[in
     options = ExportOptions(runtime=text)
     assert options.runtime is not None
     assert (options.inline, options.runtime.opset, options.runtime.bits) == (inline, opset, bits)
+
+
+@pytest.mark.parametrize(
+    ("runtime", "family", "dtype", "opset"),
+    [
+        (None, "vit", "fp32", 20),
+        ("ort", "vit", "fp32", 23),
+        ("ort>=1.24", "vit", "fp32", 23),
+        ("ort>=1.23", "vit", "fp32", 20),  # its Attention is not right
+        ("ort>=1.23", "vit", "bf16", 22),
+        ("openvino", "vit", "fp32", 20),
+        ("web", "vit", "fp32", 20),
+        ("ort", "resnet", "fp32", 20),
+    ],
+)
+def test_the_opset_with_the_fastest_kernels(
+    llama: LoadedModel, runtime: str | None, family: str, dtype: str, opset: int
+) -> None:
+    model = replace(llama, family=family, opset=20)
+    assert _choose_opset(model, ExportOptions(dtype, runtime=runtime)) == opset
 
 
 @pytest.mark.parametrize(
