@@ -2,10 +2,11 @@
 
 Exported files run in turns on one global pool of two threads: with the fused kernels and without them (the file's own
 functions), with the skip form (the default) and without. ViT-S/16 is exported for ONNX Runtime (`--for ort`) too, which
-sets opset 23, whose Attention takes the heads together. It runs against four LayerNorm models of the same size: the exported graph with its norms replaced
-by LayerNormalization, and a graph written by hand around com.microsoft::Attention with packed query, key and value (the
-fastest known), each with and without ONNX Runtime's SkipLayerNormalization fusion. The target is on the fastest of the
-four, for the export for ONNX Runtime. The export for every runtime, of opset 20, is recorded too.
+sets opset 23, whose Attention takes the heads together. It runs against four LayerNorm models of the same size: the
+exported graph with its norms replaced by LayerNormalization, and a graph written by hand around
+com.microsoft::Attention with packed query, key and value (the fastest known), each with and without ONNX Runtime's
+SkipLayerNormalization fusion. The target is on the fastest of the four, for the export for ONNX Runtime. The export for
+every runtime, of opset 20, is recorded too.
 
 Physical limit: ViT-S/16 takes 9.2 GFLOP an image, LLaMA-60M 0.12 GFLOP a token. The norms move 25 times 8 bytes an
 element and are under a tenth of either. A ratio to LayerNorm below 1 can only come from that tenth.
