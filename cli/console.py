@@ -130,11 +130,13 @@ def print_next(*words: object) -> None:
 def print_report(report: object) -> None:
     """Print the text of a report, with its verdict, failures, notes and warnings in colour.
 
-    On a terminal, tables that do not fit are stacked.
+    On a terminal, tables that do not fit are stacked. With --quiet, notes are left out.
     """
     with text_width(out.width if out.is_terminal else None):
         text = str(report)
     for line in text.split("\n"):
+        if err.verbosity == Verbosity.QUIET and line.startswith("note: "):
+            continue
         out.print(line, style=_style(line))
 
 

@@ -26,6 +26,7 @@ _OTHER_TOOLS: Final = {
         ("--atol", "--rtol", "--tolerance"),
         "tolerances follow from PyTorch's own error in the same dtype; max_error in a check.toml sets a smaller limit",
     ),
+    **dict.fromkeys(("-q", "--quiet", "-v", "--verbose"), "write it after the name of the command"),
     "--device": "choose the runtime with --backend, for example --backend ort-cuda",
     "--precision": "choose the type with --dtype, for example --dtype fp16",
     "--fp16": "write --dtype fp16",

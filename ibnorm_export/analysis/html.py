@@ -130,7 +130,7 @@ def _cells(row: NormAnalysis) -> tuple[str, ...]:
         row.about_target,
         row.about_input,
     )
-    described = (row.module, row.compression, f"{row.lambd:g}", f"{row.deviation:.3g}")
+    described = (row.module, row.compression, f"{row.lambd:g}", f"{row.deviation:#.3g}")
     return (*described, *(f"{figure:.3f}" for figure in figures), row.value_text)
 
 

@@ -78,7 +78,7 @@ class NormAnalysis:
     @property
     def value_text(self) -> str:
         """The value of the bottleneck with its error."""
-        error = "" if self.bottleneck_error is None else f" +- {self.bottleneck_error:.3f}"
+        error = "" if self.bottleneck_error is None else f" ± {self.bottleneck_error:.3f}"
         return f"{self.bottleneck:.3f}{error}"
 
 

@@ -107,6 +107,11 @@ def describe(
 def check_quantization(model: LoadedModel, options: ExportOptions) -> None:
     """Raise ExportError if quantised weights are requested for a model that was not loaded for text generation."""
     if options.quantization is not None and model.task is not Task.TEXT_GENERATION:
+        if not any(spec.name == "input_ids" for spec in model.inputs):
+            raise ExportError(
+                f"only language models can have int8 or int4 weights, and {model.source} is not one: --dtype fp16 "
+                "makes its file half as large"
+            )
         raise ExportError(
             f"only language models can have quantised weights, but {model.source} was loaded for the task "
             f"{model.task}: export it with --task text-generation"

@@ -77,7 +77,7 @@ def explain(code: FindingCode | str) -> Explanation:
     if found is None:
         near = difflib.get_close_matches(wanted, list(EXPLANATIONS), n=3, cutoff=0.6) or [FindingCode.NORM_COUNT]
         raise IBNormError(
-            f"there is no finding {quoted(str(code))}; the nearest are {', '.join(near)}, and "
-            "`ibnorm-export explain` lists all"
+            f"there is no finding {quoted(str(code))}; the nearest {'are' if len(near) > 1 else 'is'} "
+            f"{', '.join(near)}, and `ibnorm-export explain` lists all"
         )
     return found

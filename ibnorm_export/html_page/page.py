@@ -52,8 +52,12 @@ _MARKS: Final = {
 
 #: A cell with a number, perhaps with a unit.
 _NUMBER: Final = re.compile(
-    r"[-+]?(\d[\d,]*(\.\d*)?(e[-+]?\d+)?|inf|nan) ?(%|ms|s|MB|KB|GB|bits|times|tokens|samples)?"
+    r"[-+]?(\d[\d,]*(\.\d*)?(e[-+]?\d+)?|inf|nan)( ± [\d.]+)? ?(%|ms|s|MB|KB|GB|bits|times|tokens|samples)?"
 )
+
+
+#: What a browser would break at a hyphen.
+_WHOLE: Final = re.compile(r"((?<![\w.])-?\d[\d.]*e-\d+|(?<![\w-])--[a-z][a-z-]{,20}(?![\w-]))")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +99,18 @@ def _code(text: str) -> Markup:
     """A text whose parts between backticks are shown as code."""
     parts = str(_shown(text)).split("`")
     if len(parts) % 2 == 0:  # a backtick without its partner is text
-        return escape("`".join(parts))
+        return _unbroken("`".join(parts))
     return Markup("").join(
-        Markup("<code>{}</code>").format(part) if index % 2 else escape(part) for index, part in enumerate(parts)
+        Markup("<code>{}</code>").format(part) if index % 2 else _unbroken(part) for index, part in enumerate(parts)
+    )
+
+
+def _unbroken(text: str) -> Markup:
+    """A text in which no line ends inside a number such as 1e-06, or an option such as --layers."""
+    parts = _WHOLE.split(text)
+    return Markup("").join(
+        Markup('<span class="whole">{}</span>').format(part) if index % 2 else escape(part)
+        for index, part in enumerate(parts)
     )
 
 

@@ -129,6 +129,7 @@ def _rows_axis(figure: Figure, names: Sequence[str], x_label: str) -> Any:
     axis.tick_params(axis="y", length=0)
     axis.spines["left"].set_visible(False)
     axis.grid(axis="x")
+    axis.locator_params(axis="x", nbins=4)  # long numbers would run into each other
     return axis
 
 
@@ -396,6 +397,7 @@ def histograms(title: str, x_label: str, *, edges: Sequence[float], series: Mapp
                 axis.stairs(shares, edges, color=colour, linestyle=dashes, linewidth=1.6, label=label_of(name))
             )
             axis.stairs(shares, edges, color=colour, fill=True, alpha=0.12, linewidth=0)
+        axis.locator_params(axis="x", nbins=5)
         axis.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%")
         _legend(axis, handles)
         peaks = "; ".join(f"{name} has its peak at {_peak(edges, shares):.2g}" for name, shares in series.items())

@@ -41,11 +41,17 @@ _ROWS: Final = 40
 _DOTS: Final = "Green is within the tolerance, red beyond it; the line is 100%."
 
 
+def _multiple(excess: float) -> str:
+    """An error over its tolerance, in words."""
+    return f"{percent(excess)} of it" if not 10.0 <= excess < _INF else f"{float(f'{excess:.3g}'):,.0f} times as large"
+
+
 def percent(share: float) -> str:
     """A share in percent with three significant digits, e.g. "0.123%" or "45.6%"; never in scientific notation."""
     value = 100.0 * share
     if not 0.0 < value < _INF:
         return f"{value:.0f}%"
+    value = float(f"{value:.3g}")
     digits = max(0, 2 - math.floor(math.log10(value)))
     return f"{value:.{min(digits, 9)}f}%"
 
@@ -98,7 +104,8 @@ def _inputs(numeric: NumericReport) -> Section:
     text = "The verdict covers only what ran."
     if numeric.coverage is InputCoverage.FAST:
         text += " Coverage was fast: verify again with full coverage before you rely on it."
-    return Section("Inputs of the comparison", (text,), head=("state", "inputs", "why"), rows=tuple(rows))
+    head = ("state", "inputs", "why")[: 3 if numeric.not_run else 2]
+    return Section("Inputs of the comparison", (text,), head=head, rows=tuple(row[: len(head)] for row in rows))
 
 
 def _numeric(numeric: NumericReport) -> Iterator[Section]:
@@ -267,7 +274,7 @@ def _compared(report: ParityReport) -> Iterator[str]:
         if failed:
             verb = "exceeds its tolerance" if failed == 1 else "exceed their tolerances"
             total = counted(len(numeric.outputs), "output")
-            yield f"{failed} of {total} {verb} {where}; the largest error is {percent(nearest.excess)} of it"
+            yield f"{failed} of {total} {verb} {where}; the largest error is {_multiple(nearest.excess)}"
         else:
             yield f"every output {where} is within its tolerance; the nearest uses {percent(nearest.excess)} of it"
     if static is not None:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -88,11 +89,16 @@ def _attribute_problems(node: NormNode, module: IBNorm) -> Iterator[str]:
         yield f"op type is {node.op_type}; the checkpoint has {spec.op_type}"
     for name, expected in spec.attributes().items():
         if name not in node.attributes:
-            yield f"attribute {name} is missing; it must be {expected!r}"
+            yield f"attribute {name} is missing; it must be {_shown(expected)}"
         elif node.attributes[name] != expected:
-            yield f"attribute {name} is {node.attributes[name]!r}; the checkpoint has {expected!r}"
+            yield f"attribute {name} is {_shown(node.attributes[name])}; the checkpoint has {_shown(expected)}"
     for name in sorted(node.attributes.keys() - spec.attributes().keys()):
         yield f"attribute {quoted(name)} is none of the operator's, and kernels may refuse it"
+
+
+def _shown(value: object) -> str:
+    """An attribute, with the digits that its float32 needs."""
+    return str(np.float32(value)) if isinstance(value, float) else repr(value)
 
 
 def _affine_problems(node: NormNode, module: IBNorm, *, holds: Callable[[str, Tensor], bool]) -> Iterator[str]:

@@ -77,6 +77,12 @@ def test_a_report_is_printed_whole(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"{text}\n"
 
 
+def test_quiet_leaves_notes_out(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console.err, "verbosity", console.Verbosity.QUIET)
+    console.print_report("note: a\nFAIL x: note: y\nverdict: fail")
+    assert capsys.readouterr().out == "FAIL x: note: y\nverdict: fail\n"
+
+
 def test_names_with_control_characters_are_shown_escaped(cli: Any, exported: Path, tmp_path: Path) -> None:
     """A name comes from a file: it could clear the screen, or print a verdict of its own."""
     proto = onnx.load(exported)

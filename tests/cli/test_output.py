@@ -128,6 +128,7 @@ def test_doctor_ends_with_the_next_step(cli: Any) -> None:
         (("check", "CK"), "ibnorm-export check --init CK"),
         (("exprot", "CK"), "Did you mean 'export'?"),
         (("export", "CK", "-o", "x.onnx", "--fp16"), "write --dtype fp16"),
+        (("-q", "inspect", "FILE"), "write it after the name of the command"),
     ],
 )
 def test_what_was_probably_meant(cli: Any, words: tuple[str, ...], hint: str, tmp_path: Path) -> None:

@@ -17,12 +17,19 @@ import torch
 from ibnorm_export import IBNormSpec, NormConfig, models
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.tensors import DType
-from ibnorm_export.errors import ModelFileError
+from ibnorm_export.errors import ExportError, ModelFileError
 from ibnorm_export.exporter.export import export
+from ibnorm_export.exporter.options import ExportOptions
 from ibnorm_export.runtimes.ort import OrtRunner
 from ibnorm_export.verifier.verify import VerifyOptions, verify
 from tests.support.checkpoints import VIT
 from tests.support.shared_exports import SharedExports
+
+
+def test_int4_weights_of_images_point_to_fp16(vit_checkpoint: Path, tmp_path: Path) -> None:
+    options = ExportOptions.with_weights("int4")
+    with pytest.raises(ExportError, match=r"is not one: --dtype fp16 makes its file half as large"):
+        export(models.load(vit_checkpoint), tmp_path / "m.onnx", options=options)
 
 
 def test_one_node_per_norm_with_all_inputs_and_attributes(pair: tuple[ExportedModel, Path]) -> None:

@@ -54,4 +54,4 @@ def test_a_failure_has_reasons_and_steps_and_a_pass_has_none() -> None:
 
 def test_percent_has_three_digits_and_no_exponent() -> None:
     shown = [percent(share) for share in (0.0, 1.23456e-7, 0.00123456, 0.5, 0.999, 1.0, 147.34, float("inf"))]
-    assert shown == ["0%", "0.0000123%", "0.123%", "50.0%", "99.9%", "100%", "14734%", "inf%"]
+    assert shown == ["0%", "0.0000123%", "0.123%", "50.0%", "99.9%", "100%", "14700%", "inf%"]
