@@ -165,11 +165,12 @@ class FolderTokenizer:
         """Number of tokens."""
         self.sha256 = sha256_of(file)
         """Hash of tokenizer.json."""
-        largest = max(vocab.values(), default=-1)
-        if vocabulary is not None and largest >= vocabulary:
+        self.largest = max(vocab.values(), default=-1)
+        """The largest token; -1 if there is none."""
+        if vocabulary is not None and self.largest >= vocabulary:
             raise ModelFileError(
-                f"{file} has token {largest}, but the model's embedding has only {vocabulary} rows: they belong to "
-                "different models"
+                f"{file} has token {self.largest}, but the model's embedding has only {vocabulary} rows: they belong "
+                "to different models"
             )
         special = {token for token, word in self._tokenizer.get_added_tokens_decoder().items() if word.special}
         self._visible = frozenset(vocab.values()) - special

@@ -19,7 +19,7 @@ from ibnorm_export.artifacts.onnx_file import MODEL_FILE
 from ibnorm_export.artifacts.tensors import Arrays, InputSpec
 from ibnorm_export.artifacts.tokenizer import read_json
 from ibnorm_export.environment import version_of
-from ibnorm_export.errors import IBNormError, ModelFileError
+from ibnorm_export.errors import IBNormError, ModelFileError, quoted
 from ibnorm_export.evaluation.endpoint_candidate import EndpointCandidate
 from ibnorm_export.evaluation.options import EvaluationOptions
 from ibnorm_export.evaluation.samples import Candidate, ModelFacts, TokenScores, Window
@@ -124,7 +124,7 @@ class ModelCandidate:
         """
         if len(self._inputs) != 1 or not self._inputs[0].floating or len(self._inputs[0].shape) != 4:
             shapes = {spec.name: spec.shape for spec in self._inputs}
-            raise ModelFileError(f"{self.name} is not an image classifier: it takes {shapes}")
+            raise ModelFileError(f"{self.name} is not an image classifier: it takes {quoted(shapes)}")
         outputs = self._runner.run({self._inputs[0].name: images})
         logits = outputs[_LOGITS] if _LOGITS in outputs else next(iter(outputs.values()))
         if logits.ndim != 2:

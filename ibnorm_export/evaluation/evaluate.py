@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ibnorm_export.choices import choice
 from ibnorm_export.environment import environment
-from ibnorm_export.errors import IBNormError, shortened
+from ibnorm_export.errors import IBNormError, ModelFileError, shortened
 from ibnorm_export.evaluation.candidates import open_candidate
 from ibnorm_export.evaluation.changes import changed_answers
 from ibnorm_export.evaluation.choice import choice_task
@@ -116,6 +116,7 @@ def make_task(
     Raises:
         IBNormError: the data is missing or does not belong to the model.
     """
+    _check_kinds(task, candidates)
     if task is TaskName.PERPLEXITY:
         return perplexity_task(candidates, data, options=options, progress=progress), TextData(data).sha256()
     if task is TaskName.CHOICE:
@@ -124,6 +125,24 @@ def make_task(
         tasks = harness_tasks(candidates, data, options=options)
         return tasks, tasks.data_sha256
     return classification_task(candidates, data, options=options), open_images(data).sha256()
+
+
+def _check_kinds(task: TaskName, candidates: Sequence[Candidate]) -> None:
+    """Refuse a task of texts for what takes images, and the other way round.
+
+    Raises:
+        ModelFileError: a candidate has nothing to do with the task.
+    """
+    for candidate in candidates:
+        if candidate.facts.image and task is not TaskName.CLASSIFICATION:
+            raise ModelFileError(
+                f"{candidate.name} takes images, and --task {task} is for language models: use --task classification"
+            )
+        if candidate.facts.vocabulary and task is TaskName.CLASSIFICATION:
+            raise ModelFileError(
+                f"{candidate.name} is a language model, and --task {task} is for images: use --task perplexity, choice "
+                "or lm-eval"
+            )
 
 
 def _with_own_names(candidates: list[Candidate]) -> list[Candidate]:

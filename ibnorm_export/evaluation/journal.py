@@ -57,7 +57,9 @@ class Journal:
             folder.mkdir(parents=True, exist_ok=True)
             self.done = self._open()
         except OSError as error:
-            raise IBNormError(f"cannot write {self.path}: {error.strerror or error}") from error
+            raise IBNormError(
+                f"cannot write {self.path}: {error.strerror or error}; name another folder with --results"
+            ) from error
         self.found = self.done
         """Number of results that an earlier run had left."""
 
@@ -117,7 +119,10 @@ class Journal:
             with self.path.open("a", encoding="utf-8", errors="backslashreplace") as stream:
                 stream.write("".join(f"{line}\n" for line in lines))
         except OSError as error:
-            raise IBNormError(f"cannot write {self.path}: {error.strerror or error}") from error
+            raise IBNormError(
+                f"cannot write {self.path}: {error.strerror or error}; make room, or name another folder with "
+                "--results. The same command goes on after the samples that were written"
+            ) from error
         self.done += len(results)
 
     def results(self) -> Iterator[PerSampleResult]:

@@ -23,7 +23,7 @@ def find_tokenizer(candidates: Sequence[Candidate], folder: Path | None, *, voca
         IBNormError: no candidate has one, or two have different ones, or it is not the model's.
     """
     if folder is not None:
-        found = FolderTokenizer(folder, vocabulary or None)
+        found = FolderTokenizer(folder)
     else:
         folders = [c.facts.folder for c in candidates if c.facts.folder is not None]
         owners = [place for place in folders if (place / "tokenizer.json").is_file()]
@@ -32,7 +32,7 @@ def find_tokenizer(candidates: Sequence[Candidate], folder: Path | None, *, voca
                 "no candidate has a tokenizer.json; name the folder of the model's tokenizer with --tokenizer, e.g. "
                 "the checkpoint"
             )
-        tokenizers = [FolderTokenizer(place, vocabulary or None) for place in owners]
+        tokenizers = [FolderTokenizer(place) for place in owners]
         found, folder = tokenizers[0], owners[0]
         for place, other in zip(owners, tokenizers, strict=True):
             if other.sha256 != found.sha256:
@@ -40,7 +40,7 @@ def find_tokenizer(candidates: Sequence[Candidate], folder: Path | None, *, voca
                     f"{place / 'tokenizer.json'} differs from {folder / 'tokenizer.json'}: the candidates belong to "
                     "different models, or name the right one with --tokenizer"
                 )
-    if found.size < _USED_ROWS * vocabulary:
+    if vocabulary and (found.size < _USED_ROWS * vocabulary or found.largest >= vocabulary):
         raise IBNormError(
             f"{folder / 'tokenizer.json'} has {found.size} tokens, but the model has {vocabulary}: it is the tokenizer "
             "of another model; name the right one with --tokenizer"

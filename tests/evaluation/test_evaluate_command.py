@@ -93,6 +93,19 @@ def test_triton_without_an_address_names_the_option_of_this_command(
     assert "verify" not in err
 
 
+@pytest.mark.parametrize("task", ["perplexity", "choice", "lm-eval"])
+def test_a_task_of_texts_is_refused_for_what_takes_images(
+    exported_vit: ExportedModel,
+    data: Path,
+    task: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    code, _, err = run(monkeypatch, capfd, exported_vit.path, "--task", task, "--data", data)
+    assert code == ExitCode.BAD_INPUT
+    assert f"takes images, and --task {task} is for language models: use --task classification" in err
+
+
 @pytest.mark.parametrize(("text", "share"), [("0.5%", 0.005), ("0.005", 0.005), (" 2 %", 0.02), ("0", 0.0)])
 def test_shares(text: str, share: float) -> None:
     assert parse_share(text) == pytest.approx(share)
