@@ -44,7 +44,8 @@ namespace {
 
 constexpr int kThreads = 8;
 constexpr int kPool = 2;
-constexpr int kRuns = 20;
+// ThreadSanitizer reports two accesses that nothing orders, whichever came first, so more runs find nothing more.
+constexpr int kRuns = 3;
 
 OrtApi make_api() {
   OrtApi api{};  // a function that is missing here is a null pointer, and calling it ends the process

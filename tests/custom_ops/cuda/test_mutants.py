@@ -213,9 +213,13 @@ MUTANTS = (
 
 
 def run_test(test: str, kernels: Path) -> subprocess.CompletedProcess[str]:
-    """Run one test of this folder on other sources, in a separate process because a mutant may crash."""
+    """Run one test of this folder on other sources, in a separate process because a mutant may crash.
+
+    It needs no fixture of the other tests, whose imports would take longer than the test.
+    """
+    here = Path(__file__).parent
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    command += [f"--kernels={kernels}", str(Path(__file__).parent / test)]
+    command += [f"--confcutdir={here}", f"--kernels={kernels}", str(here / test)]
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
         command, cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False

@@ -79,18 +79,24 @@ class Emulated:
 
 
 def compiled(processor: Processor, folder: Path) -> Path:
-    """A static program of the kernels for a processor."""
+    """A static program of the kernels for a processor.
+
+    Without AVX the program has this machine's kernels of build/native, if they are built, which take half a minute to
+    compile: the same source with the same flags, beside kernels that must not run there.
+    """
     common = ["-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", f"-I{SOURCES}/include", f"-I{SOURCES}/kernels/cpu"]
-    objects = []
-    for isa, flags in processor.sets.items():
-        kernels = folder / f"{isa}.o"
-        options = ["-ffp-contract=off", "-Wno-maybe-uninitialized", f"-DIBNORM_ISA={isa}", *flags]
-        source = SOURCES / "kernels/cpu/row_kernels.cc"
-        subprocess.run([processor.compiler, *common, *options, "-c", source, "-o", kernels], check=True)
-        objects.append(kernels)
-    program = folder / "kernels"
-    sources = [SOURCES / "kernels/cpu/dispatch.cc", SOURCES / "testing/kernels_pipe.cc"]
-    subprocess.run([processor.compiler, *common, "-static", *sources, *objects, "-o", program], check=True)
+    program, built = folder / "kernels", SOURCES.parent / "build" / "native" / "libibnorm_cpu.a"
+    linked = [SOURCES / "testing/kernels_pipe.cc"]
+    if processor.compiler == "g++" and built.is_file():
+        linked.append(built)
+    else:
+        linked.append(SOURCES / "kernels/cpu/dispatch.cc")
+        for isa, flags in processor.sets.items():
+            linked.append(folder / f"{isa}.o")
+            options = ["-ffp-contract=off", "-Wno-maybe-uninitialized", f"-DIBNORM_ISA={isa}", *flags]
+            source = SOURCES / "kernels/cpu/row_kernels.cc"
+            subprocess.run([processor.compiler, *common, *options, "-c", source, "-o", linked[-1]], check=True)
+    subprocess.run([processor.compiler, *common, "-static", *linked, "-o", program], check=True)
     return program
 
 
