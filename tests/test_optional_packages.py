@@ -12,6 +12,7 @@ import pytest
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.errors import BackendUnavailable
 from ibnorm_export.optional_packages import demand_package, import_package
+from tests.support.messages import messages
 
 #: Runs commands in a process that finds neither package.
 HIDDEN = """
@@ -33,7 +34,7 @@ for command in json.loads(sys.argv[1]):
     sys.argv = ["ibnorm-export", *command]
     with contextlib.redirect_stderr(io.StringIO()) as err, contextlib.redirect_stdout(io.StringIO()):
         code = main()
-    print(json.dumps([code, err.getvalue().strip().splitlines()]))
+    print(json.dumps([code, err.getvalue()]))
 """
 
 
@@ -42,7 +43,7 @@ def run(*commands: tuple[object, ...]) -> list[tuple[int, list[str]]]:
     words = json.dumps([[str(word) for word in command] for command in commands])
     done = subprocess.run([sys.executable, "-c", HIDDEN, words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return [(code, messages(err)) for code, err in map(json.loads, done.stdout.splitlines())]
 
 
 def test_only_reports_and_the_demo_need_them(exported_vit: ExportedModel, vit_checkpoint: Path, tmp_path: Path) -> None:

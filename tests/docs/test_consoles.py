@@ -1,7 +1,7 @@
 """Every console of every page is run, and what it prints is compared with what the page shows.
 
 Numbers are compared as numbers of any value, because times, sizes and last digits differ by machine; and runs of spaces
-as one. Pages with a test file of their own are run there.
+as one. Pages with their own test file are run there.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from ibnorm_export.artifacts.tokenizer import write_byte_tokenizer
 from ibnorm_export.cli import main
 from tests.docs.pages import ROOT, Block, Command, blocks, page_names
 from tests.support.checkpoints import LLAMA, VIT, save_checkpoint
+from tests.support.messages import messages
 
 #: These pages need checkpoints as training codes write them.
 ELSEWHERE = {"how-to/import-a-checkpoint.md": "test_import_a_checkpoint.py"}
@@ -63,7 +64,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory of its own for each page."""
+    """Each page has its own working directory."""
     made = tmp_path / "work"
     shutil.copytree(prepared, made)
     monkeypatch.chdir(made)
@@ -79,7 +80,7 @@ def without_numbers(line: str) -> str:
 
 def differences(shown: tuple[str, ...], printed: str) -> list[str]:
     """The lines of a page that a command does not print at their place."""
-    lines = [without_numbers(line) for line in printed.splitlines() if line.strip()]
+    lines = [without_numbers(line) for line in messages(printed)]
     missing, at, anywhere = [], 0, False
     for line in shown:
         if line.strip() == "...":

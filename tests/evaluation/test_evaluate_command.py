@@ -13,6 +13,7 @@ from ibnorm_export.cli import main
 from ibnorm_export.cli.evaluate import parse_share
 from ibnorm_export.errors import ExitCode
 from tests.support.json_documents import read_document
+from tests.support.messages import messages
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,7 @@ def test_bad_input_is_one_line(
     code, _, err = run(monkeypatch, capfd, *words, "--task", "classification")
     assert code == ExitCode.BAD_INPUT
     assert message in err
-    assert len(err.strip().splitlines()) == 1
+    assert len(messages(err)) == 1
 
 
 def test_triton_without_an_address_names_the_option_of_this_command(

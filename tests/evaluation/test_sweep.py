@@ -20,6 +20,7 @@ from ibnorm_export.evaluation import sweep as sweep_module
 from ibnorm_export.evaluation.sweep_options import Preference, parse_sweep
 from ibnorm_export.evaluation.sweep_report import SweptFile, pareto_front, recommend
 from ibnorm_export.exporter.single_file import check_quantization
+from tests.support.messages import messages
 from tests.support.shared_exports import SharedExports
 
 
@@ -154,4 +155,4 @@ def test_bad_input_is_one_line(
     assert main.main() == ExitCode.BAD_INPUT
     _, err = capfd.readouterr()
     assert message in err
-    assert len(err.strip().splitlines()) == 1
+    assert len(messages(err)) == 1
