@@ -219,7 +219,7 @@ build/node/.ready: tests/node/package.json
 test-targets: native $(VENV)/.extra-browser-test $(VENV)/.extra-litert $(VENV)/.extra-openvino build/node/.ready
 	$(BIN)/python -m pytest tests/targets
 
-# Older versions of ONNX Runtime, each in an environment of its own.
+# Older versions of ONNX Runtime, each in its own environment.
 OLDER := $(addprefix build/runtimes/onnxruntime-,1.18.1 1.20.1 1.22.1 1.24.4)
 .PRECIOUS: build/runtimes/%/.ready
 build/runtimes/onnxruntime-%/.ready: $(VENV)/.tools

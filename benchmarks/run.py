@@ -44,7 +44,7 @@ SUITES = {
     "tools": "What simplifiers, quantisers and converters do to an exported file.",
     "gates_live": "Cost of --layers and check, errors and latency verdicts on the demo's models.",
     "training_checkpoints": "Checkpoints of eight training codes, written by their own functions, through `import`.",
-    "strangers_path": "Training codes with norm classes of their own, from training to serving, by commands only.",
+    "strangers_path": "Training codes with their own norm classes, from training to serving, by commands only.",
     "runtimes": "Files in every form, in every runtime that is there, against PyTorch in float64.",
     "transformers_js": "Every architecture that transformers.js takes, in Node, against a stranger's module.",
     "browser_page": "The example page in a headless Chromium: time until it is ready, and tokens/s.",

@@ -66,7 +66,7 @@ def _export(web: Path, checkpoints: Path) -> None:
 
 
 def _visit(browser: Any, address: str) -> dict[str, float]:
-    """The figures of one visit, which has a cache of its own."""
+    """The figures of one visit, which has its own cache."""
     page = browser.new_context().new_page()
     page.goto(address)
     page.wait_for_function(f"['ready', 'failed'].includes({DATA}.state)", timeout=120_000)

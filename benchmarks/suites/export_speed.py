@@ -1,6 +1,6 @@
 """Time and peak memory of an export once everything is imported, beside one copy of the file.
 
-Each preset of the paper is exported from a checkpoint with random weights by a process of its own. That process first
+Each preset of the paper is exported from a checkpoint with random weights by its own process. That process first
 exports a tiny model of the same family, so that imports and caches are not measured. Then it loads and exports the
 preset several times; the time is the median of load and export together, the peak is that of the first export.
 
@@ -93,7 +93,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _measure(preset: str, folder: Path, *, checkpoints: Path, runs: int) -> dict[str, Any]:
-    """Export one preset in a process of its own."""
+    """Export one preset in its own process."""
     tiny, checkpoint = checkpoints / f"tiny-{preset}", checkpoints / preset
     if not checkpoint.exists():
         subprocess.run([sys.executable, "-c", _NEW, preset, str(tiny), str(checkpoint)], check=True)

@@ -68,7 +68,7 @@ def package_version(npm: Path | None) -> str:
 
 
 def run_webgpu(cases: Sequence[Case], *, npm: Path) -> Iterator[tuple[Case, dict[str, Any]]]:
-    """Run files, each in a page of its own.
+    """Run files, each in its own page.
 
     Raises:
         BackendUnavailable: this Chromium has no WebGPU, not even on the processor.

@@ -1,7 +1,7 @@
 """What tools do to an exported file: keeps, loses or breaks it, and the remedy.
 
-Tools are run on LLaMA, GPT-2 and ViT (tiny, random weights, opset 20), with functions and expanded, each tool in a
-process of its own. Packages: onnxsim, onnxslim, onnxoptimizer, polygraphy, onnx-graphsurgeon and onnxconverter-common;
+Tools are run on LLaMA, GPT-2 and ViT (tiny, random weights, opset 20), with functions and expanded, each tool in its
+own process. Packages: onnxsim, onnxslim, onnxoptimizer, polygraphy, onnx-graphsurgeon and onnxconverter-common;
 a tool that is not installed is left as it was recorded.
 """
 

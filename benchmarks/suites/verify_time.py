@@ -1,6 +1,6 @@
 """Time of a default verification after imports, here and in an earlier version of the package.
 
-Models have the sizes of the demo's and random weights. Each version exports and verifies in processes of its own, in
+Models have the sizes of the demo's and random weights. Each version exports and verifies in its own processes, in
 turn with the other, on one thread: a warm pass, then the median of several. Processor time is the figure, since a
 busy neighbour does not add to it. `--before PYTHON` is the interpreter of an environment with the earlier version
 installed; without it, only the time here is measured.

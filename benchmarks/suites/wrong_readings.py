@@ -48,7 +48,7 @@ class Net(nn.Module):
 
 
 def _adapted(norm: type[TrainedNorm]) -> type[TrainedNorm]:
-    """The same norm as a class of its own, since what is registered for a class stays registered."""
+    """The same norm as its own class, since what is registered for a class stays registered."""
     own = type(f"Adapted{norm.__name__}", (norm,), {})
     register_adapter(own, lambda module: READ)
     return own

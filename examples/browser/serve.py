@@ -33,7 +33,7 @@ def folders(models: Path, modules: Path) -> dict[str, Path]:
 
     Args:
         models: has the exported folders llama and vit.
-        modules: the node_modules with transformers.js. It may have an ONNX Runtime of its own below it.
+        modules: the node_modules with transformers.js. It may have its own ONNX Runtime below it.
     """
     library = modules / "@huggingface" / "transformers"
     own = library / "node_modules" / "onnxruntime-web" / "dist"

@@ -1,4 +1,4 @@
-"""The files of a model that reads texts besides its weights.
+"""What an exported folder has besides the weights: configuration, tokenizer, and the names that transformers.js reads.
 
 This module imports neither PyTorch's exporter nor onnxscript, so verification does not wait for them.
 """
@@ -47,10 +47,10 @@ def companions(model: LoadedModel) -> dict[str, Path]:
     return {name: source / name for name in COMPANION_FILES if (source / name).is_file()}
 
 
-def _vocabulary(source: Path) -> int | None:
+def _vocabulary_size(source: Path) -> int | None:
     """The number of tokens that an encoder's config.json states, if it does."""
     size = read_json(source / "config.json").get("vocab_size")
-    return size if type(size) is int else None
+    return size if type(size) is int else None  # a bool is an int too
 
 
 def copy_companions(model: LoadedModel, folder: Path) -> None:
@@ -61,6 +61,6 @@ def copy_companions(model: LoadedModel, folder: Path) -> None:
     """
     source = Path(model.source)
     if (source / "tokenizer.json").is_file():
-        FolderTokenizer(source, model.vocabulary or _vocabulary(source))
+        FolderTokenizer(source, model.vocabulary or _vocabulary_size(source))
     for name, file in companions(model).items():
         shutil.copyfile(file, folder / name)

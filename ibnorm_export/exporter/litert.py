@@ -1,7 +1,7 @@
 """The format of LiteRT (TensorFlow Lite): model.tflite, with fixed shapes, converted by onnx2tf.
 
-onnx2tf needs TensorFlow, and versions of NumPy and ONNX that this package does not use: it is run as a command, from an
-environment of its own. LiteRT itself is a package of 20 MB.
+onnx2tf needs TensorFlow, and versions of NumPy and ONNX that this package does not use: it runs as a command from its
+own environment. LiteRT itself is a package of 20 MB.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ __all__ = ["LITERT"]
 
 _FILE: Final = "model.tflite"
 _COMMAND: Final = "onnx2tf"
-_HELP: Final = (
-    "--target litert needs the command onnx2tf, which is not on PATH. It needs TensorFlow, so install it into an "
-    "environment of its own (pipx install onnx2tf), and export again"
+_MISSING: Final = (
+    "--target litert needs the command onnx2tf, which is not on PATH. It needs TensorFlow, so install it into its "
+    "own environment (pipx install onnx2tf), and export again"
 )
 
 #: What onnx2tf writes: float32, and the same with weights in float16, which LiteRT widens to float32 as it loads them.
@@ -41,7 +41,7 @@ _FORMULAS: Final = ("--replace_to_pseudo_operators", "Erf")
 
 
 def _runner(interpreter: Any, exported: ExportedModel) -> Callable[[Arrays], Arrays]:
-    """Run by the names of the signature, which are those of the ONNX file."""
+    """Return a function that runs the converted model; inputs and outputs have the names of the ONNX file."""
     signature = interpreter.get_signature_runner()
     types = {name: detail["dtype"] for name, detail in signature.get_input_details().items()}
 
@@ -56,7 +56,7 @@ def _runner(interpreter: Any, exported: ExportedModel) -> Callable[[Arrays], Arr
 def _convert(exported: ExportedModel, folder: Path, dtype: DType) -> Callable[[Arrays], Arrays]:
     command = shutil.which(_COMMAND)
     if command is None:
-        raise BackendUnavailable(_HELP)
+        raise BackendUnavailable(_MISSING)
     litert = import_package("ai_edge_litert.interpreter", extra="litert", purpose="--target litert")
     names = [tensor.name for tensor in exported.inputs]
     with tempfile.TemporaryDirectory() as work:

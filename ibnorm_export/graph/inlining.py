@@ -42,11 +42,11 @@ def remove_idle_casts(graph: ir.Graph) -> None:
         source = node.inputs[0] if node.domain == "" and node.op_type in ("Cast", "CastLike") else None
         if source is None:
             continue
-        to = _target(node)
+        target = _target(node)
         result = node.outputs[0]
-        if to is None or source.dtype is None:
+        if target is None or source.dtype is None:
             continue
-        if to == source.dtype and not _is_end_to_end(source, result):
+        if target == source.dtype and not _is_end_to_end(source, result):
             if result.is_graph_output():
                 replace_value(source, old=result)
             else:
@@ -54,7 +54,11 @@ def remove_idle_casts(graph: ir.Graph) -> None:
             graph.remove(node, safe=True)
         elif node.op_type == "CastLike":
             cast = ir.node(
-                "Cast", [source], attributes={"to": to.value}, name=node.name, metadata_props=dict(node.metadata_props)
+                "Cast",
+                [source],
+                attributes={"to": target.value},
+                name=node.name,
+                metadata_props=dict(node.metadata_props),
             )
             graph.insert_before(node, cast)
             replace_value(cast.outputs[0], old=result)
@@ -70,6 +74,6 @@ def _target(node: ir.Node) -> ir.DataType | None:
 
 
 def _is_end_to_end(source: ir.Value, result: ir.Value) -> bool:
-    """Whether a node copies an end of the graph to another, so that it is needed."""
+    """Whether a node joins an input, initializer or output of the graph to an output, so that it must stay."""
     fixed = source.is_graph_input() or source.is_initializer() or source.is_graph_output()
     return result.is_graph_output() and fixed

@@ -62,7 +62,7 @@ def with_folder(report: StaticReport, exported: ExportedModel, *, model: LoadedM
     folder = exported.path.parent
     genai = exported.metadata.target is Target.ORT_GENAI
     web = exported.metadata.target is Target.TRANSFORMERS_JS
-    if web:  # its models are in a folder of their own, and have other names
+    if web:  # its models are in their own folder, and have other names
         folder = folder.parent
     if not web and (model.task is not Task.TEXT_GENERATION or exported.path.name != MODEL_FILE):
         return report
@@ -94,7 +94,7 @@ def _companion_problems(folder: Path, model: LoadedModel, *, names: Sequence[str
         folder: the folder of the export.
         model: the checkpoint.
         names: files that an export copies.
-        web: whether the folder is for transformers.js, where config.json has a section of its own.
+        web: whether the folder is for transformers.js, where config.json has its own section.
     """
     source = Path(model.source)
     for name in names:

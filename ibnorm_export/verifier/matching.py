@@ -34,7 +34,8 @@ def require_match(exported: ExportedModel, model: LoadedModel) -> tuple[str, ...
     optional = {"position_ids"} if model.task is Task.TEXT_GENERATION else set()
     if not expected - optional <= names <= expected:
         raise ModelFileError(
-            f"{exported.path} takes {sorted(names)}; the checkpoint takes {[spec.name for spec in model.inputs]}"
+            f"{exported.path} takes {sorted(names)}; the checkpoint takes {sorted(expected)}: "
+            "export the checkpoint again"
         )
     returned = {tensor.name for tensor in exported.outputs}
     if returned != set(model.outputs):

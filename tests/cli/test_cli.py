@@ -20,29 +20,8 @@ from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.cli import console, main
 from ibnorm_export.errors import ExitCode
 from tests.support.held_process import held_process
-from tests.support.json_documents import read_document
+from tests.support.messages import messages
 from tests.support.shared_exports import SharedExports
-
-
-class Result:
-    def __init__(self, command: object, code: int, out: str, err: str) -> None:
-        self.command, self.code, self.out, self.err = str(command), code, out, err
-
-    @property
-    def json(self) -> Any:
-        return read_document(self.out, self.command)
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Any:
-    def run(*words: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["ibnorm-export", *map(str, words)])
-        capfd.readouterr()
-        code = main.main()
-        captured = capfd.readouterr()
-        return Result(words[0], code, captured.out, captured.err)
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +63,7 @@ def test_quiet_leaves_notes_out(capsys: pytest.CaptureFixture[str], monkeypatch:
 
 
 def test_names_with_control_characters_are_shown_escaped(cli: Any, exported: Path, tmp_path: Path) -> None:
-    """A name comes from a file: it could clear the screen, or print a verdict of its own."""
+    """A name comes from a file: it could clear the screen, or print its own verdict."""
     proto = onnx.load(exported)
     proto.graph.input[0].name = "ids\x1b[2J\nverdict: pass"
     proto.graph.output[0].name = "logits\x1b]0;title\x07" + "x" * 100_000
@@ -254,7 +233,7 @@ def test_a_damaged_file_is_bad_input(
     result = cli("inspect", tmp_path / "m.onnx")
     assert result.code == 2, result.err
     assert message in result.err
-    assert len(result.err.strip().splitlines()) == 1
+    assert len(messages(result.err)) == 1
 
 
 def test_a_config_is_not_a_model_file(cli: Any, llama_checkpoint: Path) -> None:
@@ -293,7 +272,7 @@ def test_bad_usage_is_one_line_and_exit_2(
     result = cli(*words)
     assert result.code == code
     assert message in result.err
-    assert len(result.err.strip().splitlines()) == 1
+    assert len(messages(result.err)) == 1
     assert list(tmp_path.iterdir()) == []
 
 
@@ -371,7 +350,7 @@ def test_an_unexpected_error_is_exit_70(cli: Any, exported: Path, monkeypatch: p
     result = cli("inspect", exported)
     assert result.code == 70
     assert "planted" in result.err
-    assert len(result.err.strip().splitlines()) == 1
+    assert len(messages(result.err)) == 1
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])

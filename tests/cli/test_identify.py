@@ -11,7 +11,6 @@ import numpy
 import pytest
 import torch
 
-from ibnorm_export.cli import main
 from tests.support.json_documents import read_document
 
 SOURCE = '''
@@ -53,20 +52,13 @@ def model():
 
 
 @pytest.fixture
-def cli(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
-) -> Callable[..., tuple[int, str, str]]:
+def cli(cli: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., tuple[int, str, str]]:
+    """`identify` in a folder with a module of norms."""
     (tmp_path / "stranger.py").write_text(SOURCE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "stranger", raising=False)
     monkeypatch.syspath_prepend(str(tmp_path))
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["ibnorm-export", "identify", *map(str, words)])
-        capfd.readouterr()
-        return (main.main(), *capfd.readouterr())
-
-    return run
+    return lambda *words: cli("identify", *words)
 
 
 @pytest.mark.parametrize(

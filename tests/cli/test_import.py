@@ -3,27 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ibnorm_export.cli import main
 from tests.models.importers.strangers import save_nanogpt
 from tests.models.importers.test_nanogpt import ARGS, NORM, gpt
 from tests.support.json_documents import read_document
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["ibnorm-export", *map(str, words)])
-        capfd.readouterr()
-        return (main.main(), *capfd.readouterr())
-
-    return run
 
 
 @pytest.fixture(scope="module")

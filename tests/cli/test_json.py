@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,7 +19,6 @@ from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.cli import main
 from ibnorm_export.json_document import json_document, schema_names
 from ibnorm_export.json_text import SCHEMA_VERSION
-from tests.support.json_documents import read_document
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -34,14 +34,9 @@ def script() -> ModuleType:
 
 
 @pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Any:
-    def run(*words: object) -> Any:
-        monkeypatch.setattr(sys, "argv", ["ibnorm-export", *map(str, words), "--json"])
-        capfd.readouterr()
-        main.main()
-        return read_document(capfd.readouterr().out, str(words[0]))
-
-    return run
+def cli(cli: Any) -> Callable[..., Any]:
+    """The document that a command prints with --json."""
+    return lambda *words: cli(*words, "--json").json
 
 
 def test_every_command_has_a_schema() -> None:

@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from ibnorm_export.cli import console, main
+from ibnorm_export.cli import console
 from ibnorm_export.cli.console import Verbosity, err, first_code, print_next, show_progress
 from ibnorm_export.cli.hints import hint_of
 from ibnorm_export.text_report import text_table, text_width
+from tests.support.messages import messages
 
 COLUMNS = ("candidate", "p50 ms", "p90 ms", "samples/s")
 ROWS = [("ort-cpu", "1.23", "1.31", "813"), ("torch.compile", "4.56", "", "219")]
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Any:
-    def run(*words: object) -> SimpleNamespace:
-        monkeypatch.setattr(sys, "argv", ["ibnorm-export", *map(str, words)])
-        capfd.readouterr()
-        code = main.main()
-        captured = capfd.readouterr()
-        return SimpleNamespace(code=code, out=captured.out, err=captured.err)
-
-    return run
 
 
 def test_a_table_that_does_not_fit_is_stacked() -> None:
@@ -65,19 +53,25 @@ def test_only_a_terminal_has_a_width(
 
 @pytest.mark.parametrize(
     ("verbosity", "shown"),
-    [(Verbosity.NORMAL, ["   3.0 s  export"]), (Verbosity.VERBOSE, ["   0.5 s  read", "   3.0 s  export"]), (0, [])],
+    [
+        (Verbosity.NORMAL, ["   3.0 s  export"]),
+        (Verbosity.VERBOSE, ["   0.5 s  read", "   3.0 s  export"]),
+        (Verbosity.QUIET, []),
+    ],
 )
 def test_long_steps_have_a_line_where_there_is_no_terminal(
     verbosity: Verbosity, shown: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(console.time, "perf_counter", lambda: clock.now)
-    monkeypatch.setattr(err, "verbosity", Verbosity(verbosity))
+    monkeypatch.setattr(err, "verbosity", verbosity)
     with show_progress() as progress:
         for what, seconds in (("read", 0.5), ("export", 1.0), ("export", 2.0)):
             progress(what, 0, 0)
             clock.now += seconds
-    assert capsys.readouterr().err.splitlines() == shown
+    printed = capsys.readouterr().err
+    assert printed.splitlines() == shown
+    assert messages(f"{printed}a message\n") == ["a message"]
 
 
 def test_a_terminal_shows_the_time_left(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -94,12 +88,12 @@ def test_a_terminal_shows_the_time_left(monkeypatch: pytest.MonkeyPatch, capsys:
 
 
 @pytest.mark.parametrize(
-    ("verbosity", "shown"), [(Verbosity.NORMAL, "next: ibnorm-export bench 'a b.onnx'\n"), (0, "")]
+    ("verbosity", "shown"), [(Verbosity.NORMAL, "next: ibnorm-export bench 'a b.onnx'\n"), (Verbosity.QUIET, "")]
 )
 def test_the_next_step_is_on_stderr(
     verbosity: Verbosity, shown: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(err, "verbosity", Verbosity(verbosity))
+    monkeypatch.setattr(err, "verbosity", verbosity)
     print_next("bench", "a b.onnx")
     assert capsys.readouterr() == ("", shown)
 
@@ -140,7 +134,7 @@ def test_what_was_probably_meant(cli: Any, words: tuple[str, ...], hint: str, tm
     for name, place in places.items():
         hint = hint.replace(name, place)
     assert hint in result.err
-    assert len(result.err.splitlines()) == 1
+    assert len(messages(result.err)) == 1
 
 
 def test_a_path_is_not_the_name_of_a_hub() -> None:

@@ -80,7 +80,7 @@ def test_blocks_that_differ_are_traced_one_by_one(tmp_path: Path) -> None:
 
 
 def _chain(count: int, *, scale: float = 2.0) -> onnx.GraphProto:
-    """A graph of `count` blocks; each multiplies by a constant of its own and by its weight."""
+    """A graph of `count` blocks; each multiplies by its own constant and by its weight."""
     nodes, last = [], "x"
     for block in range(count):
         suffix = f"_{block}" if block else ""

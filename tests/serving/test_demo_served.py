@@ -1,4 +1,4 @@
-"""The demo's ViT and LLaMA, trained for seconds and served from their checkpoints."""
+"""The demo's ViT and LLaMA, trained for 25 steps and served from their checkpoints."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def shipped(demo: Path, name: str) -> Path:
     return package(exported, demo / f"{name}-repository", options=PackageOptions(variant=PackagedNorms.BOTH)).path
 
 
-def through(server: Any, name: str, arrays: dict[str, Any]) -> list[np.ndarray[Any, Any]]:
+def answers_of(server: Any, name: str, arrays: dict[str, Any]) -> list[np.ndarray[Any, Any]]:
     """The answers that both clients get from both variants."""
 
     def one(module: ModuleType, variant: str) -> np.ndarray[Any, Any]:
@@ -55,20 +55,20 @@ def test_vit_reads_digits(demo: Path) -> None:
     images, _ = sklearn.datasets.load_digits(return_X_y=True)
     pixels = ((images[:8].reshape(-1, 1, 8, 8) - 4.9) / 6.0).astype(np.float32)  # as the demo trains on them
     with torch.no_grad():
-        here = models.load(demo / "vit").module(pixel_values=torch.from_numpy(pixels)).logits.numpy()
-    assert len(set(here.argmax(1))) > 1
+        expected = models.load(demo / "vit").module(pixel_values=torch.from_numpy(pixels)).logits.numpy()
+    assert len(set(expected.argmax(1))) > 1
     with running(shipped(demo, "vit")) as server:
-        for answer in through(server, "vit", {"pixel_values": pixels}):
-            np.testing.assert_array_equal(answer.argmax(1), here.argmax(1))
+        for answer in answers_of(server, "vit", {"pixel_values": pixels}):
+            np.testing.assert_array_equal(answer.argmax(1), expected.argmax(1))
 
 
 def test_llama_predicts_bytes(demo: Path) -> None:
     ids = np.frombuffer(PROMPT.encode(), np.uint8).astype(np.int64)[None]
     with torch.no_grad():
-        here = models.load(demo / "llama").module(input_ids=torch.from_numpy(ids)).logits.numpy()
+        expected = models.load(demo / "llama").module(input_ids=torch.from_numpy(ids)).logits.numpy()
     with running(shipped(demo, "llama")) as server:
-        for answer in through(server, "llama", {"input_ids": ids, "attention_mask": np.ones_like(ids)}):
-            np.testing.assert_array_equal(answer.argmax(-1), here.argmax(-1))
+        for answer in answers_of(server, "llama", {"input_ids": ids, "attention_mask": np.ones_like(ids)}):
+            np.testing.assert_array_equal(answer.argmax(-1), expected.argmax(-1))
 
 
 def test_llama_writes(demo: Path) -> None:

@@ -22,7 +22,7 @@ LAYERS = VerifyOptions(static=False, layers=True)
 
 @pytest.fixture(scope="module")
 def plain_llama(exports: SharedExports) -> ExportedModel:
-    """Residual additions are nodes of their own."""
+    """Residual additions are separate nodes."""
     return exports("llama", fuse_skip=False)
 
 

@@ -26,7 +26,7 @@ class NormRoute(enum.StrEnum):
 
     FUNCTION = "function"  # fused by TensorRT's compiler
     PLUGIN = "plugin"  # the CUDA kernels of this project
-    AUTO = "auto"  # the function
+    AUTO = "auto"  # chosen by this package, which takes the function
 
 
 @dataclass(frozen=True, slots=True)

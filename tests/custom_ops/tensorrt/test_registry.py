@@ -1,6 +1,6 @@
 """The plugin library in TensorRT's own plugin registries: the lean runtime's and TensorRT-RTX's. No GPU needed.
 
-Each check runs in a process of its own: a registry is global, and refuses a name that it has. No `Runtime` is
+Each check runs in its own process: a registry is global, and refuses a name that it has. No `Runtime` is
 created, since that needs a GPU.
 """
 

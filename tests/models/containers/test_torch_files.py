@@ -128,7 +128,7 @@ def test_tensors_share_memory_as_they_did(tmp_path: Path) -> None:
 
 
 def test_a_large_file_is_mapped(tmp_path: Path) -> None:
-    """Reading takes no memory of its own: a change in a tensor does not reach the file, and 64 MB cost nothing."""
+    """Reading takes no further memory: a change in a tensor does not reach the file, and 64 MB cost nothing."""
 
     def private_kb() -> int:
         lines = Path("/proc/self/status").read_text().splitlines()
