@@ -86,13 +86,18 @@ def compile_mask(library: Path = LIBRARY) -> Path:
 
 
 def variables(name: str, environment: Mapping[str, str], *, library: Path) -> dict[str, str]:
-    """Return an environment in which every process sees only the processor `name`."""
+    """Return an environment in which every process sees only the processor `name`.
+
+    What torch.compile compiled on another processor is not used: its folder names a library by its source, so that a
+    library with vectors of another length would be taken.
+    """
     hidden = ",".join(f"-{instructions}" for instructions in PROCESSORS[name].hidden)
     return {
         **environment,
         "MASKED_CPUID": name,
         "LD_PRELOAD": str(library),
         "GLIBC_TUNABLES": f"glibc.cpu.hwcaps={hidden}",
+        "TORCHINDUCTOR_CACHE_DIR": str(library.parent / f"torch-compile-{name}"),
     }
 
 
