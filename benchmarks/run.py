@@ -37,6 +37,7 @@ SUITES = {
     "identify": "Norms of strangers that `identify` must recognise, or name as something else.",
     "wrong_readings": "Wrong readings of a training code's norm, none of which may pass.",
     "evaluation": "Verdicts of evaluate on simulated pairs, its overhead over the runtime, and its memory.",
+    "sweep": "Which file to ship: size, speed and accuracy of every form of the demo's models, and of SmolLM's size.",
     "planted_faults": "Faults that verification must find, and correct exports that it must pass.",
     "verify_time": "Time of a default verification, here and in an earlier version.",
     "false_alarms": "Right exports that verification must pass, some with hostile weights.",

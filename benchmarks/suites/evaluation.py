@@ -143,7 +143,7 @@ def _language_model(folder: Path, size: str) -> tuple[Path, ExportedModel]:
     checkpoint = folder / size
     if not checkpoint.exists():
         save(new_model(size, IBNormSpec("L", 4.0, epsilon=1e-5, bias=False)), checkpoint)
-        _write_large_tokenizer(checkpoint, 32_000)
+        write_large_tokenizer(checkpoint, 32_000)
         export(load(checkpoint), checkpoint / "model.onnx")
     return checkpoint, ExportedModel(checkpoint / "model.onnx")
 
@@ -178,7 +178,7 @@ def _chooser(folder: Path, size: str) -> tuple[ModelCandidate, EvaluationTask, P
     return candidate, choice_task([candidate], data, options=options), data
 
 
-def _write_large_tokenizer(folder: Path, size: int) -> None:
+def write_large_tokenizer(folder: Path, size: int) -> None:
     """The tokenizer of bytes with further tokens that no text has, so that it fits the vocabulary of a model."""
     from tokenizers import Tokenizer
 
