@@ -130,6 +130,7 @@ def _rows_axis(figure: Figure, names: Sequence[str], x_label: str) -> Any:
     axis.spines["left"].set_visible(False)
     axis.grid(axis="x")
     axis.locator_params(axis="x", nbins=4)  # long numbers would run into each other
+    axis.ticklabel_format(axis="x", useOffset=False)
     return axis
 
 

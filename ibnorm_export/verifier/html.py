@@ -43,7 +43,11 @@ _DOTS: Final = "Green is within the tolerance, red beyond it; the line is 100%."
 
 def _multiple(excess: float) -> str:
     """An error over its tolerance, in words."""
-    return f"{percent(excess)} of it" if not 10.0 <= excess < _INF else f"{float(f'{excess:.3g}'):,.0f} times as large"
+    return (
+        f"{percent(excess)} of it"
+        if not 10.0 <= excess < _INF
+        else f"{float(f'{excess:.3g}'):,.0f} times its tolerance"
+    )
 
 
 def percent(share: float) -> str:
