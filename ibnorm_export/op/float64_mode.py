@@ -35,6 +35,9 @@ _WIDER: Final = {
 #: Functions that read Python numbers, which are rounded before any operator sees them.
 _FROM_NUMBERS: Final = (torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor)
 
+#: Functions that compare the types of their arguments before any operator sees them.
+_COMPARING_TYPES: Final = (torch.conv1d, torch.conv2d, torch.conv3d, torch.bilinear)
+
 
 def _widen(value: Any) -> Any:
     """A tensor or dtype in its wider type; anything else as it is."""
@@ -72,12 +75,14 @@ class _WideOperators(TorchDispatchMode):  # type: ignore[no-untyped-call]  # tor
 
 
 class _WideNumbers(TorchFunctionMode):
-    """Replaces narrow types where tensors are made from Python numbers."""
+    """Replaces narrow types where tensors are made from Python numbers, and where types are compared first."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in _FROM_NUMBERS:
             kwargs = {name: _widen_dtype(value) for name, value in kwargs.items()}
+        elif func in _COMPARING_TYPES:
+            args, kwargs = tuple(map(_widen, args)), {name: _widen(value) for name, value in kwargs.items()}
         return func(*args, **kwargs)
 
 

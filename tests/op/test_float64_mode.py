@@ -150,3 +150,13 @@ def test_everything_is_as_before_afterwards() -> None:
         raise ZeroDivisionError
     assert torch.get_default_dtype() == torch.float32
     assert torch.zeros(1).dtype == X.float().dtype == torch.float32
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_convolutions_take_float64_beside_parameters_of_another_type(axes: int) -> None:
+    """PyTorch compares the types of a convolution's input and bias before any operator sees them."""
+    first, second = ((nn.Conv1d, nn.Conv2d, nn.Conv3d)[axes - 1](2, 2, 1) for _ in range(2))
+    x = torch.linspace(-1, 1, 2 * 3**axes).reshape(1, 2, *(3,) * axes)
+    with compute_in_float64(), torch.no_grad():
+        actual = second(first(x))
+    assert torch.equal(actual, second.double()(first.double()(x.double())))
