@@ -1,5 +1,7 @@
 """Right exports that verification must pass: 340 of all families, forms and dtypes, and 60 with hostile weights.
 
+The ones after these are unusual: further architectures, code of users, opsets, sizes and settings.
+
 Each export has a number. Its outcome is written to a file as soon as it is known, so an interrupted run continues where
 it stopped, and several processes can share the work. With `--folder`, the exports are kept: an emulated processor then
 only verifies them, e.g. `qemu-x86_64 -cpu Haswell python -m benchmarks.run false_alarms --processor "Haswell (AVX2)"`.
@@ -20,7 +22,11 @@ from typing import Any
 from benchmarks.report import Report
 from benchmarks.rows import Figure, Row, Target
 from ibnorm_export.errors import IBNormError
-from tests.verifier.faults.right_exports import EXPORTS, RightExport, alarms, right_export
+from tests.verifier.faults.right_exports import EXPORTS, alarms, right_export
+from tests.verifier.faults.unusual_exports import UNUSUAL, unusual_alarms
+
+#: How many exports there are; the unusual ones have the last numbers.
+_ALL = EXPORTS + len(UNUSUAL)
 
 #: Outcomes so far, one JSON object a line.
 OUTCOMES = "outcomes.jsonl"
@@ -29,9 +35,9 @@ OUTCOMES = "outcomes.jsonl"
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this suite."""
     parser.add_argument("--folder", type=Path, help="Keep exports and outcomes here, and continue from them.")
-    parser.add_argument("--exports", default=f"0:{EXPORTS}:1", help="Numbers as START:STOP:STEP (%(default)s).")
+    parser.add_argument("--exports", default=f"0:{_ALL}:1", help="Numbers as START:STOP:STEP (%(default)s).")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="Verify no further export after this time.")
-    parser.add_argument("--processor", default="", help="Name of an emulated processor for the record.")
+    parser.add_argument("--processor", default="", help="Name of an emulated or masked processor for the record.")
 
 
 def measure(options: argparse.Namespace, report: Report) -> None:
@@ -44,20 +50,26 @@ def measure(options: argparse.Namespace, report: Report) -> None:
         end = time.monotonic() + 60.0 * options.minutes
         for number in range(*map(int, options.exports.split(":"))):
             if number not in done and time.monotonic() < end:
-                outcome = {"processor": processor, **_try(right_export(number), folder / f"{number:03}")}
+                outcome = {"processor": processor, **_try(number, folder / f"{number:03}")}
                 with (folder / OUTCOMES).open("a", encoding="utf-8") as lines:
                     lines.write(json.dumps(outcome) + "\n")
         report.facts["verified"] = {
-            where: f"{sum(o['processor'] == where for o in _outcomes(folder))} of {EXPORTS} exports"
+            where: f"{sum(o['processor'] == where for o in _outcomes(folder))} of {_ALL} exports"
             for where in sorted({o["processor"] for o in _outcomes(folder)})
         }
         groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
         for outcome in sorted(_outcomes(folder), key=lambda outcome: outcome["number"]):
-            case = right_export(outcome["number"])
-            kind = "hostile weights" if case.hostile else f"{case.family} {case.form}"
-            groups[outcome["processor"], kind].append(outcome)
+            groups[outcome["processor"], _kind(outcome["number"])].append(outcome)
         for (where, kind), outcomes in sorted(groups.items()):
             report.add(_row(f"{kind}, {where}", outcomes))
+
+
+def _kind(number: int) -> str:
+    """The row of an export in the record."""
+    if number >= EXPORTS:
+        return "unusual exports"
+    case = right_export(number)
+    return "hostile weights" if case.hostile else f"{case.family} {case.form}"
 
 
 def _processor() -> str:
@@ -75,16 +87,20 @@ def _outcomes(folder: Path) -> Iterator[dict[str, Any]]:
         yield from {(outcome["processor"], outcome["number"]): outcome for outcome in found}.values()
 
 
-def _try(case: RightExport, folder: Path) -> dict[str, Any]:
+def _try(number: int, folder: Path) -> dict[str, Any]:
     """Export and verify one model."""
     start = time.perf_counter()
+    name = str(right_export(number)) if number < EXPORTS else f"{number} {UNUSUAL[number - EXPORTS].name}"
     try:
-        found, unfit = alarms(case, folder)
+        if number < EXPORTS:
+            found, unfit = alarms(right_export(number), folder)
+        else:
+            found, unfit = unusual_alarms(UNUSUAL[number - EXPORTS], folder)
     except IBNormError as error:  # a refusal of a right file is an alarm too
         found, unfit = (f"{type(error).__name__}: {error}",), False
     return {
-        "number": case.number,
-        "case": str(case),
+        "number": number,
+        "case": name,
         "alarms": [alarm[:300] for alarm in found[:3]],
         "unfit": unfit,
         "seconds": round(time.perf_counter() - start, 1),

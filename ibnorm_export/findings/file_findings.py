@@ -100,7 +100,7 @@ TEXTS: Final[dict[Code, tuple[str, str, str, str, str]]] = {
     ),
     Code.CONSTANT_TWICE: (
         "Two constants have one name",
-        "The file has two tensors of this name.",
+        "The file has two tensors of this name, or stores the value of one in two ways.",
         "Runtimes choose differently, so the file means different things in different runtimes.",
         _EXPORT_AGAIN,
         "A script adds an initializer and leaves the old one in the file.",
@@ -149,14 +149,14 @@ TEXTS: Final[dict[Code, tuple[str, str, str, str, str]]] = {
     ),
     Code.OPERATOR_UNKNOWN: (
         "The file computes a function that PyTorch does not compute",
-        "An operator on floating-point data, such as Tanh or Min, has no counterpart in a run of the checkpoint.",
+        "An operator on data, such as Tanh, or on a mask, such as ReduceSum, has no counterpart in PyTorch's run.",
         "It may change only values that no sample has.",
         _EXPORT_AGAIN,
         "Logits go through a Tanh node that caps them at 4096.",
     ),
     Code.SIZES_DECIDE: (
         "The size of a batch or a sequence decides about data",
-        "The file compares, divides or limits sizes, or cuts the batch at a row, and combines the result with data.",
+        "The file compares, divides or limits sizes, or cuts or selects rows by them, where data depends on it.",
         "It may act only on sizes that no sample has.",
         _EXPORT_AGAIN,
         "Rows from 64 on are replaced by zeros.",
@@ -216,6 +216,13 @@ TEXTS: Final[dict[Code, tuple[str, str, str, str, str]]] = {
         "A runtime refuses arrays of another type. Servers and transformers.js allocate memory by the names of axes.",
         _EXPORT_AGAIN,
         "input_ids is declared int32, or its first axis is called sequence_length.",
+    ),
+    Code.DECLARATION: (
+        "Names or sizes that the file declares do not fit it",
+        "Two inputs, outputs or norms have one name, or an axis is declared with another name or size than it has.",
+        "Runtimes and servers allocate memory by what is declared, and callers take values by their names.",
+        _EXPORT_AGAIN,
+        "A value is declared for one row, or the output logits is listed twice.",
     ),
     Code.METADATA_CLAIM: (
         "The metadata states what the file is not",

@@ -95,11 +95,15 @@ class KnownConstants:
         return self._rotary_problem(array, otherwise=problem)
 
     def origins(self, array: NDArray[Any]) -> frozenset[str]:
-        """Names of the weights from which PyTorch computes an equal constant, whatever the input."""
+        """Names of the weights from which PyTorch computes an equal constant, whatever the input.
+
+        A matrix may be the other way round: a part of a weight that a product takes is transposed as whole weights are.
+        """
+        turned = (array, array.T) if array.ndim == 2 and array.dtype.kind in "fV" else (array,)
         found = (
             names
             for known, names in self._constants_by_size.get(array.size, ())
-            if _close(array, known, step=self._step)
+            if any(_close(form, known, step=self._step) for form in turned)
         )
         return frozenset().union(*found)
 

@@ -89,6 +89,7 @@ class Coverage:
             of the weights that each was computed from.
         uses: names of the operators that take the values of an input, by its name. What only moves them does not count.
         integers: dtypes of the integers that operators returned.
+        whole_operators: how often each operator took data that is computed from integer inputs only, such as a mask.
     """
 
     weights: frozenset[str]
@@ -105,6 +106,7 @@ class Coverage:
     constants: tuple[tuple[Tensor, frozenset[str]], ...] = ()
     uses: Mapping[str, frozenset[str]] = field(default_factory=dict)
     integers: frozenset[torch.dtype] = frozenset()
+    whole_operators: Mapping[str, int] = field(default_factory=dict)
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -131,6 +133,8 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         self.uses: dict[str, set[str]] = {name: set() for name in inputs}
         self.integers: set[torch.dtype] = set()
         self._data = WeakIdKeyDictionary(dict.fromkeys(inputs.values(), True))
+        self.whole_operators: Counter[str] = Counter()
+        self._whole = WeakIdKeyDictionary({t: True for t in inputs.values() if not t.is_floating_point()})
         self._inputs: Any = WeakIdKeyDictionary({tensor: name for name, tensor in inputs.items()})
         self._origins: Any = WeakIdKeyDictionary()  # torch leaves it untyped
 
@@ -166,6 +170,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
                 self.equals.update(map(float, single))
             elif name in _COMPARISONS or any(part in name for part in _LIMITING):
                 self.limits.update(map(float, single))
+        self._count_whole(name, tensors, made)
         if any(tensor in self._data for tensor in tensors):
             self._data.update(dict.fromkeys(made, True))
             made = []
@@ -176,6 +181,13 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
             if self._is_constant(value):
                 self._keep(value)
         return result
+
+    def _count_whole(self, name: str, tensors: list[Tensor], made: list[Tensor]) -> None:
+        """Count an operator on data that is computed from integers only; a table makes other data of them."""
+        if any(tensor in self._whole for tensor in tensors):
+            self.whole_operators[name] += 1
+            if name != "embedding" and all(t in self._whole for t in tensors if t in self._data):
+                self._whole.update(dict.fromkeys(made, True))
 
     def origins(self, constant: Tensor) -> frozenset[int]:
         """Identities of the stored tensors that a constant was computed from."""
@@ -248,4 +260,5 @@ def measure_coverage(model: LoadedModel, truth: nn.Module, *, inputs: Arrays) ->
         constants=tuple(constants),
         uses={name: frozenset(operators) for name, operators in watch.uses.items()},
         integers=frozenset(watch.integers),
+        whole_operators=watch.whole_operators,
     )

@@ -8,7 +8,7 @@ alike before and after a tool has folded its constants.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from typing import Any, Final
@@ -20,6 +20,7 @@ import onnx.helper
 import onnx.inliner
 import onnx.numpy_helper
 import onnx.reference
+import onnx.shape_inference
 from numpy.typing import NDArray
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
@@ -27,7 +28,7 @@ from ibnorm_export.artifacts.onnx_file import read_tensor
 from ibnorm_export.errors import ModelFileError, quoted
 from ibnorm_export.op.spec import DOMAIN
 
-__all__ = ["RANDOM_OPERATORS", "ConstantUse", "DataFlow", "FlowNode"]
+__all__ = ["RANDOM_OPERATORS", "ConstantUse", "DataFlow", "FlowNode", "light_model"]
 
 #: Operators whose result differs from run to run.
 RANDOM_OPERATORS: Final = frozenset(
@@ -37,6 +38,9 @@ RANDOM_OPERATORS: Final = frozenset(
 
 #: Most values of a sparse initializer that are written out.
 _LARGEST_SPARSE: Final = 1 << 28
+
+#: Initializers up to this size can be shapes or axes, whose values decide types and shapes; others keep only theirs.
+_SMALL_BYTES: Final = 4096
 
 #: Number of values from which a constant is taken for a weight without a look at it.
 _LARGE: Final = 1 << 16
@@ -153,6 +157,26 @@ class DataFlow:
     def nodes(self) -> tuple[FlowNode, ...]:
         """Nodes that an output depends on, in the order of the file; those of subgraphs come before their node."""
         return tuple(node for node in self._all if any(name in self.reached for name in node.outputs))
+
+    @cached_property
+    def shapes(self) -> Mapping[str, tuple[int | str | None, ...]]:
+        """Sizes of the values of the main graph as ONNX infers them: a number, the name of an axis, or None."""
+        light = light_model(self.exported.proto)
+        del light.graph.value_info[:]  # what the file declares is not known to be right
+        for output in light.graph.output:
+            output.type.tensor_type.ClearField("shape")
+        try:
+            known = onnx.shape_inference.infer_shapes(light, data_prop=True).graph
+        except (RuntimeError, ValueError):  # `check_types` reports what is wrong
+            return {}
+        return {
+            value.name: tuple(
+                d.dim_value if d.HasField("dim_value") else d.dim_param or None
+                for d in value.type.tensor_type.shape.dim
+            )
+            for value in (*known.input, *known.value_info, *known.output)
+            if value.type.tensor_type.HasField("shape")
+        }
 
     @property
     def unreached(self) -> tuple[FlowNode, ...]:
@@ -286,3 +310,23 @@ def _described(name: str, array: NDArray[Any]) -> onnx.ValueInfoProto:
     return onnx.helper.make_tensor_value_info(
         name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), list(array.shape)
     )
+
+
+def light_model(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy whose large initializers have only types and shapes."""
+    light = onnx.ModelProto()
+    light.ir_version = proto.ir_version
+    light.opset_import.extend(proto.opset_import)
+    light.functions.extend(proto.functions)
+    graph = light.graph
+    graph.name = proto.graph.name
+    graph.node.extend(proto.graph.node)
+    graph.input.extend(proto.graph.input)
+    graph.output.extend(proto.graph.output)
+    graph.value_info.extend(proto.graph.value_info)
+    for tensor in proto.graph.initializer:
+        if tensor.data_location != onnx.TensorProto.EXTERNAL and tensor.ByteSize() <= _SMALL_BYTES:
+            graph.initializer.append(tensor)
+        else:
+            graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+    return light

@@ -72,7 +72,12 @@ def with_folder(report: StaticReport, exported: ExportedModel, *, model: LoadedM
     own = (PREPROCESSOR,) if web else ()
     findings = list(_companion_problems(folder, model, names=(*COMPANION_FILES, *own), web=web))
     notes: list[str] = []
+    if not genai and (folder / GENAI_CONFIG_FILE).exists():
+        what = "in the folder, but the model is not for onnxruntime-genai"
+        findings.append(Finding(GENAI_CONFIG_FILE, what, code=FindingCode.FILE_EXTRA))
     if genai:
+        for name in (GENAI_CONFIG_FILE, MANIFEST_FILE):
+            findings += _key_problems(folder / name) if (folder / name).is_file() else ()
         manifest = _read(folder, findings)
         differences = list(_genai_problems(folder, exported, model=model, manifest=manifest, notes=notes))
         findings += [f for f in differences if not _is_tuned(f)]
@@ -120,12 +125,16 @@ def _content_problems(file: Path, source: Path, *, web: bool) -> Iterator[Findin
     except ModelFileError as error:
         yield Finding(file.name, str(error), code=FindingCode.FILE_UNREADABLE)
         return
-    for key in _repeated(file)[:_LISTED]:
-        what = f"gives the key {_shown(key)} twice, of which readers choose differently"
-        yield Finding(file.name, what, code=FindingCode.FILE_DIFFERS)
+    yield from _key_problems(file)
     if web:  # where transformers.js finds the files, which is no matter of the checkpoint
         yield from _web_problems(file.parent, actual.pop(TRANSFORMERS_JS, {}))
     yield from _listed(file.name, actual, expected=expected)
+
+
+def _key_problems(file: Path) -> Iterator[Finding]:
+    for key in _repeated(file)[:_LISTED]:
+        what = f"gives the key {_shown(key)} twice, of which readers choose differently"
+        yield Finding(file.name, what, code=FindingCode.FILE_DIFFERS)
 
 
 def _repeated(file: Path) -> tuple[str, ...]:

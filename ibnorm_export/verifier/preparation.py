@@ -44,7 +44,14 @@ def prepare(
     match_notes = require_match(file, model)
     prepared = prepare_samples(file, model, options=options, given=inputs)
     tokens = None if text is None else _encode(text, model)
-    reference = Reference(model, file.dtype, inputs=prepared.inputs, progress=progress, covers=prepared.covers)
+    reference = Reference(
+        model,
+        file.dtype,
+        inputs=prepared.inputs,
+        progress=progress,
+        covers=prepared.covers,
+        other_sizes=prepared.other_sizes,
+    )
     return Comparison(
         file, reference, options=options, progress=progress, prepared=prepared, text=tokens, notes=match_notes
     )

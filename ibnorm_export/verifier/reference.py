@@ -31,6 +31,9 @@ __all__ = ["REALISED", "Reference", "Sample"]
 #: of rounding stored values, which another order of summation hardly changes.
 REALISED: Final = MappingProxyType({DType.FP32: 2, DType.FP16: 1, DType.BF16: 1})
 
+#: What inputs cover whose sizes differ from those of a user's example.
+_OTHER_SIZES: Final = "inputs of other sizes than your example's"
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -93,6 +96,8 @@ class Reference:
         inputs: one entry for each sample.
         progress: receives the progress of the work.
         covers: what a covering input covers, by its index. It is left out where PyTorch cannot run it.
+        other_sizes: numbers of inputs of other sizes than the example of a user's code. Those that the code refuses are
+            left out.
         skipped: numbers of inputs that are not run.
     """
 
@@ -102,6 +107,7 @@ class Reference:
     inputs: tuple[Arrays, ...]
     progress: Progress
     covers: Mapping[int, str] = field(default_factory=dict)
+    other_sizes: Collection[int] = ()
     skipped: Collection[int] = ()
 
     @cached_property
@@ -143,7 +149,7 @@ class Reference:
         """Every input that PyTorch can run, with the outputs of PyTorch.
 
         Raises:
-            RefusedInputError: PyTorch cannot run on an input that is not a covering one.
+            RefusedInputError: PyTorch cannot run on an input that is not a covering one, nor one of other sizes.
         """
         return self._runs.samples
 
@@ -170,9 +176,10 @@ class Reference:
             try:
                 sample = self._run(index, inputs, measurement=measurement)
             except RefusedInputError as error:
-                if index not in self.covers:
+                what = self.covers.get(index, _OTHER_SIZES if index in self.other_sizes else "")
+                if not what:
                     raise
-                left_out.append(f"{self.covers[index]}: {error}")
+                left_out.append(f"{what}: {error}")
                 continue
             reason = _reason_to_leave_out(sample, self.dtype) if sample.covers else ""
             if reason:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Final
 
@@ -78,6 +78,7 @@ class PreparedSamples:
         inputs: the inputs, rounded to the file's dtype.
         notes: notes about them for the reader.
         covers: what a covering input covers, by its index. It is left out where PyTorch cannot run it.
+        other_sizes: numbers of the inputs of other sizes than the example of a user's code, which may refuse them.
         left_out: what is not run, and why.
         limits: what the model takes.
     """
@@ -86,6 +87,7 @@ class PreparedSamples:
     notes: tuple[str, ...] = ()
     _: KW_ONLY
     covers: Mapping[int, str] = field(default_factory=dict)
+    other_sizes: Collection[int] = ()
     left_out: tuple[str, ...] = ()
     limits: ModelLimits = field(default_factory=lambda: ModelLimits({}, 0))
 
@@ -128,6 +130,7 @@ def _draw(exported: ExportedModel, model: LoadedModel, *, options: VerifyOptions
         (*drawn, *covering.samples.values(), *stressed),
         tuple(notes),
         covers=dict(enumerate(covering.samples, len(drawn))),
+        other_sizes=() if model.original is None else range(1, len(drawn)),
         left_out=covering.left_out,
         limits=limits,
     )

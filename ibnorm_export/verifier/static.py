@@ -22,6 +22,7 @@ from ibnorm_export.verifier.static_format import check_format
 from ibnorm_export.verifier.static_functions import check_functions
 from ibnorm_export.verifier.static_inlined import InlinedNorms
 from ibnorm_export.verifier.static_inputs import check_inputs
+from ibnorm_export.verifier.static_masks import check_masks
 from ibnorm_export.verifier.static_norms import check_norms, norm_nodes
 from ibnorm_export.verifier.static_numbers import check_numbers_used
 from ibnorm_export.verifier.static_operators import check_operators
@@ -55,9 +56,10 @@ def check_static(exported: ExportedModel, model: LoadedModel, *, coverage: Cover
         *check_norms(flow, modules, coverage=coverage, holds=holds, inlined=inlined),
         *check_functions(flow),
         *check_types(exported),
-        *check_format(exported, model),
+        *check_format(flow, model),
         *(() if own_code else check_operators(flow, coverage, wide_norms=bool(inlined.block_sizes))),
         *check_inputs(flow, coverage, own_code=own_code),
+        *(() if own_code else check_masks(flow, coverage)),
         *_claim_problems(exported, model, flow=flow),
         *weights.findings,
         *check_numbers_used(flow, model, coverage=coverage, block_sizes=inlined.block_sizes),

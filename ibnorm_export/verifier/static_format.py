@@ -11,13 +11,14 @@ from typing import Final
 
 import onnx
 
-from ibnorm_export.artifacts.axes import axis_name
+from ibnorm_export.artifacts.axes import PAST, TOTAL, axis_name
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.metadata import Target
 from ibnorm_export.errors import quoted
 from ibnorm_export.findings.code import FindingCode
 from ibnorm_export.op.spec import DOMAIN, OP_VERSION
+from ibnorm_export.verifier.dataflow import DataFlow
 from ibnorm_export.verifier.report import Finding
 
 __all__ = ["check_format"]
@@ -25,17 +26,24 @@ __all__ = ["check_format"]
 #: Domains of operators that runtimes implement.
 _STANDARD: Final = ("", "ai.onnx", "com.microsoft")
 
+#: Where a tensor may hold its value.
+_VALUES: Final = (
+    *("raw_data", "float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data"),
+    "external_data",
+)
+
 #: Types of floating-point inputs.
 _FLOATS: Final = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 
 
-def check_format(exported: ExportedModel, model: LoadedModel) -> Iterator[Finding]:
+def check_format(flow: DataFlow, model: LoadedModel) -> Iterator[Finding]:
     """Find what runtimes read differently, or what a caller of the file does not expect.
 
     Args:
-        exported: the file.
+        flow: the data flow of the file.
         model: its checkpoint.
     """
+    exported = flow.exported
     proto = exported.proto
     yield from _function_problems(proto)
     versions = Counter(entry.domain for entry in proto.opset_import)
@@ -52,6 +60,10 @@ def check_format(exported: ExportedModel, model: LoadedModel) -> Iterator[Findin
         what = f"are in another order than those of an export: {', '.join(returned[:4])}"
         what += "; callers that take them by position get wrong ones"
         yield Finding("outputs", what, code=FindingCode.FILE_ORDER)
+    yield from _repeated_names(proto.graph)
+    yield from _tensor_problems(proto.graph)
+    yield from _declared_problems(flow)
+    yield from _returned_axes(flow)
     yield from _type_problems(exported, model)
     yield from _axis_problems(exported, model)
     yield from _order_problems(proto.graph)
@@ -90,6 +102,58 @@ def _axis_problems(exported: ExportedModel, model: LoadedModel) -> Iterator[Find
             if isinstance(wanted, str) and name != wanted and name in known:
                 what = f"calls axis {position} {name}; it is {wanted}, and callers allocate memory by these names"
                 yield Finding(f"input {spec.name}", what, code=FindingCode.INPUT_TYPE)
+
+
+def _repeated_names(graph: onnx.GraphProto) -> Iterator[Finding]:
+    """Inputs, outputs or norms of one name: callers and profiles take one of them."""
+    norms = [node.name for node in graph.node if node.domain == DOMAIN and node.name]
+    for what, names in (
+        ("input", [value.name for value in graph.input]),
+        ("output", [value.name for value in graph.output]),
+        ("norm node", norms),
+    ):
+        for name in [name for name, count in Counter(names).items() if count > 1]:
+            yield Finding(f"{what} {quoted(name)}", "the file has two of this name", code=FindingCode.DECLARATION)
+
+
+def _tensor_problems(graph: onnx.GraphProto) -> Iterator[Finding]:
+    """Constants whose value is stored in two ways."""
+    nodes = [a.t for node in graph.node for a in node.attribute if a.type == onnx.AttributeProto.TENSOR]
+    for tensor in (*graph.initializer, *nodes):
+        stored = [name for name in _VALUES if len(getattr(tensor, name))]
+        if len(stored) > 1:
+            what = f"its value is in {' and in '.join(stored)}, of which runtimes choose differently"
+            yield Finding(f"constant {tensor.name}", what, code=FindingCode.CONSTANT_TWICE)
+
+
+def _declared_problems(flow: DataFlow) -> Iterator[Finding]:
+    """Values whose axes are declared otherwise than they are computed: runtimes plan memory by what is declared."""
+    graph = flow.exported.proto.graph
+    known = {axis for value in graph.input for axis in flow.shapes.get(value.name, ()) if isinstance(axis, str)}
+    for value in (*graph.value_info, *graph.output):
+        dims = value.type.tensor_type.shape.dim
+        for position, (dim, computed) in enumerate(zip(dims, flow.shapes.get(value.name, ()), strict=False)):
+            found = dim.dim_value if dim.HasField("dim_value") else dim.dim_param
+            if computed in known and found != computed and (isinstance(found, int) or found in known):
+                what = f"declares axis {position} as {found}; it is {computed}, and runtimes plan memory by it"
+                yield Finding(f"value {quoted(value.name)}", what, code=FindingCode.DECLARATION)
+
+
+def _returned_axes(flow: DataFlow) -> Iterator[Finding]:
+    """Axes of the logits, and the axis of a cache that grows, under the name of another axis."""
+    graph = flow.exported.proto.graph
+    axes = {
+        v.name: [axis_name(d.dim_param) for d in v.type.tensor_type.shape.dim] for v in (*graph.input, *graph.output)
+    }
+    rows = axes.get("input_ids", axes.get("pixel_values", [])[:1])
+    known = {axis for value in graph.input for axis in axes[value.name] if axis}
+    for output in graph.output:
+        returned, given = axes[output.name], axes.get(output.name.replace("present.", "past_key_values.", 1), [])
+        expected = rows if output.name == "logits" else [TOTAL if axis == PAST else axis for axis in given]
+        for position, (found, wanted) in enumerate(zip(returned, expected, strict=False)):
+            if found in known and wanted and found != wanted:
+                what = f"calls axis {position} {found}; it is {wanted}, and callers allocate memory by these names"
+                yield Finding(f"output {output.name}", what, code=FindingCode.DECLARATION)
 
 
 def _function_problems(proto: onnx.ModelProto) -> Iterator[Finding]:

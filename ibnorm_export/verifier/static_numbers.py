@@ -49,6 +49,7 @@ _PLACES: Final = {
     "ScatterND": (1,),
     "Trilu": (1,),
     "Range": (0, 1, 2),
+    "SequenceAt": (1,),
     "Pad": (1,),
     "Add": (0, 1),
     "Sub": (0, 1),
@@ -130,13 +131,18 @@ def check_numbers_used(
                 code=FindingCode.RANDOM_NUMBERS,
             )
         inputs = () if skips_arithmetic and node.proto.op_type in _ARITHMETIC else _input_numbers(flow, node)
-        for what, number in (*_attribute_numbers(node), *inputs):
-            if not numbers.explains(node, number):
-                yield Finding(
-                    f"number {number:.6g}",
-                    f"{what} of the {node}; PyTorch has no such number",
-                    code=FindingCode.NUMBER_UNKNOWN,
-                )
+        limited = [("attribute activation_params", number) for number in _activation_limits(node)]
+        unknown = [(what, n) for what, n in (*_attribute_numbers(node), *inputs) if not numbers.explains(node, n)]
+        unknown += [(what, n) for what, n in limited if not numbers.limits(n)]
+        if _trains(node):
+            what = "takes statistics of the batch, as in training, which PyTorch does not for this checkpoint"
+            yield Finding(str(node), what, code=FindingCode.OPERATOR_UNKNOWN)
+        for what, number in unknown:
+            yield Finding(
+                f"number {number:.6g}",
+                f"{what} of the {node}; PyTorch has no such number",
+                code=FindingCode.NUMBER_UNKNOWN,
+            )
         window = next((a.i for a in node.proto.attribute if a.name == "local_window_size"), -1)
         if window >= 0 and not numbers.explains_window(window):
             yield Finding(
@@ -198,6 +204,13 @@ class _Numbers:
             known = self._equals
         else:
             known = self._bounds if kind in _BOUNDS else self._limits if kind in _LIMITS | _BITS else self._factors
+        return self._is_among(number, known)
+
+    def limits(self, number: float) -> bool:
+        """Whether PyTorch limits values to a number, whatever its sign."""
+        return self._is_among(number, self._bounds)
+
+    def _is_among(self, number: float, known: NDArray[np.float64]) -> bool:
         size = abs(number)
         if math.isnan(size) or size in (0.0, math.inf):
             return True
@@ -257,6 +270,17 @@ def _attribute_numbers(node: FlowNode) -> Iterator[tuple[str, float]]:
         name = attribute.name
         if attribute.type == onnx.AttributeProto.FLOAT and name not in _IDLE and attribute.f != defaults.get(name):
             yield f"attribute {name}", attribute.f
+
+
+def _activation_limits(node: FlowNode) -> Iterator[float]:
+    """What a fused operator of ONNX Runtime limits its result to."""
+    activation = next((a.s for a in node.proto.attribute if a.name == "activation"), b"")
+    if activation == b"Clip":
+        yield from (n for a in node.proto.attribute if a.name == "activation_params" for n in a.floats)
+
+
+def _trains(node: FlowNode) -> bool:
+    return any(a.name == "training_mode" and a.i for a in node.proto.attribute)
 
 
 def _input_numbers(flow: DataFlow, node: FlowNode) -> Iterator[tuple[str, float]]:

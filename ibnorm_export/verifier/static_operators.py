@@ -18,6 +18,7 @@ from ibnorm_export.op.spec import DOMAIN, Compression
 from ibnorm_export.text_report import counted
 from ibnorm_export.verifier.coverage import Coverage
 from ibnorm_export.verifier.dataflow import DataFlow, FlowNode
+from ibnorm_export.verifier.operator_names import is_among, operator_words
 from ibnorm_export.verifier.report import Finding
 from ibnorm_export.verifier.static_sizes import COMPARING, check_sizes
 from ibnorm_export.verifier.tool_layouts import BLOCKED_DOMAIN
@@ -122,6 +123,13 @@ _STRUCTURE: Final = {
     **dict.fromkeys(("GridSample", "AffineGrid"), ("grid*", "affine*")),
     **dict.fromkeys(("RoiAlign", "MaxRoiPool", "NonMaxSuppression"), ("roi*", "nms")),
     **dict.fromkeys(("DFT", "STFT", "MelWeightMatrix"), ("fft*", "stft")),
+    **dict.fromkeys(("RNN", "GRU", "LSTM"), ("rnn", "gru", "lstm")),
+    "DeformConv": ("deform*",),
+    "MaxUnpool": ("unpool*",),
+    **dict.fromkeys(("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"), ("quant*", "fake*")),
+    **dict.fromkeys(("MatMulInteger", "ConvInteger", "QLinearMatMul", "QLinearConv"), ("quant*", "fake*")),
+    "SplitToSequence": ("split*", "chunk", "unbind", "tensor*"),
+    **dict.fromkeys(("SequenceInsert", "SequenceErase", "SequenceConstruct", "SequenceEmpty"), ("insert",)),
     **dict.fromkeys(("Det", "CenterCropPad", "TfIdfVectorizer", "ImageDecoder"), ("linalg*",)),
 }
 
@@ -136,6 +144,17 @@ _COUNTED: Final = frozenset(
 
 #: Domains of the operators of a file: ONNX's, norms, and those that ONNX Runtime writes into optimised files.
 _DOMAINS: Final = ("", "ai.onnx", DOMAIN, "com.microsoft", BLOCKED_DOMAIN, "com.ms.internal.nhwc")
+
+#: Operators of ONNX Runtime's own domain that its optimiser, the builder of onnxruntime-genai or an export writes.
+_OF_ONNXRUNTIME: Final = frozenset(
+    {
+        *("FusedConv", "FusedMatMul", "FusedGemm", "NhwcConv", "NhwcFusedConv", "NhwcMaxPool", "BiasSoftmax"),
+        *("Gelu", "BiasGelu", "FastGelu", "QuickGelu", "ReorderInput", "ReorderOutput", "EmbedLayerNormalization"),
+        *("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "SimplifiedLayerNormalization"),
+        *("Attention", "MultiHeadAttention", "GroupQueryAttention", "RotaryEmbedding"),
+        *("MatMulNBits", "GatherBlockQuantized"),
+    }
+)
 
 #: Operators that are one node for a whole attention or activation, by the word in the names of PyTorch's.
 _FUSED: Final = {
@@ -174,7 +193,7 @@ def check_operators(flow: DataFlow, coverage: Coverage, *, wide_norms: bool = Fa
         coverage: the operators of one run of the checkpoint.
         wide_norms: whether norms are written out that are so wide that they are computed in blocks.
     """
-    words = {word for name in coverage.operators for word in _words(name)}
+    words = {word for name in coverage.operators for word in operator_words(name)}
     opset = flow.exported.opset
     # Norms that are written out have the functions of their definition.
     wide = [(compression.op_type, 2 * onnx_functions.NARROW) for compression in Compression] if wide_norms else []
@@ -186,17 +205,22 @@ def check_operators(flow: DataFlow, coverage: Coverage, *, wide_norms: bool = Fa
     functions: dict[str, list[FlowNode]] = {}
     for node in flow.nodes:
         kind = node.proto.op_type
-        if node.proto.domain not in _DOMAINS:
+        if node.proto.domain == "com.microsoft" and kind not in _OF_ONNXRUNTIME:
+            what = f"the {node} is an operator of ONNX Runtime that neither an export nor its optimiser writes"
+            yield Finding("operators", what, code=FindingCode.OPERATOR_UNKNOWN)
+        elif node.proto.domain not in _DOMAINS:
             what = f"the {node} is of domain {quoted(node.proto.domain)}, of which an export has no operator"
             yield Finding("operators", what, code=FindingCode.OPERATOR_UNKNOWN)
         elif kind in _STRUCTURE and not flow.is_constant(node.outputs[0]):
-            if not any(_is_among(part, words) for part in _STRUCTURE[kind]):
+            if not any(is_among(part, words) for part in _STRUCTURE[kind]):
                 what = "chooses or places values as PyTorch does not for this checkpoint"
                 yield Finding("operators", f"the {node} {what}", code=FindingCode.OPERATOR_UNKNOWN)
         elif kind == "Cast" and node.inputs[0] in floating:
             yield from _unknown_conversion(node, coverage)
         elif kind not in inlined and _is_function(node, floating):
             functions.setdefault(kind, []).append(node)
+        for activation in _activations(node):
+            functions.setdefault(activation, []).append(node)
     unfused = _unfused(coverage.float_operators, flow)
     for kind, nodes in functions.items():
         whole = any(kind in kinds for kinds in _FUSED.values())
@@ -219,10 +243,17 @@ def _is_function(node: FlowNode, floating: set[str]) -> bool:
     return all(data) if node.proto.op_type in _OF_DATA else node.proto.op_type in _FUNCTIONS and any(data)
 
 
+def _activations(node: FlowNode) -> Iterator[str]:
+    """Functions that a fused operator of ONNX Runtime applies to its result."""
+    for attribute in node.proto.attribute:
+        if attribute.name == "activation" and attribute.s.decode(errors="replace") in _FUNCTIONS:
+            yield attribute.s.decode()
+
+
 def _unknown_functions(kind: str, nodes: list[FlowNode], *, calls: Mapping[str, int]) -> Iterator[Finding]:
     """Functions of one type that PyTorch does not compute, or not as often."""
     parts = _OF_DATA.get(kind) or _FUNCTIONS[kind]
-    known = sum(n for name, n in calls.items() if any(_is_among(part, set(_words(name))) for part in parts))
+    known = sum(n for name, n in calls.items() if any(is_among(part, set(operator_words(name))) for part in parts))
     if not known:
         for node in nodes:
             what = "computes with floating-point data what PyTorch does not compute for this checkpoint"
@@ -239,15 +270,6 @@ def _unknown_conversion(node: FlowNode, coverage: Coverage) -> Iterator[Finding]
     if to not in (*_FLOAT_TYPES, onnx.TensorProto.BOOL) and not whole:
         what = f"the {node} converts floating-point data to {onnx.TensorProto.DataType.Name(to)}"
         yield Finding("types", f"{what}, which PyTorch does not", code=FindingCode.CONVERSION)
-
-
-def _words(operator: str) -> list[str]:
-    """The words of the name of an operator; a pool takes the largest value, and chooses nothing else."""
-    return ["pool"] if "pool" in operator else operator.removeprefix("ibnorm.").lower().split("_")
-
-
-def _is_among(part: str, words: set[str]) -> bool:
-    return any(word.startswith(part[:-1]) for word in words) if part.endswith("*") else part in words
 
 
 def _floating(flow: DataFlow) -> set[str]:

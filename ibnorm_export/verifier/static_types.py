@@ -13,12 +13,10 @@ import onnx.shape_inference
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.findings.code import FindingCode
+from ibnorm_export.verifier.dataflow import light_model
 from ibnorm_export.verifier.report import Finding
 
 __all__ = ["check_types"]
-
-#: Initializers up to this size can be shapes or axes, whose values decide types and shapes; others keep only theirs.
-_SMALL_BYTES: Final = 4096
 
 #: Attributes that state the type in which an operator computes inside.
 _PRECISIONS: Final = frozenset({"stash_type", "softmax_precision"})
@@ -61,30 +59,10 @@ def check_types(exported: ExportedModel) -> Iterator[Finding]:
                     code=FindingCode.NODE_PRECISION,
                 )
     try:
-        onnx.shape_inference.infer_shapes(_without_weights(exported.proto), check_type=True, strict_mode=True)
+        onnx.shape_inference.infer_shapes(light_model(exported.proto), check_type=True, strict_mode=True)
     except onnx.shape_inference.InferenceError as error:
         lines = [line.strip() for line in str(error).splitlines()]
         for line in [line for line in lines if _ABOUT_TYPES.search(line)][:3]:
             yield Finding("types", f"a runtime cannot load the file: {line[:200]}", code=FindingCode.TYPES_UNSOUND)
     except (ValueError, onnx.checker.ValidationError) as error:  # a type that ONNX lacks, or two functions of one name
         yield Finding("types", f"a runtime cannot load the file: {error}", code=FindingCode.TYPES_UNSOUND)
-
-
-def _without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy whose large initializers have only types and shapes."""
-    light = onnx.ModelProto()
-    light.ir_version = proto.ir_version
-    light.opset_import.extend(proto.opset_import)
-    light.functions.extend(proto.functions)
-    graph = light.graph
-    graph.name = proto.graph.name
-    graph.node.extend(proto.graph.node)
-    graph.input.extend(proto.graph.input)
-    graph.output.extend(proto.graph.output)
-    graph.value_info.extend(proto.graph.value_info)
-    for tensor in proto.graph.initializer:
-        if tensor.data_location != onnx.TensorProto.EXTERNAL and tensor.ByteSize() <= _SMALL_BYTES:
-            graph.initializer.append(tensor)
-        else:
-            graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
-    return light

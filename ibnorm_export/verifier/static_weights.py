@@ -16,7 +16,7 @@ from ibnorm_export.findings.code import FindingCode
 from ibnorm_export.text_report import counted
 from ibnorm_export.verifier.constants import KnownConstants
 from ibnorm_export.verifier.coverage import Coverage
-from ibnorm_export.verifier.dataflow import ConstantUse, DataFlow
+from ibnorm_export.verifier.dataflow import ConstantUse, DataFlow, FlowNode
 from ibnorm_export.verifier.report import Finding
 from ibnorm_export.verifier.stored_weights import QuantizedValues, StoredWeight, StoredWeights
 from ibnorm_export.verifier.tolerances import QUANTIZATION_STEPS
@@ -65,17 +65,7 @@ def compare_weights(flow: DataFlow, model: LoadedModel, *, coverage: Coverage, v
     for use in flow.constant_uses:
         weight = quantized.get(use.name) or (named.get(use.name) if flow.is_stored(use.name) else None)
         if weight is not None and weight.quantized and use.node is not None:
-            mixed = {quantized[name].name for name in use.node.inputs if name in quantized} - {weight.name}
-            others = ", ".join(sorted(mixed))
-            report.findings += (
-                [
-                    Finding(
-                        f"weight {weight.name}", f"the {use.node} mixes it with {others}", code=FindingCode.WEIGHT_MIXED
-                    )
-                ]
-                if mixed
-                else []
-            )
+            report.findings += _part_problems(stored, weight, use.node, quantized=quantized)
         key = use.name if weight is None else weight.name
         if key not in seen:
             seen.add(key)
@@ -99,6 +89,19 @@ def compare_weights(flow: DataFlow, model: LoadedModel, *, coverage: Coverage, v
         what = counted(len(unused), "weight")
         report.notes.append(f"{what} of the checkpoint do not affect its output: {', '.join(unused[:5])}")
     return report
+
+
+def _part_problems(
+    stored: StoredWeights, weight: StoredWeight, node: FlowNode, *, quantized: Mapping[str, StoredWeight]
+) -> Iterator[Finding]:
+    """Parts of a quantised weight that a node mixes with those of another one, or does not take."""
+    where = f"weight {weight.name}"
+    if mixed := sorted({quantized[name].name for name in node.inputs if name in quantized} - {weight.name}):
+        what = f"the {node} mixes it with {', '.join(mixed)}"
+        yield Finding(where, what, code=FindingCode.WEIGHT_MIXED)
+    for part in stored.parts(weight):
+        if part not in node.inputs and stored.has(part):
+            yield Finding(where, f"the {node} does not take {part}", code=FindingCode.WEIGHT_MISSING)
 
 
 def _is_merged(flow: DataFlow, tensor: Tensor, values: WeightValues) -> bool:

@@ -94,6 +94,10 @@ class StoredWeights:
         bits = stored_bits(self._file, weight.name)
         return tuple(f"{weight.name}_{part}" for part in (f"Q{bits}", "scales", "zero_points"))
 
+    def has(self, name: str) -> bool:
+        """Whether the file has a tensor of this name."""
+        return name in self._file.weights
+
     def read(self, name: str) -> NDArray[Any]:
         """The value of a weight that is not quantised.
 

@@ -149,7 +149,25 @@ MUTANTS = (
     ),
     Mutant("branches", static_numbers, "_BRANCHES", frozenset(), "a scan that carries the row before", "vit"),
     Mutant("functions", static, "check_operators", _nothing, "a limit of eight times the first row's", "llama"),
-    Mutant("sizes", static_sizes, "_compared_sizes", _nothing, "rows change places in large batches", "resnet"),
+    Mutant("sizes", static_sizes, "_compared_sizes", _nothing, "a batch that is split at a limit", "resnet"),
+    Mutant("numbers of rows", static_sizes, "_moved_rows", _nothing, "row numbers that stop", "vit"),
+    Mutant("masks", static, "check_masks", _nothing, "a hole of six masked tokens is closed", "llama"),
+    Mutant(
+        "statistics of a batch", static_numbers, "_trains", _always(False), "statistics of the batch", "resnet batch"
+    ),
+    Mutant(
+        "limits of fused operators",
+        static_numbers,
+        "_activation_limits",
+        _nothing,
+        "the activation of a conv",
+        "resnet",
+    ),
+    Mutant("declared sizes", static_format, "_declared_problems", _nothing, "a value is declared for one row", "llama"),
+    Mutant("axes of outputs", static_format, "_returned_axes", _nothing, "the new cache is declared", "llama decoder"),
+    Mutant("values stored twice", static_format, "_tensor_problems", _nothing, "a weight as bytes and", "vit"),
+    Mutant("names given twice", static_format, "_repeated_names", _nothing, "an output is listed twice", "vit"),
+    Mutant("parts of quantised weights", static_weights, "_part_problems", _nothing, "no zero points", "llama int8"),
     Mutant("slices of a batch", static_sizes, "_cut_rows", _nothing, "logits of rows from 64 on are zero", "llama"),
     Mutant(
         "how often a function is computed",

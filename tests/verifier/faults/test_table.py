@@ -12,6 +12,7 @@ from tests.verifier.faults.forms import FORMS
 from tests.verifier.faults.mutants import MUTANTS, Mutant, findings
 from tests.verifier.faults.right_exports import EXPORTS, FIRST_HOSTILE, HOSTILE, alarms, right_export
 from tests.verifier.faults.table import KINDS, judge
+from tests.verifier.faults.unusual_exports import UNUSUAL, unusual_alarms
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +61,11 @@ SOME: dict[str, tuple[str, set[str]]] = {
     "transformers.js: data that is not there": ("llama web", {"folder"}),
     "images: another mean": ("vit web", {"folder"}),
     "another temperature": ("llama genai", set()),
+    "rows of 37 tokens among 61, by a factor": ("llama", {"static"}),
+    "row numbers that start again": ("vit", {"static"}),
+    "the activation of a convolution is a limit": ("resnet", {"static"}),
+    "a weight as bytes and as numbers": ("vit", {"static"}),
+    "genai: a key twice": ("llama genai", {"folder"}),
 }
 
 
@@ -101,3 +107,15 @@ def test_without_its_check_a_fault_passes(mutant: Mutant, forms: Path) -> None:
 def test_a_right_export_passes(number: int, tmp_path: Path) -> None:
     found: Any = alarms(right_export(number), tmp_path)
     assert found[0] == (), right_export(number)
+
+
+def test_there_are_40_unusual_exports_and_each_has_a_name_of_its_own() -> None:
+    assert len(UNUSUAL) >= 40
+    assert len({case.name for case in UNUSUAL}) == len(UNUSUAL)
+
+
+@pytest.mark.parametrize("name", ["code: cross-attention", "code: convolutions", "code: fixed sizes"])
+def test_an_unusual_export_passes(name: str, tmp_path: Path) -> None:
+    """A weight that is used in parts; code that refuses short inputs; code without a dynamic axis."""
+    case = next(case for case in UNUSUAL if case.name == name)
+    assert unusual_alarms(case, tmp_path)[0] == ()
