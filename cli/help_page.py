@@ -17,7 +17,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from ibnorm_export.cli.console import out
 
-__all__ = ["COMMAND_GROUPS", "PANELS", "HelpCommand", "HelpGroup", "value_types"]
+__all__ = ["COMMAND_GROUPS", "PANELS", "HelpCommand", "HelpGroup", "parameter_entry", "parameter_groups", "value_types"]
 
 #: The commands by what a person wants, in the order of the list.
 COMMAND_GROUPS: Final = {
@@ -162,8 +162,8 @@ def _example(text: str) -> Iterator[Text]:
 
 
 def _command_lines(command: HelpCommand, ctx: Any) -> Iterator[Text]:
-    arguments = [p for p in command.get_params(ctx) if p.param_type_name == "argument"]
-    options = [p for p in command.get_params(ctx) if p.param_type_name == "option" and not getattr(p, "hidden", False)]
+    groups = parameter_groups(command, ctx)
+    arguments = groups["Arguments"]
     yield Text("")
     yield Text.assemble(
         ("Usage: ", "bold"), f"{ctx.command_path} [OPTIONS] {' '.join(map(_usage, arguments))}".rstrip()
@@ -174,15 +174,21 @@ def _command_lines(command: HelpCommand, ctx: Any) -> Iterator[Text]:
         yield from _wrapped(what)
         if marker:
             yield from _example(" ".join(example.split()))
-    groups: dict[str, list[Any]] = {"Arguments": arguments} | {name: [] for name in PANELS} | {"General": []}
-    for option in options:
-        groups[_panel(option)].append(option)
     for title, members in groups.items():
         if members:
             yield Text("")
             yield Text(title, "bold yellow")
         for member in members:
             yield from _parameter_lines(member, command.types.get(member.name, str))
+
+
+def parameter_groups(command: Any, ctx: Any) -> dict[str, list[Any]]:
+    """Return the arguments and options of a command that its help shows, by the title of their group."""
+    groups: dict[str, list[Any]] = {"Arguments": []} | {name: [] for name in PANELS} | {"General": []}
+    for parameter in command.get_params(ctx):
+        if not getattr(parameter, "hidden", False):
+            groups["Arguments" if parameter.param_type_name == "argument" else _panel(parameter)].append(parameter)
+    return groups
 
 
 def _panel(option: Any) -> str:
@@ -205,27 +211,38 @@ def _placeholder(parameter: Any, kind: type = str) -> str:
     return str(parameter.name).rpartition("_")[2].upper()
 
 
-def _parameter_lines(parameter: Any, kind: type) -> Iterator[Text]:
+def parameter_entry(parameter: Any, kind: type, *, width: int = 1000) -> tuple[str, str, str]:
+    """Return how an argument or option is written, its value, and what it is for.
+
+    Args:
+        parameter: the argument or option.
+        kind: the type of its value.
+        width: where names and choices are longer, the choices are part of the last text.
+    """
     choices = tuple(member.value for member in kind) if issubclass(kind, enum.StrEnum) else ()
     about = [(parameter.help or "").strip()]
     if parameter.param_type_name == "argument":
-        head = Text.assemble("  ", (_placeholder(parameter), "cyan"))
+        names, value = _placeholder(parameter), ""
     else:
         # the short name first, as everybody writes it
         names = ", ".join(sorted(parameter.opts, key=len))
         names += "".join(f" / {name}" for name in parameter.secondary_opts)
         value = "" if getattr(parameter, "is_flag", False) else f" {_placeholder(parameter, kind)}"
         listed = f" {'|'.join(choices)}"
-        if choices and len(names) + len(listed) + 2 <= _width():
+        if choices and len(names) + len(listed) + 2 <= width:
             value = listed
         elif choices:
             about.append(f"One of: {', '.join(choices)}.")
         if getattr(parameter, "multiple", False):
             value += " ..."
-        head = Text.assemble("  ", (names, "cyan"), value)
-    yield head
     about += [f"[{note}]" for note in _notes(parameter)]
-    yield from _wrapped(" ".join(part for part in about if part), _INDENT)
+    return names, value, " ".join(part for part in about if part)
+
+
+def _parameter_lines(parameter: Any, kind: type) -> Iterator[Text]:
+    names, value, about = parameter_entry(parameter, kind, width=_width())
+    yield Text.assemble("  ", (names, "cyan"), value)
+    yield from _wrapped(about, _INDENT)
 
 
 def _notes(parameter: Any) -> Iterator[str]:

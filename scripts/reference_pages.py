@@ -20,6 +20,7 @@ from typer.main import get_command
 import ibnorm_export
 from ibnorm_export import json_document
 from ibnorm_export.artifacts.metadata import METADATA_FORMAT, ModelMetadata, QuantizationEntry
+from ibnorm_export.cli.help_page import parameter_entry, parameter_groups
 from ibnorm_export.cli.main import COMMANDS, app
 from ibnorm_export.errors import ExitCode
 from ibnorm_export.gate import config
@@ -115,17 +116,13 @@ def _command(name: str, command: Any, context: Any) -> list[str]:
 
 def _options(command: Any, context: Any) -> str:
     """A command's parameters as a list, those of each group together: on a phone a table would break their names."""
-    groups: dict[str, list[tuple[str, str]]] = {}
-    for parameter in command.params:
-        record = parameter.get_help_record(context)
-        if record is not None and not getattr(parameter, "hidden", False):
-            kind = "Arguments" if parameter.param_type_name == "argument" else "Options"
-            title = getattr(parameter, "rich_help_panel", None) or kind
-            names = re.sub(r" <(path|str)>", "", record[0]).replace("<int range>", "<int>")
-            groups.setdefault(title, []).append((code(names), record[1]))
+    kinds = getattr(command, "types", {})
     parts = []
-    for title, rows in groups.items():
-        parts += [f"**{title}**", *(f"{names}\n:   {' '.join(text.split())}" for names, text in rows)]
+    for title, parameters in parameter_groups(command, context).items():
+        parts += [f"**{title}**"] if parameters else []
+        for parameter in parameters:
+            names, value, text = parameter_entry(parameter, kinds.get(parameter.name, str))
+            parts.append(f"{code(f'{names}{value}')}\n:   {' '.join(text.split())}")
     return "\n\n".join(parts)
 
 
