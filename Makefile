@@ -1,7 +1,8 @@
 # On a fresh machine with Python 3.11 and a C++ compiler:
 #   make demo    sets up, then does the main job on real input
 #   make test    sets up, then lints and runs the core suite
-# Other suites, each of which sets up what it needs (.ci/run runs all but test-fuzz, test-qemu and test-compat):
+# Other suites, each of which sets up what it needs (.ci/run runs all but test-fuzz, test-older-processors, test-qemu and
+# test-compat):
 #   make test-generation   cached decoding, text generation, quantised weights
 #   make test-faults       planted faults, each of which verification must name
 #   make test-families     every model family and grouping, and timm's checkpoint folders

@@ -39,40 +39,51 @@ def run(*command: str, **environment: str) -> None:
         sys.exit(finished.returncode)
 
 
-def build_wheel(folder: Path, *settings: str, **environment: str) -> Path:
+def build_wheel(folder: Path, *settings: str, isolated: bool = True, **environment: str) -> Path:
     """Build one wheel into an empty folder.
 
     Args:
         folder: the folder; it is made.
         settings: settings of scikit-build-core, KEY=VALUE.
+        isolated: build in a new environment with what pyproject.toml asks for, else in this one.
         environment: variables of the build.
     """
-    options = [f"-C{setting}" for setting in settings]
+    options = [*([] if isolated else ["--no-isolation"]), *(f"-C{setting}" for setting in settings)]
     run(sys.executable, "-m", "build", "--wheel", "--outdir", str(folder), *options, ".", **environment)
     (wheel,) = folder.glob("*.whl")
     return wheel
 
 
-def build_with_kernels(folder: Path, machine: str, cpu_kernels: Path | None) -> Path:
+def build_with_kernels(folder: Path, machine: str, *, cpu_kernels: Path | None, isolated: bool) -> Path:
     """Build the wheel with kernels for `machine`, which is this one or one that a cross compiler is installed for.
 
     Args:
         folder: the folder; it is made.
         machine: as `platform.machine()` names it.
-        cpu_kernels: kernels for this machine that are linked in place of compiled; None compiles them.
+        cpu_kernels: kernels for `machine` that are linked in place of compiled; None compiles them.
+        isolated: as for `build_wheel`.
     """
-    if machine == platform.machine():
-        return build_wheel(folder, *([f"cmake.define.IBNORM_CPU_KERNELS={cpu_kernels}"] if cpu_kernels else []))
-    compiler = f"{machine}-linux-gnu-g++"
-    if not shutil.which(compiler):
-        sys.exit(f"{compiler} is not installed; on Debian: apt install g++-{machine}-linux-gnu")
-    settings = {
-        "CMAKE_SYSTEM_NAME": "Linux",
-        "CMAKE_SYSTEM_PROCESSOR": machine,
-        "CMAKE_CXX_COMPILER": compiler,
-    }
+    settings, environment = {}, {}
+    if cpu_kernels:
+        settings["IBNORM_CPU_KERNELS"] = str(cpu_kernels)
+    if machine != platform.machine():
+        compiler = f"{machine}-linux-gnu-g++"
+        if not shutil.which(compiler):
+            sys.exit(f"{compiler} is not installed; on Debian: apt install g++-{machine}-linux-gnu")
+        settings |= {
+            "CMAKE_SYSTEM_NAME": "Linux",
+            "CMAKE_SYSTEM_PROCESSOR": machine,
+            "CMAKE_CXX_COMPILER": compiler,
+        }
+        environment["_PYTHON_HOST_PLATFORM"] = f"linux-{machine}"
     defines = [f"cmake.define.{name}={value}" for name, value in settings.items()]
-    return build_wheel(folder, *defines, _PYTHON_HOST_PLATFORM=f"linux-{machine}")
+    return build_wheel(folder, *defines, isolated=isolated, **environment)
+
+
+def kernels_of(text: str) -> tuple[str, Path]:
+    """Parse MACHINE=PATH."""
+    machine, _, path = text.rpartition("=")
+    return machine or platform.machine(), Path(path).resolve()
 
 
 def write_checksums(folder: Path) -> None:
@@ -90,8 +101,16 @@ def main() -> None:
     parser.add_argument("--only", choices=("sdist", "kernels", "pure"), help="build one kind only")
     parser.add_argument(
         "--cpu-kernels",
-        type=lambda text: Path(text).resolve(),
-        help="libibnorm_cpu.a of a build of this source, to link",
+        action="append",
+        default=[],
+        type=kernels_of,
+        metavar="[MACHINE=]PATH",
+        help="libibnorm_cpu.a of a build of this source, to link in place of compiling it",
+    )
+    parser.add_argument(
+        "--no-isolation",
+        action="store_true",
+        help="build the wheels with kernels in this environment, not in a new one for each",
     )
     options = parser.parse_args()
     out: Path = options.out.resolve()
@@ -102,7 +121,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         if options.only in (None, "kernels"):
             for machine in dict.fromkeys((platform.machine(), *options.cross)):
-                wheel = build_with_kernels(Path(name) / machine, machine, options.cpu_kernels)
+                kernels = dict(options.cpu_kernels).get(machine)
+                wheel = build_with_kernels(
+                    Path(name) / machine, machine, cpu_kernels=kernels, isolated=not options.no_isolation
+                )
                 run(sys.executable, "-m", "auditwheel", "repair", "--wheel-dir", str(out), str(wheel))
         if options.only in (None, "pure"):
             shutil.copy2(build_wheel(Path(name) / "pure", "wheel.cmake=false"), out)

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.cross_kernels import cross_kernels
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 LIBRARY = "ibnorm_export/lib/libibnorm_ort.so"
 #: glibc 2.28 is that of Debian 10, RHEL 8 and Ubuntu 18.10.
@@ -28,14 +30,15 @@ ELF_MACHINES = {"x86_64": 62, "aarch64": 183}
 def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of distributions, with a wheel for aarch64 where its compiler is installed.
 
-    This machine's wheel links the kernels of build/native, which are the same source with the same flags; those for
-    aarch64 are compiled.
+    With it, wheels link kernels that other suites use too: the same source with the same flags, compiled by CMake. The
+    source distribution and the wheel without kernels are built in environments that have only what they ask for.
     """
     folder = tmp_path_factory.mktemp("dist")
-    other = "aarch64" if platform.machine() == "x86_64" and shutil.which("aarch64-linux-gnu-g++") else None
-    command = [sys.executable, "scripts/build_wheels.py", "--out", str(folder), *(["--cross", other] if other else [])]
-    compiled = REPOSITORY / "build" / "native" / "libibnorm_cpu.a"
-    command += ["--cpu-kernels", str(compiled)] if other and compiled.is_file() else []
+    command = [sys.executable, "scripts/build_wheels.py", "--out", str(folder), "--no-isolation"]
+    if platform.machine() == "x86_64" and shutil.which("aarch64-linux-gnu-g++"):
+        command += ["--cross", "aarch64", "--cpu-kernels", f"aarch64={cross_kernels('aarch64')}"]
+        native = REPOSITORY / "build" / "native" / "libibnorm_cpu.a"
+        command += ["--cpu-kernels", str(native)] if native.is_file() else []
     subprocess.run(command, cwd=REPOSITORY, check=True)
     return folder
 

@@ -1,6 +1,6 @@
 """The CPU kernels on processors that this machine does not have: arm64 and older x86-64, under qemu's user emulation.
 
-The kernels are compiled for the processor, and compared with the float64 reference through a pipe.
+The kernels are those that CMake compiles for a release. They are compared with the float64 reference through a pipe.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 import struct
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,25 +20,30 @@ from ibnorm_export.op import reference
 from ibnorm_export.op.spec import Compression, IBNormSpec
 from tests.custom_ops.ort.conftest import SETS, TYPE_CODES
 from tests.custom_ops.ort.test_kernels import PAIR_IDS, PAIRS, REGIMES, check, make
-
-SOURCES = Path(__file__).resolve().parents[3] / "custom_ops"
+from tests.support.cross_kernels import ROOT, cross_kernels
 
 
 @dataclass(frozen=True)
 class Processor:
-    """A processor: its compiler, its emulator, and the flags of each set of kernels.
-
-    The options of the kernels are those of custom_ops/CMakeLists.txt.
-    """
+    """A processor: its compiler, its emulator, and the kernels that it runs."""
 
     compiler: str
     emulator: tuple[str, ...]
-    sets: dict[str, list[str]]
+    kernels: Callable[[], Path]
+    sets: tuple[str, ...] = ("generic",)
+
+
+def native_kernels() -> Path:
+    """The kernels of build/native: those for AVX2 and AVX-512 are in it too, and must not run."""
+    kernels = ROOT / "build" / "native" / "libibnorm_cpu.a"
+    if not kernels.is_file():
+        pytest.skip("the native library is not built (make native)")
+    return kernels
 
 
 PROCESSORS = {
-    "arm64": Processor("aarch64-linux-gnu-g++", ("qemu-aarch64",), {"generic": []}),
-    "x86-64 without AVX": Processor("g++", ("qemu-x86_64", "-cpu", "Nehalem"), {"generic": []}),
+    "arm64": Processor("aarch64-linux-gnu-g++", ("qemu-aarch64",), lambda: cross_kernels("aarch64")),
+    "x86-64 without AVX": Processor("g++", ("qemu-x86_64", "-cpu", "Nehalem"), native_kernels),
 }
 
 
@@ -79,24 +84,11 @@ class Emulated:
 
 
 def compiled(processor: Processor, folder: Path) -> Path:
-    """A static program of the kernels for a processor.
-
-    Without AVX the program has this machine's kernels of build/native, if they are built, which take half a minute to
-    compile: the same source with the same flags, beside kernels that must not run there.
-    """
-    common = ["-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", f"-I{SOURCES}/include", f"-I{SOURCES}/kernels/cpu"]
-    program, built = folder / "kernels", SOURCES.parent / "build" / "native" / "libibnorm_cpu.a"
-    linked = [SOURCES / "testing/kernels_pipe.cc"]
-    if processor.compiler == "g++" and built.is_file():
-        linked.append(built)
-    else:
-        linked.append(SOURCES / "kernels/cpu/dispatch.cc")
-        for isa, flags in processor.sets.items():
-            linked.append(folder / f"{isa}.o")
-            options = ["-ffp-contract=off", "-Wno-maybe-uninitialized", f"-DIBNORM_ISA={isa}", *flags]
-            source = SOURCES / "kernels/cpu/row_kernels.cc"
-            subprocess.run([processor.compiler, *common, *options, "-c", source, "-o", linked[-1]], check=True)
-    subprocess.run([processor.compiler, *common, "-static", *linked, "-o", program], check=True)
+    """A static program of the kernels for a processor."""
+    program, sources = folder / "kernels", ROOT / "custom_ops"
+    flags = ["-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", f"-I{sources}/include", f"-I{sources}/kernels/cpu"]
+    linked = [sources / "testing/kernels_pipe.cc", processor.kernels()]
+    subprocess.run([processor.compiler, *flags, "-static", *linked, "-o", program], check=True)
     return program
 
 
@@ -109,7 +101,7 @@ def emulated(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     program = compiled(processor, tmp_path_factory.mktemp("emulated"))
     command = [*processor.emulator, str(program)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        yield Emulated(process, tuple(processor.sets))
+        yield Emulated(process, processor.sets)
         assert process.stdin is not None
         process.stdin.close()
         assert process.wait() == 0
