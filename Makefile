@@ -54,7 +54,9 @@ CUDA_ARCHITECTURES ?= 80-real
 
 # One worker for each core, each with one thread: 0.6 of the time of one worker with two threads. Each worker takes a run
 # of consecutive tests, because the tests of a file share exported models, and takes from the other when it has finished.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+# A folder for models that several suites use: with SHARED=--shared-folder=PATH each is exported once for all of them.
+SHARED ?=
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SHARED) -n auto --maxprocesses 4 --dist worksteal
 CPP := $(shell find custom_ops tests -name '*.cc' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: test-cuda-tensorrt test-generation-faults test-processors demo runtimes test-runtimes library test test-fuzz test-generation test-faults test-families test-browser test-docs docs families training-checkpoints test-targets test-cuda test-tensorrt test-serving test-older-processors test-qemu test-harness test-wheels extras core-tests lint format setup native native-cuda sanitize test-compat mutants clean test-tools
@@ -123,16 +125,16 @@ test-compat: native
 # Compiles the kernels for each processor, and calls them through a pipe (Debian: g++-aarch64-linux-gnu, qemu-user). Then
 # the tests of test-qemu without it.
 test-processors: native
-	$(BIN)/python -m pytest tests/custom_ops/emulated tests/processors
+	$(BIN)/python -m pytest $(SHARED) tests/custom_ops/emulated tests/processors
 	if $(BIN)/python -m tests.processors.run --possible; then \
 	  $(MAKE) --no-print-directory --old-file=native older-tests-avx2 older-tests-sse4.2 "OLDER_TESTS=$(QEMU_TESTS)"; fi
 
 test-harness: native $(VENV)/.extra-lm-eval-test
-	$(BIN)/python -m pytest tests/evaluation/harness
+	$(BIN)/python -m pytest $(SHARED) tests/evaluation/harness
 
 # The compiler works for a minute. A wheel for arm64 is built where aarch64-linux-gnu-g++ is installed.
 test-wheels: native $(VENV)/.extra-wheel-test
-	$(BIN)/python -m pytest tests/packaging
+	$(BIN)/python -m pytest $(SHARED) tests/packaging
 
 mutants: native
 	$(BIN)/python -m tests.custom_ops.ort.mutants --record benchmarks/results/mutants.json
@@ -196,14 +198,14 @@ families: native build/vision/.ready
 
 # The reports in Chromium (Debian: apt-get install chromium); the test lets it reach no network.
 test-browser: native $(VENV)/.extra-browser-test
-	$(BIN)/python -m pytest tests/browser
+	$(BIN)/python -m pytest $(SHARED) tests/browser
 
 # A warning is an error. Pages of the reference are written from the code: scripts/site_hooks.py
 docs: $(VENV)/.extra-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --clean
 
 test-docs: native $(VENV)/.extra-docs $(VENV)/.extra-browser-test
-	$(BIN)/python -m pytest tests/docs
+	$(BIN)/python -m pytest $(SHARED) tests/docs
 
 # The packages that run exports in Node and in a browser (450 MB), where npm is installed. Their scripts, which would fetch
 # more, do not run.
@@ -218,7 +220,7 @@ build/node/.ready: tests/node/package.json
 # What exports for other runtimes compute there, and the program of examples/cpp, built and run. Without npm, what needs
 # Node is skipped; without Chromium, what needs a browser.
 test-targets: native $(VENV)/.extra-browser-test $(VENV)/.extra-litert $(VENV)/.extra-openvino build/node/.ready
-	$(BIN)/python -m pytest tests/targets
+	$(BIN)/python -m pytest $(SHARED) tests/targets
 
 # Older versions of ONNX Runtime, each in its own environment.
 OLDER := $(addprefix build/runtimes/onnxruntime-,1.18.1 1.20.1 1.22.1 1.24.4)
@@ -231,7 +233,7 @@ runtimes: $(addsuffix /.ready,$(OLDER)) build/node/.ready
 
 # Files in other runtimes. What takes hours or other packages is recorded: python -m benchmarks.run runtimes
 test-runtimes: native $(VENV)/.extra-openvino runtimes
-	$(BIN)/python -m pytest tests/runtimes/others
+	$(BIN)/python -m pytest $(SHARED) tests/runtimes/others
 
 # What simplifiers, quantisers and converters do to an exported file.
 test-tools: native $(VENV)/.extra-tools-test
@@ -255,7 +257,7 @@ test-cuda-tensorrt: $(VENV)/.extra-cuda-test $(VENV)/.extra-tensorrt-test
 
 # Triton on the generated repositories, and the text endpoint, called by their usual clients.
 test-serving: native $(VENV)/.extra-serve-test $(VENV)/.triton
-	$(BIN)/python -m pytest tests/serving
+	$(BIN)/python -m pytest $(SHARED) tests/serving
 
 # With newer instruction sets hidden from every library: tests/processors/run.py. Everything that computes is tested, and
 # each process of a run makes sure that it sees the older processor.
