@@ -24,6 +24,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 #: Modules of `benchmarks.suites`. Each has `add_options(parser)` and `measure(options, report)`.
 SUITES = {
     "op_cpu": "The fused operator in ONNX Runtime on the CPU, against LayerNormalization and a memory copy.",
+    "arm_instructions": "Instructions of the CPU kernels for each element on arm64, with NEON and without.",
     "op_cuda": "Bandwidth of the CUDA kernels, against a copy on the same GPU.",
     "model_cpu": "Whole models in ONNX Runtime on the CPU, fused and as functions, against LayerNorm.",
     "generation": "First token and decoding of LLaMA-60M in every form, against an RMSNorm model.",
