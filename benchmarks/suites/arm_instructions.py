@@ -2,7 +2,7 @@
 
 There is no arm64 machine, and an emulator gives no time, so qemu counts the instructions of the whole program for two
 numbers of rows. What the program takes to read and write the tensors is counted by the same requests with a lambda that
-the kernels refuse. "Plain C++" is the source as it was for any machine without intrinsics: vectors of four floats in the
+the kernels refuse. "Plain C++" is the source as it is for a machine without intrinsics: vectors of four floats in the
 compiler's own form, two of them at a time, and conversions of half types by integer arithmetic. "Scalar C++" is a loop
 over the elements with the functions of the C library.
 

@@ -7,6 +7,9 @@ preset several times; the time is the median of load and export together, the pe
 Physical limit: an export writes every weight once and must read it once, so it cannot be faster than a copy of the
 file. No weight needs to stay in memory, so the limit of the peak is one block of one weight.
 
+A preset may name the type of its weights, as in llama-60m:int4, which is exported for text generation. Matrices are
+quantised one by one while the file is written. A target of time is on presets without a type.
+
 `peak over weights` is the growth of the resident set, mapped pages of the checkpoint included, over the process that
 has everything imported. `process over weights` also counts that process, about 0.5 GB.
 """
@@ -26,28 +29,31 @@ from typing import Any
 from benchmarks.report import Report
 from benchmarks.rows import Figure, Row, Target
 
-#: argv: tiny checkpoint, checkpoint, file, number of runs.
+#: argv: tiny checkpoint, checkpoint, file, number of runs, bits of quantised matrices (0: none).
 _EXPORT = """
 import gc, json, shutil, sys, time
 from pathlib import Path
 from ibnorm_export import models
-from ibnorm_export.exporter.export import export
+from ibnorm_export.exporter.export import ExportOptions, export
+from ibnorm_export.graph.quantization import Quantization
 
 def memory(field):
     line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(field))
     return int(line.split()[1]) * 1024
 
-tiny, checkpoint, target, runs = *map(Path, sys.argv[1:4]), int(sys.argv[4])
-export(models.load(tiny), target)
+tiny, checkpoint, target, runs, bits = *map(Path, sys.argv[1:4]), *map(int, sys.argv[4:])
+task = "text-generation" if bits else "forward"
+options = ExportOptions(quantization=Quantization(bits) if bits else None)
+export(models.load(tiny, task=task), target, options=options)
 gc.collect()
 before = memory("VmRSS:")
 Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
 times, stages, peak = [], [], 0
 for run in range(runs):
     start = time.perf_counter()
-    model = models.load(checkpoint)
+    model = models.load(checkpoint, task=task)
     marks = [("loading", start)]
-    export(model, target, progress=lambda what, *_: marks.append((what, time.perf_counter())))
+    export(model, target, options=options, progress=lambda what, *_: marks.append((what, time.perf_counter())))
     times.append(time.perf_counter() - start)
     stages.append({name: later - at for (name, at), (_, later) in zip(marks, marks[1:])})
     peak = peak or memory("VmHWM:")
@@ -55,7 +61,7 @@ for run in range(runs):
     del model
     gc.collect()
 copies = []
-files = [f for f in (target, Path(f"{target}.data")) if f.exists()]
+files = [f for f in (target, Path(f"{target}.data"), *target.rglob("*")) if f.is_file()]
 for _ in range(max(runs, 2)):
     start = time.perf_counter()
     for file in files:
@@ -87,18 +93,21 @@ _EXTERNAL_ABOVE_BYTES = 2_000_000_000
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--presets", nargs="+", default=list(_MOST_S), help="Presets of models (%(default)s).")
+    forms = [*_MOST_S, "llama-60m:int8", "llama-60m:int4"]
+    parser.add_argument("--presets", nargs="+", default=forms, help="Presets of models (%(default)s).")
     parser.add_argument("--runs", type=int, default=3, help="Exports of a preset of less than 2 GB (%(default)s).")
     parser.add_argument("--checkpoints", type=Path, help="Folder of checkpoints, to make them only once.")
 
 
-def _measure(preset: str, folder: Path, *, checkpoints: Path, runs: int) -> dict[str, Any]:
+def _measure(form: str, folder: Path, *, checkpoints: Path, runs: int) -> dict[str, Any]:
     """Export one preset in its own process."""
+    preset, _, dtype = form.partition(":")
     tiny, checkpoint = checkpoints / f"tiny-{preset}", checkpoints / preset
     if not checkpoint.exists():
         subprocess.run([sys.executable, "-c", _NEW, preset, str(tiny), str(checkpoint)], check=True)
     large = sum(f.stat().st_size for f in checkpoint.rglob("*") if f.is_file()) > _EXTERNAL_ABOVE_BYTES
-    command = [sys.executable, "-c", _EXPORT, tiny, checkpoint, folder / "model.onnx", 1 if large else runs]
+    command = [sys.executable, "-c", _EXPORT, tiny, checkpoint, folder / "exported", 1 if large else runs]
+    command.append(dtype.removeprefix("int") or 0)
     done = subprocess.run([str(part) for part in command], check=True, capture_output=True, text=True)
     measured: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return measured

@@ -51,9 +51,9 @@ from ibnorm_export.graph.early_gather import gather_early
 from ibnorm_export.graph.inlining import inline_norms
 from ibnorm_export.graph.model_writer import without_weights, write_model
 from ibnorm_export.graph.nan_guards import remove_nan_guards
-from ibnorm_export.graph.quantization import quantize
 from ibnorm_export.graph.skip_fusion import fuse_skip
 from ibnorm_export.graph.static_cache import STATIC_OPSET, keep_cache_in_place
+from ibnorm_export.graph.streamed_quantization import quantize_when_written
 from ibnorm_export.op.onnx_functions import OPSETS
 from ibnorm_export.progress import Progress, silent
 
@@ -256,7 +256,7 @@ def quantized(built: ir.Model, options: ExportOptions) -> ir.Model:
     """Return the model with its weights stored as in `options`; do not use `built` afterwards."""
     if options.quantization is None:
         return built
-    return ir.serde.deserialize_model(quantize(ir.serde.serialize_model(built), options.quantization))
+    return quantize_when_written(built, options.quantization)
 
 
 def _check_names(graph: ir.Graph, model: LoadedModel) -> None:

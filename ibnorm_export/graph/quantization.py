@@ -6,7 +6,7 @@ import contextlib
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import onnx
@@ -16,7 +16,16 @@ from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.metadata import QuantizationEntry
 from ibnorm_export.errors import BackendUnavailable, ExportError, ModelFileError, quoted
 
-__all__ = ["BLOCK_SIZES", "Quantization", "dequantize", "preserved_logging", "quantize", "step_sizes", "stored_bits"]
+__all__ = [
+    "BLOCK_SIZES",
+    "Quantization",
+    "dequantize",
+    "preserved_logging",
+    "quantize",
+    "quantize_matrix",
+    "step_sizes",
+    "stored_bits",
+]
 
 #: Block sizes that the kernel of ONNX Runtime's CPU provider supports.
 BLOCK_SIZES: Final = (16, 32, 64, 128, 256)
@@ -141,6 +150,23 @@ def quantize(model: onnx.ModelProto, wanted: Quantization) -> onnx.ModelProto:
         if not node.metadata_props and node.output:
             node.metadata_props.extend(props.get(node.output[0], []))
     return model
+
+
+def quantize_matrix(weight: NDArray[Any], *, bits: int, block_size: int) -> dict[str, NDArray[Any]]:
+    """Return the parts of a quantised matrix, by the ends of their names in a file.
+
+    Args:
+        weight: (k, n), in fp32 or fp16.
+        bits: bits of each value.
+        block_size: number of values along k in a block.
+    """
+    from onnxruntime.quantization import matmul_nbits_quantizer as nbits
+
+    config = nbits.DefaultWeightOnlyQuantConfig(block_size=block_size, is_symmetric=False, bits=bits)
+    quantizer = nbits.DefaultWeightOnlyQuantizer(config)
+    # It reads the values in the order of memory, whatever the strides.
+    packed, scales, zero_points = quantizer.qbits_block_quant(np.ascontiguousarray(weight))
+    return {f"_Q{bits}": packed, "_scales": scales, "_zero_points": zero_points}
 
 
 def _unpack(packed: NDArray[np.uint8], bits: int, *, count: int) -> NDArray[np.float32]:

@@ -67,8 +67,11 @@ class WeightTensor(ir.Tensor[Any]):
         return b"".join(block.tobytes() for block in self.blocks())
 
     def numpy(self) -> NDArray[Any]:
-        flat = np.frombuffer(bytearray(self.tobytes()), dtype=self.dtype.numpy())
-        return flat.reshape(self.shape.numpy())
+        values, start = np.empty(self.nbytes, dtype=np.uint8), 0
+        for block in self.blocks():
+            values[start : start + block.size] = block
+            start += block.size
+        return values.view(self.dtype.numpy()).reshape(self.shape.numpy())
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         array = self.numpy()
