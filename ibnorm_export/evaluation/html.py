@@ -13,8 +13,8 @@ from ibnorm_export.text_report import counted
 
 __all__ = ["page_verdict", "sections", "write_evaluation"]
 
-#: Rows of a table or plot of classes, of the most frequent wrong answers of a candidate, of its changed answers, and of
-#: unreadable samples. On a phone, each row is a card, and there is a table for each candidate.
+#: Rows of a table or plot of classes, of the most frequent wrong answers, of the changed answers of a candidate, and of
+#: unreadable samples. On a phone, each row is a card.
 _CLASSES: Final = 20
 _CONFUSIONS: Final = 10
 _CHANGED: Final = 30
@@ -171,13 +171,21 @@ def _classes(report: EvaluationReport) -> Iterator[Section]:
         rows=rows,
         plots=((plot, "The worst class first."),),
     )
-    for candidate in report.candidates:
-        if candidate.confusions:
-            yield Section(
-                f"Most frequent wrong answers of {candidate.name}",
-                head=("truth", "answer", "samples"),
-                rows=tuple((c.truth, c.answer, str(c.count)) for c in candidate.confusions[:_CONFUSIONS]),
-            )
+    if any(candidate.confusions for candidate in report.candidates):
+        yield _wrong_answers(report)
+
+
+def _wrong_answers(report: EvaluationReport) -> Section:
+    """One table, so that candidates are seen side by side, and a phone shows each answer once."""
+    counts = [{(c.truth, c.answer): c.count for c in found.confusions} for found in report.candidates]
+    most = {pair: max(found.get(pair, 0) for found in counts) for found in counts for pair in found}
+    listed = sorted(most, key=lambda pair: -most[pair])[:_CONFUSIONS]
+    return Section(
+        "Most frequent wrong answers",
+        ("How often each candidate gives the answer; nothing if it is not among its most frequent ones.",),
+        head=("truth", "answer", *(c.name for c in report.candidates)),
+        rows=tuple((*pair, *(str(found.get(pair, "")) for found in counts)) for pair in listed),
+    )
 
 
 def _context(report: EvaluationReport) -> Iterator[Section]:
