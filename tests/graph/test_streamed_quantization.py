@@ -72,6 +72,20 @@ def test_each_matrix_is_quantised_once_and_only_when_it_is_written(
     assert sorted(made) == [(HIDDEN, INNER), (HIDDEN, WORDS), (INNER, HIDDEN)]
 
 
+def test_a_file_with_external_data_has_the_same_values(tmp_path: Path) -> None:
+    wanted = Quantization(4, 32, 8)
+    streamed = quantize_when_written(ir.serde.deserialize_model(_model()), wanted)
+    ir.save(streamed, tmp_path / "model.onnx", external_data="model.onnx.data")
+    assert (tmp_path / "model.onnx.data").stat().st_size > 0
+    found = onnx.load(tmp_path / "model.onnx")
+    whole = quantize(_model(), wanted)
+    assert [node.name for node in found.graph.node] == [node.name for node in whole.graph.node]
+    values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in found.graph.initializer}
+    assert set(values) == {tensor.name for tensor in whole.graph.initializer}
+    for tensor in whole.graph.initializer:
+        np.testing.assert_array_equal(values[tensor.name], onnx.numpy_helper.to_array(tensor), strict=True)
+
+
 def test_a_transposed_view_is_quantised_in_its_own_order(tmp_path: Path) -> None:
     built = ir.serde.deserialize_model(_model())
     head = built.graph.initializers["head"]
