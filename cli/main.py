@@ -218,7 +218,8 @@ def _usage_message(error: Any) -> str:
     # without typer's own list of possible options, which is long
     message = error.message if "No such option" in str(error.message) else error.format_message()
     context = error.ctx
-    options = [] if context is None else [name for p in context.command.get_params(context) for name in p.opts]
+    parameters = [] if context is None else context.command.get_params(context)
+    options = [name for parameter in parameters for name in parameter.opts if name.startswith("-")]
     hint = hint_of(message, options)
     message = f"{message.rstrip('.')}; {hint}" if hint else message
     return message if context is None else f"{message} (see {context.command_path} --help)"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ibnorm_export.artifacts.axes import BATCH, SEQUENCE, TOTAL
+from ibnorm_export.artifacts.axes import BATCH, CAPACITY, PAST, SEQUENCE, TOTAL, axis_name
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel, torch_dtype
 from ibnorm_export.artifacts.random_inputs import draw_inputs
@@ -80,6 +80,7 @@ def bench_forward(
     options = BenchOptions() if options is None else options
     _require_sizes(exported, options.sizes)
     sizes = {BATCH: 1, SEQUENCE: default_length(exported.metadata.max_positions), **options.sizes}
+    sizes = _own_axes(exported, options.sizes, length=sizes[SEQUENCE]) | sizes
     sizes |= exported.metadata.shape
     _require_runnable(exported, options=options, length=sizes.get(TOTAL, sizes[SEQUENCE]))
     inputs = draw_inputs(exported, sizes, seed=options.seed)
@@ -130,6 +131,18 @@ def _require_runnable(exported: ExportedModel, *, options: BenchOptions, length:
     longest = exported.metadata.max_positions
     if 0 < longest < length:
         raise IBNormError(f"{exported.path} has {longest} positions, fewer than a sequence of {length}")
+
+
+def _own_axes(exported: ExportedModel, given: Mapping[str, int], *, length: int) -> dict[str, int]:
+    """The size of the one axis of a name of the user's own, such as time: it is taken for the sequence.
+
+    With several such axes, or with the size of an example and no `given` length, there is nothing to take.
+    """
+    known = (BATCH, SEQUENCE, PAST, TOTAL, CAPACITY)
+    own = {axis for tensor in exported.inputs for axis in tensor.shape[1:] if isinstance(axis, str)}
+    own = {axis for axis in own if axis_name(axis) not in known}
+    example = exported.metadata.arguments.get("sizes", {})
+    return dict.fromkeys(own, length) if len(own) == 1 and (SEQUENCE in given or not own & set(example)) else {}
 
 
 def _require_sizes(exported: ExportedModel, sizes: Mapping[str, int]) -> None:

@@ -90,6 +90,12 @@ def write_template(checkpoint: Path, path: Path, *, weights: Weights | None = No
     """
     if path.exists():
         raise ConfigError(f"{path} already exists; name another file, or remove it")
+    if checkpoint.is_file():
+        raise ConfigError(
+            f"{checkpoint} is a file of weights, and a template is for a checkpoint folder; for a model of your "
+            f'own code, write {path} with [[export]], name = "{checkpoint.stem}", checkpoint = "{checkpoint}" and '
+            'model = "package.module:factory"'
+        )
     model = load(checkpoint, weights=weights)
     relative = os.path.relpath(checkpoint.resolve(), path.resolve().parent)
     name = re.sub(r"[^A-Za-z0-9._-]", "-", checkpoint.resolve().name).lstrip(".") or "model"

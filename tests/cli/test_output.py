@@ -122,6 +122,7 @@ def test_doctor_ends_with_the_next_step(cli: Any) -> None:
         (("check", "CK"), "ibnorm-export check --init CK"),
         (("exprot", "CK"), "Did you mean 'export'?"),
         (("export", "CK", "-o", "x.onnx", "--fp16"), "write --dtype fp16"),
+        (("check", "--confg", "x.toml"), "No such option: --confg (see"),
         (("-q", "inspect", "FILE"), "write it after the name of the command"),
     ],
 )

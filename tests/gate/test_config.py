@@ -118,5 +118,8 @@ def test_the_template_is_legal_and_does_not_replace_a_file(llama_checkpoint: Pat
     assert config.export[0].latency[0].sequence == 64
     with pytest.raises(ConfigError, match="already exists"):
         write_template(llama_checkpoint, path)
+    (tmp_path / "w.pt").touch()
+    with pytest.raises(ConfigError, match=r'is for a checkpoint folder; .* model = "package.module:factory"'):
+        write_template(tmp_path / "w.pt", tmp_path / "own.toml")
     chosen = read_check_config(write_template(llama_checkpoint, tmp_path / "raw.toml", weights=Weights.RAW))
     assert [export.weights for export in chosen.export] == [Weights.RAW, Weights.RAW]

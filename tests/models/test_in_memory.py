@@ -343,6 +343,10 @@ def test_an_axis_of_the_users_own_name_has_the_size_of_the_example(tmp_path: Pat
     export(model, tmp_path / "m.onnx")
     assert bench(tmp_path / "m.onnx", options=BenchOptions(rounds=1)).inputs["ids"] == (1, 5)
     assert bench(tmp_path / "m.onnx", options=BenchOptions(rounds=1, sizes={"time": 3})).inputs["ids"] == (1, 3)
+    assert bench(tmp_path / "m.onnx", options=BenchOptions(rounds=1, sizes={"sequence_length": 4})).inputs["ids"] == (
+        1,
+        4,
+    )
     report = verify(tmp_path / "m.onnx", model)
     assert report.numeric is not None
     assert "time other than 1, 3, 5: give your own inputs (--inputs FILE.npz) to cover them" in str(report)
