@@ -50,7 +50,6 @@ def test_sums_in_blocks_are_accurate(kind: Compression, skip: bool, mean: float,
 
     assert error({WIDE, 25_088}) < 1e-6
     assert error({25_088}) > 2e-6, "the narrow body would be accurate enough"
-    assert error({WIDE, 25_089}) > 1e-6, "blocks of one value do not help"
 
 
 @pytest.mark.parametrize(

@@ -80,12 +80,12 @@ def test_the_skip_form_is_bit_identical(
             assert np.linalg.norm(a - b) <= 1e-6 * np.linalg.norm(a)
 
 
-class PlusOne(IBNorm):
-    """A norm whose scale is computed, like Gemma's."""
+class Scaled(IBNorm):
+    """A norm whose scale is computed from its input, so that it is not known when the model is exported."""
 
     def forward(self, x: Tensor) -> Tensor:
         assert self.weight is not None
-        return ibnorm(x, 1.0 + self.weight, bias=self.bias, spec=self.spec)
+        return ibnorm(x, self.weight + x[0], bias=self.bias, spec=self.spec)
 
 
 class Residual(nn.Module):
@@ -94,7 +94,7 @@ class Residual(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         spec = IBNormSpec(Compression("L"), 4.0, epsilon=1e-5)
-        self.computed, self.stored, self.last = PlusOne(16, spec), IBNorm(16, spec), nn.Linear(16, 16)
+        self.computed, self.stored, self.last = Scaled(16, spec), IBNorm(16, spec), nn.Linear(16, 16)
 
     def forward(self, x: Tensor) -> Tensor:
         first = x + self.last(x)
