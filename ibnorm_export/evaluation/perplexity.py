@@ -53,6 +53,9 @@ _CONTEXTS: Final = 16
 #: With at least this many documents, resamples draw documents; else windows, whose losses depend on their neighbours.
 _DOCUMENTS: Final = 30
 
+#: Rounding of a mean loss, in nats.
+_ROUNDING: Final = 1e-6
+
 #: Part of the note about a model that predicts nothing.
 _GUESSING: Final = "is no better than a guess among"
 
@@ -216,7 +219,7 @@ class Perplexity:
         }
         (token, *token_ends), (word, *word_ends), (byte, *byte_ends) = ratios.values()
         hits, hits_low, hits_high = bootstrap_ratio_interval(*_units(document, table["greedy"], tokens))
-        if token >= math.log(self._tokenizer.size) and not any(_GUESSING in note for note in self.notes):
+        if token >= math.log(self._tokenizer.size) - _ROUNDING and not any(_GUESSING in note for note in self.notes):
             self.notes += (
                 f"a perplexity of {math.exp(min(token, 700.0)):.3g} {_GUESSING} {self._tokenizer.size} tokens: "
                 "if the weights are random, differences of perplexity mean nothing",

@@ -199,3 +199,13 @@ def test_a_model_that_overflows_fails(tokenizer: Path, tmp_path: Path) -> None:
     )
     assert not report
     assert "FAIL broken against uniform" in str(report)
+
+
+def test_a_model_that_guesses_gets_a_note(tokenizer: Path, tmp_path: Path) -> None:
+    """Weights that were never trained: a difference of their perplexity means nothing."""
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    options = EvaluationOptions(max_length=16)
+    candidates = [FakeCandidate(name, uniform, facts=ModelFacts(tokenizer)) for name in ("one", "two")]
+    report = evaluate(candidates, task="perplexity", data=tmp_path / "text.txt", options=options)
+    assert [note for note in report.notes if "no better than a guess among 256 tokens" in note] == list(report.notes)
+    assert len(report.notes) == 1
