@@ -1,7 +1,8 @@
 """Recognise norms that were expanded into standard operators, by an inlined export or by an optimiser.
 
 The definition of the operator is the pattern. A node matches when its operators, wiring, constants and epsilon are
-those of the definition; conversions between types make no difference.
+those of the definition. Conversions between types make no difference, nor does the place of a transposition: ONNX
+Runtime moves those of a norm over channels from before the norm into it.
 """
 
 from __future__ import annotations
@@ -32,6 +33,23 @@ _CONVERSIONS: Final = frozenset({"Cast", "CastLike", "Identity"})
 _BLOCK: Final = "block"
 
 _COMMUTATIVE: Final = frozenset({"Add", "Mul", "Max"})
+
+#: Operators of the definitions that compute each value by itself, so that a transposition can come before or after.
+_ELEMENTWISE: Final = _COMMUTATIVE | {"Sub", "Div", "Abs", "Log", "Tanh"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Value:
+    """A value of the file, and the order of axes that makes it a value of the definition; empty is its own order."""
+
+    name: str
+    axes: tuple[int, ...] = ()
+
+    def before(self, transpose: FlowNode) -> _Value:
+        """The input of the Transpose that computes this value."""
+        order = next(tuple(a.ints) for a in transpose.proto.attribute if a.name == "perm")
+        axes = tuple(order[axis] for axis in self.axes) if self.axes else order
+        return _Value(transpose.inputs[0], () if axes == tuple(range(len(axes))) else axes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,17 +145,17 @@ class _Pattern:
         """Match the definition with the computation that ends in a node."""
         if (node.proto.op_type, node.proto.domain) != (self._last.op_type, ""):
             return None
-        bound = self._match_node(self._last, node, bound={})
+        bound = self._match_node(self._last, node, bound={}, axes=())
         if bound is None:
             return None
         numbers = self._numbers
-        block = self._flow.value(bound[_BLOCK]) if _BLOCK in bound else None
+        block = self._flow.value(bound[_BLOCK].name) if _BLOCK in bound else None
         return _Found(
             self._body.name,
             numbers["lambd"],
             epsilon=numbers["epsilon"],
-            scale=bound["scale"],
-            bias=bound["bias"],
+            scale=bound["scale"].name,
+            bias=bound["bias"].name,
             block=0 if block is None else int(block.item()),
         )
 
@@ -146,33 +164,49 @@ class _Pattern:
             name = node.input[0]
         return name
 
-    def _match(self, wanted: str, name: str, *, bound: Mapping[str, str]) -> dict[str, str] | None:
+    def _match(self, wanted: str, value: _Value, *, bound: Mapping[str, _Value]) -> dict[str, _Value] | None:
         """Match one value; returns what the inputs of the definition stand for, or None."""
-        wanted, name = self._skip_conversions(wanted), _source(self._flow, name)
+        wanted, value = self._skip_conversions(wanted), _source(self._flow, value)
         if wanted in self._body.input:
-            return {**bound, wanted: name} if bound.get(wanted, name) == name else None
-        producer, node = self._producers[wanted], self._flow.producer(name)
+            return {**bound, wanted: value} if bound.get(wanted, value) == value else None
+        producer, node = self._producers[wanted], self._flow.producer(value.name)
         if wanted == _BLOCK:
-            same = bound.get(wanted, name) == name and self._is_size(name)
-            return {**bound, wanted: name} if same else None
+            same = bound.get(wanted, value) == value and self._is_size(value.name)
+            return {**bound, wanted: value} if same else None
         if producer.op_type == "Constant":
-            return dict(bound) if self._is_constant(producer, name) else None
+            return dict(bound) if self._is_constant(producer, value.name) else None
         if node is None or (producer.op_type, producer.domain) != (node.proto.op_type, node.proto.domain):
             return None
-        return self._match_node(producer, node, bound=bound)
+        return self._match_node(producer, node, bound=bound, axes=value.axes)
 
-    def _match_node(self, wanted: onnx.NodeProto, node: FlowNode, *, bound: Mapping[str, str]) -> dict[str, str] | None:
+    def _match_node(
+        self, wanted: onnx.NodeProto, node: FlowNode, *, bound: Mapping[str, _Value], axes: tuple[int, ...]
+    ) -> dict[str, _Value] | None:
+        """Match a node whose output is a value of the definition when its axes are put in the order `axes`."""
         inputs = [name for name in node.inputs if name]
         if len(inputs) != len(wanted.input) or not self._same_epsilon(wanted, node.proto):
             return None
+        if axes and wanted.op_type == "ReduceMean":
+            return self._match_mean(wanted, inputs, bound=bound, axes=axes)
+        if axes and wanted.op_type not in _ELEMENTWISE:
+            return None
         orders = [inputs, inputs[::-1]] if wanted.op_type in _COMMUTATIVE else [inputs]
         for order in orders:
-            found: dict[str, str] | None = dict(bound)
+            found: dict[str, _Value] | None = dict(bound)
             for value, name in zip(wanted.input, order, strict=True):
-                found = None if found is None else self._match(value, name, bound=found)
+                found = None if found is None else self._match(value, _Value(name, axes), bound=found)
             if found is not None:
                 return found
         return None
+
+    def _match_mean(
+        self, wanted: onnx.NodeProto, inputs: list[str], *, bound: Mapping[str, _Value], axes: tuple[int, ...]
+    ) -> dict[str, _Value] | None:
+        """Match a mean over the axis that the definition has last."""
+        over = self._flow.value(inputs[1]) if self._flow.is_constant(inputs[1]) else None
+        if over is None or over.size != 1 or over.item() % len(axes) != axes[-1]:
+            return None
+        return self._match(wanted.input[0], _Value(inputs[0], axes), bound=bound)
 
     def _same_epsilon(self, wanted: onnx.NodeProto, node: onnx.NodeProto) -> bool:
         if not any(a.name == "epsilon" for a in wanted.attribute):
@@ -196,10 +230,15 @@ class _Pattern:
         return bool(np.array_equal(np.asarray(array, np.float32).ravel(), np.asarray(expected, np.float32).ravel()))
 
 
-def _source(flow: DataFlow, name: str) -> str:
-    """The value before conversions between types; a constant stays as it is."""
-    while (node := flow.producer(name)) is not None and not flow.is_constant(name):
-        if node.proto.op_type not in _CONVERSIONS or node.proto.domain != "":
+def _source(flow: DataFlow, value: _Value) -> _Value:
+    """The value before conversions between types and transpositions; a constant stays as it is."""
+    while (node := flow.producer(value.name)) is not None and not flow.is_constant(value.name):
+        if node.proto.domain != "":
             break
-        name = node.inputs[0]
-    return name
+        if node.proto.op_type in _CONVERSIONS:
+            value = _Value(node.inputs[0], value.axes)
+        elif node.proto.op_type == "Transpose" and any(a.name == "perm" for a in node.proto.attribute):
+            value = value.before(node)
+        else:
+            break
+    return value

@@ -15,10 +15,11 @@ import onnx
 import onnx.helper
 import onnx.inliner
 import onnx.numpy_helper
+import onnxruntime
 import pytest
 import torch
 
-from ibnorm_export import Compression, IBNormSpec, models
+from ibnorm_export import Compression, ExportOptions, IBNorm, IBNormSpec, export, models
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.tensors import DType
@@ -362,6 +363,40 @@ def test_a_norm_folded_into_a_convolution_is_recognised(fault: float) -> None:
     found = values.folded.find(kernel.astype(np.float32), blocked=False)
     assert any(tensor is module.conv.weight for tensor in found) == (not fault)
     assert any(t is module.conv.bias for t in values.folded.find(shift.astype(np.float32), blocked=False))
+
+
+class NormOverChannels(torch.nn.Module):
+    """A convolution, and IBNorm over the channels of each position."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 8, 3)
+        self.norm = IBNorm(8, IBNormSpec("L", 4.0, epsilon=1e-5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.conv(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+def test_a_transposition_that_an_optimiser_moves_into_a_norm(tmp_path: Path, axis: int) -> None:
+    """ONNX Runtime takes the mean over axis 1, and transposes after it. Over axis 2 the norm is another one."""
+    torch.manual_seed(0)
+    model = models.from_module(NormOverChannels().eval(), inputs=(torch.randn(2, 3, 6, 6),))
+    export(model, tmp_path / "model.onnx", options=ExportOptions(inline=True))
+    settings = onnxruntime.SessionOptions()
+    settings.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    onnxruntime.InferenceSession(tmp_path / "model.onnx", settings, providers=["CPUExecutionProvider"])
+
+    def change(proto: onnx.ModelProto) -> None:
+        (mean,) = (node for node in proto.graph.node if node.op_type == "ReduceMean")
+        assert value(proto, mean.input[1]).tolist() == [1]
+        mean.input[1] = add(proto, np.array([axis]), "over")
+
+    copied = plant(ExportedModel(tmp_path / "optimised.onnx"), tmp_path, change)
+    report = check_static(copied, model, coverage=cover(model))
+    assert found(report, "dropped or changed") == (axis != 1)
+    assert report.norms == (axis == 1)
 
 
 def test_an_unused_tensor_does_not_change_the_dtype(
