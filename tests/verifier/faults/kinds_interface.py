@@ -37,6 +37,12 @@ def _one_axis(e: Edit) -> None:
     second.dim_param = first.dim_param
 
 
+def _mask_axis(e: Edit) -> None:
+    """The mask's axis, which grows with the cache, has the name of the new tokens'."""
+    mask = next(value for value in e.proto.graph.input if value.name == "attention_mask")
+    _axes(mask)[1].dim_param = _axes(e.proto.graph.input[0])[1].dim_param
+
+
 def _no_shape(e: Edit) -> None:
     e.proto.graph.input[0].type.tensor_type.ClearField("shape")
 
@@ -190,6 +196,7 @@ KINDS: Final = tuple(
         "interface": (
             ("axes of the token ids exchanged", _TEXT, _exchange_axes, ""),
             ("both axes of the token ids are the batch", _TEXT, _one_axis, ""),
+            ("the mask's axis is that of the new tokens", ("llama decoder", "gpt2 decoder"), _mask_axis, ""),
             ("an input without a shape", ("llama", *_IMAGES), _no_shape, ""),
             ("the colours of an image are free", _IMAGES, _free_axis(1), _REFUSED),
             ("the height of an image is free", ("resnet",), _free_axis(2), _REFUSED),

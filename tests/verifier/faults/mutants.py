@@ -99,7 +99,7 @@ MUTANTS = (
     ),
     Mutant("bodies of functions", static, "check_functions", _nothing, "a body without Abs", "llama"),
     Mutant("types", static, "check_types", _nothing, "one fp16 weight is stored in fp32", "vit fp16"),
-    Mutant("use of inputs", static, "check_inputs", _nothing, "a token that is at its own position", "llama"),
+    Mutant("use of inputs", static, "check_inputs", _nothing, "heads of the cache reversed", "llama decoder"),
     Mutant("narrow integers", static_inputs, "_narrow_casts", _nothing, "positions in 8 bits", "llama decoder"),
     Mutant("metadata of norms", static, "_claim_problems", _nothing, "a norm's lambda is stated wrongly", "llama"),
     Mutant(
@@ -181,7 +181,7 @@ MUTANTS = (
     Mutant("conversions", static_operators, "_unknown_conversion", _nothing, "a branch through text", "llama"),
     Mutant("domains", static_operators, "_DOMAINS", _Everything(), "one number replaced by another", "vit"),
     Mutant("data of sizes", static_sizes, "_sizes_as_data", _nothing, "rows from 64 on are zero, by Pad", "llama"),
-    Mutant("names of axes", static_format, "_axis_problems", _nothing, "axes of the token ids exchanged", "llama"),
+    Mutant("names of axes", static_format, "_axis_problems", _nothing, "the mask's axis is that", "llama decoder"),
     Mutant("types of inputs", static_format, "_type_problems", _nothing, "images in float64", "vit"),
     Mutant("format", static, "check_format", _nothing, "token ids of 32 bits", "gpt2"),
     Mutant("names of functions", static_format, "_function_problems", _nothing, "a local function called Tanh", "vit"),
