@@ -193,8 +193,7 @@ def overhead_row(
 ) -> Row:
     """Time of `evaluate` after the model is open, over the time of the runtime on the same batches.
 
-    Images are decoded by threads beside the model, which slows it: the runtime's own time is measured without them. The
-    two take turns, and the median of the ratios counts, so that other work on the machine slows both.
+    The two take turns, and the median of the ratios counts, so that other work on the machine slows both.
     """
     samples = list(task.samples(0))
     batches = [samples[start : start + task.batch] for start in range(0, len(samples), task.batch)]

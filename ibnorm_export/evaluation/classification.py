@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
@@ -136,21 +136,15 @@ class Classification:
         return {"task": self.name, "batch": self.batch, "limit": self._limit, "preprocessing": steps}
 
     def samples(self, start: int) -> Iterator[Sample]:
-        """Yield the images from number `start` on. Threads decode the next ones while a model runs."""
+        """Yield the images from number `start` on.
+
+        Threads decode those of a batch together, and rest while a model runs: on the same cores each would slow the
+        other by more than decoding takes.
+        """
         images = self._chosen(start)
         with ThreadPoolExecutor(min(_DECODERS, usable_cores())) as pool:
-            ahead: deque[Future[Sample]] = deque()
-            try:
-                for raw in itertools.islice(images, 2 * self.batch):
-                    ahead.append(pool.submit(self._prepare, raw))
-                while ahead:
-                    sample = ahead.popleft().result()
-                    for raw in itertools.islice(images, 1):
-                        ahead.append(pool.submit(self._prepare, raw))
-                    yield sample
-            finally:
-                for future in ahead:
-                    future.cancel()
+            while batch := list(itertools.islice(images, self.batch)):
+                yield from pool.map(self._prepare, batch)
 
     def _chosen(self, start: int) -> Iterator[RawImage]:
         """The images to take: with a limit and a known number, evenly spaced, because data is sorted by class."""

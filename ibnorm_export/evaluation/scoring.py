@@ -14,6 +14,10 @@ __all__ = ["score_tokens"]
 #: Logits that are worked on at a time, which then stay in the processor's caches.
 _CHUNK: Final = 1 << 18
 
+#: Columns that exponentials are added up in, first in float32, which is faster than in float64. The column of a
+#: vocabulary of 128k tokens adds up 125 values, and has rounding errors of 1e-6 at most.
+_WIDTH: Final = 1024
+
 
 def score_tokens(logits: NDArray[Any], tokens: NDArray[np.int64]) -> TokenScores:
     """Score tokens by the logits that predict them.
@@ -26,13 +30,16 @@ def score_tokens(logits: NDArray[Any], tokens: NDArray[np.int64]) -> TokenScores
     found = np.empty(count, dtype=np.float64)
     greedy = np.empty(count, dtype=np.bool_)
     step = max(1, _CHUNK // max(1, vocabulary))
+    padded = np.zeros((min(step, count), -(-vocabulary // _WIDTH) * _WIDTH), dtype=np.float32)  # zeros add nothing
     for start in range(0, count, step):
-        rows = slice(start, start + step)
-        piece = logits[rows].astype(np.float32)  # a copy, which is changed below
-        chosen = tokens[rows, None]
-        greedy[rows] = piece.argmax(axis=1) == chosen[:, 0]
-        piece -= piece.max(axis=1, keepdims=True)
+        rows = logits[start : start + step]
+        piece = padded[: len(rows), :vocabulary]
+        chosen = tokens[start : start + step, None]
+        largest = rows.argmax(axis=1, keepdims=True)
+        np.subtract(rows, np.take_along_axis(rows, largest, axis=1), out=piece, dtype=np.float32)
         own = np.take_along_axis(piece, chosen, axis=1)[:, 0].astype(np.float64)
         np.exp(piece, out=piece)
-        found[rows] = own - np.log(piece.sum(axis=1, dtype=np.float64))
+        columns = padded[: len(rows)].reshape(len(rows), -1, _WIDTH).sum(axis=1)
+        found[start : start + step] = own - np.log(columns.sum(axis=1, dtype=np.float64))
+        greedy[start : start + step] = (largest == chosen)[:, 0]
     return TokenScores(found, greedy)
