@@ -153,6 +153,18 @@ def _cover(
     return draw_covering_inputs(model, rng, limits=limits, fixed=fixed, drawn=drawn)
 
 
+def _check_sizes(exported: ExportedModel, model: LoadedModel, sample: Arrays) -> None:
+    """Compare the sizes of the user's inputs with those that `export --shape` fixed."""
+    for spec in model.inputs:
+        for axis, found in zip(spec.shape, sample[spec.name].shape, strict=True):
+            wanted = exported.metadata.shape.get(axis, found) if isinstance(axis, str) else found
+            if found != wanted:
+                raise ModelFileError(
+                    f"{exported.path} takes only {axis} {wanted}, not {found} (input {spec.name}): give inputs of that "
+                    f"size, or export with --shape {axis}={found}"
+                )
+
+
 def prepare_samples(
     exported: ExportedModel, model: LoadedModel, *, options: VerifyOptions, given: Sequence[Arrays] | None
 ) -> PreparedSamples:
@@ -165,7 +177,7 @@ def prepare_samples(
         given: the user's own inputs instead.
 
     Raises:
-        ModelFileError: `given` is empty, or has padding, which the file does not take.
+        ModelFileError: `given` is empty, or has padding or sizes that the file does not take.
     """
     if given is not None and not given:
         raise ModelFileError("inputs is empty; give at least one set of arrays, or None to draw samples")
@@ -176,6 +188,8 @@ def prepare_samples(
             "GroupQueryAttention counts positions without padding. Give rows of equal length, or export --target "
             "portable"
         )
+    for sample in given or ():
+        _check_sizes(exported, model, sample)
     if given is None:
         prepared = _draw(exported, model, options=options)
     else:

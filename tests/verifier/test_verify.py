@@ -15,6 +15,7 @@ from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.errors import IBNormError, ModelFileError
 from ibnorm_export.runtimes.runner import Kernels
 from ibnorm_export.verifier.verify import VerifyOptions, verify
+from tests.support.shared_exports import SharedExports
 from tests.verifier.plant import plant
 
 NUMERIC = VerifyOptions(static=False)
@@ -111,6 +112,12 @@ def test_an_error_of_this_program_is_not_attributed_to_the_inputs(
 def test_an_empty_list_of_inputs_is_refused(exported_vit: ExportedModel, vit: LoadedModel) -> None:
     with pytest.raises(ModelFileError, match="inputs is empty; give at least one"):
         verify(exported_vit, vit, inputs=[])
+
+
+def test_inputs_of_sizes_that_the_file_does_not_take(vit: LoadedModel, exports: SharedExports) -> None:
+    fixed = exports("vit", shape={"batch_size": 1})
+    with pytest.raises(ModelFileError, match=r"takes only batch_size 1, not 2 .*--shape batch_size=2"):
+        verify(fixed, vit, inputs=[{"pixel_values": np.zeros((2, 1, 8, 8), np.float32)}])
 
 
 def test_inputs_are_converted(vit: LoadedModel, exported_vit: ExportedModel, tmp_path: Path) -> None:
