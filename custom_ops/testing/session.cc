@@ -44,7 +44,8 @@ namespace {
 
 constexpr int kThreads = 8;
 constexpr int kPool = 2;
-// ThreadSanitizer reports two accesses that nothing orders, whichever came first, so more runs find nothing more.
+// ThreadSanitizer reports two accesses that nothing orders, whichever came first, so more runs find nothing
+// more.
 constexpr int kRuns = 3;
 
 OrtApi make_api() {
