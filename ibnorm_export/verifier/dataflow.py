@@ -167,7 +167,8 @@ class DataFlow:
             output.type.tensor_type.ClearField("shape")
         try:
             known = onnx.shape_inference.infer_shapes(light, data_prop=True).graph
-        except (RuntimeError, ValueError, onnx.checker.ValidationError):  # `check_types` reports what is wrong
+        except (RuntimeError, ValueError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError):
+            # `check_types` reports what is wrong
             return {}
         return {
             value.name: tuple(
