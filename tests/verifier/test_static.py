@@ -399,6 +399,17 @@ def test_a_transposition_that_an_optimiser_moves_into_a_norm(tmp_path: Path, axi
     assert report.norms == (axis == 1)
 
 
+def test_shapes_that_onnx_cannot_infer(
+    exported_vit: ExportedModel, vit: LoadedModel, vit_coverage: Coverage, tmp_path: Path
+) -> None:
+    """A convolution without inputs: a finding, not an unexpected error."""
+
+    def cut(proto: onnx.ModelProto) -> None:
+        del next(node for node in proto.graph.node if node.op_type == "Conv").input[:]
+
+    assert check_static(plant(exported_vit, tmp_path, cut), vit, coverage=vit_coverage).findings
+
+
 def test_an_unused_tensor_does_not_change_the_dtype(
     exported_vit: ExportedModel, vit: LoadedModel, vit_coverage: Coverage, tmp_path: Path
 ) -> None:
