@@ -27,6 +27,9 @@ __all__ = ["MODEL_FILE", "external_files", "read_model", "read_tensor", "resolve
 #: Name of the model in a folder.
 MODEL_FILE: Final = "model.onnx"
 
+#: Attributes by which runtimes divide, some of them without a check, which ends the whole process. No other attribute
+#: of the standard operators or of ONNX Runtime's does so (tried with 1.31).
+_DIVISORS: Final = frozenset({"q_num_heads", "kv_num_heads", "group"})
 
 #: Types of attributes that have a value.
 _ATTRIBUTE_TYPES: Final = frozenset(onnx.AttributeProto.AttributeType.values()) - {onnx.AttributeProto.UNDEFINED}
@@ -43,8 +46,8 @@ def read_model(path: Path) -> onnx.ModelProto:
     """Read an ONNX file, without its external data.
 
     Raises:
-        ModelFileError: the file is missing, unreadable, truncated or not ONNX, or a tensor has an element type that
-            this version of onnx does not know.
+        ModelFileError: the file is missing, unreadable, truncated or not ONNX, a tensor has an element type that this
+            version of onnx does not know, or an attribute has no value or one by which no runtime can divide.
     """
     if not path.exists():
         raise ModelFileError(f"{path} does not exist; ibnorm-export export CHECKPOINT -o MODEL.onnx writes one")
@@ -65,6 +68,8 @@ def read_model(path: Path) -> onnx.ModelProto:
     _check_text(model, path)
     _check_element_types(model.graph, path)
     _check_attributes(model.graph, path)
+    for body in (model.graph, *model.functions):
+        _check_divisors(body, path)
     return model
 
 
@@ -92,6 +97,18 @@ def _check_attributes(graph: onnx.GraphProto, path: Path) -> None:
                 )
             for subgraph in (attribute.g, *attribute.graphs):
                 _check_attributes(subgraph, path)
+
+
+def _check_divisors(body: onnx.GraphProto | onnx.FunctionProto, path: Path) -> None:
+    for node in body.node:
+        for attribute in node.attribute:
+            if attribute.name in _DIVISORS and attribute.type == onnx.AttributeProto.INT and attribute.i < 1:
+                raise ModelFileError(
+                    f"{path}: {attribute.name} of the node {quoted(node.name)} is {attribute.i}; it must be 1 or more: "
+                    "the file is damaged"
+                )
+            for subgraph in (attribute.g, *attribute.graphs):
+                _check_divisors(subgraph, path)
 
 
 def _check_element_types(graph: onnx.GraphProto, path: Path) -> None:

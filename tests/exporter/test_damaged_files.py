@@ -90,6 +90,24 @@ def test_an_attribute_without_a_value(
         ExportedModel(tmp_path / "m.onnx")
 
 
+@pytest.mark.parametrize("name", ["q_num_heads", "kv_num_heads", "group"])
+@pytest.mark.parametrize("value", [0, -1])
+@pytest.mark.parametrize("where", ["graph", "branch", "function"])
+def test_an_attribute_by_which_no_runtime_can_divide(
+    exported_vit: ExportedModel, tmp_path: Path, name: str, value: int, where: str
+) -> None:
+    """ONNX Runtime 1.31 divides by them unchecked, and its process ends with SIGFPE."""
+    proto = onnx.load(exported_vit.path)
+    nodes = proto.functions[0].node if where == "function" else proto.graph.node
+    if where == "branch":
+        outer = proto.graph.node.add(op_type="If").attribute.add(name="then_branch", type=onnx.AttributeProto.GRAPH)
+        nodes = outer.g.node
+    nodes.add(op_type="Attention").attribute.add(name=name, i=value, type=onnx.AttributeProto.INT)
+    onnx.save(proto, tmp_path / "m.onnx")
+    with pytest.raises(ModelFileError, match=f"{name} of the node '' is {value}; it must be 1 or more"):
+        ExportedModel(tmp_path / "m.onnx")
+
+
 @pytest.mark.parametrize("where", ["metadata", "node", "output", "initializer", "attribute"])
 def test_a_text_that_is_not_utf_8(exported_vit: ExportedModel, tmp_path: Path, where: str) -> None:
     proto, mark = onnx.load(exported_vit.path), "MARKED-TEXT"
