@@ -57,6 +57,7 @@ class _Worker:
     """The process that reads; it is started again after a crash or a hang."""
 
     def __init__(self, corpus: Path, memory_mb: int) -> None:
+        self._good = {corpus / reader.file: (corpus / reader.file).read_bytes() for reader in READERS.values()}
         self._command = [sys.executable, "-m", "benchmarks.fuzzing.worker", str(corpus), str(memory_mb)]
         self._process: subprocess.Popen[str] | None = None
 
@@ -87,6 +88,8 @@ class _Worker:
             process.wait(_END_S)
         how = "it hangs" if process.poll() is None else f"the process ended with {process.returncode}"
         self.stop()
+        for file, content in self._good.items():  # the worker could not put back what it had damaged
+            file.write_bytes(content)
         return {"failure": how, "seconds": 0.0, "peak_mb": 0.0}
 
     def stop(self) -> None:
