@@ -157,7 +157,7 @@ def _texts() -> str:
 def _reader(folder: Path, size: str) -> tuple[ModelCandidate, EvaluationTask, Path]:
     _, exported = _language_model(folder, size)
     data = folder / "text.txt"
-    data.write_text(_texts()[:8_000], encoding="utf-8")
+    data.write_text(_texts()[:24_000], encoding="utf-8")
     options = EvaluationOptions(max_length=_WINDOW)
     candidate = exported_candidate(exported, name=size, options=options)
     task = perplexity_task([candidate], data, options=options, progress=silent)
@@ -169,7 +169,7 @@ def _chooser(folder: Path, size: str) -> tuple[ModelCandidate, EvaluationTask, P
     _, exported = _language_model(folder, size)
     data, text = folder / "questions.jsonl", _texts()
     lines = []
-    for start in range(0, 32 * 400, 400):
+    for start in range(0, 64 * 400, 400):
         choices = [text[start + offset : start + offset + 40].strip() or "nothing" for offset in (150, 190, 230, 270)]
         lines.append(json.dumps({"question": text[start : start + 150], "choices": choices, "answer": 0}))
     data.write_text("\n".join(lines), encoding="utf-8")

@@ -30,6 +30,7 @@ from ibnorm_export.generation.sessions import open_genai
 from ibnorm_export.generation.text_model import TextModel, open_checkpoint, open_folder
 from ibnorm_export.runtimes.registry import BACKENDS, fused_library, open_runner
 from ibnorm_export.runtimes.runner import Backend, Runner
+from ibnorm_export.usable_cores import usable_cores
 
 if TYPE_CHECKING:  # importing torch takes seconds, and exported files do not need it
     from ibnorm_export.artifacts.loaded_model import LoadedModel
@@ -80,6 +81,7 @@ class ModelCandidate:
         inputs: what it takes.
         opener: opens its runner; called when it is first asked.
         generator: opens it for the generation of text; called when it is first asked for some.
+        threads: threads of its runtime, and of the scores after it; None is one for each usable core.
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class ModelCandidate:
         inputs: Sequence[InputSpec],
         opener: Callable[[], Runner],
         generator: Callable[[], TextModel],
+        threads: int | None = None,
     ) -> None:
         self.name = name
         self.identity = identity
@@ -98,6 +101,7 @@ class ModelCandidate:
         self._inputs = tuple(inputs)
         self._runner = _TimedRunner(opener)
         self._generator = generator
+        self._threads = usable_cores() if threads is None else threads
         self._text_model: TextModel | None = None
 
     @property
@@ -145,7 +149,7 @@ class ModelCandidate:
         for index, window in enumerate(windows):
             last = len(window.tokens)
             predictions = logits[index, last - 1 - window.scored : last - 1]
-            found.append(score_tokens(predictions, window.tokens[last - window.scored :]))
+            found.append(score_tokens(predictions, window.tokens[last - window.scored :], threads=self._threads))
         return found
 
     def _logits(self, tokens: NDArray[np.int64]) -> NDArray[Any]:
@@ -228,6 +232,7 @@ def exported_candidate(exported: ExportedModel, *, name: str, options: Evaluatio
             endpoint=options.endpoint,
         ),
         generator=lambda: _generate_with(exported, options),
+        threads=options.threads,
     )
 
 
@@ -250,6 +255,7 @@ def genai_candidate(exported: ExportedModel, *, name: str, options: EvaluationOp
         inputs=[spec for spec in input_specs(exported) if spec.name == "input_ids"],
         opener=lambda: _GenaiRunner(folder, options.threads),
         generator=lambda: open_folder(folder, threads=options.threads),
+        threads=options.threads,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 import numpy as np
@@ -19,13 +20,24 @@ _CHUNK: Final = 1 << 18
 _WIDTH: Final = 1024
 
 
-def score_tokens(logits: NDArray[Any], tokens: NDArray[np.int64]) -> TokenScores:
+def score_tokens(logits: NDArray[Any], tokens: NDArray[np.int64], *, threads: int = 1) -> TokenScores:
     """Score tokens by the logits that predict them.
 
     Args:
         logits: (n, vocabulary), of any floating-point type.
         tokens: (n,).
+        threads: threads that share the rows.
     """
+    if threads == 1:
+        return _score(logits, tokens)
+    with ThreadPoolExecutor(threads) as pool:
+        parts = list(pool.map(_score, np.array_split(logits, threads), np.array_split(tokens, threads)))
+    return TokenScores(
+        np.concatenate([part.log_probabilities for part in parts]), np.concatenate([part.greedy for part in parts])
+    )
+
+
+def _score(logits: NDArray[Any], tokens: NDArray[np.int64]) -> TokenScores:
     count, vocabulary = logits.shape
     found = np.empty(count, dtype=np.float64)
     greedy = np.empty(count, dtype=np.bool_)

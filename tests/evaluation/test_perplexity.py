@@ -49,13 +49,15 @@ def test_windows_are_those_of_the_guide(length: int, max_length: int, stride: in
     assert sum(scored for _, _, scored in expected) == length - 1
 
 
-def test_scores_are_those_of_log_softmax() -> None:
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("rows", [0, 1, 3, 700])
+def test_scores_are_those_of_log_softmax(rows: int, threads: int) -> None:
     rng = np.random.default_rng(0)
-    logits, tokens = rng.normal(0.0, 8.0, (700, 1000)), rng.integers(0, 1000, 700)
+    logits, tokens = rng.normal(0.0, 8.0, (rows, 1000)), rng.integers(0, 1000, rows)
     expected = torch.log_softmax(torch.from_numpy(logits), -1).numpy()
-    scores = score_tokens(logits.astype(np.float32), tokens)
+    scores = score_tokens(logits.astype(np.float32), tokens, threads=threads)
     # float32 logits of up to 40 are rounded by 2e-6, and so is their difference
-    assert scores.log_probabilities == pytest.approx(expected[np.arange(700), tokens], abs=1e-5)
+    assert scores.log_probabilities == pytest.approx(expected[np.arange(rows), tokens], abs=1e-5)
     assert (scores.greedy == (logits.argmax(-1) == tokens)).all()
 
 
