@@ -7,7 +7,6 @@ may be where the file itself is linked to.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -79,11 +78,13 @@ def _check_text(model: onnx.ModelProto, path: Path) -> None:
     while waiting:
         message = waiting.pop()
         for field, value in message.ListFields():
-            items = value if isinstance(value, Sequence) and not isinstance(value, (str, bytes)) else (value,)
             if field.type == field.TYPE_MESSAGE:
-                waiting.extend(items)
-            elif field.type == field.TYPE_STRING and any(isinstance(item, bytes) for item in items):
-                raise ModelFileError(f"{path}: {field.name} of a {type(message).__name__} is not UTF-8: it is damaged")
+                waiting.extend((value,) if isinstance(value, google.protobuf.message.Message) else value)
+            elif field.type == field.TYPE_STRING:
+                texts = (value,) if isinstance(value, (str, bytes)) else value
+                if any(isinstance(text, bytes) for text in texts):
+                    what = f"{field.name} of a {type(message).__name__}"
+                    raise ModelFileError(f"{path}: {what} is not UTF-8: it is damaged")
 
 
 def _check_attributes(graph: onnx.GraphProto, path: Path) -> None:

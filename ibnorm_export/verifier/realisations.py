@@ -115,13 +115,13 @@ def _run_in_other_order(model: LoadedModel, module: nn.Module, inputs: Arrays) -
 def _with_other_last_bits(model: LoadedModel, dtype: torch.dtype, *, seed: int) -> LoadedModel:
     """A copy in `dtype` whose weights differ from those of `model` by at most their last bit or so."""
     module = model.in_dtype(dtype)
-    generator = torch.Generator().manual_seed(seed)
+    generator = np.random.default_rng(seed)  # several times faster than PyTorch's
     room = _MOST_CHANGED
     for parameter in sorted(module.parameters(), key=lambda p: p.numel()):
         if not parameter.is_floating_point() or parameter.numel() > room:
             continue
         room -= parameter.numel()
-        change = torch.rand(parameter.shape, generator=generator) * 2 - 1
+        change = torch.from_numpy(generator.random(tuple(parameter.shape), dtype=np.float32)) * 2 - 1
         parameter.data = (parameter.double() * (1 + change * torch.finfo(dtype).eps)).to(dtype)
     return replace(model, module=module, original=None)
 
