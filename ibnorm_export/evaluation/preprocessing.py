@@ -84,14 +84,23 @@ class Preprocessing:
         pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
         if self.crop is not None:
             pixels = _centre(pixels, self.crop, torchvision=self.torchvision)
+        values = self._values(pixels.shape[2])
+        result = np.empty((pixels.shape[2], *pixels.shape[:2]), dtype=np.float32)
+        for channel, own in enumerate(values):
+            np.take(own, pixels[:, :, channel], out=result[channel], mode="clip")  # the mode that needs no buffer
+        return result
+
+    def _values(self, channels: int) -> NDArray[np.float32]:
+        """What scaling and normalising make of each value of a pixel: (channels, 256)."""
+        levels = np.arange(256)[:, None]
         if self.torchvision:
-            values: NDArray[Any] = pixels.astype(np.float32) / np.float32(255.0)
+            values = levels.astype(np.float32) / np.float32(255.0)
         else:
-            values = (pixels.astype(np.float64) * self.scale).astype(np.float32)
+            values = (levels.astype(np.float64) * self.scale).astype(np.float32)
         if self.mean is not None and self.std is not None:
-            self._check_channels(pixels.shape[2])
+            self._check_channels(channels)
             values = (values - np.array(self.mean, dtype=np.float32)) / np.array(self.std, dtype=np.float32)
-        return np.ascontiguousarray(values.transpose(2, 0, 1))
+        return np.broadcast_to(values, (256, channels)).T.copy()
 
     def _check_channels(self, channels: int) -> None:
         for name, numbers in (("mean", self.mean), ("std", self.std)):
@@ -122,7 +131,7 @@ def _centre(pixels: NDArray[np.uint8], crop: tuple[int, int], *, torchvision: bo
             pixels = np.pad(pixels, room)
         elif have > wanted:
             start = round((have - wanted) / 2.0) if torchvision else (have - wanted) // 2
-            pixels = pixels.take(range(start, start + wanted), axis=axis)
+            pixels = pixels[start : start + wanted] if axis == 0 else pixels[:, start : start + wanted]
     return pixels
 
 
