@@ -89,7 +89,7 @@ def _outcomes(folder: Path) -> dict[tuple[str, str, str], dict[str, Any]]:
 
 def _code() -> str:
     """What stands for the code that judges: a hash of the verifier's sources."""
-    sources = sorted(Path(verifier.__file__).parent.glob("*.py"))
+    sources = sorted(Path(verifier.__file__).parent.rglob("*.py"))
     return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
 
 

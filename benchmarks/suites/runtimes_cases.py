@@ -24,7 +24,7 @@ from ibnorm_export.exporter.options import ExportOptions
 from ibnorm_export.runtimes.registry import open_runner
 from ibnorm_export.runtimes.runner import Backend, Kernels
 from ibnorm_export.runtimes.torch import Float64TorchRunner, TorchRunner
-from ibnorm_export.verifier.samples import round_inputs
+from ibnorm_export.verifier.checkpoint.samples import round_inputs
 from tests.support.checkpoints import LLAMA, VIT, save_checkpoint
 
 __all__ = ["FORMS", "HALF_LIMIT", "MODELS", "OVER_PYTORCH", "VARIANTS", "Case", "Form", "limit_of", "make_cases"]

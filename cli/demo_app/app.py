@@ -35,7 +35,7 @@ from ibnorm_export.progress import Progress, silent
 from ibnorm_export.runtimes.registry import open_runner
 from ibnorm_export.runtimes.runner import Backend
 from ibnorm_export.text_report import Report
-from ibnorm_export.verifier.quality import POSITIONS
+from ibnorm_export.verifier.outputs.quality import POSITIONS
 from ibnorm_export.verifier.report import ParityReport
 from ibnorm_export.verifier.verify import verify
 

@@ -20,9 +20,9 @@ from ibnorm_export.gate.step_times import StepTimes
 from ibnorm_export.progress import Progress
 from ibnorm_export.runtimes.registry import BACKENDS
 from ibnorm_export.runtimes.runner import Backend
+from ibnorm_export.verifier.checkpoint.samples import FAST_LEAVES_OUT
 from ibnorm_export.verifier.options import InputCoverage
 from ibnorm_export.verifier.report import LayerParity, ParityReport
-from ibnorm_export.verifier.samples import FAST_LEAVES_OUT
 from ibnorm_export.verifier.verify import VerifyOptions, verify
 
 __all__ = ["BackendParity", "compare_on_backends", "parity_cases"]

@@ -26,10 +26,10 @@ from ibnorm_export.progress import Progress
 from ibnorm_export.runtimes.lazy_runners import LazyRunners
 from ibnorm_export.runtimes.registry import BACKENDS, fused_library, open_runner
 from ibnorm_export.runtimes.runner import Backend, Kernels, Runner
-from ibnorm_export.verifier.code_constants import find_constants
+from ibnorm_export.verifier.checkpoint.code_constants import find_constants
+from ibnorm_export.verifier.checkpoint.reference import REALISED, Reference
+from ibnorm_export.verifier.checkpoint.samples import PreparedSamples
 from ibnorm_export.verifier.options import VerifyOptions
-from ibnorm_export.verifier.reference import REALISED, Reference
-from ibnorm_export.verifier.samples import PreparedSamples
 
 __all__ = ["FUNCTIONS", "FUSED", "SMALL_FILE", "Comparison", "with_rounding", "without_rounding", "write_copy"]
 

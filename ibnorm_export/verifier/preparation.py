@@ -15,12 +15,12 @@ from ibnorm_export.artifacts.tensors import Arrays
 from ibnorm_export.artifacts.tokenizer import FolderTokenizer
 from ibnorm_export.errors import ModelFileError
 from ibnorm_export.progress import Progress
+from ibnorm_export.verifier.checkpoint.matching import require_match
+from ibnorm_export.verifier.checkpoint.reference import Reference
+from ibnorm_export.verifier.checkpoint.samples import prepare_samples
 from ibnorm_export.verifier.comparison import Comparison
-from ibnorm_export.verifier.matching import require_match
 from ibnorm_export.verifier.options import VerifyOptions
-from ibnorm_export.verifier.quality import require_predictions
-from ibnorm_export.verifier.reference import Reference
-from ibnorm_export.verifier.samples import prepare_samples
+from ibnorm_export.verifier.outputs.quality import require_predictions
 
 __all__ = ["find_notes", "prepare"]
 

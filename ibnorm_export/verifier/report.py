@@ -12,13 +12,13 @@ from typing import Any
 from ibnorm_export.errors import ParityError
 from ibnorm_export.runtimes.norm_executions import NormExecution, norms_summary
 from ibnorm_export.text_report import Report, counted
-from ibnorm_export.verifier.attribution_report import ErrorAttribution, ErrorSource, OptimiserLevel
-from ibnorm_export.verifier.expected_report import ExpectedParity, ExpectedReport
 from ibnorm_export.verifier.finding import Finding, verdict_word
-from ibnorm_export.verifier.layers_report import LayerParity, LayersReport
-from ibnorm_export.verifier.mapping_report import MappingReport, NormMapping
 from ibnorm_export.verifier.options import InputCoverage
-from ibnorm_export.verifier.output_report import OutputParity, output_lines
+from ibnorm_export.verifier.report_parts.attribution import ErrorAttribution, ErrorSource, OptimiserLevel
+from ibnorm_export.verifier.report_parts.expected import ExpectedParity, ExpectedReport
+from ibnorm_export.verifier.report_parts.layers import LayerParity, LayersReport
+from ibnorm_export.verifier.report_parts.mapping import MappingReport, NormMapping
+from ibnorm_export.verifier.report_parts.outputs import OutputParity, output_lines
 from ibnorm_export.verifier.tolerances import QualityBound
 
 __all__ = [

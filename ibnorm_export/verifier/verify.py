@@ -16,13 +16,13 @@ from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.tensors import Arrays
 from ibnorm_export.progress import Progress, silent
 from ibnorm_export.verifier.comparison import Comparison
-from ibnorm_export.verifier.expected import check_expected
+from ibnorm_export.verifier.expected.verdict import check_expected
 from ibnorm_export.verifier.folder import with_folder
-from ibnorm_export.verifier.numeric import check_numeric
+from ibnorm_export.verifier.numeric.verdict import check_numeric
 from ibnorm_export.verifier.options import VerifyOptions
 from ibnorm_export.verifier.preparation import find_notes, prepare
 from ibnorm_export.verifier.report import ExpectedReport, ParityReport, StaticReport
-from ibnorm_export.verifier.static import check_static
+from ibnorm_export.verifier.static.verdict import check_static
 
 __all__ = ["VerifyOptions", "check_stated", "verify"]
 

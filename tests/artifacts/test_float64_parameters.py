@@ -22,7 +22,7 @@ from ibnorm_export.runtimes import registry
 from ibnorm_export.runtimes import runner as base
 from ibnorm_export.runtimes.runner import Kernels
 from ibnorm_export.verifier import comparison as comparison_module
-from ibnorm_export.verifier import norms as norms_module
+from ibnorm_export.verifier.numeric import norms as norms_module
 from ibnorm_export.verifier.verify import VerifyOptions, verify
 from tests.support.shared_exports import SharedExports
 

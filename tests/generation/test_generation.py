@@ -26,7 +26,7 @@ from ibnorm_export.generation.text_model import open_folder
 from ibnorm_export.runtimes.registry import open_runner
 from ibnorm_export.runtimes.runner import Kernels
 from ibnorm_export.runtimes.torch import TorchRunner
-from ibnorm_export.verifier.decoding import STEPS, decode
+from ibnorm_export.verifier.outputs.decoding import STEPS, decode
 from ibnorm_export.verifier.verify import VerifyOptions, verify
 from tests.support.accuracy import assert_rows_close
 from tests.support.checkpoints import save_checkpoint

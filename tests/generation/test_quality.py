@@ -14,7 +14,7 @@ from ibnorm_export.exporter.export import ExportOptions
 from ibnorm_export.exporter.text_folder import export_folder
 from ibnorm_export.graph.quantization import Quantization
 from ibnorm_export.runtimes.runner import Kernels
-from ibnorm_export.verifier.quality import POSITIONS
+from ibnorm_export.verifier.outputs.quality import POSITIONS
 from ibnorm_export.verifier.verify import VerifyOptions, verify
 
 #: Minimum agreement, and maximum ratio to PyTorch's perplexity. The demo LLaMA agrees to 99.80% (int8), 97.66% (int4).

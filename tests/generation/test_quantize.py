@@ -27,7 +27,7 @@ from ibnorm_export.generation.text_model import open_folder
 from ibnorm_export.graph.quantization import Quantization, dequantize, step_sizes
 from ibnorm_export.runtimes.runner import Kernels
 from ibnorm_export.runtimes.torch import TorchRunner
-from ibnorm_export.verifier.quality import POSITIONS, check_quality
+from ibnorm_export.verifier.outputs.quality import POSITIONS, check_quality
 from ibnorm_export.verifier.verify import VerifyOptions, verify
 from tests.support.checkpoints import LLAMA, save_checkpoint
 from tests.support.comparisons import compare_runners

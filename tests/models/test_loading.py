@@ -20,7 +20,7 @@ from ibnorm_export import IBNormSpec, models
 from ibnorm_export.errors import CheckpointError
 from ibnorm_export.models import LoadedModel
 from ibnorm_export.op import reference
-from ibnorm_export.verifier.coverage import measure_coverage
+from ibnorm_export.verifier.checkpoint.coverage import measure_coverage
 from tests.support.checkpoints import LLAMA
 
 

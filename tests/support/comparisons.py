@@ -11,9 +11,9 @@ from ibnorm_export.artifacts.tensors import Arrays, DType, InputSpec
 from ibnorm_export.progress import silent
 from ibnorm_export.runtimes.lazy_runners import LazyRunners
 from ibnorm_export.runtimes.runner import Kernels, Runner
+from ibnorm_export.verifier.checkpoint.reference import Reference
 from ibnorm_export.verifier.comparison import Comparison
 from ibnorm_export.verifier.options import VerifyOptions
-from ibnorm_export.verifier.reference import Reference
 
 
 def compare_runners(

@@ -12,8 +12,8 @@ from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.tensors import Arrays
 from ibnorm_export.runtimes.ort import OrtRunner
 from ibnorm_export.runtimes.runner import Runner
-from ibnorm_export.verifier.attribution import attribute
-from ibnorm_export.verifier.numeric import check_numeric
+from ibnorm_export.verifier.attribution.error_source import attribute
+from ibnorm_export.verifier.numeric.verdict import check_numeric
 from ibnorm_export.verifier.report import OptimiserLevel, OutputParity
 from tests.support.comparisons import compare_runners
 

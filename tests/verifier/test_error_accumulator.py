@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ibnorm_export.artifacts.tensors import DType
-from ibnorm_export.verifier.error_accumulator import ErrorSums
+from ibnorm_export.verifier.outputs.error_accumulator import ErrorSums
 from ibnorm_export.verifier.report import OutputParity
 from ibnorm_export.verifier.tolerances import BOUNDS
 

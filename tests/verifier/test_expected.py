@@ -27,10 +27,10 @@ from ibnorm_export import (
 )
 from ibnorm_export.artifacts.metadata import Task
 from ibnorm_export.progress import silent
-from ibnorm_export.verifier import readings
+from ibnorm_export.verifier.checkpoint.reference import Reference
 from ibnorm_export.verifier.comparison import Comparison
-from ibnorm_export.verifier.expected import check_expected
-from ibnorm_export.verifier.reference import Reference
+from ibnorm_export.verifier.expected import readings
+from ibnorm_export.verifier.expected.verdict import check_expected
 from ibnorm_export.verifier.report import ExpectedReport
 from ibnorm_export.verifier.verify import verify
 from tests.support.checkpoints import LLAMA, save_checkpoint

@@ -16,8 +16,8 @@ from ibnorm_export import DType, ExportOptions, IBNormSpec, LoadedModel, export,
 from ibnorm_export.artifacts.module_copy import copy_module
 from ibnorm_export.op.torch_op import IBNorm
 from ibnorm_export.progress import silent
+from ibnorm_export.verifier.checkpoint.reference import Reference
 from ibnorm_export.verifier.html import sections
-from ibnorm_export.verifier.reference import Reference
 from ibnorm_export.verifier.report import MappingReport, ParityReport
 
 #: A stranger's code: norms written from the paper, in their own way.

@@ -9,9 +9,9 @@ import torch
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.progress import silent
-from ibnorm_export.verifier import realisations
-from ibnorm_export.verifier.realisations import _OtherOrder, largest_errors, pooled_spread
-from ibnorm_export.verifier.reference import Reference
+from ibnorm_export.verifier.checkpoint import realisations
+from ibnorm_export.verifier.checkpoint.realisations import _OtherOrder, largest_errors, pooled_spread
+from ibnorm_export.verifier.checkpoint.reference import Reference
 
 
 def test_another_order_computes_the_same_with_other_rounding() -> None:

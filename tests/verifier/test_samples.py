@@ -17,8 +17,8 @@ from ibnorm_export.artifacts.random_inputs import draw_inputs
 from ibnorm_export.artifacts.tensors import Arrays, InputSpec
 from ibnorm_export.models.custom import _draw
 from ibnorm_export.runtimes.ort import OrtRunner
-from ibnorm_export.verifier import runtime_faults
-from ibnorm_export.verifier.numeric import check_numeric
+from ibnorm_export.verifier.numeric.verdict import check_numeric
+from ibnorm_export.verifier.outputs import runtime_faults
 from ibnorm_export.verifier.verify import VerifyOptions, verify
 from tests.support.comparisons import compare_runners
 from tests.support.planting import Change

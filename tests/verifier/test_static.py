@@ -26,12 +26,12 @@ from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.op import onnx_functions as onnx_op
 from ibnorm_export.op.norm_variants import BatchIBNorm
 from ibnorm_export.op.spec import DOMAIN
-from ibnorm_export.verifier.constants import KnownConstants
-from ibnorm_export.verifier.coverage import Coverage, measure_coverage
+from ibnorm_export.verifier.checkpoint.coverage import Coverage, measure_coverage
 from ibnorm_export.verifier.report import StaticReport
-from ibnorm_export.verifier.static import check_static
-from ibnorm_export.verifier.static_types import check_types
-from ibnorm_export.verifier.weight_values import WeightValues
+from ibnorm_export.verifier.static.constants import KnownConstants
+from ibnorm_export.verifier.static.types import check_types
+from ibnorm_export.verifier.static.verdict import check_static
+from ibnorm_export.verifier.weights.values import WeightValues
 from tests.support.planting import Array, Change, initializer, insert, norm_of, norms, rewrite, set_attribute
 from tests.support.shared_exports import SharedExports
 from tests.verifier.plant import plant

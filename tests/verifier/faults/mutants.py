@@ -19,25 +19,23 @@ from unittest import mock
 
 from ibnorm_export.environment import environment
 from ibnorm_export.errors import IBNormError
-from ibnorm_export.verifier import (
-    constants,
-    folder,
-    static,
-    static_format,
-    static_inlined,
-    static_inputs,
-    static_norms,
-    static_numbers,
-    static_operators,
-    static_sizes,
-    static_weights,
-)
-from ibnorm_export.verifier.coverage import measure_coverage
+from ibnorm_export.verifier import folder
+from ibnorm_export.verifier.checkpoint.coverage import measure_coverage
+from ibnorm_export.verifier.checkpoint.samples import prepare_samples
 from ibnorm_export.verifier.folder import with_folder
 from ibnorm_export.verifier.options import VerifyOptions
 from ibnorm_export.verifier.report import Finding
-from ibnorm_export.verifier.samples import prepare_samples
-from ibnorm_export.verifier.static import check_static
+from ibnorm_export.verifier.static import constants
+from ibnorm_export.verifier.static import format as static_format
+from ibnorm_export.verifier.static import inlined as static_inlined
+from ibnorm_export.verifier.static import inputs as static_inputs
+from ibnorm_export.verifier.static import norms as static_norms
+from ibnorm_export.verifier.static import numbers as static_numbers
+from ibnorm_export.verifier.static import operators as static_operators
+from ibnorm_export.verifier.static import sizes as static_sizes
+from ibnorm_export.verifier.static import verdict as static
+from ibnorm_export.verifier.static import weights as static_weights
+from ibnorm_export.verifier.static.verdict import check_static
 from tests.verifier.faults.forms import form
 from tests.verifier.faults.table import KINDS, plant
 

@@ -1,0 +1,1 @@
+"""What PyTorch computes from the checkpoint, on which inputs, and what it uses."""

@@ -1,0 +1,1 @@
+"""What the file states, read without running it: every node, constant and number against the checkpoint."""

@@ -1,0 +1,99 @@
+"""Check that a file computes with masks, positions and token ids only what PyTorch computes with them.
+
+A mask that is summed, shifted or compared may decide about data in rows that no input has, e.g. those with 37 tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+import onnx
+
+from ibnorm_export.artifacts.metadata import Target
+from ibnorm_export.findings.code import FindingCode
+from ibnorm_export.verifier.checkpoint.coverage import Coverage
+from ibnorm_export.verifier.checkpoint.operator_names import is_among, operator_words
+from ibnorm_export.verifier.report import Finding
+from ibnorm_export.verifier.static.dataflow import DataFlow, FlowNode
+
+__all__ = ["check_masks"]
+
+_WHOLE_TYPES: Final = (onnx.TensorProto.INT32, onnx.TensorProto.INT64, onnx.TensorProto.BOOL)
+
+#: What a file computes with a mask, or with what is computed from one, and words in the names of PyTorch's operators
+#: that become it. Others only move a mask, or join it with the causal one.
+_OPERATORS: Final = {
+    **dict.fromkeys(("ReduceSum", "ReduceMean", "ReduceL1", "ReduceSumSquare"), ("sum", "mean", "count*", "cum*")),
+    **dict.fromkeys(
+        ("ReduceMax", "ReduceMin", "ReduceProd", "ArgMax", "ArgMin", "TopK"),
+        ("max", "amax", "min", "amin", "aminmax", "argmax", "argmin", "any", "all", "prod", "topk", "sort"),
+    ),
+    **dict.fromkeys(("MatMul", "Gemm", "Einsum", "MatMulInteger"), ("mm", "bmm", "addmm", "matmul", "einsum", "dot")),
+    **dict.fromkeys(("MaxPool", "AveragePool", "GlobalMaxPool", "Conv", "ConvInteger"), ("pool", "conv*")),
+    "Concat": ("cat", "stack", "pad", "constant*"),
+    "Split": ("split*", "chunk", "unbind", "slice", "select", "narrow"),
+    "Slice": ("slice", "select", "narrow", "index*", "split*", "chunk", "unbind", "unfold"),
+    "Add": ("add", "addcmul", "sum", "cum*", "or", "rsub", "sub"),
+    **dict.fromkeys(("Sub", "Neg"), ("sub", "rsub", "neg", "add", "not")),
+    "Mul": ("mul", "and", "where", "masked*", "pow", "square"),
+    **dict.fromkeys(("Div", "Mod", "BitShift"), ("div*", "true*", "floor*", "remainder", "fmod", "shift*", "mean")),
+    **dict.fromkeys(
+        ("Min", "Max", "Clip", "Relu", "Abs", "Sign"),
+        ("min", "max", "minimum", "maximum", "clamp", "clip", "abs", "sign", "sgn", "relu"),
+    ),
+    **dict.fromkeys(("Pow", "Sqrt", "Exp", "Log", "Reciprocal"), ("pow", "square", "sqrt", "rsqrt", "exp", "log*")),
+}
+
+#: Operators by which PyTorch's code asks whether a mask has any effect, before it reads the answer.
+_ASKING: Final = ("sum", "eq", "ne", "all", "any", "mean")
+
+#: The operator that reads one value.
+_READING: Final = "_local_scalar_dense"
+
+#: Operators that give sizes, not values.
+_SIZES: Final = frozenset({"Shape", "Size"})
+
+#: Operators that look up other data.
+_TABLES: Final = frozenset({"Gather", "GatherBlockQuantized", "EmbedLayerNormalization"})
+
+
+def check_masks(flow: DataFlow, coverage: Coverage) -> Iterator[Finding]:
+    """Find what is computed with whole numbers of the input, and not by PyTorch.
+
+    Args:
+        flow: the data flow of the file.
+        coverage: the operators of one run of the checkpoint.
+    """
+    words = {word for name, count in _calls(coverage).items() if count > 0 for word in operator_words(name)}
+    # GroupQueryAttention takes the lengths of rows.
+    lengths = ("ReduceSum", "Sub") if flow.exported.metadata.target is Target.ORT_GENAI else ()
+    for node, source in _computed(flow):
+        kind = node.proto.op_type
+        parts = () if kind in lengths else _OPERATORS.get(kind, ())
+        if parts and not any(is_among(part, words) for part in parts):
+            what = f"the {node} computes with a mask, positions or ids ({source}) what PyTorch does not"
+            yield Finding("operators", f"{what} for this checkpoint", code=FindingCode.OPERATOR_UNKNOWN)
+
+
+def _computed(flow: DataFlow) -> Iterator[tuple[FlowNode, str]]:
+    """Nodes whose result follows from whole numbers of the input and from sizes alone, and one of these numbers."""
+    graph = flow.exported.proto.graph
+    whole = {v.name for v in graph.input if v.type.tensor_type.elem_type in _WHOLE_TYPES}
+    sizes: set[str] = set()
+    for node in flow.nodes:
+        given = [name for name in node.inputs if name and not flow.is_constant(name)]
+        source = next((name for name in given if name in whole), "")
+        if node.proto.op_type in _SIZES or (given and all(name in sizes for name in given)):
+            sizes.update(node.outputs)
+        elif node.proto.op_type in _TABLES and node.inputs[0] not in whole:
+            continue
+        elif source and all(name in whole or name in sizes for name in given):
+            whole.update(node.outputs)
+            yield node, source
+
+
+def _calls(coverage: Coverage) -> Mapping[str, int]:
+    """How often PyTorch's operators took whole numbers, without those that only ask whether a mask has an effect."""
+    asked = coverage.whole_operators.get(_READING, 0)
+    return {name: n - asked * (name in _ASKING) for name, n in coverage.whole_operators.items()}
