@@ -124,6 +124,23 @@ def test_no_circle() -> None:
     graphlib.TopologicalSorter(GRAPH).prepare()
 
 
+def folder_graph(package: str) -> dict[str, set[str]]:
+    """The imports between the folders of a package; a module that lies beside them counts as a folder."""
+
+    def place(module: str) -> str:
+        return ".".join(module.split(".")[: package.count(".") + 2])
+
+    inside = {module: names for module, names in GRAPH.items() if module.startswith(f"{package}.")}
+    graph: dict[str, set[str]] = {place(module): set() for module in inside}
+    for module, names in inside.items():
+        graph[place(module)] |= {place(name) for name in names & inside.keys()} - {place(module)}
+    return graph
+
+
+def test_no_circle_between_the_folders_of_the_verifier() -> None:
+    graphlib.TopologicalSorter(folder_graph("verifier")).prepare()
+
+
 def test_the_package_graph_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     """`pytest -s -k package_graph` prints each part with the parts that it imports."""
     parts = {p: {part(n) for m, names in GRAPH.items() if part(m) == p for n in names} - {p} for p in RANK}
