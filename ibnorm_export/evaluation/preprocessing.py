@@ -93,6 +93,7 @@ class Preprocessing:
     def _values(self, channels: int) -> NDArray[np.float32]:
         """What scaling and normalising make of each value of a pixel: (channels, 256)."""
         levels = np.arange(256)[:, None]
+        values: NDArray[Any]
         if self.torchvision:
             values = levels.astype(np.float32) / np.float32(255.0)
         else:
