@@ -19,6 +19,7 @@ from ibnorm_export.graph.weight_tensors import WeightTensor
 __all__ = ["message_without_values", "without_weights", "write_model"]
 
 #: Larger tensors are written one by one; smaller ones are part of the message, where shape inference reads them.
+#: What is computed when it is written is written one by one too, whatever its size: it may need much memory.
 _LARGE_BYTES: Final = 1 << 16
 
 _Message = TypeVar("_Message", onnx.ModelProto, onnx.GraphProto, onnx.TensorProto)
@@ -43,6 +44,8 @@ class _WithoutValues(ir.Tensor[Any]):
 
 
 def _is_large(tensor: ir.TensorProtocol) -> bool:
+    if isinstance(tensor, ir.LazyTensor):
+        return True
     if isinstance(tensor, (ir.ExternalTensor, ir.StringTensor)) or tensor.nbytes <= _LARGE_BYTES:
         return False
     return not isinstance(tensor, ir.serde.TensorProtoTensor) or tensor.raw.HasField("raw_data")

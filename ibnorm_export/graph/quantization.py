@@ -117,8 +117,20 @@ def _split_gemm(graph: onnx.GraphProto) -> None:
     graph.node.extend(nodes)
 
 
+def _products(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """The MatMul nodes of a graph and of the graphs in it."""
+    for node in graph.node:
+        if node.op_type == "MatMul":
+            yield node
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _products(inner)
+
+
 def quantize(model: onnx.ModelProto, wanted: Quantization) -> onnx.ModelProto:
-    """Return the model with its constant matrices quantised.
+    """Return the model with its constant matrices quantised: those of two axes that its graph itself multiplies by.
+
+    A matrix that the logits and other products share is stored as that of the logits.
 
     Args:
         model: the model; do not use it afterwards.
@@ -129,19 +141,22 @@ def quantize(model: onnx.ModelProto, wanted: Quantization) -> onnx.ModelProto:
         BackendUnavailable: onnxruntime is not installed.
     """
     _split_gemm(model.graph)
-    weights = {tensor.name for tensor in model.graph.initializer}
-    matmuls = [n for n in model.graph.node if n.op_type == "MatMul" and n.domain == "" and n.input[1] in weights]
-    head = {n.name for n in matmuls if "logits" in n.output}
+    matrices = {tensor.name for tensor in model.graph.initializer if len(tensor.dims) == 2}
+    matmuls = [n for n in model.graph.node if n.op_type == "MatMul" and n.domain == "" and n.input[1] in matrices]
+    of_logits = {n.input[1] for n in matmuls if "logits" in n.output}
+    head = {n.name for n in matmuls if n.input[1] in of_logits}
     body = {n.name for n in matmuls} - head
+    # ONNX Runtime also quantises constants of the shape (1, k, n), and those in the bodies of loops and branches.
+    others = {n.name for n in _products(model.graph)} - head - body
     if not body or not head:
         raise ExportError("the model has no constant matrices between its input and its logits to quantise")
     # By output: the quantizer gives nodes other names, and their outputs the same.
     props = {node.output[0]: list(node.metadata_props) for node in model.graph.node if node.output}
     try:
         with preserved_logging():
-            model = _pass(model, wanted.bits, block_size=wanted.block_size, exclude=head)
+            model = _pass(model, wanted.bits, block_size=wanted.block_size, exclude=head | others)
             if wanted.head_bits is not None:
-                model = _pass(model, wanted.head_bits, block_size=wanted.block_size, exclude=set())
+                model = _pass(model, wanted.head_bits, block_size=wanted.block_size, exclude=others)
     except ModuleNotFoundError as error:
         raise BackendUnavailable(
             f"quantisation needs the package {error.name}, which is not installed; pip install 'ibnorm-export[cpu]'"

@@ -7,6 +7,7 @@ makes the nodes and names of the whole model without their values. A matrix is q
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import onnx
@@ -24,14 +25,29 @@ __all__ = ["quantize_when_written"]
 _SMALL_BYTES: Final = 1 << 16
 
 
-class _Matrix:
-    """A matrix and its parts when it is quantised, which are made together and kept until each has been read."""
+@dataclass(slots=True)
+class _LastParts:
+    """The parts of the matrix that was quantised last: of all matrices of a model, only its parts are kept."""
 
-    def __init__(self, tensor: ir.TensorProtocol, *, bits: int, block_size: int) -> None:
+    matrix: _Matrix | None = None
+    parts: dict[str, NDArray[Any]] = field(default_factory=dict)
+
+
+class _Matrix:
+    """A matrix and its parts when it is quantised. They are made together, and each is kept until it is read.
+
+    Args:
+        tensor: the matrix, (k, n).
+        last: what the matrices of a model share, so that the parts of one of them are in memory at a time.
+        bits: bits of each value.
+        block_size: number of values along k in a block.
+    """
+
+    def __init__(self, tensor: ir.TensorProtocol, last: _LastParts, *, bits: int, block_size: int) -> None:
         self._tensor = tensor
+        self._last = last
         self._bits = bits
         self._block_size = block_size
-        self._made: dict[str, NDArray[Any]] = {}
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -40,9 +56,11 @@ class _Matrix:
 
     def read(self, part: str) -> ir.Tensor[Any]:
         """One of the parts, "_scales" for example."""
-        if part not in self._made:
-            self._made = quantize_matrix(self._tensor.numpy(), bits=self._bits, block_size=self._block_size)
-        return ir.Tensor(self._made.pop(part))
+        last = self._last
+        if last.matrix is not self or part not in last.parts:
+            last.matrix, last.parts = self, {}  # before the new ones are made
+            last.parts = quantize_matrix(self._tensor.numpy(), bits=self._bits, block_size=self._block_size)
+        return ir.Tensor(last.parts.pop(part))
 
     def part(self, name: str, suffix: str) -> ir.LazyTensor:
         """One of the parts as a tensor of a graph that is read later."""
@@ -90,13 +108,14 @@ def quantize_when_written(built: ir.Model, wanted: Quantization) -> ir.Model:
     message = quantize(message, wanted)
     kept = {tensor.name: tensor for tensor in omitted if tensor is not None}
     parts: dict[str, ir.TensorProtocol] = {}
+    last = _LastParts()
     for node in message.graph.node:
         attributes = {attribute.name: attribute for attribute in node.attribute}
         if node.op_type != "MatMulNBits":
             continue
         bits, block_size = attributes["bits"].i, attributes["block_size"].i
         name = node.input[1].removesuffix(f"_Q{bits}")
-        matrix = _Matrix(matrices[name], bits=bits, block_size=block_size)
+        matrix = _Matrix(matrices[name], last, bits=bits, block_size=block_size)
         attributes["K"].i, attributes["N"].i = matrix.shape
         for part in node.input[1:]:
             parts[part] = matrix.part(part, part.removeprefix(name))

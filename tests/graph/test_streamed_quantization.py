@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,74 @@ def test_each_matrix_is_quantised_once_and_only_when_it_is_written(
     assert not made
     write_model(streamed, tmp_path / "model.onnx")
     assert sorted(made) == [(HIDDEN, INNER), (HIDDEN, WORDS), (INNER, HIDDEN)]
+
+
+def _chain(shapes: dict[str, tuple[int, ...]], order: str) -> onnx.ModelProto:
+    """Products of `x` with the matrices that `order` names, the last of which gives the logits."""
+    rng = np.random.default_rng(0)
+    weights = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    names = ["x", *(f"y{number}" for number in range(len(order) - 1)), "logits"]
+    nodes = [
+        onnx.helper.make_node("MatMul", [names[number], matrix], [names[number + 1]], f"product{number}")
+        for number, matrix in enumerate(order)
+    ]
+    info = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        nodes,
+        "model",
+        [info("x", onnx.TensorProto.FLOAT, [1, "n", shapes[order[0]][-2]])],
+        [info("logits", onnx.TensorProto.FLOAT, [1, "n", shapes[order[-1]][-1]])],
+        [onnx.numpy_helper.from_array(values, name) for name, values in weights.items()],
+    )
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+
+
+def test_one_quantised_matrix_is_in_memory_at_a_time(tmp_path: Path) -> None:
+    """Also where the scales and zero points are so small that they could be part of the message."""
+    names, size = "abcdefgh", 512
+    built = ir.serde.deserialize_model(_chain(dict.fromkeys(names, (size, size)), names))
+    streamed = quantize_when_written(built, Quantization(4, 32, 4))
+    one = size * size // 2 + size * (size // 32) * 4 + size * (size // 64)  # bytes of values, scales and zero points
+    tracemalloc.start()
+    try:
+        write_model(streamed, tmp_path / "model.onnx")
+        assert tracemalloc.get_traced_memory()[1] < size * size * 4 + 2 * one, "a matrix in float32, and its parts"
+    finally:
+        tracemalloc.stop()
+    assert (tmp_path / "model.onnx").stat().st_size > len(names) * one
+
+
+def test_parts_that_are_read_in_any_order_have_the_same_values() -> None:
+    wanted = Quantization(4, 32, 8)
+    streamed = quantize_when_written(ir.serde.deserialize_model(_model()), wanted).graph.initializers
+    whole = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in quantize(_model(), wanted).graph.initializer}
+    for name in (*sorted(whole), *sorted(whole, key=lambda name: whole[name].nbytes)):
+        stored = streamed[name].const_value
+        assert stored is not None
+        np.testing.assert_array_equal(stored.numpy(), whole[name], strict=True)
+
+
+def test_a_constant_of_three_axes_is_not_quantised(tmp_path: Path) -> None:
+    """ONNX Runtime would quantise it. It has more than 64 KiB, so the quantizer does not see its values."""
+    shapes = {"a": (40, 40), "b": (1, 40, 500), "c": (500, 40)}
+    wanted = Quantization(4, 32, 8)
+    whole = ir.serde.deserialize_model(quantize(_chain(shapes, "abc"), wanted))
+    streamed = quantize_when_written(ir.serde.deserialize_model(_chain(shapes, "abc")), wanted)
+    for name, model in (("whole", whole), ("streamed", streamed)):
+        write_model(model, tmp_path / name)
+        assert [node.op_type for node in model.graph] == ["MatMulNBits", "MatMul", "MatMulNBits"]
+    assert (tmp_path / "streamed").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+def test_a_matrix_that_the_logits_share_is_stored_once_with_their_bits(tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")  # the extra "cpu"
+    shapes = {"a": (48, 48), "b": (48, 48)}
+    streamed = quantize_when_written(ir.serde.deserialize_model(_chain(shapes, "bab")), Quantization(4, 32, 8))
+    write_model(streamed, tmp_path / "model.onnx")
+    assert [node.inputs[1].name for node in streamed.graph if node.inputs[1] is not None] == ["b_Q8", "a_Q4", "b_Q8"]
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {"x": np.ones((1, 2, 48), dtype=np.float32)})
+    assert logits.shape == (1, 2, 48)
 
 
 def test_a_file_with_external_data_has_the_same_values(tmp_path: Path) -> None:
