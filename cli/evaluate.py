@@ -146,6 +146,18 @@ def evaluate_command(
     name: Annotated[
         str, typer.Option("--name", help="Name of the model on that server.", rich_help_panel="Runtime")
     ] = "",
+    api_key: Annotated[
+        str,
+        typer.Option(
+            "--api-key",
+            metavar="KEY",
+            help="Key that is sent to text endpoints. Other users of this machine can read it in the list of "
+            "processes; --api-key-file keeps it private.",
+        ),
+    ] = "",
+    api_key_file: Annotated[
+        Path | None, typer.Option("--api-key-file", metavar="FILE", help="File that holds the key of text endpoints.")
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed for the resamples of the bootstrap.")] = 0,
     html: Annotated[
         Path | None,
@@ -175,6 +187,7 @@ def evaluate_command(
         preprocessing=preprocessing,
         threads=threads,
         endpoint=None if url is None else Endpoint(url, name),
+        api_key=options.one_api_key(api_key, api_key_file),
         tasks=tuple(tasks.split(",")),
         seed=seed,
     )
@@ -216,10 +229,15 @@ def _evaluate(
         if html is not None:
             progress("writing the report", 0, 0)
             write_evaluation(report, html)
-    named = [name if Path(name).exists() else name.rpartition("@")[0] for name in (*models, against) if name]
-    named = [name for name in named if Path(name).exists()]  # a text endpoint is no file
+    named = [_file_of(name) for name in (*models, against) if name]
     read = [data if data.is_file() else None, html]
     finish(report, "evaluate", as_json=as_json, files=[*named, *read], then=["check"])
+
+
+def _file_of(model: str) -> str | None:
+    """The file or folder that an argument names, also as FILE@BACKEND; None for a text endpoint."""
+    paths = (model, model.rpartition("@")[0])
+    return next((path for path in paths if path and Path(path).exists()), None)
 
 
 def _split_axes(models: list[str], axes: list[str], *, backend: str) -> tuple[list[str], list[str]]:

@@ -52,6 +52,17 @@ def baseline(path: Path | None) -> Path | None:
     return path
 
 
+def one_api_key(key: str, file: Path | None) -> str:
+    """The key of --api-key or of --api-key-file; empty if neither is given."""
+    if key and file is not None:
+        raise typer.BadParameter("give --api-key or --api-key-file, not both", param_hint="--api-key")
+    if file is None:
+        return key
+    from ibnorm_export.serving.text.settings import read_api_key
+
+    return read_api_key(file)
+
+
 Checkpoint = Annotated[
     Path,
     typer.Argument(

@@ -11,7 +11,7 @@ from ibnorm_export.cli import options
 from ibnorm_export.cli.console import err, out, print_document
 from ibnorm_export.serving.options import ReadyServer, ServeOptions
 from ibnorm_export.serving.text.limits import TextLimits
-from ibnorm_export.serving.text.settings import TextSettings, read_api_key
+from ibnorm_export.serving.text.settings import TextSettings
 
 
 def serve_command(
@@ -103,10 +103,6 @@ def serve_command(
     """
     from ibnorm_export.serving.serve import serve
 
-    if api_key and api_key_file is not None:
-        raise typer.BadParameter("give --api-key or --api-key-file, not both", param_hint="--api-key")
-    if api_key_file is not None:
-        api_key = read_api_key(api_key_file)
     wanted = ServeOptions(
         address,
         http_port,
@@ -117,7 +113,9 @@ def serve_command(
         allowed_hosts=tuple(allowed_host or ()),
         admin=admin,
         text=TextLimits(concurrency, max_request, request_s=max_seconds, waiting=max_waiting),
-        settings=TextSettings(model_name, chat_template, api_key=api_key, log_requests=log_requests),
+        settings=TextSettings(
+            model_name, chat_template, api_key=options.one_api_key(api_key, api_key_file), log_requests=log_requests
+        ),
     )
 
     def ready(server: ReadyServer) -> None:

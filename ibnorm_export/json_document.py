@@ -26,7 +26,8 @@ def json_document(
     Args:
         command: name of the command, such as "verify".
         content: the result; a report's `to_dict()`. Its own `environment`, where it was measured, is kept.
-        files: the files that the command read and wrote; of a folder, every file in it. None is left out.
+        files: the files that the command read and wrote; of a folder, every file in it. None and an empty text, which
+            is not the current folder here, are left out.
     """
     machine = environment()
     return {
@@ -35,7 +36,7 @@ def json_document(
         "version": version_of("ibnorm-export"),
         "date": machine["date"],
         "environment": machine,
-        "files": [_described(file) for path in files if path is not None for file in _regular(Path(path))],
+        "files": [_described(file) for path in files if path not in (None, "") for file in _regular(Path(path))],
         **content,
     }
 

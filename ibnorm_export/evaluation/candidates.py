@@ -363,7 +363,7 @@ def open_candidate(
             return torch_candidate(model, name=name or f"{Path(model.source).name} (torch)")
         return model
     if str(model).startswith(("http://", "https://")):
-        return EndpointCandidate(str(model), name=name)
+        return EndpointCandidate(str(model), name=name, api_key=options.api_key)
     file, _, backend = str(model).rpartition("@")
     if file and backend == Target.ORT_GENAI and not Path(model).exists():
         return genai_candidate(ExportedModel(file), name=name or f"{Path(file).name} ({backend})", options=options)

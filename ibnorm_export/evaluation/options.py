@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ibnorm_export.choices import choice, real_number, whole_number
 from ibnorm_export.errors import IBNormError, quoted
 from ibnorm_export.runtimes.runner import Backend, Endpoint, Kernels
+from ibnorm_export.serving.text.settings import check_api_key
 
 __all__ = ["EvaluationOptions", "TaskName"]
 
@@ -47,6 +48,7 @@ class EvaluationOptions:
         preprocessing: folder with the settings of the image processor; None takes those of a candidate.
         threads: threads of the runtime; None is its default.
         endpoint: the model on a running server, for backend "triton".
+        api_key: key that is sent to each text endpoint among the models; empty sends none. No report shows it.
         tasks: names of tasks, groups or leaderboards, for task "lm-eval"; none runs all of the data folder's own.
         seed: seed of the bootstrap.
 
@@ -68,6 +70,7 @@ class EvaluationOptions:
     preprocessing: Path | None = None
     threads: int | None = None
     endpoint: Endpoint | None = None
+    api_key: str = field(default="", repr=False)
     tasks: tuple[str, ...] = ()
     seed: int = 0
 
@@ -81,6 +84,7 @@ class EvaluationOptions:
             if value is not None:
                 object.__setattr__(self, name, whole_number(value, name=name, least=least))
         object.__setattr__(self, "tasks", _names(self.tasks))
+        check_api_key(self.api_key)
         for name in ("results", "tokenizer", "preprocessing"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, Path(getattr(self, name)))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -14,9 +17,11 @@ import pytest
 
 from ibnorm_export import EvaluationOptions, IBNormError, evaluate
 from ibnorm_export.artifacts.tokenizer import write_byte_tokenizer
-from ibnorm_export.errors import BackendUnavailable, ModelFileError
+from ibnorm_export.cli import main
+from ibnorm_export.errors import BackendUnavailable, ExitCode, ModelFileError
 from ibnorm_export.evaluation.endpoint_candidate import EndpointCandidate
 from tests.support.fake_candidates import FakeCandidate
+from tests.support.json_documents import read_document
 
 Answer = Callable[[dict[str, Any]], tuple[int, Any]]
 
@@ -41,16 +46,29 @@ def complete(body: dict[str, Any]) -> tuple[int, Any]:
     return 200, {"choices": choices[::-1]}
 
 
+def with_logprobs(found: object) -> tuple[int, Any]:
+    """An answer to one prompt."""
+    return 200, {"choices": [{"index": 0, "logprobs": found}]}
+
+
+def with_numbers(own: object, likeliest: object) -> tuple[int, Any]:
+    """An answer to one prompt of up to 40 tokens, with the same at every position."""
+    return with_logprobs({"token_logprobs": [own] * 40, "top_logprobs": [likeliest] * 40})
+
+
 class Server:
-    """A server of one rule on a free port."""
+    """A server of one rule on a free port. It may want a key."""
 
     def __init__(self) -> None:
         self.models: Any = {"data": [{"id": "toy"}]}
         self.answer: Answer = complete
+        self.key = ""
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
             def _send(self, status: int, content: Any) -> None:
+                if outer.key and self.headers["Authorization"] != f"Bearer {outer.key}":
+                    status, content = 401, b"who are you?"
                 raw = content if isinstance(content, bytes) else json.dumps(content).encode()
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(raw)))
@@ -105,14 +123,30 @@ def test_an_endpoint_scores_as_the_model_that_it_serves(server: Server, data: Pa
     ("answer", "message"),
     [
         (lambda _: (400, {"error": {"message": "echo is not supported"}}), "HTTP 400: echo is not supported"),
-        (lambda _: (200, {"choices": [{"index": 0, "logprobs": None, "text": "x"}]}), "its answer lacks them"),
-        (lambda _: (200, {"choices": []}), "its answer lacks them"),
+        (lambda _: (200, {"object": "text_completion"}), "in its answer, the key 'choices' is missing"),
+        (lambda _: (200, []), "the key 'choices' is missing"),
+        (lambda _: (200, {"choices": {}}), "choices is {} where a list must be"),
+        (lambda _: (200, {"choices": []}), "the choices have the indexes [] for 1 prompts"),
+        (lambda _: (200, {"choices": ["text"]}), "the key 'index' is missing"),
+        (lambda _: (200, {"choices": [{"index": "0"}]}), "index is '0' where a whole number must be"),
         (
-            lambda body: (
-                200,
-                {"choices": [{"index": 0, "logprobs": {"token_logprobs": [0.0], "top_logprobs": [{}]}}]},
-            ),
-            "1 numbers for 32 tokens",
+            lambda _: (200, {"choices": [{"index": 1, "logprobs": {}}]}),
+            "the choices have the indexes [1] for 1 prompts",
+        ),
+        (lambda _: (200, {"choices": [{"index": 0, "text": "x"}]}), "the key 'logprobs' is missing"),
+        (lambda _: with_logprobs(None), "logprobs is None where an object must be"),
+        (lambda _: with_logprobs([0.0]), "logprobs is [0.0] where an object must be"),
+        (lambda _: with_logprobs({"token_logprobs": [0.0] * 40}), "the key 'top_logprobs' is missing"),
+        (lambda _: with_numbers(0.0, None), "top_logprobs has None where an object of numbers must be"),
+        (lambda _: with_numbers(0.0, [0.0]), "top_logprobs has [0.0] where an object of numbers must be"),
+        (lambda _: with_numbers(0.0, {}), "top_logprobs has {} where an object of numbers must be"),
+        (lambda _: with_numbers(0.0, {"x": "0"}), "top_logprobs has '0' where a number must be"),
+        (lambda _: with_numbers(None, {"x": 0.0}), "token_logprobs has None where a number must be"),
+        (lambda _: with_numbers(10**400, {"x": 0.0}), "token_logprobs has 1000"),
+        (lambda _: with_numbers(math.nan, {"x": 0.0}), "token_logprobs has nan where a number must be"),
+        (
+            lambda _: with_logprobs({"token_logprobs": [0.0], "top_logprobs": [{}]}),
+            "there are 1 log-probabilities for 32 tokens",
         ),
     ],
 )
@@ -120,7 +154,7 @@ def test_a_server_without_log_probabilities_of_prompts_is_refused(
     server: Server, data: Path, answer: Answer, message: str
 ) -> None:
     server.answer = answer
-    options = EvaluationOptions(tokenizer=data.parent, max_length=32, batch=1)
+    options = EvaluationOptions(tokenizer=data.parent, max_length=32, batch=1, limit=1)
     with pytest.raises(IBNormError, match="does not return the log-probabilities of a prompt") as found:
         evaluate(server.url, task="perplexity", data=data, options=options)
     assert message in str(found.value)
@@ -136,17 +170,81 @@ def test_the_model_is_chosen_among_those_of_the_server(server: Server) -> None:
         EndpointCandidate(f"{server.url}#c")
 
 
+def test_a_key_is_sent_and_its_absence_is_stated(server: Server, data: Path) -> None:
+    server.key = "sk-secret"
+    options = EvaluationOptions(tokenizer=data.parent, max_length=32)
+    message = r"/v1 wants an API key \(HTTP 401\)\. A key is given with --api-key-file FILE"
+    with pytest.raises(IBNormError, match=message):
+        evaluate(server.url, task="perplexity", data=data, options=options)
+    with pytest.raises(IBNormError, match=r"does not accept the API key \(HTTP 401\)") as refused:
+        evaluate(server.url, task="perplexity", data=data, options=replace(options, api_key="sk-other"))
+    options = replace(options, api_key="sk-secret")
+    report = evaluate(server.url, task="perplexity", data=data, options=options)
+    assert not [text for text in (str(refused.value), str(report), repr(report), repr(options)) if "sk-" in text]
+    with pytest.raises(IBNormError, match="the API key must be at most 1024 ASCII characters without spaces"):
+        replace(options, api_key="two\nlines")
+
+
+def test_the_command_reads_the_key_from_a_file(
+    server: Server, data: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    server.key = "sk-secret"
+    file = data.parent / "key"
+    file.write_text("sk-secret\n")
+    words = ["evaluate", server.url, "--task", "perplexity", "--data", data, "--tokenizer", data.parent]
+    monkeypatch.setattr(sys, "argv", ["ibnorm-export", *map(str, [*words, "--max-length", 32, "--api-key-file", file])])
+    assert main.main() == ExitCode.SUCCESS, capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://",
+        "ftp://h/v1",
+        "http://[::1",
+        "http://h:99999/v1",
+        "http://h:port/v1",
+        "http://h/v 1",
+        "http://h/v1?k=1",
+    ],
+)
+def test_a_malformed_address_is_refused(url: str) -> None:
+    with pytest.raises(IBNormError, match="is not the address of a text endpoint; it must be http://HOST:PORT/v1"):
+        EndpointCandidate(url)
+
+
+@pytest.mark.parametrize("url", ["http://me:pass@127.0.0.1:9/v1", "http://me:pass@[::1", "https://pass@host:99999"])
+def test_a_password_in_an_address_is_refused_and_not_shown(url: str) -> None:
+    with pytest.raises(IBNormError, match="has a user name or a password") as found:
+        EndpointCandidate(url)
+    assert "me:" not in str(found.value)
+    assert "pass@" not in str(found.value)
+
+
 def test_what_is_not_an_endpoint(server: Server) -> None:
     server.models = b"<html>"
     with pytest.raises(IBNormError, match="does not answer with JSON"):
         EndpointCandidate(server.url)
-    server.models = {"error": "none"}
-    with pytest.raises(IBNormError, match="lists no model"):
-        EndpointCandidate(server.url)
-    with pytest.raises(IBNormError, match="is not the address of a text endpoint"):
-        EndpointCandidate("http://")
+    for models in ({"error": "none"}, {"data": 5}, {"data": {"id": "toy"}}, {"data": [{"id": None}, "toy"]}):
+        server.models = models
+        with pytest.raises(IBNormError, match="lists no model"):
+            EndpointCandidate(server.url)
     with pytest.raises(BackendUnavailable, match=r"no server answers at http://127\.0\.0\.1:9/v1"):
         EndpointCandidate("http://127.0.0.1:9/v1")
+
+
+def test_the_json_lists_no_file_for_an_endpoint(
+    server: Server, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """An empty name would be the current folder, with everything in it."""
+    working = tmp_path / "working"
+    working.mkdir()
+    (working / "other.txt").write_text("other")
+    monkeypatch.chdir(working)
+    words = ["evaluate", server.url, "--task", "perplexity", "--data", data, "--tokenizer", data.parent, "--json"]
+    monkeypatch.setattr(sys, "argv", ["ibnorm-export", *map(str, words), "--max-length", "32"])
+    assert main.main() == ExitCode.SUCCESS
+    assert [file["path"] for file in read_document(capfd.readouterr().out, "evaluate")["files"]] == [str(data)]
 
 
 def test_an_endpoint_classifies_no_images(server: Server) -> None:

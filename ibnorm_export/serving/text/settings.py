@@ -10,7 +10,7 @@ from typing import Final
 from ibnorm_export.errors import ConfigError, quoted, shortened
 from ibnorm_export.parsing import read_text
 
-__all__ = ["TextSettings", "read_api_key"]
+__all__ = ["TextSettings", "check_api_key", "read_api_key"]
 
 #: What a header can carry in one word.
 _KEY: Final = re.compile(r"[!-~]{1,1024}")
@@ -42,10 +42,19 @@ class TextSettings:
             raise ConfigError(
                 f"the model's name is {quoted(self.model_name)}; it must be at most 256 ASCII characters without spaces"
             )
-        if self.api_key and not _KEY.fullmatch(self.api_key):  # the message does not show the key
-            raise ConfigError("the API key must be at most 1024 ASCII characters without spaces")
+        check_api_key(self.api_key)
         if self.chat_template is not None:
             object.__setattr__(self, "chat_template", Path(self.chat_template))
+
+
+def check_api_key(key: str) -> None:
+    """Check that a key fits into a header; an empty one means that there is none.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if not isinstance(key, str) or (key and not _KEY.fullmatch(key)):  # the message does not show the key
+        raise ConfigError("the API key must be at most 1024 ASCII characters without spaces")
 
 
 def read_api_key(path: str | Path) -> str:
