@@ -16,6 +16,7 @@ from ibnorm_export.runtimes.runner import Backend, Kernels
 
 if TYPE_CHECKING:
     from ibnorm_export.artifacts.loaded_model import LoadedModel
+    from ibnorm_export.benchmark.options import BenchOptions
     from ibnorm_export.benchmark.report import BenchReport, GenerationReport
 
 
@@ -25,6 +26,15 @@ def _counts(text: str, option: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError as error:
         raise typer.BadParameter(f"{text!r} is not a list of numbers such as 128,512", param_hint=option) from error
+
+
+def _sizes(shape: dict[str, int], *, batch: int | None, seq: int | None) -> dict[str, int]:
+    """The sizes of --shape, --batch and --seq together."""
+    for option, axis, size in (("--batch", BATCH, batch), ("--seq", SEQUENCE, seq)):
+        if size is not None and axis in shape:
+            raise typer.BadParameter(f"{option} and --shape both give {axis}: give it once", param_hint=option)
+        shape = shape if size is None else {**shape, axis: size}
+    return shape
 
 
 def _following(model_file: Path, checkpoint: Path | None, baseline: Path | None) -> list[object]:
@@ -135,19 +145,11 @@ def bench_command(
     from ibnorm_export.benchmark.baseline import REFERENCE_LOAD
     from ibnorm_export.benchmark.options import BenchOptions, GenerationOptions
     from ibnorm_export.exporter.options import parse_shape
-    from ibnorm_export.runtimes.registry import check_backend
 
-    check_backend(backend, engine=engine, provider=provider, npm=npm)
-    _check_options(
-        model_file,
-        loading=loading,
-        for_files=(save_baseline is not None or model is not None) and backend == Backend.ORT_CPU,
-    )
     wanted = BenchOptions(
         backend,
         kernels,
-        sizes=({} if shape is None else parse_shape(shape))
-        | {axis: size for axis, size in ((BATCH, batch), (SEQUENCE, seq)) if size is not None},
+        sizes=_sizes({} if shape is None else parse_shape(shape), batch=batch, seq=seq),
         threads=threads,
         rounds=rounds,
         seed=seed,
@@ -159,6 +161,12 @@ def bench_command(
         generation=GenerationOptions(_counts(prompts, "--prompts"), _counts(batches, "--batches")),
     )
     others = [name.strip() for name in against.split(",") if name.strip()]
+    _check_options(
+        model_file,
+        against=others,
+        options=wanted,
+        for_files=(save_baseline is not None or model is not None) and backend == Backend.ORT_CPU,
+    )
     with show_progress() as progress:
         report = bench(
             model_file,
@@ -179,13 +187,16 @@ def bench_command(
     )
 
 
-def _check_options(model_file: Path, *, loading: bool, for_files: bool) -> None:
-    """Refuse options that are for files only, where a folder generates text."""
+def _check_options(model_file: Path, *, against: list[str], options: BenchOptions, for_files: bool) -> None:
+    """Refuse what cannot be measured before the checkpoint is read, and options for files where a folder has text."""
+    from ibnorm_export.benchmark.bench import check_candidates
     from ibnorm_export.benchmark.generation import generates_text
 
-    if loading and generates_text(model_file):
+    of_text = generates_text(model_file)
+    check_candidates(() if of_text else against, options=options)
+    if options.loading and of_text:
         raise typer.BadParameter(f"--loading does not apply to {model_file}, a folder that generates text")
-    if for_files and generates_text(model_file):
+    if for_files and of_text:
         raise typer.BadParameter(
             f"--save-baseline and --model do not apply to {model_file}, a folder that generates text"
         )

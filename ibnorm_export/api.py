@@ -21,6 +21,7 @@ from ibnorm_export.exporter.options import ExportOptions
 from ibnorm_export.models.in_memory import from_module, from_module_of_file
 from ibnorm_export.models.loading import load
 from ibnorm_export.progress import Progress, silent
+from ibnorm_export.runtimes.registry import check_backend
 from ibnorm_export.runtimes.runner import Kernels
 from ibnorm_export.verifier import verify as verifier
 from ibnorm_export.verifier.report import ParityReport
@@ -125,6 +126,10 @@ def verify(
         BackendUnavailable: the backend is not installed.
     """
     exported = _exported(file)
+    options = VerifyOptions() if options is None else options
+    check_backend(
+        options.backend, engine=options.engine, provider=options.provider, npm=options.npm
+    )  # before the checkpoint is read
     checkpoint = _loaded(checkpoint, task=exported.metadata.task, exported=lambda: exported)
     given = None if inputs is None else arrays_in_memory(inputs, checkpoint.inputs)
     return verifier.verify(exported, checkpoint, options=options, inputs=given, text=text, progress=progress)
@@ -160,6 +165,8 @@ def bench(
     """
     if checkpoint is not None:
         path = file.path if isinstance(file, ExportedModel) else file
-        task = Task.TEXT_GENERATION if generates_text(path) else Task.FORWARD
+        of_text = generates_text(path)
+        benchmark.check_candidates(() if of_text else against, options=BenchOptions() if options is None else options)
+        task = Task.TEXT_GENERATION if of_text else Task.FORWARD
         checkpoint = _loaded(checkpoint, task=task, exported=lambda: _exported(file))
     return benchmark.bench(file, model=checkpoint, against=against, options=options, progress=progress)

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from ibnorm_export.errors import IBNormError
+
 __all__ = ["BATCH", "CAPACITY", "PAST", "SEQUENCE", "TOTAL", "axis_name", "axis_sizes"]
 
 BATCH: Final = "batch_size"
@@ -29,6 +31,18 @@ def axis_name(name: str) -> str:
     return _EARLIER.get(name, name)
 
 
-def axis_sizes(sizes: Mapping[str, int]) -> dict[str, int]:
-    """Return sizes by today's names of axes."""
-    return {axis_name(name): size for name, size in sizes.items()}
+def axis_sizes(sizes: Mapping[str, int], *, error: type[IBNormError] = IBNormError) -> dict[str, int]:
+    """Return sizes by today's names of axes.
+
+    Args:
+        sizes: sizes by name.
+        error: what is raised.
+
+    Raises:
+        IBNormError: an axis has two sizes, one by today's name and one by that of an earlier version.
+    """
+    found: dict[str, int] = {}
+    for name, size in sizes.items():
+        if found.setdefault(axis_name(name), size) != size:
+            raise error(f"sizes has two sizes of {axis_name(name)}, {found[axis_name(name)]} and {size}: give one")
+    return found

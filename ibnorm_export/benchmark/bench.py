@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from ibnorm_export.artifacts.axes import BATCH, CAPACITY, PAST, SEQUENCE, TOTAL, axis_name
+from ibnorm_export.artifacts.axes import BATCH, CAPACITY, PAST, SEQUENCE, TOTAL, axis_name, axis_sizes
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel, torch_dtype
 from ibnorm_export.artifacts.random_inputs import draw_inputs
@@ -17,15 +18,15 @@ from ibnorm_export.artifacts.tensors import DType, default_length
 from ibnorm_export.benchmark.generation import bench_generation, generates_text
 from ibnorm_export.benchmark.loading import measure_loading
 from ibnorm_export.benchmark.measure import measure
-from ibnorm_export.benchmark.options import BACKEND_CANDIDATES, TORCH_CANDIDATES, BenchOptions
+from ibnorm_export.benchmark.options import BACKEND_CANDIDATES, TORCH_CANDIDATES, BenchOptions, GenerationOptions
 from ibnorm_export.benchmark.reference_load import REFERENCE_LOAD, ReferenceLoad
 from ibnorm_export.benchmark.report import BenchReport, GenerationReport
-from ibnorm_export.errors import BackendUnavailable, IBNormError
+from ibnorm_export.errors import BackendUnavailable, IBNormError, listed, quoted
 from ibnorm_export.progress import Progress, silent
-from ibnorm_export.runtimes.registry import BACKENDS, fused_library, open_runner
+from ibnorm_export.runtimes.registry import BACKENDS, check_backend, fused_library, open_runner
 from ibnorm_export.runtimes.runner import Backend, Kernels, Runner
 
-__all__ = ["bench", "bench_forward"]
+__all__ = ["bench", "bench_forward", "check_candidates", "input_axes"]
 
 
 def bench(
@@ -65,6 +66,11 @@ def bench(
         with _torch_threads(options.thread_count):
             return bench_generation(path, model=model, against=against, options=options, progress=progress)
     exported = exported if isinstance(exported, ExportedModel) else ExportedModel(path)
+    if options.generation != GenerationOptions():
+        raise IBNormError(
+            f"--prompts and --batches (BenchOptions.generation) do not apply to {path}, which is measured by one pass: "
+            "use --batch and --seq (BenchOptions.sizes)"
+        )
     return bench_forward(exported, model=model, against=against, options=options, progress=progress)
 
 
@@ -78,10 +84,12 @@ def bench_forward(
 ) -> BenchReport:
     """Measure the latency of one pass, also of a file that generates text; arguments and errors as in `bench`."""
     options = BenchOptions() if options is None else options
+    check_candidates(against, options=options)
     _require_sizes(exported, options.sizes)
     sizes = {BATCH: 1, SEQUENCE: default_length(exported.metadata.max_positions), **options.sizes}
-    sizes = _own_axes(exported, options.sizes, length=sizes[SEQUENCE]) | sizes
-    sizes |= exported.metadata.shape
+    own = _own_axes(exported, options.sizes, length=sizes[SEQUENCE])
+    _require_axes(exported, options.sizes, also={SEQUENCE} if own else set())
+    sizes = own | sizes | axis_sizes(exported.metadata.shape)
     _require_runnable(exported, options=options, length=sizes.get(TOTAL, sizes[SEQUENCE]))
     inputs = draw_inputs(exported, sizes, seed=options.seed)
     with _torch_threads(options.thread_count):
@@ -147,12 +155,37 @@ def _own_axes(exported: ExportedModel, given: Mapping[str, int], *, length: int)
 
 def _require_sizes(exported: ExportedModel, sizes: Mapping[str, int]) -> None:
     """Raise IBNormError for a size that an export with fixed sizes does not take."""
-    for axis, size in exported.metadata.shape.items():
+    for axis, size in axis_sizes(exported.metadata.shape).items():
         if sizes.get(axis, size) != size:
             raise IBNormError(
                 f"{exported.path} takes only {axis} {size}, not {sizes[axis]}: leave the size out, or export with "
                 f"--shape {axis}={sizes[axis]}"
             )
+
+
+def _require_axes(exported: ExportedModel, sizes: Mapping[str, int], *, also: set[str]) -> None:
+    """Raise IBNormError for a size of an axis that the inputs do not have.
+
+    Args:
+        exported: the file.
+        sizes: the user's sizes, by today's names.
+        also: names that are understood besides those of the inputs.
+    """
+    dynamic = input_axes(exported)
+    known = {axis_name(axis) for axis in dynamic} | axis_sizes(exported.metadata.shape).keys() | also
+    legal = (
+        f"the sizes of these can be given: {listed(dynamic)}" if dynamic else "all their sizes are fixed: leave it out"
+    )
+    for axis in sizes:
+        if axis not in known:
+            near = difflib.get_close_matches(axis, dynamic, n=1, cutoff=0.6)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise IBNormError(f"the inputs of {exported.path} have no axis {quoted(axis)}; {legal}{hint}")
+
+
+def input_axes(exported: ExportedModel) -> tuple[str, ...]:
+    """Return the names of the dynamic axes of the inputs, in order."""
+    return tuple(dict.fromkeys(axis for tensor in exported.inputs for axis in tensor.shape if isinstance(axis, str)))
 
 
 @contextmanager
@@ -175,14 +208,6 @@ def _candidates(
 ) -> dict[str, Runner]:
     """Runners by the name that is reported; the file itself is named after its backend."""
     for other in against:
-        named = (*TORCH_CANDIDATES, REFERENCE_LOAD, *BACKEND_CANDIDATES)
-        if not isinstance(other, ExportedModel) and other not in named and not Path(other).exists():
-            raise IBNormError(
-                f"cannot compare with {str(other)!r}: it is neither one of "
-                f"{', '.join((*TORCH_CANDIDATES, *BACKEND_CANDIDATES))} nor an exported file"
-            )
-        if other == options.backend:
-            raise IBNormError(f"cannot compare backend {other} with itself: leave it out of --against")
         if other in TORCH_CANDIDATES and model is None:
             raise IBNormError(f"comparing with {other} needs the checkpoint: add --checkpoint DIR (model= in Python)")
     candidates = {options.backend: _open(exported, options, engine=options.engine)}
@@ -200,6 +225,32 @@ def _candidates(
             second = other if isinstance(other, ExportedModel) else ExportedModel(other)
             candidates[str(second.path)] = _open(second, options)
     return candidates
+
+
+def check_candidates(against: Sequence[str | Path | ExportedModel], *, options: BenchOptions) -> None:
+    """Raise the errors of `bench` about backends and candidates of a file before a checkpoint is read.
+
+    Args:
+        against: as in `bench`.
+        options: the backend, and what applies to it.
+
+    Raises:
+        IBNormError: a candidate is unknown, or is the backend itself, or the backend does not take an option.
+        BackendUnavailable: the backend, or one that it is compared with, is not installed.
+    """
+    check_backend(options.backend, engine=options.engine, provider=options.provider, npm=options.npm)
+    for other in against:
+        named = (*TORCH_CANDIDATES, REFERENCE_LOAD, *BACKEND_CANDIDATES)
+        if not isinstance(other, ExportedModel) and other not in named and not Path(other).exists():
+            raise IBNormError(
+                f"cannot compare with {str(other)!r}: it is neither one of "
+                f"{', '.join((*TORCH_CANDIDATES, *BACKEND_CANDIDATES))} nor an exported file"
+            )
+        if other == options.backend:
+            raise IBNormError(f"cannot compare backend {other} with itself: leave it out of --against")
+        if other in BACKEND_CANDIDATES:
+            its = _for_backend(options, str(other))
+            check_backend(its.backend, npm=its.npm)
 
 
 def _for_backend(options: BenchOptions, backend: str) -> BenchOptions:

@@ -24,7 +24,7 @@ from ibnorm_export.benchmark.options import BenchOptions, Timing
 from ibnorm_export.benchmark.report import GenerationRatio, GenerationReport, GenerationTiming
 from ibnorm_export.benchmark.statistics import paired
 from ibnorm_export.environment import environment
-from ibnorm_export.errors import IBNormError
+from ibnorm_export.errors import IBNormError, listed
 from ibnorm_export.generation.sessions import Session, SessionSource, torch_sessions
 from ibnorm_export.progress import Progress, silent
 
@@ -229,6 +229,13 @@ def bench_generation(
         raise IBNormError(
             f"--engine and --require-fused do not apply to {path}, a folder that generates text: leave them out "
             "(`verify --require-fused` reports how its norms run)"
+        )
+    if options.loading:
+        raise IBNormError(f"loading (--loading) does not apply to {path}, a folder that generates text: leave it out")
+    if options.sizes:
+        raise IBNormError(
+            f"{listed(options.sizes)}: sizes (--batch, --seq, --shape) do not apply to {path}, a folder that generates "
+            "text: use --prompts and --batches (BenchOptions.generation)"
         )
     folder = path if path.is_dir() else path.parent
     arguments = {"kernels": options.kernels.value, "threads": options.thread_count}

@@ -9,7 +9,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Final
 
-from ibnorm_export.artifacts.axes import axis_name
+from ibnorm_export.artifacts.axes import axis_sizes
 from ibnorm_export.choices import choice, real_number, whole_number, whole_numbers
 from ibnorm_export.errors import IBNormError, quoted
 from ibnorm_export.runtimes.runner import Backend, Kernels
@@ -163,11 +163,8 @@ class BenchOptions:
             object.__setattr__(self, "threads", whole_number(self.threads, name="threads", least=1, hint=hint))
         if not isinstance(self.sizes, Mapping):
             raise IBNormError(f"sizes is {quoted(self.sizes)}; it must hold numbers by name of the axis")
-        sizes = {
-            axis_name(str(axis)): whole_number(size, name=f"size of {axis}", least=0)
-            for axis, size in self.sizes.items()
-        }
-        object.__setattr__(self, "sizes", sizes)
+        sizes = {str(axis): whole_number(size, name=f"size of {axis}", least=0) for axis, size in self.sizes.items()}
+        object.__setattr__(self, "sizes", axis_sizes(sizes))
         if self.engine is not None:
             object.__setattr__(self, "engine", Path(self.engine))
         if self.npm is not None:

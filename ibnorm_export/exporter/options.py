@@ -8,7 +8,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
-from ibnorm_export.artifacts.axes import PAST, axis_name
+from ibnorm_export.artifacts.axes import PAST, axis_name, axis_sizes
 from ibnorm_export.artifacts.metadata import CacheKind
 from ibnorm_export.artifacts.tensors import DType, WeightType
 from ibnorm_export.choices import choice, whole_number
@@ -170,8 +170,10 @@ def _sizes(shape: object) -> Mapping[str, int]:
     """Sizes by today's names of axes, checked."""
     if not isinstance(shape, Mapping):
         raise ExportError(f"shape is {quoted(shape)}; it must hold sizes by name of the axis")
-    sizes: dict[str, int] = {}
-    for axis, size in shape.items():
-        least = 0 if axis_name(str(axis)) == PAST else 1
-        sizes[axis_name(str(axis))] = whole_number(size, name=f"size of {axis}", least=least, error=ExportError)
-    return sizes
+    sizes = {
+        str(axis): whole_number(
+            size, name=f"size of {axis}", least=0 if axis_name(str(axis)) == PAST else 1, error=ExportError
+        )
+        for axis, size in shape.items()
+    }
+    return axis_sizes(sizes, error=ExportError)

@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-from ibnorm_export.artifacts.axes import BATCH, PAST, SEQUENCE, TOTAL
+from ibnorm_export.artifacts.axes import BATCH, PAST, SEQUENCE, TOTAL, axis_name
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.metadata import Task
 from ibnorm_export.artifacts.tensors import default_length
 from ibnorm_export.benchmark.baseline import REFERENCE_LOAD, baseline_of, compare_baselines, read_baseline
-from ibnorm_export.benchmark.bench import bench_forward
+from ibnorm_export.benchmark.bench import bench_forward, input_axes
 from ibnorm_export.benchmark.options import BACKEND_CANDIDATES, TORCH_CANDIDATES, BenchOptions, Timing
 from ibnorm_export.benchmark.report import BenchReport
 from ibnorm_export.benchmark.statistics import Decision, LatencyVerdict, judge, paired
@@ -105,6 +105,15 @@ def _sizes(prepared: Prepared, budget: LatencyBudget) -> dict[str, int]:
     return {BATCH: budget.batch, SEQUENCE: budget.sequence or default_length(longest)}
 
 
+def _known_sizes(prepared: Prepared, budget: LatencyBudget) -> dict[str, int]:
+    """The sizes of the axes that the file has, and those that the budget states: `bench` refuses any other."""
+    stated = {BATCH: budget.batch > 1, SEQUENCE: budget.sequence > 0}
+    fixed = prepared.exported.metadata.shape
+    known = {axis_name(axis) for axis in (*input_axes(prepared.exported), *fixed)}
+    sizes = _sizes(prepared, budget)
+    return {axis: size for axis, size in sizes.items() if axis in known or stated.get(axis, False)}
+
+
 def _timer(
     prepared: Prepared, budget: LatencyBudget, *, others: Mapping[str, Prepared], progress: Progress
 ) -> Callable[[int], BenchReport]:
@@ -117,7 +126,7 @@ def _timer(
         against = [budget.against if other is None else other.exported]
     options = BenchOptions(
         budget.backend,
-        sizes=_sizes(prepared, budget),
+        sizes=_known_sizes(prepared, budget),
         threads=budget.threads or None,
         timing=Timing(warmup_ms=200.0),
     )

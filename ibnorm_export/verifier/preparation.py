@@ -15,6 +15,7 @@ from ibnorm_export.artifacts.tensors import Arrays
 from ibnorm_export.artifacts.tokenizer import FolderTokenizer
 from ibnorm_export.errors import ModelFileError
 from ibnorm_export.progress import Progress
+from ibnorm_export.runtimes.registry import check_backend
 from ibnorm_export.verifier.checkpoint.matching import require_match
 from ibnorm_export.verifier.checkpoint.reference import Reference
 from ibnorm_export.verifier.checkpoint.samples import prepare_samples
@@ -38,9 +39,11 @@ def prepare(
 
     Raises:
         ModelFileError: the file has no metadata or belongs to another model, or the inputs or the text do not fit it.
+        BackendUnavailable: the backend is not installed.
     """
     file = exported if isinstance(exported, ExportedModel) else ExportedModel(exported)
     options = VerifyOptions() if options is None else options
+    check_backend(options.backend, engine=options.engine, provider=options.provider, npm=options.npm)
     match_notes = require_match(file, model)
     prepared = prepare_samples(file, model, options=options, given=inputs)
     tokens = None if text is None else _encode(text, model)
