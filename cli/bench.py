@@ -10,7 +10,7 @@ import typer
 from ibnorm_export.artifacts.axes import BATCH, SEQUENCE
 from ibnorm_export.benchmark.options import TableFormat
 from ibnorm_export.cli import options
-from ibnorm_export.cli.console import Verbosity, err, finish, out, show_progress
+from ibnorm_export.cli.console import err, finish, out, show_progress
 from ibnorm_export.errors import ExitCode
 from ibnorm_export.runtimes.runner import Backend, Kernels
 
@@ -234,9 +234,8 @@ def _print_table(report: BenchReport | GenerationReport, form: TableFormat) -> b
     if not isinstance(report, BenchReport):
         return False
     out.print(bench_table(report, form))
-    if err.verbosity > Verbosity.QUIET:
-        for warning in report.warnings:
-            err.print(f"warning: {warning}", style="yellow")
+    for warning in report.warnings:
+        err.print(f"warning: {warning}", style="yellow")
     if not report:
         raise typer.Exit(ExitCode.CHECK_FAILED)
     return True

@@ -28,9 +28,11 @@ __all__ = [
     "finish",
     "first_code",
     "out",
+    "print_aside",
     "print_document",
     "print_json",
     "print_next",
+    "print_notes",
     "print_report",
     "show_progress",
 ]
@@ -120,11 +122,17 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json_text(value) + "\n")
 
 
+def print_aside(text: str) -> None:
+    """Print on stderr what is not the result, such as the next step; nothing with --quiet."""
+    if err.verbosity > Verbosity.QUIET:
+        out.file.flush()  # the two may be one file or terminal
+        err.print(text, style="dim")
+
+
 def print_next(*words: object) -> None:
     """Print on stderr the command that a person would run next, quoted for a shell; nothing with --quiet."""
-    if words and err.verbosity > Verbosity.QUIET:
-        out.file.flush()  # the two may be one file or terminal
-        err.print(f"next: {shlex.join(['ibnorm-export', *map(str, words)])}", style="dim")
+    if words:
+        print_aside(f"next: {shlex.join(['ibnorm-export', *map(str, words)])}")
 
 
 def print_report(report: object) -> None:
@@ -138,6 +146,15 @@ def print_report(report: object) -> None:
         if err.verbosity == Verbosity.QUIET and line.startswith("note: "):
             continue
         out.print(line, style=_style(line))
+
+
+def print_notes(notes: Iterable[str], warnings: Iterable[str] = ()) -> None:
+    """Print notes and warnings; with --quiet, notes are left out."""
+    if err.verbosity > Verbosity.QUIET:
+        for note in notes:
+            out.print(f"note: {note}")
+    for warning in warnings:
+        out.print(f"warning: {warning}", style="yellow")
 
 
 class _Verdict(Protocol):

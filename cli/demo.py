@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ibnorm_export.cli import options
-from ibnorm_export.cli.console import out, print_document, print_next, print_report, show_progress
+from ibnorm_export.cli.console import print_aside, print_document, print_next, print_report, show_progress
 from ibnorm_export.cli.demo_app import MAX_STEPS
 from ibnorm_export.errors import ExitCode
 
@@ -47,7 +47,7 @@ def demo_command(
         print_document("demo", {**result.to_dict(), "report": str(report)}, files=[report])
     else:
         print_report(result)
-        out.print(f"Open the page with the results: {report.resolve().as_uri()}", style="bold", soft_wrap=True)
+        print_aside(f"Open the page with the results: {report.resolve().as_uri()}")
         print_next("generate", folder / "llama-portable", "The import statement")
     if not result:
         raise typer.Exit(ExitCode.CHECK_FAILED)

@@ -12,7 +12,7 @@ from ibnorm_export.artifacts.metadata import CacheKind, Target, Task
 from ibnorm_export.artifacts.runtime_versions import RuntimeName
 from ibnorm_export.artifacts.tensors import WeightType
 from ibnorm_export.cli import options
-from ibnorm_export.cli.console import out, print_document, print_next, show_progress
+from ibnorm_export.cli.console import out, print_document, print_next, print_notes, show_progress
 from ibnorm_export.runtimes.runner import Kernels
 
 if TYPE_CHECKING:
@@ -186,10 +186,7 @@ def _document(exported: ExportedModel, loaded: LoadedModel) -> dict[str, Any]:
 def _print_export(exported: ExportedModel, loaded: LoadedModel) -> None:
     from ibnorm_export.artifacts.runtime_versions import required_versions
 
-    for note in loaded.notes:
-        out.print(f"note: {note}")
-    for warning in loaded.warnings:
-        out.print(f"warning: {warning}", style="yellow")
+    print_notes(loaded.notes, loaded.warnings)
     out.print(str(exported))
     oldest = " and ".join(f"{name} {version}" for name, version in required_versions(exported).items())
     out.print(f"runs on {oldest} or later")

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ibnorm_export.cli import options
-from ibnorm_export.cli.console import err, print_document, print_next
+from ibnorm_export.cli.console import err, print_aside, print_document, print_next
 from ibnorm_export.errors import printable
 from ibnorm_export.runtimes.runner import Backend, Kernels
 
@@ -62,6 +62,7 @@ def generate_command(
         raise typer.BadParameter(f'{problem}; type: ibnorm-export generate {path} "The import statement"')
     words = text if prompt is None else prompt
     assert words is not None  # one of them is there
+    from ibnorm_export.artifacts.onnx_file import GENAI_CONFIG_FILE
     from ibnorm_export.generation.sampling import Sampling
     from ibnorm_export.text_models import open_text_model
 
@@ -83,9 +84,8 @@ def generate_command(
 
     result = model.generate(words, sampling, write=write)
     write("\n")
-    err.print(
+    print_aside(
         f"{model.backend}: {len(result.tokens)} tokens after a prompt of {result.prompt_tokens}, first token after "
-        f"{result.first_token_ms:.1f} ms, then {result.tokens_per_s:.0f} tokens/s, stopped at: {result.stopped}",
-        style="dim",
+        f"{result.first_token_ms:.1f} ms, then {result.tokens_per_s:.0f} tokens/s, stopped at: {result.stopped}"
     )
-    print_next(*(("serve", path) if (path / "genai_config.json").is_file() else ("bench", path)))
+    print_next(*(("serve", path) if (path / GENAI_CONFIG_FILE).is_file() else ("bench", path)))

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ibnorm_export.cli import options
-from ibnorm_export.cli.console import out, print_document, print_next, print_report, show_progress
+from ibnorm_export.cli.console import print_aside, print_document, print_next, print_report, show_progress
 from ibnorm_export.serving.triton.config import TritonLimits
 from ibnorm_export.serving.triton.options import PackagedNorms, PackageOptions, RepositoryFormat, TritonBackend
 
@@ -91,6 +91,6 @@ def package_command(
         if kind is RepositoryFormat.KSERVE:
             service = shlex.quote(str(packaged.path / "inferenceservice.yaml"))
             where = storage_uri or "the storageUri in it"
-            out.print(f"next: upload {packaged.path} to {where}, then: kubectl apply -f {service}", style="dim")
+            print_aside(f"next: upload {packaged.path} to {where}, then: kubectl apply -f {service}")
         else:
             print_next("serve", packaged.path)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ibnorm_export.cli import options
-from ibnorm_export.cli.console import err, out, print_document
+from ibnorm_export.cli.console import out, print_aside, print_document
 from ibnorm_export.serving.options import ReadyServer, ServeOptions
 from ibnorm_export.serving.text.limits import TextLimits
 from ibnorm_export.serving.text.settings import TextSettings
@@ -126,6 +126,6 @@ def serve_command(
         out.file.flush()
 
     def stopping() -> None:
-        err.print("stopping: requests in flight may finish, new ones are refused", style="dim")
+        print_aside("stopping: requests in flight may finish, new ones are refused")
 
     serve(path, options=wanted, ready=ready, stopping=stopping)

@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from rich.console import Console
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.cli import console, main
+from ibnorm_export.cli.export import _print_export
 from ibnorm_export.errors import ExitCode
 from tests.support.held_process import held_process
 from tests.support.messages import messages
@@ -60,6 +62,20 @@ def test_quiet_leaves_notes_out(capsys: pytest.CaptureFixture[str], monkeypatch:
     monkeypatch.setattr(console.err, "verbosity", console.Verbosity.QUIET)
     console.print_report("note: a\nFAIL x: note: y\nverdict: fail")
     assert capsys.readouterr().out == "FAIL x: note: y\nverdict: fail\n"
+    console.print_aside("stopping")
+    console.print_next("verify", "m.onnx")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("verbosity", [console.Verbosity.QUIET, console.Verbosity.NORMAL])
+def test_export_leaves_notes_of_the_checkpoint_out_if_quiet(
+    exported: Path, verbosity: console.Verbosity, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console.err, "verbosity", verbosity)
+    loaded: Any = SimpleNamespace(notes=("tied",), warnings=("old",))
+    _print_export(ExportedModel(exported), loaded)
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[: printed.index("warning: old")] == ["note: tied"] * (verbosity is console.Verbosity.NORMAL)
 
 
 def test_names_with_control_characters_are_shown_escaped(cli: Any, exported: Path, tmp_path: Path) -> None:
