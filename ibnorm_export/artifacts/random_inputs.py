@@ -40,9 +40,8 @@ def draw_inputs(model: ExportedModel, sizes: Mapping[str, int], *, seed: int = 0
         for axis in tensor.shape:
             if isinstance(axis, str) and axis_name(axis) not in known:
                 raise ModelFileError(
-                    f"{model.path}: input {quoted(tensor.name)} has the dynamic axis {quoted(axis)}, which has no "
-                    f"size: give one, to bench with --shape {axis}=SIZE, or give your own inputs, to package with "
-                    "--inputs FILE.npz"
+                    f"{model.path}: the dynamic axis {quoted(axis)} of input {quoted(tensor.name)} has no size. With "
+                    f"bench, add --shape {axis}=SIZE; with package, add --inputs FILE.npz"
                 )
             shape.append(known[axis_name(axis)] if isinstance(axis, str) else axis)
         if tensor.name == "attention_mask":

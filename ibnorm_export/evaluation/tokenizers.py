@@ -41,8 +41,11 @@ def find_tokenizer(candidates: Sequence[Candidate], folder: Path | None, *, voca
                     "different models, or name the right one with --tokenizer"
                 )
     if vocabulary and (found.size < _USED_ROWS * vocabulary or found.largest >= vocabulary):
+        what = f"has {found.size} tokens, but the model has {vocabulary}"
+        if found.largest >= vocabulary:
+            what = f"has the token {found.largest}, but the last token of the model is {vocabulary - 1}"
         raise IBNormError(
-            f"{folder / 'tokenizer.json'} has {found.size} tokens, but the model has {vocabulary}: it is the tokenizer "
-            "of another model; name the right one with --tokenizer"
+            f"{folder / 'tokenizer.json'} {what}: it is the tokenizer of another model; name the right one with "
+            "--tokenizer"
         )
     return found

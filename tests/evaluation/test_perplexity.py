@@ -150,11 +150,17 @@ def test_unsuitable_texts_and_windows(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("vocabulary", [200, 300])
-def test_another_models_tokenizer(tokenizer: Path, tmp_path: Path, vocabulary: int) -> None:
+@pytest.mark.parametrize(
+    ("vocabulary", "what"),
+    [
+        (200, "has the token 255, but the last token of the model is 199"),
+        (300, "has 256 tokens, but the model has 300"),
+    ],
+)
+def test_another_models_tokenizer(tokenizer: Path, tmp_path: Path, vocabulary: int, what: str) -> None:
     (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
     candidate = FakeCandidate("small", uniform, facts=ModelFacts(tokenizer, vocabulary))
-    with pytest.raises(IBNormError, match="the tokenizer of another model; name the right one with --tokenizer"):
+    with pytest.raises(IBNormError, match=f"{what}: it is the tokenizer of another model; name the right one with"):
         evaluate(candidate, task="perplexity", data=tmp_path / "text.txt")
 
 
