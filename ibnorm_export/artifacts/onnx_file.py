@@ -21,10 +21,13 @@ from numpy.typing import NDArray
 from ibnorm_export.errors import ModelFileError, quoted, shortened
 from ibnorm_export.files import has_file
 
-__all__ = ["MODEL_FILE", "external_files", "read_model", "read_tensor", "resolve"]
+__all__ = ["GENAI_CONFIG_FILE", "MODEL_FILE", "external_files", "read_model", "read_tensor", "resolve"]
 
 #: Name of the model in a folder.
 MODEL_FILE: Final = "model.onnx"
+
+#: What makes a folder one for onnxruntime-genai: how it runs the model.
+GENAI_CONFIG_FILE: Final = "genai_config.json"
 
 #: Attributes by which runtimes divide, some of them without a check, which ends the whole process. No other attribute
 #: of the standard operators or of ONNX Runtime's does so (tried with 1.31).

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from ibnorm_export import parsing
+from ibnorm_export.artifacts.onnx_file import GENAI_CONFIG_FILE
 from ibnorm_export.errors import ModelFileError, PromptError, quoted, shortened
 from ibnorm_export.files import sha256_of
 
@@ -70,10 +71,10 @@ def end_tokens(folder: Path) -> frozenset[int]:
         ModelFileError: a file is damaged, or names something other than token ids.
     """
     ends: set[int] = set()
-    for name in ("genai_config.json", "generation_config.json", "config.json"):
+    for name in (GENAI_CONFIG_FILE, "generation_config.json", "config.json"):
         if (folder / name).is_file():
             config = read_json(folder / name)
-            model = config.get("model") if name == "genai_config.json" else config
+            model = config.get("model") if name == GENAI_CONFIG_FILE else config
             tokens = model.get("eos_token_id") if isinstance(model, dict) else None
             listed = tokens if isinstance(tokens, list) else [] if tokens is None else [tokens]
             if not all(type(token) is int and 0 <= token < 1 << 31 for token in listed):

@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.metadata import Task
+from ibnorm_export.artifacts.onnx_file import GENAI_CONFIG_FILE
 from ibnorm_export.artifacts.tokenizer import read_json
 from ibnorm_export.benchmark.fresh_process import SessionOpener, peak_memory_mb
 from ibnorm_export.benchmark.options import BenchOptions, Timing
 from ibnorm_export.benchmark.report import GenerationRatio, GenerationReport, GenerationTiming
 from ibnorm_export.benchmark.statistics import paired
 from ibnorm_export.environment import environment
-from ibnorm_export.errors import IBNormError, listed
+from ibnorm_export.errors import IBNormError, ModelFileError, listed, quoted
 from ibnorm_export.generation.sessions import Session, SessionSource, torch_sessions
 from ibnorm_export.progress import Progress, silent
 
@@ -35,8 +36,6 @@ STAGES: Final = ("first token", "decode")
 
 #: Seconds (rounds, steps of a turn).
 Times = NDArray[np.float64]
-
-_GENAI_CONFIG: Final = "genai_config.json"
 
 # What a process calls to open a candidate. The second function is named, because `models` imports this package.
 _OPEN_FOLDER: Final = "ibnorm_export.generation.sessions:open_sessions"
@@ -50,7 +49,7 @@ def generates_text(path: str | Path) -> bool:
         ModelFileError: it is not an exported file or folder.
     """
     path = Path(path)
-    return (path / _GENAI_CONFIG).is_file() or ExportedModel(path).metadata.task is Task.TEXT_GENERATION
+    return (path / GENAI_CONFIG_FILE).is_file() or ExportedModel(path).metadata.task is Task.TEXT_GENERATION
 
 
 class _Turns:
@@ -208,12 +207,19 @@ def _ratios(tokens: NDArray[np.int64], times: Mapping[str, Mapping[str, Times]])
 
 
 def _vocabulary(folder: Path) -> int:
-    """Number of tokens that the model of a folder knows."""
-    if (folder / _GENAI_CONFIG).is_file():
-        genai: Any = read_json(folder / _GENAI_CONFIG)
-        return int(genai["model"]["vocab_size"])
-    config: Any = read_json(folder / "config.json")
-    return int(config["vocab_size"])
+    """Number of tokens that the model of a folder knows.
+
+    Raises:
+        ModelFileError: the folder does not state it.
+    """
+    genai = folder / GENAI_CONFIG_FILE
+    file = genai if genai.is_file() else folder / "config.json"
+    config: Any = read_json(file)
+    stated = config.get("model") if file == genai else config
+    size = stated.get("vocab_size") if isinstance(stated, dict) else None
+    if not isinstance(size, int) or size < 1:
+        raise ModelFileError(f"{file}: vocab_size is {quoted(size)}; it must be the number of tokens: export again")
+    return size
 
 
 def bench_generation(

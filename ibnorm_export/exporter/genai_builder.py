@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ibnorm_export.artifacts.loaded_model import LoadedModel
+from ibnorm_export.artifacts.onnx_file import GENAI_CONFIG_FILE
 from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.artifacts.tokenizer import read_json
 from ibnorm_export.errors import BackendUnavailable, ExportError
@@ -32,15 +33,11 @@ from ibnorm_export.op.torch_op import IBNorm
 
 __all__ = [
     "BUILDER_VERSION",
-    "GENAI_CONFIG_FILE",
     "build_genai",
     "expected_genai_config",
     "import_builder",
     "write_genai_config",
 ]
-
-#: The configuration of a folder for onnxruntime-genai.
-GENAI_CONFIG_FILE: Final = "genai_config.json"
 
 #: The only version whose method for norms is known.
 BUILDER_VERSION: Final = "0.18.0"

@@ -11,6 +11,7 @@ import onnxruntime_genai as og
 from numpy.typing import NDArray
 
 from ibnorm_export.artifacts.manifest import check_library, read_manifest
+from ibnorm_export.artifacts.onnx_file import GENAI_CONFIG_FILE
 from ibnorm_export.errors import ModelFileError, quoted
 from ibnorm_export.files import has_file
 from ibnorm_export.op import native
@@ -22,12 +23,12 @@ __all__ = ["GenaiModel", "GenaiSession"]
 
 def _check_library(folder: Path) -> None:
     """Raise ModelFileError unless the op library that genai_config.json names is in the folder and usable here."""
-    file = folder / "genai_config.json"
+    file = folder / GENAI_CONFIG_FILE
     try:
         config: Any = read_json(file)
         name = config["model"]["decoder"].get("session_options", {}).get("custom_ops_library")
     except FileNotFoundError as error:
-        raise ModelFileError(f"{folder} has no genai_config.json; export it with --target ort-genai") from error
+        raise ModelFileError(f"{folder} has no {GENAI_CONFIG_FILE}; export it with --target ort-genai") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelFileError(f"{file} is damaged: {quoted(error)}") from error
     if name is None:
@@ -38,8 +39,8 @@ def _check_library(folder: Path) -> None:
     library = folder / name
     if not has_file(folder, name):
         raise ModelFileError(
-            f"{folder} has no {quoted(name)}, the op library that its genai_config.json names; export again, or remove "
-            "custom_ops_library from genai_config.json to run the norms as functions"
+            f"{folder} has no {quoted(name)}, the op library that its {GENAI_CONFIG_FILE} names; export again, or "
+            f"remove custom_ops_library from {GENAI_CONFIG_FILE} to run the norms as functions"
         )
     check_library(folder, name, manifest=read_manifest(folder))
     inspected = native.inspect(library)

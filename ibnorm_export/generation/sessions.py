@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.kv_cache import input_specs
 from ibnorm_export.artifacts.metadata import Target
+from ibnorm_export.artifacts.onnx_file import GENAI_CONFIG_FILE
 from ibnorm_export.artifacts.runtime_versions import GENAI, ONNX_RUNTIME, check_installed
 from ibnorm_export.errors import BackendUnavailable, IBNormError, ModelFileError
 from ibnorm_export.generation.decoder import Decoder
@@ -119,13 +120,13 @@ def open_sessions(
     folder = Path(folder)
     if backend is not None or npm is not None:
         return _backend_sessions(folder, backend, kernels=kernels, threads=threads, npm=npm)
-    if (folder / "genai_config.json").is_file():
+    if (folder / GENAI_CONFIG_FILE).is_file():
         return SessionSource("ort-genai", open_genai(folder, threads).start)
     exported = ExportedModel(folder)
     if exported.metadata.target is Target.ORT_GENAI:
         raise ModelFileError(
             f"{exported.path} only runs in a folder for onnxruntime-genai, and {exported.path.parent} has no "
-            "genai_config.json: give the whole folder, or export again"
+            f"{GENAI_CONFIG_FILE}: give the whole folder, or export again"
         )
     if exported.dtype == "bf16":
         raise BackendUnavailable(
@@ -170,7 +171,7 @@ def _backend_sessions(
     folder: Path, backend: str | None, *, kernels: Kernels, threads: int | None, npm: Path | None
 ) -> SessionSource:
     """Run a folder in a backend that the user names. Its cache goes to the backend and back with every token."""
-    if (folder / "genai_config.json").is_file():
+    if (folder / GENAI_CONFIG_FILE).is_file():
         raise IBNormError(
             f"{folder} is for onnxruntime-genai, which runs it; leave out --backend, or export again with "
             "--task text-generation"

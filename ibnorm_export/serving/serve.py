@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.manifest import MANIFEST_FILE, read_manifest
+from ibnorm_export.artifacts.onnx_file import GENAI_CONFIG_FILE
 from ibnorm_export.errors import BackendUnavailable
 from ibnorm_export.serving.options import ReadyServer, ServeOptions
 
@@ -41,7 +42,7 @@ def serve(
         IBNormError: a port is in use, or the server ends by itself; the message quotes its log.
     """
     options = ServeOptions() if options is None else options
-    if not isinstance(source, ExportedModel) and (Path(source) / "genai_config.json").is_file():
+    if not isinstance(source, ExportedModel) and (Path(source) / GENAI_CONFIG_FILE).is_file():
         _serve_text(Path(source), options, ready=ready)
     else:
         _serve_triton(source, options, ready=ready, stopping=stopping)

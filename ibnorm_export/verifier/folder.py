@@ -15,11 +15,11 @@ from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.manifest import MANIFEST_FILE, check_library, read_manifest
 from ibnorm_export.artifacts.metadata import Target, Task
-from ibnorm_export.artifacts.onnx_file import MODEL_FILE
+from ibnorm_export.artifacts.onnx_file import GENAI_CONFIG_FILE, MODEL_FILE
 from ibnorm_export.artifacts.tokenizer import read_json
 from ibnorm_export.errors import BackendUnavailable, ModelFileError
 from ibnorm_export.exporter.companions import COMPANION_FILES, PREPROCESSOR, TRANSFORMERS_JS, WEB_FILES, WEB_FOLDER
-from ibnorm_export.exporter.genai_builder import GENAI_CONFIG_FILE, expected_genai_config
+from ibnorm_export.exporter.genai_builder import expected_genai_config
 from ibnorm_export.files import has_file, sha256_of
 from ibnorm_export.findings.code import FindingCode
 from ibnorm_export.op.spec import OP_TYPES, SKIP_OP_TYPES

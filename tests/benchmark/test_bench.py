@@ -19,7 +19,7 @@ from ibnorm_export.benchmark.generation import bench_generation
 from ibnorm_export.benchmark.options import BenchOptions, GenerationOptions, Timing
 from ibnorm_export.benchmark.report import BenchReport
 from ibnorm_export.cli.bench import _sizes
-from ibnorm_export.errors import ExportError, IBNormError
+from ibnorm_export.errors import ExportError, IBNormError, ModelFileError
 from ibnorm_export.runtimes.runner import Kernels
 
 QUICK = BenchOptions(threads=1, rounds=2, timing=Timing(repeats=1, warmup_ms=0.0, rest_ms=0.0))
@@ -96,6 +96,13 @@ def test_a_size_of_an_axis_that_is_not_there_is_refused(
 def test_options_for_files_are_refused_where_a_folder_generates_text(options: BenchOptions, message: str) -> None:
     with pytest.raises(IBNormError, match=message):
         bench_generation(Path("folder"), model=None, against=[], options=options)
+
+
+@pytest.mark.parametrize("config", ["{}", '{"model": 5}', '{"model": {"vocab_size": "65"}}'])
+def test_a_folder_that_does_not_state_its_tokens(tmp_path: Path, config: str) -> None:
+    (tmp_path / "genai_config.json").write_text(config)
+    with pytest.raises(ModelFileError, match=r"genai_config\.json: vocab_size is .*; it must be the number of tokens"):
+        bench(tmp_path, options=QUICK)
 
 
 def test_an_axis_with_two_sizes_on_the_command_line_is_refused() -> None:
