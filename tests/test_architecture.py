@@ -52,7 +52,7 @@ OPTIONAL = {
     "tensorrt": ("runtimes.tensorrt.runner",),
     "tritonclient": ("runtimes.triton",),
     "fastapi": ("serving.text.app", "serving.text.responses"),
-    "uvicorn": ("serving.text.server",),
+    "uvicorn": ("serving.text.server", "serving.text.httptools_protocol"),
     "timm": ("models.importers.timm",),
 }
 

@@ -19,7 +19,8 @@ from ibnorm_export.errors import ModelFileError, PromptError
 from ibnorm_export.serving.text.admission import TextQueue
 from ibnorm_export.serving.text.app import create_app
 from ibnorm_export.serving.text.chat_template import TemplateSource, read_template
-from ibnorm_export.serving.text.http_limits import HEAD_BYTES, URL_BYTES, limited_protocol
+from ibnorm_export.serving.text.http_limits import HEAD_BYTES, URL_BYTES
+from ibnorm_export.serving.text.httptools_protocol import limited_protocol
 from ibnorm_export.serving.text.limits import TextLimits
 from ibnorm_export.serving.text.middleware import HostMiddleware
 from ibnorm_export.serving.text.template_process import TemplateProcess

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
@@ -22,7 +22,7 @@ from ibnorm_export.serving.options import ReadyServer, ServeOptions
 from ibnorm_export.serving.ports import bound_socket
 from ibnorm_export.serving.text.admission import TextQueue
 from ibnorm_export.serving.text.app import create_app, served_paths
-from ibnorm_export.serving.text.http_limits import HEAD_BYTES, limited_protocol
+from ibnorm_export.serving.text.http_limits import HEAD_BYTES
 from ibnorm_export.serving.text.metrics import Metrics
 from ibnorm_export.serving.text.middleware import AdmissionMiddleware, HostMiddleware
 from ibnorm_export.serving.text.observation import KeyMiddleware, ObservationMiddleware
@@ -57,7 +57,7 @@ def serve_text(
     options = ServeOptions() if options is None else options
     config = uvicorn.Config(
         "",
-        http=limited_protocol(options.text.request_bytes),
+        http=_http_protocol(options.text.request_bytes),
         ws="none",
         log_level="critical",  # a warning for every request that is not HTTP would let a client fill a disk
         access_log=False,
@@ -75,6 +75,15 @@ def serve_text(
         except KeyboardInterrupt:  # uvicorn raises it again after an orderly end
             if not server.started:
                 raise
+
+
+def _http_protocol(request_bytes: int) -> Any:
+    """uvicorn's protocol on httptools with limits; "auto" without httptools, which means h11 with its own limit."""
+    try:
+        from ibnorm_export.serving.text.httptools_protocol import limited_protocol
+    except ModuleNotFoundError:
+        return "auto"
+    return limited_protocol(request_bytes)
 
 
 class _Server(uvicorn.Server):
