@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ibnorm_export.artifacts.axes import axis_name
 from ibnorm_export.artifacts.loaded_model import LoadedModel
@@ -22,7 +20,7 @@ from ibnorm_export.verifier.outputs.error_accumulator import ErrorSums
 from ibnorm_export.verifier.outputs.runtime_faults import find_runtime_fault
 from ibnorm_export.verifier.report_parts.outputs import OutputParity
 from ibnorm_export.verifier.steps import NOTHING, Part
-from ibnorm_export.verifier.tolerances import BOUNDS, MAX_BASELINE_ERROR
+from ibnorm_export.verifier.tolerances import BOUNDS, MAX_BASELINE_ERROR, Bound
 
 __all__ = ["compare", "compare_runner", "describe_error", "judge_dtype"]
 
@@ -100,6 +98,10 @@ class _OutputSums:
                 spread=spread,
             )
 
+    def passes_unmasked(self, name: str, norms: str, *, bound: Bound) -> bool:
+        """Whether there are rows that are not masked throughout, and they are within the tolerance."""
+        return bool(self.unmasked) and self.unmasked.judge(name, norms, bound=bound).passed
+
     @staticmethod
     def _add_to(sums: ErrorSums, sample: Sample, actual: Arrays, *, name: str, spread: float) -> None:
         a, b, t = (sample.select(arrays, name) for arrays in (actual, sample.baseline, sample.truth))
@@ -137,50 +139,47 @@ def compare_runner(comparison: Comparison, runner: Runner, *, norms: str) -> Par
             findings.append(Finding(sample.label, str(error), code=FindingCode.SAMPLE_REFUSED))
             continue
         for name, added in sums.items():
-            expected = sample.truth[name].shape
-            if name not in actual or actual[name].shape != expected:
-                what = f"has shape {actual[name].shape}" if name in actual else "is missing"
-                findings.append(
-                    Finding(
-                        f"output {name}",
-                        f"{sample.label}: {what}; its shape must be {expected}",
-                        code=FindingCode.OUTPUT_SHAPE,
-                    )
-                )
-                continue
-            if (fault := find_runtime_fault(comparison, sample, actual=actual[name], name=name)) is not None:
+            if (problem := _shape_problem(sample, actual, name)) is not None:
+                findings.append(problem)
+            elif (fault := find_runtime_fault(comparison, sample, actual=actual[name], name=name)) is not None:
                 findings.append(fault)
                 explained = True
-                continue
-            added.add(sample, actual, name=name, spread=reference.spread)
-            if not added.everything.samples[-1].finite:
-                a, b, t = (sample.select(arrays, name) for arrays in (actual, sample.baseline, sample.truth))
-                findings += [
-                    Finding(f"output {name}", f"{sample.label}: {problem}", code=FindingCode.NOT_FINITE)
-                    for problem in _nonfinite_problems(a, b, truth=t, dtype=reference.dtype)
-                ]
+            else:
+                added.add(sample, actual, name=name, spread=reference.spread)
+                if not added.everything.samples[-1].finite:
+                    findings += _nonfinite_problems(sample, actual, name=name, dtype=reference.dtype)
     comparison.progress("comparing", len(reference.samples), len(reference.samples))
     bound = BOUNDS[reference.dtype]
     outputs = tuple(
         added.everything.judge(name, norms, bound=bound) for name, added in sums.items() if added.everything
     )
-    confined = [
-        output.name
+    masked = [
+        _masked_rows(output.name)
         for output in outputs
-        if not output.passed
-        and sums[output.name].unmasked
-        and sums[output.name].unmasked.judge(output.name, norms, bound=bound).passed
+        if not output.passed and sums[output.name].passes_unmasked(output.name, norms, bound=bound)
     ]
-    findings += [
-        Finding(
-            f"masked rows of output {name}",
-            "the difference is confined to rows that are masked throughout (attention_mask is 0 everywhere), whose "
-            "values have no meaning; give inputs with at least one token in each row",
-            code=FindingCode.MASKED_ROWS,
-        )
-        for name in confined
-    ]
-    return Part(outputs=outputs, findings=tuple(findings), explained=explained or bool(confined))
+    return Part(outputs=outputs, findings=(*findings, *masked), explained=explained or bool(masked))
+
+
+def _shape_problem(sample: Sample, actual: Arrays, name: str) -> Finding | None:
+    """An output that is missing or has another shape than PyTorch's."""
+    expected = sample.truth[name].shape
+    if name in actual and actual[name].shape == expected:
+        return None
+    what = f"has shape {actual[name].shape}" if name in actual else "is missing"
+    return Finding(
+        f"output {name}", f"{sample.label}: {what}; its shape must be {expected}", code=FindingCode.OUTPUT_SHAPE
+    )
+
+
+def _masked_rows(name: str) -> Finding:
+    """The explanation of an output that fails only in rows without a token."""
+    return Finding(
+        f"masked rows of output {name}",
+        "the difference is confined to rows that are masked throughout (attention_mask is 0 everywhere), whose "
+        "values have no meaning; give inputs with at least one token in each row",
+        code=FindingCode.MASKED_ROWS,
+    )
 
 
 def _declared_problems(comparison: Comparison) -> Iterator[Finding]:
@@ -221,17 +220,19 @@ def describe_error(output: OutputParity, dtype: DType) -> str:
     )
 
 
-def _nonfinite_problems(
-    actual: NDArray[Any], baseline: NDArray[Any], *, truth: NDArray[Any], dtype: DType
-) -> Iterator[str]:
-    """The first cause of NaN and infinity: the checkpoint, its dtype, or the file."""
+def _nonfinite_problems(sample: Sample, actual: Arrays, *, name: str, dtype: DType) -> Iterator[Finding]:
+    """The first cause of NaN and infinity in an output: the checkpoint, its dtype, or the file."""
+    values, baseline, truth = (sample.select(arrays, name) for arrays in (actual, sample.baseline, sample.truth))
     if not np.isfinite(truth).all():
-        yield "the checkpoint itself gives NaN or infinity"
+        problem = "the checkpoint itself gives NaN or infinity"
     elif not np.isfinite(baseline).all():
-        yield f"PyTorch itself overflows in {dtype.value}: the model does not fit this dtype"
-    elif not np.isfinite(actual).all():
-        count = int((~np.isfinite(actual)).sum())
-        yield (
-            f"{count} of {actual.size} values are NaN or infinity where PyTorch's are finite: an overflow in "
+        problem = f"PyTorch itself overflows in {dtype.value}: the model does not fit this dtype"
+    elif not np.isfinite(values).all():
+        count = int((~np.isfinite(values)).sum())
+        problem = (
+            f"{count} of {values.size} values are NaN or infinity where PyTorch's are finite: an overflow in "
             f"{dtype.value}"
         )
+    else:
+        return
+    yield Finding(f"output {name}", f"{sample.label}: {problem}", code=FindingCode.NOT_FINITE)

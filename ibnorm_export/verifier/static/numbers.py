@@ -112,44 +112,9 @@ def check_numbers_used(
     for node in flow.nodes:
         if node.proto.domain == DOMAIN or all(flow.is_constant(name) for name in node.outputs if name):
             continue
-        if node.proto.op_type in _BRANCHES and not _BRANCHING & coverage.operators:
-            yield Finding(
-                str(node),
-                "the file branches or loops, which PyTorch does not for this checkpoint",
-                code=FindingCode.BRANCHES,
-            )
-        if _drops(flow, node):
-            yield Finding(
-                str(node),
-                "the file drops values at random, which PyTorch does not for this checkpoint",
-                code=FindingCode.DROPOUT,
-            )
-        if node.proto.op_type in RANDOM_OPERATORS and not any("rand" in name for name in coverage.operators):
-            yield Finding(
-                str(node),
-                "the file draws random numbers, which PyTorch does not for this checkpoint",
-                code=FindingCode.RANDOM_NUMBERS,
-            )
+        yield from _behaviour_problems(flow, node, coverage=coverage)
         inputs = () if skips_arithmetic and node.proto.op_type in _ARITHMETIC else _input_numbers(flow, node)
-        limited = [("attribute activation_params", number) for number in _activation_limits(node)]
-        unknown = [(what, n) for what, n in (*_attribute_numbers(node), *inputs) if not numbers.explains(node, n)]
-        unknown += [(what, n) for what, n in limited if not numbers.limits(n)]
-        if _trains(node):
-            what = "takes statistics of the batch, as in training, which PyTorch does not for this checkpoint"
-            yield Finding(str(node), what, code=FindingCode.OPERATOR_UNKNOWN)
-        for what, number in unknown:
-            yield Finding(
-                f"number {number:.6g}",
-                f"{what} of the {node}; PyTorch has no such number",
-                code=FindingCode.NUMBER_UNKNOWN,
-            )
-        window = next((a.i for a in node.proto.attribute if a.name == "local_window_size"), -1)
-        if window >= 0 and not numbers.explains_window(window):
-            yield Finding(
-                f"window {window}",
-                f"attention of the {node} is limited to it; PyTorch's is not",
-                code=FindingCode.WINDOW_UNKNOWN,
-            )
+        yield from _number_problems(node, inputs, numbers=numbers)
         for what, place in _places(flow, node):
             if place not in block_sizes and not numbers.explains_place(place):
                 yield Finding(
@@ -157,6 +122,43 @@ def check_numbers_used(
                     f"{what} of the {node}; PyTorch has no such position or size",
                     code=FindingCode.POSITION_UNKNOWN,
                 )
+
+
+def _behaviour_problems(flow: DataFlow, node: FlowNode, *, coverage: Coverage) -> Iterator[Finding]:
+    """A node that branches, draws random numbers or trains, if PyTorch does not."""
+    operator, where = node.proto.op_type, str(node)
+    if operator in _BRANCHES and not _BRANCHING & coverage.operators:
+        what = "the file branches or loops, which PyTorch does not for this checkpoint"
+        yield Finding(where, what, code=FindingCode.BRANCHES)
+    if _drops(flow, node):
+        what = "the file drops values at random, which PyTorch does not for this checkpoint"
+        yield Finding(where, what, code=FindingCode.DROPOUT)
+    if operator in RANDOM_OPERATORS and not any("rand" in name for name in coverage.operators):
+        what = "the file draws random numbers, which PyTorch does not for this checkpoint"
+        yield Finding(where, what, code=FindingCode.RANDOM_NUMBERS)
+    if _trains(node):
+        what = "takes statistics of the batch, as in training, which PyTorch does not for this checkpoint"
+        yield Finding(where, what, code=FindingCode.OPERATOR_UNKNOWN)
+
+
+def _number_problems(node: FlowNode, inputs: Iterable[tuple[str, float]], *, numbers: _Numbers) -> Iterator[Finding]:
+    """Numbers among the attributes of a node, and its inputs that are one number, that PyTorch does not have."""
+    limited = [("attribute activation_params", number) for number in _activation_limits(node)]
+    unknown = [(what, n) for what, n in (*_attribute_numbers(node), *inputs) if not numbers.explains(node, n)]
+    unknown += [(what, n) for what, n in limited if not numbers.limits(n)]
+    for what, number in unknown:
+        yield Finding(
+            f"number {number:.6g}",
+            f"{what} of the {node}; PyTorch has no such number",
+            code=FindingCode.NUMBER_UNKNOWN,
+        )
+    window = next((a.i for a in node.proto.attribute if a.name == "local_window_size"), -1)
+    if window >= 0 and not numbers.explains_window(window):
+        yield Finding(
+            f"window {window}",
+            f"attention of the {node} is limited to it; PyTorch's is not",
+            code=FindingCode.WINDOW_UNKNOWN,
+        )
 
 
 class _Numbers:
