@@ -71,15 +71,15 @@ class EngineOptions:
     def _check(self) -> None:
         if self.runtime is Runtime.TENSORRT_RTX:
             if self.norm is NormRoute.PLUGIN or self.embed_plugin:
-                raise EngineError("TensorRT-RTX has no plugins: use --norm function, or --runtime tensorrt")
+                raise EngineError('TensorRT-RTX has no plugins: choose norm "function", or runtime "tensorrt"')
             if self.timing_cache is not None:
-                raise EngineError("TensorRT-RTX measures nothing during a build: leave out --timing-cache")
+                raise EngineError("TensorRT-RTX measures nothing during a build: leave out the timing cache")
         elif self.compute_capabilities:
             raise EngineError(
-                "TensorRT builds only for this machine's GPU: leave out --compute-capability, or use --runtime "
-                "tensorrt-rtx"
+                "TensorRT builds only for this machine's GPU: leave out the compute capabilities, or choose runtime "
+                '"tensorrt-rtx"'
             )
         elif self.embed_plugin and self.norm is not NormRoute.PLUGIN:
-            raise EngineError("--embed-plugin needs --norm plugin")
+            raise EngineError('embedding the plugin needs norm "plugin"')
         if self.workspace_bytes is not None:
             whole_number(self.workspace_bytes, name="workspace_bytes", least=1, error=EngineError)

@@ -156,7 +156,10 @@ def profiles(model: ExportedModel, ranges: Sequence[Range]) -> tuple[Profile, ..
             if found is None and axis_name(axis) == TOTAL and past is not None and sequence is not None:
                 found = (past[0] + sequence[0], past[1] + sequence[1], past[2] + sequence[2])
             if found is None:
-                raise EngineError(f"{model.path}: axis {axis!r} has no default sizes: add --profile {axis}=MINxOPTxMAX")
+                raise EngineError(
+                    f"{model.path}: axis {axis!r} has no default sizes: add the range {axis}=MINxOPTxMAX "
+                    "(--profile, or ranges= in Python)"
+                )
             smallest, optimal, largest = found
             chosen.append(Range(axis, smallest, optimal=optimal, largest=largest, profile=name))
         result.append(Profile(name, tuple(chosen)))
@@ -208,5 +211,8 @@ def fitting_profile(
             f"{item.name} accepts " + ", ".join(f"{one.axis} {one.smallest} to {one.largest}" for one in item.ranges)
             for item in candidates
         )
-        raise EngineError(f"no profile of the engine accepts {requested}: {accepted}; build it with another --profile")
+        raise EngineError(
+            f"no profile of the engine accepts {requested}: {accepted}; build it with other ranges (--profile, or "
+            "ranges= in Python)"
+        )
     return best

@@ -123,7 +123,7 @@ def test_a_range_for_one_profile_or_for_all(tmp_path: Path) -> None:
 def test_axes_must_exist_in_the_model(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"no dynamic axis 'seq'; it has batch, sequence"):
         profiles(model(tmp_path / "m.onnx"), parse_ranges(["seq=1x2x3"]))
-    with pytest.raises(EngineError, match=r"axis 'past' has no default sizes: add --profile past=MINxOPTxMAX"):
+    with pytest.raises(EngineError, match=r"axis 'past' has no default sizes: add the range past=MINxOPTxMAX"):
         profiles(model(tmp_path / "p.onnx", ("past", 4, 8)), ())
     with pytest.raises(EngineError, match="no dynamic axis 'batch'; it has none"):
         profiles(model(tmp_path / "s.onnx", (1, 4, 8)), parse_ranges(["batch=1x2x3"]))
@@ -175,7 +175,7 @@ def test_layers_are_read_from_an_inspection(tmp_path: Path) -> None:
         (Runtime.TENSORRT_RTX, {"embed_plugin": True}, "TensorRT-RTX has no plugins"),
         (Runtime.TENSORRT_RTX, {"timing_cache": Path("t")}, "measures nothing"),
         (Runtime.TENSORRT, {"compute_capabilities": ["sm_89"]}, "builds only for this machine"),
-        (Runtime.TENSORRT, {"embed_plugin": True}, "needs --norm plugin"),
+        (Runtime.TENSORRT, {"embed_plugin": True}, 'needs norm "plugin"'),
         (Runtime.TENSORRT, {"workspace_bytes": 0}, "at least 1"),
     ],
 )
