@@ -15,7 +15,6 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.demo_sizes import CONFIGS
 from benchmarks.report import Report
 from benchmarks.rows import Unavailable
 from benchmarks.suites.serving_text import text
@@ -23,6 +22,7 @@ from benchmarks.suites.serving_triton import concurrent_requests, parity, sigter
 from ibnorm_export import IBNormSpec, models
 from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.artifacts.tokenizer import write_byte_tokenizer
+from ibnorm_export.cli.demo_app.configs import CONFIGS
 from ibnorm_export.exporter.export import ExportOptions, export
 from ibnorm_export.exporter.genai import export_genai
 from ibnorm_export.serving.triton.binary import find_triton

@@ -18,12 +18,12 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.demo_sizes import CONFIGS
 from benchmarks.report import Report
 from benchmarks.rows import Figure, Row, Target
 from benchmarks.suites.serving_text import PROMPT, Stream, stream
 from ibnorm_export import models
 from ibnorm_export.artifacts.tokenizer import write_byte_tokenizer
+from ibnorm_export.cli.demo_app.configs import CONFIGS
 from ibnorm_export.exporter.genai import export_genai
 from ibnorm_export.generation.sampling import Sampling
 from ibnorm_export.generation.text_model import open_folder

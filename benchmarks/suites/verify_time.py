@@ -17,10 +17,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.demo_sizes import CONFIGS
 from benchmarks.report import Report
 from benchmarks.rows import Figure, Row, Target
 from ibnorm_export import models
+from ibnorm_export.cli.demo_app.configs import CONFIGS
 
 __all__ = ["add_options", "measure"]
 

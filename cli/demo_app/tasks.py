@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ibnorm_export.artifacts.tensors import Arrays
+from ibnorm_export.cli.demo_app.configs import CONFIGS
 from ibnorm_export.errors import CheckpointError
-from ibnorm_export.op.spec import Compression, IBNormSpec
+from ibnorm_export.op.spec import IBNormSpec
 from ibnorm_export.optional_packages import import_package
 
 __all__ = [
@@ -36,29 +37,6 @@ __all__ = [
     "training_split",
     "write_preprocessor",
 ]
-
-_LLAMA: Final = {
-    "model_type": "llama",
-    "hidden_size": 128,
-    "intermediate_size": 344,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-    "vocab_size": 256,
-    "max_position_embeddings": 512,
-    "tie_word_embeddings": True,
-}
-_VIT: Final = {
-    "model_type": "vit",
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "image_size": 8,
-    "patch_size": 2,
-    "num_channels": 1,
-    "num_labels": 10,
-}
 
 #: Pixels of the digits are 0 (black) to 16 (white); these make their mean about 0 and their variance about 1.
 _WHITE: Final = 16
@@ -220,11 +198,12 @@ def digits_task() -> Task:
 
 def write_preprocessor(folder: Path) -> None:
     """Write preprocessor_config.json, with which transformers.js turns images into what the ViT was trained on."""
-    config = {
+    config, _ = CONFIGS["vit"]
+    settings = {
         "image_processor_type": "ViTImageProcessor",
         "do_convert_rgb": False,
         "do_resize": True,
-        "size": {"height": _VIT["image_size"], "width": _VIT["image_size"]},
+        "size": {"height": config["image_size"], "width": config["image_size"]},
         "resample": 2,
         "do_rescale": True,
         "rescale_factor": _WHITE / 255,
@@ -232,7 +211,7 @@ def write_preprocessor(folder: Path) -> None:
         "image_mean": [_MEAN],
         "image_std": [_STD],
     }
-    (folder / "preprocessor_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def plan(name: str, text: Path | None = None) -> Plan:
@@ -245,18 +224,19 @@ def plan(name: str, text: Path | None = None) -> Plan:
     Raises:
         CheckpointError: the text cannot be used.
     """
+    config, spec = CONFIGS[name]
     if name == "llama":
         return Plan(
             text_task(read_training_text(text)),
-            _LLAMA,
-            spec=IBNormSpec(Compression.LOGARITHMIC, bias=False),
+            config,
+            spec=spec,
             goal=Goal(Metric.BITS_PER_BYTE, 3.2),
             sizes={"batch_size": 1, "sequence_length": 128},
         )
     return Plan(
         digits_task(),
-        _VIT,
-        spec=IBNormSpec(Compression.TANH),
+        config,
+        spec=spec,
         goal=Goal(Metric.ACCURACY, 0.90),
         sizes={"batch_size": 8},
     )
