@@ -22,6 +22,7 @@ from ibnorm_export.runtimes.ort import OrtRunner
 from ibnorm_export.runtimes.runner import Kernels
 from ibnorm_export.verifier.verify import VerifyOptions, verify
 from tests.support.accuracy import relative_error
+from tests.support.checkpoints import RESNET
 from tests.support.one_norm import one_norm
 
 #: Size of ResNet's first feature map, 64 channels of 112 by 112.
@@ -83,16 +84,7 @@ def test_inputs_without_rows_and_of_any_rank(kind: Compression) -> None:
             assert relative_error(y, reference.ibnorm(x, scale, bias=bias, spec=IBNormSpec(kind))) <= 5e-7
 
 
-RESNET = {
-    "model_type": "resnet",
-    "layer_type": "basic",
-    "depths": [1, 1],
-    "hidden_sizes": [8, 16],
-    "embedding_size": 8,
-    "num_channels": 3,
-    "image_size": 224,
-    "num_labels": 10,
-}
+WIDE_RESNET = {**RESNET, "image_size": 224}
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +92,7 @@ def resnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint whose norms have one op type and widths of 100,352, 25,088 and 12,544 values."""
     config = {"compression": "T", "lambda": 4.0, "epsilon": 1e-5, "convention": "divide", "grouping": "axes", "axis": 1}
     folder = tmp_path_factory.mktemp("resnet")
-    models.save(models.new_model(RESNET, NormConfig.from_config(config)), folder)
+    models.save(models.new_model(WIDE_RESNET, NormConfig.from_config(config)), folder)
     return folder
 
 

@@ -19,6 +19,16 @@ LLAMA: dict[str, Any] = {
     "vocab_size": 256,
     "max_position_embeddings": 64,
 }
+GPT2: dict[str, Any] = {
+    "model_type": "gpt2",
+    "n_embd": 32,
+    "n_head": 4,
+    "n_layer": 2,
+    "n_positions": 64,
+    "vocab_size": 256,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
 VIT: dict[str, Any] = {
     "model_type": "vit",
     "hidden_size": 32,
@@ -28,6 +38,16 @@ VIT: dict[str, Any] = {
     "image_size": 8,
     "patch_size": 2,
     "num_channels": 1,
+    "num_labels": 10,
+}
+RESNET: dict[str, Any] = {
+    "model_type": "resnet",
+    "layer_type": "basic",
+    "depths": [1, 1],
+    "hidden_sizes": [8, 16],
+    "embedding_size": 8,
+    "num_channels": 3,
+    "image_size": 16,
     "num_labels": 10,
 }
 

@@ -12,18 +12,7 @@ import pytest
 
 from ibnorm_export import IBNormSpec, LoadedModel, export, load
 from ibnorm_export.artifacts.tokenizer import write_byte_tokenizer
-from tests.support.checkpoints import LLAMA, VIT, save_checkpoint
-
-GPT2: dict[str, Any] = {
-    "model_type": "gpt2",
-    "n_embd": 32,
-    "n_layer": 2,
-    "n_head": 4,
-    "n_positions": 64,
-    "vocab_size": 256,
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-}
+from tests.support.checkpoints import GPT2, LLAMA, VIT, save_checkpoint
 
 #: How images of the demo become inputs: one channel, white on black, 0 to 16.
 PREPROCESSOR = {

@@ -18,28 +18,8 @@ from ibnorm_export.exporter.export import ExportOptions, export
 from ibnorm_export.op.spec import DOMAIN
 from ibnorm_export.verifier.report import ParityReport
 from ibnorm_export.verifier.verify import VerifyOptions, verify
-from tests.support.checkpoints import LLAMA, VIT
+from tests.support.checkpoints import GPT2, LLAMA, RESNET, VIT
 
-GPT2 = {
-    "model_type": "gpt2",
-    "n_embd": 32,
-    "n_head": 4,
-    "n_layer": 2,
-    "n_positions": 64,
-    "vocab_size": 256,
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-}
-RESNET = {
-    "model_type": "resnet",
-    "layer_type": "basic",
-    "depths": [1, 1],
-    "hidden_sizes": [8, 16],
-    "embedding_size": 8,
-    "num_channels": 3,
-    "image_size": 16,
-    "num_labels": 10,
-}
 BOTTLENECK = {**RESNET, "layer_type": "bottleneck", "hidden_sizes": [16, 32]}
 CONFIGS = {"gpt2": GPT2, "resnet": RESNET, "bottleneck": BOTTLENECK, "vit": VIT, "llama": LLAMA}
 

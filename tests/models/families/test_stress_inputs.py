@@ -10,22 +10,12 @@ from ibnorm_export import IBNormSpec, models
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.exporter.export import export
 from ibnorm_export.verifier.verify import VerifyOptions, verify
+from tests.support.checkpoints import RESNET
 from tests.verifier.faults.planted import naive_log_body
-
-RESNET = {
-    "model_type": "resnet",
-    "layer_type": "basic",
-    "depths": [1, 1],
-    "hidden_sizes": [8, 16],
-    "embedding_size": 8,
-    "num_channels": 3,
-    "image_size": 16,
-    "num_labels": 10,
-}
 
 
 def test_only_near_zero_images_expose_a_naive_logarithm(tmp_path: Path) -> None:
-    models.save(models.new_model(RESNET, IBNormSpec("L")), tmp_path / "resnet")  # type: ignore[arg-type]
+    models.save(models.new_model(RESNET, IBNormSpec("L")), tmp_path / "resnet")
     model = models.load(tmp_path / "resnet")
     right = export(model, tmp_path / "m.onnx")
     proto = onnx.load(right.path)

@@ -23,7 +23,7 @@ from ibnorm_export.exporter.single_file import export_file
 from ibnorm_export.exporter.text_folder import export_folder
 from ibnorm_export.exporter.transformers_js import export_transformers_js
 from ibnorm_export.graph.quantization import Quantization
-from tests.support.checkpoints import VIT, save_checkpoint
+from tests.support.checkpoints import GPT2, RESNET, VIT, save_checkpoint
 from tests.verifier.faults.right_exports import sharpen
 
 __all__ = ["FORMS", "Form", "form"]
@@ -44,28 +44,8 @@ _LLAMA: Final[dict[str, Any]] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-_GPT2: Final[dict[str, Any]] = {
-    "model_type": "gpt2",
-    "n_embd": 32,
-    "n_head": 4,
-    "n_layer": 1,
-    "n_positions": POSITIONS,
-    "vocab_size": 256,
-    "initializer_range": 0.2,
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-}
+_GPT2: Final[dict[str, Any]] = {**GPT2, "n_layer": 1, "n_positions": POSITIONS, "initializer_range": 0.2}
 _VIT: Final[dict[str, Any]] = {**VIT, "num_hidden_layers": 1, "num_channels": 3}
-_RESNET: Final[dict[str, Any]] = {
-    "model_type": "resnet",
-    "layer_type": "basic",
-    "depths": [1, 1],
-    "hidden_sizes": [8, 16],
-    "embedding_size": 8,
-    "num_channels": 3,
-    "image_size": 16,
-    "num_labels": 10,
-}
 
 #: config.json and norm of each checkpoint.
 _CHECKPOINTS: Final[dict[str, tuple[dict[str, Any], IBNormSpec]]] = {
@@ -74,9 +54,9 @@ _CHECKPOINTS: Final[dict[str, tuple[dict[str, Any], IBNormSpec]]] = {
     "gpt2": (_GPT2, IBNormSpec("T", 2.0, epsilon=1e-5)),
     "vit": (_VIT, IBNormSpec("T", 3.0, epsilon=1e-5)),
     "vit with images": (_VIT, IBNormSpec("T", 3.0, epsilon=1e-5)),
-    "resnet": (_RESNET, IBNormSpec("L", 2.0, epsilon=1e-5)),
-    "resnet axes": (_RESNET, IBNormSpec("S", 2.0, epsilon=1e-5, grouping="axes", axis=1)),
-    "resnet batch": (_RESNET, IBNormSpec("L", 2.0, epsilon=1e-5, grouping="batch")),
+    "resnet": (RESNET, IBNormSpec("L", 2.0, epsilon=1e-5)),
+    "resnet axes": (RESNET, IBNormSpec("S", 2.0, epsilon=1e-5, grouping="axes", axis=1)),
+    "resnet batch": (RESNET, IBNormSpec("L", 2.0, epsilon=1e-5, grouping="batch")),
 }
 
 

@@ -26,6 +26,7 @@ from ibnorm_export.exporter.single_file import export_file
 from ibnorm_export.exporter.text_folder import export_folder
 from ibnorm_export.findings.code import FindingCode
 from ibnorm_export.graph.quantization import Quantization
+from ibnorm_export.verifier.report import ParityReport
 from ibnorm_export.verifier.verify import VerifyOptions, verify
 
 #: How many there are, and the number of the first with hostile weights.
@@ -318,18 +319,23 @@ def make(case: RightExport, folder: Path) -> Path:
 
 
 def alarms(case: RightExport, folder: Path) -> tuple[tuple[str, ...], bool]:
-    """Findings of verification in a right export, each a false alarm; and whether the model does not fit its dtype.
+    """Findings of verification in a right export, each a false alarm; and whether the model does not fit its dtype."""
+    file = make(case, folder)
+    model = models.load(folder / "checkpoint", task=_task(case))
+    report = verify(ExportedModel(file), model, options=VerifyOptions(seed=case.number))
+    return false_alarms(report, case.dtype, quantised=case.form in ("int8", "int4"))
+
+
+def false_alarms(report: ParityReport, dtype: DType, *, quantised: bool) -> tuple[tuple[str, ...], bool]:
+    """Findings in a right export, each a false alarm; and whether the model does not fit its dtype.
 
     A model of hostile weights may not fit half precision: PyTorch itself is then more than 20% off, or infinite. And
     one of random weights may not fit int4 or int8: its predictions change, although the file computes what its own
     matrices say in PyTorch, which every other part of the verdict shows. These findings are right.
     """
-    file = make(case, folder)
-    model = models.load(folder / "checkpoint", task=_task(case))
-    report = verify(ExportedModel(file), model, options=VerifyOptions(seed=case.number))
     if report:
         return (), False
-    half = case.dtype is not DType.FP32 and any("does not fit this dtype" in f.what for f in report.findings)
-    quantised = bool(report.findings) and all(f.code is FindingCode.PREDICTIONS_DIFFER for f in report.findings)
-    unfit = half or (case.form in ("int8", "int4") and quantised)
+    half = dtype is not DType.FP32 and any("does not fit this dtype" in f.what for f in report.findings)
+    predictions = bool(report.findings) and all(f.code is FindingCode.PREDICTIONS_DIFFER for f in report.findings)
+    unfit = half or (quantised and predictions)
     return (() if unfit else tuple(str(f) for f in report.findings) or ("nothing was compared",)), unfit

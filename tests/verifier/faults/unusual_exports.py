@@ -19,14 +19,13 @@ from ibnorm_export.api import export
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.metadata import CacheKind, Task
-from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.artifacts.tokenizer import write_byte_tokenizer
 from ibnorm_export.exporter.export import ExportOptions
-from ibnorm_export.findings.code import FindingCode
 from ibnorm_export.graph.quantization import Quantization
 from ibnorm_export.verifier.verify import VerifyOptions, verify
 from tests.support.architectures import ARCHITECTURES
-from tests.verifier.faults.right_exports import sharpen
+from tests.support.checkpoints import GPT2, RESNET
+from tests.verifier.faults.right_exports import false_alarms, sharpen
 
 __all__ = ["UNUSUAL", "UnusualExport", "unusual_alarms"]
 
@@ -46,16 +45,7 @@ _LLAMA: Final[dict[str, Any]] = {
     "eos_token_id": 2,
 }
 _WIDE: Final = {"hidden_size": 64, "initializer_range": 0.2, "vocab_size": 256}
-_GPT2: Final[dict[str, Any]] = {
-    "model_type": "gpt2",
-    "n_embd": 16,
-    "n_head": 2,
-    "n_layer": 2,
-    "n_positions": 64,
-    "vocab_size": 130,
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-}
+_GPT2: Final[dict[str, Any]] = {**GPT2, "n_embd": 16, "n_head": 2, "vocab_size": 130}
 _VIT: Final[dict[str, Any]] = {
     "model_type": "vit",
     "hidden_size": 16,
@@ -67,16 +57,7 @@ _VIT: Final[dict[str, Any]] = {
     "num_channels": 3,
     "num_labels": 5,
 }
-_RESNET: Final[dict[str, Any]] = {
-    "model_type": "resnet",
-    "layer_type": "basic",
-    "depths": [1, 1],
-    "hidden_sizes": [8, 16],
-    "embedding_size": 8,
-    "num_channels": 3,
-    "image_size": 16,
-    "num_labels": 5,
-}
+_RESNET: Final[dict[str, Any]] = {**RESNET, "num_labels": 5}
 
 # ---- code of users ----
 
@@ -457,12 +438,7 @@ def _made(case: UnusualExport, folder: Path) -> tuple[ExportedModel, LoadedModel
 
 
 def unusual_alarms(case: UnusualExport, folder: Path) -> tuple[tuple[str, ...], bool]:
-    """Findings of verification, each a false alarm; and whether the model does not fit its dtype. See `alarms`."""
+    """Findings of verification, each a false alarm; and whether the model does not fit its dtype."""
     exported, model = _made(case, folder)
     report = verify(exported, model, options=VerifyOptions(seed=11))
-    if report:
-        return (), False
-    half = exported.dtype is not DType.FP32 and any("does not fit this dtype" in f.what for f in report.findings)
-    quantised = bool(report.findings) and all(f.code is FindingCode.PREDICTIONS_DIFFER for f in report.findings)
-    unfit = half or ("quantization" in case.options and quantised)
-    return (() if unfit else tuple(str(f) for f in report.findings) or ("nothing was compared",)), unfit
+    return false_alarms(report, exported.dtype, quantised="quantization" in case.options)
