@@ -183,7 +183,10 @@ ENVELOPE: dict[str, Schema] = {
 
 
 def contents(define: Definitions) -> dict[str, list[Schema]]:
-    """The properties of every command's result; a command with several forms has several."""
+    """The properties of every command's result; a command with several forms has several.
+
+    Long, but a table: one entry for each command, and above it what several entries share.
+    """
     identity = closed(
         "What one norm of the user's own code is.",
         {
