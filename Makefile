@@ -176,7 +176,7 @@ build/vision/.ready: $(VENV)/.tools constraints.txt
 	touch $@
 
 test-families: native build/vision/.ready
-	$(VISION) $(PYTEST) -p tests.models.families.vision_operators tests/models/families tests/models/importers/test_timm_train.py \
+	$(VISION) $(PYTEST) -p tests.support.vision_operators tests/models/families tests/models/importers/test_timm_train.py \
 	  tests/evaluation/test_vision.py
 
 # Checkpoints of eight training codes, written by their own functions: benchmarks/results/training_checkpoints.json. litgpt
@@ -193,7 +193,7 @@ training-checkpoints: native build/training/.ready
 
 # benchmarks/results/families.md: every preset of the paper with random weights. Takes hours; recorded rows are kept.
 families: native build/vision/.ready
-	$(VISION) $(BIN)/python -c "import sys, tests.models.families.vision_operators; from benchmarks.run import main; sys.exit(main())" \
+	$(VISION) $(BIN)/python -c "import sys, tests.support.vision_operators; from benchmarks.run import main; sys.exit(main())" \
 	  families --record --table benchmarks/results/families.md
 
 # The reports in Chromium (Debian: apt-get install chromium); the test lets it reach no network.

@@ -314,6 +314,14 @@ def test_no_import_path_is_changed(folder: str) -> None:
                 assert ast.unparse(node.func.value) != "sys.path", file
 
 
+@pytest.mark.parametrize("file", sorted((ROOT / "benchmarks").rglob("*.py")), ids=lambda file: file.stem)
+def test_benchmarks_take_from_tests_only_what_is_shared(file: Path) -> None:
+    """`tests.support`; and the tables of faults and right exports, which a benchmark runs in full."""
+    for name in imports(file):
+        if name.startswith("tests."):
+            assert name.startswith(("tests.support", "tests.verifier.faults")), f"{file.name} imports {name}"
+
+
 def test_no_module_is_called_utils() -> None:
     names = {name.split(".")[-1] for name in MODULES}
     assert not {"utils", "helpers", "common", "misc", "manager"} & names

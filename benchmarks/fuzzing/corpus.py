@@ -18,8 +18,8 @@ from ibnorm_export.artifacts.tokenizer import write_byte_tokenizer
 from ibnorm_export.benchmark.baseline import Baseline, write_baseline
 from ibnorm_export.exporter.export import export
 from ibnorm_export.exporter.text_folder import export_folder
-from tests.models.importers.strangers import GPT, LitGPT, LogNorm, save_nanogpt
 from tests.support.checkpoints import LLAMA, VIT, save_checkpoint
+from tests.support.strangers import GPT, LitGPT, LogNorm, save_nanogpt
 
 __all__ = ["NORM", "make_corpus", "write_records", "write_text_files"]
 

@@ -391,7 +391,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def measure(options: argparse.Namespace, report: Report) -> None:
     """Measure the parts that are named; of others, what the record has stays in it."""
-    from tests.models.families import vision_operators  # torchvision asks for operators that a CPU build lacks
+    from tests.support import vision_operators  # torchvision asks for operators that a CPU build lacks
 
     assert vision_operators is not None
     parts = options.parts.split(",")

@@ -33,9 +33,9 @@ from benchmarks.suites import gpu_machine, op_cuda
 from benchmarks.suites.gpu_machine import Array, Machine
 from benchmarks.suites.gpu_parts import Part, skip_of, tensor, variants
 from ibnorm_export.op.spec import OP_TYPES, SKIP_OP_TYPES, Compression, IBNormSpec
-from tests.custom_ops.cuda.cuda_emulator import DTYPES, Accuracy, judge
-from tests.custom_ops.tensorrt import trt_plugin
+from tests.support import trt_plugin
 from tests.support.accuracy import WIDTHS, Case, cases
+from tests.support.cuda_emulator import DTYPES, Accuracy, judge
 
 __all__ = ["PARTS", "add_options", "check_bandwidth", "check_kernels", "check_plugin", "measure"]
 

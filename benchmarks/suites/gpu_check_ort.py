@@ -21,9 +21,9 @@ from ibnorm_export.op import native
 from ibnorm_export.op.spec import IBNormSpec
 from ibnorm_export.runtimes.ort import OrtRunner
 from ibnorm_export.runtimes.ort_cuda import OrtCudaRunner, missing_for_cuda
-from tests.custom_ops.cuda.cuda_emulator import DTYPES, judge
-from tests.custom_ops.tensorrt import trt_plugin
+from tests.support import trt_plugin
 from tests.support.accuracy import Case, cases
+from tests.support.cuda_emulator import DTYPES, judge
 from tests.support.one_norm import one_norm
 
 __all__ = ["PluginRunner", "check_onnxruntime"]

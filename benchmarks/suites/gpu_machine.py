@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 
 from benchmarks.suites import op_cuda
 from benchmarks.suites.cuda_static import ToolMissingError, nvcc
-from tests.custom_ops.cuda import cuda_emulator
-from tests.custom_ops.tensorrt import trt_plugin
+from tests.support import cuda_emulator, trt_plugin
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -12,8 +12,8 @@ import torch
 from benchmarks.rows import Figure, Row, Target
 from benchmarks.suites.gpu_machine import Array
 from ibnorm_export.op.spec import Compression
-from tests.custom_ops.cuda.cuda_emulator import DTYPES, Accuracy
-from tests.custom_ops.tensorrt import trt_plugin
+from tests.support import trt_plugin
+from tests.support.cuda_emulator import DTYPES, Accuracy
 
 __all__ = ["Part", "skip_of", "tensor", "variants"]
 

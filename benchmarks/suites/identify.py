@@ -3,7 +3,7 @@
 Targets: for S, L and T in each of the four conventions, lambda 0.5 to 16, epsilon 0 to 1e-3, 8 to 4096 features,
 float32 and float64: the right kind, lambda and epsilon to 6 digits, and a residual of at most 1e-11; a replacement that
 agrees with the norm to 1e-12; every norm outside the family named as what it is; a model with 50 norms of width 4096 in
-at most 60 s of processor time. The norms are in tests/op/stranger_norms.py, and share no code with the package.
+at most 60 s of processor time. The norms are in tests/support/stranger_norms.py, and share no code with the package.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import nn
 from benchmarks.report import Report
 from benchmarks.rows import Figure, Row, Target
 from ibnorm_export.op.identification.norms import identify, identify_norms
-from tests.op.stranger_norms import F_OF_R, MEMBERS, OTHERS, Written, canonical, made
+from tests.support.stranger_norms import F_OF_R, MEMBERS, OTHERS, Written, canonical, made
 
 KINDS = ("S", "L", "T")
 LAMBDAS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)

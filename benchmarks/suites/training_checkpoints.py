@@ -20,8 +20,8 @@ from benchmarks.report import Report
 from benchmarks.rows import Figure, Row, Target, Unavailable
 from ibnorm_export import import_checkpoint
 from ibnorm_export.errors import IBNormError
-from tests.models.families import vision_operators  # noqa: F401 - lets torchvision load beside a CPU build of torch
-from tests.models.importers.truth import imported_logits, largest_difference
+from tests.support import vision_operators  # noqa: F401 - lets torchvision load beside a CPU build of torch
+from tests.support.import_truth import imported_logits, largest_difference
 from tests.support.training_writers import WRITERS, Written
 
 __all__ = ["add_options", "measure"]

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.models.importers.strangers import save_nanogpt
 from tests.models.importers.test_nanogpt import ARGS, NORM, gpt
 from tests.support.json_documents import read_document
+from tests.support.strangers import save_nanogpt
 
 
 @pytest.fixture(scope="module")

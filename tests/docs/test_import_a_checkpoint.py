@@ -14,7 +14,8 @@ from ibnorm_export.cli import main
 from tests.docs.pages import commands
 from tests.models.importers import test_galore as galore
 from tests.models.importers import test_litgpt as litgpt
-from tests.models.importers.strangers import (
+from tests.models.importers.test_containers import lightning
+from tests.support.strangers import (
     GPT,
     ChannelNorm,
     LitGPT,
@@ -26,7 +27,6 @@ from tests.models.importers.strangers import (
     save_torchvision,
     shake,
 )
-from tests.models.importers.test_containers import lightning
 
 PAGE = "how-to/import-a-checkpoint.md"
 CHARACTERS = [chr(code) for code in range(32, 127)]
@@ -92,7 +92,7 @@ ELSEWHERE = {"output/train/last.pth.tar"}
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with the stranger's classes."""
-    strangers = "from tests.models.importers.strangers import"
+    strangers = "from tests.support.strangers import"
     (tmp_path / "model.py").write_text(f"{strangers} LogNorm as IBNorm\n")
     (tmp_path / "norms.py").write_text(f"{strangers} ChannelNorm as IBNorm2d, LogNorm as IBNorm\n")
     monkeypatch.chdir(tmp_path)

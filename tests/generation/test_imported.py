@@ -17,8 +17,8 @@ from ibnorm_export.exporter.text_folder import export_folder
 from ibnorm_export.runtimes.runner import Kernels
 from ibnorm_export.verifier.verify import VerifyOptions, verify
 from tests.models.importers import test_galore, test_litgpt, test_nanogpt
-from tests.models.importers.strangers import save_nanogpt
 from tests.support.file_against_module import decode, open_session
+from tests.support.strangers import save_nanogpt
 
 
 def of_nanogpt(folder: Path) -> nn.Module:

@@ -23,7 +23,7 @@ from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.models.in_memory import from_module_of_file
 from ibnorm_export.op.torch_op import IBNorm
 from ibnorm_export.runtimes.torch import Float64TorchRunner
-from tests.op.stranger_norms import PlainElementNorm
+from tests.support.stranger_norms import PlainElementNorm
 
 SIZE = 16
 

@@ -22,11 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from ibnorm_export.op.float64_mode import compute_in_float64
-from tests.models.importers.strangers import GPT, ChannelNorm, LogNorm, shake
+from tests.support.strangers import GPT, ChannelNorm, LogNorm, shake
 
 __all__ = ["WRITERS", "Written"]
 
-_NORMS = "tests.models.importers.strangers"
+_NORMS = "tests.support.strangers"
 _GPT = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 24, "bias": True, "vocab_size": 65, "dropout": 0.0}
 _LLAMA = {
     "hidden_size": 16,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.custom_ops.cuda import cuda_emulator
+from tests.support import cuda_emulator
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

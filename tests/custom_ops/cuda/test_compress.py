@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ibnorm_export.op.spec import Compression
-from tests.custom_ops.cuda.cuda_emulator import ROOT, Emulator
+from tests.support.cuda_emulator import ROOT, Emulator
 
 HEADER = ROOT / "custom_ops" / "include" / "ibnorm" / "compress.h"
 

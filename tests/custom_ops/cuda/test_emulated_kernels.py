@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ibnorm_export.op import reference
 from ibnorm_export.op.spec import Compression, IBNormSpec
-from tests.custom_ops.cuda.cuda_emulator import (
+from tests.support.cuda_emulator import (
     DTYPES,
     ELEMENTS,
     FLOAT32_TOLERANCE,

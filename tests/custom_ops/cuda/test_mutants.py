@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.custom_ops.cuda.cuda_emulator import DTYPES, MUTANT_FLAGS, ROOT, Emulator, build
+from tests.support.cuda_emulator import DTYPES, MUTANT_FLAGS, ROOT, Emulator, build
 
 KERNELS = "kernels/cuda"
 

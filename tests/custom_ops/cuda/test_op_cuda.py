@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.suites import cuda_static
-from tests.custom_ops.cuda.cuda_emulator import ROOT
+from tests.support.cuda_emulator import ROOT
 
 torch = pytest.importorskip("torch")
 HAS_GPU = torch.cuda.is_available()

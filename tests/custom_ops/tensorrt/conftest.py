@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.custom_ops.cuda import cuda_emulator
-from tests.custom_ops.tensorrt import trt_plugin
+from tests.support import cuda_emulator, trt_plugin
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from tests.custom_ops.tensorrt import trt_plugin
+from tests.support import trt_plugin
 
 
 def test_the_snippet_compiles(trt_headers: Path) -> None:

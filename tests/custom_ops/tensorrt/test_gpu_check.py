@@ -18,7 +18,7 @@ from benchmarks.suites import gpu_check, gpu_machine, gpu_parts
 from benchmarks.suites.gpu_machine import Machine
 from ibnorm_export.op import native
 from ibnorm_export.op.spec import IBNormSpec
-from tests.custom_ops.tensorrt import trt_plugin
+from tests.support import trt_plugin
 
 #: A warp per row, the quickest to emulate, and the streaming kernel.
 WIDTH = (768, 1023)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.custom_ops.tensorrt import trt_plugin
+from tests.support import trt_plugin
 
 BUILT = trt_plugin.ROOT / "build" / "native-cuda"
 NOT_BUILT = f"{BUILT.name} is not built: run `make native-cuda`, which needs nvcc and TensorRT's headers"

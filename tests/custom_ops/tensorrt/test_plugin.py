@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from ibnorm_export.op import reference
 from ibnorm_export.op.spec import OP_TYPES, SCHEMA, SKIP_OP_TYPES, Compression, IBNormSpec
-from tests.custom_ops.tensorrt import trt_plugin
-from tests.custom_ops.tensorrt.trt_plugin import DATA_TYPES, FIELD_TYPES, Plugin, Refused, cuda_emulator
+from tests.support import trt_plugin
+from tests.support.trt_plugin import DATA_TYPES, FIELD_TYPES, Plugin, Refused, cuda_emulator
 
 ALL = (*OP_TYPES, *SKIP_OP_TYPES)
 F32, F16, BF16 = np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from ibnorm_export.op.spec import OP_TYPES, SKIP_OP_TYPES
-from tests.custom_ops.tensorrt import trt_plugin
+from tests.support import trt_plugin
 
 ALL = {*OP_TYPES, *SKIP_OP_TYPES}
 

@@ -10,7 +10,9 @@ import torch
 
 from ibnorm_export import import_checkpoint
 from ibnorm_export.errors import CheckpointError
-from tests.models.importers.strangers import (
+from tests.models.importers.test_nanogpt import ARGS, NORM, gpt
+from tests.support.import_truth import difference
+from tests.support.strangers import (
     GPT,
     ChannelNorm,
     LogNorm,
@@ -19,8 +21,6 @@ from tests.models.importers.strangers import (
     save_torchvision,
     shake,
 )
-from tests.models.importers.test_nanogpt import ARGS, NORM, gpt
-from tests.models.importers.truth import difference
 
 CHANNELS = {"compression": "L", "lambda": 3.0, "epsilon": 1e-5, "convention": "divide"}
 

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 
 from ibnorm_export import import_checkpoint
 from ibnorm_export.errors import CheckpointError
-from tests.models.importers.strangers import Llama, LogNorm, shake
-from tests.models.importers.truth import difference, imported_logits, largest_difference
+from tests.support.import_truth import difference, imported_logits, largest_difference
+from tests.support.strangers import Llama, LogNorm, shake
 from tests.support.training_writers import galore
 
 #: configs/llama_60m.json of GaLore, narrower.

@@ -11,8 +11,8 @@ import yaml
 
 from ibnorm_export import import_checkpoint
 from ibnorm_export.errors import CheckpointError
-from tests.models.importers.strangers import LitGPT, LogNorm, shake
-from tests.models.importers.truth import difference
+from tests.support.import_truth import difference
+from tests.support.strangers import LitGPT, LogNorm, shake
 
 CONFIG: dict[str, Any] = {
     "name": "tiny",

@@ -13,8 +13,8 @@ import torch
 from ibnorm_export import import_checkpoint, load
 from ibnorm_export.artifacts.tokenizer import FolderTokenizer
 from ibnorm_export.errors import CheckpointError
-from tests.models.importers.strangers import GPT, LogNorm, save_nanogpt, shake
-from tests.models.importers.truth import difference
+from tests.support.import_truth import difference
+from tests.support.strangers import GPT, LogNorm, save_nanogpt, shake
 
 ARGS: dict[str, Any] = {
     "n_layer": 2,

@@ -13,7 +13,8 @@ from torch import nn
 
 from ibnorm_export import import_checkpoint
 from ibnorm_export.errors import CheckpointError
-from tests.models.importers.strangers import (
+from tests.support.import_truth import difference
+from tests.support.strangers import (
     GPT,
     BatchNormL,
     ChannelNorm,
@@ -25,7 +26,6 @@ from tests.models.importers.strangers import (
     save_torchvision,
     shake,
 )
-from tests.models.importers.truth import difference
 
 ARGS: dict[str, Any] = {
     "n_layer": 1,
@@ -36,7 +36,7 @@ ARGS: dict[str, Any] = {
     "vocab_size": 65,
     "dropout": 0.0,
 }
-STRANGERS = "tests.models.importers.strangers"
+STRANGERS = "tests.support.strangers"
 
 
 def ids() -> torch.Tensor:

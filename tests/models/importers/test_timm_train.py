@@ -12,8 +12,8 @@ from torch import nn
 
 from ibnorm_export import import_checkpoint
 from ibnorm_export.errors import CheckpointError
-from tests.models.importers.strangers import LogNorm, shake
-from tests.models.importers.truth import difference
+from tests.support.import_truth import difference
+from tests.support.strangers import LogNorm, shake
 
 timm = pytest.importorskip("timm", reason="timm is not installed (make test-families installs it)")
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from ibnorm_export import import_checkpoint
-from tests.models.importers.strangers import BatchNormL, ChannelNorm, ImageNorm, ResNet, save_torchvision, shake
-from tests.models.importers.truth import difference
+from tests.support.import_truth import difference
+from tests.support.strangers import BatchNormL, ChannelNorm, ImageNorm, ResNet, save_torchvision, shake
 
 NORMS: dict[str, tuple[Any, dict[str, Any]]] = {
     "channels": (ChannelNorm, {"compression": "L", "lambda": 3.0, "epsilon": 1e-5, "convention": "divide"}),

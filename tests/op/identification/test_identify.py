@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ibnorm_export.errors import SpecError
 from ibnorm_export.op.identification import probe
 from ibnorm_export.op.identification.norms import NormIdentity, identify
-from tests.op.stranger_norms import MEMBERS, OTHERS, Base, Over3Axes, Written, canonical, made, standard
+from tests.support.stranger_norms import MEMBERS, OTHERS, Base, Over3Axes, Written, canonical, made, standard
 
 #: Each pair of g, convention, lambda and epsilon occurs; benchmarks/suites/identify.py has the whole table.
 CASES = [

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ibnorm_export.errors import SpecError
 from ibnorm_export.op.identification import fitting, formulas
 from ibnorm_export.op.identification.norms import identify_norms
-from tests.op.stranger_norms import OTHERS, Base, Over3Axes, Written, made
+from tests.support.stranger_norms import OTHERS, Base, Over3Axes, Written, made
 
 
 class IBNorm(Written):

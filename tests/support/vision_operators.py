@@ -1,6 +1,6 @@
 """A pytest plugin that lets torchvision load with a build of torch that lacks its operators. timm uses none of them.
 
-PYTHONPATH=build/vision:. pytest -p tests.models.families.vision_operators tests/models/families
+PYTHONPATH=build/vision:. pytest -p tests.support.vision_operators tests/models/families
 """
 
 from __future__ import annotations

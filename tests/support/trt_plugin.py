@@ -14,11 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ibnorm_export.op.spec import IBNormSpec
-from tests.custom_ops.cuda import cuda_emulator
+from tests.support import cuda_emulator
 
 ROOT = cuda_emulator.ROOT
 CACHE = ROOT / ".cache" / "tensorrt"
 PLUGIN = ROOT / "custom_ops" / "tensorrt"
+#: The mock of TensorRT, in C++.
+MOCK = ROOT / "tests" / "custom_ops" / "tensorrt"
 #: nvinfer1::DataType of the data types, nvinfer1::PluginFieldType of the fields.
 DATA_TYPES = {"float32": 0, "float16": 1, "bfloat16": 7}
 FIELD_TYPES = {"float16": 0, "float32": 1, "float64": 2, "int8": 3, "int16": 4, "int32": 5, "char": 6, "int64": 10}
@@ -38,7 +40,7 @@ def _compile(sources: list[Path], include: Path, name: str, link: tuple[str, ...
     if cxx is None:
         raise RuntimeError("no C++ compiler: install g++ 12 or set CXX")
     flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"]
-    flags += [f"-I{ROOT / 'custom_ops' / 'include'}", f"-I{PLUGIN}", f"-I{Path(__file__).parent / 'include'}"]
+    flags += [f"-I{ROOT / 'custom_ops' / 'include'}", f"-I{PLUGIN}", f"-I{MOCK / 'include'}"]
     command = [cxx, *flags, "-isystem", str(include), *map(str, sources), *link]
     digest = hashlib.sha256("\0".join(command).encode())
     headers_read = [*PLUGIN.glob("*.h"), *PLUGIN.glob("*.map"), *(ROOT / "custom_ops" / "include").rglob("*.h")]
@@ -57,7 +59,7 @@ def _compile(sources: list[Path], include: Path, name: str, link: tuple[str, ...
 
 def build_harness(include: Path) -> Path:
     """Build the mock of TensorRT, which exports its functions."""
-    return _compile([Path(__file__).parent / "harness.cc"], include, "libharness.so", ("-fvisibility=default", "-ldl"))
+    return _compile([MOCK / "harness.cc"], include, "libharness.so", ("-fvisibility=default", "-ldl"))
 
 
 def build_plugin(include: Path, folder: Path = PLUGIN) -> Path:

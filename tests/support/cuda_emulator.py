@@ -38,7 +38,7 @@ __all__ = [
     "outside_one_ulp",
 ]
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 HARNESS = ROOT / "tests" / "custom_ops" / "cuda" / "emulator"
 #: The builds of this checkout's kernels.
 CACHE = ROOT / ".cache" / "cuda-emulator"
