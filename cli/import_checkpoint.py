@@ -79,7 +79,7 @@ def import_checkpoint_command(
     """
     stated = _json_object(norm, "--norm")
     arguments, given = _json_object(norm_args, "--norm-args"), _json_object(settings, "--settings")
-    from ibnorm_export.models.importers.checkpoint_import import import_checkpoint
+    from ibnorm_export.models.checkpoint_import import import_checkpoint
 
     with show_progress() as progress:
         report = import_checkpoint(

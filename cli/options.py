@@ -58,7 +58,7 @@ def one_api_key(key: str, file: Path | None) -> str:
         raise typer.BadParameter("give --api-key or --api-key-file, not both", param_hint="--api-key")
     if file is None:
         return key
-    from ibnorm_export.serving.text.settings import read_api_key
+    from ibnorm_export.serving.text_settings import read_api_key
 
     return read_api_key(file)
 

@@ -10,8 +10,8 @@ import typer
 from ibnorm_export.cli import options
 from ibnorm_export.cli.console import out, print_aside, print_document
 from ibnorm_export.serving.options import ReadyServer, ServeOptions
-from ibnorm_export.serving.text.limits import TextLimits
-from ibnorm_export.serving.text.settings import TextSettings
+from ibnorm_export.serving.text_limits import TextLimits
+from ibnorm_export.serving.text_settings import TextSettings
 
 
 def serve_command(

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from ibnorm_export.gate.run import check
     from ibnorm_export.graph.quantization import Quantization
     from ibnorm_export.json_document import json_schema
-    from ibnorm_export.models.importers.checkpoint_import import import_checkpoint
+    from ibnorm_export.models.checkpoint_import import import_checkpoint
     from ibnorm_export.models.importers.report import ImportKind, ImportReport
     from ibnorm_export.models.in_memory import from_module
     from ibnorm_export.models.loading import load
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from ibnorm_export.runtimes.tensorrt.options import EngineOptions, NormRoute, Runtime
     from ibnorm_export.serving.options import ReadyServer, ServeOptions
     from ibnorm_export.serving.serve import serve
-    from ibnorm_export.serving.text.limits import TextLimits
+    from ibnorm_export.serving.text_limits import TextLimits
     from ibnorm_export.serving.triton.config import TritonLimits
     from ibnorm_export.serving.triton.options import PackagedNorms, PackageOptions, RepositoryFormat, TritonBackend
     from ibnorm_export.serving.triton.repository import Package, package
@@ -202,7 +202,7 @@ _HOME = {
         "gate.run": ("check",),
         "graph.quantization": ("Quantization",),
         "json_document": ("json_schema",),
-        "models.importers.checkpoint_import": ("import_checkpoint",),
+        "models.checkpoint_import": ("import_checkpoint",),
         "models.importers.report": ("ImportKind", "ImportReport"),
         "models.in_memory": ("from_module",),
         "models.loading": ("load",),
@@ -217,7 +217,7 @@ _HOME = {
         "runtimes.tensorrt.options": ("EngineOptions", "NormRoute", "Runtime"),
         "serving.options": ("ReadyServer", "ServeOptions"),
         "serving.serve": ("serve",),
-        "serving.text.limits": ("TextLimits",),
+        "serving.text_limits": ("TextLimits",),
         "serving.triton.config": ("TritonLimits",),
         "serving.triton.options": ("RepositoryFormat", "PackageOptions", "TritonBackend", "PackagedNorms"),
         "serving.triton.repository": ("Package", "package"),

@@ -137,8 +137,9 @@ def folder_graph(package: str) -> dict[str, set[str]]:
     return graph
 
 
-def test_no_circle_between_the_folders_of_the_verifier() -> None:
-    graphlib.TopologicalSorter(folder_graph("verifier")).prepare()
+@pytest.mark.parametrize("package", sorted({name.rpartition(".")[0] for name in MODULES} - {""}))
+def test_no_circle_between_the_folders_of_a_package(package: str) -> None:
+    graphlib.TopologicalSorter(folder_graph(package)).prepare()
 
 
 def test_the_package_graph_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

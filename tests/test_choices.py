@@ -18,7 +18,7 @@ from ibnorm_export.generation.sampling import Sampling
 from ibnorm_export.runtimes.runner import Backend, Kernels
 from ibnorm_export.runtimes.tensorrt.options import NormRoute, Runtime
 from ibnorm_export.serving.options import ServeOptions
-from ibnorm_export.serving.text.limits import TextLimits
+from ibnorm_export.serving.text_limits import TextLimits
 from ibnorm_export.serving.triton.config import TritonLimits
 from ibnorm_export.serving.triton.options import PackagedNorms, RepositoryFormat, TritonBackend
 

@@ -261,7 +261,7 @@ def _request(file: Path, corpus: Path) -> bool:
     """A body of the text endpoint."""
     from ibnorm_export.serving.text.admission import TextQueue
     from ibnorm_export.serving.text.app import create_app
-    from ibnorm_export.serving.text.limits import TextLimits
+    from ibnorm_export.serving.text_limits import TextLimits
 
     template = _Refusing()
     app = create_app(TextQueue(lambda message: None, TextLimits()), "m", max_positions=8, template=template)

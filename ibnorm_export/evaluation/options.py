@@ -10,7 +10,7 @@ from typing import Any
 from ibnorm_export.choices import choice, real_number, whole_number
 from ibnorm_export.errors import IBNormError, quoted
 from ibnorm_export.runtimes.runner import Backend, Endpoint, Kernels
-from ibnorm_export.serving.text.settings import check_api_key
+from ibnorm_export.serving.text_settings import check_api_key
 
 __all__ = ["EvaluationOptions", "TaskName"]
 

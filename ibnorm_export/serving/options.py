@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ibnorm_export.choices import real_number, whole_number
-from ibnorm_export.serving.text.limits import TextLimits
-from ibnorm_export.serving.text.settings import TextSettings
+from ibnorm_export.serving.text_limits import TextLimits
+from ibnorm_export.serving.text_settings import TextSettings
 
 __all__ = ["ReadyServer", "ServeOptions"]
 

@@ -31,7 +31,7 @@ from ibnorm_export.runtimes.triton import TritonRunner
 from ibnorm_export.serving.text.admission import TextQueue
 from ibnorm_export.serving.text.app import create_app
 from ibnorm_export.serving.text.chat_template import ChatTemplate, TemplateSource
-from ibnorm_export.serving.text.limits import TextLimits
+from ibnorm_export.serving.text_limits import TextLimits
 from tests.support.running_server import PATIENCE_S, Running, command, running
 
 LIMIT = 16

@@ -21,9 +21,9 @@ from ibnorm_export.serving.text.app import create_app
 from ibnorm_export.serving.text.chat_template import TemplateSource, read_template
 from ibnorm_export.serving.text.http_limits import HEAD_BYTES, URL_BYTES
 from ibnorm_export.serving.text.httptools_protocol import limited_protocol
-from ibnorm_export.serving.text.limits import TextLimits
 from ibnorm_export.serving.text.middleware import HostMiddleware
 from ibnorm_export.serving.text.template_process import TemplateProcess
+from ibnorm_export.serving.text_limits import TextLimits
 
 LIMITS = TextLimits(request_bytes=100_000)
 

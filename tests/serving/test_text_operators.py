@@ -18,7 +18,7 @@ from ibnorm_export.generation.sampling import Sampling
 from ibnorm_export.generation.text_model import open_folder
 from ibnorm_export.serving.options import ReadyServer
 from ibnorm_export.serving.text.metrics import Metrics
-from ibnorm_export.serving.text.settings import TextSettings, read_api_key
+from ibnorm_export.serving.text_settings import TextSettings, read_api_key
 from tests.support.running_server import PATIENCE_S, Running, running
 
 KEY = "sk-a-key-of-the-test"

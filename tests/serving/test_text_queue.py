@@ -14,9 +14,9 @@ from ibnorm_export.errors import BackendUnavailable, IBNormError, ModelFileError
 from ibnorm_export.generation.sampling import Sampling
 from ibnorm_export.generation.text_model import TextResult
 from ibnorm_export.serving.text.admission import TextQueue
-from ibnorm_export.serving.text.limits import TextLimits
 from ibnorm_export.serving.text.middleware import AdmissionMiddleware
 from ibnorm_export.serving.text.protocol import Refused
+from ibnorm_export.serving.text_limits import TextLimits
 
 RESULT = TextResult("ab", (1, 2), prompt_tokens=3, stopped="length", first_token_ms=4.5, tokens_per_s=6.5)
 

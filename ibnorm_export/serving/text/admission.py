@@ -12,10 +12,10 @@ from typing import Any, Final
 from ibnorm_export.errors import IBNormError, PromptError
 from ibnorm_export.generation.sampling import Sampling
 from ibnorm_export.generation.text_model import TextResult
-from ibnorm_export.serving.text.limits import TextLimits
 from ibnorm_export.serving.text.metrics import Metrics
 from ibnorm_export.serving.text.protocol import Refused
 from ibnorm_export.serving.text.worker_process import as_exception
+from ibnorm_export.serving.text_limits import TextLimits
 
 __all__ = ["TextQueue"]
 
