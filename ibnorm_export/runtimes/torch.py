@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -15,6 +16,38 @@ from ibnorm_export.errors import BackendUnavailable
 from ibnorm_export.op.float64_mode import compute_in_float64
 
 __all__ = ["Float64TorchRunner", "TorchCudaRunner", "TorchRunner"]
+
+
+def _tensors(model: LoadedModel, inputs: Arrays, *, dtype: torch.dtype) -> list[torch.Tensor]:
+    """The inputs in the model's order; floating-point ones in `dtype`."""
+    tensors = []
+    for spec in model.inputs:
+        tensor = torch.from_numpy(np.ascontiguousarray(inputs[spec.name]))
+        tensors.append(tensor.to(dtype) if spec.floating else tensor)
+    return tensors
+
+
+def _arrays(model: LoadedModel, outputs: Sequence[torch.Tensor]) -> Arrays:
+    """The outputs by name; NumPy has no bfloat16, so such outputs become float32."""
+    return {
+        name: (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).cpu().numpy()
+        for name, tensor in zip(model.outputs, outputs, strict=True)
+    }
+
+
+@contextmanager
+def _compile_errors() -> Iterator[None]:
+    """Report a failure of torch.compile as one of the machine.
+
+    Raises:
+        BackendUnavailable: torch.compile cannot compile the model here.
+    """
+    try:
+        yield
+    except torch._inductor.exc.InductorError as error:
+        raise BackendUnavailable(
+            f"torch.compile cannot compile the model on this machine: {str(error).splitlines()[0]}"
+        ) from error
 
 
 class TorchRunner:
@@ -36,21 +69,10 @@ class TorchRunner:
         self._entry = torch.compile(entry, dynamic=False) if compiled else entry
 
     def run(self, inputs: Arrays) -> Arrays:
-        tensors = []
-        for spec in self._model.inputs:
-            tensor = torch.from_numpy(np.ascontiguousarray(inputs[spec.name]))
-            tensors.append(tensor.to(self._dtype) if spec.floating else tensor)
-        try:
-            with torch.inference_mode():
-                outputs = self._entry(*tensors)
-        except torch._inductor.exc.InductorError as error:
-            raise BackendUnavailable(
-                f"torch.compile cannot compile the model on this machine: {str(error).splitlines()[0]}"
-            ) from error
-        return {
-            name: (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
-            for name, tensor in zip(self._model.outputs, outputs, strict=True)
-        }
+        tensors = _tensors(self._model, inputs, dtype=self._dtype)
+        with torch.inference_mode(), _compile_errors():
+            outputs = self._entry(*tensors)
+        return _arrays(self._model, outputs)
 
 
 class Float64TorchRunner(TorchRunner):
@@ -82,7 +104,8 @@ class TorchCudaRunner:
     def __init__(self, model: LoadedModel, module: nn.Module | None = None, *, compiled: bool = False) -> None:
         if not torch.cuda.is_available():
             raise BackendUnavailable(
-                f"comparing with torch needs a GPU, and torch {torch.__version__} finds none: install torch with CUDA"
+                f"torch {torch.__version__} finds no GPU, which the comparison with torch needs here: install torch "
+                "with CUDA"
             )
         self.name = "torch.compile" if compiled else "torch"
         self._model = model
@@ -92,11 +115,7 @@ class TorchCudaRunner:
         self._entry = torch.compile(entry, dynamic=False, mode="reduce-overhead") if compiled else entry
 
     def run(self, inputs: Arrays) -> Arrays:
-        outputs = self._pass(self._place(inputs))
-        return {
-            name: (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).cpu().numpy()
-            for name, tensor in zip(self._model.outputs, outputs, strict=True)
-        }
+        return _arrays(self._model, self._pass(self._place(inputs)))
 
     def timed(self, inputs: Arrays) -> Callable[[], float]:
         """See `DeviceRunner`. Two CUDA events on the stream measure the pass."""
@@ -114,18 +133,9 @@ class TorchCudaRunner:
         return once
 
     def _place(self, inputs: Arrays) -> list[torch.Tensor]:
-        placed = []
-        for spec in self._model.inputs:
-            tensor = torch.from_numpy(np.ascontiguousarray(inputs[spec.name])).to("cuda")
-            placed.append(tensor.to(self._dtype) if spec.floating else tensor)
-        return placed
+        return [tensor.to("cuda") for tensor in _tensors(self._model, inputs, dtype=self._dtype)]
 
     def _pass(self, tensors: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        try:
-            with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
-                outputs: tuple[torch.Tensor, ...] = self._entry(*tensors)
-        except torch._inductor.exc.InductorError as error:
-            raise BackendUnavailable(
-                f"torch.compile cannot compile the model on this machine: {str(error).splitlines()[0]}"
-            ) from error
+        with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False), _compile_errors():
+            outputs: tuple[torch.Tensor, ...] = self._entry(*tensors)
         return outputs
