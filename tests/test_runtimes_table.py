@@ -66,7 +66,7 @@ def test_an_error_that_pytorch_explains_is_shown_with_pytorchs() -> None:
     ]
 
 
-def test_files_of_for_are_a_table_of_their_own() -> None:
+def test_files_of_for_have_their_own_table() -> None:
     rows = [
         row("ViT", {"error": 3e-7}),
         row("ViT", {"error": 1e-7}, form="for ort>=1.18, fp32", version="1.18.1"),

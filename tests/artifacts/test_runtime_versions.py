@@ -24,7 +24,7 @@ from ibnorm_export.errors import BackendUnavailable
 from ibnorm_export.exporter.export import ExportOptions, export
 from ibnorm_export.runtimes.registry import open_runner
 from ibnorm_export.verifier.verify import verify
-from tests.verifier.plant import plant
+from tests.support.planting import plant
 
 
 def _needed(opset: int, *operators: str, bits: tuple[int, ...] = (), genai: bool = False) -> dict[str, str]:

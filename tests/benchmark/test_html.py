@@ -51,7 +51,7 @@ def test_a_benchmark_judges_nothing_unless_fused_kernels_were_demanded(tmp_path:
     assert "It is not known whether a norm ran as a fused kernel." in text
 
 
-def test_loading_has_a_table_of_its_own(tmp_path: Path) -> None:
+def test_loading_has_its_own_table(tmp_path: Path) -> None:
     loading = Loading("ort-cpu", True, session_ms=12.34, first_pass_ms=5.678, held_mb=90.1, peak_mb=None)
     measured = replace(report(require_fused=False), loading=(loading,))
     text = write_bench(measured, tmp_path / "b.html").read_text(encoding="utf-8")

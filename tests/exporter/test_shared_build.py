@@ -16,7 +16,7 @@ from ibnorm_export.exporter.single_file import SharedBuild
 def test_a_half_precision_file_does_not_cost_the_others_their_trace(
     llama_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The order of a sweep: fp16 needs a graph of its own, and int8 and int4 the one of fp32 again."""
+    """The order of a sweep: fp16 needs its own graph, and int8 and int4 the one of fp32 again."""
     traced: list[str] = []
 
     def fake_build(model: object, options: ExportOptions, **_: object) -> ir.Model:

@@ -77,7 +77,7 @@ CASES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] 
     "a narrow constant": (lambda x: (STORED + 1) / 3 * x, lambda x: (STORED.double() + 1) / 3 * x),
     "autocast": (autocast, lambda x: x @ torch.outer(WEIGHT, WEIGHT)),
     "TorchScript": (scripted, lambda x: x / x.pow(2).mean(-1, keepdim=True).sqrt()),
-    "a function of its own": (lambda x: Squared.apply(x), lambda x: x**2),
+    "an autograd function": (lambda x: Squared.apply(x), lambda x: x**2),
     "complex numbers": (lambda x: torch.fft.fft(x.float()).to(torch.complex64).abs(), lambda x: torch.fft.fft(x).abs()),
     "torch.compile": (torch.compile(lambda x: standardised(x.float())), standardised),
 }

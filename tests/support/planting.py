@@ -6,6 +6,7 @@ A norm is `IBNorm*(X, scale, bias) -> Y` or `SkipIBNorm*(X, skip, scale, bias) -
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,22 @@ import onnx.helper
 import onnx.numpy_helper
 
 from ibnorm_export import Compression
+from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.op import onnx_functions as onnx_op
 from ibnorm_export.op.spec import DOMAIN
 
 Array = np.ndarray[Any, Any]
 Change = Callable[[onnx.ModelProto], None]
+
+
+def plant(exported: ExportedModel, folder: Path, change: Change) -> ExportedModel:
+    """Write a copy of the file with the change to `folder`."""
+    proto = onnx.load(exported.path)
+    before = proto.SerializeToString()
+    change(proto)
+    assert proto.SerializeToString() != before, "the change has no effect"
+    onnx.save(proto, folder / "planted.onnx")
+    return ExportedModel(folder / "planted.onnx")
 
 
 def initializer(proto: onnx.ModelProto, name: str) -> onnx.TensorProto:

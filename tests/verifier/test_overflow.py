@@ -20,8 +20,7 @@ from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.exporter.export import ExportOptions, export
 from ibnorm_export.verifier.verify import VerifyOptions, verify
-from tests.support.planting import rewrite
-from tests.verifier.plant import plant
+from tests.support.planting import plant, rewrite
 
 NUMERIC = VerifyOptions(static=False)
 

@@ -27,13 +27,13 @@ from tests.support.planting import (
     flip_one_sign,
     initializer,
     norms,
+    plant,
     rewrite,
     set_attribute,
     swap_scales,
     tanh_in_every_body,
 )
 from tests.support.shared_exports import SharedExports
-from tests.verifier.plant import plant
 
 #: With the library of fused kernels installed, the bodies in the file would not run.
 FUNCTIONS = VerifyOptions(kernels=Kernels.FUNCTION)

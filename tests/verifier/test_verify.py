@@ -15,8 +15,8 @@ from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.errors import IBNormError, ModelFileError
 from ibnorm_export.runtimes.runner import Kernels
 from ibnorm_export.verifier.verify import VerifyOptions, verify
+from tests.support.planting import plant
 from tests.support.shared_exports import SharedExports
-from tests.verifier.plant import plant
 
 NUMERIC = VerifyOptions(static=False)
 

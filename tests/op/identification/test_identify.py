@@ -108,7 +108,7 @@ def test_other_norms_are_named(name: str) -> None:
         found.replacement()
 
 
-def test_the_difference_has_numbers_of_its_own_and_of_the_nearest_member() -> None:
+def test_the_difference_has_the_numbers_of_the_norm_and_of_the_nearest_member() -> None:
     found = identify(made(OTHERS["epsilon outside, L"].forward)())
     assert (found.kind, found.lambd, found.epsilon) == ("L, epsilon outside the root", 4.0, 1e-3)
     assert "The nearest member, IBNorm-L with lambda" in found.difference

@@ -21,8 +21,7 @@ from ibnorm_export.verifier.numeric.verdict import check_numeric
 from ibnorm_export.verifier.outputs import runtime_faults
 from ibnorm_export.verifier.verify import VerifyOptions, verify
 from tests.support.comparisons import compare_runners
-from tests.support.planting import Change
-from tests.verifier.plant import plant
+from tests.support.planting import Change, plant
 
 
 def fix(sizes: dict[str, int]) -> Change:

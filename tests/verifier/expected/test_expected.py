@@ -34,8 +34,8 @@ from ibnorm_export.verifier.expected.verdict import check_expected
 from ibnorm_export.verifier.report import ExpectedReport
 from ibnorm_export.verifier.verify import verify
 from tests.support.checkpoints import LLAMA, save_checkpoint
+from tests.support.planting import plant
 from tests.support.trained_norms import COMPRESSIONS, EPSILON, LAMBDA, NORMS, TrainedNorm, saved_by_training, trained
-from tests.verifier.plant import plant
 
 TINY = LLAMA | {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
 

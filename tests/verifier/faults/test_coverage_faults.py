@@ -18,8 +18,7 @@ from ibnorm_export.exporter.export import export
 from ibnorm_export.verifier.options import InputCoverage
 from ibnorm_export.verifier.verify import VerifyOptions, verify
 from tests.support.checkpoints import LLAMA, VIT, save_checkpoint
-from tests.support.planting import Change
-from tests.verifier.plant import plant
+from tests.support.planting import Change, plant
 
 LONG_LLAMA = {**LLAMA, "hidden_size": 16, "num_hidden_layers": 1, "max_position_embeddings": 640, "vocab_size": 128}
 NUMERIC = VerifyOptions(static=False, samples=2)

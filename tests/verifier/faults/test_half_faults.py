@@ -17,8 +17,7 @@ from ibnorm_export.exporter.export import ExportOptions, export
 from ibnorm_export.verifier.options import InputCoverage
 from ibnorm_export.verifier.verify import VerifyOptions, verify
 from tests.support.checkpoints import LLAMA, VIT, save_checkpoint
-from tests.support.planting import Change, insert
-from tests.verifier.plant import plant
+from tests.support.planting import Change, insert, plant
 
 GPT2 = {"model_type": "gpt2", "n_embd": 16, "n_head": 2, "n_layer": 1, "n_positions": 32, "vocab_size": 64}
 OPTIONS = VerifyOptions(static=False, samples=2, coverage=InputCoverage.FAST)

@@ -91,7 +91,7 @@ class _TwoTowers(nn.Module):
 
 
 class _MeanOfTokens(nn.Module):
-    """A mask of bool, a mean over the tokens that it leaves, and a comparison of sizes of its own."""
+    """A mask of bool, and a mean over the tokens that it leaves."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -14,8 +14,7 @@ from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.verifier.static.types import check_types
 from ibnorm_export.verifier.verify import VerifyOptions, verify
-from tests.support.planting import Change, initializer, insert
-from tests.verifier.plant import plant
+from tests.support.planting import Change, initializer, insert, plant
 
 ONE = VerifyOptions(samples=1)
 

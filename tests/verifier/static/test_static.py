@@ -32,9 +32,8 @@ from ibnorm_export.verifier.static.constants import KnownConstants
 from ibnorm_export.verifier.static.types import check_types
 from ibnorm_export.verifier.static.verdict import check_static
 from ibnorm_export.verifier.weights.values import WeightValues
-from tests.support.planting import Array, Change, initializer, insert, norm_of, norms, rewrite, set_attribute
+from tests.support.planting import Array, Change, initializer, insert, norm_of, norms, plant, rewrite, set_attribute
 from tests.support.shared_exports import SharedExports
-from tests.verifier.plant import plant
 
 
 def cover(model: LoadedModel) -> Coverage:
