@@ -229,7 +229,7 @@ def check_operators(flow: DataFlow, coverage: Coverage, *, wide_norms: bool = Fa
 
 
 def _unfused(calls: Mapping[str, int], flow: DataFlow) -> Mapping[str, int]:
-    """Calls of PyTorch's operators that become several nodes: one that is one node has no softmax of its own."""
+    """Calls of PyTorch's operators that become several nodes: attention that is one node adds no softmax."""
     for word, kinds in _FUSED.items():
         nodes = sum(node.proto.op_type in kinds for node in flow.nodes)
         if nodes >= sum(count for name, count in calls.items() if word in name):
