@@ -37,8 +37,8 @@ class Bound:
 
 #: fp32: a different order of summation costs up to about twice PyTorch's error. The floor covers models so small that
 #: PyTorch's error is a matter of chance.
-#: fp16 and bf16: rounding of stored values dominates and is the same on both sides, so the factor is tighter and there
-#: is no floor.
+#: fp16 and bf16: rounding of stored values dominates and is the same on both sides, so the factor is smaller, and no
+#: floor is needed.
 BOUNDS: Final[Mapping[DType, Bound]] = {
     DType.FP32: Bound(3.0, 1e-6),
     DType.FP16: Bound(2.0, 0.0),

@@ -122,7 +122,7 @@ def _tensor_problems(graph: onnx.GraphProto) -> Iterator[Finding]:
     for tensor in (*graph.initializer, *nodes):
         stored = [name for name in _VALUES if len(getattr(tensor, name))]
         if len(stored) > 1:
-            what = f"its value is in {' and in '.join(stored)}, of which runtimes choose differently"
+            what = f"its value is in {' and in '.join(stored)}; which one is used depends on the runtime"
             yield Finding(f"constant {tensor.name}", what, code=FindingCode.CONSTANT_TWICE)
 
 
@@ -160,7 +160,7 @@ def _function_problems(proto: onnx.ModelProto) -> Iterator[Finding]:
     names = Counter((f.domain, f.name, f.overload) for f in proto.functions)
     for (domain, name, _), count in names.items():
         if count > 1:
-            what = "the file has two of this name, of which runtimes choose differently"
+            what = "the file has two of this name; which one is used depends on the runtime"
             yield Finding(f"function {name}", what, code=FindingCode.FUNCTION_TWICE)
         if domain in _STANDARD:
             what = "has the name of an operator that runtimes implement; some run the function in its place"

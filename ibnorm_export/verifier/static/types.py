@@ -32,34 +32,42 @@ def check_types(exported: ExportedModel) -> Iterator[Finding]:
     Operators of other domains are not checked; nothing is inferred after them.
     """
     graph = exported.proto.graph
+    yield from _repeated_constants(graph)
+    if exported.metadata.config is not None:  # the user's own code may return float64
+        yield from _double_outputs(graph)
+    for node in graph.node:
+        yield from _narrow_arithmetic(node)
+    yield from _unsound_types(exported.proto)
+
+
+def _repeated_constants(graph: onnx.GraphProto) -> Iterator[Finding]:
     names = Counter([t.name for t in graph.initializer] + [t.values.name for t in graph.sparse_initializer])
     for name in [name for name, count in names.items() if count > 1]:
-        yield Finding(
-            f"constant {name}",
-            "the file has two of this name, of which runtimes choose differently",
-            code=FindingCode.CONSTANT_TWICE,
-        )
-    for output in (
-        graph.output if exported.metadata.config is not None else ()
-    ):  # the user's own code may return float64
+        what = "the file has two of this name; which one is used depends on the runtime"
+        yield Finding(f"constant {name}", what, code=FindingCode.CONSTANT_TWICE)
+
+
+def _double_outputs(graph: onnx.GraphProto) -> Iterator[Finding]:
+    for output in graph.output:
         if output.type.tensor_type.elem_type == onnx.TensorProto.DOUBLE:
-            yield Finding(
-                f"output {output.name}",
-                "is float64, which the checkpoint does not give",
-                code=FindingCode.OUTPUT_FLOAT64,
-            )
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.name in _PRECISIONS and attribute.i in (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16):
-                kind = onnx.TensorProto.DataType.Name(attribute.i)
-                what = f"computes in {kind}, where PyTorch computes in float32 ({attribute.name})"
-                yield Finding(
-                    f"types of the {node.op_type} node {node.name or node.output[0]!r}",
-                    what,
-                    code=FindingCode.NODE_PRECISION,
-                )
+            what = "is float64, which the checkpoint does not give"
+            yield Finding(f"output {output.name}", what, code=FindingCode.OUTPUT_FLOAT64)
+
+
+def _narrow_arithmetic(node: onnx.NodeProto) -> Iterator[Finding]:
+    """An operator that computes inside in half precision."""
+    for attribute in node.attribute:
+        if attribute.name in _PRECISIONS and attribute.i in (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16):
+            where = f"types of the {node.op_type} node {node.name or node.output[0]!r}"
+            kind = onnx.TensorProto.DataType.Name(attribute.i)
+            what = f"computes in {kind}, where PyTorch computes in float32 ({attribute.name})"
+            yield Finding(where, what, code=FindingCode.NODE_PRECISION)
+
+
+def _unsound_types(model: onnx.ModelProto) -> Iterator[Finding]:
+    """What ONNX's inference reports about types."""
     try:
-        onnx.shape_inference.infer_shapes(light_model(exported.proto), check_type=True, strict_mode=True)
+        onnx.shape_inference.infer_shapes(light_model(model), check_type=True, strict_mode=True)
     except onnx.shape_inference.InferenceError as error:
         lines = [line.strip() for line in str(error).splitlines()]
         for line in [line for line in lines if _ABOUT_TYPES.search(line)][:3]:
