@@ -24,7 +24,7 @@ _NO_OPTION: Final = re.compile(r"No such option:? '?(--?[\w-]+)'?")
 _OTHER_TOOLS: Final = {
     **dict.fromkeys(
         ("--atol", "--rtol", "--tolerance"),
-        "tolerances follow from PyTorch's own error in the same dtype; max_error in a check.toml sets a smaller limit",
+        "tolerances follow from PyTorch's error in the same dtype; max_error in a check.toml sets a smaller limit",
     ),
     **dict.fromkeys(("-q", "--quiet", "-v", "--verbose"), "write it after the name of the command"),
     "--device": "choose the runtime with --backend, for example --backend ort-cuda",

@@ -52,7 +52,7 @@ def copy_without_values(module: nn.Module, dtype: torch.dtype) -> tuple[nn.Modul
     for parameter in module.parameters():
         stored = parameter.detach()
         if parameter.is_floating_point() and parameter.dtype != dtype:
-            stored = torch.empty_like(stored, dtype=dtype)  # the kernel gives memory to pages that are written only
+            stored = torch.empty_like(stored, dtype=dtype)  # takes no memory: nothing is written to it
             sources[stored.data_ptr()] = parameter.detach()
         shared[id(parameter)] = nn.Parameter(stored, requires_grad=False)
     copied = deep_copy(module, shared).eval()
@@ -78,11 +78,8 @@ def deep_copy(module: nn.Module, shared: dict[int, object]) -> nn.Module:
             if _is_compiled(inner):
                 shared[id(inner)] = copy.deepcopy(inner._orig_mod, shared)
         return copy.deepcopy(module, shared)
-    except (
-        TypeError,
-        RuntimeError,
-        copy.Error,
-    ) as error:  # a lock, an open file, or a tensor that is computed from others
+    except (TypeError, RuntimeError, copy.Error) as error:
+        # a lock, an open file, or a tensor that is computed from others
         raise CheckpointError(
             f"{type(module).__name__} cannot be copied, which export and verify require: {error}. Create "
             "such objects when they are first used, or define __deepcopy__"

@@ -17,7 +17,7 @@ __all__ = ["SAMPLES", "check_numbers"]
 #: Number of inputs that are compared; each has another shape where shapes are dynamic.
 SAMPLES: Final = 3
 
-#: Factor and floor of the tolerance over PyTorch's own error in the same dtype; the reasons are those of
+#: Factor and floor of the tolerance over PyTorch's error in the same dtype; the reasons are those of
 #: `verifier.tolerances.BOUNDS`.
 _BOUNDS: Final = {DType.FP32: (3.0, 1e-6), DType.FP16: (2.0, 1e-6), DType.BF16: (2.0, 1e-6)}
 

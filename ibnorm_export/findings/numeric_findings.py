@@ -13,7 +13,7 @@ _ATTRIBUTION: Final = "Read the line `error attribution`, and run verify with --
 TEXTS: Final[dict[Code, tuple[str, str, str, str, str]]] = {
     Code.OUTPUT_ERROR: (
         "An output exceeds its tolerance",
-        "The output differs from PyTorch in float64 by more than the tolerance, which follows from PyTorch's own error "
+        "The output differs from PyTorch in float64 by more than the tolerance, which follows from PyTorch's error "
         "in the same dtype.",
         "The file does not compute what the checkpoint computes.",
         _ATTRIBUTION,

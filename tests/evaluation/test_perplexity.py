@@ -182,7 +182,7 @@ def test_texts_that_cannot_be_read(tmp_path: Path, name: str, content: str | Non
 
 
 @pytest.mark.parametrize(("name", "content"), [("a.txt", "some words"), ("a.jsonl", '{"text": "some words"}')])
-def test_a_byte_order_mark_is_no_text(tmp_path: Path, name: str, content: str) -> None:
+def test_a_byte_order_mark_is_not_text(tmp_path: Path, name: str, content: str) -> None:
     (tmp_path / name).write_text(content, encoding="utf-8-sig")
     assert [document.text for document in TextData(tmp_path / name).documents()] == ["some words"]
 

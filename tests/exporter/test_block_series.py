@@ -106,7 +106,7 @@ def test_the_graph_continues() -> None:
     assert likes["m.blocks.5.w"] == "m.blocks.2.w"
 
 
-def test_another_constant_in_a_block_is_no_series() -> None:
+def test_a_block_with_another_constant_is_not_in_the_series() -> None:
     with pytest.raises(NotASeriesError, match="is not like"):
         lay_out(_chain(2), _chain(3, scale=3.0), blocks="m.blocks", count=6)
 

@@ -58,7 +58,7 @@ def test_a_row_has_error_size_time_and_speed() -> None:
     assert other[5:] == ("3.45", "", "", "")
 
 
-def test_what_no_row_has_is_no_column() -> None:
+def test_what_no_row_has_gets_no_column() -> None:
     heads, _ = summary_table(summary_rows([], COMPARED))
     assert heads == ("export", "backend", "type", "verdict", "error of tolerance")
     assert summary_table(()) == ((), [])

@@ -33,7 +33,7 @@ def checkpoint(name: str, kind: str, folder: Path, **changes: Any) -> Path:
 
 
 #: The builder's rotary tables are float32: an angle of up to 12 is off by up to 12 * 2^-24, as much again as what
-#: `TOLERANCE` allows. PyTorch's own error in float32 is added: 4e-6 for Phi-3 with T, whose rows are ill-conditioned.
+#: `TOLERANCE` allows. PyTorch's error in float32 is added: 4e-6 for Phi-3 with T, whose rows are ill-conditioned.
 LIMIT = 2 * TOLERANCE
 
 #: By architecture, settings that make every layer attend to all tokens.

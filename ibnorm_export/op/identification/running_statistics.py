@@ -59,7 +59,7 @@ class _Curve:
 
 
 def _refined(start: _Curve, x: Array, y: Array) -> _Curve:
-    """Gauss and Newton, damped: lambda is shared by all positions, and each has its own mean."""
+    """Damped Gauss-Newton iteration: lambda is shared by all positions, and each has its own mean."""
     best = start.measured(x, y)
     if best.compression == "S":
         return best

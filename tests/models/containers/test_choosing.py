@@ -288,7 +288,7 @@ def test_two_models_in_one_file(saved: Any) -> None:
         read_checkpoint(saved({"model": RAW, "ema_0.999": RAW | {}, "ema_0.9999": AVERAGE}), weights="ema")
 
 
-def test_moments_of_an_optimizer_are_no_weights(saved: Any) -> None:
+def test_moments_of_an_optimizer_are_not_weights(saved: Any) -> None:
     """`exp_avg` is a moving average of gradients; a file with an optimizer alone has no weights."""
     path = saved({"optimizer": OPTIMIZER.state_dict(), "epoch": 1})
     with pytest.raises(CheckpointError, match=r"does not contain a state dict .* the keys optimizer, epoch"):

@@ -115,10 +115,10 @@ def test_a_difference_in_rows_masked_throughout_is_named(exported_llama: Exporte
         assert ("error source exporter" in places) != confined
 
 
-@pytest.mark.parametrize(("version", "blamed"), [("1.23.2", True), ("1.24.0", False)])
+@pytest.mark.parametrize(("version", "known"), [("1.23.2", True), ("1.24.0", False)])
 def test_nan_of_a_known_runtime_is_named(
     version: str,
-    blamed: bool,
+    known: bool,
     exported_llama: ExportedModel,
     llama: LoadedModel,
     monkeypatch: pytest.MonkeyPatch,
@@ -132,9 +132,9 @@ def test_nan_of_a_known_runtime_is_named(
     report = check_numeric(comparison)
     assert not report
     named = [f for f in report.findings if f.where == f"runtime ONNX Runtime {version}"]
-    assert bool(named) == blamed
+    assert bool(named) == known
     assert all("onnxruntime>=1.24" in finding.what for finding in named)
-    assert any(f.where.startswith("error source") for f in report.findings) != blamed
+    assert any(f.where.startswith("error source") for f in report.findings) != known
 
 
 def test_random_masks_mask_no_row_throughout() -> None:
