@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Final
 
@@ -160,16 +161,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         if "attention" in name:  # its scale follows from the size of a head
             self.numbers.update(float(tensor.shape[-1]) for tensor in tensors if tensor.dim())
         if name not in _SHAPE_OPERATORS:
-            numbers = {float(v) for v in given if isinstance(v, (int, float)) and not isinstance(v, bool)}
-            numbers |= {float(v.item()) for v in tensors if v.numel() == 1 and self._is_constant(v)}
-            self.numbers |= numbers
-            # Numbers in lists are sizes.
-            single = [v for v in (*args, *(kwargs or {}).values()) if type(v) in (int, float)]
-            single += [v.item() for v in tensors if v.numel() == 1 and self._is_constant(v)]
-            if name in _EQUALITIES:
-                self.equals.update(map(float, single))
-            elif name in _COMPARISONS or any(part in name for part in _LIMITING):
-                self.limits.update(map(float, single))
+            self._record_numbers(name, given, arguments=(*args, *(kwargs or {}).values()))
         self._count_whole(name, tensors, made)
         if any(tensor in self._data for tensor in tensors):
             self._data.update(dict.fromkeys(made, True))
@@ -181,6 +173,18 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
             if self._is_constant(value):
                 self._keep(value)
         return result
+
+    def _record_numbers(self, name: str, given: list[Any], *, arguments: tuple[Any, ...]) -> None:
+        """Record the numbers among the values that an operator was given, and those that it compares with."""
+        stored = [float(v.item()) for v in given if isinstance(v, Tensor) and v.numel() == 1 and self._is_constant(v)]
+        self.numbers.update(float(v) for v in given if isinstance(v, (int, float)) and not isinstance(v, bool))
+        self.numbers.update(stored)
+        # Numbers in lists are sizes.
+        single = [float(v) for v in arguments if type(v) in (int, float)] + stored
+        if name in _EQUALITIES:
+            self.equals.update(single)
+        elif name in _COMPARISONS or any(part in name for part in _LIMITING):
+            self.limits.update(single)
 
     def _count_whole(self, name: str, tensors: list[Tensor], made: list[Tensor]) -> None:
         """Count an operator on data that is computed from integers only; a table makes other data of them."""
@@ -205,6 +209,35 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
             self.constants[id(constant)] = constant
 
 
+@contextmanager
+def _counted_norms(module: nn.Module, watch: _Watch) -> Iterator[Counter[str]]:
+    """Count how often each norm runs within the block, and let the watch know while one is being computed.
+
+    Yields:
+        The counts by module path, in the order of the first run.
+    """
+    counts: Counter[str] = Counter()
+
+    def enter(*_: Any) -> None:
+        watch.norms += 1
+
+    def leave(path: str) -> Callable[..., None]:
+        def record(*_: Any) -> None:
+            watch.norms -= 1
+            counts.update([path])
+
+        return record
+
+    norms = [(path, inner) for path, inner in module.named_modules() if isinstance(inner, IBNorm)]
+    hooks = [norm.register_forward_pre_hook(enter) for _, norm in norms]
+    hooks += [norm.register_forward_hook(leave(path)) for path, norm in norms]
+    try:
+        yield counts
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def measure_coverage(model: LoadedModel, truth: nn.Module, *, inputs: Arrays) -> Coverage:
     """Run the checkpoint once in float64 and record what it uses.
 
@@ -216,30 +249,10 @@ def measure_coverage(model: LoadedModel, truth: nn.Module, *, inputs: Arrays) ->
     tensors = [torch.from_numpy(inputs[spec.name]) for spec in model.inputs]
     tensors = [t.double() if t.is_floating_point() else t for t in tensors]
     watch = _Watch({spec.name: tensor for spec, tensor in zip(model.inputs, tensors, strict=True)})
-    norms: Counter[str] = Counter()
-
-    def enter(*_: Any) -> None:
-        watch.norms += 1
-
-    def leave(path: str) -> Callable[..., None]:
-        def record(*_: Any) -> None:
-            watch.norms -= 1
-            norms.update([path])
-
-        return record
-
-    found = [(path, module) for path, module in truth.named_modules() if isinstance(module, IBNorm)]
-    hooks = [module.register_forward_pre_hook(enter) for _, module in found]
-    hooks += [module.register_forward_hook(leave(path)) for path, module in found]
-    try:
-        with compute_in_float64(), torch.no_grad(), watch:
-            model.entry(truth)(*tensors)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    state = truth.state_dict(keep_vars=True)
+    with _counted_norms(truth, watch) as norms, compute_in_float64(), torch.no_grad(), watch:
+        model.entry(truth)(*tensors)
     names: dict[int, set[str]] = {}
-    for name, tensor in state.items():
+    for name, tensor in truth.state_dict(keep_vars=True).items():
         names.setdefault(storage_identity(tensor), set()).add(name)
     used = {name for identity in watch.identities for name in names.get(identity, ())}
     constants = [
