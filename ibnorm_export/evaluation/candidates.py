@@ -230,6 +230,7 @@ def exported_candidate(exported: ExportedModel, *, name: str, options: Evaluatio
             threads=options.threads,
             kernels=options.kernels,
             endpoint=options.endpoint,
+            spins=False,  # samples are prepared and scored on the same cores
         ),
         generator=lambda: _generate_with(exported, options),
         threads=options.threads,
