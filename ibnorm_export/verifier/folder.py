@@ -138,8 +138,11 @@ def _key_problems(file: Path) -> Iterator[Finding]:
 
 
 def _repeated(file: Path) -> tuple[str, ...]:
-    """Keys that an object of a JSON file gives more than once."""
-    return repeated_keys(file.read_bytes())
+    """Keys that an object of a JSON file gives more than once; none of a damaged file, which its readers report."""
+    try:
+        return repeated_keys(file.read_bytes())
+    except (OSError, ValueError):
+        return ()
 
 
 def _web_problems(folder: Path, section: Any) -> Iterator[Finding]:

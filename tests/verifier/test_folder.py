@@ -182,6 +182,13 @@ def test_another_library_with_its_own_hash_is_named(genai: Path, model: LoadedMo
     assert "is not the library of fused kernels: it does not name IBNormS" in str(finding)
 
 
+@pytest.mark.parametrize("name", ["genai_config.json", "manifest.json"])
+@pytest.mark.parametrize("content", [b'{"model": {', b"\xff\xfe{}", b"[" * 100_000, b""])
+def test_a_damaged_file_is_a_finding(genai: Path, model: LoadedModel, name: str, content: bytes) -> None:
+    (genai / name).write_bytes(content)
+    assert any(name in str(finding) for finding in check(genai, model).findings)
+
+
 def test_what_users_tune_is_a_note(genai: Path, model: LoadedModel) -> None:
     edit("genai_config.json", lambda c: c["search"].update(temperature=0.7))(genai)
     report = check(genai, model)
