@@ -16,6 +16,7 @@ from typing import Any, Final
 import numpy as np
 import onnx
 import onnx.checker
+import onnx.defs
 import onnx.helper
 import onnx.inliner
 import onnx.numpy_helper
@@ -86,11 +87,15 @@ class DataFlow:
 
     Args:
         exported: the file.
+
+    Raises:
+        ModelFileError: a node lacks an input that its operator needs.
     """
 
     def __init__(self, exported: ExportedModel) -> None:
         self.exported = exported
         self._graph = _inlined(exported.proto).graph
+        _check_nodes(self._graph, exported)
         self._stored: dict[str, onnx.TensorProto] = {}
         self._data: set[str] = set()
         self._producers: dict[str, FlowNode] = {}
@@ -331,3 +336,42 @@ def light_model(proto: onnx.ModelProto) -> onnx.ModelProto:
         else:
             graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
     return light
+
+
+def _check_nodes(graph: onnx.GraphProto, exported: ExportedModel) -> None:
+    """Check that every node of a standard operator has as many inputs and outputs as it needs.
+
+    Raises:
+        ModelFileError: one has not.
+    """
+    nodes = tuple(_with_subgraphs(graph))
+    kinds = {node.op_type for node in nodes if node.domain in ("", "ai.onnx") and onnx.defs.has(node.op_type)}
+    schemas = {kind: _schema(kind, exported.opset) for kind in kinds}
+    for node in nodes:
+        schema = schemas.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+        if schema is None:
+            continue
+        for what, has, least in (
+            ("inputs", len(node.input), schema.min_input),
+            ("outputs", len(node.output), schema.min_output),
+        ):
+            if has < least:
+                raise ModelFileError(
+                    f"{exported.path}: the {node.op_type} node {quoted(node.name)} has {has} {what}; it needs {least}: "
+                    "the file is damaged"
+                )
+
+
+def _with_subgraphs(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    for node in graph.node:
+        yield node
+        for body in _subgraphs(node):
+            yield from _with_subgraphs(body)
+
+
+def _schema(kind: str, opset: int) -> onnx.defs.OpSchema | None:
+    """The definition of an operator; None if it is newer than the opset, which a runtime says better."""
+    try:
+        return onnx.defs.get_schema(kind, opset)
+    except onnx.defs.SchemaError:
+        return None

@@ -23,6 +23,7 @@ from ibnorm_export import Compression, ExportOptions, IBNorm, IBNormSpec, export
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.tensors import DType
+from ibnorm_export.errors import ModelFileError
 from ibnorm_export.op import onnx_functions as onnx_op
 from ibnorm_export.op.norm_variants import BatchIBNorm
 from ibnorm_export.op.spec import DOMAIN
@@ -401,12 +402,39 @@ def test_a_transposition_that_an_optimiser_moves_into_a_norm(tmp_path: Path, axi
 def test_shapes_that_onnx_cannot_infer(
     exported_vit: ExportedModel, vit: LoadedModel, vit_coverage: Coverage, tmp_path: Path
 ) -> None:
-    """A convolution without inputs: a finding, not an unexpected error."""
+    """A convolution over another axis than its weight: a finding, not an unexpected error."""
 
     def cut(proto: onnx.ModelProto) -> None:
-        del next(node for node in proto.graph.node if node.op_type == "Conv").input[:]
+        node = next(node for node in proto.graph.node if node.op_type == "Conv")
+        node.input[1] = node.input[0]
 
     assert check_static(plant(exported_vit, tmp_path, cut), vit, coverage=vit_coverage).findings
+
+
+@pytest.mark.parametrize(
+    ("kind", "kept", "needed"), [("Conv", 0, 2), ("Shape", 0, 1), ("Gather", 1, 2), ("Slice", 1, 3)]
+)
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_node_without_its_inputs(
+    exported_vit: ExportedModel,
+    vit: LoadedModel,
+    vit_coverage: Coverage,
+    tmp_path: Path,
+    kind: str,
+    kept: int,
+    needed: int,
+    nested: bool,
+) -> None:
+    def cut(proto: onnx.ModelProto) -> None:
+        first = proto.graph.input[0].name
+        node = onnx.helper.make_node(kind, [first] * kept, ["cut"], name="bare")
+        if nested:
+            body = onnx.helper.make_graph([node], "body", [], [onnx.ValueInfoProto(name="cut")])
+            node = onnx.helper.make_node("If", [first], ["chosen"], then_branch=body, else_branch=body)
+        proto.graph.node.insert(0, node)
+
+    with pytest.raises(ModelFileError, match=f"the {kind} node 'bare' has {kept} inputs; it needs {needed}"):
+        check_static(plant(exported_vit, tmp_path, cut), vit, coverage=vit_coverage)
 
 
 def test_an_unused_tensor_does_not_change_the_dtype(
