@@ -168,7 +168,8 @@ class _Pattern:
         """Match one value; returns what the inputs of the definition stand for, or None."""
         wanted, value = self._skip_conversions(wanted), _source(self._flow, value)
         if wanted in self._body.input:
-            return {**bound, wanted: value} if bound.get(wanted, value) == value else None
+            fits = wanted == self._body.input[0] or self._is_along_last(value)
+            return {**bound, wanted: value} if fits and bound.get(wanted, value) == value else None
         producer, node = self._producers[wanted], self._flow.producer(value.name)
         if wanted == _BLOCK:
             same = bound.get(wanted, value) == value and self._is_size(value.name)
@@ -178,6 +179,16 @@ class _Pattern:
         if node is None or (producer.op_type, producer.domain) != (node.proto.op_type, node.proto.domain):
             return None
         return self._match_node(producer, node, bound=bound, axes=value.axes)
+
+    def _is_along_last(self, value: _Value) -> bool:
+        """Whether a scale or a bias varies only along the axis that the definition has last."""
+        array = self._flow.value(value.name) if self._flow.is_constant(value.name) else None
+        if array is None:
+            return False
+        rank = len(value.axes) or array.ndim
+        last = value.axes[-1] if value.axes else rank - 1
+        varied = [axis for axis, size in enumerate(array.shape, rank - array.ndim) if size > 1]
+        return varied in ([], [last])
 
     def _match_node(
         self, wanted: onnx.NodeProto, node: FlowNode, *, bound: Mapping[str, _Value], axes: tuple[int, ...]
@@ -237,8 +248,14 @@ def _source(flow: DataFlow, value: _Value) -> _Value:
             break
         if node.proto.op_type in _CONVERSIONS:
             value = _Value(node.inputs[0], value.axes)
-        elif node.proto.op_type == "Transpose" and any(a.name == "perm" for a in node.proto.attribute):
+        elif node.proto.op_type == "Transpose" and _is_order(node.proto, len(value.axes)):
             value = value.before(node)
         else:
             break
     return value
+
+
+def _is_order(transpose: onnx.NodeProto, rank: int) -> bool:
+    """Whether a Transpose names each axis of a value of this rank once; 0 is any rank."""
+    order = next((list(a.ints) for a in transpose.attribute if a.name == "perm"), [])
+    return bool(order) and sorted(order) == list(range(rank or len(order)))
