@@ -96,9 +96,9 @@ class Reference:
         inputs: one entry for each sample.
         progress: receives the progress of the work.
         covers: what a covering input covers, by its index. It is left out where PyTorch cannot run it.
-        other_sizes: numbers of inputs of other sizes than the example of a user's code. Those that the code refuses are
+        other_sizes: indices of inputs of other sizes than the example of a user's code. Those that the code refuses are
             left out.
-        skipped: numbers of inputs that are not run.
+        skipped: indices of inputs that are not run.
     """
 
     model: LoadedModel

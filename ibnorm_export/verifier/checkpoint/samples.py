@@ -78,7 +78,7 @@ class PreparedSamples:
         inputs: the inputs, rounded to the file's dtype.
         notes: notes about them for the reader.
         covers: what a covering input covers, by its index. It is left out where PyTorch cannot run it.
-        other_sizes: numbers of the inputs of other sizes than the example of a user's code, which may refuse them.
+        other_sizes: indices of the inputs of other sizes than the example of a user's code, which may refuse them.
         left_out: what is not run, and why.
         limits: what the model takes.
     """
@@ -130,10 +130,16 @@ def _draw(exported: ExportedModel, model: LoadedModel, *, options: VerifyOptions
         (*drawn, *covering.samples.values(), *stressed),
         tuple(notes),
         covers=dict(enumerate(covering.samples, len(drawn))),
-        other_sizes=() if model.original is None else range(1, len(drawn)),
+        other_sizes=() if model.original is None else _of_other_sizes(drawn),
         left_out=covering.left_out,
         limits=limits,
     )
+
+
+def _of_other_sizes(drawn: Sequence[Arrays]) -> tuple[int, ...]:
+    """Indices of the samples whose sizes differ from those of the first, which has the sizes of the user's example."""
+    sizes = [{name: array.shape for name, array in arrays.items()} for arrays in drawn]
+    return tuple(index for index, found in enumerate(sizes) if found != sizes[0])
 
 
 def _cover(
