@@ -22,8 +22,7 @@ from ibnorm_export.op.torch_op import IBNorm
 
 __all__ = ["Coverage", "measure_coverage"]
 
-#: Types of whole numbers.
-_WHOLE: Final = frozenset({torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64})
+_INTEGER_TYPES: Final = frozenset({torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64})
 
 #: The most elements of constants that are kept, all together.
 _MAX_ELEMENTS: Final = 1 << 20
@@ -38,6 +37,9 @@ _SHAPE_OPERATORS: Final = frozenset(
     }
 )
 
+#: Operators that leave values as they are, in another order.
+_TURNING: Final = frozenset({"permute", "transpose"})
+
 #: Operators that leave the values of an input as they are, in another shape or type.
 _MOVING_OPERATORS: Final = frozenset(
     {
@@ -45,6 +47,10 @@ _MOVING_OPERATORS: Final = frozenset(
         *("alias", "_to_copy", "clone", "contiguous", "flatten", "unflatten"),
     }
 )
+
+#: Operators by which code asks whether a mask has an effect, before it reads the answer with `_READING`.
+_ASKING: Final = frozenset({"sum", "eq", "ne", "all", "any", "mean"})
+_READING: Final = "_local_scalar_dense"
 
 #: Operators that compare, and parts of the names of those that limit or choose. Numbers of all others are not limits: a
 #: norm is given its size as a number, too.
@@ -90,7 +96,8 @@ class Coverage:
             of the weights that each was computed from.
         uses: names of the operators that take the values of an input, by its name. What only moves them does not count.
         integers: dtypes of the integers that operators returned.
-        whole_operators: how often each operator took data that is computed from integer inputs only, such as a mask.
+        integer_operators: how often each operator took data that is computed from integer inputs only, such as a mask,
+            without those that only ask whether a mask has an effect.
     """
 
     weights: frozenset[str]
@@ -107,7 +114,7 @@ class Coverage:
     constants: tuple[tuple[Tensor, frozenset[str]], ...] = ()
     uses: Mapping[str, frozenset[str]] = field(default_factory=dict)
     integers: frozenset[torch.dtype] = frozenset()
-    whole_operators: Mapping[str, int] = field(default_factory=dict)
+    integer_operators: Mapping[str, int] = field(default_factory=dict)
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -134,8 +141,9 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         self.uses: dict[str, set[str]] = {name: set() for name in inputs}
         self.integers: set[torch.dtype] = set()
         self._data = WeakIdKeyDictionary(dict.fromkeys(inputs.values(), True))
-        self.whole_operators: Counter[str] = Counter()
-        self._whole = WeakIdKeyDictionary({t: True for t in inputs.values() if not t.is_floating_point()})
+        self.integer_operators: Counter[str] = Counter()
+        #: What is computed from integer inputs only, and the operators that made a question of it.
+        self._integer: Any = WeakIdKeyDictionary({t: () for t in inputs.values() if not t.is_floating_point()})
         self._inputs: Any = WeakIdKeyDictionary({tensor: name for name, tensor in inputs.items()})
         self._origins: Any = WeakIdKeyDictionary()  # torch leaves it untyped
 
@@ -148,7 +156,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         self.identities.update(storage_identity(tensor) for tensor in tensors)
         if any(value.is_floating_point() for value in (*tensors, *made)):
             self.float_operators[name] += not self.norms
-            self.truncates |= name == "_to_copy" and any(v.dtype in _WHOLE for v in made)
+            self.truncates |= name == "_to_copy" and any(v.dtype in _INTEGER_TYPES for v in made)
         if any(value.is_floating_point() and value.dtype != torch.float64 for value in made):
             self.narrow.add(str(func))
         self.integers.update(value.dtype for value in made if not value.is_floating_point())
@@ -162,14 +170,15 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
             self.numbers.update(float(tensor.shape[-1]) for tensor in tensors if tensor.dim())
         if name not in _SHAPE_OPERATORS:
             self._record_numbers(name, given, arguments=(*args, *(kwargs or {}).values()))
-        self._count_whole(name, tensors, made)
+        self._count_on_integers(name, tensors, made)
         if any(tensor in self._data for tensor in tensors):
             self._data.update(dict.fromkeys(made, True))
             made = []
         else:
             self._origins.update(dict.fromkeys(made, frozenset().union(*(self.origins(t) for t in tensors))))
-        # What only moves the values of a weight is recognised without being kept.
-        for value in (*tensors, *made) if name not in _SHAPE_OPERATORS else ():
+        # What only moves the values of a weight is recognised without being kept, but not what else is put in an order.
+        turned = name in _TURNING and self._is_constant(tensors[0])
+        for value in (*tensors, *made) if turned or name not in _SHAPE_OPERATORS else ():
             if self._is_constant(value):
                 self._keep(value)
         return result
@@ -186,12 +195,18 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         elif name in _COMPARISONS or any(part in name for part in _LIMITING):
             self.limits.update(single)
 
-    def _count_whole(self, name: str, tensors: list[Tensor], made: list[Tensor]) -> None:
+    def _count_on_integers(self, name: str, tensors: list[Tensor], made: list[Tensor]) -> None:
         """Count an operator on data that is computed from integers only; a table makes other data of them."""
-        if any(tensor in self._whole for tensor in tensors):
-            self.whole_operators[name] += 1
-            if name != "embedding" and all(t in self._whole for t in tensors if t in self._data):
-                self._whole.update(dict.fromkeys(made, True))
+        given = [tensor for tensor in tensors if tensor in self._integer]
+        if not given:
+            return
+        asked = tuple(operator for tensor in given for operator in self._integer[tensor])
+        if name == _READING:
+            self.integer_operators.subtract(asked)
+        self.integer_operators[name] += 1
+        if name != "embedding" and all(t in self._integer for t in tensors if t in self._data):
+            chain = (*asked, name) if name in _ASKING else asked if name in _MOVING_OPERATORS else ()
+            self._integer.update(dict.fromkeys(made, chain))
 
     def origins(self, constant: Tensor) -> frozenset[int]:
         """Identities of the stored tensors that a constant was computed from."""
@@ -273,5 +288,5 @@ def measure_coverage(model: LoadedModel, truth: nn.Module, *, inputs: Arrays) ->
         constants=tuple(constants),
         uses={name: frozenset(operators) for name, operators in watch.uses.items()},
         integers=frozenset(watch.integers),
-        whole_operators=watch.whole_operators,
+        integer_operators=watch.integer_operators,
     )

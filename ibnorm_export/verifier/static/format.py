@@ -63,7 +63,7 @@ def check_format(flow: DataFlow, model: LoadedModel) -> Iterator[Finding]:
     yield from _repeated_names(proto.graph)
     yield from _tensor_problems(proto.graph)
     yield from _declared_problems(flow)
-    yield from _returned_axes(flow)
+    yield from _returned_axes(flow, own_code=model.original is not None)
     yield from _type_problems(exported, model)
     yield from _axis_problems(exported, model)
     yield from _order_problems(proto.graph)
@@ -135,25 +135,33 @@ def _declared_problems(flow: DataFlow) -> Iterator[Finding]:
         for position, (dim, computed) in enumerate(zip(dims, flow.shapes.get(value.name, ()), strict=False)):
             found = dim.dim_value if dim.HasField("dim_value") else dim.dim_param
             if computed in known and found != computed and (isinstance(found, int) or found in known):
-                what = f"declares axis {position} as {found}; it is {computed}, and runtimes plan memory by it"
+                what = (
+                    f"declares axis {position} as {found}; it is computed as {computed}, and runtimes plan memory by it"
+                )
                 yield Finding(f"value {quoted(value.name)}", what, code=FindingCode.DECLARATION)
 
 
-def _returned_axes(flow: DataFlow) -> Iterator[Finding]:
-    """Axes of the logits, and the axis of a cache that grows, under the name of another axis."""
+def _returned_axes(flow: DataFlow, *, own_code: bool) -> Iterator[Finding]:
+    """Axes of the logits, and the axis of a cache that grows, under the name of another axis.
+
+    Args:
+        flow: the data flow of the file.
+        own_code: whether a user's code made the outputs, whose axes may be in any order.
+    """
     graph = flow.exported.proto.graph
-    axes = {
-        v.name: [axis_name(d.dim_param) for d in v.type.tensor_type.shape.dim] for v in (*graph.input, *graph.output)
-    }
-    rows = axes.get("input_ids", axes.get("pixel_values", [])[:1])
-    known = {axis for value in graph.input for axis in axes[value.name] if axis}
-    for output in graph.output:
-        returned, given = axes[output.name], axes.get(output.name.replace("present.", "past_key_values.", 1), [])
-        expected = rows if output.name == "logits" else [TOTAL if axis == PAST else axis for axis in given]
+    inputs, outputs = (
+        {v.name: [axis_name(d.dim_param) for d in v.type.tensor_type.shape.dim] for v in values}
+        for values in (graph.input, graph.output)
+    )
+    rows = [] if own_code else inputs.get("input_ids", inputs.get("pixel_values", [])[:1])
+    known = {axis for axes in inputs.values() for axis in axes if axis}
+    for name, returned in outputs.items():
+        past = inputs.get(f"past_key_values.{name.removeprefix('present.')}", []) if name.startswith("present.") else []
+        expected = rows if name == "logits" else [TOTAL if axis == PAST else axis for axis in past]
         for position, (found, wanted) in enumerate(zip(returned, expected, strict=False)):
             if found in known and wanted and found != wanted:
                 what = f"calls axis {position} {found}; it is {wanted}, and callers allocate memory by these names"
-                yield Finding(f"output {output.name}", what, code=FindingCode.DECLARATION)
+                yield Finding(f"output {name}", what, code=FindingCode.DECLARATION)
 
 
 def _function_problems(proto: onnx.ModelProto) -> Iterator[Finding]:

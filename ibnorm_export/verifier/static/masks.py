@@ -5,7 +5,7 @@ A mask that is summed, shifted or compared may decide about data in rows that no
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Final
 
 import onnx
@@ -19,7 +19,7 @@ from ibnorm_export.verifier.static.dataflow import DataFlow, FlowNode
 
 __all__ = ["check_masks"]
 
-_WHOLE_TYPES: Final = (onnx.TensorProto.INT32, onnx.TensorProto.INT64, onnx.TensorProto.BOOL)
+_INTEGER_TYPES: Final = (onnx.TensorProto.INT32, onnx.TensorProto.INT64, onnx.TensorProto.BOOL)
 
 #: What a file computes with a mask, or with what is computed from one, and words in the names of PyTorch's operators
 #: that become it. Others only move a mask, or join it with the causal one.
@@ -45,27 +45,22 @@ _OPERATORS: Final = {
     **dict.fromkeys(("Pow", "Sqrt", "Exp", "Log", "Reciprocal"), ("pow", "square", "sqrt", "rsqrt", "exp", "log*")),
 }
 
-#: Operators by which PyTorch's code asks whether a mask has any effect, before it reads the answer.
-_ASKING: Final = ("sum", "eq", "ne", "all", "any", "mean")
-
-#: The operator that reads one value.
-_READING: Final = "_local_scalar_dense"
-
 #: Operators that give sizes, not values.
 _SIZES: Final = frozenset({"Shape", "Size"})
 
-#: Operators that look up other data.
-_TABLES: Final = frozenset({"Gather", "GatherBlockQuantized", "EmbedLayerNormalization"})
+#: Operators that look up other data, by the position of it among their inputs.
+_TABLES: Final = {"Gather": 0, "GatherBlockQuantized": 0, "EmbedLayerNormalization": 2}
 
 
 def check_masks(flow: DataFlow, coverage: Coverage) -> Iterator[Finding]:
-    """Find what is computed with whole numbers of the input, and not by PyTorch.
+    """Find what is computed with integers of the input, and not by PyTorch.
 
     Args:
         flow: the data flow of the file.
         coverage: the operators of one run of the checkpoint.
     """
-    words = {word for name, count in _calls(coverage).items() if count > 0 for word in operator_words(name)}
+    operators = coverage.integer_operators
+    words = {word for name, count in operators.items() if count > 0 for word in operator_words(name)}
     # GroupQueryAttention takes the lengths of rows.
     lengths = ("ReduceSum", "Sub") if flow.exported.metadata.target is Target.ORT_GENAI else ()
     for node, source in _computed(flow):
@@ -77,23 +72,17 @@ def check_masks(flow: DataFlow, coverage: Coverage) -> Iterator[Finding]:
 
 
 def _computed(flow: DataFlow) -> Iterator[tuple[FlowNode, str]]:
-    """Nodes whose result follows from whole numbers of the input and from sizes alone, and one of these numbers."""
+    """Nodes whose result follows from integers of the input and from sizes alone, and the name of such an input."""
     graph = flow.exported.proto.graph
-    whole = {v.name for v in graph.input if v.type.tensor_type.elem_type in _WHOLE_TYPES}
+    integers = {v.name for v in graph.input if v.type.tensor_type.elem_type in _INTEGER_TYPES}
     sizes: set[str] = set()
     for node in flow.nodes:
         given = [name for name in node.inputs if name and not flow.is_constant(name)]
-        source = next((name for name in given if name in whole), "")
+        source = next((name for name in given if name in integers), "")
         if node.proto.op_type in _SIZES or (given and all(name in sizes for name in given)):
             sizes.update(node.outputs)
-        elif node.proto.op_type in _TABLES and node.inputs[0] not in whole:
+        elif (table := _TABLES.get(node.proto.op_type)) is not None and node.inputs[table] not in integers:
             continue
-        elif source and all(name in whole or name in sizes for name in given):
-            whole.update(node.outputs)
+        elif source and all(name in integers or name in sizes for name in given):
+            integers.update(node.outputs)
             yield node, source
-
-
-def _calls(coverage: Coverage) -> Mapping[str, int]:
-    """How often PyTorch's operators took whole numbers, without those that only ask whether a mask has an effect."""
-    asked = coverage.whole_operators.get(_READING, 0)
-    return {name: n - asked * (name in _ASKING) for name, n in coverage.whole_operators.items()}

@@ -225,7 +225,7 @@ def check_operators(flow: DataFlow, coverage: Coverage, *, wide_norms: bool = Fa
     for kind, nodes in functions.items():
         whole = any(kind in kinds for kinds in _FUSED.values())
         yield from _unknown_functions(kind, nodes, calls=coverage.float_operators if whole else unfused)
-    yield from check_sizes(flow, floating)
+    yield from check_sizes(flow, floating, operators=coverage.operators)
 
 
 def _unfused(calls: Mapping[str, int], flow: DataFlow) -> Mapping[str, int]:

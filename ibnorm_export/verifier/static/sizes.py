@@ -6,13 +6,15 @@ is run.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from collections.abc import Set as AbstractSet
 from typing import Final
 
 import numpy as np
 import torch
 
 from ibnorm_export.findings.code import FindingCode
+from ibnorm_export.verifier.checkpoint.operator_names import is_among, operator_words
 from ibnorm_export.verifier.report import Finding
 from ibnorm_export.verifier.static.constants import SHAPE_INPUTS
 from ibnorm_export.verifier.static.dataflow import DataFlow, FlowNode
@@ -31,8 +33,25 @@ _SPREADING: Final = frozenset({"Range", "ConstantOfShape", "Expand", "EyeLike", 
 #: Operators that take data and a shape, which exporters write with comparisons, for a size of -1.
 _SHAPED: Final = frozenset({"Reshape", "Expand", "ConstantOfShape"})
 
+#: Operators that take data and a size, and a word in the names of PyTorch's operators that become them.
+_BY_SHAPE: Final = {"Pad": "pad", "Split": "split*", "TopK": "topk", "Resize": "upsample*"}
+
+#: What selects rows by computed numbers and limits such numbers, by words in the names of PyTorch's operators that
+#: become it: relative positions are clamped, and gathered by.
+_BECOMES: Final = {
+    **dict.fromkeys(("GatherElements", "GatherND"), ("gather", "take*")),
+    **dict.fromkeys(("ScatterElements", "ScatterND", "Scatter"), ("scatter*",)),
+    **dict.fromkeys(("Clip", "Min", "Max"), ("clamp", "clip", "minimum", "maximum")),
+    "Mod": ("remainder", "fmod"),
+    "Abs": ("abs",),
+    "Sign": ("sign",),
+}
+
 #: Operators that select values by their number, which is their second input.
 _SELECTING: Final = frozenset({"Gather", "GatherElements", "GatherND", "ScatterElements", "ScatterND", "Scatter"})
+
+#: More numbers than a shape has.
+_MOST_AXES: Final = 64
 
 #: A smaller row is in the batches that are run.
 _FEW_ROWS: Final = 8
@@ -51,16 +70,18 @@ _MOVING: Final = frozenset(
 _MASKED: Final = (-np.inf, *(float(torch.finfo(kind).min) for kind in (torch.float16, torch.bfloat16, torch.float32)))
 
 
-def check_sizes(flow: DataFlow, floating: set[str]) -> Iterator[Finding]:
+def check_sizes(flow: DataFlow, floating: set[str], *, operators: Collection[str]) -> Iterator[Finding]:
     """Find what depends on the sizes of a batch or a sequence and meets data.
 
     Args:
         flow: the data flow of the file.
         floating: names of the values that are floating-point data.
+        operators: names of PyTorch's operators that ran.
     """
+    words = {word for name in operators for word in operator_words(name)}
     yield from _cut_rows(flow, floating)
-    yield from _compared_sizes(flow)
-    yield from _moved_rows(flow, floating)
+    yield from _compared_sizes(flow, words)
+    yield from _moved_rows(flow, floating, words=words)
     yield from _sizes_as_data(flow, floating)
 
 
@@ -135,9 +156,10 @@ class _RowCounts:
         """The numbers of a node that only moves or selects sizes; None if it computes with them."""
         kind = node.proto.op_type
         if kind == "Concat":
-            parts = [
-                self._counts.get(n, (False,) * ((flow.size(n) if flow.is_stored(n) else 1) or 0)) for n in node.inputs
-            ]
+            stored = {name: (flow.size(name) if flow.is_stored(name) else 1) or 0 for name in node.inputs}
+            if max(stored.values(), default=0) > _MOST_AXES:
+                return None
+            parts = [self._counts.get(name, (False,) * stored[name]) for name in node.inputs]
             return tuple(count for part in parts for count in part)
         counts = self._counts.get(node.inputs[0])
         if kind in _MOVING or counts is None:
@@ -149,12 +171,13 @@ class _RowCounts:
             places = [np.atleast_1d(value) for value in chosen if value is not None]
             if kind == "Gather":
                 return tuple(counts[int(i)] for i in places[0].reshape(-1) if -len(counts) <= i < len(counts))
-            return counts[int(places[0][0]) : int(places[1][0])]
+            start, end = places[:2]
+            return counts[int(start[0]) : int(end[0])] if start.size == end.size == 1 and len(places) < 4 else None
         return None
 
 
-def _compared_sizes(flow: DataFlow) -> Iterator[Finding]:
-    """Comparisons of sizes that decide about data."""
+def _compared_sizes(flow: DataFlow, words: AbstractSet[str]) -> Iterator[Finding]:
+    """Comparisons of sizes that decide about data. PyTorch's code may pad or cut data to a multiple of a size."""
     sizes: set[str] = set()
     decided: dict[str, FlowNode] = {}
     for node in flow.nodes:
@@ -174,14 +197,15 @@ def _compared_sizes(flow: DataFlow) -> Iterator[Finding]:
             else:
                 decided.update(dict.fromkeys(node.outputs, cause))
         elif cause is not None:
-            shapes = SHAPE_INPUTS[kind] if kind in _SHAPED and kind in SHAPE_INPUTS else ()
+            shaped = kind in _SHAPED or is_among(_BY_SHAPE.get(kind, ""), words)
+            shapes = SHAPE_INPUTS[kind] if shaped and kind in SHAPE_INPUTS else ()
             if any(name in decided and position not in shapes for position, name in enumerate(node.inputs)):
                 what = f"the {cause} compares or divides sizes, and the {node} takes the result with data"
                 yield Finding("operators", f"{what}; PyTorch does not", code=FindingCode.SIZES_DECIDE)
 
 
-def _moved_rows(flow: DataFlow, floating: set[str]) -> Iterator[Finding]:
-    """Data that is selected by numbers of rows which stop or start again somewhere."""
+def _moved_rows(flow: DataFlow, floating: set[str], *, words: AbstractSet[str]) -> Iterator[Finding]:
+    """Data that is selected by numbers of rows which stop or start again somewhere, as PyTorch's code selects none."""
     numbers: set[str] = set()
     stepped: dict[str, FlowNode] = {}
     for node in flow.nodes:
@@ -196,9 +220,12 @@ def _moved_rows(flow: DataFlow, floating: set[str]) -> Iterator[Finding]:
                 cause = node
             if cause is not None:
                 stepped.update(dict.fromkeys(node.outputs, cause))
-        elif kind in _SELECTING and len(node.inputs) > 1 and node.inputs[1] in stepped and node.inputs[0] in floating:
-            what = f"the {node} selects data by numbers that the {stepped[node.inputs[1]]} limits by sizes"
-            yield Finding("operators", f"{what}; PyTorch does not", code=FindingCode.SIZES_DECIDE)
+        elif kind in _SELECTING and node.inputs[1] in stepped and node.inputs[0] in floating:
+            cause = stepped[node.inputs[1]]
+            same = all(any(is_among(w, words) for w in _BECOMES.get(n.proto.op_type, ())) for n in (node, cause))
+            if not same:
+                what = f"the {node} selects data by numbers that the {cause} limits by sizes"
+                yield Finding("operators", f"{what}; PyTorch does not", code=FindingCode.SIZES_DECIDE)
 
 
 def _divides(flow: DataFlow, node: FlowNode) -> bool:

@@ -114,8 +114,17 @@ def test_there_are_40_unusual_exports_with_different_names() -> None:
     assert len({case.name for case in UNUSUAL}) == len(UNUSUAL)
 
 
-@pytest.mark.parametrize("name", ["code: cross-attention", "code: convolutions", "code: fixed sizes"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "code: cross-attention",  # a weight that is used in parts
+        "code: convolutions",  # code that refuses short inputs
+        "code: fixed sizes",  # code without a dynamic axis
+        "code: time first",  # logits whose axes are in another order than those of the ids
+        "modernbert, a mean over tokens",  # code that asks whether a mask has an effect, and sums it too
+        "deberta-v2, relative positions",  # positions that are clamped, and gathered by
+    ],
+)
 def test_an_unusual_export_passes(name: str, tmp_path: Path) -> None:
-    """A weight that is used in parts; code that refuses short inputs; code without a dynamic axis."""
     case = next(case for case in UNUSUAL if case.name == name)
     assert unusual_alarms(case, tmp_path)[0] == ()

@@ -59,6 +59,22 @@ _VIT: Final[dict[str, Any]] = {
 }
 _RESNET: Final[dict[str, Any]] = {**RESNET, "num_labels": 5}
 
+_DEBERTA: Final[dict[str, Any]] = {
+    "model_type": "deberta-v2",
+    "architectures": ["DebertaV2ForSequenceClassification"],
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "vocab_size": 130,
+    "max_position_embeddings": 64,
+    "relative_attention": True,
+    "pos_att_type": ["c2p", "p2c"],
+    "max_relative_positions": 16,
+    "position_biased_input": False,
+    "type_vocab_size": 0,
+}
+
 # ---- code of users ----
 
 
@@ -179,6 +195,17 @@ class _Fixed(nn.Module):
         return self.norm(self.body(x)).flatten(1)
 
 
+class _TimeFirst(nn.Module):
+    """Ids by batch and time, and logits by time and batch, as losses of speech take them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.norm, self.head = nn.Embedding(50, 16), _Norm(16), nn.Linear(16, 3)
+
+    def forward(self, input_ids: Tensor) -> dict[str, Tensor]:
+        return {"logits": self.head(self.norm(self.embed(input_ids))).transpose(0, 1)}
+
+
 #: The module, example inputs, and dynamic axes of each code; None makes the first axis the batch.
 _CODE: Final[dict[str, tuple[Callable[[], nn.Module], Callable[[], dict[str, Tensor]], Any]]] = {
     "two towers": (_TwoTowers, lambda: {"left": torch.randn(3, 7), "right": torch.randn(3, 5)}, None),
@@ -201,6 +228,7 @@ _CODE: Final[dict[str, tuple[Callable[[], nn.Module], Callable[[], dict[str, Ten
     "recurrent": (_Recurrent, lambda: {"x": torch.randn(4, 9)}, None),
     "casts": (_Casts, lambda: {"x": torch.randn(3, 6), "kind": torch.tensor([0, 1, 2])}, None),
     "fixed sizes": (_Fixed, lambda: {"x": torch.randn(2, 3, 4)}, {}),
+    "time first": (_TimeFirst, lambda: {"input_ids": torch.arange(10).reshape(2, 5)}, {0: "batch_size", 1: "time"}),
 }
 
 
@@ -388,6 +416,12 @@ UNUSUAL: Final = (
     *(UnusualExport(f"code: {name}", name) for name in _CODE),
     UnusualExport("code: gates, fp16 and inlined", "gates", options={"dtype": "fp16", "inline": True}),
     UnusualExport("code: cross-attention at opset 18", "cross-attention", options={"opset": 18}),
+    _architecture(
+        "modernbert",
+        "a mean over tokens",
+        config={"architectures": ["ModernBertForSequenceClassification"], "classifier_pooling": "mean"},
+    ),
+    UnusualExport("deberta-v2, relative positions", _DEBERTA),
 )
 
 
