@@ -323,6 +323,20 @@ def test_benchmarks_take_from_tests_only_what_is_shared(file: Path) -> None:
             assert name.startswith(("tests.support", "tests.verifier.faults")), f"{file.name} imports {name}"
 
 
+#: Lines of the longest body of a function, without its signature and docstring. Tables in the form of a function, and
+#: reports of many fields, come near it.
+_LONGEST = 50
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_functions_are_short(module: str) -> None:
+    for node in ast.walk(parsed(module)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            body = node.body[1:] if ast.get_docstring(node, clean=False) else node.body
+            lines = (node.end_lineno or 0) - body[0].lineno + 1 if body else 0
+            assert lines <= _LONGEST, f"{node.name} has {lines} lines: split it where that makes reading simpler"
+
+
 def test_no_module_is_called_utils() -> None:
     names = {name.split(".")[-1] for name in MODULES}
     assert not {"utils", "helpers", "common", "misc", "manager"} & names
