@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import graphlib
 import re
 import subprocess
@@ -72,6 +73,12 @@ def _modules() -> dict[str, Path]:
 MODULES = _modules()
 
 
+@functools.cache
+def parsed(file: Path) -> ast.Module:
+    """The syntax tree of a file; several tests walk over all of them."""
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
 def _nodes(tree: ast.Module) -> Iterator[ast.AST]:
     """Every statement, wherever it is nested. Expressions, which are most of a tree, import nothing."""
     waiting: list[ast.AST] = [tree]
@@ -85,7 +92,7 @@ def _nodes(tree: ast.Module) -> Iterator[ast.AST]:
 
 def imports(file: Path, *, top_only: bool = False) -> Iterator[str]:
     """Every module that a file imports, by its full name."""
-    tree = ast.parse(file.read_text(encoding="utf-8"))
+    tree = parsed(file)
     for node in tree.body if top_only else _nodes(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -224,10 +231,6 @@ REGISTRIES = {("models.registry", "_ADAPTERS"): "filled while the user's modules
 MUTATORS = {"add", "append", "clear", "extend", "insert", "pop", "remove", "setdefault", "update"}
 
 
-def parsed(module: str) -> ast.Module:
-    return ast.parse(MODULES[module].read_text(encoding="utf-8"))
-
-
 def changed_globals(tree: ast.Module) -> Iterator[str]:
     """Names of a module's top level that code of the module changes."""
     targets = [
@@ -250,13 +253,13 @@ def changed_globals(tree: ast.Module) -> Iterator[str]:
 
 
 def test_no_module_level_state_changes() -> None:
-    found = {(module, name) for module in MODULES for name in changed_globals(parsed(module))}
+    found = {(module, name) for module in MODULES for name in changed_globals(parsed(MODULES[module]))}
     assert found == REGISTRIES.keys()
 
 
 def test_the_library_reads_no_environment_variable() -> None:
     for module in MODULES:
-        for node in ast.walk(parsed(module)):
+        for node in ast.walk(parsed(MODULES[module])):
             if isinstance(node, ast.Attribute) and node.attr in ("environ", "environb", "getenv"):
                 assert module in ENVIRONMENT or module.rpartition(".")[0] in ENVIRONMENT.keys() - {"cli"}, module
 
@@ -264,7 +267,7 @@ def test_the_library_reads_no_environment_variable() -> None:
 def test_metadata_of_a_file_is_read_through_its_type() -> None:
     """The format is `ModelMetadata`; no other module looks up keys."""
     for module in MODULES:
-        for node in ast.walk(parsed(module)):
+        for node in ast.walk(parsed(MODULES[module])):
             looked_up = node.value if isinstance(node, ast.Subscript) else None
             if isinstance(node, ast.Attribute) and node.attr == "get":
                 looked_up = node.value
@@ -298,7 +301,7 @@ def test_untrusted_text_is_parsed_with_limits() -> None:
     """A thousand brackets end Python's parsers with RecursionError."""
     found = set()
     for module in MODULES:
-        for node in ast.walk(parsed(module)):
+        for node in ast.walk(parsed(MODULES[module])):
             if isinstance(node, ast.ImportFrom):
                 assert node.module not in ("json", "tomllib", "yaml", "pickle"), f"{module}: import it as a module"
             elif isinstance(node, ast.Attribute) and UNLIMITED.fullmatch(ast.unparse(node)):
@@ -330,7 +333,7 @@ _LONGEST = 50
 
 @pytest.mark.parametrize("module", sorted(MODULES))
 def test_functions_are_short(module: str) -> None:
-    for node in ast.walk(parsed(module)):
+    for node in ast.walk(parsed(MODULES[module])):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             body = node.body[1:] if ast.get_docstring(node, clean=False) else node.body
             lines = (node.end_lineno or 0) - body[0].lineno + 1 if body else 0
