@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import html
+import math
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from typing import Final
 
 from ibnorm_export.errors import printable, shortened
 
-__all__ = ["Report", "counted", "text_table", "text_width"]
+__all__ = ["Report", "counted", "ratio_text", "text_table", "text_width", "three_digits"]
 
 #: Columns that a table may take; None sets no limit. It belongs to the caller's context, such as a thread.
 _WIDTH: Final[ContextVar[int | None]] = ContextVar("columns that a table may take", default=None)
@@ -50,6 +51,22 @@ class Report:
 def counted(number: int, noun: str) -> str:
     """The number and the noun, e.g. "1 sample" or "2 samples"."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def three_digits(value: float) -> str:
+    """A number with three significant digits, and never with an exponent unless it is tiny."""
+    rounded = float(f"{value:.3g}") if math.isfinite(value) else value
+    if not math.isfinite(value) or 0.0 < abs(rounded) < 1e-4:
+        return f"{value:.3g}"
+    decimals = 2 - math.floor(math.log10(abs(rounded))) if rounded else 2
+    return f"{rounded:.{max(decimals, 0)}f}"
+
+
+def ratio_text(ratio: float) -> str:
+    """A ratio of times; one below 0.1 or above 10 is followed by "N times faster" or "N times slower"."""
+    if 0.0 < ratio < 0.1:
+        return f"{three_digits(ratio)}, {three_digits(1.0 / ratio)} times faster"
+    return f"{three_digits(ratio)}, {three_digits(ratio)} times slower" if ratio > 10.0 else three_digits(ratio)
 
 
 def _cell(text: str) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 
 from ibnorm_export.errors import IBNormError, ModelFileError, printable, quoted
-from ibnorm_export.text_report import Report, text_table
+from ibnorm_export.text_report import Report, ratio_text, text_table, three_digits
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,3 +68,30 @@ def test_values_and_messages_are_cut() -> None:
     assert str(error).startswith("begin xxx") and str(error).endswith("xxx ; do this")
     assert len(str(error)) < 2100
     assert str(IBNormError("short")) == "short"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (1.2345, "1.23"),
+        (0.012345, "0.0123"),
+        (123.45, "123"),
+        (1234.5, "1230"),
+        (9.999, "10.0"),
+        (2.0, "2.00"),
+        (0.0, "0.00"),
+        (1e-6, "1e-06"),
+        (float("nan"), "nan"),
+        (99950.0, "100000"),
+    ],
+)
+def test_three_significant_digits(value: float, text: str) -> None:
+    assert three_digits(value) == text
+
+
+@pytest.mark.parametrize(
+    ("ratio", "text"),
+    [(0.5, "0.500"), (10.0, "10.0"), (25.0, "25.0, 25.0 times slower"), (0.04, "0.0400, 25.0 times faster")],
+)
+def test_an_extreme_ratio_is_also_printed_as_times_faster(ratio: float, text: str) -> None:
+    assert ratio_text(ratio) == text

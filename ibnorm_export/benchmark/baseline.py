@@ -23,7 +23,7 @@ from ibnorm_export.files import Kind, new_file
 from ibnorm_export.findings.code import FindingCode
 from ibnorm_export.parsing import parse_json, read_text
 from ibnorm_export.runtimes.runner import Backend
-from ibnorm_export.text_report import Report, text_table
+from ibnorm_export.text_report import Report, text_table, three_digits
 
 __all__ = [
     "REFERENCE_LOAD",
@@ -202,8 +202,8 @@ class BaselineComparison(Report):
         rows = [
             (
                 f"{letter}: {baseline.model}",
-                f"{np.median(baseline.times_ms):.3f}",
-                f"{np.median(baseline.ratios):.3f}",
+                three_digits(float(np.median(baseline.times_ms))),
+                three_digits(float(np.median(baseline.ratios))),
                 str(len(baseline.times_ms)),
             )
             for letter, baseline in (("A", self.before), ("B", self.after))

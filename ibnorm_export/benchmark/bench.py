@@ -129,7 +129,8 @@ def bench_forward(
 def _require_runnable(exported: ExportedModel, *, options: BenchOptions, length: int) -> None:
     if options.loading and (options.backend != Backend.ORT_CPU or options.provider is not None):
         raise IBNormError(
-            f"loading can only be measured with backend {Backend.ORT_CPU} and without another execution provider"
+            f"loading can only be measured with backend {Backend.ORT_CPU} and without another execution provider: "
+            "leave out --loading, or the other one"
         )
     if options.backend == Backend.ORT_CPU and exported.dtype == DType.BF16:
         raise BackendUnavailable(
@@ -138,7 +139,9 @@ def _require_runnable(exported: ExportedModel, *, options: BenchOptions, length:
         )
     longest = exported.metadata.max_positions
     if 0 < longest < length:
-        raise IBNormError(f"{exported.path} has {longest} positions, fewer than a sequence of {length}")
+        raise IBNormError(
+            f"{exported.path} has {longest} positions, fewer than a sequence of {length}: use at most {longest} (--seq)"
+        )
 
 
 def _own_axes(exported: ExportedModel, given: Mapping[str, int], *, length: int) -> dict[str, int]:

@@ -18,12 +18,11 @@ from ibnorm_export.benchmark.report import (
     Ratio,
     loading_rows,
     speed_up,
-    three_digits,
 )
 from ibnorm_export.benchmark.statistics import CONFIDENCE, Decision
 from ibnorm_export.html_page import Curve, Distribution, Section, State, Verdict, curves, distributions, dots, render
 from ibnorm_export.runtimes.norm_executions import norms_summary
-from ibnorm_export.text_report import counted
+from ibnorm_export.text_report import counted, ratio_text, three_digits
 
 __all__ = ["latency_plot", "latency_section", "write_bench", "write_comparison"]
 
@@ -138,11 +137,11 @@ def _generation(report: GenerationReport) -> Section:
             t.name,
             str(t.prompt),
             str(t.batch),
-            f"{t.first_token_ms:.3g}",
-            f"{t.inter_token_p50_ms:.3g}",
-            f"{t.inter_token_p99_ms:.3g}",
-            f"{t.prefill_tokens_per_s:.3g}",
-            f"{t.decode_tokens_per_s:.3g}",
+            three_digits(t.first_token_ms),
+            three_digits(t.inter_token_p50_ms),
+            three_digits(t.inter_token_p99_ms),
+            three_digits(t.prefill_tokens_per_s),
+            three_digits(t.decode_tokens_per_s),
             "" if t.peak_memory_mb is None else f"{t.peak_memory_mb:.0f}",
             against(t.name, t.prompt, t.batch),
         )
@@ -191,7 +190,13 @@ def write_comparison(comparison: BaselineComparison, path: str | Path) -> Path:
         "Time over the reference load", "ratio", rows=[Distribution(name, b.ratios) for name, b in both]
     )
     rows = tuple(
-        (name, b.model, f"{np.median(b.times_ms):.3g}", f"{np.median(b.ratios):.3g}", str(len(b.ratios)))
+        (
+            name,
+            b.model,
+            three_digits(float(np.median(b.times_ms))),
+            three_digits(float(np.median(b.ratios))),
+            str(len(b.ratios)),
+        )
         for name, b in both
     )
     head = ("baseline", "model", "median ms", "median over reference load", "rounds")
@@ -209,13 +214,14 @@ def write_comparison(comparison: BaselineComparison, path: str | Path) -> Path:
 def _comparison_verdict(comparison: BaselineComparison) -> Verdict:
     verdict, spread = comparison.verdict, comparison.verdict.spread
     state = _STATES[verdict.decision]
-    ends = f"{CONFIDENCE:.0%} interval {spread.low:.3g} to {spread.high:.3g}"
-    interval = f"B takes {spread.ratio:.3g} times as long as A ({ends})"
-    limit = f"a ratio up to {verdict.budget:g} passes, with a resolution of {verdict.resolution:.0%}"
+    interval = f"The ratio of B to A is {ratio_text(spread.ratio)} ({spread.text(beside=verdict.budget)})"
+    limit = f"at most {verdict.budget_text} passes"
     steps: tuple[str, ...] = ()
     if state is State.CANNOT_TELL:
-        rounds = "more rounds" if verdict.rounds_needed is None else f"about {verdict.rounds_needed} rounds"
-        steps = (f"Measure both with {rounds} (`ibnorm-export bench --rounds`), on a machine that does nothing else.",)
+        steps = (
+            f"Measure both with {verdict.rounds_text} (`ibnorm-export bench --rounds`), on a machine that does nothing "
+            "else.",
+        )
     elif state is State.FAIL:
         steps = (
             "See where the time goes: `ibnorm-export bench` with `--against` the earlier file measures both at once.",

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, field
 from typing import Any, Final
 
 from ibnorm_export.benchmark.loading import LOADING_COLUMNS, Loading
 from ibnorm_export.benchmark.options import GenerationOptions
-from ibnorm_export.benchmark.statistics import CONFIDENCE, Spread
+from ibnorm_export.benchmark.statistics import Spread
 from ibnorm_export.runtimes.norm_executions import NormExecution, norms_summary
-from ibnorm_export.text_report import Report, counted, text_table
+from ibnorm_export.text_report import Report, counted, ratio_text, text_table, three_digits
 
 __all__ = [
     "LATENCY_COLUMNS",
@@ -22,22 +21,11 @@ __all__ = [
     "Latency",
     "Ratio",
     "loading_rows",
-    "ratio_text",
     "speed_up",
-    "three_digits",
 ]
 
 #: Heads of the table of latencies.
 LATENCY_COLUMNS: Final = ("candidate", "p50 ms", "p90 ms", "p99 ms", "samples/s", "passes")
-
-
-def three_digits(value: float) -> str:
-    """A number with three significant digits, and never with an exponent unless it is tiny."""
-    rounded = float(f"{value:.3g}") if math.isfinite(value) else value
-    if not math.isfinite(value) or 0.0 < abs(rounded) < 1e-4:
-        return f"{value:.3g}"
-    decimals = 2 - math.floor(math.log10(abs(rounded))) if rounded else 2
-    return f"{rounded:.{max(decimals, 0)}f}"
 
 
 def speed_up(ratio: Ratio) -> str:
@@ -46,13 +34,6 @@ def speed_up(ratio: Ratio) -> str:
     values = (ratio.median, ratio.p75, ratio.p25) if faster else (ratio.median, ratio.p25, ratio.p75)
     shown = [three_digits(1.0 / value if faster and value else value) for value in values]
     return f"{shown[0]} times {'faster' if faster else 'slower'} ({shown[1]} to {shown[2]})"
-
-
-def ratio_text(ratio: float) -> str:
-    """A ratio of times; one below 0.1 or above 10 is followed by "N times faster" or "N times slower"."""
-    if 0.0 < ratio < 0.1:
-        return f"{ratio:.3g}, {1.0 / ratio:.3g} times faster"
-    return f"{ratio:.3g}, {ratio:.3g} times slower" if ratio > 10.0 else f"{ratio:.2f}"
 
 
 def loading_rows(loadings: Sequence[Loading]) -> list[tuple[str, ...]]:
@@ -270,8 +251,7 @@ class GenerationReport(Report):
         table = text_table(f"{self.model}: {counted(self.threads, 'thread')}", _GENERATION_COLUMNS, rows=rows)
         ratios = [
             f"{r.stage}, prompt of {r.prompt}, batch of {r.batch}: time over time of {r.against}: "
-            f"{ratio_text(r.spread.ratio)} ({CONFIDENCE:.0%} interval {r.spread.low:.3g} to {r.spread.high:.3g}; "
-            "below 1 is faster)"
+            f"{ratio_text(r.spread.ratio)} ({r.spread.text()}; below 1 is faster)"
             for r in self.ratios
         ]
         return "\n".join((table, *ratios))

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ibnorm_export.findings.code import FindingCode
-from ibnorm_export.text_report import Report
+from ibnorm_export.text_report import Report, counted, ratio_text, three_digits
 
 __all__ = ["CONFIDENCE", "RESOLUTION", "Decision", "LatencyVerdict", "Spread", "judge", "paired", "unpaired"]
 
@@ -49,6 +49,22 @@ class Spread:
     high: float
     rounds: int
 
+    def text(self, *, beside: float = 1.0) -> str:
+        """The interval in words, in at least three significant digits.
+
+        Args:
+            beside: the limit; an end that is not equal to it has as many digits as show on which side it lies.
+        """
+        if not math.isfinite(self.high):
+            return f"{counted(self.rounds, 'round')}, too few for an interval"
+        low, high = (_beside(end, beside) for end in (self.low, self.high))
+        return f"{CONFIDENCE:.0%} interval {low} to {high}, {counted(self.rounds, 'round')}"
+
+
+def _beside(value: float, limit: float) -> str:
+    shown = three_digits(value)
+    return shown if (float(shown) > limit) == (value > limit) else f"{value:.6g}"
+
 
 @dataclass(frozen=True, slots=True)
 class LatencyVerdict(Report):
@@ -58,6 +74,7 @@ class LatencyVerdict(Report):
         budget: the largest ratio that passes.
         resolution: relative excess over the budget that passes too.
         rounds_needed: number of rounds that would decide at this spread; None if the decision is made.
+        unit_ms: what the ratio is a ratio to, in ms, where it is a fixed time; None where it is another measurement.
     """
 
     decision: Decision
@@ -66,6 +83,7 @@ class LatencyVerdict(Report):
     budget: float
     resolution: float
     rounds_needed: int | None
+    unit_ms: float | None = None
 
     def __bool__(self) -> bool:
         return self.decision is not Decision.FAIL
@@ -78,13 +96,27 @@ class LatencyVerdict(Report):
 
     def __str__(self) -> str:
         s = self.spread
-        text = (
-            f"ratio {s.ratio:.3f} ({CONFIDENCE:.0%} interval {s.low:.3f} to {s.high:.3f}, {s.rounds} rounds), budget "
-            f"{self.budget:g}, resolution {self.resolution:.0%}: {self.decision.value}"
-        )
+        if self.unit_ms is None:
+            text = f"ratio {ratio_text(s.ratio)} ({s.text(beside=self.budget)}); budget {self.budget_text}"
+        else:
+            scale = self.unit_ms
+            times = Spread(s.ratio * scale, s.low * scale, s.high * scale, s.rounds)
+            interval = times.text(beside=self.budget * scale)
+            text = f"{three_digits(times.ratio)} ms ({interval}); budget {self.budget * scale:g} ms"
+        text += f": {self.decision.value}"
         if self.rounds_needed is not None:
-            text += f"; about {self.rounds_needed} rounds would decide"
+            text += f"; {self.rounds_text} would decide"
         return f"{text} [{self.code}]" if self.code else text
+
+    @property
+    def rounds_text(self) -> str:
+        """How many rounds would decide, in three digits: it is an estimate."""
+        return "more rounds" if self.rounds_needed is None else f"about {float(f'{self.rounds_needed:.3g}'):.0f} rounds"
+
+    @property
+    def budget_text(self) -> str:
+        """The largest ratio that passes, in words."""
+        return f"{self.budget:g} plus {self.resolution:.0%}" if self.resolution else f"{self.budget:g}"
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""

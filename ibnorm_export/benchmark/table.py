@@ -7,7 +7,8 @@ import io
 from typing import Final
 
 from ibnorm_export.benchmark.options import TableFormat
-from ibnorm_export.benchmark.report import LATENCY_COLUMNS, BenchReport, speed_up, three_digits
+from ibnorm_export.benchmark.report import LATENCY_COLUMNS, BenchReport, speed_up
+from ibnorm_export.text_report import three_digits
 
 __all__ = ["bench_table"]
 

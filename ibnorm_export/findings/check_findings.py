@@ -49,7 +49,7 @@ TEXTS: Final[dict[Code, tuple[str, str, str, str, str]]] = {
         "The whole 95% interval of the time, or of the ratio of times, is above the limit.",
         "It is not noise: fewer than one in 40 such verdicts is wrong.",
         "Look for what changed: runtime, threads, kernels. `ibnorm-export bench` shows them.",
-        "ratio 1.21 (95% interval 1.18 to 1.25), budget 1",
+        "ratio 1.21 (95% interval 1.18 to 1.25, 60 rounds); budget 1 plus 5%",
     ),
     Code.SPEED_UNDECIDED: (
         "The rounds are too few to tell",

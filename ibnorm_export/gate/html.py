@@ -13,7 +13,7 @@ from ibnorm_export.gate.case import Case, Outcome
 from ibnorm_export.gate.report import CheckReport
 from ibnorm_export.gate.summary import summary_table
 from ibnorm_export.html_page import Section, State, Verdict, demand_plots, render
-from ibnorm_export.text_report import counted
+from ibnorm_export.text_report import counted, ratio_text
 from ibnorm_export.verifier.causes import next_steps
 from ibnorm_export.verifier.html import sections
 
@@ -123,7 +123,7 @@ def _summary(report: CheckReport) -> Iterator[Section]:
         )
         yield Section("Exports and backends", (text,), head=head, rows=tuple(rows))
     times = [
-        (case.suite, case.name, case.outcome.value, f"{case.figures['ratio']:.3g}")
+        (case.suite, case.name, case.outcome.value, ratio_text(case.figures["ratio"]))
         for case in report.cases
         if "ratio" in case.figures
     ]

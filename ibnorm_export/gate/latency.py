@@ -160,7 +160,8 @@ def _judge(budget: LatencyBudget, take: Callable[[int], BenchReport]) -> _Judged
     while True:
         notes: tuple[str, ...] = ()
         if budget.max_ms is not None:
-            verdict = judge(paired(times, [budget.max_ms] * len(times)), 1.0, resolution=0.0)
+            ratio = paired(times, [budget.max_ms] * len(times))
+            verdict = replace(judge(ratio, 1.0, resolution=0.0), unit_ms=budget.max_ms)
         elif before is not None:
             now = replace(baseline_of(report), times_ms=times, reference_ms=other_times)
             comparison = compare_baselines(before, now, max_ratio=budget.max_ratio, allow=budget.allow)

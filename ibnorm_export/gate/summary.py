@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass
 from typing import Any
 
-from ibnorm_export.benchmark.report import three_digits
 from ibnorm_export.gate.case import Case
+from ibnorm_export.text_report import three_digits
 from ibnorm_export.verifier.report import ParityReport
 
 __all__ = ["SummaryRow", "parity_key", "summary_rows", "summary_table"]

@@ -13,7 +13,6 @@ from ibnorm_export.artifacts.tensors import Arrays
 from ibnorm_export.benchmark import measure as measure_module
 from ibnorm_export.benchmark.measure import measure
 from ibnorm_export.benchmark.options import TRTEXEC, Timing
-from ibnorm_export.benchmark.report import ratio_text
 from ibnorm_export.errors import IBNormError
 
 INPUTS: Arrays = {"x": np.zeros((4, 2), dtype=np.float32)}
@@ -242,11 +241,3 @@ def test_the_report_prints_as_text(clock: Clock) -> None:
     assert not strict.passed
     assert strict.to_dict()["verdict"] == "fail"
     assert str(strict).endswith("verdict: fail")
-
-
-@pytest.mark.parametrize(
-    ("ratio", "text"),
-    [(0.5, "0.50"), (10.0, "10.00"), (25.0, "25, 25 times slower"), (0.04, "0.04, 25 times faster")],
-)
-def test_an_extreme_ratio_is_also_printed_as_times_faster(ratio: float, text: str) -> None:
-    assert ratio_text(ratio) == text

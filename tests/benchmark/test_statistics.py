@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,3 +80,22 @@ def test_a_few_times_the_rounds_needed_decide() -> None:
     rounds = 4 * first.rounds_needed  # the estimate rests on the spread of ten rounds, which is uncertain itself
     again = judge(paired(*(stream(rng, rounds, np.ones(rounds), f, noise=0.15) for f in (1.02, 1.0))), 1.0)
     assert again.decision is not Decision.CANNOT_TELL
+
+
+def test_a_verdict_prints_three_digits_and_an_absolute_limit_in_ms() -> None:
+    slow = judge(paired([1.2] * 12, [1.0] * 12), 1.0)
+    text = "ratio 1.20 (95% interval 1.20 to 1.20, 12 rounds); budget 1 plus 5%: fail [IBN311]"
+    assert str(slow) == text
+    far = paired([11.59887] * 3, [0.01] * 3)
+    many = str(judge(far, 1.0))
+    assert many.startswith(
+        "ratio 1160, 1160 times slower (3 rounds, too few for an interval); budget 1 plus 5%: cannot"
+    )
+    fixed = replace(judge(far, 1.0, resolution=0.0), unit_ms=0.01)
+    told = "11.6 ms (3 rounds, too few for an interval); budget 0.01 ms: cannot tell; "
+    assert str(fixed) == f"{told}about 14 rounds would decide [IBN312]"
+
+
+def test_the_end_of_an_interval_is_on_the_side_of_the_limit_where_it_is_printed() -> None:
+    verdict = judge(paired([1.0004] * 12, [1.0] * 12), 1.0, resolution=0.0)
+    assert "95% interval 1.0004 to 1.0004" in str(verdict)

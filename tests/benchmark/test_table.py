@@ -5,11 +5,9 @@ from __future__ import annotations
 import csv
 import io
 
-import pytest
-
 from ibnorm_export.benchmark.measure import _busy_warning, _reliability
 from ibnorm_export.benchmark.options import TableFormat
-from ibnorm_export.benchmark.report import BenchReport, Latency, Ratio, speed_up, three_digits
+from ibnorm_export.benchmark.report import BenchReport, Latency, Ratio, speed_up
 from ibnorm_export.benchmark.table import bench_table
 
 
@@ -27,25 +25,6 @@ REPORT = BenchReport(
     ratios=(Ratio("ort_cpu", "torch", median=1 / 4.2, p25=1 / 4.4, p75=1 / 3.9),),
     environment={},
 )
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (1.2345, "1.23"),
-        (0.012345, "0.0123"),
-        (123.45, "123"),
-        (1234.5, "1230"),
-        (9.999, "10.0"),
-        (2.0, "2.00"),
-        (0.0, "0.00"),
-        (1e-6, "1e-06"),
-        (float("nan"), "nan"),
-        (99950.0, "100000"),
-    ],
-)
-def test_three_significant_digits(value: float, text: str) -> None:
-    assert three_digits(value) == text
 
 
 def test_a_ratio_is_times_faster_or_slower() -> None:
