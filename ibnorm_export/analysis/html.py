@@ -67,7 +67,8 @@ def _groups(report: AnalysisReport) -> dict[str, list[NormAnalysis]]:
 def _plot(title: str, unit: str, *, lines: Mapping[str, tuple[list[NormAnalysis], _Value]]) -> Markup:
     """Figures by norm, in the order of the model."""
     modules = [row.module for row in next(iter(lines.values()))[0]]
-    return dots(title, unit, names=modules, series={n: [value(r) for r in rows] for n, (rows, value) in lines.items()})
+    series = {n: [value(r) for r in rows] for n, (rows, value) in lines.items()}
+    return dots(title, unit, names=modules, series=series, joined=True)
 
 
 def _histograms(name: str, rows: list[NormAnalysis]) -> Section | None:

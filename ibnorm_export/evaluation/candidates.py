@@ -28,14 +28,22 @@ from ibnorm_export.files import sha256_of
 from ibnorm_export.generation.decoder import Decoder
 from ibnorm_export.generation.sessions import open_genai
 from ibnorm_export.generation.text_model import TextModel, open_checkpoint, open_folder
-from ibnorm_export.runtimes.registry import BACKENDS, fused_library, open_runner
+from ibnorm_export.optional_packages import demand_package
+from ibnorm_export.runtimes.registry import BACKENDS, check_backend, fused_library, open_runner
 from ibnorm_export.runtimes.runner import Backend, Runner
 from ibnorm_export.usable_cores import usable_cores
 
 if TYPE_CHECKING:  # importing torch takes seconds, and exported files do not need it
     from ibnorm_export.artifacts.loaded_model import LoadedModel
 
-__all__ = ["ModelCandidate", "exported_candidate", "genai_candidate", "open_candidate", "torch_candidate"]
+__all__ = [
+    "ModelCandidate",
+    "check_backends",
+    "exported_candidate",
+    "genai_candidate",
+    "open_candidate",
+    "torch_candidate",
+]
 
 _LOGITS: Final = "logits"
 
@@ -194,11 +202,7 @@ def exported_candidate(exported: ExportedModel, *, name: str, options: Evaluatio
     Raises:
         IBNormError: the backend needs the address of a server.
     """
-    if BACKENDS[options.backend].needs_endpoint and options.endpoint is None:
-        raise IBNormError(
-            f"backend {options.backend} needs the running server of {name}: add --url HOST:PORT, and --name MODEL if "
-            "it serves several models"
-        )
+    _check_endpoint(name, options.backend, options)
     library = fused_library(options.backend, options.kernels)
     facts = {
         "files": [sha256_of(file) for file in (exported.path, *exported.external_files)],
@@ -235,6 +239,14 @@ def exported_candidate(exported: ExportedModel, *, name: str, options: Evaluatio
         generator=lambda: _generate_with(exported, options),
         threads=options.threads,
     )
+
+
+def _check_endpoint(name: str, backend: str, options: EvaluationOptions) -> None:
+    if BACKENDS[backend].needs_endpoint and options.endpoint is None:
+        raise IBNormError(
+            f"backend {backend} needs the running server of {name}: add --url HOST:PORT, and --name MODEL if it serves "
+            "several models"
+        )
 
 
 def genai_candidate(exported: ExportedModel, *, name: str, options: EvaluationOptions) -> ModelCandidate:
@@ -365,21 +377,60 @@ def open_candidate(
         return model
     if str(model).startswith(("http://", "https://")):
         return EndpointCandidate(str(model), name=name, api_key=options.api_key)
-    file, _, backend = str(model).rpartition("@")
-    if file and backend == Target.ORT_GENAI and not Path(model).exists():
-        return genai_candidate(ExportedModel(file), name=name or f"{Path(file).name} ({backend})", options=options)
-    if file and backend in BACKENDS and not Path(model).exists():
-        named = name or f"{Path(file).name} ({backend})"
-        return exported_candidate(ExportedModel(file), name=named, options=replace(options, backend=backend))
-    path = Path(model)
-    if not path.exists():
+    path, named = _path_and_backend(model)
+    if not path.exists() and named is None:
         raise IBNormError(
             f"{path} does not exist; give an exported file or folder, a checkpoint, or http://HOST:PORT/v1 of a server"
         )
-    if (path / _GENAI_CONFIG).is_file() and options.backend == Backend.ORT_CPU:
-        return genai_candidate(ExportedModel(path), name=name or path.name, options=options)
-    if path.suffix == ".onnx" or (path / MODEL_FILE).is_file():
-        return exported_candidate(ExportedModel(path), name=name or path.name, options=options)
-    from ibnorm_export.models.loading import load
+    backend = _backend_of(model, options)
+    if backend is None:
+        from ibnorm_export.models.loading import load
 
-    return torch_candidate(load(path, weights=weights), name=name or f"{path.name} (torch)")
+        return torch_candidate(load(path, weights=weights), name=name or f"{path.name} (torch)")
+    shown = name or (path.name if named is None else f"{path.name} ({named})")
+    if backend == Target.ORT_GENAI:
+        return genai_candidate(ExportedModel(path), name=shown, options=options)
+    return exported_candidate(ExportedModel(path), name=shown, options=replace(options, backend=backend))
+
+
+def _path_and_backend(model: str | Path) -> tuple[Path, str | None]:
+    """A path, and the backend that "FILE@BACKEND" names; None if the text names no backend."""
+    file, _, backend = str(model).rpartition("@")
+    if file and (backend in BACKENDS or backend == Target.ORT_GENAI) and not Path(model).exists():
+        return Path(file), backend
+    return Path(model), None
+
+
+def _backend_of(model: Any, options: EvaluationOptions) -> str | None:
+    """What `open_candidate` runs a model in: a backend, onnxruntime-genai, or None for everything else."""
+    if isinstance(model, ExportedModel):
+        return options.backend
+    if not isinstance(model, (str, Path)) or str(model).startswith(("http://", "https://")):
+        return None
+    path, named = _path_and_backend(model)
+    if named is not None:
+        return named
+    if (path / _GENAI_CONFIG).is_file() and options.backend == Backend.ORT_CPU:
+        return Target.ORT_GENAI
+    return options.backend if path.suffix == ".onnx" or (path / MODEL_FILE).is_file() else None
+
+
+def check_backends(models: Sequence[Any], *, options: EvaluationOptions) -> None:
+    """Raise the errors of `open_candidate` about backends before a model is read, which may take minutes.
+
+    Args:
+        models: as in `open_candidate`.
+        options: the backend of exported files.
+
+    Raises:
+        IBNormError: a backend needs the address of a server.
+        BackendUnavailable: a backend is not installed.
+    """
+    for model in models:
+        backend = _backend_of(model, options)
+        if backend == Target.ORT_GENAI:
+            demand_package("onnxruntime_genai", extra="genai", purpose=f"{model} in {backend}")
+        elif backend is not None:
+            check_backend(backend)
+            name = model.path if isinstance(model, ExportedModel) else _path_and_backend(model)[0]
+            _check_endpoint(name.name, backend, options)

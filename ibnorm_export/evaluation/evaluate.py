@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ibnorm_export.choices import choice
 from ibnorm_export.environment import environment
 from ibnorm_export.errors import IBNormError, ModelFileError, shortened
-from ibnorm_export.evaluation.candidates import open_candidate
+from ibnorm_export.evaluation.candidates import check_backends, open_candidate
 from ibnorm_export.evaluation.changes import changed_answers
 from ibnorm_export.evaluation.choice import choice_task
 from ibnorm_export.evaluation.classification import classification_task
@@ -78,6 +78,7 @@ def evaluate(
         listed = [against, *listed]
     if not listed:
         raise IBNormError("there is no candidate: give at least one file or checkpoint")
+    check_backends(listed, options=options)
     progress("reading the models", 0, 0)
     opened = _with_own_names([open_candidate(item, options=options) for item in listed])
     progress("reading the data", 0, 0)

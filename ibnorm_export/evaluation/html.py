@@ -8,7 +8,7 @@ from typing import Final
 
 from ibnorm_export.benchmark.statistics import CONFIDENCE, Decision
 from ibnorm_export.evaluation.report import CandidateResult, EvaluationReport
-from ibnorm_export.html_page import Curve, Section, State, Verdict, curves, intervals, render
+from ibnorm_export.html_page import Curve, Section, State, Verdict, curves, dots, intervals, render
 from ibnorm_export.text_report import counted
 
 __all__ = ["page_verdict", "sections", "write_evaluation"]
@@ -158,11 +158,11 @@ def _classes(report: EvaluationReport) -> Iterator[Section]:
     rows = tuple(
         (name, str(first[name].samples), *(f"{classes[name].accuracy:.2%}" for classes in by_name)) for name in worst
     )
-    lines = [
-        Curve(candidate.name, range(len(worst)), [1.0 - classes[name].accuracy for name in worst])
+    wrong = {
+        candidate.name: [100.0 * (1.0 - classes[name].accuracy) for name in worst]
         for candidate, classes in zip(report.candidates, by_name, strict=True)
-    ]
-    plot = curves("Error by class", "class, in the order of the table", y_label="share that is wrong", lines=lines)
+    }
+    plot = dots("Error by class", "% of the samples of a class that are wrong", names=worst, series=wrong)
     shown = "" if len(worst) == len(first) else f"The {len(worst)} worst of {len(first)} classes."
     yield Section(
         "Classes",

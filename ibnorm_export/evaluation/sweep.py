@@ -34,7 +34,7 @@ from ibnorm_export.exporter.single_file import SharedBuild, export_file
 from ibnorm_export.exporter.text_folder import export_folder
 from ibnorm_export.files import sha256_of
 from ibnorm_export.progress import Progress, silent
-from ibnorm_export.runtimes.registry import fused_library, open_runner
+from ibnorm_export.runtimes.registry import check_backend, fused_library, open_runner
 from ibnorm_export.usable_cores import usable_cores
 from ibnorm_export.verifier.options import VerifyOptions
 from ibnorm_export.verifier.report import ParityReport
@@ -100,6 +100,7 @@ def sweep(
     Raises:
         IBNormError: the data is missing or does not belong to the model, or no file could be exported and run.
         CheckpointError: the checkpoint cannot be read.
+        BackendUnavailable: none of the backends is installed.
     """
     start = time.perf_counter()
     options = SweepOptions() if options is None else options
@@ -108,6 +109,7 @@ def sweep(
     if folder.is_file():
         raise IBNormError(f"{folder} is a file; name the folder that receives the files of the sweep")
     settings = replace(EvaluationOptions() if evaluation is None else evaluation, results=folder / "results")
+    _check_backends(options)
     progress("reading the checkpoint", 0, 0)
     model = _loaded(checkpoint, chosen)
     reference = torch_candidate(model, name="PyTorch")
@@ -133,6 +135,22 @@ def sweep(
     swept = run.files(progress)
     report = run.evaluated(reference, list(run.candidates.values()), progress)
     return _report(run, swept, report, seconds=time.perf_counter() - start)
+
+
+def _check_backends(options: SweepOptions) -> None:
+    """Raise before long work if no backend is there; the report lists single ones that are missing.
+
+    Raises:
+        BackendUnavailable: none of the backends is installed.
+    """
+    problems = []
+    for backend in options.runtimes:
+        try:
+            check_backend(backend)
+        except BackendUnavailable as error:
+            problems.append(error)
+    if problems and len(problems) == len(options.runtimes):
+        raise problems[0]
 
 
 def _loaded(checkpoint: LoadedModel | str | Path, task: TaskName) -> LoadedModel:

@@ -278,16 +278,33 @@ def _label_places(axis: Any, points: Sequence[Point]) -> list[tuple[float, float
 
 
 def dots(
-    title: str, x_label: str, *, names: Sequence[str], series: Mapping[str, Sequence[float]], log: bool = False
+    title: str,
+    x_label: str,
+    *,
+    names: Sequence[str],
+    series: Mapping[str, Sequence[float]],
+    log: bool = False,
+    joined: bool = False,
 ) -> Markup:
-    """Values by name, one row each in the given order, as inline SVG."""
+    """Values by name, one row each, as inline SVG.
+
+    Args:
+        title: heading of the plot.
+        x_label: label of the axis of values.
+        names: one row each, in the given order.
+        series: values by the name of the series, each with its own marker.
+        log: whether the axis is logarithmic.
+        joined: whether a line joins the values of a series, for names in an order such as the depth of a model.
+    """
     with new_figure(1.1 + _ROW * len(names), title) as figure:
         axis = _rows_axis(figure, names, x_label)
         handles = []
         for (name, values), colour, marker in zip(
             series.items(), itertools.cycle(COLOURS), itertools.cycle(MARKERS), strict=False
         ):
-            style = {"color": colour, "marker": marker, "markersize": 5, "linewidth": 0.8}
+            style: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 5, "linewidth": 0.8}
+            if not joined:  # without a fill, equal values of several series are seen
+                style |= {"linewidth": 0.0, "markersize": 6, "fillstyle": "none", "markeredgewidth": 1.5}
             handles += axis.plot(values, range(len(names)), label=label_of(name), **style)
         if log:
             axis.set_xscale("log")

@@ -113,8 +113,8 @@ def _open_tensorrt_rtx(request: RunnerRequest) -> Runner:
 def _open_triton(request: RunnerRequest) -> Runner:
     if request.endpoint is None:
         raise IBNormError(
-            "backend triton needs a running server: ibnorm-export verify MODEL CHECKPOINT --backend triton "
-            "--url HOST:PORT"
+            f"backend {Backend.TRITON} needs the running server of {request.model.path}: add --url HOST:PORT, and "
+            "--name MODEL if it serves several models"
         )
     from ibnorm_export.runtimes.triton import TritonRunner
 
@@ -256,6 +256,11 @@ def check_backend(
         raise IBNormError(f"backend {backend} runs no npm package: use --backend ort-web or ort-node with --npm")
     if row.module is not None:
         demand_package(row.module, extra=row.extra, purpose=f"backend {backend}")
+    if row.takes_engine:
+        from ibnorm_export.runtimes.tensorrt.bindings import bindings
+        from ibnorm_export.runtimes.tensorrt.options import Runtime
+
+        bindings(Runtime(backend))
     if row.takes_npm:
         from ibnorm_export.runtimes.node.packages import find_node, find_package
 

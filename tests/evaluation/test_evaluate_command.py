@@ -110,3 +110,17 @@ def test_a_task_of_texts_is_refused_for_what_takes_images(
 @pytest.mark.parametrize(("text", "share"), [("0.5%", 0.005), ("0.005", 0.005), (" 2 %", 0.02), ("0", 0.0)])
 def test_shares(text: str, share: float) -> None:
     assert parse_share(text) == pytest.approx(share)
+
+
+def test_a_missing_backend_is_reported_before_a_checkpoint_is_read(
+    exported_vit: ExportedModel, data: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def load(*_: object, **__: object) -> None:
+        raise AssertionError("the checkpoint is read first")
+
+    monkeypatch.setattr("ibnorm_export.models.loading.load", load)
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    words = [f"{exported_vit.path}@openvino", "--against", "checkpoint", "--task", "classification", "--data", data]
+    code, _, err = run(monkeypatch, capfd, *words)
+    assert code == ExitCode.UNAVAILABLE
+    assert "backend openvino needs the package openvino" in err
