@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,7 @@ from ibnorm_export.verifier.options import InputCoverage
 
 if TYPE_CHECKING:
     from ibnorm_export.gate.case import Case
+    from ibnorm_export.gate.report import CheckReport
 
 
 def check_command(
@@ -64,7 +66,15 @@ def check_command(
 
     with show_progress() as progress:
         report = check(config, coverage=coverage, progress=progress, on_case=_print_case)
-    finish(report, "check", as_json=as_json, files=[config], then=["package", "MODEL.onnx", "-o", "repository"])
+    finish(report, "check", as_json=as_json, files=[config], then=_following(report))
+
+
+def _following(report: CheckReport) -> Sequence[str]:
+    """What to type after a check that passes: serve the first export."""
+    first = next(iter(report.exported.values()), None)
+    if first is None:
+        return ()
+    return ("serve", first) if Path(first).is_dir() else ("package", first, "-o", "repository")
 
 
 def _print_case(case: Case) -> None:

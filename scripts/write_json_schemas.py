@@ -263,6 +263,7 @@ def contents(define: Definitions) -> dict[str, list[Schema]]:
                 "cases": listed(case),
                 "parity": by_name(parity_ref),
                 "evaluations": by_name({"$ref": "#/$defs/Evaluation"}),
+                "exported": by_name(TEXT),
                 "written": listed(TEXT),
                 "notes": listed(TEXT),
             },

@@ -27,6 +27,7 @@ class CheckReport(Report):
         environment: machine and package versions.
         seconds: how long it took.
         evaluations: report of every evaluation, by export, task and data.
+        exported: the file of each export, or its folder if it generates text.
         files: the report files that were written.
         notes: remarks on the report files.
     """
@@ -38,6 +39,7 @@ class CheckReport(Report):
     environment: Mapping[str, Any]
     seconds: float
     evaluations: Mapping[str, EvaluationReport] = field(default_factory=dict)
+    exported: Mapping[str, str] = field(default_factory=dict)
     files: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -92,6 +94,7 @@ class CheckReport(Report):
             ],
             "parity": {name: report.to_dict() for name, report in self.parity.items()},
             "evaluations": {name: report.to_dict() for name, report in self.evaluations.items()},
+            "exported": dict(self.exported),
             "environment": dict(self.environment),
             "written": list(self.files),
             "notes": list(self.notes),

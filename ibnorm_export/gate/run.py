@@ -94,10 +94,17 @@ def check(
         tuple(cases),
         parity=parity,
         evaluations=evaluations,
+        exported={name: _path_of(ready.exported) for name, ready in prepared.items()},
         environment=environment(),
         seconds=time.perf_counter() - start,
     )
     return write_report_files(report, config.results)
+
+
+def _path_of(exported: ExportedModel) -> str:
+    """The path that other commands take: the folder of a model that generates text, or the file."""
+    of_text = exported.metadata.task is Task.TEXT_GENERATION
+    return str(exported.path.parent if of_text else exported.path)
 
 
 class _Cases(list[Case]):

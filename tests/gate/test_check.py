@@ -64,6 +64,8 @@ rounds = 8
     (tmp_path / "vit.onnx").write_bytes(exported_vit.path.read_bytes())
     code, out = run(monkeypatch, capfd, "check", path, "--coverage", "fast")
     assert code == 0, out
+    assert f"next: ibnorm-export package {tmp_path / 'vit.onnx'} -o repository\n" in out
+    assert " ms (95% interval " in out, "an absolute limit is compared in ms"
     results = tmp_path / "check-results"
     suites = ET.parse(results / "junit.xml").getroot()
     assert not suites.findall(".//failure")
