@@ -76,6 +76,10 @@ def analyze_command(
 
     Example: ibnorm-export analyze checkpoints/llama --text held-out.txt --lambdas 0.5,8 --report analysis.html
     """
+    if checkpoint.suffix == ".onnx":
+        raise typer.BadParameter(
+            f"{checkpoint} is an exported file; type: ibnorm-export analyze CHECKPOINT --file {checkpoint}"
+        )
     from ibnorm_export.analysis.batches import read_batch, read_labels
     from ibnorm_export.analysis.html import write_analysis
     from ibnorm_export.analysis.norms import analyze

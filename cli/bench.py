@@ -195,10 +195,12 @@ def _check_options(model_file: Path, *, against: list[str], options: BenchOption
     of_text = generates_text(model_file)
     check_candidates(() if of_text else against, options=options)
     if options.loading and of_text:
-        raise typer.BadParameter(f"--loading does not apply to {model_file}, a folder that generates text")
+        raise typer.BadParameter(
+            f"--loading does not apply to {model_file}, a folder that generates text: leave it out"
+        )
     if for_files and of_text:
         raise typer.BadParameter(
-            f"--save-baseline and --model do not apply to {model_file}, a folder that generates text"
+            f"--save-baseline and --model do not apply to {model_file}, a folder that generates text: leave them out"
         )
 
 

@@ -14,6 +14,9 @@ __all__ = ["check_order", "hint_of"]
 
 #: A name of a model hub, such as meta-llama/Llama-3.2-1B: an owner and a name, neither of which is a path.
 _HUB_NAME: Final = re.compile(r"'([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)' does not exist")
+#: A file that `export` would write.
+_NO_FILE: Final = re.compile(r"'([^']+\.onnx)' does not exist")
+
 _SUFFIXES: Final = frozenset(
     {".onnx", ".plan", ".npz", ".npy", ".json", ".toml", ".txt", ".pt", ".ckpt", ".safetensors"}
 )
@@ -49,6 +52,8 @@ def hint_of(message: str, options: Sequence[str] = ()) -> str:
             f"if it is the name of a model on a hub: ibnorm-export downloads nothing; fetch it first, for example with "
             f"`hf download {name} --local-dir {name.partition('/')[2]}`, and name that folder"
         )
+    if missing := _NO_FILE.search(message):
+        return f"write it first: ibnorm-export export CHECKPOINT -o {missing[1]}"
     if unknown := _NO_OPTION.search(message):
         if unknown[1] in _OTHER_TOOLS:
             return _OTHER_TOOLS[unknown[1]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -79,12 +80,20 @@ def identify_command(
         with show_progress() as progress:
             progress("running the norms", 0, 0)
             report = identify_checkpoint(target, model, inputs=example, norm_class=norm_class, weights=weights)
+        checkpoint = Path(target)
         finish(
             report,
             "identify",
             as_json=as_json,
             files=[target, inputs],
-            then=["export", target, "-o", "MODEL.onnx", "--model", model],
+            then=[
+                "export",
+                target,
+                "-o",
+                f"{checkpoint.name if checkpoint.is_dir() else checkpoint.stem}.onnx",
+                "--model",
+                model,
+            ],
         )
     else:
         with show_progress() as progress:

@@ -97,7 +97,7 @@ def _with_verbosity(function: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(function)
     def command(*, quiet: bool, verbose: bool, **given: Any) -> None:
         if quiet and verbose:
-            raise typer.BadParameter("--quiet and --verbose exclude each other")
+            raise typer.BadParameter("--quiet and --verbose exclude each other: leave one of them out")
         err.verbosity = Verbosity.QUIET if quiet else Verbosity.VERBOSE if verbose else Verbosity.NORMAL
         function(**given)
 
@@ -220,6 +220,7 @@ def _usage_message(error: Any) -> str:
     context = error.ctx
     parameters = [] if context is None else context.command.get_params(context)
     options = [name for parameter in parameters for name in parameter.opts if name.startswith("-")]
+    message = message.replace("Value error, ", "")  # pydantic's, which typer keeps
     hint = hint_of(message, options)
     message = f"{message.rstrip('.')}; {hint}" if hint else message
     return message if context is None else f"{message} (see {context.command_path} --help)"

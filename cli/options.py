@@ -16,11 +16,11 @@ from ibnorm_export.runtimes import runner
 def _check_target(path: Path, suffix: str, *, kind: Kind | None = None) -> None:
     """Refuse a path that cannot be written, before the work whose result goes there."""
     if path.suffix.lower() != suffix:
-        raise typer.BadParameter(f"{path} does not end in {suffix}")
+        raise typer.BadParameter(f"{path} does not end in {suffix}; write {path.with_suffix(suffix)}")
     if path.is_dir():
-        raise typer.BadParameter(f"{path} is a folder")
+        raise typer.BadParameter(f"{path} is a folder; name a file, such as {path / f'report{suffix}'}")
     if not path.parent.is_dir():
-        raise typer.BadParameter(f"the folder {path.parent} does not exist")
+        raise typer.BadParameter(f"the folder {path.parent} does not exist; create it first: mkdir -p {path.parent}")
     if kind is not None:
         check_target(path, kind, error=typer.BadParameter)
 
@@ -43,12 +43,12 @@ def baseline(path: Path | None) -> Path | None:
 
     _check_target(path, ".json")
     if path.exists() and not path.is_file():
-        raise typer.BadParameter(f"{path} is not a regular file")
+        raise typer.BadParameter(f"{path} is not a regular file; name another")
     if path.exists() and path.stat().st_size:
         try:
             read_baseline(path)
         except IBNormError as error:
-            raise typer.BadParameter(f"{path} would be lost: {error}") from error
+            raise typer.BadParameter(f"{path} would be lost: {error}; name another file, or move it away") from error
     return path
 
 

@@ -45,7 +45,7 @@ class InspectedTensor:
     shape: tuple[int | str, ...] | None = None
 
     def __str__(self) -> str:
-        shape = None if self.shape is None else str(list(self.shape))
+        shape = None if self.shape is None else f"[{', '.join(map(str, self.shape))}]"
         return " ".join(part for part in (self.name, self.dtype, shape) if part)
 
 
@@ -267,7 +267,9 @@ def _text(value: Any) -> str:
 
 def _joined(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {one}" for name, one in value.items()) or "none"
+        found = ((name, one) for name, one in value.items() if one is not None)
+        texts = (f"{name} ({_joined(one)})" if isinstance(one, Mapping) else f"{name} {one}" for name, one in found)
+        return ", ".join(texts) or "none"
     if isinstance(value, (list, tuple)):
         return ", ".join(map(str, value)) or "none"
     return str(value)

@@ -98,6 +98,8 @@ def load(
                 return _load_folder(path, task, weights=chosen)
     except PermissionError as error:
         raise CheckpointError(f"{error.filename or path} cannot be read: permission denied") from error
+    if path.suffix == ".onnx":
+        raise CheckpointError(f"{path} is an exported file; give the checkpoint that it was exported from")
     raise CheckpointError(
         f"{path} is a file of weights, which do not define the architecture. Give a Hugging Face folder, or add "
         "--model package.module:factory"

@@ -37,7 +37,10 @@ def read_text(path: str | Path) -> str:
     try:
         return parsing.read_text(Path(path))
     except (OSError, ValueError) as error:
-        raise ModelFileError(f"{path} is not UTF-8 text: {shortened(str(error))}") from error
+        reason = shortened(str(error))
+        raise ModelFileError(
+            f"{path} is not UTF-8 text: {reason}; convert it, for example with iconv -t UTF-8"
+        ) from error
 
 
 def read_arrays(path: str | Path, inputs: Sequence[InputSpec]) -> Arrays:

@@ -151,7 +151,7 @@ def _opened(path: str | Path, what: str) -> Iterator[tuple[IO[bytes], int]]:
     except ModelFileError:
         raise
     except FileNotFoundError as error:
-        raise ModelFileError(f"{path} does not exist") from error
+        raise ModelFileError(f"{path} does not exist; give {what}") from error
     # Deliberately broad: on malformed files, NumPy, zipfile, zlib, lzma and the header parser raise a dozen types of
     # exception (RuntimeError for an encrypted file), and the block only reads.
     except Exception as error:

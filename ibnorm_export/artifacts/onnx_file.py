@@ -52,21 +52,23 @@ def read_model(path: Path) -> onnx.ModelProto:
             version of onnx does not know, or an attribute has no value or one by which no runtime can divide.
     """
     if not path.exists():
-        raise ModelFileError(f"{path} does not exist; ibnorm-export export CHECKPOINT -o MODEL.onnx writes one")
+        raise ModelFileError(f"{path} does not exist; write it first: ibnorm-export export CHECKPOINT -o {path}")
     if path.is_dir():
         raise ModelFileError(
             f"{path} is a folder without model.onnx; export a checkpoint first: ibnorm-export export {path} -o "
-            "MODEL.onnx"
+            f"{path.resolve().name}.onnx"
         )
     try:
         # Without an explicit format, onnx infers it from the suffix and reads model.json as JSON.
         model = onnx.load(path, format="protobuf", load_external_data=False)
     except google.protobuf.message.DecodeError as error:
-        raise ModelFileError(f"{path} is truncated or is not an ONNX file: {shortened(str(error))}") from error
+        raise ModelFileError(
+            f"{path} is truncated or is not an ONNX file: {shortened(str(error))}; copy or export it again"
+        ) from error
     except OSError as error:
         raise ModelFileError(f"{path} cannot be read: {error.strerror or error}") from error
     if not model.graph.node or not model.opset_import:
-        raise ModelFileError(f"{path} is truncated or is not an ONNX file: it has no graph")
+        raise ModelFileError(f"{path} is truncated or is not an ONNX file: it has no graph; copy or export it again")
     _check_text(model, path)
     _check_element_types(model.graph, path)
     _check_attributes(model.graph, path)
@@ -171,7 +173,7 @@ def _external_file(tensor: onnx.TensorProto, path: Path) -> tuple[str, Path]:
     if offset < 0 or length < 0 or offset + length > file.stat().st_size:
         raise ModelFileError(
             f"{path}: its external data {shortened(location)} is truncated: {quoted(tensor.name)} ends at byte "
-            f"{offset + length}, but the file has {file.stat().st_size} bytes"
+            f"{offset + length}, but the file has {file.stat().st_size} bytes; copy it again"
         )
     return location, file
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.kv_cache import input_specs
 from ibnorm_export.artifacts.metadata import Target, Task, Weights
-from ibnorm_export.artifacts.onnx_file import MODEL_FILE
+from ibnorm_export.artifacts.onnx_file import GENAI_CONFIG_FILE, MODEL_FILE
 from ibnorm_export.artifacts.tensors import Arrays, InputSpec
 from ibnorm_export.artifacts.tokenizer import read_json
 from ibnorm_export.environment import version_of
@@ -46,9 +46,6 @@ __all__ = [
 ]
 
 _LOGITS: Final = "logits"
-
-#: What makes a folder one for onnxruntime-genai.
-_GENAI_CONFIG: Final = "genai_config.json"
 
 #: The package whose version the answers of a backend depend on; others are part of the same one.
 _PACKAGES: Final = {
@@ -256,9 +253,9 @@ def genai_candidate(exported: ExportedModel, *, name: str, options: EvaluationOp
         ModelFileError: the folder was not exported for it.
     """
     folder = exported.path.parent
-    config = folder / _GENAI_CONFIG
+    config = folder / GENAI_CONFIG_FILE
     if not config.is_file():
-        raise ModelFileError(f"{folder} has no {_GENAI_CONFIG}; export it with --target ort-genai")
+        raise ModelFileError(f"{folder} has no {GENAI_CONFIG_FILE}; export it with --target ort-genai")
     ours = exported_candidate(exported, name=name, options=replace(options, backend=Backend.ORT_CPU))
     facts = [ours.identity, sha256_of(config), version_of("onnxruntime-genai")]
     return ModelCandidate(
@@ -410,7 +407,7 @@ def _backend_of(model: Any, options: EvaluationOptions) -> str | None:
     path, named = _path_and_backend(model)
     if named is not None:
         return named
-    if (path / _GENAI_CONFIG).is_file() and options.backend == Backend.ORT_CPU:
+    if (path / GENAI_CONFIG_FILE).is_file() and options.backend == Backend.ORT_CPU:
         return Target.ORT_GENAI
     return options.backend if path.suffix == ".onnx" or (path / MODEL_FILE).is_file() else None
 

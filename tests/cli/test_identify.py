@@ -91,7 +91,7 @@ def test_every_norm_of_a_checkpoint(cli: Any, tmp_path: Path) -> None:
     torch.save(net.state_dict(), tmp_path / "weights.pt")
     code, out, err = cli("weights.pt", "--model", "stranger:model")
     assert code == 0, err
-    assert err.endswith("next: ibnorm-export export weights.pt -o MODEL.onnx --model stranger:model\n")
+    assert err.endswith("next: ibnorm-export export weights.pt -o weights.onnx --model stranger:model\n")
     lines = [line.split() for line in out.splitlines()]
     assert lines[1][:5] == ["1", "SoftNorm", "T", "4", "1e-05"]
     assert lines[2][:3] == ["4", "LayerNorm", "PyTorch's"]
