@@ -1,7 +1,8 @@
-"""Hooks of MkDocs: what is written from the code and from records is added when the site is built."""
+"""Hooks of MkDocs: what is written from the code and from records is added, and wide tables stack on a phone."""
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from pathlib import Path
@@ -13,9 +14,14 @@ from ibnorm_export.json_document import json_schema, schema_names
 from scripts.reference_pages import PAGES
 from scripts.site_pictures import PLOTS
 
-__all__ = ["on_files"]
+__all__ = ["on_files", "on_page_content"]
 
 ROOT = Path(__file__).resolve().parents[1]
+
+#: Characters of a line on a phone of 390 px, those that the space beside a cell takes, and the width of one of code.
+PHONE = 52
+BESIDE = 3
+CODE = 1.2
 
 
 def on_files(files: Any, *, config: Any) -> Any:
@@ -43,3 +49,35 @@ def _benchmarks() -> str:
     text = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
     text = re.sub(r"\]\(\.\./docs/([^)]+)\)", r"](../\1)", text)
     return re.sub(r"\[([^\]]+)\]\((?!\.\./|https?://|#)([^)]+)\)", r"`benchmarks/\2`", text)
+
+
+def on_page_content(content: str, **_: Any) -> str:
+    """Mark the tables that are too wide for a phone, and give each of their cells the head of its column."""
+    return re.sub(r"<table>.*?</table>", lambda match: _stackable(match[0]), content, flags=re.DOTALL)
+
+
+def _stackable(table: str) -> str:
+    """A table whose rows can stand as blocks, if its longest words do not fit beside each other."""
+    head, end, body = table.partition("</thead>")
+    rows = [re.findall(r"<(?:th|td)(?:\s[^>]*)?>(.*?)</t[hd]>", row, re.DOTALL) for row in table.split("</tr>")]
+    columns = list(zip(*filter(None, rows), strict=True))
+    if sum(max(map(_longest, column)) + BESIDE for column in columns) <= PHONE:
+        return table
+    heads = [_text(column[0]) for column in columns]
+    body = re.sub(r"<tr>(.*?)</tr>", lambda row: f"<tr>{_with_heads(row[1], heads)}</tr>", body, flags=re.DOTALL)
+    return head.replace("<table>", "<table data-stack>", 1) + end + body
+
+
+def _text(cell: str) -> str:
+    return html.unescape(re.sub(r"<[^>]+>", "", cell))
+
+
+def _longest(cell: str) -> float:
+    """Characters of the longest word of a cell; those of code are wider."""
+    width = CODE if "<code>" in cell else 1.0
+    return width * max((len(word) for word in _text(cell).split()), default=0)
+
+
+def _with_heads(row: str, heads: list[str]) -> str:
+    names = iter(heads)
+    return re.sub(r"<td", lambda _: f'<td data-head="{html.escape(next(names))}"', row)

@@ -33,6 +33,8 @@ PROBLEMS = """() => {
     const box = e.getBoundingClientRect();
     if (!box.width || !box.height) continue;
     if (box.right > width + 1 && !scrolls(e)) found.add(`beyond the edge: ${name(e)}`);
+    if (e.matches("table, .md-typeset__table, .md-typeset__scrollwrap") && e.scrollWidth > e.clientWidth + 1)
+      found.add(`a table scrolls: ${name(e)}`);
     if (["hidden", "clip"].includes(getComputedStyle(e).overflowX) && e.scrollWidth > e.clientWidth + 1)
       found.add(`cut off: ${name(e)}`);
   }

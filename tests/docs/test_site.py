@@ -68,6 +68,21 @@ def test_every_key_of_check_toml_is_described() -> None:
             assert re.search(rf"^\| `{field.name}` \|.*\| \S.* \|$", page, re.MULTILINE), field.name
 
 
+def test_a_table_that_is_too_wide_for_a_phone_can_stack() -> None:
+    from scripts.site_hooks import on_page_content
+
+    def table(*words: str) -> str:
+        head = "".join(f"<th>head {n}</th>" for n in range(len(words)))
+        row = "".join(f"<td>{word}</td>" for word in words)
+        return f"<table>\n<thead>\n<tr>{head}</tr>\n</thead>\n<tbody>\n<tr>{row}</tr>\n</tbody>\n</table>"
+
+    narrow, wide = table("short words wrap " * 20, "1.5"), table("<code>--a-long-option</code>", "x" * 30, "A &amp; b")
+    assert on_page_content(narrow) == narrow
+    assert on_page_content(wide) == wide.replace("<table>", "<table data-stack>").replace(
+        "<td><code>", '<td data-head="head 0"><code>'
+    ).replace("<td>x", '<td data-head="head 1">x').replace("<td>A", '<td data-head="head 2">A')
+
+
 def test_every_schema_is_published(site: Path) -> None:
     page = PAGES["reference/json.md"]()
     for command in schema_names():
