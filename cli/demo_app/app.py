@@ -232,8 +232,8 @@ def run_demo(
         BackendUnavailable: scikit-learn or matplotlib is not installed.
         CheckpointError: the text cannot be used, `max_steps` is below 1, or the folder cannot be written.
     """
+    demand_package("sklearn", extra="demo", purpose="the demo")  # the extra brings matplotlib too
     demand_plots()
-    demand_package("sklearn", extra="demo", purpose="the demo")
     folder = Path(folder)
     text = None if text is None else Path(text)
     if max_steps < 1:

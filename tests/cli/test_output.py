@@ -11,6 +11,7 @@ import pytest
 from ibnorm_export.cli import console
 from ibnorm_export.cli.console import Verbosity, err, first_code, print_next, show_progress
 from ibnorm_export.cli.hints import hint_of
+from ibnorm_export.doctor import Check
 from ibnorm_export.text_report import text_table, text_width
 from tests.support.messages import messages
 
@@ -106,8 +107,13 @@ def test_a_failure_names_the_command_that_explains_it() -> None:
     assert first_code(SimpleNamespace()) is None
 
 
-def test_doctor_ends_with_the_next_step(cli: Any) -> None:
-    assert cli("doctor").err.endswith("next: ibnorm-export demo\n")
+def test_doctor_ends_with_the_next_step(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    checks = [Check("demo", works=works, found="") for works in (True, False)]
+    for check, command in zip(checks, ("demo", "export CHECKPOINT -o MODEL.onnx"), strict=True):
+        diagnosis = SimpleNamespace(checks=(check,))
+        monkeypatch.setattr("ibnorm_export.doctor.diagnose", lambda found=diagnosis, **_: found)
+        assert cli("doctor").err.endswith(f"next: ibnorm-export {command}\n")
+    monkeypatch.undo()
     assert cli("doctor", "-q").err == ""
     assert cli("doctor", "--json").err == ""
 
@@ -124,7 +130,10 @@ def test_doctor_ends_with_the_next_step(cli: Any) -> None:
         (("export", "CK", "-o", "x.onnx", "--fp16"), "write --dtype fp16"),
         (("check", "--confg", "x.toml"), "No such option: --confg (see"),
         (("bench", "no.onnx"), "does not exist; write it first: ibnorm-export export"),
-        (("export", "CK", "-o", "x.onnx", "--dtype", "int3"), "Invalid value for '--dtype': 'int3' is not one of 'fp32'"),
+        (
+            ("export", "CK", "-o", "x.onnx", "--dtype", "int3"),
+            "Invalid value for '--dtype': 'int3' is not one of 'fp32'",
+        ),
         (("analyze", "FILE"), "POINT --file FILE"),
         (("-q", "inspect", "FILE"), "write it after the name of the command"),
     ],
