@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import inspect
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,12 @@ from ibnorm_export.artifacts.tensors import Arrays, InputSpec
 from ibnorm_export.models.families.family import Family
 from ibnorm_export.models.families.texts import texts
 
-__all__ = ["CausalFamily"]
+__all__ = ["CausalFamily", "cache_argument"]
+
+
+def cache_argument(model: nn.Module | type[nn.Module]) -> str:
+    """The argument of `forward` that is the cache. Transformers 5.24 renamed it, and warns about the earlier name."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 class CausalFamily(Family):
@@ -74,7 +81,7 @@ class CausalFamily(Family):
                 *past,
             ),
             outputs=("logits", *(f"present.{n}" for n in layer_names)),
-            call=self._call_with_cache,
+            call=functools.partial(self._call_with_cache, cache_argument(module)),
             sample=lambda rng, index: self._sample_with_cache(module, rng, index=index, size=size),
             valid=_valid_with_cache,
             task=Task.TEXT_GENERATION,
@@ -83,7 +90,7 @@ class CausalFamily(Family):
             blocks="",  # each block adds inputs, whose sizes are not used alike
         )
 
-    def _call_with_cache(self, module: nn.Module, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def _call_with_cache(self, argument: str, module: nn.Module, *tensors: Tensor) -> tuple[Tensor, ...]:
         input_ids, attention_mask, position_ids, *past = tensors
         from transformers.cache_utils import DynamicCache
 
@@ -92,8 +99,8 @@ class CausalFamily(Family):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=cache,
             use_cache=True,
+            **{argument: cache},
         )
         present = [t for layer in result.past_key_values.layers for t in (layer.keys, layer.values)]
         return result.logits, *present

@@ -10,7 +10,7 @@ from torch import nn
 
 from ibnorm_export.errors import CheckpointError, quoted
 from ibnorm_export.models.families.architectures import check_causal
-from ibnorm_export.models.families.causal import CausalFamily
+from ibnorm_export.models.families.causal import CausalFamily, cache_argument
 from ibnorm_export.models.families.found_family import FoundFamily
 
 if TYPE_CHECKING:
@@ -44,7 +44,8 @@ class CausalLanguageModel(FoundFamily, CausalFamily):
         config: Any = module.config
         with torch.device("meta"), torch.no_grad():
             blank: Any = self._class(config)
-            cache = blank(torch.zeros((1, 2), dtype=torch.int64), past_key_values=DynamicCache(), use_cache=True)
+            cached = {cache_argument(self._class): DynamicCache()}
+            cache = blank(torch.zeros((1, 2), dtype=torch.int64), use_cache=True, **cached)
         shapes = [tuple(t.shape) for layer in cache.past_key_values.layers for t in (layer.keys, layer.values)]
         if len(set(shapes)) != 1:
             raise CheckpointError(
