@@ -7,9 +7,11 @@ module that they came from. Nothing in the file depends on when or where it was 
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import gc
 import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -148,6 +150,19 @@ def _choose_opset(model: LoadedModel, options: ExportOptions) -> int:
     return opset
 
 
+@contextlib.contextmanager
+def _without_collections() -> Iterator[None]:
+    """Put off the collection of garbage, which would look through all objects of all imported libraries."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_without_collections()
 def build(model: LoadedModel, options: ExportOptions, *, progress: Progress = silent) -> ir.Model:
     """Build the ONNX model in memory; its weights are not quantised yet. See `export_file`."""
     if options.runtime is not None:
