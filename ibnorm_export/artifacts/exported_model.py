@@ -106,15 +106,18 @@ class ExportedModel:
     """An ONNX file on disk; nothing is run.
 
     Args:
-        path: the .onnx file, or a folder with model.onnx; external data is in the same folder.
+        path: the .onnx file, or a folder with model.onnx.
+        data_folder: folder of the external data; None is that of the file, as in every file that is not a temporary
+            copy.
 
     Raises:
         ModelFileError: the file is missing, unreadable, truncated or not ONNX, a tensor has an unknown element type,
             or external data is missing, too short or outside the file's folder.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, data_folder: Path | None = None) -> None:
         self.path = resolve(path)
+        self.data_folder = self.path.parent if data_folder is None else data_folder
         _ = self.external_files  # reads the file, so that a damaged one is an error here
 
     @classmethod
@@ -124,7 +127,7 @@ class ExportedModel:
         Reading takes twice the memory of its weights.
         """
         model = cls.__new__(cls)
-        model.path = path
+        model.path, model.data_folder = path, path.parent
         return model
 
     @cached_property
@@ -134,8 +137,8 @@ class ExportedModel:
 
     @cached_property
     def external_files(self) -> tuple[Path, ...]:
-        """Files of external data, in the same folder or below it."""
-        return external_files(self.proto, self.path)
+        """Files of external data, in `data_folder` or below it."""
+        return external_files(self.proto, self.data_folder / self.path.name)
 
     def __str__(self) -> str:
         norms = "norms expanded" if self.metadata.inlined else counted(len(self.norms), "IBNorm node")
@@ -235,4 +238,4 @@ class ExportedModel:
         Raises:
             ModelFileError: its bytes do not fit its declared type and shape.
         """
-        return read_tensor(self.weights[name], self.path)
+        return read_tensor(self.weights[name], self.data_folder / self.path.name)

@@ -154,6 +154,12 @@ class LoadedModel:
         """Return the same model with `in_dtype(dtype)` as its module, and no original; this one does not change."""
         return replace(self, module=self.in_dtype(dtype), original=None)
 
+    def widened(self, dtype: torch.dtype) -> LoadedModel:
+        """Return what `converted` returns for a wider type, without a copy of the weights; see `float64_parameters`."""
+        module = widened_copy(self.module, dtype).eval()
+        cast_buffers(module, dtype)
+        return replace(self, module=module, original=None)
+
     def in_float64(self) -> nn.Module:
         """Return a copy of `module` that computes in float64 throughout.
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.errors import ModelFileError, quoted
+from ibnorm_export.graph.stored_graph import read_graph
 
 __all__ = ["exact_copy", "rounding_copy"]
 
@@ -60,7 +61,7 @@ def rounding_copy(model: ExportedModel) -> ir.Model:
     Raises:
         ModelFileError: the type of a value is unknown, or the model has subgraphs.
     """
-    copy = ir.load(model.path)
+    copy = read_graph(model)
     nodes = list(copy.graph)
     _infer_types(copy, nodes)
     for node in nodes:
@@ -110,7 +111,7 @@ def exact_copy(
         constants: numbers in PyTorch's code. Where the file holds one of them rounded, the copy holds it exactly.
         tables: values that replace those of initializers, by name.
     """
-    copy = ir.load(model.path)
+    copy = read_graph(model)
     bodies = [node for function in copy.functions.values() for node in function]
     for node in [*copy.graph.all_nodes(), *bodies]:
         if node.op_type in _TYPED_SOURCES:

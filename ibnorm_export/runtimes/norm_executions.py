@@ -104,6 +104,7 @@ def norm_executions(
     *,
     library: Path | None,
     backend: str = Backend.ORT_CPU,
+    maps_weights: bool = False,
     keep: Callable[[Runner], None] | None = None,
 ) -> tuple[NormExecution, ...]:
     """Find out how every norm of `model` ran, from the session's own profile of one pass.
@@ -116,6 +117,7 @@ def norm_executions(
         inputs: inputs of the pass, by name.
         library: fused kernels to register; None runs the norms as functions.
         backend: "ort-cpu" or "ort-cuda".
+        maps_weights: as in `RunnerRequest`.
         keep: on the CPU, receives the runner when its profile has ended, to go on with; its threads do not spin.
 
     Returns:
@@ -130,7 +132,7 @@ def norm_executions(
     with tempfile.TemporaryDirectory() as folder:
         if backend == Backend.ORT_CUDA:
             return _on_cuda(model, inputs, library=library, folder=Path(folder))
-        return _on_cpu(model, inputs, library=library, folder=Path(folder), keep=keep)
+        return _on_cpu(model, inputs, library=library, folder=Path(folder), maps_weights=maps_weights, keep=keep)
 
 
 def _on_cpu(
@@ -139,12 +141,20 @@ def _on_cpu(
     *,
     library: Path | None,
     folder: Path,
+    maps_weights: bool,
     keep: Callable[[Runner], None] | None,
 ) -> tuple[NormExecution, ...]:
     import_package("onnxruntime", extra="cpu", purpose="backend ort-cpu")
     from ibnorm_export.runtimes.ort import OrtRunner
 
-    runner = OrtRunner(model.path, library=library, profile=folder / "norms", spins=False)
+    runner = OrtRunner(
+        model.path,
+        library=library,
+        data_folder=model.data_folder,
+        profile=folder / "norms",
+        spins=False,
+        maps_weights=maps_weights,
+    )
     runner.run(inputs)
     executions = _executions(model, runner.end_profile(), expected="", copies={})
     if keep is not None:

@@ -53,6 +53,9 @@ LEVELS: Final = {
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
 
+#: The largest constant that a session with mapped weights computes when it is opened, in bytes.
+_MOST_FOLDED: Final = 1 << 16
+
 _NUMPY_TYPES = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
@@ -68,7 +71,7 @@ class MissingKernelError(ModelFileError):
 
 
 def session_options(
-    threads: int | None, profile: Path | None, *, spins: bool = True, prepacks: bool = True
+    threads: int | None, profile: Path | None, *, spins: bool = True, prepacks: bool = True, maps_weights: bool = False
 ) -> ort.SessionOptions:
     """Make the options of a session.
 
@@ -77,8 +80,14 @@ def session_options(
         profile: prefix of the profile that the session writes; None writes no profile.
         spins: whether threads without work spin for a while, which is fast and takes processor time from others.
         prepacks: whether weights are copied into the layout that the kernels prefer, which is fast and takes memory.
+        maps_weights: whether the session holds no copy of weights that are external data: they stay mapped, and what
+            the graph computes from them is computed anew in every pass. It is slower.
     """
     options = ort.SessionOptions()
+    if maps_weights:
+        prepacks = False
+        options.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", str(_MOST_FOLDED))
+        options.enable_cpu_mem_arena = options.enable_mem_pattern = False  # both keep memory between uses
     if not spins:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if not prepacks:
@@ -99,6 +108,7 @@ def open_session(
     library: Path | None,
     providers: Sequence[Any],
     level: str = "all",
+    data_folder: Path | None = None,
 ) -> ort.InferenceSession:
     """Open a session.
 
@@ -108,6 +118,7 @@ def open_session(
         library: fused kernels to register; None runs the norms as functions.
         providers: execution providers, as ONNX Runtime takes them.
         level: optimisation level, a key of `LEVELS`.
+        data_folder: folder of the external data; None is that of the file.
 
     Raises:
         MissingKernelError: the runtime has no kernel for an operator, e.g. in bfloat16 on a CPU.
@@ -116,6 +127,9 @@ def open_session(
     options.graph_optimization_level = LEVELS[level]
     options.log_severity_level = 4  # errors are raised as exceptions; the log would repeat them
     label = "the model" if isinstance(source, bytes) else str(source)
+    if isinstance(source, Path) and data_folder not in (None, source.parent):
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(data_folder))
+        source = source.read_bytes()  # of a file itself, the runtime takes data from its own folder only
     try:
         if library is not None:
             options.register_custom_ops_library(str(library))
@@ -137,9 +151,10 @@ class OrtRunner:
         source: a file, or a serialised model.
         threads: number of threads; None is the runtime's default.
         library: fused kernels to register; None runs the norms as functions.
+        data_folder: as in `open_session`.
         profile: prefix of the file to which `end_profile` writes the session's profile; None writes no profile.
         level: optimisation level, a key of `LEVELS`; models are served at the default.
-        spins, prepacks: as in `session_options`.
+        spins, prepacks, maps_weights: as in `session_options`.
         provider: an execution provider to use where it can run a node, e.g. "OpenVINOExecutionProvider"; the others run
             on the CPU.
 
@@ -156,14 +171,18 @@ class OrtRunner:
         threads: int | None = None,
         *,
         library: Path | None = None,
+        data_folder: Path | None = None,
         profile: Path | None = None,
         level: str = "all",
         spins: bool = True,
         prepacks: bool = True,
+        maps_weights: bool = False,
         provider: str | None = None,
     ) -> None:
-        options = session_options(threads, profile, spins=spins, prepacks=prepacks)
-        self._session = open_session(source, options, library=library, providers=_providers(provider), level=level)
+        options = session_options(threads, profile, spins=spins, prepacks=prepacks, maps_weights=maps_weights)
+        self._session = open_session(
+            source, options, library=library, providers=_providers(provider), level=level, data_folder=data_folder
+        )
         if provider is not None and provider not in self._session.get_providers():  # the runtime only warns
             raise BackendUnavailable(
                 f"ONNX Runtime {ort.__version__} cannot start {provider}, and would run everything on the CPU: a "

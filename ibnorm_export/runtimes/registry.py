@@ -31,6 +31,7 @@ class RunnerRequest:
         provider: an execution provider of ONNX Runtime; None is the backend's own.
         npm: the folder given to `npm install --prefix`; None looks where Node does.
         spins: whether threads without work spin for a while, on the CPU, as they do where a model is served.
+        maps_weights: whether ONNX Runtime on the CPU holds no copy of external weights, which is slower.
     """
 
     model: ExportedModel
@@ -42,6 +43,7 @@ class RunnerRequest:
     provider: str | None = None
     npm: Path | None = None
     spins: bool = True
+    maps_weights: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,13 @@ def _open_ort_cpu(request: RunnerRequest) -> Runner:
 
     check_installed(request.model, ONNX_RUNTIME)
     return OrtRunner(
-        request.model.path, request.threads, library=request.library, spins=request.spins, provider=request.provider
+        request.model.path,
+        request.threads,
+        library=request.library,
+        data_folder=request.model.data_folder,
+        spins=request.spins,
+        maps_weights=request.maps_weights,
+        provider=request.provider,
     )
 
 
@@ -279,6 +287,7 @@ def open_runner(
     provider: str | None = None,
     npm: Path | None = None,
     spins: bool = True,
+    maps_weights: bool = False,
 ) -> Runner:
     """Open a runner for `model` on a backend.
 
@@ -291,7 +300,7 @@ def open_runner(
         engine: an existing engine of `model`, for TensorRT; None builds one.
         provider: an execution provider of the installed ONNX Runtime, for "ort-cpu", e.g. "WebGpuExecutionProvider".
         npm: the folder given to `npm install --prefix`, for "ort-web" and "ort-node"; None looks where Node does.
-        spins: as in `RunnerRequest`.
+        spins, maps_weights: as in `RunnerRequest`.
 
     Raises:
         IBNormError: there is no such backend, it needs an endpoint, or it does not take one of the arguments.
@@ -310,6 +319,7 @@ def open_runner(
         provider=provider,
         npm=npm,
         spins=spins,
+        maps_weights=maps_weights,
     )
     try:
         return row.opener(request)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cached_property
@@ -12,14 +11,12 @@ from types import MappingProxyType
 from typing import Final
 
 import numpy as np
-import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
 from ibnorm_export.artifacts.covering_inputs import MUCH_PADDING
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import torch_dtype
-from ibnorm_export.artifacts.metadata import Target
 from ibnorm_export.artifacts.onnx_file import MODEL_FILE
 from ibnorm_export.artifacts.tensors import Arrays, DType, InputSpec
 from ibnorm_export.progress import Progress
@@ -29,9 +26,10 @@ from ibnorm_export.runtimes.runner import Backend, Kernels, Runner
 from ibnorm_export.verifier.checkpoint.code_constants import find_constants
 from ibnorm_export.verifier.checkpoint.reference import REALISED, Reference
 from ibnorm_export.verifier.checkpoint.samples import PreparedSamples
+from ibnorm_export.verifier.file_copies import write_copy
 from ibnorm_export.verifier.options import VerifyOptions
 
-__all__ = ["FUNCTIONS", "FUSED", "SMALL_FILE", "Comparison", "with_rounding", "without_rounding", "write_copy"]
+__all__ = ["FUNCTIONS", "FUSED", "SMALL_FILE", "Comparison", "with_rounding", "without_rounding"]
 
 #: How the norms ran, as in `OutputParity.norms`.
 FUSED: Final = "fused"
@@ -40,6 +38,9 @@ _SERVED: Final = "as served"
 
 #: The largest file of which several sessions are open beside each other, in bytes; each holds the weights in memory.
 SMALL_FILE: Final = 2**26
+
+#: The largest file that a session holds the weights of, in bytes; those of a larger one stay mapped.
+_LARGEST_HELD: Final = 2_000_000_000
 
 #: Number of values, such as token ids, up to which an input costs no noticeable time to run.
 _FEW: Final = 16
@@ -84,6 +85,16 @@ class Comparison:
         """
         return BACKENDS[self.options.backend].rounds or self.reference.dtype is DType.FP32
 
+    @property
+    def refers(self) -> bool:
+        """Whether copies of the file may refer to its external data; see `write_copy`."""
+        return self.options.backend is Backend.ORT_CPU
+
+    @property
+    def maps_weights(self) -> bool:
+        """Whether sessions keep the weights mapped, because copies of them might not fit into memory."""
+        return self.options.backend is Backend.ORT_CPU and self.running.size_bytes > _LARGEST_HELD
+
     @cached_property
     def file_inputs(self) -> tuple[InputSpec, ...]:
         """The inputs of the checkpoint that the file takes."""
@@ -102,7 +113,13 @@ class Comparison:
         """
         options = self.options
         opened = functools.partial(
-            open_runner, options.backend, self.running, provider=options.provider, npm=options.npm, spins=False
+            open_runner,
+            options.backend,
+            self.running,
+            provider=options.provider,
+            npm=options.npm,
+            spins=False,
+            maps_weights=self.maps_weights,
         )
         if options.backend is Backend.TRITON:  # the server decides how the norms run
             return LazyRunners({_SERVED: functools.partial(opened, endpoint=options.endpoint)})
@@ -125,8 +142,9 @@ def with_rounding(comparison: Comparison, folder: Path) -> Comparison:
         return comparison
     from ibnorm_export.graph.dtype_rounding import rounding_copy
 
-    ir.save(rounding_copy(comparison.file), folder / "rounding.onnx", external_data="rounding.onnx.data")
-    return replace(comparison, copy=ExportedModel(folder / "rounding.onnx"))
+    file = comparison.file
+    copy = write_copy(rounding_copy(file), file, file=folder / "rounding.onnx", refers=comparison.refers)
+    return replace(comparison, copy=copy)
 
 
 def without_rounding(
@@ -145,11 +163,16 @@ def without_rounding(
     from ibnorm_export.graph.dtype_rounding import exact_copy
 
     reference = comparison.reference
-    model = reference.model.converted(torch_dtype(reference.dtype)).converted(torch.float32)
+    model = reference.model.converted(torch_dtype(reference.dtype)).widened(torch.float32)
     constants = find_constants(model, inputs=reference.inputs[0])
     return replace(
         comparison,
-        file=write_copy(exact_copy(comparison.file, constants, tables=tables), comparison.file, folder=folder),
+        file=write_copy(
+            exact_copy(comparison.file, constants, tables=tables),
+            comparison.file,
+            file=folder / MODEL_FILE,
+            refers=comparison.refers,
+        ),
         reference=replace(reference, model=model, dtype=DType.FP32, skipped=_shapes_only(reference)),
         copy=None,
     )
@@ -169,13 +192,3 @@ def _shapes_only(reference: Reference) -> frozenset[int]:
         if next(iter(reference.inputs[index].values())).size > _FEW
     )
     return frozenset([*ordinary, *(index for index, covers in reference.covers.items() if covers == MUCH_PADDING)])
-
-
-def write_copy(model: ir.Model, original: ExportedModel, *, folder: Path) -> ExportedModel:
-    """Write a changed copy of a file to `folder`, and the rest of its folder if it runs as a folder."""
-    if original.metadata.target is Target.ORT_GENAI:
-        for file in original.path.parent.iterdir():
-            if file.is_file() and not file.name.startswith(MODEL_FILE):
-                shutil.copyfile(file, folder / file.name)
-    ir.save(model, folder / MODEL_FILE, external_data=f"{MODEL_FILE}.data")
-    return ExportedModel(folder / MODEL_FILE)

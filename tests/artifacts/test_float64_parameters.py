@@ -21,6 +21,7 @@ from ibnorm_export.runtimes import ort as ort_runner
 from ibnorm_export.runtimes import registry
 from ibnorm_export.runtimes import runner as base
 from ibnorm_export.runtimes.runner import Kernels
+from ibnorm_export.runtimes.torch import TorchRunner
 from ibnorm_export.verifier import comparison as comparison_module
 from ibnorm_export.verifier.numeric import norms as norms_module
 from ibnorm_export.verifier.verify import VerifyOptions, verify
@@ -51,6 +52,22 @@ def test_results_are_bit_identical_to_those_of_a_float64_copy(checkpoint: Path, 
         assert isinstance(parameter, Widened)
         assert isinstance(parameter, nn.Parameter)
         assert parameter.dtype == torch.float64
+        assert parameter.cell[0].data_ptr() == stored[name].data_ptr(), "a copy of it is kept"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_float32_is_bit_identical_too_and_float64_on_top_of_it(checkpoint: Path, dtype: torch.dtype) -> None:
+    narrow = models.load(checkpoint).converted(dtype)
+    wide, plain = narrow.widened(torch.float32), narrow.converted(torch.float32)
+    inputs = narrow.sample(np.random.default_rng(1), 1)
+    for mine, expected in ((wide.module, plain.module), (wide.in_float64(), plain.in_float64())):
+        run = TorchRunner(narrow, mine).run(inputs)
+        for name, array in TorchRunner(narrow, expected).run(inputs).items():
+            np.testing.assert_array_equal(run[name], array)
+    stored = dict(narrow.module.named_parameters())
+    for name, parameter in wide.module.named_parameters():
+        assert isinstance(parameter, Widened)
+        assert parameter.dtype == torch.float32
         assert parameter.cell[0].data_ptr() == stored[name].data_ptr(), "a copy of it is kept"
 
 

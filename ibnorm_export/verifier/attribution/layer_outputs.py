@@ -6,6 +6,7 @@ hooks record what the same modules return.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass
@@ -19,12 +20,13 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
-from ibnorm_export.artifacts.tensors import Arrays
 from ibnorm_export.errors import ModelFileError
 from ibnorm_export.graph.early_gather import Rows, selected_rows
+from ibnorm_export.graph.stored_graph import read_graph
 from ibnorm_export.op.replace_norms import is_norm
 from ibnorm_export.op.spec import DOMAIN
 from ibnorm_export.op.torch_op import IBNorm, SkipIBNorm
+from ibnorm_export.verifier.file_copies import write_copy
 
 __all__ = [
     "LayerOutput",
@@ -164,21 +166,20 @@ def add_layer_outputs(model: ir.Model, module: nn.Module) -> tuple[LayerOutput, 
 
 
 def copy_with_layer_outputs(
-    exported: ExportedModel, module: nn.Module, *, folder: Path
+    exported: ExportedModel, module: nn.Module, *, folder: Path, refers: bool
 ) -> tuple[ExportedModel, tuple[LayerOutput, ...]]:
-    """Write a copy of the file with layer outputs to `folder`.
+    """Write a copy of the file with layer outputs to `folder`; see `write_copy` for `refers`.
 
     Raises:
         ModelFileError: the file has no norm node and no node that names its module.
     """
-    copy = ir.load(exported.path)
+    copy = read_graph(exported)
     outputs = add_layer_outputs(copy, module)
     if not outputs:
         raise ModelFileError(
             f"{exported.path} has no norm node and no node that names its module, so no layer can be compared"
         )
-    ir.save(copy, folder / "layers.onnx", external_data="layers.onnx.data")
-    return ExportedModel(folder / "layers.onnx"), outputs
+    return write_copy(copy, exported, file=folder / "layers.onnx", refers=refers), outputs
 
 
 def layer_paths(module: nn.Module) -> frozenset[str]:
@@ -187,36 +188,33 @@ def layer_paths(module: nn.Module) -> frozenset[str]:
 
 
 @contextmanager
-def record_layer_outputs(module: nn.Module, *, paths: Collection[str]) -> Iterator[Arrays]:
-    """Record what some submodules of `module` return in the passes within this block.
+def record_layer_outputs(
+    module: nn.Module, *, paths: Collection[str], keep: Callable[[str, NDArray[Any]], None]
+) -> Iterator[None]:
+    """Hand out what some submodules of `module` return in the pass within this block.
 
     Args:
         module: the model.
         paths: the submodules; see `layer_paths`.
-
-    Yields:
-        Values by path; those of a norm's second call are under PATH#2. Clear the mapping before another pass.
+        keep: receives each path and value; that of a norm's second call has the path PATH#2. The value is only valid
+            during the call.
     """
-    values: Arrays = {}
+    calls: Counter[str] = Counter()
 
-    def keep(path: str) -> Callable[..., None]:
+    def record(path: str) -> Callable[..., None]:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
             tensor = next((leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)), None)
             if tensor is None:
                 return
-            name, calls = path, 1
-            while name in values:
-                calls += 1
-                name = f"{path}#{calls}"
-            values[name] = (
-                (tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor).numpy().copy()
-            )
+            calls[path] += 1
+            name = path if calls[path] == 1 else f"{path}#{calls[path]}"
+            keep(name, (tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor).numpy())
 
         return hook
 
-    hooks = [module.get_submodule(path).register_forward_hook(keep(path)) for path in sorted(paths)]
+    hooks = [module.get_submodule(path).register_forward_hook(record(path)) for path in sorted(paths)]
     try:
-        yield values
+        yield
     finally:
         for handle in hooks:
             handle.remove()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -55,9 +57,11 @@ class _Recordings:
         for index, inputs in enumerate(sample.inputs for sample in reference.samples):
             reference.progress("running PyTorch layer by layer", index, len(reference.samples))
             for role, module, runner in runners:
-                with record_layer_outputs(module, paths=paths) as values:
+                with (
+                    zipfile.ZipFile(self._file(role, index), "w") as archive,
+                    record_layer_outputs(module, paths=paths, keep=functools.partial(_add_array, archive)),
+                ):
                     runner.run(inputs)
-                np.savez(self._file(role, index), **values)  # type: ignore[arg-type]  # an array may have any name
 
     @contextlib.contextmanager
     def read(self, index: int) -> Iterator[Callable[[LayerOutput], _Recorded | None]]:
@@ -70,6 +74,12 @@ class _Recordings:
                 return layer.select(truth[layer.module]), layer.select(baseline[layer.module])
 
             yield look_up
+
+
+def _add_array(archive: zipfile.ZipFile, name: str, array: NDArray[Any]) -> None:
+    """Add an array to an NPZ file, which NumPy can only write from arrays that are all in memory."""
+    with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
+        np.lib.format.write_array(stream, array, allow_pickle=False)
 
 
 @dataclass(slots=True)
@@ -131,7 +141,9 @@ def compare_layers(comparison: Comparison) -> LayersReport:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         try:
-            copy, layers = copy_with_layer_outputs(comparison.file, reference.model.module, folder=folder)
+            copy, layers = copy_with_layer_outputs(
+                comparison.file, reference.model.module, folder=folder, refers=comparison.refers
+            )
         except ModelFileError as error:
             return LayersReport((), "", (str(error),))
         comparison.variants.make_room()

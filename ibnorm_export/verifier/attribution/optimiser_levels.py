@@ -31,7 +31,17 @@ def measure_levels(comparison: Comparison) -> tuple[OptimiserLevel, ...]:
     kernels = Kernels.FUSED if options.kernels is Kernels.FUSED else Kernels.FUNCTION
     library = fused_library(options.backend, kernels)
     runners = LazyRunners(
-        {level: functools.partial(OrtRunner, comparison.running.path, library=library, level=level) for level in LEVELS}
+        {
+            level: functools.partial(
+                OrtRunner,
+                comparison.running.path,
+                library=library,
+                data_folder=comparison.running.data_folder,
+                level=level,
+                maps_weights=comparison.maps_weights,
+            )
+            for level in LEVELS
+        }
     )
     levels = []
     for level, runner in runners.items():

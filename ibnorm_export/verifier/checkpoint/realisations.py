@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ibnorm_export.artifacts.loaded_model import LoadedModel
+from ibnorm_export.artifacts.module_copy import deep_copy
 from ibnorm_export.artifacts.tensors import Arrays
 from ibnorm_export.op.spec import Compression
 from ibnorm_export.op.torch_op import compose_ibnorm
@@ -117,13 +118,16 @@ def _with_other_last_bits(model: LoadedModel, dtype: torch.dtype, *, seed: int) 
     module = model.in_dtype(dtype)
     generator = np.random.default_rng(seed)  # several times faster than PyTorch's
     room = _MOST_CHANGED
+    parameters: dict[int, object] = {id(parameter): parameter for parameter in module.parameters()}
     for parameter in sorted(module.parameters(), key=lambda p: p.numel()):
         if not parameter.is_floating_point() or parameter.numel() > room:
             continue
         room -= parameter.numel()
         change = torch.from_numpy(generator.random(tuple(parameter.shape), dtype=np.float32)) * 2 - 1
-        parameter.data = (parameter.double() * (1 + change * torch.finfo(dtype).eps)).to(dtype)
-    return replace(model, module=module, original=None)
+        changed = (parameter.detach().double() * (1 + change * torch.finfo(dtype).eps)).to(dtype)
+        # Not by assigning to `data`, which a `Widened` parameter shares with that of `model`.
+        parameters[id(parameter)] = nn.Parameter(changed, requires_grad=False)
+    return replace(model, module=deep_copy(module, parameters), original=None)
 
 
 def largest_errors(

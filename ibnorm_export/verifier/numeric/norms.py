@@ -31,6 +31,7 @@ def observe_norms(comparison: Comparison, _found: Part = NOTHING) -> Part:
         comparison.feed(comparison.reference.inputs[0]),
         library=library,
         backend=options.backend,
+        maps_weights=comparison.maps_weights,
         keep=lambda runner: variants.put(FUNCTIONS if library is None else FUSED, runner),
     )
     return Part(norms=executions)

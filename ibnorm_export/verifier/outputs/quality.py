@@ -109,7 +109,7 @@ def check_quality(comparison: Comparison, tokens: NDArray[np.int64], *, kind: st
 
 
 def _baseline(model: LoadedModel) -> Runner:
-    return TorchRunner(model, model.in_dtype(torch.float32))
+    return TorchRunner(model, model.widened(torch.float32).module)
 
 
 def _log_softmax(logits: NDArray[np.float32]) -> _LogProbabilities:

@@ -10,7 +10,12 @@ from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.progress import silent
 from ibnorm_export.verifier.checkpoint import realisations
-from ibnorm_export.verifier.checkpoint.realisations import _OtherOrder, largest_errors, pooled_spread
+from ibnorm_export.verifier.checkpoint.realisations import (
+    _OtherOrder,
+    _with_other_last_bits,
+    largest_errors,
+    pooled_spread,
+)
 from ibnorm_export.verifier.checkpoint.reference import Reference
 
 
@@ -45,6 +50,17 @@ def test_every_realisation_counts(llama: LoadedModel, monkeypatch: pytest.Monkey
     both = largest()
     monkeypatch.setattr(realisations, "_SEEDS", ())
     assert 0 < largest() <= both
+
+
+def test_last_bits_are_changed_in_a_copy_only(llama: LoadedModel) -> None:
+    model = llama.converted(torch.bfloat16).widened(torch.float32)
+    before = {name: (p * 1).clone() for name, p in model.module.named_parameters()}
+    changed = dict(_with_other_last_bits(model, torch.float32, seed=1).module.named_parameters())
+    for name, value in before.items():
+        assert torch.equal(value, dict(model.module.named_parameters())[name] * 1)
+        step = torch.finfo(torch.float32).eps
+        torch.testing.assert_close(changed[name].detach(), value, rtol=2 * step, atol=0)
+    assert any(not torch.equal(changed[name], value) for name, value in before.items())
 
 
 def test_the_spread_is_at_least_one() -> None:
