@@ -41,6 +41,7 @@ SUITES = {
     "sweep": "Which file to ship: size, speed and accuracy of every form of the demo's models, and of SmolLM's size.",
     "planted_faults": "Faults that verification must find, and correct exports that it must pass.",
     "verify_time": "Time of a default verification, here and in an earlier version.",
+    "verify_memory": "Peak memory of verify --layers on large models, over their weights.",
     "false_alarms": "Right exports that verification must pass, some with hostile weights.",
     "fuzz": "Damaged and hostile files for every reader, with a limit of memory.",
     "tools": "What simplifiers, quantisers and converters do to an exported file.",

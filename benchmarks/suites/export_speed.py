@@ -149,8 +149,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoints", type=Path, help="Folder of checkpoints, to make them only once.")
 
 
-def _make(preset: str, tiny: Path, checkpoint: Path) -> None:
-    """Write a checkpoint, and one of the same family with small sizes."""
+def make_checkpoint(preset: str, tiny: Path, checkpoint: Path, *, blocks: int | None = None) -> None:
+    """Write a checkpoint, and one of the same family with small sizes.
+
+    Args:
+        preset: name of the model.
+        tiny: where the small one is written.
+        checkpoint: where the checkpoint is written.
+        blocks: number of blocks of a preset that is made in shards; None is the preset's own.
+    """
     sizes = _SHARDED.get(preset)
     made = checkpoint if sizes is None else tiny.with_name("llama-60m")
     subprocess.run(
@@ -158,6 +165,7 @@ def _make(preset: str, tiny: Path, checkpoint: Path) -> None:
     )
     if sizes is not None:
         config = json.loads((made / "config.json").read_text(encoding="utf-8")) | sizes
+        config |= {} if blocks is None else {"num_hidden_layers": blocks}
         subprocess.run([sys.executable, "-c", _NEW_SHARDS, json.dumps(config), str(checkpoint)], check=True)
 
 
@@ -166,7 +174,7 @@ def _measure(form: str, folder: Path, *, checkpoints: Path, runs: int) -> dict[s
     preset, _, dtype = form.partition(":")
     tiny, checkpoint = checkpoints / f"tiny-{preset}", checkpoints / preset
     if not checkpoint.exists():
-        _make(preset, tiny, checkpoint)
+        make_checkpoint(preset, tiny, checkpoint)
     large = sum(f.stat().st_size for f in checkpoint.rglob("*") if f.is_file()) > _EXTERNAL_ABOVE_BYTES
     command = [sys.executable, "-c", _EXPORT, tiny, checkpoint, folder / "exported", 1 if large else runs]
     command.append(dtype or "fp32")
