@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import run
+from benchmarks.outcomes import Outcomes
 from benchmarks.report import Report
 from benchmarks.rows import Figure, Row, Target, limited
 from benchmarks.turns import compare, take_turns
@@ -33,6 +34,15 @@ def test_a_row_meets_its_targets() -> None:
     assert Row("both", figures, targets=(Target("ratio", 1.1), Target("high", 1.0))).met is False
     assert limited("at least", 3, at_least=3, note="").met is True
     assert limited("at most", 4, at_most=3, note="").met is False
+
+
+def test_outcomes_continue_and_the_last_of_a_case_counts(tmp_path: Path) -> None:
+    mine, other = (Outcomes(tmp_path, key=("group", "form")) for _ in range(2))
+    assert mine.read() == {}
+    mine.add({"group": "a", "form": "x", "found": 1})
+    other.add({"group": "a", "form": "y", "found": 2})
+    mine.add({"group": "a", "form": "x", "found": 3})
+    assert {key: outcome["found"] for key, outcome in other.read().items()} == {("a", "x"): 3, ("a", "y"): 2}
 
 
 def test_candidates_take_turns_in_both_directions() -> None:

@@ -10,15 +10,14 @@ only verifies them, e.g. `qemu-x86_64 -cpu Haswell python -m benchmarks.run fals
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import tempfile
 import time
-from collections import defaultdict
-from collections.abc import Iterator
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
+from benchmarks.outcomes import Outcomes
 from benchmarks.report import Report
 from benchmarks.rows import Figure, Row, Target
 from ibnorm_export.errors import IBNormError
@@ -27,9 +26,6 @@ from tests.verifier.faults.unusual_exports import UNUSUAL, unusual_alarms
 
 #: How many exports there are; the unusual ones have the last numbers.
 _ALL = EXPORTS + len(UNUSUAL)
-
-#: Outcomes so far, one JSON object a line.
-OUTCOMES = "outcomes.jsonl"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -46,22 +42,20 @@ def measure(options: argparse.Namespace, report: Report) -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = options.folder or Path(place)
         folder.mkdir(parents=True, exist_ok=True)
-        done = {outcome["number"] for outcome in _outcomes(folder) if outcome["processor"] == processor}
+        outcomes = Outcomes(folder, key=("processor", "number"))
+        done = {number for where, number in outcomes.read() if where == processor}
         end = time.monotonic() + 60.0 * options.minutes
         for number in range(*map(int, options.exports.split(":"))):
             if number not in done and time.monotonic() < end:
-                outcome = {"processor": processor, **_try(number, folder / f"{number:03}")}
-                with (folder / OUTCOMES).open("a", encoding="utf-8") as lines:
-                    lines.write(json.dumps(outcome) + "\n")
-        report.facts["verified"] = {
-            where: f"{sum(o['processor'] == where for o in _outcomes(folder))} of {_ALL} exports"
-            for where in sorted({o["processor"] for o in _outcomes(folder)})
-        }
-        groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
-        for outcome in sorted(_outcomes(folder), key=lambda outcome: outcome["number"]):
-            groups[outcome["processor"], _kind(outcome["number"])].append(outcome)
-        for (where, kind), outcomes in sorted(groups.items()):
-            report.add(_row(f"{kind}, {where}", outcomes))
+                outcomes.add({"processor": processor, **_try(number, folder / f"{number:03}")})
+        known = outcomes.read()
+    counts = Counter(where for where, _ in known)
+    report.facts["verified"] = {where: f"{count} of {_ALL} exports" for where, count in sorted(counts.items())}
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for (where, number), outcome in sorted(known.items(), key=lambda item: item[0][1]):
+        groups[where, _kind(number)].append(outcome)
+    for (where, kind), judged in sorted(groups.items()):
+        report.add(_row(f"{kind}, {where}", judged))
 
 
 def _kind(number: int) -> str:
@@ -77,14 +71,6 @@ def _processor() -> str:
     text = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").is_file() else ""
     widest = next((name for flag, name in (("avx512f", "AVX-512"), (" avx2", "AVX2")) if flag in text), "")
     return widest or platform.machine()
-
-
-def _outcomes(folder: Path) -> Iterator[dict[str, Any]]:
-    """What is known so far; the last outcome of an export counts."""
-    file = folder / OUTCOMES
-    if file.is_file():
-        found = (json.loads(line) for line in file.read_text(encoding="utf-8").splitlines())
-        yield from {(outcome["processor"], outcome["number"]): outcome for outcome in found}.values()
 
 
 def _try(number: int, folder: Path) -> dict[str, Any]:

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.outcomes import Outcomes
 from benchmarks.report import Report
 from benchmarks.rows import Figure, Row, Target
 from ibnorm_export import verifier
@@ -25,9 +24,6 @@ from tests.verifier.faults.table import KINDS, cases, judge
 
 #: The smallest number of kinds.
 MIN_KINDS: Final = 120
-
-#: Outcomes so far, one JSON object a line.
-OUTCOMES: Final = "outcomes.jsonl"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +43,8 @@ def measure(options: argparse.Namespace, report: Report) -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = options.folder or Path(place)
         folder.mkdir(parents=True, exist_ok=True)
-        known, code = _outcomes(folder), _code()
+        outcomes, code = Outcomes(folder, key=("group", "kind", "form")), _code()
+        known = outcomes.read()
         end = time.monotonic() + 60.0 * options.minutes
         for number, (kind, name) in enumerate(cases()):
             earlier = known.get((kind.group, kind.name, name))
@@ -58,18 +55,17 @@ def measure(options: argparse.Namespace, report: Report) -> None:
                 continue
             if number % parts != part or (earlier and not stale and (earlier["found"] or not options.again)):
                 continue
-            outcome = {**_judge(kind, name, folder, first=options.first), "code": code}
-            with (folder / OUTCOMES).open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps(outcome) + "\n")
-        by_kind = defaultdict(list)
-        for (group, kind_name, _), outcome in (outcomes_now := _outcomes(folder)).items():
-            by_kind[group, kind_name].append(outcome)
+            outcomes.add({**_judge(kind, name, folder, first=options.first), "code": code})
+        known = outcomes.read()
+    by_kind = defaultdict(list)
+    for (group, kind_name, _), outcome in known.items():
+        by_kind[group, kind_name].append(outcome)
     for kind in KINDS:
-        if outcomes := by_kind.get((kind.group, kind.name), []):
-            report.add(_row(kind, outcomes))
+        if judged := by_kind.get((kind.group, kind.name), []):
+            report.add(_row(kind, judged))
     all_cases = {(kind.group, kind.name, name) for kind, name in cases()}
-    present = sum(key in all_cases and outcome.get("code") == code for key, outcome in outcomes_now.items())
-    report.facts["judged"] = f"{len(all_cases & outcomes_now.keys())} of {len(all_cases)} faults"
+    present = sum(key in all_cases and outcome.get("code") == code for key, outcome in known.items())
+    report.facts["judged"] = f"{len(all_cases & known.keys())} of {len(all_cases)} faults"
     report.facts["judged by the present code"] = f"{present} of {len(all_cases)} faults"
     figures = {
         "kinds": Figure(len(by_kind)),
@@ -77,14 +73,6 @@ def measure(options: argparse.Namespace, report: Report) -> None:
         "found": Figure(sum(bool(o["found"]) for group in by_kind.values() for o in group)),
     }
     report.add(Row("all faults", figures, targets=(Target("kinds", MIN_KINDS, at_least=True),)))
-
-
-def _outcomes(folder: Path) -> dict[tuple[str, str, str], dict[str, Any]]:
-    """What is known so far; the last outcome of a fault counts."""
-    file = folder / OUTCOMES
-    lines: Iterator[str] = iter(file.read_text(encoding="utf-8").splitlines()) if file.is_file() else iter(())
-    found = [json.loads(line) for line in lines]
-    return {(outcome["group"], outcome["kind"], outcome["form"]): outcome for outcome in found}
 
 
 def _code() -> str:
