@@ -153,15 +153,10 @@ def _body_axis(body: onnx.FunctionProto) -> bool:
 
 def _constants_of_bodies(factor: float) -> Callable[[onnx.FunctionProto], bool]:
     def change(body: onnx.FunctionProto) -> bool:
-        found = [
-            a
-            for n in body.node
-            if n.op_type == "Constant"
-            for a in n.attribute
-            if a.name == "value_float" and not a.ref_attr_name and a.f not in (0.0, 1.0)
-        ]
-        for attribute in found:
-            attribute.f *= factor
+        tensors = [a.t for n in body.node if n.op_type == "Constant" for a in n.attribute if a.name == "value"]
+        found = [(t, array) for t in tensors if (array := onnx.numpy_helper.to_array(t)).dtype == np.float32]
+        for tensor, array in found:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(array * np.float32(factor), tensor.name))
         return bool(found)
 
     return change
