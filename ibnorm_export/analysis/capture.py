@@ -17,6 +17,7 @@ from torch import nn
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.tensors import Arrays
+from ibnorm_export.graph.stored_graph import follow_links, read_graph
 from ibnorm_export.op.norm_variants import AxesIBNorm, BatchIBNorm, ChannelIBNorm
 from ibnorm_export.op.spec import DOMAIN, Compression, IBNormSpec
 from ibnorm_export.op.torch_op import IBNorm
@@ -151,7 +152,7 @@ class _Place:
 
 def _write_with_norm_inputs(exported: ExportedModel, file: Path) -> dict[str, _Place]:
     """Write a copy of the file that also outputs the input of each norm."""
-    model = ir.load(exported.path)
+    model = follow_links(read_graph(exported))
     places: dict[str, _Place] = {}
     for node in list(model.graph):
         if node.domain != DOMAIN or not node.name:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnx.numpy_helper
 import onnx.reference
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
@@ -24,7 +25,11 @@ class ReferenceRunner:
     name: str = Backend.REFERENCE
 
     def __init__(self, model: ExportedModel) -> None:
-        proto = onnx.load(model.path)
+        proto = onnx.ModelProto()
+        proto.CopyFrom(model.proto)
+        for tensor in proto.graph.initializer:
+            if tensor.data_location == onnx.TensorProto.EXTERNAL:
+                tensor.CopyFrom(onnx.numpy_helper.from_array(model.array(tensor.name), tensor.name))
         self._types = {
             v.name: onnx.helper.tensor_dtype_to_np_dtype(v.type.tensor_type.elem_type) for v in proto.graph.input
         }

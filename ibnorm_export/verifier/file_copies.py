@@ -10,6 +10,7 @@ import onnx_ir as ir
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.metadata import Target
 from ibnorm_export.artifacts.onnx_file import MODEL_FILE
+from ibnorm_export.graph.stored_graph import follow_links
 
 __all__ = ["write_copy"]
 
@@ -32,5 +33,5 @@ def write_copy(model: ir.Model, original: ExportedModel, *, file: Path, refers: 
     if refers and original.external_files:
         ir.save(model, file)
         return ExportedModel(file, data_folder=original.data_folder)
-    ir.save(model, file, external_data=f"{file.name}.data")
+    ir.save(follow_links(model), file, external_data=f"{file.name}.data")
     return ExportedModel(file)

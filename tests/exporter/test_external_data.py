@@ -6,10 +6,13 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 
 from ibnorm_export import models
+from ibnorm_export.analysis.norms import analyze
+from ibnorm_export.analysis.options import AnalysisOptions
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.tensors import DType
@@ -110,16 +113,20 @@ def test_hostile_external_data(
         ExportedModel(path)
 
 
-def test_a_folder_of_links_to_blobs(external: tuple[ExportedModel, LoadedModel], tmp_path: Path) -> None:
-    """The cache of Hugging Face: each file of the folder is a link to a blob, which has another name."""
-    exported, model = external
-    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "0123"
+def in_cache(exported: ExportedModel, folder: Path) -> ExportedModel:
+    """A file as the cache of Hugging Face keeps it: each file is a link to a blob, which has another name."""
+    blobs, snapshot = folder / "blobs", folder / "snapshots" / "0123"
     blobs.mkdir()
     snapshot.mkdir(parents=True)
     for file in (exported.path, *exported.external_files):
         shutil.copyfile(file, blobs / f"{file.name}.blob")
         (snapshot / file.name).symlink_to(blobs / f"{file.name}.blob")
-    cached = ExportedModel(snapshot / exported.path.name)
+    return ExportedModel(snapshot / exported.path.name)
+
+
+def test_a_folder_of_links_to_blobs(external: tuple[ExportedModel, LoadedModel], tmp_path: Path) -> None:
+    exported, model = external
+    cached = in_cache(exported, tmp_path)
     assert [file.name for file in cached.external_files] == ["m.onnx.data"]
     assert cached.size_bytes == exported.size_bytes
     report = verify(cached, model)
@@ -127,6 +134,27 @@ def test_a_folder_of_links_to_blobs(external: tuple[ExportedModel, LoadedModel],
     made = package(cached, tmp_path / "repository")
     assert made.models == ("m",)
     assert (made.path / "m" / "1" / "m.onnx.data").is_file()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "options"),
+    [
+        ("fp32", VerifyOptions(backend="reference", samples=1)),
+        ("fp32", VerifyOptions(samples=1, layers=True)),
+        ("fp16", VerifyOptions(samples=1)),
+    ],
+    ids=["reference", "layers", "fp16"],
+)
+def test_links_to_blobs_are_followed(
+    prebuilt: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, options: VerifyOptions
+) -> None:
+    monkeypatch.setattr(single_file, "EXTERNAL_ABOVE_BYTES", 1000)
+    exported = export(prebuilt, tmp_path / "m.onnx", options=ExportOptions(dtype=dtype))
+    cached = in_cache(exported, tmp_path)
+    report = verify(cached, prebuilt, options=options)
+    assert report, report.findings
+    inputs = prebuilt.sample(np.random.default_rng(0), 0)
+    assert analyze(cached, inputs, checkpoint=prebuilt, options=AnalysisOptions(samples=16)).rows
 
 
 def test_missing_and_truncated_external_data(external: tuple[ExportedModel, LoadedModel]) -> None:
