@@ -197,7 +197,7 @@ def _compared_sizes(flow: DataFlow, words: AbstractSet[str]) -> Iterator[Finding
             else:
                 decided.update(dict.fromkeys(node.outputs, cause))
         elif cause is not None:
-            shaped = kind in _SHAPED or is_among(_BY_SHAPE.get(kind, ""), words)
+            shaped = kind in _SHAPED or (kind in _BY_SHAPE and is_among(_BY_SHAPE[kind], words))
             shapes = SHAPE_INPUTS[kind] if shaped and kind in SHAPE_INPUTS else ()
             if any(name in decided and position not in shapes for position, name in enumerate(node.inputs)):
                 what = f"the {cause} compares or divides sizes, and the {node} takes the result with data"
