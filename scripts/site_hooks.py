@@ -53,7 +53,12 @@ def _benchmarks() -> str:
 
 def on_page_content(content: str, **_: Any) -> str:
     """Mark the tables that are too wide for a phone, and give each of their cells the head of its column."""
-    return re.sub(r"<table>.*?</table>", lambda match: _stackable(match[0]), content, flags=re.DOTALL)
+    return re.sub(r"<table>.*?</table>", lambda match: _stackable(_whole_numbers(match[0])), content, flags=re.DOTALL)
+
+
+def _whole_numbers(table: str) -> str:
+    """A table in which no line ends inside a number such as 4e-07."""
+    return re.sub(r"(?<=[\s>(])\d[\d.]*e-\d+", r'<span class="whole">\g<0></span>', table)
 
 
 def _stackable(table: str) -> str:
@@ -63,7 +68,9 @@ def _stackable(table: str) -> str:
     columns = list(zip(*filter(None, rows), strict=True))
     if sum(max(map(_longest, column)) + BESIDE for column in columns) <= PHONE:
         return table
-    heads = [_text(column[0]) for column in columns]
+    heads: list[str | None] = [_text(column[0]) for column in columns]
+    if not all(_text(cell)[:1].isdigit() for cell in columns[0][1:]):
+        heads[0] = None  # names: the first cell is the heading of its block
     body = re.sub(r"<tr>(.*?)</tr>", lambda row: f"<tr>{_with_heads(row[1], heads)}</tr>", body, flags=re.DOTALL)
     return head.replace("<table>", "<table data-stack>", 1) + end + body
 
@@ -78,6 +85,11 @@ def _longest(cell: str) -> float:
     return width * max((len(word) for word in _text(cell).split()), default=0)
 
 
-def _with_heads(row: str, heads: list[str]) -> str:
+def _with_heads(row: str, heads: list[str | None]) -> str:
     names = iter(heads)
-    return re.sub(r"<td", lambda _: f'<td data-head="{html.escape(next(names))}"', row)
+
+    def with_head(_: re.Match[str]) -> str:
+        name = next(names)
+        return "<td" if name is None else f'<td data-head="{html.escape(name)}"'
+
+    return re.sub(r"<td", with_head, row)
