@@ -9,13 +9,18 @@ SkipLayerNormalization fusion. The target is on the fastest of the four, for the
 every runtime, of opset 20, is recorded too.
 
 Physical limit: ViT-S/16 takes 9.2 GFLOP an image, LLaMA-60M 0.12 GFLOP a token. The norms move 25 times 8 bytes an
-element and are under a tenth of either. A ratio to LayerNorm below 1 can only come from that tenth.
+element and are under a tenth of either. A ratio to LayerNorm below 1 can only come from that tenth. The rows "without
+norms" give its size: a profile of the exported graph with ONNX Runtime's own norm (LayerNormalization, or RMSNorm for
+LLaMA) shows the time of its norms and of the sums that the skip form takes over. If they took no time, the model would
+still take `limit` of its time. With the same products and attention, no norm can reach a lower ratio.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +33,7 @@ from onnx import helper, numpy_helper
 from torch import nn
 
 from benchmarks.report import Report
-from benchmarks.rows import Row, Target, Unavailable
+from benchmarks.rows import Figure, Row, Target, Unavailable
 from benchmarks.turns import Times, compare, ms, share_threads, take_turns, timed
 from ibnorm_export import IBNormSpec, models
 from ibnorm_export.artifacts.exported_model import ExportedModel
@@ -42,9 +47,11 @@ ROUNDS = 61  # a quarter of them if one pass takes longer than LONG_S
 LONG_S = 0.15
 SIZES = {
     "vit-s16": ({"batch_size": 1}, {"batch_size": 8}),
-    "llama-60m": ({"batch_size": 1, "sequence_length": 128}, {"batch_size": 1, "sequence_length": 512}),
+    "llama-60m": tuple({"batch_size": 1, "sequence_length": length} for length in (1, 128, 512)),
 }
 SPEC = IBNormSpec("L", 4.0)
+RMS_NORM = "SimplifiedLayerNormalization"
+PROFILED = 12  # passes of a profile
 Array = np.ndarray[Any, Any]
 
 
@@ -61,14 +68,16 @@ def session(model: Path | bytes, library: Path | None, *, skip_fusion: bool = Tr
     )
 
 
-def swap_norms(path: Path) -> bytes:
-    """The exported graph with LayerNormalization in the place of each IBNorm."""
+def swap_norms(path: Path, op_type: str = "LayerNormalization") -> bytes:
+    """The exported graph with another norm in the place of each IBNorm."""
     model = onnx.load(path)
     for node in model.graph.node:
         if node.domain == DOMAIN:
             del node.attribute[:]
             node.attribute.append(helper.make_attribute("epsilon", 1e-5))
-            node.domain, node.op_type = "", "LayerNormalization"
+            node.domain, node.op_type = "", op_type
+            if op_type == RMS_NORM:  # it has no bias
+                del node.input[2:]
     del model.functions[:]
     return model.SerializeToString()
 
@@ -221,6 +230,47 @@ def measure_preset(
         times = take_turns(candidates, rounds=rounds if first() < LONG_S else -(-rounds // 4))
         case = f"{preset} {', '.join(f'{k} {v}' for k, v in size.items())}"
         yield from rows_of(case, times, files=files)
+        norm = "LayerNormalization" if preset.startswith("vit") else RMS_NORM
+        yield without_norms(case, swap_norms(files[", no skip form"].path, norm), inputs=inputs)
+
+
+def kernel_times(model: bytes, inputs: dict[str, Array]) -> dict[tuple[str, str], float]:
+    """Median time of each node of a model by name and op type, in microseconds."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = ort.SessionOptions()
+        options.use_per_session_threads = False
+        options.log_severity_level = 3  # weights that only IBNorm has are left in the model
+        options.enable_profiling, options.profile_file_prefix = True, str(Path(folder) / "profile")
+        profiled = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        for _ in range(PROFILED):
+            profiled.run(None, inputs)
+        events = json.loads(Path(profiled.end_profiling()).read_text(encoding="utf-8"))
+    times: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            times[event["name"], event["args"]["op_name"]].append(event["dur"])
+    return {node: float(np.median(found)) for node, found in times.items()}
+
+
+def without_norms(case: str, model: bytes, *, inputs: dict[str, Array]) -> Row:
+    """The share of a model's time that is left without its norms and the sums before them."""
+    graph = onnx.load_from_string(model).graph
+    weights = {tensor.name for tensor in graph.initializer}
+    sums = {node.name for node in graph.node if node.op_type == "Add" and not weights & set(node.input)}
+    times = kernel_times(model, inputs)
+    total = sum(times.values())
+    norms = sum(time for (_, op_type), time in times.items() if "LayerNormalization" in op_type)
+    added = sum(time for (name, _), time in times.items() if name.removesuffix("_kernel_time") in sums)
+    kinds = ("MatMul", "FusedMatMul", "Gemm", "Conv", "Attention", "MultiHeadAttention")
+    products = sum(time for (_, op_type), time in times.items() if op_type in kinds)
+    figures = {
+        "limit": Figure(1 - (norms + added) / total),
+        "norms": Figure(norms / total),
+        "sums": Figure(added / total),
+        "products and attention": Figure(products / total),
+        "time": Figure(total / 1000, "ms"),
+    }
+    return Row(f"{case}: without norms", figures)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
