@@ -23,8 +23,8 @@ _SUFFIXES: Final = frozenset(
 
 _NO_OPTION: Final = re.compile(r"No such option:? '?(--?[\w-]+)'?")
 
-#: Options of other tools, and what to do here.
-_OTHER_TOOLS: Final = {
+#: Options of other tools or other commands, and what to do here.
+_ELSEWHERE: Final = {
     **dict.fromkeys(
         ("--atol", "--rtol", "--tolerance"),
         "tolerances follow from PyTorch's error in the same dtype; max_error in a check.toml sets a smaller limit",
@@ -35,6 +35,7 @@ _OTHER_TOOLS: Final = {
     "--fp16": "write --dtype fp16",
     "--int8": "write --dtype int8 --task text-generation",
     "--int4": "write --dtype int4 --task text-generation",
+    "--checkpoint": "the checkpoint is an argument, as in ibnorm-export verify MODEL.onnx CHECKPOINT",
     "--hub": "nothing is downloaded: fetch a model with `hf download`, and name its folder",
 }
 
@@ -55,8 +56,8 @@ def hint_of(message: str, options: Sequence[str] = ()) -> str:
     if missing := _NO_FILE.search(message):
         return f"write it first: ibnorm-export export CHECKPOINT -o {missing[1]}"
     if unknown := _NO_OPTION.search(message):
-        if unknown[1] in _OTHER_TOOLS:
-            return _OTHER_TOOLS[unknown[1]]
+        if unknown[1] in _ELSEWHERE:
+            return _ELSEWHERE[unknown[1]]
         near = difflib.get_close_matches(unknown[1], options, n=2, cutoff=0.7)
         return f"did you mean {' or '.join(near)}?" if near else ""
     return ""

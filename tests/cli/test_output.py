@@ -123,6 +123,7 @@ def test_doctor_ends_with_the_next_step(cli: Any, monkeypatch: pytest.MonkeyPatc
     [
         (("export", "org/model-7B", "-o", "x.onnx"), "`hf download org/model-7B --local-dir model-7B`"),
         (("verify", "FILE", "CK", "--atol", "1e-5"), "max_error in a check.toml"),
+        (("verify", "FILE", "--checkpoint", "CK"), "the checkpoint is an argument"),
         (("verify", "FILE", "CK", "--sampels", "3"), "did you mean --samples"),
         (("verify", "CK", "FILE"), "Type: ibnorm-export verify FILE CK"),
         (("check", "CK"), "ibnorm-export check --init CK"),
