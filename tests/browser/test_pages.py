@@ -233,6 +233,16 @@ def test_a_page_can_be_read(browser: Any, folder: Path, name: str, size: dict[st
     page.close()
 
 
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_fits_paper(browser: Any, folder: Path, name: str) -> None:
+    """A4 without its margins is 718 CSS pixels wide."""
+    page = browser.new_page(viewport={"width": 718, "height": 900})
+    page.emulate_media(media="print")
+    page.goto((folder / name).as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") == 718
+    page.close()
+
+
 def test_the_layout_is_measured(browser: Any, folder: Path) -> None:
     """What the test above looks for is found in a page that has it."""
     page = browser.new_page(viewport=PHONE)

@@ -19,6 +19,9 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is install
 
 WIDTHS = (390, 1400)
 
+#: A4 without its margins, in CSS pixels.
+PAPER = 718
+
 #: What is wrong with the layout of a page, as texts: parts beyond its right edge that do not scroll, and small text.
 PROBLEMS = """() => {
   const width = document.documentElement.clientWidth, found = new Set();
@@ -71,7 +74,7 @@ def test_a_reader_gets_the_preferred_scheme(browser: Any, site: Path, preferred:
 
 
 def test_every_page_can_be_read(browser: Any, site: Path) -> None:
-    """Each page is loaded once, and then shown in both schemes and at both widths."""
+    """Each page is loaded once, and then shown in both schemes, at both widths and on paper."""
     page = browser.new_page()
     outside: list[str] = []
     page.on("request", lambda request: outside.append(request.url) if not request.url.startswith("file:") else None)
@@ -88,6 +91,11 @@ def test_every_page_can_be_read(browser: Any, site: Path) -> None:
                 page.set_viewport_size({"width": width, "height": 900})
                 if problems := page.evaluate(PROBLEMS):
                     wrong[path.relative_to(site).as_posix(), scheme, width] = problems
+        page.emulate_media(media="print")
+        page.set_viewport_size({"width": PAPER, "height": 900})
+        if (printed := page.evaluate("document.documentElement.scrollWidth")) > PAPER:
+            wrong[path.relative_to(site).as_posix(), "print", PAPER] = [f"{printed} wide"]
+        page.emulate_media(media="screen")
     page.close()
     assert wrong == {}
     assert outside == []
