@@ -193,6 +193,8 @@ LIGHT = {
     "generation.genai_session": {"onnx"},
     "generation.ort_session": {"onnx", "onnxruntime"},
     "text_models": {"onnx"},
+    "verifier.verify": {"onnx", "torch"},
+    "benchmark.bench": {"onnx", "torch"},
 }
 
 

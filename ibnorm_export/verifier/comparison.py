@@ -26,7 +26,6 @@ from ibnorm_export.runtimes.runner import Backend, Kernels, Runner
 from ibnorm_export.verifier.checkpoint.code_constants import find_constants
 from ibnorm_export.verifier.checkpoint.reference import REALISED, Reference
 from ibnorm_export.verifier.checkpoint.samples import PreparedSamples
-from ibnorm_export.verifier.file_copies import write_copy
 from ibnorm_export.verifier.options import VerifyOptions
 
 __all__ = ["FUNCTIONS", "FUSED", "SMALL_FILE", "Comparison", "with_rounding", "without_rounding"]
@@ -141,6 +140,7 @@ def with_rounding(comparison: Comparison, folder: Path) -> Comparison:
     if comparison.rounds:
         return comparison
     from ibnorm_export.graph.dtype_rounding import rounding_copy
+    from ibnorm_export.verifier.file_copies import write_copy
 
     file = comparison.file
     copy = write_copy(rounding_copy(file), file, file=folder / "rounding.onnx", refers=comparison.refers)
@@ -161,6 +161,7 @@ def without_rounding(
         tables: values that replace those of initializers, by name; see `exact_tables`.
     """
     from ibnorm_export.graph.dtype_rounding import exact_copy
+    from ibnorm_export.verifier.file_copies import write_copy
 
     reference = comparison.reference
     model = reference.model.converted(torch_dtype(reference.dtype)).widened(torch.float32)

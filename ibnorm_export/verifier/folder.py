@@ -19,7 +19,6 @@ from ibnorm_export.artifacts.onnx_file import GENAI_CONFIG_FILE, MODEL_FILE
 from ibnorm_export.artifacts.tokenizer import read_json
 from ibnorm_export.errors import BackendUnavailable, ModelFileError
 from ibnorm_export.exporter.companions import COMPANION_FILES, PREPROCESSOR, TRANSFORMERS_JS, WEB_FILES, WEB_FOLDER
-from ibnorm_export.exporter.genai_builder import expected_genai_config
 from ibnorm_export.files import has_file, sha256_of
 from ibnorm_export.findings.code import FindingCode
 from ibnorm_export.op.spec import OP_TYPES, SKIP_OP_TYPES
@@ -269,6 +268,8 @@ def _genai_problems(
     library = next(iter(manifest["libraries"]), None) if manifest else None
     try:
         actual: dict[str, Any] = read_json(folder / GENAI_CONFIG_FILE)
+        from ibnorm_export.exporter.genai_builder import expected_genai_config
+
         expected = expected_genai_config(model, dtype=exported.dtype, library=library)
     except BackendUnavailable as error:
         notes.append(f"{GENAI_CONFIG_FILE} was not compared: {error}")

@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +18,6 @@ from ibnorm_export.artifacts.tensors import Arrays
 from ibnorm_export.errors import ModelFileError
 from ibnorm_export.findings.code import FindingCode
 from ibnorm_export.runtimes.torch import TorchRunner
-from ibnorm_export.verifier.attribution.layer_outputs import (
-    LayerOutput,
-    copy_with_layer_outputs,
-    layer_paths,
-    record_layer_outputs,
-)
 from ibnorm_export.verifier.checkpoint.reference import Reference
 from ibnorm_export.verifier.comparison import Comparison, with_rounding
 from ibnorm_export.verifier.finding import Finding
@@ -31,6 +25,9 @@ from ibnorm_export.verifier.outputs.error_accumulator import ErrorSums
 from ibnorm_export.verifier.report_parts.layers import LayerParity, LayersReport
 from ibnorm_export.verifier.steps import Part
 from ibnorm_export.verifier.tolerances import BOUNDS
+
+if TYPE_CHECKING:  # it imports onnx_ir, which takes half a second
+    from ibnorm_export.verifier.attribution.layer_outputs import LayerOutput
 
 __all__ = ["compare_layers", "locate"]
 
@@ -49,6 +46,8 @@ class _Recordings:
 
     def record(self, reference: Reference) -> None:
         """Run truth and baseline on every input."""
+        from ibnorm_export.verifier.attribution.layer_outputs import layer_paths, record_layer_outputs
+
         paths = layer_paths(reference.model.module)
         runners = (
             ("truth", reference.truth, reference.exact(reference.truth)),
@@ -137,6 +136,8 @@ def compare_layers(comparison: Comparison) -> LayersReport:
         comparison: the file as it is, and its reference. If the model has a cache, some samples have a past, so
             both prefill and cached steps are compared.
     """
+    from ibnorm_export.verifier.attribution.layer_outputs import copy_with_layer_outputs
+
     reference = comparison.reference
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
@@ -23,11 +22,9 @@ from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.onnx_file import MODEL_FILE
 from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.graph.quantization import dequantize
-from ibnorm_export.graph.stored_graph import read_graph
 from ibnorm_export.verifier.attribution.error_source import attribute_error
 from ibnorm_export.verifier.attribution.layers import locate
 from ibnorm_export.verifier.comparison import Comparison
-from ibnorm_export.verifier.file_copies import write_copy
 from ibnorm_export.verifier.numeric.input_coverage import describe_coverage
 from ibnorm_export.verifier.outputs.compare import compare, judge_dtype
 from ibnorm_export.verifier.outputs.decoding import decode
@@ -73,6 +70,11 @@ def compare_own_numbers(comparison: Comparison, _found: Part = NOTHING) -> Part:
 
 def _copy_without_rounding(exported: ExportedModel, folder: Path) -> ExportedModel:
     """A copy in `folder` whose products take activations in float32; the file may round them to int8."""
+    import onnx_ir as ir
+
+    from ibnorm_export.graph.stored_graph import read_graph
+    from ibnorm_export.verifier.file_copies import write_copy
+
     model = read_graph(exported)
     for node in model.graph.all_nodes():
         if node.op_type == "MatMulNBits":
