@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from ibnorm_export.artifacts.tensors import Arrays
+from ibnorm_export.errors import IBNormError
 
 __all__ = ["Backend", "DeviceRunner", "Endpoint", "Kernels", "NormImplementation", "Runner"]
 
@@ -48,10 +49,20 @@ class Endpoint:
     Args:
         url: HOST:PORT for HTTP, grpc://HOST:PORT for gRPC.
         model: the model's name on the server; may be empty if the server has only one model.
+
+    Raises:
+        IBNormError: the address has a user name or a password, which reports and messages would show.
     """
 
     url: str
     model: str = ""
+
+    def __post_init__(self) -> None:
+        if "@" in self.url:
+            raise IBNormError(
+                "the address of the Triton server (--url) has a user name or a password, which reports would show; it "
+                "must be HOST:PORT (HTTP) or grpc://HOST:PORT"
+            )
 
 
 class Runner(Protocol):

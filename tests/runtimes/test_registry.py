@@ -12,12 +12,18 @@ from ibnorm_export.runtimes.node import packages
 from ibnorm_export.runtimes.node.packages import PACKAGES, find_node, find_package
 from ibnorm_export.runtimes.node.runner import NodeRunner
 from ibnorm_export.runtimes.registry import BACKENDS, open_runner
-from ibnorm_export.runtimes.runner import Backend, Kernels
+from ibnorm_export.runtimes.runner import Backend, Endpoint, Kernels
 
 
 def test_every_backend_has_a_row() -> None:
     assert set(BACKENDS) == set(Backend)
     assert {row.backend for row in BACKENDS.values() if row.takes_npm} == set(PACKAGES)
+
+
+def test_a_password_in_the_address_of_a_server_is_refused_and_not_shown() -> None:
+    with pytest.raises(IBNormError, match="has a user name or a password") as found:
+        Endpoint("grpc://me:secret@h:8001")
+    assert "secret" not in str(found.value)
 
 
 def test_an_unknown_provider_is_named_with_those_that_there_are(exported_vit: ExportedModel) -> None:
