@@ -88,9 +88,8 @@ def test_files_have_their_size_and_hash(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     for name in ("a.onnx", "folder/b.bin"):
         (tmp_path / name).write_bytes(name.encode())
-    found = json_document("x", {}, files=[tmp_path / "a.onnx", tmp_path / "folder", None, tmp_path / "missing"])[
-        "files"
-    ]
+    files = [tmp_path / "a.onnx", tmp_path / "folder", None, "", tmp_path / "missing"]
+    found = json_document("x", {}, files=files)["files"]
     assert [file["path"] for file in found] == [str(tmp_path / "a.onnx"), str(tmp_path / "folder/b.bin")]
     assert [file["sha256"] for file in found] == [hashlib.sha256(n).hexdigest() for n in (b"a.onnx", b"folder/b.bin")]
     assert [file["size_bytes"] for file in found] == [6, 12]
