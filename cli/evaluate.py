@@ -85,7 +85,15 @@ def evaluate_command(
             help="Tasks, groups or leaderboards to run, for --task lm-eval, e.g. llm-leaderboard-1.",
         ),
     ] = "",
-    backend: options.Backend = Backend.ORT_CPU,
+    backend: Annotated[
+        Backend | None,
+        typer.Option(
+            "--backend",
+            metavar="NAME",
+            show_default="ort-cpu; onnxruntime-genai for a folder that was exported for it",
+            help="Runtime that runs exported files.",
+        ),
+    ] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, show_default="all", help="Number of samples.")] = None,
     batch: Annotated[
         int | None, typer.Option("--batch", min=1, show_default="chosen", help="Samples of one pass.")
@@ -240,11 +248,11 @@ def _file_of(model: str) -> str | None:
     return next((path for path in paths if path and Path(path).exists()), None)
 
 
-def _split_axes(models: list[str], axes: list[str], *, backend: str) -> tuple[list[str], list[str]]:
+def _split_axes(models: list[str], axes: list[str], *, backend: str | None) -> tuple[list[str], list[str]]:
     """Take further axes out of the arguments, where `--sweep dtype=fp32 block-size=32` puts the second one."""
     further = [text for text in models if text.partition("=")[0] in AXES and not Path(text).exists()]
     found = [*axes, *further]
-    if backend != Backend.ORT_CPU and not any(item.startswith("runtime=") for text in found for item in text.split()):
+    if backend is not None and not any(item.startswith("runtime=") for text in found for item in text.split()):
         found.append(f"runtime={backend}")
     return [text for text in models if text not in further], found
 

@@ -101,7 +101,7 @@ def verify_command(
     from ibnorm_export.runtimes.registry import check_backend
     from ibnorm_export.verifier.verify import VerifyOptions, verify
 
-    check_backend(backend, engine=engine, provider=provider, npm=npm)
+    check_backend(backend, engine=engine, provider=provider, npm=npm)  # before the checkpoint is read
     wanted = VerifyOptions(
         backend,
         samples,

@@ -121,7 +121,7 @@ class BenchOptions:
     """What to measure. The fields are independent of each other and mirror the options of the command.
 
     Args:
-        backend: a `Backend`, or its name.
+        backend: a `Backend`, or its name. With "ort-cpu", a folder for onnxruntime-genai is measured in that runtime.
         kernels: how the norms run if the backend has a choice.
         sizes: sizes of the dynamic axes by name. Without an entry, batch is 1, and sequence is 128 or the number of
             positions of the model if that is smaller.

@@ -199,12 +199,12 @@ def exported_candidate(exported: ExportedModel, *, name: str, options: Evaluatio
     Raises:
         IBNormError: the backend needs the address of a server.
     """
-    _check_endpoint(name, options.backend, options)
-    library = fused_library(options.backend, options.kernels)
+    _check_endpoint(name, options.file_backend, options)
+    library = fused_library(options.file_backend, options.kernels)
     facts = {
         "files": [sha256_of(file) for file in (exported.path, *exported.external_files)],
-        "backend": options.backend,
-        "version": version_of(_PACKAGES.get(options.backend, options.backend)),
+        "backend": options.file_backend,
+        "version": version_of(_PACKAGES.get(options.file_backend, options.file_backend)),
         "library": None if library is None else sha256_of(library),
         "endpoint": None if options.endpoint is None else [options.endpoint.url, options.endpoint.model],
     }
@@ -226,7 +226,7 @@ def exported_candidate(exported: ExportedModel, *, name: str, options: Evaluatio
         ),
         inputs=specs,
         opener=lambda: open_runner(
-            options.backend,
+            options.file_backend,
             exported,
             threads=options.threads,
             kernels=options.kernels,
@@ -288,8 +288,8 @@ def _generate_with(exported: ExportedModel, options: EvaluationOptions) -> TextM
         raise IBNormError(
             f"{exported.path} has no cache, and this task generates texts; export with --task text-generation"
         )
-    if options.backend != Backend.ORT_CPU:
-        raise IBNormError(f"this task generates texts, which {options.backend} cannot here: use --backend ort-cpu")
+    if options.file_backend != Backend.ORT_CPU:
+        raise IBNormError(f"this task generates texts, which {options.file_backend} cannot here: use --backend ort-cpu")
     return open_folder(exported.path.parent, options.kernels, threads=options.threads)
 
 
@@ -354,7 +354,8 @@ def open_candidate(
     Args:
         model: an exported file or folder, a checkpoint, the result of `load`, a text endpoint
             (http://HOST:PORT/v1), or a candidate, which is returned. The text "FILE@BACKEND" is a file on another
-            backend than that of the options. A folder for onnxruntime-genai runs there, unless a backend is named.
+            backend than that of the options. A folder for onnxruntime-genai runs there, unless the text or the options
+            name a backend.
         options: the backend of exported files.
         name: name in the report; empty takes the name of the file or folder.
         weights: raw or EMA weights, where a checkpoint has both.
@@ -401,15 +402,15 @@ def _path_and_backend(model: str | Path) -> tuple[Path, str | None]:
 def _backend_of(model: Any, options: EvaluationOptions) -> str | None:
     """What `open_candidate` runs a model in: a backend, onnxruntime-genai, or None for everything else."""
     if isinstance(model, ExportedModel):
-        return options.backend
+        return options.file_backend
     if not isinstance(model, (str, Path)) or str(model).startswith(("http://", "https://")):
         return None
     path, named = _path_and_backend(model)
     if named is not None:
         return named
-    if (path / GENAI_CONFIG_FILE).is_file() and options.backend == Backend.ORT_CPU:
+    if (path / GENAI_CONFIG_FILE).is_file() and options.backend is None:
         return Target.ORT_GENAI
-    return options.backend if path.suffix == ".onnx" or (path / MODEL_FILE).is_file() else None
+    return options.file_backend if path.suffix == ".onnx" or (path / MODEL_FILE).is_file() else None
 
 
 def check_backends(models: Sequence[Any], *, options: EvaluationOptions) -> None:

@@ -42,7 +42,7 @@ class IBNormLM(_model.TemplateLM):  # type: ignore[misc]  # lm_eval is an option
 
     Args:
         pretrained: an exported file or folder, or a checkpoint, which PyTorch runs; or a candidate of `evaluate`.
-        backend: what runs an exported file, e.g. "ort-cpu" or "openvino".
+        backend: what runs an exported file, e.g. "ort-cpu" or "openvino"; None as in `EvaluationOptions`.
         kernels: how its norms run: "auto", "fused" or "function".
         batch_size: number of texts of one pass.
         max_batch_size: is ignored; lm_eval passes it on.
@@ -60,7 +60,7 @@ class IBNormLM(_model.TemplateLM):  # type: ignore[misc]  # lm_eval is an option
         self,
         pretrained: str | Path | Candidate,
         *,
-        backend: str = "ort-cpu",
+        backend: str | None = None,
         kernels: str = "auto",
         batch_size: int | str = 1,
         max_batch_size: int | None = None,

@@ -33,7 +33,8 @@ class EvaluationOptions:
     """How to evaluate. It has many fields because they mirror the options of the command.
 
     Args:
-        backend: what runs exported files, a `Backend` or its name. Checkpoints run in PyTorch.
+        backend: what runs exported files, a `Backend` or its name. None is "ort-cpu", and onnxruntime-genai for a
+            folder that was exported for it. Checkpoints run in PyTorch.
         kernels: how the norms of exported files run.
         max_drop: the largest loss that passes: of accuracy, in shares (0.005 is half a percentage point); of
             perplexity, as a relative increase.
@@ -56,7 +57,7 @@ class EvaluationOptions:
         IBNormError: a value is not legal.
     """
 
-    backend: str = Backend.ORT_CPU
+    backend: str | None = None
     kernels: Kernels = Kernels.AUTO
     _: KW_ONLY
     max_drop: float = 0.005
@@ -75,7 +76,8 @@ class EvaluationOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "backend", choice(Backend, self.backend, name="backend"))
+        if self.backend is not None:
+            object.__setattr__(self, "backend", choice(Backend, self.backend, name="backend"))
         object.__setattr__(self, "kernels", choice(Kernels, self.kernels, name="kernels"))
         for name in ("max_drop", "max_unreadable"):
             object.__setattr__(self, name, real_number(getattr(self, name), name=name, least=0.0))
@@ -88,6 +90,11 @@ class EvaluationOptions:
         for name in ("results", "tokenizer", "preprocessing"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, Path(getattr(self, name)))
+
+    @property
+    def file_backend(self) -> str:
+        """The backend of an exported file."""
+        return self.backend or Backend.ORT_CPU
 
 
 def _names(value: Any) -> tuple[str, ...]:

@@ -31,6 +31,8 @@ def test_a_folder_runs_in_genai_and_scores_as_its_checkpoint(
     for found in report.candidates[1:]:
         assert found.comparisons[0].drop == pytest.approx(0.0, abs=1e-5)
     identities = {open_candidate(name, options=EvaluationOptions()).identity for name in (folder, f"{folder}@ort-cpu")}
+    named = open_candidate(folder, options=EvaluationOptions("ort-cpu"))
+    assert named.identity == open_candidate(f"{folder}@ort-cpu", options=EvaluationOptions()).identity
     assert len(identities) == 2, "results of one runtime are not those of the other"
 
 
