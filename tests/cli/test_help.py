@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -168,7 +169,7 @@ def test_quiet_and_verbose(
 ) -> None:
     seen = []
     monkeypatch.setattr("ibnorm_export.cli.doctor.finish", lambda *a, **b: seen.append(err.verbosity))
-    monkeypatch.setattr("ibnorm_export.doctor.diagnose", lambda **_: None)
+    monkeypatch.setattr("ibnorm_export.doctor.diagnose", lambda **_: SimpleNamespace(checks=()))
     monkeypatch.setattr(sys, "argv", ["ibnorm-export", "doctor", *([option] if option else [])])
     assert main.main() == 0, capsys.readouterr().err
     assert seen == [verbosity]
