@@ -125,9 +125,9 @@ class EndpointCandidate:
             try:
                 content = None if body is None else json.dumps(body)
                 connection.request(method, self._url.path + path, content, headers)
-                answer = connection.getresponse()
-                self._check_access(answer.status)
-                return answer.status, parse_json(answer.read(_LARGEST))
+                with connection.getresponse() as answer:  # it may outlive the connection, and has the socket then
+                    self._check_access(answer.status)
+                    return answer.status, parse_json(answer.read(_LARGEST))
             finally:
                 connection.close()
         except ValueError as error:  # of the host's name, or of the JSON

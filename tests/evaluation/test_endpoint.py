@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -183,6 +185,22 @@ def test_a_key_is_sent_and_its_absence_is_stated(server: Server, data: Path) -> 
     assert not [text for text in (str(refused.value), str(report), repr(report), repr(options)) if "sk-" in text]
     with pytest.raises(IBNormError, match="the API key must be at most 1024 ASCII characters without spaces"):
         replace(options, api_key="two\nlines")
+
+
+def test_no_connection_stays_open_after_an_error(server: Server) -> None:
+    """Python warns of a socket that is left open when it collects what the traceback kept, and warnings are errors."""
+    server.key = "sk-secret"
+
+    def refuse() -> None:
+        with pytest.raises(IBNormError, match="wants an API key") as found:
+            EndpointCandidate(server.url)
+        assert found.value
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        refuse()
+        gc.collect()
+    assert not [str(warning.message) for warning in caught]
 
 
 def test_the_command_reads_the_key_from_a_file(
