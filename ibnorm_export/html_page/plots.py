@@ -303,8 +303,9 @@ def dots(
             series.items(), itertools.cycle(COLOURS), itertools.cycle(MARKERS), strict=False
         ):
             style: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 5, "linewidth": 0.8}
-            if not joined:  # without a fill, equal values of several series are seen
-                style |= {"linewidth": 0.0, "markersize": 6, "fillstyle": "none", "markeredgewidth": 1.5}
+            if not joined:  # without a fill and of growing size, equal values of several series are seen
+                style |= {"linewidth": 0.0, "markersize": 5 + 3 * min(len(handles), 3)}
+                style |= {"fillstyle": "none", "markeredgewidth": 1.5}
             handles += axis.plot(values, range(len(names)), label=label_of(name), **style)
         if log:
             axis.set_xscale("log")
