@@ -298,7 +298,7 @@ def dots(
     """
     with new_figure(1.1 + _ROW * len(names), title) as figure:
         axis = _rows_axis(figure, names, x_label)
-        handles = []
+        handles: list[Any] = []
         for (name, values), colour, marker in zip(
             series.items(), itertools.cycle(COLOURS), itertools.cycle(MARKERS), strict=False
         ):

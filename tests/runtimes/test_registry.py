@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from ibnorm_export.errors import BackendUnavailable, IBNormError, ModelFileError
 from ibnorm_export.runtimes.node import packages
 from ibnorm_export.runtimes.node.packages import PACKAGES, find_node, find_package
 from ibnorm_export.runtimes.node.runner import NodeRunner
-from ibnorm_export.runtimes.registry import BACKENDS, open_runner
+from ibnorm_export.runtimes.registry import BACKENDS, check_backend, open_runner
 from ibnorm_export.runtimes.runner import Backend, Endpoint, Kernels
 
 
@@ -97,3 +98,11 @@ def test_a_package_that_is_too_old_for_a_file_is_not_started(
     (package / "package.json").write_text('{"version": "1.24.0"}', encoding="utf-8")
     with pytest.raises(BackendUnavailable, match="/no/such/node does not start"):
         NodeRunner(Backend.ORT_WEB, exported_llama, npm=tmp_path)
+
+
+@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
+def test_a_missing_tensorrt_is_reported_without_a_model(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("tensorrt", "tensorrt_bindings", "tensorrt_rtx", "tensorrt_rtx_bindings"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(BackendUnavailable, match=rf"^{backend} is not installed: pip install 'ibnorm-export\["):
+        check_backend(backend)

@@ -9,12 +9,14 @@ import onnx
 import onnx.numpy_helper
 import onnxruntime as ort
 import pytest
+import torch
 
 from ibnorm_export import NormConfig, models
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.exporter.export import ExportOptions, export
+from ibnorm_export.models.families.causal import cache_argument
 from ibnorm_export.op.spec import DOMAIN
 from ibnorm_export.verifier.report import ParityReport
 from ibnorm_export.verifier.verify import VerifyOptions, verify
@@ -148,3 +150,14 @@ def test_linear_batch_norms_are_folded_into_convolutions(tmp_path: Path) -> None
     assert not {"Div", "Sub", "Mul"} & set(kinds)
     tanh = export(load_new("resnet", section("T", grouping="batch"), tmp_path), tmp_path / "t.onnx")
     assert optimised(tanh, tmp_path).count("Tanh") == 6
+
+
+def test_the_argument_of_the_cache_has_the_name_of_the_installed_transformers() -> None:
+    class Earlier(torch.nn.Module):
+        def forward(self, input_ids: Any, past_key_values: Any = None) -> None: ...
+
+    class Renamed(torch.nn.Module):
+        def forward(self, input_ids: Any, cache: Any = None, **more: Any) -> None: ...
+
+    assert cache_argument(Earlier) == cache_argument(Earlier()) == "past_key_values"
+    assert cache_argument(Renamed) == cache_argument(Renamed()) == "cache"
