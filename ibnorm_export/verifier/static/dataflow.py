@@ -339,7 +339,7 @@ def light_model(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _check_nodes(graph: onnx.GraphProto, exported: ExportedModel) -> None:
-    """Check that every node of a standard operator has as many inputs and outputs as it needs.
+    """Check that every node of a standard operator has as many inputs and outputs, and the attributes, that it needs.
 
     Raises:
         ModelFileError: one has not.
@@ -359,6 +359,13 @@ def _check_nodes(graph: onnx.GraphProto, exported: ExportedModel) -> None:
                 raise ModelFileError(
                     f"{exported.path}: the {node.op_type} node {quoted(node.name)} has {has} {what}; it needs {least}: "
                     "the file is damaged"
+                )
+        for attribute in node.attribute:
+            known: Any = schema.attributes.get(attribute.name)  # onnx's stubs lack the members of its types
+            if known is not None and attribute.type != int(known.type.value):
+                raise ModelFileError(
+                    f"{exported.path}: the attribute {quoted(attribute.name)} of the {node.op_type} node "
+                    f"{quoted(node.name)} has another type than {known.type.name}: the file is damaged"
                 )
 
 

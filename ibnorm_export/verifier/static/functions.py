@@ -121,6 +121,9 @@ def _constant(node: onnx.NodeProto, *, typed: bool) -> tuple[Any, ...] | None:
     if node.op_type != "Constant" or len(node.attribute) != 1 or node.attribute[0].ref_attr_name:
         return None
     attribute = node.attribute[0]
+    defined: Any = onnx.defs.get_schema("Constant").attributes  # onnx's stubs lack the members of its types
+    if attribute.name in defined and attribute.type != int(defined[attribute.name].type.value):
+        return "damaged constant", attribute.SerializeToString()
     value = onnx.helper.get_attribute_value(attribute)
     if attribute.name == "value":
         tensor = value

@@ -437,6 +437,29 @@ def test_a_node_without_its_inputs(
         check_static(plant(exported_vit, tmp_path, cut), vit, coverage=vit_coverage)
 
 
+def test_an_attribute_of_another_type(
+    exported_vit: ExportedModel, vit: LoadedModel, vit_coverage: Coverage, tmp_path: Path
+) -> None:
+    """A Constant whose tensor is a number: an error in the graph, a finding in a function."""
+
+    def retype(node: onnx.NodeProto) -> None:
+        attribute = next(a for a in node.attribute if a.name == "value")
+        attribute.Clear()
+        attribute.name, attribute.type, attribute.f = "value", onnx.AttributeProto.FLOAT, 1.0
+
+    def in_body(proto: onnx.ModelProto) -> None:
+        retype(next(n for n in proto.functions[0].node if n.op_type == "Constant" and n.attribute[0].name == "value"))
+
+    def in_graph(proto: onnx.ModelProto) -> None:
+        node = onnx.helper.make_node("Constant", [], ["made"], value=onnx.numpy_helper.from_array(np.ones(1)))
+        retype(node)
+        proto.graph.node.insert(0, node)
+
+    assert check_static(plant(exported_vit, tmp_path, in_body), vit, coverage=vit_coverage).findings
+    with pytest.raises(ModelFileError, match="the attribute 'value' of the Constant node '' has another type"):
+        check_static(plant(exported_vit, tmp_path, in_graph), vit, coverage=vit_coverage)
+
+
 def test_an_unused_tensor_does_not_change_the_dtype(
     exported_vit: ExportedModel, vit: LoadedModel, vit_coverage: Coverage, tmp_path: Path
 ) -> None:
