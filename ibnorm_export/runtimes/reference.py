@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnx.external_data_helper
 import onnx.numpy_helper
 import onnx.reference
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
+from ibnorm_export.artifacts.onnx_file import read_tensor
 from ibnorm_export.artifacts.tensors import Arrays
 from ibnorm_export.errors import ModelFileError
 from ibnorm_export.runtimes.runner import Backend
@@ -27,9 +29,9 @@ class ReferenceRunner:
     def __init__(self, model: ExportedModel) -> None:
         proto = onnx.ModelProto()
         proto.CopyFrom(model.proto)
-        for tensor in proto.graph.initializer:
+        for tensor in onnx.external_data_helper._get_all_tensors(proto):
             if tensor.data_location == onnx.TensorProto.EXTERNAL:
-                tensor.CopyFrom(onnx.numpy_helper.from_array(model.array(tensor.name), tensor.name))
+                tensor.CopyFrom(onnx.numpy_helper.from_array(read_tensor(tensor, model.path), tensor.name))
         self._types = {
             v.name: onnx.helper.tensor_dtype_to_np_dtype(v.type.tensor_type.elem_type) for v in proto.graph.input
         }

@@ -23,7 +23,7 @@ from ibnorm_export.environment import version_of
 from ibnorm_export.errors import BackendUnavailable, EngineError
 from ibnorm_export.files import Kind, check_target, named_file, new_file, sha256_of
 from ibnorm_export.graph.attention_cache import grow_cache_by_concat
-from ibnorm_export.graph.stored_graph import follow_links, read_graph
+from ibnorm_export.graph.stored_graph import read_graph
 from ibnorm_export.op import native
 from ibnorm_export.runtimes.tensorrt.bindings import bindings, last_error, logger
 from ibnorm_export.runtimes.tensorrt.description import EngineDescription, description_path, read_description
@@ -110,7 +110,7 @@ def _network(trt: Any, builder: Any, *, model: ExportedModel, options: EngineOpt
 
 def _parse(trt: Any, network: Any, *, model: ExportedModel, runtime: Runtime) -> None:
     parser = trt.OnnxParser(network, logger(trt))
-    read = follow_links(read_graph(model))
+    read = read_graph(model)
     if grow_cache_by_concat(read.graph):
         if parser.parse(ir.serde.serialize_model(read).SerializeToString(), str(model.path)):
             return
