@@ -59,7 +59,7 @@ def _parse_address(url: str) -> _Address:
     Raises:
         IBNormError: it is malformed, or has parts that are not sent.
     """
-    if "@" in url.partition("//")[2].partition("/")[0]:  # the message does not show it: it may be a password
+    if "@" in url.partition("#")[0]:  # the message does not show what may be a password
         raise IBNormError(
             "the address of a text endpoint has a user name or a password, which reports would show: leave it out. "
             f"The address must be {_LEGAL}. {_HOW_TO_GIVE_A_KEY}"
@@ -145,7 +145,7 @@ class EndpointCandidate:
             return
         if self._api_key:
             raise IBNormError(f"{self._url} does not accept the API key (HTTP {status}): give the server's own key")
-        raise IBNormError(f"{self._url} wants an API key (HTTP {status}). {_HOW_TO_GIVE_A_KEY}")
+        raise IBNormError(f"{self._url} requires an API key (HTTP {status}). {_HOW_TO_GIVE_A_KEY}")
 
     def classify(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """Images have no place in a text endpoint.

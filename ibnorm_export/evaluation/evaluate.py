@@ -80,6 +80,7 @@ def evaluate(
         raise IBNormError("there is no candidate: give at least one file or checkpoint")
     check_backends(listed, options=options)
     progress("reading the models", 0, 0)
+    _check_one_server(listed, options)
     opened = _with_own_names([open_candidate(item, options=options) for item in listed])
     progress("reading the data", 0, 0)
     made, content = make_task(chosen, opened, data=data, options=options, progress=progress)
@@ -144,6 +145,16 @@ def _check_kinds(task: TaskName, candidates: Sequence[Candidate]) -> None:
                 f"{candidate.name} is a language model, and --task {task} is for images: use --task perplexity, choice "
                 "or lm-eval"
             )
+
+
+def _check_one_server(models: Sequence[object], options: EvaluationOptions) -> None:
+    """Refuse to send a key to several servers."""
+    addresses = [m for m in models if isinstance(m, str) and m.startswith(("http://", "https://"))]
+    servers = sorted({"/".join(address.split("/")[:3]) for address in addresses})
+    if options.api_key and len(servers) > 1:
+        raise IBNormError(
+            f"one API key would be sent to {' and '.join(servers)}: evaluate the models of each server separately"
+        )
 
 
 def _with_own_names(candidates: list[Candidate]) -> list[Candidate]:

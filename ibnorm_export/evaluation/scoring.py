@@ -28,7 +28,8 @@ def score_tokens(logits: NDArray[Any], tokens: NDArray[np.int64], *, threads: in
         tokens: (n,).
         threads: threads that share the rows.
     """
-    if threads == 1:
+    threads = min(threads, logits.size // _CHUNK)
+    if threads < 2:
         return _score(logits, tokens)
     with ThreadPoolExecutor(threads) as pool:
         parts = list(pool.map(_score, np.array_split(logits, threads), np.array_split(tokens, threads)))

@@ -175,7 +175,7 @@ def test_the_model_is_chosen_among_those_of_the_server(server: Server) -> None:
 def test_a_key_is_sent_and_its_absence_is_stated(server: Server, data: Path) -> None:
     server.key = "sk-secret"
     options = EvaluationOptions(tokenizer=data.parent, max_length=32)
-    message = r"/v1 wants an API key \(HTTP 401\)\. A key is given with --api-key-file FILE"
+    message = r"/v1 requires an API key \(HTTP 401\)\. A key is given with --api-key-file FILE"
     with pytest.raises(IBNormError, match=message):
         evaluate(server.url, task="perplexity", data=data, options=options)
     with pytest.raises(IBNormError, match=r"does not accept the API key \(HTTP 401\)") as refused:
@@ -187,12 +187,27 @@ def test_a_key_is_sent_and_its_absence_is_stated(server: Server, data: Path) -> 
         replace(options, api_key="two\nlines")
 
 
+def test_a_key_is_sent_to_one_server_only(data: Path) -> None:
+    options = EvaluationOptions(api_key="sk-secret")
+    models = ["https://vendor.example/v1#a", "https://vendor.example/v1#b", "http://box.example:8000/v1"]
+    expected = "one API key would be sent to http://box.example:8000 and https://vendor.example: evaluate"
+    with pytest.raises(IBNormError, match=expected):
+        evaluate(models, task="perplexity", data=data, options=options)
+
+
+@pytest.mark.parametrize("url", ["http://user:pa/ss@host:80/v1", "https://sk-secret/x@host/v1"])
+def test_a_password_with_a_slash_is_not_shown(url: str) -> None:
+    with pytest.raises(IBNormError, match="has a user name or a password") as refused:
+        EndpointCandidate(url)
+    assert "ss@" not in str(refused.value) and "sk-" not in str(refused.value)
+
+
 def test_no_connection_stays_open_after_an_error(server: Server) -> None:
     """Python warns of a socket that is left open when it collects what the traceback kept, and warnings are errors."""
     server.key = "sk-secret"
 
     def refuse() -> None:
-        with pytest.raises(IBNormError, match="wants an API key") as found:
+        with pytest.raises(IBNormError, match="requires an API key") as found:
             EndpointCandidate(server.url)
         assert found.value
 
