@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -54,7 +55,7 @@ def hint_of(message: str, options: Sequence[str] = ()) -> str:
             f"`hf download {name} --local-dir {name.partition('/')[2]}`, and name that folder"
         )
     if missing := _NO_FILE.search(message):
-        return f"write it first: ibnorm-export export CHECKPOINT -o {missing[1]}"
+        return f"write it first: ibnorm-export export CHECKPOINT -o {shlex.quote(missing[1])}"
     if unknown := _NO_OPTION.search(message):
         if unknown[1] in _ELSEWHERE:
             return _ELSEWHERE[unknown[1]]

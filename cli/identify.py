@@ -90,7 +90,7 @@ def identify_command(
                 "export",
                 target,
                 "-o",
-                f"{checkpoint.name if checkpoint.is_dir() else checkpoint.stem}.onnx",
+                f"{checkpoint.resolve().name if checkpoint.is_dir() else checkpoint.stem}.onnx",
                 "--model",
                 model,
             ],

@@ -15,12 +15,12 @@ from ibnorm_export.runtimes import runner
 
 def _check_target(path: Path, suffix: str, *, kind: Kind | None = None) -> None:
     """Refuse a path that cannot be written, before the work whose result goes there."""
-    if path.suffix.lower() != suffix:
-        raise typer.BadParameter(f"{path} does not end in {suffix}; write {path.with_suffix(suffix)}")
     if path.is_dir():
         raise typer.BadParameter(f"{path} is a folder; name a file, such as {path / f'report{suffix}'}")
+    if path.suffix.lower() != suffix:
+        raise typer.BadParameter(f"{path} does not end in {suffix}; write {path.with_suffix(suffix)}")
     if not path.parent.is_dir():
-        raise typer.BadParameter(f"the folder {path.parent} does not exist; create it first: mkdir -p {path.parent}")
+        raise typer.BadParameter(f"the folder {path.parent} does not exist; create it first")
     if kind is not None:
         check_target(path, kind, error=typer.BadParameter)
 

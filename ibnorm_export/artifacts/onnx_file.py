@@ -7,6 +7,7 @@ may be where the file itself is linked to.
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any, Final
 
@@ -52,11 +53,12 @@ def read_model(path: Path) -> onnx.ModelProto:
             version of onnx does not know, or an attribute has no value or one by which no runtime can divide.
     """
     if not path.exists():
-        raise ModelFileError(f"{path} does not exist; write it first: ibnorm-export export CHECKPOINT -o {path}")
+        target = shlex.quote(str(path if path.suffix == ".onnx" else path / MODEL_FILE))
+        raise ModelFileError(f"{path} does not exist; write it first: ibnorm-export export CHECKPOINT -o {target}")
     if path.is_dir():
         raise ModelFileError(
-            f"{path} is a folder without model.onnx; export a checkpoint first: ibnorm-export export {path} -o "
-            f"{path.resolve().name}.onnx"
+            f"{path} is a folder without model.onnx; export a checkpoint first: ibnorm-export export "
+            f"{shlex.quote(str(path))} -o {shlex.quote(f'{path.resolve().name}.onnx')}"
         )
     try:
         # Without an explicit format, onnx infers it from the suffix and reads model.json as JSON.

@@ -126,6 +126,7 @@ def test_doctor_ends_with_the_next_step(cli: Any, monkeypatch: pytest.MonkeyPatc
         (("verify", "FILE", "--checkpoint", "CK"), "the checkpoint is an argument"),
         (("verify", "FILE", "CK", "--sampels", "3"), "did you mean --samples"),
         (("verify", "CK", "FILE"), "Type: ibnorm-export verify FILE CK"),
+        (("verify", "FILE", "CK", "--report", "."), "is a folder; name a file, such as report.html"),
         (("check", "CK"), "ibnorm-export check --init CK"),
         (("exprot", "CK"), "Did you mean 'export'?"),
         (("export", "CK", "-o", "x.onnx", "--fp16"), "write --dtype fp16"),
