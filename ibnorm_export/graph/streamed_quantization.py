@@ -1,7 +1,8 @@
 """Quantise the matrices of a model one by one, when they are written.
 
 The quantizer works on a message that holds all weights. Here it gets a stand-in of one value for each matrix, and so
-makes the nodes and names of the whole model without their values. Each matrix is quantised alone, when it is written.
+makes the nodes and names of the whole model without their values. Each matrix is quantised separately, when it is
+written.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ _SHAPE_OPERATORS: Final = frozenset(
     }
 )
 
-#: Operators that leave values as they are, in another order.
+#: Operators that change the order of axes.
 _TURNING: Final = frozenset({"permute", "transpose"})
 
 #: Operators that leave the values of an input as they are, in another shape or type.
@@ -141,9 +141,12 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         self.uses: dict[str, set[str]] = {name: set() for name in inputs}
         self.integers: set[torch.dtype] = set()
         self._data = WeakIdKeyDictionary(dict.fromkeys(inputs.values(), True))
-        self.integer_operators: Counter[str] = Counter()
-        #: What is computed from integer inputs only, and the operators that made a question of it.
-        self._integer: Any = WeakIdKeyDictionary({t: () for t in inputs.values() if not t.is_floating_point()})
+        self._integer_operators: Counter[str] = Counter()
+        self._integer_calls = 0
+        #: What is computed from integer inputs only, and the calls of operators that made a question of it.
+        self._integer: Any = WeakIdKeyDictionary({t: {} for t in inputs.values() if not t.is_floating_point()})
+        self._read: dict[int, str] = {}  # questions that code read the answer of
+        self._used: set[int] = set()  # questions whose answer is data as well
         self._inputs: Any = WeakIdKeyDictionary({tensor: name for name, tensor in inputs.items()})
         self._origins: Any = WeakIdKeyDictionary()  # torch leaves it untyped
 
@@ -176,7 +179,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
             made = []
         else:
             self._origins.update(dict.fromkeys(made, frozenset().union(*(self.origins(t) for t in tensors))))
-        # What only moves the values of a weight is recognised without being kept, but not what else is put in an order.
+        # A weight whose values are only moved is recognised without being kept; a computed constant is not.
         turned = name in _TURNING and self._is_constant(tensors[0])
         for value in (*tensors, *made) if turned or name not in _SHAPE_OPERATORS else ():
             if self._is_constant(value):
@@ -200,13 +203,23 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         given = [tensor for tensor in tensors if tensor in self._integer]
         if not given:
             return
-        asked = tuple(operator for tensor in given for operator in self._integer[tensor])
+        questions = {call: operator for tensor in given for call, operator in self._integer[tensor].items()}
         if name == _READING:
-            self.integer_operators.subtract(asked)
-        self.integer_operators[name] += 1
+            self._read.update(questions)
+        elif name not in (*_ASKING, *_MOVING_OPERATORS):
+            self._used.update(questions)
+        self._integer_calls += 1
+        self._integer_operators[name] += 1
         if name != "embedding" and all(t in self._integer for t in tensors if t in self._data):
-            chain = (*asked, name) if name in _ASKING else asked if name in _MOVING_OPERATORS else ()
+            own = {self._integer_calls: name} if name in _ASKING else {}
+            chain = {**questions, **own} if own or name in _MOVING_OPERATORS else {}
             self._integer.update(dict.fromkeys(made, chain))
+
+    @property
+    def integer_operators(self) -> Mapping[str, int]:
+        """How often each operator took data that is computed from integers only, without mere questions."""
+        mere = Counter(operator for call, operator in self._read.items() if call not in self._used)
+        return self._integer_operators - mere
 
     def origins(self, constant: Tensor) -> frozenset[int]:
         """Identities of the stored tensors that a constant was computed from."""

@@ -342,7 +342,7 @@ def _check_nodes(graph: onnx.GraphProto, exported: ExportedModel) -> None:
     """Check that every node of a standard operator has as many inputs and outputs, and the attributes, that it needs.
 
     Raises:
-        ModelFileError: one has not.
+        ModelFileError: a node lacks one, or an attribute has the wrong type.
     """
     nodes = tuple(_with_subgraphs(graph))
     kinds = {node.op_type for node in nodes if node.domain in ("", "ai.onnx") and onnx.defs.has(node.op_type)}
@@ -365,7 +365,7 @@ def _check_nodes(graph: onnx.GraphProto, exported: ExportedModel) -> None:
             if known is not None and attribute.type != int(known.type.value):
                 raise ModelFileError(
                     f"{exported.path}: the attribute {quoted(attribute.name)} of the {node.op_type} node "
-                    f"{quoted(node.name)} has another type than {known.type.name}: the file is damaged"
+                    f"{quoted(node.name)} must have type {known.type.name}: the file is damaged"
                 )
 
 
@@ -377,7 +377,7 @@ def _with_subgraphs(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
 
 
 def _schema(kind: str, opset: int) -> onnx.defs.OpSchema | None:
-    """The definition of an operator; None if it is newer than the opset, which a runtime says better."""
+    """The definition of an operator; None if it is newer than the opset, which a runtime reports more clearly."""
     try:
         return onnx.defs.get_schema(kind, opset)
     except onnx.defs.SchemaError:

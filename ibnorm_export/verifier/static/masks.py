@@ -72,7 +72,7 @@ def check_masks(flow: DataFlow, coverage: Coverage) -> Iterator[Finding]:
 
 
 def _computed(flow: DataFlow) -> Iterator[tuple[FlowNode, str]]:
-    """Nodes whose result follows from integers of the input and from sizes alone, and the name of such an input."""
+    """Nodes whose result follows only from integers of the input and from sizes, and the name of such an input."""
     graph = flow.exported.proto.graph
     integers = {v.name for v in graph.input if v.type.tensor_type.elem_type in _INTEGER_TYPES}
     sizes: set[str] = set()
@@ -81,7 +81,9 @@ def _computed(flow: DataFlow) -> Iterator[tuple[FlowNode, str]]:
         source = next((name for name in given if name in integers), "")
         if node.proto.op_type in _SIZES or (given and all(name in sizes for name in given)):
             sizes.update(node.outputs)
-        elif (table := _TABLES.get(node.proto.op_type)) is not None and node.inputs[table] not in integers:
+        elif (table := _TABLES.get(node.proto.op_type)) is not None and integers.isdisjoint(
+            node.inputs[table : table + 1]
+        ):
             continue
         elif source and all(name in integers or name in sizes for name in given):
             integers.update(node.outputs)

@@ -171,8 +171,8 @@ class _RowCounts:
             places = [np.atleast_1d(value) for value in chosen if value is not None]
             if kind == "Gather":
                 return tuple(counts[int(i)] for i in places[0].reshape(-1) if -len(counts) <= i < len(counts))
-            start, end = places[:2]
-            return counts[int(start[0]) : int(end[0])] if start.size == end.size == 1 and len(places) < 4 else None
+            plain = len(places) in (2, 3) and not (len(node.inputs) > 4 and node.inputs[4])
+            return counts[int(places[0][0]) : int(places[1][0])] if plain and places[0].size == 1 else None
         return None
 
 
@@ -220,7 +220,7 @@ def _moved_rows(flow: DataFlow, floating: set[str], *, words: AbstractSet[str]) 
                 cause = node
             if cause is not None:
                 stepped.update(dict.fromkeys(node.outputs, cause))
-        elif kind in _SELECTING and node.inputs[1] in stepped and node.inputs[0] in floating:
+        elif kind in _SELECTING and len(node.inputs) > 1 and node.inputs[1] in stepped and node.inputs[0] in floating:
             cause = stepped[node.inputs[1]]
             same = all(any(is_among(w, words) for w in _BECOMES.get(n.proto.op_type, ())) for n in (node, cause))
             if not same:
@@ -237,7 +237,7 @@ def _divides(flow: DataFlow, node: FlowNode) -> bool:
 
 
 def _sizes_as_data(flow: DataFlow, floating: set[str]) -> Iterator[Finding]:
-    """Arithmetic of data, or of weights, with values that are made of sizes alone.
+    """Arithmetic of data, or of weights, with values that are made only of sizes.
 
     Masks are added to scores, and frequencies are multiplied by positions; a position selects a row of a weight.
     """

@@ -456,7 +456,7 @@ def test_an_attribute_of_another_type(
         proto.graph.node.insert(0, node)
 
     assert check_static(plant(exported_vit, tmp_path, in_body), vit, coverage=vit_coverage).findings
-    with pytest.raises(ModelFileError, match="the attribute 'value' of the Constant node '' has another type"):
+    with pytest.raises(ModelFileError, match="the attribute 'value' of the Constant node '' must have type TENSOR"):
         check_static(plant(exported_vit, tmp_path, in_graph), vit, coverage=vit_coverage)
 
 
