@@ -34,6 +34,8 @@ GENAI_CONFIG_FILE: Final = "genai_config.json"
 #: of the standard operators or of ONNX Runtime's does so (tried with 1.31).
 _DIVISORS: Final = frozenset({"q_num_heads", "kv_num_heads", "group"})
 
+_ELEMENT_TYPES: Final = frozenset(onnx.TensorProto.DataType.values())
+
 #: Types of attributes that have a value.
 _ATTRIBUTE_TYPES: Final = frozenset(onnx.AttributeProto.AttributeType.values()) - {onnx.AttributeProto.UNDEFINED}
 
@@ -71,16 +73,17 @@ def read_model(path: Path) -> onnx.ModelProto:
         raise ModelFileError(f"{path} cannot be read: {error.strerror or error}") from error
     if not model.graph.node or not model.opset_import:
         raise ModelFileError(f"{path} is truncated or is not an ONNX file: it has no graph; copy or export it again")
-    _check_text(model, path)
-    _check_element_types(model.graph, path)
+    _check_values(model, path)
+    for value in (*model.graph.input, *model.graph.output):
+        _check_element_type(value.name, value.type.tensor_type.elem_type, path)
     _check_attributes(model.graph, path)
     for body in (model.graph, *model.functions):
         _check_divisors(body, path)
     return model
 
 
-def _check_text(model: onnx.ModelProto, path: Path) -> None:
-    """Check that every text of a model is UTF-8: protobuf's parser hands out the bytes of one that is not."""
+def _check_values(model: onnx.ModelProto, path: Path) -> None:
+    """Check that texts are UTF-8, whose bytes protobuf hands out otherwise, and that types of tensors are known."""
     waiting: list[Any] = [model]
     while waiting:
         message = waiting.pop()
@@ -92,6 +95,8 @@ def _check_text(model: onnx.ModelProto, path: Path) -> None:
                 if any(isinstance(text, bytes) for text in texts):
                     what = f"{field.name} of a {type(message).__name__}"
                     raise ModelFileError(f"{path}: {what} is not UTF-8: it is damaged")
+        if isinstance(message, onnx.TensorProto):  # an initializer, or an attribute of a node or of a function's node
+            _check_element_type(message.name, message.data_type, path)
 
 
 def _check_attributes(graph: onnx.GraphProto, path: Path) -> None:
@@ -119,16 +124,12 @@ def _check_divisors(body: onnx.GraphProto | onnx.FunctionProto, path: Path) -> N
                 _check_divisors(subgraph, path)
 
 
-def _check_element_types(graph: onnx.GraphProto, path: Path) -> None:
-    types = [(tensor.name, tensor.data_type) for tensor in graph.initializer]
-    types += [(value.name, value.type.tensor_type.elem_type) for value in (*graph.input, *graph.output)]
-    known = set(onnx.TensorProto.DataType.values())
-    for name, number in types:
-        if number not in known:
-            raise ModelFileError(
-                f"{path}: {quoted(name)} has element type {number}, which onnx {onnx.__version__} does not know: the "
-                "file is damaged, or a newer version wrote it"
-            )
+def _check_element_type(name: str, number: int, path: Path) -> None:
+    if number not in _ELEMENT_TYPES:
+        raise ModelFileError(
+            f"{path}: {quoted(name)} has element type {number}, which onnx {onnx.__version__} does not know: the file "
+            "is damaged, or a newer version wrote it"
+        )
 
 
 def external_files(model: onnx.ModelProto, path: Path) -> tuple[Path, ...]:

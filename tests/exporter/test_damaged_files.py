@@ -90,6 +90,20 @@ def test_an_attribute_without_a_value(
         ExportedModel(tmp_path / "m.onnx")
 
 
+@pytest.mark.parametrize("where", ["initializer", "attribute", "function"])
+def test_an_element_type_that_does_not_exist(exported_vit: ExportedModel, tmp_path: Path, where: str) -> None:
+    proto = onnx.load(exported_vit.path)
+    body = proto.functions[0] if where == "function" else proto.graph
+    if where == "initializer":
+        tensor = proto.graph.initializer[0]
+    else:
+        tensor = body.node.add(op_type="Constant").attribute.add(name="value", type=onnx.AttributeProto.TENSOR).t
+    tensor.data_type = 2**31 - 1
+    onnx.save(proto, tmp_path / "m.onnx")
+    with pytest.raises(ModelFileError, match="has element type 2147483647"):
+        ExportedModel(tmp_path / "m.onnx")
+
+
 @pytest.mark.parametrize("name", ["q_num_heads", "kv_num_heads", "group"])
 @pytest.mark.parametrize("value", [0, -1])
 @pytest.mark.parametrize("where", ["graph", "branch", "function"])
