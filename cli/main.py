@@ -249,6 +249,9 @@ def _run() -> int:
         where = f" {error.filename}" if error.filename else ""
         return _fail(f"{error.strerror or error}{where}", kind="system")
     except Exception as error:
+        if isinstance(error, SystemError) and "without setting an exception" in str(error):
+            # PyTorch's constructors fail like this, not with MemoryError, where Python itself has no memory left.
+            return _fail("not enough memory: use a smaller model or a machine with more", kind="memory")
         if {"--debug", "--verbose", "-v"} & set(sys.argv):
             raise
         return _fail(

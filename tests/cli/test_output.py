@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from ibnorm_export.cli import console
+from ibnorm_export import doctor
+from ibnorm_export.cli import console, main
 from ibnorm_export.cli.console import Verbosity, err, first_code, print_next, show_progress
 from ibnorm_export.cli.hints import hint_of
 from ibnorm_export.doctor import Check
+from ibnorm_export.errors import ExitCode
 from ibnorm_export.text_report import text_table, text_width
 from tests.support.messages import messages
 
@@ -155,3 +158,28 @@ def test_what_was_probably_meant(cli: Any, words: tuple[str, ...], hint: str, tm
 def test_a_path_is_not_the_name_of_a_hub() -> None:
     for path in ("runs/model.onnx", "/org/model", "a/b/c", "model", "runs/last.ckpt"):
         assert "hub" not in hint_of(f"path '{path}' does not exist"), path
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "shown"),
+    [
+        (
+            "<function Linear.__init__> returned NULL without setting an exception",
+            ExitCode.BAD_INPUT,
+            "not enough memory",
+        ),
+        ("bad argument to internal function", ExitCode.INTERNAL_ERROR, "internal error: SystemError: bad argument"),
+    ],
+)
+def test_a_constructor_that_fails_without_an_exception(
+    text: str, code: ExitCode, shown: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """How PyTorch's constructors fail where Python has no memory left."""
+
+    def fail(**_: object) -> None:
+        raise SystemError(text)
+
+    monkeypatch.setattr(doctor, "diagnose", fail)
+    monkeypatch.setattr(sys, "argv", ["ibnorm-export", "doctor"])
+    assert main.main() == code
+    assert shown in capfd.readouterr().err
