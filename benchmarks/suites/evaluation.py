@@ -244,7 +244,8 @@ def run_for_memory(task: str, data: str) -> None:
         "perplexity": lambda tokens: np.zeros((len(tokens), 256), dtype=np.float32),
     }[task]
     folder = Path(data).parent
-    candidate = FakeCandidate("rule", rule, facts=ModelFacts(classes=3, image=(3, 16, 16)))
+    facts = ModelFacts(classes=3, image=(3, 16, 16)) if task == "classification" else ModelFacts(vocabulary=256)
+    candidate = FakeCandidate("rule", rule, facts=facts)
     options = EvaluationOptions(tokenizer=folder, preprocessing=folder, max_length=256, results=Path(data + ".results"))
     evaluate(candidate, task=task, data=data, options=options)
 
