@@ -59,6 +59,7 @@ def test_last_bits_are_changed_in_a_copy_only(llama: LoadedModel) -> None:
     for name, value in before.items():
         assert torch.equal(value, dict(model.module.named_parameters())[name] * 1)
         step = torch.finfo(torch.float32).eps
+        # A weight is multiplied by 1 plus at most one step, and the product is rounded by half a step.
         torch.testing.assert_close(changed[name].detach(), value, rtol=2 * step, atol=0)
     assert any(not torch.equal(changed[name], value) for name, value in before.items())
 
