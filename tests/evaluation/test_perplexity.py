@@ -50,7 +50,7 @@ def test_windows_are_those_of_the_guide(length: int, max_length: int, stride: in
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
-@pytest.mark.parametrize("rows", [0, 1, 3, 700])
+@pytest.mark.parametrize("rows", [0, 1, 3, 1400])  # only the last are enough for five threads
 def test_scores_are_those_of_log_softmax(rows: int, threads: int) -> None:
     rng = np.random.default_rng(0)
     logits, tokens = rng.normal(0.0, 8.0, (rows, 1000)), rng.integers(0, 1000, rows)
