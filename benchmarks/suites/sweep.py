@@ -1,7 +1,7 @@
 """Which file to ship: sweeps over the demo's two models, and over a model of SmolLM's size for its speed.
 
-The part "demo" runs `ibnorm-export demo` and measures what its sweeps add to its time; the parts "text" and "digits"
-sweep its models. The model of SmolLM's size (135 M parameters, hidden size 576, 30 layers) has random weights: its size
+The part "demo" runs `ibnorm-export demo` in a new folder, where it finds no results of an earlier run, and measures what
+its sweeps add to its time; the parts "text" and "digits" sweep its models. The model of SmolLM's size (135 M parameters, hidden size 576, 30 layers) has random weights: its size
 and speed are those of a trained one. Its perplexity means nothing, and is not recorded.
 """
 
@@ -146,7 +146,7 @@ def measure(options: argparse.Namespace, report: Report) -> None:
 
 def _measured(part: str, options: argparse.Namespace, place: Path) -> Iterator[Row]:
     if part == "demo":
-        yield _demo_row(options.demo)
+        yield _demo_row(place / "demo")
         return
     found = _smollm(place) if part == "smollm" else _demo(options.demo, part, place)
     if options.pages is not None:
