@@ -23,6 +23,9 @@ PHONE = 52
 BESIDE = 3
 CODE = 1.2
 
+#: What a browser would break at a hyphen.
+OPTION = re.compile(r"(?<![\w-])(?:--?[a-z][a-z-]*|ibnorm-export)(?![\w-])")
+
 
 def on_files(files: Any, *, config: Any) -> Any:
     """Add the generated pages and plots to those of docs/."""
@@ -52,8 +55,16 @@ def _benchmarks() -> str:
 
 
 def on_page_content(content: str, **_: Any) -> str:
-    """Mark the tables that are too wide for a phone, and give each of their cells the head of its column."""
-    return re.sub(r"<table>.*?</table>", lambda match: _stackable(_whole_numbers(match[0])), content, flags=re.DOTALL)
+    """Mark the tables that are too wide for a phone, and give each of their cells the head of its column.
+
+    No line of the page ends inside an option, or in the middle of the command's name.
+    """
+    content = re.sub(
+        r"<table>.*?</table>", lambda match: _stackable(_whole_numbers(match[0])), content, flags=re.DOTALL
+    )
+    parts = re.split(r"(<pre.*?</pre>|<[^>]+>)", content, flags=re.DOTALL)
+    parts[::2] = [OPTION.sub(r'<span class="whole">\g<0></span>', text) for text in parts[::2]]
+    return "".join(parts)
 
 
 def _whole_numbers(table: str) -> str:

@@ -76,12 +76,28 @@ def test_a_table_that_is_too_wide_for_a_phone_can_stack() -> None:
         row = "".join(f"<td>{word}</td>" for word in words)
         return f"<table>\n<thead>\n<tr>{head}</tr>\n</thead>\n<tbody>\n<tr>{row}</tr>\n</tbody>\n</table>"
 
-    narrow, wide = table("short words wrap " * 20, "1.5"), table("<code>--a-long-option</code>", "x" * 30, "A &amp; b")
+    narrow, wide = table("short words wrap " * 20, "1.5"), table("<code>a_long_name_of</code>", "x" * 30, "A &amp; b")
     assert on_page_content(narrow) == narrow
     stacked = wide.replace("<table>", "<table data-stack>").replace("<td>x", '<td data-head="head 1">x')
     assert on_page_content(wide) == stacked.replace("<td>A", '<td data-head="head 2">A')
     assert '<span class="whole">4e-07</span>' in on_page_content(table("ViT 4e-07", "1"))
     assert '<td data-head="head 0">3.01' in on_page_content(table("3.01", "x" * 50)), "a number is no heading"
+
+
+def test_no_line_ends_inside_an_option() -> None:
+    from scripts.site_hooks import on_page_content
+
+    def whole(word: str) -> str:
+        return f'<span class="whole">{word}</span>'
+
+    text = (
+        '<p title="--a">use <code>--dry-run</code>, -o or <code>ibnorm-export verify --text=a</code>: a-b - c -- d</p>'
+    )
+    found = on_page_content(text + "<pre><code>$ x --layers</code></pre>")
+    for word in ("--dry-run", "-o", "ibnorm-export", "--text"):
+        assert whole(word) in found
+        text = text.replace(word, whole(word))
+    assert found == text + "<pre><code>$ x --layers</code></pre>"
 
 
 def test_every_schema_is_published(site: Path) -> None:
@@ -106,6 +122,16 @@ def test_figures_of_the_endpoint_under_load_are_recorded() -> None:
     recorded = [[row[name] for name in (*names, "tokens per second", "refused")] for row in load_rows("no limit")]
     assert len(recorded) == 8
     assert shown == [[float(f"{value:.3g}") for value in row] for row in recorded]
+
+
+def test_links_read_as_titles(site: Path) -> None:
+    """The text of a link names a page by its title, not by its file."""
+    files = [
+        (path.name, text)
+        for path in site.rglob("*.html")
+        for text in re.findall(r">([\w./-]+\.md)</a>", path.read_text(encoding="utf-8"))
+    ]
+    assert files == []
 
 
 def test_every_link_leads_somewhere(site: Path) -> None:
