@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from ibnorm_export.errors import IBNormError
 from ibnorm_export.html_page import (
     Curve,
     Distribution,
+    Point,
     Section,
     State,
     Verdict,
@@ -21,6 +23,7 @@ from ibnorm_export.html_page import (
     images,
     intervals,
     render,
+    scatter,
     tolerance_dots,
 )
 
@@ -122,7 +125,8 @@ def test_each_verdict_has_its_own_style_and_words(tmp_path: Path, state: State, 
     text = (tmp_path / "r.html").read_text(encoding="utf-8")
     assert shown_state(text) == style
     assert f"</span> {state.value.capitalize()}</p>" in text
-    for words in ("In a sentence.", "because <code>x</code> &lt; 1", "run <code>a --b</code>"):
+    run = 'run <code>a <span class="whole">--b</span></code>'
+    for words in ("In a sentence.", "because <code>x</code> &lt; 1", run):
         assert words in text
 
 
@@ -132,12 +136,28 @@ def test_a_page_without_a_verdict_has_none(tmp_path: Path) -> None:
 
 
 def test_numbers_are_set_to_the_right_and_verdicts_in_colour(tmp_path: Path) -> None:
-    rows = (("a", "1.2e-05", "12.3%", "pass"), ("b", "nan", "4 ms", "FAIL"))
+    rows = (("a", "1.2e-05", "12.3%", "pass"), ("b", "nan", "4 ms", "FAIL"), ("c", "1", "2 s", "verification fails"))
     section = Section("s", head=("name", "error", "mixed", "verdict"), rows=rows)
     render(tmp_path / "r.html", "t", verdict=None, sections=[section], environment={})
     text = (tmp_path / "r.html").read_text(encoding="utf-8")
     assert re.findall(r'<td role="cell" class="(\w+)"', text)[:4] == ["name", "num", "num", "name"]
-    assert re.findall(r'<span class="mark (\w+)">(\w+)<', text) == [("pass", "pass"), ("fail", "FAIL")]
+    assert re.findall(r'<span class="mark (\w+)">([\w ]+)<', text) == [
+        ("pass", "pass"),
+        ("fail", "FAIL"),
+        ("fail", "verification fails"),
+    ]
+
+
+def test_a_long_name_is_broken_between_its_parts(tmp_path: Path) -> None:
+    """Nothing else is changed, and the name is still escaped. Commands are broken between their words."""
+    names = ("model.layers.1.input_layernorm", "`ibnorm-export export -o x`", "short.name", "a/long_name.of<b>&amp;")
+    section = Section("s", head=("name",), rows=tuple((name,) for name in names))
+    render(tmp_path / "r.html", "t", verdict=None, sections=[section], environment={})
+    text = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "model.<wbr>layers.<wbr>1.<wbr>input_<wbr>layernorm<" in text
+    assert '<code><span class="whole">ibnorm-export</span> export <span class="whole">-o</span> x</code>' in text
+    assert ">short.name<" in text
+    assert "a/long_name.of&lt;b&gt;&amp;amp;<" in text
 
 
 def test_dots_are_red_beyond_the_tolerance_only() -> None:
@@ -148,6 +168,21 @@ def test_dots_are_red_beyond_the_tolerance_only() -> None:
     assert bold == ["b"]
     assert "0 of 2 errors" in within
     assert within.count("fill: var(--pass)") > plot.count("fill: var(--pass)") > 0
+
+
+def test_labels_of_points_stay_between_the_axes_and_apart() -> None:
+    """Eight points close to each other at the lower edge, below a limit that is far above them."""
+    names = [f"int4-block{index}, 0.7 MB" for index in range(8)]
+    places = [(0.2 + 0.01 * index, -0.1) for index in range(8)] + [(0.9, 0.0)]
+    points = [
+        Point(name, x, y=y, low=y, high=y, area=0.2) for name, (x, y) in zip([*names, "fp16"], places, strict=True)
+    ]
+    plot = scatter("t", "x", y_label="y", points=points, limit=1.0)
+    axis = float(re.findall(r'd="M [\d.]+ ([\d.]+) \nL', plot)[1])  # the lower edge, after that of the figure
+    heights = sorted(float(y) for y in re.findall(r'<text [^>]* y="([\d.]+)" [^>]*>int4-block', plot))
+    assert len(heights) == len(names)
+    assert max(heights) < axis
+    assert min(below - above for above, below in itertools.pairwise(heights)) > 10.0
 
 
 def test_an_error_that_is_no_number_or_missing() -> None:

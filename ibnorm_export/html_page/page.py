@@ -43,6 +43,7 @@ _MARKS: Final = {
     "pass": "pass",
     "yes": "pass",
     "fail": "fail",
+    "verification fails": "fail",
     "error": "fail",
     "responsible": "fail",
     "cannot tell": "unsure",
@@ -57,7 +58,11 @@ _NUMBER: Final = re.compile(
 
 
 #: What a browser would break at a hyphen.
-_WHOLE: Final = re.compile(r"((?<![\w.])-?\d[\d.]*e-\d+|(?<![\w-])--[a-z][a-z-]{,20}(?![\w-]))")
+_WHOLE: Final = re.compile(r"((?<![\w.])-?\d[\d.]*e-\d+|(?<![\w-])(?:--?[a-z][a-z-]{,20}|ibnorm-export)(?![\w-]))")
+
+#: A name that may be too long for its column, and the places where it is broken: after a dot, an underscore or a slash.
+_NAME: Final = re.compile(r"[\w./-]{16,}")
+_JOINT: Final = re.compile(r"(?<=\w)[._/](?=\w)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,17 +106,23 @@ def _code(text: str) -> Markup:
     if len(parts) % 2 == 0:  # a backtick without its partner is text
         return _unbroken("`".join(parts))
     return Markup("").join(
-        Markup("<code>{}</code>").format(part) if index % 2 else _unbroken(part) for index, part in enumerate(parts)
+        Markup("<code>{}</code>").format(_unbroken(part)) if index % 2 else _unbroken(part)
+        for index, part in enumerate(parts)
     )
 
 
 def _unbroken(text: str) -> Markup:
-    """A text in which no line ends inside a number such as 1e-06, or an option such as --layers."""
+    """A text in which no line ends inside a number such as 1e-06, an option such as --layers or a part of a name."""
     parts = _WHOLE.split(text)
     return Markup("").join(
-        Markup('<span class="whole">{}</span>').format(part) if index % 2 else escape(part)
+        Markup('<span class="whole">{}</span>').format(part) if index % 2 else _jointed(part)
         for index, part in enumerate(parts)
     )
+
+
+def _jointed(text: str) -> Markup:
+    """A text whose long names, such as model.layers.0.input_layernorm, are broken between their parts."""
+    return Markup(_NAME.sub(lambda name: _JOINT.sub(r"\g<0><wbr>", name[0]), str(escape(text))))  # escaped before
 
 
 def _mark(text: str) -> Markup:

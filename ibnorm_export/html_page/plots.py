@@ -251,7 +251,7 @@ def _circle(point: Point) -> float:
 
 
 def _label_places(axis: Any, points: Sequence[Point]) -> list[tuple[float, float]]:
-    """Offsets of labels from their points, in points of print, so that none covers another one or a circle.
+    """Offsets of labels from their points, in points of print, so that none covers another one, a circle or an axis.
 
     A label stands on the side of its circle that has more room, and is moved up or down where the place is taken.
     """
@@ -260,14 +260,16 @@ def _label_places(axis: Any, points: Sequence[Point]) -> list[tuple[float, float
     places = [[float(value) * scale for value in axis.transData.transform((p.x, p.y))] for p in points]
     radii = [math.sqrt((_circle(point) + _RING * point.marked) / math.pi) for point in points]
     half, found = 6.0, []
+    bottom, top = box.y0 * scale + half, box.y1 * scale - half
+    steps = sorted(range(-20, 21), key=lambda step: (abs(step), -step))  # 0, 1, -1, 2, -2 and so on
     taken = [(x - radius, x + radius, y, radius) for (x, y), radius in zip(places, radii, strict=True)]
     for point, (x, y), radius in zip(points, places, radii, strict=True):
         away, width = 5.0 + radius, 5.6 * len(label_of(point.label, _POINT_LIMIT))
         right = x <= (box.x0 + box.x1) / 2.0 * scale
         begin = x + away if right else x - away - width
-        for step in (0, 1, -1, 2, -2, 3, -3, 4, -4):
+        for step in steps:
             middle = y + step * 2.0 * half
-            if all(
+            if bottom <= middle <= top and all(
                 abs(middle - m) >= half + height or begin + width < left or begin > end
                 for left, end, m, height in taken
             ):
