@@ -38,11 +38,15 @@ def _sizes(shape: dict[str, int], *, batch: int | None, seq: int | None) -> dict
 
 
 def _following(model_file: Path, checkpoint: Path | None, baseline: Path | None) -> list[object]:
-    """The command after a measurement: compare it with PyTorch, or with a later measurement."""
+    """The command after a measurement: compare it with PyTorch, or with a later measurement; or generate text."""
+    from ibnorm_export.benchmark.generation import generates_text
+
     if baseline is not None:
         return ["compare", baseline, "LATER.json"]
     if checkpoint is None:
         return ["bench", model_file, "--checkpoint", "CHECKPOINT", "--against", "torch"]
+    if generates_text(model_file):
+        return ["generate", model_file, "PROMPT"]
     return ["bench", model_file, "--save-baseline", f"{model_file.stem}.json"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -130,7 +131,10 @@ def _generation(report: GenerationReport) -> Section:
 
     def against(name: str, prompt: int, batch: int) -> str:
         spread = ratios.get((name, prompt, batch, "decode"))
-        return "" if spread is None else speed_up(Ratio("", name, median=spread.ratio, p25=spread.low, p75=spread.high))
+        if spread is None:
+            return ""
+        words = speed_up(Ratio("", name, median=spread.ratio, p25=spread.low, p75=spread.high))
+        return words if math.isfinite(spread.high) else f"{words.partition(' (')[0]} ({spread.text()})"
 
     rows = tuple(
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,16 @@ import pytest
 
 from ibnorm_export.benchmark.html import speed_up, write_bench
 from ibnorm_export.benchmark.loading import Loading
-from ibnorm_export.benchmark.report import BenchReport, Latency, Ratio
+from ibnorm_export.benchmark.options import GenerationOptions
+from ibnorm_export.benchmark.report import (
+    BenchReport,
+    GenerationRatio,
+    GenerationReport,
+    GenerationTiming,
+    Latency,
+    Ratio,
+)
+from ibnorm_export.benchmark.statistics import Spread
 
 pytest.importorskip("matplotlib", reason="the extra `plots` is not installed")
 
@@ -58,3 +68,29 @@ def test_loading_has_its_own_table(tmp_path: Path) -> None:
     for shown in ("Loading", "session ms", "12.3", "5.68", "90"):
         assert shown in text
     assert "session ms" not in write_bench(report(require_fused=False), tmp_path / "b.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [
+        (0.2, 0.5, "4.00 times faster (2.00 to 5.00)"),
+        (0.0, math.inf, "4.00 times faster (5 rounds, too few for an interval)"),
+    ],
+)
+def test_generation_has_an_interval_only_where_the_rounds_give_one(
+    tmp_path: Path, low: float, high: float, words: str
+) -> None:
+    times = dict.fromkeys(("first_token_ms", "inter_token_p50_ms", "inter_token_p90_ms", "inter_token_p99_ms"), 1.0)
+    rates = {"prefill_tokens_per_s": 9.0, "decode_tokens_per_s": 9.0, "peak_memory_mb": None}
+    measured = GenerationReport(
+        "llama",
+        GenerationOptions((32,), (1,)),
+        threads=1,
+        rounds=5,
+        timings=tuple(GenerationTiming(name, 32, batch=1, **times, **rates) for name in ("llama", "torch")),  # type: ignore[arg-type]  # floats
+        ratios=(
+            GenerationRatio("llama", "torch", stage="decode", prompt=32, batch=1, spread=Spread(0.25, low, high, 5)),
+        ),
+        environment={},
+    )
+    assert words in write_bench(measured, tmp_path / "b.html").read_text(encoding="utf-8")

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.cli import console, main
+from ibnorm_export.cli.bench import _following
 from ibnorm_export.cli.export import _print_export
 from ibnorm_export.errors import ExitCode
 from tests.support.held_process import held_process
@@ -309,6 +310,16 @@ def test_options_that_do_not_apply_to_a_text_folder_are_refused(cli: Any, tmp_pa
         result = cli("bench", tmp_path, *words)
         assert result.code == 2
         assert "generates text" in " ".join(result.err.split())
+
+
+def test_the_next_step_after_a_benchmark_is_one_that_the_file_takes(exported: Path, tmp_path: Path) -> None:
+    """--save-baseline is not suggested for a folder that generates text, which refuses it."""
+    baseline = tmp_path / "b.json"
+    assert _following(exported, None, None)[-4:] == ["--checkpoint", "CHECKPOINT", "--against", "torch"]
+    assert _following(exported, tmp_path, None) == ["bench", exported, "--save-baseline", f"{exported.stem}.json"]
+    assert _following(exported, tmp_path, baseline) == ["compare", baseline, "LATER.json"]
+    (tmp_path / "genai_config.json").touch()
+    assert _following(tmp_path, tmp_path, None) == ["generate", tmp_path, "PROMPT"]
 
 
 def test_generate_refuses_a_single_file(cli: Any, exported: Path) -> None:
