@@ -29,7 +29,7 @@ SAMPLING: Final = Sampling(max_new_tokens=160, temperature=0.7, top_p=0.9, seed=
 #: Why the text has no meaning.
 EXPLANATION: Final = (
     "The model is tiny, reads bytes and learned for seconds: it knows the look of the text that it was "
-    "trained on, not its meaning. What counts is that every exported file writes what PyTorch writes."
+    "trained on, not its meaning. What counts is that every file in fp32 writes what PyTorch writes."
 )
 
 #: Characters of a text that are shown.
