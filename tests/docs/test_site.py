@@ -13,7 +13,7 @@ import ibnorm_export
 from ibnorm_export.cli.main import COMMANDS, app
 from ibnorm_export.json_document import json_schema, schema_names
 from scripts.reference_pages import PAGES, docstring
-from scripts.site_pictures import ASSETS, DRAWN, load_rows, way
+from scripts.site_pictures import ASSETS, DRAWN, PLOTS, load_rows, way
 from tests.docs.pages import ROOT
 
 pytest.importorskip("material", reason="mkdocs-material is not installed (make test-docs)")
@@ -111,6 +111,15 @@ def test_every_schema_is_published(site: Path) -> None:
 def test_the_pictures_are_those_of_the_script() -> None:
     for name, narrow in DRAWN.items():
         assert (ASSETS / name).read_text(encoding="utf-8") == way(narrow=narrow)
+
+
+def test_text_of_plots_can_be_read_on_a_phone(site: Path) -> None:
+    """The smallest text has 11 points; 358 px is the width of a column on a phone of 390 px."""
+    plots = [path.read_text(encoding="utf-8") for path in (site / "assets").glob("*-light.svg")]
+    assert len(plots) == len(PLOTS)
+    for plot in plots:
+        (width,) = re.findall(r'<svg [^>]*viewBox="0 0 ([\d.]+) ', plot)
+        assert 11.0 * 358.0 / float(width) >= 11.0
 
 
 def test_figures_of_the_endpoint_under_load_are_recorded() -> None:
