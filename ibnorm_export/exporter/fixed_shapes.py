@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Final
+
+import psutil
 
 from ibnorm_export.artifacts.axes import PAST, SEQUENCE, TOTAL, axis_name
 from ibnorm_export.artifacts.loaded_model import LoadedModel
@@ -12,6 +16,9 @@ from ibnorm_export.errors import ExportError
 from ibnorm_export.exporter.options import ExportOptions
 
 __all__ = ["fixed_sizes", "with_fixed_sizes"]
+
+#: Share of the machine's memory that the inputs may take: the model is traced with them.
+_SHARE: Final = 0.25
 
 
 def fixed_sizes(model: LoadedModel, options: ExportOptions) -> dict[str, int]:
@@ -35,6 +42,7 @@ def fixed_sizes(model: LoadedModel, options: ExportOptions) -> dict[str, int]:
             )
         sizes[axis] = size
     _check_length(model, sizes, axes=axes)
+    _check_memory(model, sizes)
     if needed and (dynamic := sorted(axes - set(sizes))):
         raise ExportError(
             f"--for {options.runtime} takes fixed sizes, but {model.source} has the dynamic axis {dynamic[0]}: add "
@@ -57,6 +65,21 @@ def _check_length(model: LoadedModel, sizes: dict[str, int], *, axes: set[str]) 
     for axis in (SEQUENCE, PAST, TOTAL):
         if longest and sizes.get(axis, 0) > longest:
             raise ExportError(f"shape has {axis}={sizes[axis]}, but {model.source} takes at most {longest} tokens")
+
+
+def _check_memory(model: LoadedModel, sizes: Mapping[str, int]) -> None:
+    """Raise ExportError for sizes with which the inputs alone would fill the memory."""
+    needed = 0
+    for spec in with_fixed_sizes(model, sizes).inputs:
+        bytes_each = 4 if spec.floating else 8
+        needed += bytes_each * math.prod(n for n in spec.shape if isinstance(n, int))
+    memory = psutil.virtual_memory().total
+    if needed > _SHARE * memory:
+        stated = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
+        raise ExportError(
+            f"shape has {stated}, with which the inputs take {needed / 1e9:.3g} GB; this machine has "
+            f"{memory / 1e9:.3g} GB: choose smaller sizes"
+        )
 
 
 def with_fixed_sizes(model: LoadedModel, sizes: Mapping[str, int]) -> LoadedModel:

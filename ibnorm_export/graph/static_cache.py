@@ -32,7 +32,7 @@ class _Lengths:
 
     def __init__(self, graph: ir.Graph) -> None:
         self._graph = graph
-        self._first = graph[0]
+        self._last: ir.Node | None = None  # nodes of the graph may be removed before `free` is called
         self._inputs = {value.name: value for value in graph.inputs}
         self.total = self._size("attention_mask", 1, label="cache/total")
         sequence = self._size("input_ids", 1, label="cache/sequence")
@@ -49,7 +49,11 @@ class _Lengths:
         node = ir.node(op_type, inputs, attributes=attributes, name=name)
         node.outputs[0].name = name
         node.outputs[0].dtype = ir.DataType.INT64
-        self._graph.insert_before(self._first, node)
+        if self._last is None:
+            self._graph.insert_before(self._graph[0], node)
+        else:
+            self._graph.insert_after(self._last, node)
+        self._last = node
         return node.outputs[0]
 
     def _size(self, name: str, axis: int, *, label: str) -> ir.Value:

@@ -202,6 +202,19 @@ def test_a_file_with_some_fixed_sizes_is_decoded_within_them(
     assert not any("nor is decoding" in note for note in report.notes)
 
 
+def test_a_static_cache_takes_fixed_sizes(writing_llama: LoadedModel, tmp_path: Path) -> None:
+    options = ExportOptions(cache="static", shape={BATCH: 1, SEQUENCE: 1})
+    exported = export(writing_llama, tmp_path / "out", options=options)
+    assert exported.inputs[0].shape == (1, 1)
+    report = verify(exported, writing_llama, options=VerifyOptions(samples=2))
+    assert report, report.findings
+
+
+def test_sizes_that_do_not_fit_into_memory(writing_llama: LoadedModel) -> None:
+    with pytest.raises(ExportError, match=r"batch_size=999999999, with which the inputs take .* GB; this machine has"):
+        fixed_sizes(writing_llama, ExportOptions(shape={BATCH: 999_999_999}))
+
+
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
