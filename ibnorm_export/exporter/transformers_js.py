@@ -22,9 +22,11 @@ from typing import Any, Final
 import onnx
 import onnx_ir as ir
 
+from ibnorm_export.artifacts.axes import BATCH
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.metadata import CacheKind, ModelMetadata, Target, Task
+from ibnorm_export.artifacts.runtime_versions import RuntimeName
 from ibnorm_export.artifacts.tensors import WeightType
 from ibnorm_export.artifacts.tokenizer import read_json
 from ibnorm_export.errors import ExportError, ModelFileError, quoted
@@ -150,8 +152,24 @@ def _check_options(chosen: Sequence[ExportOptions]) -> dict[WeightType, ExportOp
             raise ExportError(f"{weights} is given twice; a folder for transformers.js has one file of each type")
         if options.cache is not CacheKind.DYNAMIC:
             raise ExportError("transformers.js grows the cache itself: leave out --cache static")
+        _check_form(options)
         found[weights] = options
     return found
+
+
+def _check_form(options: ExportOptions) -> None:
+    """Raise ExportError for a form that transformers.js does not run: it gives texts of any length."""
+    runtime = options.runtime
+    if runtime is not None and runtime.runtime not in (RuntimeName.WEB, RuntimeName.ORT):
+        raise ExportError(
+            f"the runtime is {runtime}, but the target {Target.TRANSFORMERS_JS}, which runs ONNX Runtime: leave one of "
+            "them out"
+        )
+    if fixed := sorted(set(options.shape) - {BATCH}):
+        raise ExportError(
+            f"shape fixes {fixed[0]}, but transformers.js gives texts of any length: leave it out, or export with "
+            "--target portable"
+        )
 
 
 def _check_tokenizer(source: Path) -> None:
@@ -220,6 +238,7 @@ def _write_config(source: Path, folder: Path, *, weights: Sequence[WeightType], 
     if data_files:
         section["use_external_data_format"] = data_files
     config = _config(source)
+    config.pop(TRANSFORMERS_JS, None)  # that of the checkpoint is about the files of another export
     if section:
         config[TRANSFORMERS_JS] = section
     (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

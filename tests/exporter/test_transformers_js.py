@@ -12,9 +12,12 @@ import onnxruntime as ort
 import pytest
 
 from ibnorm_export import ExportedModel, ExportError, ExportOptions, LoadedModel, Target, Task, export, load
+from ibnorm_export.artifacts.tensors import WeightType
 from ibnorm_export.exporter import single_file, transformers_js
 from ibnorm_export.exporter.export import export_weights, task_of
 from ibnorm_export.graph.quantization import Quantization
+from ibnorm_export.verifier.finding import Finding
+from ibnorm_export.verifier.folder import _companion_problems
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +61,9 @@ def test_a_model_that_transformers_js_does_not_know(tmp_path: Path) -> None:
         ([], "options is empty"),
         (ExportOptions("bf16"), "transformers.js has no dtype for bf16; choose among fp32, fp16, int8, int4"),
         ([ExportOptions(), ExportOptions(opset=23)], "fp32 is given twice"),
+        (ExportOptions(shape={"sequence_length": 4}), "fixes sequence_length, but transformers.js gives texts of any"),
+        (ExportOptions(runtime="litert"), "the runtime is litert, but the target transformers.js, which runs ONNX"),
+        (ExportOptions(runtime="openvino"), "the runtime is openvino, but the target transformers.js"),
         (ExportOptions(cache="static"), "leave out --cache static"),
     ],
 )
@@ -101,6 +107,31 @@ def test_weights_above_the_limit_of_a_browser(
     assert written.metadata.target is Target.TRANSFORMERS_JS
     assert ort.InferenceSession(written.path).get_inputs()[0].name == "pixel_values"
     monkeypatch.undo()
+
+
+def test_the_section_of_another_export_is_not_copied(vit_checkpoint: Path, tmp_path: Path) -> None:
+    """A checkpoint that was trained from a model of a hub may still state how that model's files are called."""
+    checkpoint = shutil.copytree(vit_checkpoint, tmp_path / "checkpoint")
+    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    stale = {**config, "transformers.js_config": {"use_external_data_format": True, "dtype": "q4"}}
+    (checkpoint / "config.json").write_text(json.dumps(stale, indent=2) + "\n", encoding="utf-8")
+    folder = tmp_path / "web"
+    (folder / "onnx").mkdir(parents=True)
+    for name in ("model.onnx", "model_quantized.onnx"):
+        (folder / "onnx" / name).touch()
+
+    def problems() -> list[Finding]:
+        return list(_companion_problems(folder, load(checkpoint), names=("config.json",), web=True))
+
+    weights = (WeightType.FP32, WeightType.INT8)
+    transformers_js._write_config(checkpoint, folder, weights=weights, data_files={})
+    assert json.loads((folder / "config.json").read_text(encoding="utf-8")) == config
+    assert problems() == []
+    shutil.copyfile(checkpoint / "config.json", folder / "config.json")
+    assert [found.where for found in problems()] == [
+        "config.json transformers.js_config.dtype",
+        "config.json transformers.js_config.use_external_data_format",
+    ]
 
 
 def test_an_earlier_export_is_replaced_and_no_other_file(image_model: LoadedModel, tmp_path: Path) -> None:
