@@ -193,9 +193,10 @@ def _opset_limit(version: str) -> str:
     newest = newest_opset(numbers)
     if newest >= OPSETS.stop - 1:
         return ""
+    if newest == 0:  # no file is exported for it
+        return "it is older than any that files were tried on; pip install -U onnxruntime"
     oldest = ".".join(map(str, numbers[:2]))
-    limit = f"runs files up to opset {newest}" if newest else "is older than any that files were tried on"
-    return f"it {limit}; pip install -U onnxruntime, or export with --for 'ort>={oldest}'"
+    return f"it runs files up to opset {newest}; pip install -U onnxruntime, or export with --for 'ort>={oldest}'"
 
 
 def _fused_kernels() -> Check:

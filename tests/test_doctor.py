@@ -48,6 +48,18 @@ def test_a_broken_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     )
 
 
+@pytest.mark.parametrize(
+    ("version", "remedy"),
+    [
+        ("1.31.0", ""),
+        ("1.22.1", "it runs files up to opset 22; pip install -U onnxruntime, or export with --for 'ort>=1.22'"),
+        ("1.17.3", "it is older than any that files were tried on; pip install -U onnxruntime"),
+    ],
+)
+def test_an_older_onnxruntime(version: str, remedy: str) -> None:
+    assert doctor._opset_limit(version) == remedy
+
+
 def test_without_torch_the_diagnosis_is_false(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     diagnosis = doctor.diagnose()

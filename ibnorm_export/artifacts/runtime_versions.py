@@ -54,8 +54,14 @@ class RuntimeName(enum.StrEnum):
 ONNX_RUNTIME: Final = "onnxruntime"
 GENAI: Final = "onnxruntime-genai"
 
-#: Packages that are ONNX Runtime.
-_DISTRIBUTIONS: Final = ("onnxruntime", "onnxruntime-gpu")
+#: Packages that are ONNX Runtime: the same module with other execution providers.
+_DISTRIBUTIONS: Final = (
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnxruntime-openvino",
+    "onnxruntime-directml",
+    "onnxruntime-qnn",
+)
 
 #: The oldest version that any file is for.
 _OLDEST: Final = (1, 18)
@@ -167,10 +173,15 @@ def required_versions(model: ExportedModel) -> dict[str, str]:
     return oldest_versions(_of_file(model))
 
 
+def installed_runtime(package: str) -> tuple[str, str]:
+    """Return the name and version of a runtime that is installed, under any of its names; empty if it is not."""
+    names = _DISTRIBUTIONS if package == ONNX_RUNTIME else (package,)
+    return next(((name, version) for name in names if (version := version_of(name)) is not None), ("", ""))
+
+
 def installed_version(package: str) -> str:
     """Return the version of a runtime that is installed, under any of its names; empty if it is not."""
-    names = _DISTRIBUTIONS if package == ONNX_RUNTIME else (package,)
-    return next((version for name in names if (version := version_of(name)) is not None), "")
+    return installed_runtime(package)[1]
 
 
 def version_problem(model: ExportedModel, package: str, *, version: str, install: str = "") -> str:
@@ -189,9 +200,10 @@ def version_problem(model: ExportedModel, package: str, *, version: str, install
     worst = max(missing, key=lambda item: item.version)
     oldest = _text(worst.version)
     what = f"{model.path} needs {package} {oldest} or later ({worst.why}), but {version} is installed"
-    again = (
-        "" if package == GENAI or newest_opset(numbers) == 0 else f", or export with --for 'ort>={_text(numbers[:2])}'"
-    )
+    from ibnorm_export.artifacts.metadata import Target
+
+    advised = newest_opset(numbers) > 0 and model.metadata.target is not Target.ORT_GENAI  # which takes no --for
+    again = f", or export with --for 'ort>={_text(numbers[:2])}'" if advised else ""
     command = install.format(version=oldest) if install else f"pip install '{package}>={oldest}'"
     return f"{what}: {command}{again}"
 
@@ -204,6 +216,7 @@ def check_installed(model: ExportedModel, *packages: str) -> None:
         packages: "onnxruntime", "onnxruntime-genai", or both.
     """
     for package in packages:
-        version = installed_version(package)
-        if version and (problem := version_problem(model, package, version=version)):
+        name, version = installed_runtime(package)
+        install = f"pip install '{name}>={{version}}'"
+        if version and (problem := version_problem(model, package, version=version, install=install)):
             raise BackendUnavailable(problem)

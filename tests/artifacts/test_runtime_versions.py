@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -93,6 +94,24 @@ def test_a_runtime_that_is_too_old_is_one_line_with_what_to_do(exported_llama: E
     assert not version_problem(exported_llama, ONNX_RUNTIME, version="1.24.0")
     assert not version_problem(exported_llama, ONNX_RUNTIME, version="unknown")
     assert "--for" not in version_problem(exported_llama, ONNX_RUNTIME, version="1.17.0"), "no file runs there"
+
+
+def test_a_folder_of_the_builder_gets_no_advice_that_export_refuses(
+    exported_llama: ExportedModel, tmp_path: Path
+) -> None:
+    def of_the_builder(proto: Any) -> None:
+        proto.metadata_props.add(key="ibnorm.target", value='"ort-genai"')
+
+    folder = plant(exported_llama, tmp_path, of_the_builder)
+    problem = version_problem(folder, ONNX_RUNTIME, version="1.30.0")
+    assert problem.endswith("but 1.30.0 is installed: pip install 'onnxruntime>=1.31'")
+
+
+def test_onnxruntime_has_other_packages_too(exported_llama: ExportedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime_versions, "version_of", lambda name: {"onnxruntime-openvino": "1.22.0"}.get(name))
+    remedy = r"but 1\.22\.0 is installed: pip install 'onnxruntime-openvino>=1\.24'"
+    with pytest.raises(BackendUnavailable, match=remedy):
+        check_installed(exported_llama, ONNX_RUNTIME)
 
 
 def test_every_command_checks_before_it_loads(

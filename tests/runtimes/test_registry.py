@@ -62,6 +62,8 @@ def test_without_the_package_the_error_names_what_to_type(tmp_path: Path, monkey
     typed = "npm install --ignore-scripts --prefix DIR onnxruntime-web, then add --npm DIR"
     with pytest.raises(BackendUnavailable, match=f"which is not in {tmp_path}/node_modules: {typed}"):
         find_package(Backend.ORT_WEB, tmp_path)
+    with pytest.raises(BackendUnavailable, match="or run a command without that option in DIR"):  # evaluate has none
+        find_package(Backend.ORT_WEB, tmp_path)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(BackendUnavailable, match=f"which is not in node_modules of {tmp_path} or of a folder above"):
         find_package(Backend.ORT_WEB)

@@ -66,7 +66,7 @@ def find_package(backend: Backend, folder: Path | None = None) -> NodePackage:
     where = f"{start}/node_modules" if folder is not None else f"node_modules of {start} or of a folder above it"
     raise BackendUnavailable(
         f"backend {backend} needs the npm package {name}, which is not in {where}: npm install --ignore-scripts "
-        f"--prefix DIR {name}, then add --npm DIR (npm= in Python)"
+        f"--prefix DIR {name}, then add --npm DIR (npm= in Python), or run a command without that option in DIR"
     )
 
 
