@@ -134,6 +134,10 @@ class ModelCandidate:
         if len(self._inputs) != 1 or not self._inputs[0].floating or len(self._inputs[0].shape) != 4:
             shapes = {spec.name: spec.shape for spec in self._inputs}
             raise ModelFileError(f"{self.name} is not an image classifier: it takes {quoted(shapes)}")
+        size = self._inputs[0].shape[0]
+        if isinstance(size, int) and size != len(images):  # the file takes one size of batch only
+            rows = (np.arange(begin, begin + size) % len(images) for begin in range(0, len(images), size))
+            return np.concatenate([self.classify(images[chosen]) for chosen in rows])[: len(images)]
         outputs = self._runner.run({self._inputs[0].name: images})
         logits = outputs[_LOGITS] if _LOGITS in outputs else next(iter(outputs.values()))
         if logits.ndim != 2:
@@ -162,6 +166,12 @@ class ModelCandidate:
         names = {spec.name for spec in self._inputs}
         if "input_ids" not in names:
             raise ModelFileError(f"{self.name} is not a language model: it takes {', '.join(sorted(names))}")
+        for spec in self._inputs:
+            if spec.name == "input_ids" and any(isinstance(size, int) for size in spec.shape):
+                raise ModelFileError(
+                    f"{self.name} takes only input_ids of the shape {', '.join(map(str, spec.shape))}, and texts have "
+                    "any length: evaluate a file that was exported without --shape"
+                )
         if any(name.startswith("past_key_values.") for name in names):
             decoder = Decoder(self._runner, self._inputs)
             decoder.start(len(tokens))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ibnorm_export.artifacts.axes import CAPACITY
 from ibnorm_export.errors import ModelFileError, quoted
-from ibnorm_export.runtimes.ort import OrtError, OrtRunner
+from ibnorm_export.runtimes.ort import OrtError, OrtRunner, first_line
 from ibnorm_export.text_report import counted
 
 __all__ = ["OrtText", "OrtTextSession"]
@@ -99,7 +99,7 @@ class OrtTextSession:
         try:
             logits = self._run_in_place(given) if self._in_place else self._run(given)
         except (*OrtError, RuntimeError) as error:  # with bound values, ONNX Runtime raises RuntimeError
-            raise ModelFileError(f"ONNX Runtime cannot run the model: {str(error).splitlines()[0]}") from error
+            raise ModelFileError(f"ONNX Runtime cannot run the model: {first_line(error)}") from error
         self._length = total
         last: NDArray[Any] = logits.numpy()[:, -1]
         self._last = last.astype(np.float32)  # a copy, so that the logits of the whole prompt are freed

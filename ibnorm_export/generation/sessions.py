@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ibnorm_export.artifacts.axes import BATCH
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.kv_cache import input_specs
 from ibnorm_export.artifacts.metadata import Target
@@ -128,6 +129,7 @@ def open_sessions(
             f"{exported.path} only runs in a folder for onnxruntime-genai, and {exported.path.parent} has no "
             f"{GENAI_CONFIG_FILE}: give the whole folder, or export again"
         )
+    _check_sizes(exported)
     if exported.dtype == "bf16":
         raise BackendUnavailable(
             f"{folder} is bf16, which ONNX Runtime cannot compute on a CPU; export fp32 or fp16 to generate here "
@@ -144,6 +146,16 @@ def open_sessions(
     return SessionSource(
         "ort-cpu", OrtText(exported.path, threads, library=fused_library("ort-cpu", Kernels(kernels))).start
     )
+
+
+def _check_sizes(exported: ExportedModel) -> None:
+    """Raise ModelFileError for a file of fixed lengths: a prompt has any, and the cache grows."""
+    fixed = [f"{axis} {size}" for axis, size in sorted(exported.metadata.shape.items()) if axis != BATCH]
+    if fixed:
+        raise ModelFileError(
+            f"{exported.path} takes only {', '.join(fixed)}, and a text has any length: export it again without "
+            "--shape, or with --shape batch_size=1 only"
+        )
 
 
 def open_genai(folder: Path, threads: int | None = None) -> GenaiModel:
@@ -184,6 +196,7 @@ def _backend_sessions(
     if backend == Backend.TRITON:
         raise IBNormError("backend triton generates no text here: its server keeps no cache; use ort-cpu")
     exported = ExportedModel(folder)
+    _check_sizes(exported)
     runner = open_runner(backend, exported, threads=threads, kernels=kernels, npm=npm)
     inputs = input_specs(exported)
     Decoder(runner, inputs)  # raises where there is no cache

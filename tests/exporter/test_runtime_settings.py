@@ -17,11 +17,14 @@ from ibnorm_export.artifacts.runtime_versions import RuntimeName
 from ibnorm_export.benchmark.bench import bench
 from ibnorm_export.benchmark.options import BenchOptions
 from ibnorm_export.errors import ExportError, IBNormError, ModelFileError
+from ibnorm_export.evaluation.candidates import ModelCandidate, open_candidate
+from ibnorm_export.evaluation.options import EvaluationOptions
 from ibnorm_export.exporter.export import ExportOptions, export
 from ibnorm_export.exporter.fixed_shapes import fixed_sizes
 from ibnorm_export.exporter.options import parse_shape
 from ibnorm_export.exporter.runtime_settings import SETTINGS, runtime_settings
 from ibnorm_export.exporter.single_file import _choose_opset
+from ibnorm_export.generation.sessions import open_sessions
 from ibnorm_export.runtimes.ort import OrtRunner
 from ibnorm_export.verifier.report import ParityReport
 from ibnorm_export.verifier.verify import VerifyOptions, verify
@@ -186,6 +189,27 @@ def test_a_cache_of_a_fixed_size_verifies(writing_llama: LoadedModel, tmp_path: 
     assert report, report.findings
     assert not any(name.startswith("decoding") for name in steps_of(report))
     assert any(note.endswith("nor is decoding, for which the cache must grow") for note in report.notes)
+    with pytest.raises(ModelFileError, match=r"takes only past_sequence_length 7, .*, and a text has any length"):
+        open_sessions(exported.path)
+
+
+def test_texts_of_any_length_do_not_fit_a_fixed_one(for_litert: ExportedModel) -> None:
+    candidate = open_candidate(for_litert, options=EvaluationOptions())
+    assert isinstance(candidate, ModelCandidate)
+    with pytest.raises(ModelFileError, match=r"takes only input_ids of the shape 1, 64, and texts have any length"):
+        candidate._logits(np.zeros((2, 7), dtype=np.int64))
+
+
+def test_images_are_classified_in_batches_of_the_fixed_size(
+    vit_checkpoint: Path, exported_vit: ExportedModel, tmp_path: Path
+) -> None:
+    fixed = export(models.load(vit_checkpoint), tmp_path / "m.onnx", options=ExportOptions(shape={BATCH: 2}))
+    images = np.random.default_rng(0).standard_normal((5, 1, 8, 8)).astype(np.float32)
+    found, expected = (
+        open_candidate(file, options=EvaluationOptions()).classify(images) for file in (fixed, exported_vit)
+    )
+    # sums of up to 64 products in float32, which may differ in every rounding
+    np.testing.assert_allclose(found, expected, rtol=0, atol=64 * 2**-23 * float(np.abs(expected).max()))
 
 
 @pytest.mark.parametrize(
