@@ -31,6 +31,9 @@ function missing() {
   if (!WebAssembly.validate(SIMD_MODULE)) {
     return "This browser has no SIMD instructions in WebAssembly, which ONNX Runtime needs.";
   }
+  if (!Object.hasOwn || !Array.prototype.at) {
+    return "This browser's JavaScript is older than transformers.js needs (Object.hasOwn, Array.prototype.at).";
+  }
   return "";
 }
 
@@ -51,6 +54,7 @@ let stopped = false;
 async function load(device) {
   const begin = performance.now();
   $("status").textContent = "Loading ...";
+  $("problem").hidden = true;
   for (const id of ["device", "write"]) $(id).disabled = true;
   library ??= await import("/lib/transformers.min.js");
   const { env, pipeline } = library;
@@ -62,6 +66,7 @@ async function load(device) {
   const build = `/ort/ort-wasm-simd-threaded${gpu ? ".asyncify" : ""}`;
   env.backends.onnx.wasm.wasmPaths = { mjs: `${build}.mjs`, wasm: `${build}.wasm` };
   await Promise.all([write?.dispose(), read?.dispose()]);
+  write = read = undefined;
   const options = { device, dtype: "fp32" };
   [write, read] = await Promise.all([
     pipeline("text-generation", "llama", options),
@@ -78,9 +83,10 @@ async function load(device) {
 
 function loadOrFail(device) {
   page.state = "loading";
-  return load(device).catch((error) =>
-    fail(`The models cannot be loaded: ${error.message ?? error}. examples/browser/serve.py says how to export them.`),
-  );
+  return load(device).catch((error) => {
+    fail(`The models cannot be loaded: ${error.message ?? error}. examples/browser/serve.py says how to export them.`);
+    $("device").disabled = !gpu; // the other device may work
+  });
 }
 
 // -- the LLaMA ------------------------------------------------------------------------------------------------------
@@ -236,7 +242,7 @@ $("device").addEventListener("change", () => loadOrFail($("device").value));
 clear();
 const problem = missing();
 if (problem) {
-  fail(`${problem} Use Chrome or Edge 91, Firefox 89, Safari 16.4, or a later version.`);
+  fail(`${problem} Use Chrome or Edge 93, Firefox 114, Safari 16.4, or a later version.`);
 } else {
   gpu = await hasWebGpu();
   const option = $("device").querySelector("[value=webgpu]");

@@ -184,6 +184,21 @@ def test_webgpu_gives_the_same(visit: Open, site: str, web_llama: WebModel, web_
     assert written == continued(in_pytorch(web_llama.model), ids, tokens=len(written) - len(ids))
 
 
+def test_a_device_that_fails_leaves_the_other(visit: Open, site: str) -> None:
+    page = visit(site, viewport=DESK)
+    if page.locator("#device option[value=webgpu]").is_disabled():
+        pytest.skip("this Chromium has no WebGPU, not even on the processor")
+    page.route("**/models/**", lambda route: route.abort())
+    page.select_option("#device", "webgpu")
+    page.wait_for_function(f"{DATA}.state === 'failed'", timeout=PATIENCE)
+    assert page.locator("#problem").is_visible()
+    page.unroute_all()
+    page.select_option("#device", "wasm")
+    page.wait_for_function(f"{DATA}.state === 'ready'", timeout=PATIENCE)
+    assert page.locator("#problem").is_hidden()
+    assert page.locator("#write").is_enabled()
+
+
 def test_writing_can_be_stopped(visit: Open, site: str) -> None:
     page = visit(site, viewport=DESK)
     page.fill("#prompt", "a")
@@ -211,13 +226,14 @@ def test_it_fits_the_screen(visit: Open, site: str, size: dict[str, int], scheme
     [
         ("WebAssembly.validate = () => false", "no SIMD instructions in WebAssembly"),
         ("delete globalThis.WebAssembly", "has no WebAssembly, or it is switched off"),
+        ("delete Object.hasOwn", "JavaScript is older than transformers.js needs"),
     ],
 )
 def test_a_browser_that_is_too_old(visit: Open, site: str, before: str, words: str) -> None:
     page = visit(site, before=before)
     text = page.locator("#problem").inner_text()
     assert words in text
-    assert "Use Chrome or Edge 91, Firefox 89, Safari 16.4, or a later version." in text
+    assert "Use Chrome or Edge 93, Firefox 114, Safari 16.4, or a later version." in text
     assert page.locator("#write").is_disabled()
 
 
