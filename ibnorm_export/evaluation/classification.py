@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ibnorm_export.errors import IBNormError, quoted, shortened
+from ibnorm_export.errors import IBNormError, listed, quoted, shortened
 from ibnorm_export.evaluation.calibration import binned, calibration_curve, calibration_error
 from ibnorm_export.evaluation.images import ImageData, RawImage, open_images
 from ibnorm_export.evaluation.options import EvaluationOptions
@@ -21,6 +22,8 @@ from ibnorm_export.evaluation.report import ClassResult, Comparison, Confusion, 
 from ibnorm_export.evaluation.samples import Candidate, Measurement, PerSampleResult, ResultTable, Sample
 from ibnorm_export.evaluation.shares import compare_shares, share_metric
 from ibnorm_export.evaluation.statistics import bootstrap_interval
+from ibnorm_export.files import sha256_of
+from ibnorm_export.json_text import json_text
 from ibnorm_export.usable_cores import usable_cores
 
 __all__ = ["Classification", "classification_task"]
@@ -36,6 +39,12 @@ _CONFUSIONS: Final = 30
 _NONE: Final = "not a number"
 
 
+def _by_numbers(name: str) -> list[tuple[int, int, str]]:
+    """The key by which timm sorts the folders of classes: numbers in names by their value, letters without case."""
+    parts = re.split(r"(\d+)", name.lower())
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts if part]
+
+
 class Labels:
     """From the labels of the data to the classes of the model.
 
@@ -43,7 +52,7 @@ class Labels:
     order are the classes, provided that there are as many; this is how image folders are read for training.
 
     Args:
-        names: names of the classes of the data; empty if labels are numbers.
+        names: names of the classes of the data, in the order of their numbers; empty if it states none.
         known: names of the classes of the model; empty if it has none.
         classes: number of classes of the model; 0 if that is unknown.
 
@@ -55,22 +64,62 @@ class Labels:
         self.classes = classes
         self.note = ""
         self._known = tuple(known)
-        self._numbers: dict[str, int] = {}
-        places = {name: index for index, name in enumerate(known)}
-        if all(name in places for name in names):
-            self._numbers = places
-        elif all(name.isdigit() and (not classes or int(name) < classes) for name in names):
-            self._numbers = {name: int(name) for name in names}
-        elif len(names) == classes or not classes:
-            self._numbers = {name: index for index, name in enumerate(names)}
-            self.note = f"the {len(names)} class folders, sorted by name, are taken for classes 0 to {len(names) - 1}"
-        else:
-            strange = next(name for name in names if name not in places)
-            shown = f" ({', '.join(known[:3])}, ...)" if known else ""
+        self._places: dict[str, list[int]] = {}
+        for place, name in enumerate(known):
+            self._places.setdefault(name, []).append(place)
+        self._order = self._classes_of(tuple(names))
+        self._numbers = dict(zip(names, self._order, strict=True))
+
+    @property
+    def settings(self) -> str:
+        """Hash of which class each label is, and of the names that answers have."""
+        return sha256_of(json_text([self._known, self._order, self._numbers]).encode())
+
+    def _classes_of(self, names: tuple[str, ...]) -> tuple[int, ...]:
+        """The class of each name of the data."""
+        if names == self._known:  # also with a name that several classes have
+            return tuple(range(len(names)))
+        if all(name in self._places for name in names):
+            return tuple(self._place(name) for name in names)
+        if all(name.isdecimal() and (not self.classes or int(name) < self.classes) for name in names):
+            return tuple(map(int, names))
+        as_many = len(names) == self.classes or not self.classes
+        moved = any(place not in self._places.get(name, [place]) for place, name in enumerate(names))
+        if not as_many or moved:
+            strange = next(name for name in names if name not in self._places)
+            shown = f" ({', '.join(self._known[:3])}, ...)" if self._known else ""
             raise IBNormError(
-                f"the data has {len(names)} classes, among them {quoted(strange)}; the model has {classes}{shown}: "
-                "name the folders like the model's classes or by their numbers, or give data of this model's classes"
+                f"the data has {len(names)} classes, among them {quoted(strange)}; the model has "
+                f"{self.classes or len(self._known)}{shown}: name the folders like the model's classes or by their "
+                "numbers, or give data of this model's classes"
             )
+        if list(names) != sorted(names):
+            self.note = (
+                f"the {len(names)} classes of the data, in its order, are taken for classes 0 to {len(names) - 1}"
+            )
+            return tuple(range(len(names)))
+        self.note = f"the {len(names)} class folders, sorted by name, are taken for classes 0 to {len(names) - 1}"
+        if (other := sorted(names, key=_by_numbers)) != list(names):
+            own, timms = next(pair for pair in zip(names, other, strict=True) if pair[0] != pair[1])
+            self.note += (
+                f"; timm's order of folders differs ({timms} comes before {own}): if the model was trained in that "
+                "order, rename the folders to the numbers of the classes"
+            )
+        return tuple(range(len(names)))
+
+    def _place(self, name: str) -> int:
+        """The only class of a name.
+
+        Raises:
+            IBNormError: there are several.
+        """
+        first, *others = self._places[name]
+        if others:
+            raise IBNormError(
+                f"the model has several classes with the name {quoted(name)} ({listed([first, *others])}): name the "
+                "classes of the data by their numbers"
+            )
+        return first
 
     def number(self, label: int | str, where: str) -> int:
         """Number of the class of a label.
@@ -78,9 +127,15 @@ class Labels:
         Raises:
             IBNormError: the model has no such class.
         """
-        found = self._numbers.get(label) if isinstance(label, str) else label
-        if found is None and isinstance(label, str) and label in self._known:
-            found = self._known.index(label)
+        found: int | None
+        if isinstance(label, int) and self._order:
+            found = self._order[label] if 0 <= label < len(self._order) else None
+        elif isinstance(label, int):
+            found = label
+        elif label in self._numbers:
+            found = self._numbers[label]
+        else:
+            found = self._place(label) if label in self._places else None
         if found is None or found < 0 or (self.classes and found >= self.classes):
             raise IBNormError(
                 f"{where} has the label {quoted(label)}; the model has {self.classes} classes (0 to {self.classes - 1})"
@@ -88,9 +143,10 @@ class Labels:
         return found
 
     def name(self, number: int) -> str:
-        """Name of a class, or its number."""
+        """Name of a class, or its number; both if several classes have the name."""
         if 0 <= number < len(self._known):
-            return self._known[number]
+            name = self._known[number]
+            return name if len(self._places[name]) == 1 else f"{name} ({number})"
         names = {index: name for name, index in self._numbers.items()}
         return names.get(number, str(number))
 
@@ -105,6 +161,7 @@ class Classification:
         image: shape that the model takes (channels, height, width).
         batch: images that a candidate is asked about at a time.
         limit: number of images; None takes all.
+        seed: seed of the bootstrap.
     """
 
     name = "classification"
@@ -119,9 +176,11 @@ class Classification:
         image: tuple[int, ...],
         batch: int = _BATCH,
         limit: int | None = None,
+        seed: int = 0,
     ) -> None:
         self._data = data
         self._labels = labels
+        self._seed = seed
         self._preprocessing = preprocessing
         self._image = image
         self._limit = limit
@@ -133,7 +192,13 @@ class Classification:
     def settings(self) -> Mapping[str, Any]:
         """What results depend on."""
         steps = None if self._preprocessing is None else dict(self._preprocessing.settings)
-        return {"task": self.name, "batch": self.batch, "limit": self._limit, "preprocessing": steps}
+        return {
+            "task": self.name,
+            "batch": self.batch,
+            "limit": self._limit,
+            "preprocessing": steps,
+            "labels": self._labels.settings,
+        }
 
     def samples(self, start: int) -> Iterator[Sample]:
         """Yield the images from number `start` on.
@@ -224,7 +289,7 @@ class Classification:
         if samples:
             gaps = binned(confidence, correct)
             value = float(calibration_error(gaps.sum(axis=0), samples))
-            low, high = bootstrap_interval(gaps, lambda sums: calibration_error(sums, samples))
+            low, high = bootstrap_interval(gaps, lambda sums: calibration_error(sums, samples), seed=self._seed)
             # resamples add noise to the error of each bin, which raises it; the interval must contain the value
             metrics.append(Metric("calibration error", value, low=min(low, value), high=max(high, value), share=True))
         return Measurement(
@@ -252,10 +317,10 @@ class Classification:
         """Drops of top-1, which decides, and top-5, and the increase of the calibration error."""
         top1 = compare_shares("drop of top-1", table["correct"], reference=reference["correct"], max_drop=max_drop)
         top5 = compare_shares("drop of top-5", table["top5"], reference=reference["top5"], max_drop=None)
-        return top1, top5, _compare_calibration(table, reference)
+        return top1, top5, _compare_calibration(table, reference, seed=self._seed)
 
 
-def _compare_calibration(table: ResultTable, reference: ResultTable) -> Comparison:
+def _compare_calibration(table: ResultTable, reference: ResultTable, *, seed: int) -> Comparison:
     samples = len(table)
     own = binned(table["confidence"], table["correct"])
     both = np.concatenate([own, binned(reference["confidence"], reference["correct"])], axis=1)
@@ -267,7 +332,7 @@ def _compare_calibration(table: ResultTable, reference: ResultTable) -> Comparis
         )
         return difference
 
-    low, high = bootstrap_interval(both, increase)
+    low, high = bootstrap_interval(both, increase, seed=seed)
     return Comparison(
         "increase of calibration error",
         float(increase(both.sum(axis=0))),
@@ -317,6 +382,7 @@ def classification_task(
     """
     images = open_images(data)
     facts = [candidate.facts for candidate in candidates]
+    _check_same_classes(candidates)
     known = next((f.class_names for f in facts if f.class_names), ())
     classes = next((f.classes for f in facts if f.classes), len(known))
     shapes = {f.image for f in facts if f.image}
@@ -329,4 +395,27 @@ def classification_task(
         image=next(iter(shapes), ()),
         batch=options.batch or _BATCH,
         limit=options.limit,
+        seed=options.seed,
     )
+
+
+def _check_same_classes(candidates: Sequence[Candidate]) -> None:
+    """Refuse candidates that answer in different classes: one of them would be scored by the other's.
+
+    Raises:
+        IBNormError: the number or the names of their classes differ.
+    """
+    stated = [(c.name, c.facts.class_names) for c in candidates if c.facts.class_names]
+    for name, names in stated[1:]:
+        first, others = stated[0]
+        if names != others:
+            pairs = itertools.zip_longest(others, names, fillvalue="missing")
+            place, (own, other) = next((place, pair) for place, pair in enumerate(pairs) if pair[0] != pair[1])
+            raise IBNormError(
+                f"the candidates have different classes: class {place} is {quoted(own)} in {first}, and "
+                f"{quoted(other)} in {name}; evaluate them one by one, or correct id2label in config.json"
+            )
+    counts = {c.facts.classes: c.name for c in candidates if c.facts.classes}
+    if len(counts) > 1:
+        told = " and ".join(f"{number} in {name}" for number, name in counts.items())
+        raise IBNormError(f"the candidates have different numbers of classes: {told}; evaluate them one by one")

@@ -9,7 +9,6 @@ import hashlib
 import io
 import itertools
 import lzma
-import re
 import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -83,11 +82,6 @@ class ImageData(Protocol):
         """Yield the images from number `start` on."""
 
 
-def _natural(name: str) -> list[tuple[int, str | int]]:
-    """A key that sorts numbers in names by their value."""
-    return [(0, int(part)) if part.isdigit() else (1, part.lower()) for part in re.split(r"(\d+)", name) if part]
-
-
 def _hash_files(files: Iterable[Path], root: Path) -> str:
     found = hashlib.sha256()
     for file in files:
@@ -103,7 +97,7 @@ class _Folder:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self.class_names = tuple(sorted((entry.name for entry in root.iterdir() if entry.is_dir()), key=_natural))
+        self.class_names = tuple(sorted(entry.name for entry in root.iterdir() if entry.is_dir()))
         # names, because a Path takes ten times the memory of its text
         self._names = tuple(
             file.relative_to(root).as_posix()
@@ -141,7 +135,7 @@ class _Npz:
                 f"whole number for each of {images.shape[0] if images.shape else 0} images"
             )
         self.prepared = bool(np.issubdtype(images.dtype, np.floating))
-        legal = len(images.shape) == 4 if self.prepared else len(images.shape) in (3, 4)
+        legal = len(images.shape) == 4 if self.prepared else len(images.shape) == 3 or images.shape[3:] in ((3,), (4,))
         if not legal or not (self.prepared or images.dtype == np.uint8):
             raise IBNormError(
                 f"{path}: images have shape {images.shape} and dtype {images.dtype}; they must be uint8 "
@@ -213,10 +207,9 @@ class _Parquet:
                             yield RawImage(f"{file.name}:{row}", self._label_of(label), _bytes_loader(image.as_py()))
                         number, row = number + 1, row + 1
 
-    def _label_of(self, value: Any) -> int | str:
+    @staticmethod
+    def _label_of(value: Any) -> int | str:
         label = value.as_py()
-        if isinstance(label, int) and self.class_names and 0 <= label < len(self.class_names):
-            return self.class_names[label]
         return label if isinstance(label, (int, str)) else quoted(label)
 
 

@@ -37,6 +37,19 @@ _IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 #: Classes of transformers whose processors read a single number as both sides of a square.
 _SQUARE: Final = ("ViT", "DeiT", "Beit", "Swin")
 
+#: Classes of transformers whose processors take further steps, and settings that ask for some.
+_OTHER_STEPS: Final = (
+    "EfficientNet",
+    "ImageGPT",
+    "Levit",
+    "MobileViT",
+    "PPLCNet",
+    "Perceiver",
+    "PoolFormer",
+    "Siglip2",
+)
+_OTHER_SETTINGS: Final = ("do_flip_channel_order", "rescale_offset", "do_pad")
+
 
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
@@ -155,6 +168,7 @@ def find_preprocessing(folder: Path) -> Preprocessing | None:
 def _of_transformers(file: Path) -> Preprocessing:
     config = read_json(file)
     kind = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "")
+    _check_steps(file, config, kind)
     resize, shortest = None, None
     crop = _sides(file, config, "crop_size") if config.get("do_center_crop") else None
     if config.get("do_resize", True) and config.get("size") is not None:
@@ -184,6 +198,21 @@ def _of_transformers(file: Path) -> Preprocessing:
         mean=_numbers(file, "image_mean", config.get("image_mean", (0.5, 0.5, 0.5))) if normalised else None,
         std=_spreads(file, "image_std", config.get("image_std", (0.5, 0.5, 0.5))) if normalised else None,
     )
+
+
+def _check_steps(file: Path, config: Mapping[str, Any], kind: str) -> None:
+    """Refuse a processor that does more than resize, crop, scale and normalise: accuracy would be that of other images.
+
+    Raises:
+        IBNormError: it does.
+    """
+    settings = [name for name in _OTHER_SETTINGS if config.get(name)]
+    if kind.startswith(_OTHER_STEPS) or settings:
+        what = settings[0] if settings else "image_processor_type"
+        raise IBNormError(
+            f"{file}: {what} is {quoted(config[what] if settings else kind)}; this version resizes, crops, scales and "
+            "normalises, and this processor takes further steps: give prepared images in an .npz file"
+        )
 
 
 def _of_timm(file: Path, config: dict[str, Any]) -> Preprocessing:

@@ -18,6 +18,8 @@ from ibnorm_export import EvaluationOptions, IBNormError, evaluate, load
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.evaluation.calibration import binned, calibration_error
 from ibnorm_export.evaluation.classification import Labels
+from ibnorm_export.evaluation.images import open_images
+from ibnorm_export.evaluation.preprocessing import find_preprocessing
 from ibnorm_export.evaluation.report import EvaluationReport
 from ibnorm_export.evaluation.samples import ModelFacts
 from tests.support.fake_candidates import FakeCandidate
@@ -293,3 +295,110 @@ def test_an_npz_file_without_images_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "images.npz", images=np.zeros((0, 3, 8, 8), np.float32), labels=np.zeros(0, int))
     with pytest.raises(IBNormError, match=r"images.npz has no images: its array images is empty; nothing is downl"):
         run(tmp_path / "images.npz", None)
+
+
+def test_image_folders_are_the_classes_in_the_order_of_torchvision(tmp_path: Path) -> None:
+    """Plain text order, as ImageFolder and `datasets` sort, and as models are trained. timm has another."""
+    for name in ("c2", "c10", "Z"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.png").write_bytes(b"")
+    names = open_images(tmp_path).class_names
+    assert names == ("Z", "c10", "c2")
+    labels = Labels(names, (), classes=3)
+    assert [labels.number(name, "here") for name in names] == [0, 1, 2]
+    assert "timm's order of folders differs (c2 comes before Z)" in labels.note
+
+
+@pytest.mark.parametrize(
+    ("names", "known", "message"),
+    [
+        (("Cat", "ant", "bee"), ("cat", "bee", "ant"), "3 classes, among them 'Cat'; the model has 3 .cat, bee, ant"),
+        (("crane", "tench"), ("crane", "tench", "crane"), r"several classes with the name 'crane' \(0, 2\)"),
+    ],
+)
+def test_names_that_do_not_show_the_class(names: tuple[str, ...], known: tuple[str, ...], message: str) -> None:
+    """A misspelt name must not move every class, and a name of two classes must not stand for one of them."""
+    with pytest.raises(IBNormError, match=message):
+        Labels(names, known, classes=3)
+
+
+def test_numbers_of_classes_hold_where_two_classes_have_one_name() -> None:
+    """ImageNet has two classes "crane"."""
+    labels = Labels(("crane", "tench", "crane"), ("crane", "tench", "crane"), classes=3)
+    assert [labels.number(number, "here") for number in range(3)] == [0, 1, 2]
+    assert [labels.name(number) for number in range(3)] == ["crane (0)", "tench", "crane (2)"]
+    with pytest.raises(IBNormError, match="has the label -1"):
+        labels.number(-1, "here")
+
+
+def test_names_of_the_data_are_matched_with_those_of_the_model() -> None:
+    labels = Labels(("bee", "ant"), ("ant", "bee", "cat"), classes=3)
+    assert [labels.number(number, "here") for number in range(2)] == [1, 0]
+
+
+def test_results_do_not_outlive_the_classes_that_labels_meant(folder: Path, processor: Path, tmp_path: Path) -> None:
+    """Alone, the file takes the folders in their order; beside a checkpoint, its names decide."""
+    rules = {"file": by_colour, "checkpoint": lambda images: by_colour(images)[:, ::-1]}
+    named = ModelFacts(classes=3, image=(3, 8, 8), class_names=CLASSES[::-1])
+    candidates = {name: FakeCandidate(name, rule, facts=named) for name, rule in rules.items()}
+    candidates["file"].facts = ModelFacts(classes=3, image=(3, 8, 8))
+    options = EvaluationOptions(preprocessing=processor, results=tmp_path)
+    first = evaluate(candidates["file"], task="classification", data=folder, options=options)
+    assert top1(first) == pytest.approx(22 / 24)
+    both = evaluate(
+        candidates["file"], task="classification", data=folder, against=candidates["checkpoint"], options=options
+    )
+    assert [c.metrics[0].value for c in both.candidates] == [pytest.approx(22 / 24), pytest.approx(8 / 24)]
+    assert both.candidates[1].cached == 0
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"class_names": ("bee", "ant", "cat")}, "class 0 is 'ant' in one, and 'bee' in two; evaluate them one by one"),
+        ({"classes": 4}, "different numbers of classes: 3 in one and 4 in two"),
+    ],
+)
+def test_candidates_of_different_classes_are_refused(
+    folder: Path, processor: Path, facts: dict[str, object], message: str
+) -> None:
+    stated = {"classes": 3, "class_names": CLASSES, "image": (3, 8, 8)}
+    one, two = ModelFacts(**stated), ModelFacts(**{**stated, **facts})  # type: ignore[arg-type]  # facts by name
+    candidates = [FakeCandidate("one", by_colour, facts=one), FakeCandidate("two", by_colour, facts=two)]
+    options = EvaluationOptions(preprocessing=processor)
+    with pytest.raises(IBNormError, match=message):
+        evaluate(candidates, task="classification", data=folder, options=options)
+
+
+def test_bytes_whose_channels_come_first_are_refused(processor: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "images.npz", images=np.zeros((4, 3, 8, 8), np.uint8), labels=np.zeros(4, int))
+    with pytest.raises(IBNormError, match=r"images have shape \(4, 3, 8, 8\) and dtype uint8; they must be uint8"):
+        run(tmp_path / "images.npz", processor)
+
+
+@pytest.mark.parametrize(
+    ("settings", "what"),
+    [
+        (
+            {"image_processor_type": "EfficientNetImageProcessor"},
+            "image_processor_type is 'EfficientNetImageProcessor'",
+        ),
+        ({"image_processor_type": "PoolFormerImageProcessorFast"}, "image_processor_type is 'PoolFormer"),
+        ({"do_flip_channel_order": True}, "do_flip_channel_order is True"),
+    ],
+)
+def test_processors_with_further_steps_are_refused(tmp_path: Path, settings: dict[str, object], what: str) -> None:
+    config = {"size": {"height": 8, "width": 8}, **settings}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(IBNormError, match=f"{what}.*takes further steps: give prepared images in an .npz file"):
+        find_preprocessing(tmp_path)
+
+
+def test_data_without_a_readable_sample_is_refused(processor: Path, tmp_path: Path) -> None:
+    for name in CLASSES:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.png").write_bytes(b"")
+    with pytest.raises(
+        IBNormError, match=r"no sample could be read, so there is nothing to evaluate; ant/0.png: it is"
+    ):
+        run(tmp_path, processor, max_unreadable=1.0)
