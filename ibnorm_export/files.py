@@ -10,11 +10,21 @@ import tempfile
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 from ibnorm_export.errors import ExportError
 
-__all__ = ["Kind", "check_target", "has_file", "machine_of", "named_file", "new_file", "new_folder", "sha256_of"]
+__all__ = [
+    "Kind",
+    "check_target",
+    "has_file",
+    "lock_file",
+    "machine_of",
+    "named_file",
+    "new_file",
+    "new_folder",
+    "sha256_of",
+]
 
 #: Bytes of a file in which the mark of its kind must be.
 _MARK_WITHIN_BYTES: Final = 512
@@ -84,6 +94,29 @@ def check_target(target: Path, kind: Kind, *, error: type[Exception] = ExportErr
             raise error(f"{target} exists and is not {kind.name}: it would be lost. Name another file, or move it away")
     except OSError as cause:
         raise error(f"cannot replace {target}: {cause.strerror or cause}") from cause
+
+
+def lock_file(stream: IO[bytes]) -> None:
+    """Lock an open file until it is closed, or the process ends, against others that lock it.
+
+    Where the operating system or the file system has no such locks, nothing is locked.
+
+    Args:
+        stream: the file, open for writing.
+
+    Raises:
+        BlockingIOError: it is locked.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:  # a file system without locks
+        return
 
 
 def named_file(target: str | Path, example: str, *, error: type[Exception] = ExportError) -> Path:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ibnorm_export.choices import choice
 from ibnorm_export.environment import environment
-from ibnorm_export.errors import IBNormError, ModelFileError, shortened
+from ibnorm_export.errors import IBNormError, ModelFileError, quoted, shortened
 from ibnorm_export.evaluation.candidates import check_backends, open_candidate
 from ibnorm_export.evaluation.changes import changed_answers
 from ibnorm_export.evaluation.choice import choice_task
@@ -198,13 +198,13 @@ def run_task(
         folder = options.results
         if folder is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ibnorm-evaluate-")))
-        journals = {
-            candidate.name: Journal(
-                folder, candidate.name, key={"candidate": candidate.identity, **key}, columns=task.columns
-            )
-            for candidate in candidates
-        }
+        journals = {}
+        for candidate in candidates:
+            own = {"candidate": candidate.identity, **key}
+            journals[candidate.name] = journal = Journal(folder, candidate.name, key=own, columns=task.columns)
+            stack.callback(journal.close)
         _ask(task, candidates, journals=journals, max_unreadable=options.max_unreadable, progress=progress)
+        _check_same_samples(journals)
         progress("comparing", 0, 0)
         results = _results(task, candidates, journals=journals, reference=reference, max_drop=options.max_drop)
         first = next(iter(journals.values()))
@@ -236,6 +236,11 @@ def _ask(
     A batch that an earlier run left unfinished is asked about again, so that batches are the same in both runs.
     """
     for journal in journals.values():
+        if 0 < task.total < journal.done:
+            raise IBNormError(
+                f"{journal.path} has {journal.done} results for {task.total} samples: remove it, and the results are "
+                "computed again"
+            )
         if journal.done != task.total:
             journal.keep(journal.done // task.batch * task.batch)
     position = begin = min(journal.done for journal in journals.values())
@@ -259,6 +264,23 @@ def _ask(
     if not position:
         raise IBNormError("the data has no samples; give data with at least one")
     _check_unreadable(unreadable, latest, total=position, share=max_unreadable)
+
+
+def _check_same_samples(journals: Mapping[str, Journal]) -> None:
+    """Check that every candidate has a result for the same samples: those that were read once may now be unreadable.
+
+    Raises:
+        IBNormError: a sample was readable for one candidate and not for another.
+    """
+    first, *others = journals.values()
+    for journal in others:
+        for own, other in itertools.zip_longest(first.results(), journal.results()):
+            seen = [result is not None and (result.name, bool(result.unreadable)) for result in (own, other)]
+            if seen[0] != seen[1]:
+                raise IBNormError(
+                    f"{first.path} and {journal.path} do not have the same samples; they differ at "
+                    f"{quoted((own or other).name)}: remove both files, and the results are computed again"
+                )
 
 
 def _answers(task: EvaluationTask, candidate: Candidate, batch: Sequence[Sample]) -> list[PerSampleResult]:
@@ -317,6 +339,9 @@ def _results(
     for candidate in candidates:
         journal = journals[candidate.name]
         table = journal.table()
+        if not len(table):
+            name, reason = next(iter(journal.unreadable()))
+            raise IBNormError(f"no sample could be read, so there is nothing to evaluate; {name}: {reason}")
         measured = task.measure(table)
         result = CandidateResult(
             candidate.name,

@@ -12,13 +12,13 @@ import re
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 import numpy as np
 
 from ibnorm_export.errors import IBNormError, quoted, shortened
 from ibnorm_export.evaluation.samples import PerSampleResult, ResultTable
-from ibnorm_export.files import sha256_of
+from ibnorm_export.files import lock_file, sha256_of
 from ibnorm_export.parsing import parse_json
 
 __all__ = ["Journal"]
@@ -51,7 +51,8 @@ class Journal:
         self.head: dict[str, str] = {"format": str(_FORMAT), **key}
         self.columns = tuple(columns)
         plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[-60:] or "candidate"
-        short = sha256_of(json.dumps(self.head, sort_keys=True).encode())[:12]
+        own = {**self.head, **({} if plain == name else {"name": name})}  # two names may look alike in a file name
+        short = sha256_of(json.dumps(own, sort_keys=True).encode())[:12]
         self.path = folder / f"{plain}-{short}.jsonl"
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -65,24 +66,59 @@ class Journal:
 
     def _open(self) -> int:
         """Check the first line, cut off a line that an interrupted run left unfinished, and count the results."""
-        if not self.path.exists():
-            self.path.write_text(f"{json.dumps(self.head)}\n", encoding="utf-8")
-            return 0
+        self._lock: IO[bytes] | None = None
+        lines, whole = self._whole_lines()
+        self._size = whole
+        if lines and whole == self.path.stat().st_size:
+            return lines - 1
+        self._take()
+        os.truncate(self.path, whole)
+        if lines:
+            return lines - 1
+        self.path.write_text(f"{json.dumps(self.head)}\n", encoding="utf-8")
+        self._size = self.path.stat().st_size
+        return 0
+
+    def _whole_lines(self) -> tuple[int, int]:
+        """Number and bytes of the lines that end."""
         lines = whole = 0
-        with self.path.open("rb") as stream:
-            for line in stream:
-                if not line.endswith(b"\n"):
-                    break
-                if lines == 0:
-                    self._check_head(line)
-                lines += 1
-                whole += len(line)
-        if lines == 0:
-            self.path.write_text(f"{json.dumps(self.head)}\n", encoding="utf-8")
-            return 0
-        if whole < self.path.stat().st_size:
-            os.truncate(self.path, whole)
-        return lines - 1
+        if self.path.exists():
+            with self.path.open("rb") as stream:
+                for line in stream:
+                    if not line.endswith(b"\n"):
+                        break
+                    if lines == 0:
+                        self._check_head(line)
+                    lines += 1
+                    whole += len(line)
+        return lines, whole
+
+    def _take(self) -> None:
+        """Make sure that no other run writes here, before this one does.
+
+        Raises:
+            IBNormError: another one does, or has since this one read the file.
+        """
+        if self._lock is not None:
+            return
+        stream = self.path.open("ab")
+        try:
+            lock_file(stream)
+        except BlockingIOError as error:
+            stream.close()
+            raise IBNormError(
+                f"another evaluation is writing {self.path}; wait until it ends, or name another folder with --results"
+            ) from error
+        self._lock = stream
+        if self._whole_lines()[1] != self._size:
+            self.close()
+            raise IBNormError(f"another evaluation has written to {self.path} meanwhile; start the command again")
+
+    def close(self) -> None:
+        """Let other runs write here."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def _check_head(self, line: bytes) -> None:
         try:
@@ -102,6 +138,7 @@ class Journal:
         """Forget all results after the first `count`."""
         if count >= self.done:
             return
+        self._take()
         with self.path.open("rb") as stream:
             size = sum(len(next(stream)) for _ in range(count + 1))
         os.truncate(self.path, size)
@@ -116,6 +153,7 @@ class Journal:
         """
         lines = [json.dumps([r.name, r.answer, list(r.values), r.unreadable], ensure_ascii=False) for r in results]
         try:
+            self._take()
             with self.path.open("a", encoding="utf-8", errors="backslashreplace") as stream:
                 stream.write("".join(f"{line}\n" for line in lines))
         except OSError as error:

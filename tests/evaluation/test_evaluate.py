@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ibnorm_export import EvaluationOptions, IBNormError, evaluate
 from ibnorm_export.benchmark.statistics import Decision
 from ibnorm_export.evaluation.report import EvaluationReport
+from ibnorm_export.files import lock_file
 from tests.support.fake_candidates import FakeCandidate
 
 SAMPLES = 400
@@ -195,3 +196,55 @@ def test_the_time_that_is_left_is_shown(data: Path) -> None:
         progress=lambda what, done, total: shown.append(f"{what} {done}/{total}"),
     )
     assert any(text.startswith("one, ") and text.endswith(f" left 390/{SAMPLES}") for text in shown)
+
+
+def test_a_sample_that_only_one_candidate_could_read_is_an_error(data: Path, tmp_path: Path) -> None:
+    """Else their pairs are shifted against each other."""
+    run(data, candidate("reference", {3}), candidate("other", set()), results=tmp_path)
+    journal = next(tmp_path.glob("reference-*.jsonl"))
+    lines = journal.read_text(encoding="utf-8").split("\n")
+    lines[5] = json.dumps(["images.npz:4", "", [], "not enough memory"])
+    journal.write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(IBNormError, match=r"do not have the same samples; they differ at 'images.npz:4': remove both"):
+        run(data, candidate("reference", {3}), candidate("other", set()), results=tmp_path)
+
+
+def test_two_runs_do_not_write_into_one_journal(data: Path, tmp_path: Path) -> None:
+    stopped = candidate("reference", {3}, stop_after=4)
+    with pytest.raises(KeyboardInterrupt):
+        run(data, stopped, candidate("other", set()), results=tmp_path)
+    journal = next(tmp_path.glob("reference-*.jsonl"))
+    with journal.open("ab") as stream:
+        lock_file(stream)
+        with pytest.raises(IBNormError, match=r"another evaluation is writing .*reference-.*wait until it ends"):
+            run(data, candidate("reference", {3}), candidate("other", set()), results=tmp_path)
+    assert (
+        run(data, candidate("reference", {3}), candidate("other", set()), results=tmp_path).candidates[0].cached == 40
+    )
+
+
+def test_more_results_than_samples_are_refused(data: Path, tmp_path: Path) -> None:
+    run(data, candidate("reference", {3}), candidate("other", set()), results=tmp_path)
+    journal = next(tmp_path.glob("reference-*.jsonl"))
+    head, rest = journal.read_text(encoding="utf-8").split("\n", 1)
+    journal.write_text(f"{head}\n{rest}{rest}", encoding="utf-8")
+    with pytest.raises(IBNormError, match=r"has 800 results for 400 samples: remove it"):
+        run(data, candidate("reference", {3}), candidate("other", set()), results=tmp_path)
+
+
+def test_names_that_look_alike_in_a_file_name_have_their_own_journals(data: Path, tmp_path: Path) -> None:
+    same = [candidate(name, {3}, identity="one file") for name in ("моя", "твоя")]
+    report = run(data, *same, results=tmp_path)
+    assert len(list(tmp_path.glob("*.jsonl"))) == 2
+    assert [c.samples for c in report.candidates] == [SAMPLES, SAMPLES]
+
+
+def test_the_seed_draws_the_resamples(data: Path) -> None:
+    def interval(seed: int) -> tuple[float, float]:
+        options = EvaluationOptions(seed=seed)
+        report = evaluate(candidate("one", {1, 2, 3}), task="classification", data=data, options=options)
+        (error,) = (m for m in report.candidates[0].metrics if m.name == "calibration error")
+        return error.low, error.high
+
+    assert interval(1) == interval(1)
+    assert interval(1) != interval(2)
