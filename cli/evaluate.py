@@ -16,8 +16,10 @@ from ibnorm_export.runtimes.runner import Backend, Endpoint, Kernels
 
 def parse_share(text: str) -> float:
     """Parse "0.5%" or "0.005"."""
-    number, percent, _ = text.strip().partition("%")
+    number, percent, rest = text.strip().partition("%")
     try:
+        if rest:
+            raise ValueError(rest)
         return float(number) / (100.0 if percent else 1.0)
     except ValueError as error:
         raise typer.BadParameter(f"{text!r} is not a share such as 0.5% or 0.005") from error

@@ -159,6 +159,8 @@ class FolderTokenizer:
             self._tokenizer = Tokenizer.from_file(str(file))
         except Exception as error:  # the package raises bare Exception for every kind of damage
             raise ModelFileError(f"{file} is not a tokenizer: {shortened(str(error))}") from error
+        self._tokenizer.no_truncation()  # files state the length and padding of training; transformers ignores them too
+        self._tokenizer.no_padding()
         vocab = self._tokenizer.get_vocab(with_added_tokens=True)
         self.folder = folder
         """Where it is."""

@@ -28,7 +28,7 @@ from ibnorm_export.evaluation.samples import (
     Window,
 )
 from ibnorm_export.evaluation.shares import compare_shares, share_metric
-from ibnorm_export.evaluation.tokenizers import find_tokenizer
+from ibnorm_export.evaluation.tokenizers import common_positions, find_tokenizer
 from ibnorm_export.parsing import parse_json
 
 __all__ = ["Choice", "ChoiceData", "Question", "choice_task"]
@@ -231,7 +231,7 @@ def choice_task(candidates: Sequence[Candidate], data: str | Path, *, options: E
         IBNormError: there are no questions, or no tokenizer of the model.
     """
     vocabulary = min((c.facts.vocabulary for c in candidates if c.facts.vocabulary), default=0)
-    positions = min((c.facts.max_positions for c in candidates if c.facts.max_positions), default=0)
+    positions = common_positions(candidates, options.max_length)
     return Choice(
         ChoiceData(data),
         find_tokenizer(candidates, options.tokenizer, vocabulary=vocabulary),

@@ -24,7 +24,7 @@ from ibnorm_export.evaluation.options import EvaluationOptions
 from ibnorm_export.evaluation.report import ClassResult, Comparison, Metric
 from ibnorm_export.evaluation.samples import Candidate, Measurement, PerSampleResult, ResultTable, Sample
 from ibnorm_export.evaluation.shares import compare_means, mean_metric
-from ibnorm_export.evaluation.tokenizers import find_tokenizer
+from ibnorm_export.evaluation.tokenizers import common_positions, find_tokenizer
 from ibnorm_export.files import sha256_of
 from ibnorm_export.optional_packages import import_package
 
@@ -198,11 +198,15 @@ class HarnessTasks:
         lm: a model of lm_eval, for which candidates take turns.
         facts: what results depend on besides the data.
         batch: questions that a candidate is asked about at a time.
+        seed: seed of the bootstrap.
     """
 
     name = "lm-eval"
 
-    def __init__(self, tasks: Sequence[_Loaded], lm: Any, *, facts: Mapping[str, Any], batch: int) -> None:
+    def __init__(
+        self, tasks: Sequence[_Loaded], lm: Any, *, facts: Mapping[str, Any], batch: int, seed: int = 0
+    ) -> None:
+        self._seed = seed
         self._tasks = tuple(tasks)
         self._lm = lm
         self._facts = facts
@@ -271,14 +275,14 @@ class HarnessTasks:
         parts = [(task, table["task"] == index) for index, task in enumerate(self._tasks)]
         metrics = []
         if len(parts) > 1:
-            metrics.append(mean_metric("score", table["score"]))
+            metrics.append(mean_metric("score", table["score"], seed=self._seed))
             means = [float(table["score"][rows].mean()) for _, rows in parts if rows.any()]
             mean = sum(means) / len(means) if means else 0.0
             metrics.append(Metric("mean of tasks", mean, low=mean, high=mean, share=True))
         for task, rows in parts:
             for name in task.metrics if rows.any() else ():
                 label = f"{task.name} {name}" if len(parts) > 1 else name
-                metrics.append(mean_metric(label, table[name][rows]))
+                metrics.append(mean_metric(label, table[name][rows], seed=self._seed))
         classes = tuple(
             ClassResult(task.name, int(rows.sum()), float(table["score"][rows].mean()))
             for task, rows in parts
@@ -289,14 +293,14 @@ class HarnessTasks:
     def compare(self, table: ResultTable, reference: ResultTable, *, max_drop: float) -> tuple[Comparison, ...]:
         """The drop of the mean score of all questions, which decides, and of each task."""
         scores, others = table["score"], reference["score"]
-        found = [compare_means("drop of the score", scores, reference=others, max_drop=max_drop)]
+        found = [compare_means("drop of the score", scores, reference=others, max_drop=max_drop, seed=self._seed)]
         if len(self._tasks) > 1:
             for index, task in enumerate(self._tasks):
                 rows = table["task"] == index
                 if rows.any():
-                    found.append(
-                        compare_means(f"drop of {task.name}", scores[rows], reference=others[rows], max_drop=None)
-                    )
+                    own, other = scores[rows], others[rows]
+                    name = f"drop of {task.name}"
+                    found.append(compare_means(name, own, reference=other, max_drop=None, seed=self._seed))
         return tuple(found)
 
 
@@ -369,7 +373,7 @@ def harness_tasks(candidates: Sequence[Candidate], data: str | Path, *, options:
             raise IBNormError(f"task {task.task_name} runs generated code or needs images, which is not supported")
         total = len(task.eval_docs)
         loaded.append(_Loaded(task.task_name, task, min(total, options.limit or total), _metrics_of(task)))
-    positions = min((c.facts.max_positions for c in candidates if c.facts.max_positions), default=0)
+    positions = common_positions(candidates, options.max_length)
     lm = IBNormLM(
         candidates[0],
         batch_size=8,
@@ -383,7 +387,7 @@ def harness_tasks(candidates: Sequence[Candidate], data: str | Path, *, options:
         "lm_eval": import_package("lm_eval", **_EXTRA).__version__,
         "tasks": {task.name: [task.total, task.task.config.num_fewshot] for task in loaded},
     }
-    return HarnessTasks(loaded, lm, facts=facts, batch=options.batch or _BATCH)
+    return HarnessTasks(loaded, lm, facts=facts, batch=options.batch or _BATCH, seed=options.seed)
 
 
 def _content(loaded: _Loaded) -> str:

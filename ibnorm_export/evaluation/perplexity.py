@@ -35,7 +35,7 @@ from ibnorm_export.evaluation.statistics import (
     units_needed,
 )
 from ibnorm_export.evaluation.texts import Document, TextData
-from ibnorm_export.evaluation.tokenizers import find_tokenizer
+from ibnorm_export.evaluation.tokenizers import common_positions, find_tokenizer
 from ibnorm_export.progress import Progress
 
 __all__ = ["Perplexity", "perplexity_task", "windows_of"]
@@ -85,6 +85,7 @@ class Perplexity:
         stride: tokens that a window is moved by.
         batch: windows that a candidate is asked about at a time.
         limit: number of windows; None takes all.
+        seed: seed of the bootstrap.
     """
 
     name = "perplexity"
@@ -102,9 +103,11 @@ class Perplexity:
         stride: int,
         batch: int,
         limit: int | None = None,
+        seed: int = 0,
     ) -> None:
         self._data = data
         self._tokenizer = tokenizer
+        self._seed = seed
         self._max_length = max_length
         self._stride = stride
         self._limit = limit
@@ -214,11 +217,13 @@ class Perplexity:
         loss, tokens = table["loss"], table["tokens"]
         document = table["document"]
         ratios = {
-            name: bootstrap_ratio_interval(*_units(document, loss, table[name]))
+            name: bootstrap_ratio_interval(*_units(document, loss, table[name]), seed=self._seed)
             for name in ("tokens", "words", "bytes")
         }
         (token, *token_ends), (word, *word_ends), (byte, *byte_ends) = ratios.values()
-        hits, hits_low, hits_high = bootstrap_ratio_interval(*_units(document, table["greedy"], tokens))
+        hits, hits_low, hits_high = bootstrap_ratio_interval(
+            *_units(document, table["greedy"], tokens), seed=self._seed
+        )
         if token >= math.log(self._tokenizer.size) - _ROUNDING and not any(_GUESSING in note for note in self.notes):
             self.notes += (
                 f"a perplexity of {math.exp(min(token, 700.0)):.3g} {_GUESSING} {self._tokenizer.size} tokens: "
@@ -227,7 +232,9 @@ class Perplexity:
         bits = 1.0 / math.log(2.0)
         metrics = (
             _exponential("perplexity per token", token, token_ends),
-            _exponential("per word", word, word_ends),
+            _exponential("per word", word, word_ends)
+            if table["words"].any()
+            else Metric("per word", math.nan, low=math.nan, high=math.nan),
             Metric("bits per byte", byte * bits, low=byte_ends[0] * bits, high=byte_ends[1] * bits),
             Metric("next token right", hits, low=max(0.0, hits_low), high=min(1.0, hits_high), share=True),
         )
@@ -238,7 +245,8 @@ class Perplexity:
         difference = table["loss"] - reference["loss"]
         sums, weights = _units(table["document"], difference, table["tokens"])
         increase, low, high = (
-            math.expm1(value) if value < 700.0 else math.inf for value in bootstrap_ratio_interval(sums, weights)
+            math.expm1(value) if value < 700.0 else math.inf
+            for value in bootstrap_ratio_interval(sums, weights, seed=self._seed)
         )
         kind = "documents" if len(sums) != len(difference) else "windows"
         method = f"paired bootstrap over {len(sums)} {kind}"
@@ -307,12 +315,10 @@ def perplexity_task(
         IBNormError: there is no text, or no tokenizer of the model, or a window that does not suit the model.
     """
     vocabulary = min((c.facts.vocabulary for c in candidates if c.facts.vocabulary), default=0)
-    positions = min((c.facts.max_positions for c in candidates if c.facts.max_positions), default=0)
+    positions = common_positions(candidates, options.max_length)
     texts = TextData(data)
     tokenizer = find_tokenizer(candidates, options.tokenizer, vocabulary=vocabulary)
     max_length = options.max_length or min(_LONGEST, positions or _LONGEST)
-    if positions and max_length > positions:
-        raise IBNormError(f"--max-length is {max_length}; the model has {positions} positions")
     stride = max(1, max_length // 2) if options.stride is None else options.stride
     if stride >= max_length:
         raise IBNormError(
@@ -320,6 +326,14 @@ def perplexity_task(
             f"{max_length} has a context"
         )
     rows = options.batch or min(_MOST_ROWS, max(1, _LOGITS // (max_length * max(1, vocabulary or tokenizer.size))))
-    task = Perplexity(texts, tokenizer, max_length=max_length, stride=stride, batch=rows, limit=options.limit)
+    task = Perplexity(
+        texts,
+        tokenizer,
+        max_length=max_length,
+        stride=stride,
+        batch=rows,
+        limit=options.limit,
+        seed=options.seed,
+    )
     task.count(progress)
     return task

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import KW_ONLY, asdict, dataclass, field
 from typing import Any, Final
@@ -37,7 +38,7 @@ class Metric:
 
     Args:
         name: e.g. "top-1" or "perplexity per token".
-        value: the estimate.
+        value: the estimate; not a number if there is none, as for words in a text without spaces.
         low, high: ends of the 95% interval; equal to the value if the figure has none.
         share: whether it is a share, which is shown in percent.
     """
@@ -50,6 +51,8 @@ class Metric:
     share: bool = False
 
     def __str__(self) -> str:
+        if math.isnan(self.value) and math.isnan(self.low):
+            return "none"
         if self.low == self.value == self.high:
             return self._shown(self.value)
         return f"{self._shown(self.value)} ({self._shown(self.low)} to {self._shown(self.high)})"

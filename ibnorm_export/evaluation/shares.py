@@ -70,21 +70,29 @@ def _are_hits(*series: NDArray[np.float64]) -> bool:
     return all(bool(np.isin(values, (0.0, 1.0)).all()) for values in series)
 
 
-def mean_metric(name: str, scores: NDArray[np.float64]) -> Metric:
+def mean_metric(name: str, scores: NDArray[np.float64], *, seed: int = 0) -> Metric:
     """The mean of scores: a share where each is 0 or 1, else with the interval of a bootstrap.
 
     Args:
         name: name of the metric.
-        scores: (samples,), from 0 to 1.
+        scores: (samples,). Where each is from 0 to 1, the mean is shown in percent.
+        seed: seed of the bootstrap.
     """
     if _are_hits(scores):
         return share_metric(name, scores)
-    mean, low, high = bootstrap_ratio_interval(scores, np.ones_like(scores))
+    mean, low, high = bootstrap_ratio_interval(scores, np.ones_like(scores), seed=seed)
+    if ((scores < 0.0) | (scores > 1.0)).any():
+        return Metric(name, mean, low=low, high=high)
     return Metric(name, mean, low=max(0.0, low), high=min(1.0, high), share=True)
 
 
 def compare_means(
-    metric: str, scores: NDArray[np.float64], *, reference: NDArray[np.float64], max_drop: float | None
+    metric: str,
+    scores: NDArray[np.float64],
+    *,
+    reference: NDArray[np.float64],
+    max_drop: float | None,
+    seed: int = 0,
 ) -> Comparison:
     """Compare the mean scores of two candidates: as `compare_shares` where each score is 0 or 1, else by a bootstrap.
 
@@ -93,11 +101,12 @@ def compare_means(
         scores: (samples,), from 0 to 1, of the candidate.
         reference: (samples,), those of the reference.
         max_drop: the largest drop that passes; None decides nothing.
+        seed: seed of the bootstrap.
     """
     if _are_hits(scores, reference):
         return compare_shares(metric, scores, reference=reference, max_drop=max_drop)
     samples = len(scores)
-    drop, low, high = bootstrap_ratio_interval(reference - scores, np.ones_like(scores))
+    drop, low, high = bootstrap_ratio_interval(reference - scores, np.ones_like(scores), seed=seed)
     decision = None if max_drop is None else decide(low, high, max_drop=max_drop)
     needed = None
     if decision is Decision.CANNOT_TELL and max_drop is not None:

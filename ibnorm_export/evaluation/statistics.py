@@ -174,18 +174,19 @@ def bootstrap_ratio_interval(
 
     Args:
         sums: (units,), e.g. the difference of the losses of all tokens of a text.
-        weights: (units,), above 0, e.g. the number of these tokens.
+        weights: (units,), at least 0, e.g. the number of these tokens.
         seed: seed of the resamples.
 
     Returns:
-        The ratio and the ends of the interval, which are infinite for fewer than `FEWEST_UNITS` units.
+        The ratio and the ends of the interval, which are infinite for fewer than `FEWEST_UNITS` units, or if so few
+        have a weight that a resample may have none. Without any weight the ratio is not a number.
 
     Source: Efron and Tibshirani, "An Introduction to the Bootstrap", section 12.5 (bootstrap-t); Cochran, "Sampling
     Techniques", section 6.4, for the standard error of a ratio.
     """
     total = float(weights.sum())
     ratio = float(sums.sum()) / total if total > 0.0 else math.nan
-    if len(sums) < FEWEST_UNITS:
+    if len(sums) < FEWEST_UNITS or not total > 0.0:
         return ratio, -math.inf, math.inf
     sums, weights = merge_units(sums, weights)
     units = len(sums)
@@ -196,6 +197,8 @@ def bootstrap_ratio_interval(
     statistics = []
     for counts in _resamples(units, seed):
         s, w, ss, sw, ww = (counts @ columns).T
+        if not w.min() > 0.0:
+            return ratio, -math.inf, math.inf
         ratios = s / w
         errors = _ratio_error(ratios, (ss, sw, ww), total=w, units=units)
         statistics.append((ratios - ratio) / np.maximum(errors, 1e-9 * error))

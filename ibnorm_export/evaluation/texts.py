@@ -67,7 +67,7 @@ class TextData:
             )
         if self.path.is_dir():
             inside = (file for file in sorted(self.path.rglob("*")) if file.suffix.lower() in _SUFFIXES)
-            self.files = tuple(file for file in inside if file.is_file())
+            self.files = tuple(file for file in inside if file.is_file() and not _is_cache(file))
         else:
             self.files = (self.path,)
         if not self.files:
@@ -108,6 +108,11 @@ class TextData:
 
     def _name(self, file: Path) -> str:
         return file.name if file == self.path else file.relative_to(self.path).as_posix()
+
+
+def _is_cache(file: Path) -> bool:
+    """Whether a file is a result that `datasets` keeps beside a data set, whose texts it would repeat."""
+    return file.suffix == ".arrow" and file.name.startswith("cache-")
 
 
 def _plain(file: Path) -> Iterator[tuple[int, str]]:

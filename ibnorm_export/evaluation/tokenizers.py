@@ -10,10 +10,26 @@ from ibnorm_export.artifacts.tokenizer import FolderTokenizer
 from ibnorm_export.errors import IBNormError
 from ibnorm_export.evaluation.samples import Candidate
 
-__all__ = ["find_tokenizer"]
+__all__ = ["common_positions", "find_tokenizer"]
 
 #: The smallest share of the model's rows that its own tokenizer uses; models pad their vocabulary by a few percent.
 _USED_ROWS: Final = 0.9
+
+
+def common_positions(candidates: Sequence[Candidate], max_length: int | None) -> int:
+    """The longest text that every candidate takes, in tokens; 0 if that is unknown.
+
+    Args:
+        candidates: language models.
+        max_length: what the user asks for, which may not be longer.
+
+    Raises:
+        IBNormError: it is.
+    """
+    positions = min((c.facts.max_positions for c in candidates if c.facts.max_positions), default=0)
+    if positions and max_length is not None and max_length > positions:
+        raise IBNormError(f"--max-length is {max_length}; the model has {positions} positions")
+    return positions
 
 
 def find_tokenizer(candidates: Sequence[Candidate], folder: Path | None, *, vocabulary: int) -> FolderTokenizer:

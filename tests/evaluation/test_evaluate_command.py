@@ -72,6 +72,7 @@ def test_one_file_on_two_runtimes(
         (["nowhere.onnx@ort-cpu", "--data", "x"], "nowhere.onnx does not exist"),
         (["http://", "--data", "x"], "'http://' is not the address of a text endpoint; it must be http://HOST:PORT/v1"),
         (["x", "--data", "x", "--max-drop", "much"], "'much' is not a share such as 0.5% or 0.005"),
+        (["x", "--data", "x", "--max-drop", "1%0"], "'1%0' is not a share such as 0.5% or 0.005"),
     ],
 )
 def test_bad_input_is_one_line(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -217,3 +218,57 @@ def test_a_model_that_guesses_gets_a_note(tokenizer: Path, tmp_path: Path) -> No
     report = evaluate(candidates, task="perplexity", data=tmp_path / "text.txt", options=options)
     assert [note for note in report.notes if "no better than a guess among 256 tokens" in note] == list(report.notes)
     assert len(report.notes) == 1
+
+
+def test_what_a_data_set_keeps_beside_it_is_not_read(tmp_path: Path) -> None:
+    """`datasets` writes the result of `map` into the folder of the data set."""
+    arrow = pytest.importorskip("pyarrow", reason="the extra `evaluate` is not installed")
+    import pyarrow.ipc
+
+    table = arrow.table({"text": ["one text", "another"]})
+    for name in ("data-00000-of-00001.arrow", "cache-0123456789abcdef.arrow"):
+        with pyarrow.ipc.new_stream(tmp_path / name, table.schema) as stream:
+            stream.write_table(table)
+    assert [document.text for document in TextData(tmp_path).documents()] == ["one text", "another"]
+
+
+def test_a_tokenizer_that_was_saved_with_a_length_reads_whole_texts(tokenizer: Path, tmp_path: Path) -> None:
+    """transformers ignores the truncation and padding that tokenizer.json states."""
+    settings = json.loads((tokenizer / "tokenizer.json").read_text(encoding="utf-8"))
+    settings["truncation"] = {"direction": "Right", "max_length": 20, "strategy": "LongestFirst", "stride": 0}
+    settings["padding"] = {
+        "strategy": {"Fixed": 5000},
+        "direction": "Right",
+        "pad_to_multiple_of": None,
+        "pad_id": 0,
+        "pad_type_id": 0,
+        "pad_token": "!",
+    }
+    (tmp_path / "tokenizer.json").write_text(json.dumps(settings), encoding="utf-8")
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    options = EvaluationOptions(tokenizer=tmp_path, max_length=16)
+    report = evaluate(FakeCandidate("uniform", uniform), task="perplexity", data=tmp_path / "text.txt", options=options)
+    assert report.candidates[0].samples == math.ceil((len(TEXT.encode()) - 16) / 8) + 1
+    assert report.candidates[0].metrics[2].value == pytest.approx(8.0)
+
+
+@pytest.mark.parametrize("task", ["perplexity", "choice"])
+def test_more_tokens_than_positions_are_refused(tokenizer: Path, tmp_path: Path, task: str) -> None:
+    data = tmp_path / ("text.txt" if task == "perplexity" else "q.jsonl")
+    data.write_text(TEXT if task == "perplexity" else '{"question": "a", "choices": ["b", "c"], "answer": 0}\n')
+    candidate = FakeCandidate("uniform", uniform, facts=ModelFacts(max_positions=64))
+    options = EvaluationOptions(tokenizer=tokenizer, max_length=65)
+    with pytest.raises(IBNormError, match="--max-length is 65; the model has 64 positions"):
+        evaluate(candidate, task=task, data=data, options=options)
+
+
+@pytest.mark.parametrize(("text", "words"), [("ab" * 200, "none"), ("学校" * 100 + " " + "学校" * 100, r"inf|\d")])
+def test_a_text_of_few_words_has_no_interval_per_word(tokenizer: Path, tmp_path: Path, text: str, words: str) -> None:
+    """Resamples of its windows may have no word. Warnings of a division by zero are errors in tests."""
+    (tmp_path / "text.txt").write_text(text, encoding="utf-8")
+    options = EvaluationOptions(tokenizer=tokenizer, max_length=16)
+    report = evaluate(FakeCandidate("uniform", uniform), task="perplexity", data=tmp_path / "text.txt", options=options)
+    per_word = report.candidates[0].metrics[1]
+    assert re.match(words, str(per_word))
+    if words != "none":
+        assert (per_word.low, per_word.high) == (0.0, math.inf)

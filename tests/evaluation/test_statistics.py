@@ -10,6 +10,7 @@ import pytest
 from scipy import optimize, stats
 
 from ibnorm_export.benchmark.statistics import Decision
+from ibnorm_export.evaluation.shares import mean_metric
 from ibnorm_export.evaluation.statistics import (
     bootstrap_interval,
     bootstrap_ratio_interval,
@@ -162,3 +163,12 @@ def test_more_units_are_needed_for_a_drop_nearer_to_the_limit() -> None:
     assert far is not None
     assert near == pytest.approx(4 * far, rel=0.01)
     assert units_needed(100, drop=0.01, low=-0.01, high=0.03, max_drop=0.01) is None
+
+
+def test_a_mean_of_scores_beyond_one_is_no_share() -> None:
+    """Some of lm-eval's metrics go up to 100, such as bleu_max: their interval contains the mean."""
+    metric = mean_metric("bleu_max", np.linspace(0.0, 40.0, 60))
+    assert metric.value == pytest.approx(20.0)
+    assert metric.low < 20.0 < metric.high
+    assert "%" not in str(metric)
+    assert str(mean_metric("acc", np.linspace(0.0, 1.0, 60))).startswith("50.00%")
