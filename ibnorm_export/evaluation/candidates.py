@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import json
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -34,6 +37,8 @@ from ibnorm_export.runtimes.runner import Backend, Runner
 from ibnorm_export.usable_cores import usable_cores
 
 if TYPE_CHECKING:  # importing torch takes seconds, and exported files do not need it
+    from torch import nn
+
     from ibnorm_export.artifacts.loaded_model import LoadedModel
 
 __all__ = [
@@ -55,6 +60,12 @@ _PACKAGES: Final = {
     "tensorrt-rtx": "tensorrt-rtx",
     "reference": "onnx",
 }
+
+#: By how much of their range later tokens may move logits: by rounding, in a type such as fp16.
+_CAUSAL: Final = 0.01
+
+#: Packages whose modules do not change without their version, which is known, or the hash of the checkpoint.
+_KNOWN_CODE: Final = ("torch", "transformers", "timm", "torchvision", "ibnorm_export")
 
 
 class _TimedRunner:
@@ -108,6 +119,7 @@ class ModelCandidate:
         self._generator = generator
         self._threads = usable_cores() if threads is None else threads
         self._text_model: TextModel | None = None
+        self._causal = False
 
     @property
     def seconds(self) -> float:
@@ -176,6 +188,14 @@ class ModelCandidate:
             decoder = Decoder(self._runner, self._inputs)
             decoder.start(len(tokens))
             return decoder.feed(tokens)
+        logits = self._run(tokens, names)
+        if not self._causal:
+            self._check_causal(tokens, names, logits)
+            self._causal = True
+        return logits
+
+    def _run(self, tokens: NDArray[np.int64], names: set[str]) -> NDArray[Any]:
+        """Logits of a model without a cache."""
         inputs: Arrays = {"input_ids": tokens}
         if "attention_mask" in names:
             inputs["attention_mask"] = np.ones_like(tokens)
@@ -187,6 +207,25 @@ class ModelCandidate:
         if _LOGITS not in outputs or outputs[_LOGITS].ndim != 3:
             raise ModelFileError(f"{self.name} is not a language model: it has no logits for each token")
         return outputs[_LOGITS]
+
+    def _check_causal(self, tokens: NDArray[np.int64], names: set[str], logits: NDArray[Any]) -> None:
+        """Check that a later token does not change the logits before it, as it does in an encoder such as BERT.
+
+        Raises:
+            ModelFileError: it does.
+        """
+        if tokens.shape[1] < 2:
+            return
+        half = tokens.shape[1] // 2
+        others = tokens.copy()
+        others[:, half:] = (tokens[:, half:] + 1) % logits.shape[-1]
+        before = logits[:, :half].astype(np.float32)
+        change = np.abs(self._run(others, names)[:, :half].astype(np.float32) - before)
+        if change.max() > _CAUSAL * np.ptp(before):
+            raise ModelFileError(
+                f"{self.name} is not a causal language model: its predictions depend on later tokens, as those of a "
+                "masked language model do, so it has no perplexity and no log-probability of a text"
+            )
 
 
 def _class_names(folder: Path | None) -> tuple[str, ...]:
@@ -309,10 +348,54 @@ def _image(specs: Sequence[InputSpec]) -> tuple[int, ...]:
     return tuple(size for size in specs[0].shape[1:] if isinstance(size, int))
 
 
-def torch_candidate(model: LoadedModel, *, name: str) -> ModelCandidate:
-    """A checkpoint in PyTorch, in the dtype of its weights."""
-    dtype = str(next(p.dtype for p in model.module.parameters() if p.is_floating_point()))
-    facts = {"source": model.source_sha256, "backend": "torch", "version": version_of("torch"), "dtype": dtype}
+def _torch_identity(model: LoadedModel) -> str:
+    """Hash of what determines the answers of a model in PyTorch: its weights, as they are in memory, and its code.
+
+    The hash of the checkpoint's files is not enough: it does not show which of two sets of weights was chosen, what has
+    changed in memory since, or the code of a model of the user's own.
+    """
+    facts = {
+        "source": model.source_sha256,
+        "weights": _weights_hash(model.module),
+        "modules": re.sub(" at 0x[0-9a-f]+", "", repr(model.module)),
+        "code": _code_hashes(model.module),
+        "backend": "torch",
+        "version": version_of("torch"),
+    }
+    return _hash(facts)
+
+
+def _weights_hash(module: nn.Module) -> str:
+    """Hash of names, types, shapes and values."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _code_hashes(module: nn.Module) -> list[str]:
+    """Hashes of the files that define modules, other than those of packages whose versions are known."""
+    files = set()
+    for kind in {type(part) for part in module.modules()}:
+        if kind.__module__.partition(".")[0] not in _KNOWN_CODE:
+            try:
+                files.add(inspect.getsourcefile(kind))
+            except (TypeError, OSError):  # a class of a notebook has no file
+                continue
+    return sorted(sha256_of(Path(file)) for file in files if file and Path(file).is_file())
+
+
+def torch_candidate(model: LoadedModel, *, name: str, identity: str = "") -> ModelCandidate:
+    """A checkpoint in PyTorch, in the dtype of its weights.
+
+    Args:
+        model: the checkpoint.
+        name: name in the report.
+        identity: that of an earlier candidate of the same model; empty computes it, which reads all weights.
+    """
     config: Any = getattr(model.module, "config", None)
     folder = Path(model.source) if Path(model.source).is_dir() else None
     image = _image(model.inputs)
@@ -325,7 +408,7 @@ def torch_candidate(model: LoadedModel, *, name: str) -> ModelCandidate:
 
     return ModelCandidate(
         name,
-        identity=_hash(facts),
+        identity=identity or _torch_identity(model),
         facts=ModelFacts(
             folder,
             model.vocabulary or (0 if image else int(getattr(config, "vocab_size", 0) or 0)),
