@@ -128,6 +128,7 @@ def sweep(
         data=str(data),
         content=content,
         state=SweepState(folder / "sweep.json"),
+        identity=reference.identity,
         given=files,
         reports=reports,
         shared=SharedBuild(model) if shared is None else shared,
@@ -174,6 +175,7 @@ class _Sweep:
         data: where the samples are.
         content: hash of the samples.
         state: what earlier runs have done.
+        identity: hash of what determines the answers of the checkpoint.
         given, reports: exports and verifications that are there, by name.
         shared: traces the model once for several types of weights.
         candidates: the files that can be run, by name, none of which is open.
@@ -189,6 +191,7 @@ class _Sweep:
     data: str
     content: str
     state: SweepState
+    identity: str
     given: Mapping[str, ExportedModel]
     reports: Mapping[str, ParityReport]
     shared: SharedBuild
@@ -204,7 +207,7 @@ class _Sweep:
         variants = self.options.variants()
         found = []
         clock = _Clock(len(variants))
-        self.evaluated(torch_candidate(self.model, name="PyTorch"), [], clock.during("PyTorch", 0, progress))
+        self.evaluated(self._reference(), [], clock.during("PyTorch", 0, progress))
         clock.begin()
         for index, variant in enumerate(variants):
             found.append(self._file(variant, clock.during(variant.name, index, progress)))
@@ -224,6 +227,10 @@ class _Sweep:
             progress=progress,
         )
 
+    def _reference(self) -> ModelCandidate:
+        """The checkpoint, not open."""
+        return torch_candidate(self.model, name="PyTorch", identity=self.identity)
+
     def _file(self, variant: Variant, progress: Progress) -> SweptFile:
         """Do everything with one variant. What it cannot do becomes its problem."""
         options = replace(self.settings, backend=variant.backend)
@@ -233,11 +240,11 @@ class _Sweep:
             verified = self._verified(variant, exported, hashes=hashes, progress=progress)
             timed = self._timed(variant, exported, hashes=hashes, progress=progress)
             candidate = exported_candidate(exported, name=variant.name, options=options)
-            reference = torch_candidate(self.model, name="PyTorch")
-            report = self.evaluated(reference, [candidate], progress)
+            report = self.evaluated(self._reference(), [candidate], progress)
         except _PROBLEMS as error:
             return SweptFile(variant.name, problem=str(error))
         self.candidates[variant.name] = exported_candidate(exported, name=variant.name, options=options)  # not open
+        self.first = self.first or (variant, exported)  # only a file that runs: the others take turns with it
         comparison = report.candidates[1].comparisons[0]
         return SweptFile(
             variant.name,
@@ -258,7 +265,7 @@ class _Sweep:
         )
         text = self.model.task is Task.TEXT_GENERATION
         path = self.folder / (variant.file_name if text else f"{variant.file_name}.onnx")
-        facts = {"step": "export", "source": self.model.source_sha256, "options": repr(options), "text": text}
+        facts = {"step": "export", "source": self.identity, "options": repr(options), "text": text}
         facts |= {"packages": environment()["packages"]}
         before = self.state.get(**facts)
         if before is not None and (path / MODEL_FILE if text else path).is_file():
@@ -275,7 +282,7 @@ class _Sweep:
         """What the results of a file on its runtime depend on."""
         library = fused_library(variant.backend, self.settings.kernels)
         return {
-            "source": self.model.source_sha256,
+            "source": self.identity,
             "files": list(hashes),
             "backend": variant.backend,
             "library": None if library is None else sha256_of(library),
@@ -313,9 +320,7 @@ class _Sweep:
         self, variant: Variant, exported: ExportedModel, *, hashes: Sequence[str], progress: Progress
     ) -> Mapping[str, Any]:
         """Latency, in turns with the first file, so that a change of the machine's speed affects both alike."""
-        if self.first is None:
-            self.first = variant, exported
-        first_variant, first = self.first
+        first_variant, first = self.first or (variant, exported)
         threads = self.settings.threads or usable_cores()
         facts = {"step": "time", "threads": threads, "rounds": self.options.rounds, **self._facts(variant, hashes)}
         facts |= {"against": [first_variant.backend, sha256_of(first.path)], "machine": environment()["processor"]}
@@ -323,7 +328,7 @@ class _Sweep:
             return before
         pairs = {variant.name: (variant, exported)}
         if first_variant != variant:
-            pairs[first_variant.name] = self.first
+            pairs[first_variant.name] = first_variant, first
         runners = {
             name: open_runner(which.backend, file, threads=threads, kernels=self.settings.kernels)
             for name, (which, file) in pairs.items()

@@ -91,7 +91,7 @@ def recommend(files: Sequence[SweptFile], prefer: Preference) -> Recommendation:
     """Choose among the files that pass verification and evaluation.
 
     Args:
-        files: the files of a sweep, the first of which is what the others are compared with.
+        files: the files of a sweep; latencies are compared with that of the first one without a problem.
         prefer: LATENCY takes the fastest one, and of those within 5% of it the smallest; SIZE the other way round.
     """
     passing = [file for file in files if file.passes and not file.problem]
@@ -115,7 +115,7 @@ def _reasons(chosen: SweptFile, files: Sequence[SweptFile], *, prefer: Preferenc
     else:
         tie = f"; of {near} that are about as {'fast' if measures[0] == 'fastest' else 'small'}, the {measures[1]}"
         yield f"it is the {measures[0]} of {passing} files that pass verification and evaluation{tie * (near > 1)}"
-    first = files[0]
+    first = next(file for file in files if not file.problem)
     if first.name != chosen.name and first.size_bytes and not math.isnan(chosen.ratio):
         smaller = first.size_bytes / chosen.size_bytes
         yield f"it has {1.0 / smaller:.0%} of the size of {first.name} and takes {chosen.ratio:.0%} of its time"
@@ -212,7 +212,7 @@ class SweepReport(Report):
                     _verdict(file),
                 )
             )
-        compared = self.files[0].name if self.files else "the first"
+        compared = next((file.name for file in self.files if not file.problem), "the first")
         change = results[-1].comparisons[0].metric if results and results[-1].comparisons else "change"
         return ("file", "MB", "ms", f"time over {compared}", metric, change, "Pareto front", "verdict"), tuple(rows)
 

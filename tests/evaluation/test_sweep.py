@@ -5,18 +5,21 @@ from __future__ import annotations
 import re
 import shutil
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from ibnorm_export import EvaluationOptions, ExportOptions, IBNormError, LoadedModel, SweepOptions, load, sweep
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.benchmark.statistics import Decision
 from ibnorm_export.cli import main
-from ibnorm_export.errors import ExitCode
+from ibnorm_export.errors import ExitCode, ModelFileError
 from ibnorm_export.evaluation import sweep as sweep_module
+from ibnorm_export.evaluation.candidates import ModelCandidate
 from ibnorm_export.evaluation.sweep_options import Preference, parse_sweep
 from ibnorm_export.evaluation.sweep_report import SweptFile, pareto_front, recommend
 from ibnorm_export.exporter.single_file import check_quantization
@@ -156,3 +159,43 @@ def test_bad_input_is_one_line(
     _, err = capfd.readouterr()
     assert message in err
     assert len(messages(err)) == 1
+
+
+def test_times_are_those_of_the_first_file_that_runs(
+    vit_checkpoint: Path, exports: SharedExports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first file is timed, and then fails in the evaluation: no other file may be compared with it."""
+
+    def copy(model: LoadedModel, path: Path, *, options: ExportOptions, **_: object) -> ExportedModel:
+        shutil.copy(exports("vit", dtype=options.dtype).path, path)
+        return ExportedModel(path)
+
+    def evaluated(self: ModelCandidate, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        if self.name == "fp32":
+            raise ModelFileError("the runtime fails")
+        return classify(self, images)
+
+    timed: list[tuple[str, ...]] = []
+
+    def measured(runners: Mapping[str, object], *words: object, **named: object) -> object:
+        timed.append(tuple(runners))
+        return measure(runners, *words, **named)
+
+    classify, measure = ModelCandidate.classify, sweep_module.measure
+    monkeypatch.setattr(sweep_module, "verify", lambda *_, **__: FakeParity())
+    monkeypatch.setattr(sweep_module, "export_file", copy)
+    monkeypatch.setattr(sweep_module, "measure", measured)
+    monkeypatch.setattr(ModelCandidate, "classify", evaluated)
+    data = tmp_path / "val.npz"
+    rng = np.random.default_rng(0)
+    np.savez(data, images=rng.standard_normal((40, 1, 8, 8), dtype=np.float32), labels=rng.integers(0, 10, 40))
+    options = SweepOptions(("fp32", "fp16"), rounds=2)  # type: ignore[arg-type]  # names of members are legal
+    evaluation = EvaluationOptions(max_drop=0.2)
+    found = sweep(
+        load(vit_checkpoint), tmp_path / "out", task="classification", data=data, options=options, evaluation=evaluation
+    )
+    assert timed == [("fp32",), ("fp16",)]
+    assert found.files[0].problem == "the runtime fails"
+    assert found.files[1].ratio == 1.0
+    assert "time over fp16" in found.table()[0]
+    assert "fp32" not in found.recommendation.why
