@@ -366,13 +366,13 @@ def _torch_identity(model: LoadedModel) -> str:
 
 
 def _weights_hash(module: nn.Module) -> str:
-    """Hash of names, types, shapes and values."""
+    """Hash of names, types, shapes and values of parameters and buffers."""
     import torch
 
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
