@@ -29,6 +29,10 @@ __all__ = ["EndpointCandidate"]
 _TIMEOUT_S: Final = 600.0
 _LARGEST: Final = 256 << 20
 
+#: Tokens that a server needs room for beyond those that a model of this length reads: the last one that is scored, and
+#: the one that it generates.
+_ADDED: Final = 2
+
 #: What an address is made of; the name of a model after it may have other characters.
 _VISIBLE: Final = re.compile("[!-~]+")
 
@@ -95,24 +99,26 @@ class EndpointCandidate:
     def __init__(self, url: str, *, name: str = "", api_key: str = "") -> None:
         self._url = _parse_address(url)
         self._api_key = api_key
-        self.facts = ModelFacts()
         self.seconds = 0.0
-        self._model = self._choose(self._url.model)
+        self._model, longest = self._choose(self._url.model)
+        self.facts = ModelFacts(max_positions=max(0, longest - _ADDED))
         self.name = name or f"{self._model} ({self._url.host})"
         self.identity = sha256_of(json.dumps([str(self._url), self._model]).encode())
 
-    def _choose(self, wanted: str) -> str:
+    def _choose(self, wanted: str) -> tuple[str, int]:
+        """The name of a model of the server, and the longest text that it takes, in tokens; 0 if that is unknown."""
         status, answer = self._ask("GET", "/models", None)
         listed = answer.get("data") if isinstance(answer, dict) and status == http.client.OK else None
         entries = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
-        models: list[str] = [entry["id"] for entry in entries if isinstance(entry.get("id"), str)]
+        models = {entry["id"]: entry for entry in entries if isinstance(entry.get("id"), str)}
         if not models:
             raise IBNormError(f"{self._url}/models lists no model (HTTP {status}); the address must be {_LEGAL}")
-        if wanted in models:
-            return wanted
-        if wanted or len(models) > 1:
-            raise IBNormError(f"{self._url} has the models {quoted(models)}; name one: {self._url}#{models[0]}")
-        return models[0]
+        first = next(iter(models))
+        if wanted not in models and (wanted or len(models) > 1):
+            raise IBNormError(f"{self._url} has the models {quoted(list(models))}; name one: {self._url}#{first}")
+        chosen = wanted or first
+        longest = models[chosen].get("max_model_len")  # vLLM's
+        return chosen, longest if type(longest) is int and longest > _ADDED + 1 else 0
 
     def _ask(self, method: str, path: str, body: Any) -> tuple[int, Any]:
         """Status and content of an answer."""

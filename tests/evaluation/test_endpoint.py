@@ -110,6 +110,24 @@ def data(tmp_path: Path) -> Path:
     return file
 
 
+@pytest.mark.parametrize("task", ["perplexity", "choice"])
+def test_a_prompt_and_the_token_that_is_generated_fit_the_server(server: Server, data: Path, task: str) -> None:
+    """vLLM states how many tokens it takes, and refuses more."""
+    server.models = {"data": [{"id": "toy", "max_model_len": 40}]}
+    asked: list[int] = []
+
+    def answer(body: dict[str, Any]) -> tuple[int, Any]:
+        asked.extend(len(prompt) + body["max_tokens"] for prompt in body["prompt"])
+        return complete(body)
+
+    server.answer = answer
+    questions = data.parent / "questions.jsonl"
+    questions.write_text(json.dumps({"question": TEXT, "choices": ["one", "two"], "answer": 0}), encoding="utf-8")
+    texts = data if task == "perplexity" else questions
+    evaluate(server.url, task=task, data=texts, options=EvaluationOptions(tokenizer=data.parent))
+    assert 38 <= max(asked) <= 40
+
+
 def test_an_endpoint_scores_as_the_model_that_it_serves(server: Server, data: Path) -> None:
     options = EvaluationOptions(tokenizer=data.parent, max_length=32, batch=3)
     own = FakeCandidate("model", rule)
