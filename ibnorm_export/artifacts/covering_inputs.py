@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.model_limits import ModelLimits
 from ibnorm_export.artifacts.tensors import Arrays, InputSpec
-from ibnorm_export.artifacts.token_inputs import Sizes, TokenInputs, mask_holes, mask_rows, ones
+from ibnorm_export.artifacts.token_inputs import Sizes, TokenInputs, mask_holes, mask_patterns, mask_rows, ones
 from ibnorm_export.errors import listed
 
 __all__ = [
@@ -111,10 +111,10 @@ class _Planner:
             if past > 0:
                 rows = 2 if past * 2 <= LONGEST else 1
                 yield self._planned("the last slot of the cache", Sizes(rows, 1, past), padding=min(110, past // 2))
-                yield self._planned("a large batch", Sizes(MANY_ROWS, 1, min(_SHORT, past)), padding=3)
+                yield self._planned("a large batch", Sizes(MANY_ROWS, 1, min(_SHORT, past)), patterns=True)
             if past > 1 and not any(tokens > 1 and before for tokens, before in self._drawn):
                 yield self._planned("several tokens after a cache", Sizes(2, 2, min(_SHORT, past - 1)), padding=1)
-            yield self._planned("a large batch of prompts", Sizes(MANY_ROWS, self._short), padding=2)
+            yield self._planned("a large batch of prompts", Sizes(MANY_ROWS, self._short), patterns=True)
             return
         if not any(tokens == 1 for tokens, _ in self._drawn):
             yield self._planned("one token", Sizes(1, 1))
@@ -122,10 +122,17 @@ class _Planner:
         if self._has_mask:
             length = min(longest, 130)
             yield self._planned(MUCH_PADDING, Sizes(2, length), padding=min(110, length * 2 // 3), both=True)
-        yield self._planned("a large batch", Sizes(MANY_ROWS, self._short), padding=2)
+        yield self._planned("a large batch", Sizes(MANY_ROWS, self._short), patterns=self._has_mask)
 
     def _planned(
-        self, covers: str, sizes: Sizes, *, padding: int = 0, both: bool = False, holes: bool = False
+        self,
+        covers: str,
+        sizes: Sizes,
+        *,
+        padding: int = 0,
+        both: bool = False,
+        holes: bool = False,
+        patterns: bool = False,
     ) -> tuple[str, Sizes, NDArray[np.int64]]:
         sizes = sizes.fixed(self._fixed)
         mask = ones(sizes)
@@ -133,6 +140,10 @@ class _Planner:
             mask_rows(mask, padding=padding, left_only=self.has_cache and sizes.past > 0)
         if both:  # row 0 is padded on the right
             mask[0, mask.shape[1] - padding // 3 :] = 0
+        if patterns:
+            mask_patterns(mask)
+        if patterns and sizes.past:  # the tokens after a cache stay, so that they are compared
+            mask[:, sizes.past :] = 1
         if holes:
             mask_holes(mask)
         return covers, sizes, mask

@@ -14,7 +14,7 @@ from ibnorm_export.artifacts.kv_cache import positions
 from ibnorm_export.artifacts.model_limits import ModelLimits
 from ibnorm_export.artifacts.tensors import Arrays, InputSpec
 
-__all__ = ["Sizes", "TokenInputs", "mask_holes", "mask_rows", "ones"]
+__all__ = ["Sizes", "TokenInputs", "mask_holes", "mask_patterns", "mask_rows", "ones"]
 
 
 class _Ids:
@@ -128,4 +128,22 @@ def mask_holes(mask: NDArray[np.int64]) -> NDArray[np.int64]:
     while index < mask.shape[1] - 2:
         mask[0, index] = 0
         index, step = index + step, step + 3
+    return mask
+
+
+def mask_patterns(mask: NDArray[np.int64], *, columns: int = 5) -> NDArray[np.int64]:
+    """Mask the first tokens of each row in another pattern; row 0 stays whole, and a token of each row stays.
+
+    With 2^columns rows, every pattern of them is there. A single row loses its first token and the third, and the last
+    one if there are many.
+    """
+    total = mask.shape[1]
+    if len(mask) == 1:
+        mask[0, [place for place in (0, 2) if place < total - 1]] = 0
+        mask[0, total - (total > columns) :] = 0
+        return mask
+    places = min(columns, total)
+    for row in range(1, len(mask)):
+        hidden = [place for place in range(places) if row >> place & 1]
+        mask[row, hidden if len(hidden) < total else hidden[:-1]] = 0
     return mask

@@ -14,7 +14,7 @@ from ibnorm_export import IBNormSpec, models
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel
 from ibnorm_export.artifacts.metadata import Task
-from ibnorm_export.exporter.export import export
+from ibnorm_export.exporter.export import ExportOptions, export
 from ibnorm_export.verifier.options import InputCoverage
 from ibnorm_export.verifier.verify import VerifyOptions, verify
 from tests.support.checkpoints import LLAMA, VIT, save_checkpoint
@@ -37,6 +37,8 @@ def right(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[ExportedM
     ):
         model = models.load(checkpoint, task=task)
         made[name] = export(model, folder / f"{name}.onnx"), model
+    model = models.load(llama, task=Task.TEXT_GENERATION)
+    made["one row"] = export(model, folder / "one.onnx", options=ExportOptions(shape={"batch_size": 1})), model
     return made
 
 
@@ -97,6 +99,32 @@ def negate_beyond_600(proto: onnx.ModelProto) -> None:
     }
     nodes = size_above(proto, "input_ids", axis=1, limit=600)
     change_output(proto, *nodes, make("If", ["above"], ["logits"], "if", **branches))
+
+
+def ignore_padding_of_a_pattern(proto: onnx.ModelProto) -> None:
+    """Padding is ignored in rows whose first and third token are masked, and the second and fourth are not."""
+    read_instead(proto, "attention_mask", "mask")
+    make = onnx.helper.make_node
+    nodes = [make("Cast", ["attention_mask"], ["seen"], "seen", to=onnx.TensorProto.BOOL)]
+    constant(proto, "often", np.array([1, 4], np.int64))
+    nodes.append(make("Tile", ["seen", "often"], ["again"], "again"))  # a short row has four places, too
+    found = ""
+    for place, wanted in enumerate((False, True, False, True)):
+        constant(proto, f"place{place}", np.array([place], np.int64))
+        nodes.append(make("Gather", ["again", f"place{place}"], [f"token{place}"], f"token{place}", axis=1))
+        nodes.append(make("Identity" if wanted else "Not", [f"token{place}"], [f"fits{place}"], f"fits{place}"))
+        nodes.append(make("And", [found or f"fits{place}", f"fits{place}"], [f"so_far{place}"], f"so_far{place}"))
+        found = f"so_far{place}"
+    nodes.append(make("Or", ["seen", found], ["all_seen"], "all_seen"))
+    nodes.append(make("Cast", ["all_seen"], ["mask"], "mask", to=onnx.TensorProto.INT64))
+    add_first(proto, *nodes)
+
+
+def ignore_padding(proto: onnx.ModelProto) -> None:
+    read_instead(proto, "attention_mask", "mask")
+    make, one = onnx.helper.make_node, onnx.helper.make_tensor("one", onnx.TensorProto.INT64, [1], [1])
+    size = make("Shape", ["attention_mask"], ["size"], "size")
+    add_first(proto, size, make("ConstantOfShape", ["size"], ["mask"], "mask", value=one))
 
 
 def nan_above_8_rows(name: str) -> Change:
@@ -167,6 +195,9 @@ FAULTS: dict[str, tuple[str, Change, str]] = {
     "a mask off by one beyond 100": ("llama", lambda p: change_causal_mask(p, window=False), "much padding"),
     "a sliding window of 64": ("llama", lambda p: change_causal_mask(p, window=True), "the longest sequence"),
     "padding ignored above 3 rows": ("llama", ignore_padding_above_3_rows, "a large batch"),
+    "padding ignored for a pattern": ("llama", ignore_padding_of_a_pattern, "a large batch"),
+    "padding ignored for a pattern, with a cache": ("decoder", ignore_padding_of_a_pattern, "a large batch"),
+    "padding ignored in a file of one row": ("one row", ignore_padding, "a large batch"),
     "NaN above 8 rows": ("llama", nan_above_8_rows("input_ids"), "a large batch"),
     "the last id clipped": ("llama", clip_input("input_ids", np.int64(0), np.int64(126)), ""),
     "positions stop at 100": ("decoder", clip_input("position_ids", np.int64(0), np.int64(100)), "the longest prompt"),
