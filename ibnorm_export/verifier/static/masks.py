@@ -45,6 +45,13 @@ _OPERATORS: Final = {
     **dict.fromkeys(("Pow", "Sqrt", "Exp", "Log", "Reciprocal"), ("pow", "square", "sqrt", "rsqrt", "exp", "log*")),
 }
 
+#: Operators that combine truth values, and words in the names of PyTorch's operators that become them.
+_TRUTHS: Final = frozenset({"And", "Or", "Xor", "Not"})
+_TRUTH_WORDS: Final = ("and", "or", "xor", "not", "invert", "eq", "ne", "mul", "where", "masked*")
+
+#: Further combinations that a right file may have: PyTorch's code leaves them out where no token is masked.
+_MASKS: Final = 3
+
 #: Operators that give sizes, not values.
 _SIZES: Final = frozenset({"Shape", "Size"})
 
@@ -63,12 +70,18 @@ def check_masks(flow: DataFlow, coverage: Coverage) -> Iterator[Finding]:
     words = {word for name, count in operators.items() if count > 0 for word in operator_words(name)}
     # GroupQueryAttention takes the lengths of rows.
     lengths = ("ReduceSum", "Sub") if flow.exported.metadata.target is Target.ORT_GENAI else ()
+    truths = 0
     for node, source in _computed(flow):
         kind = node.proto.op_type
         parts = () if kind in lengths else _OPERATORS.get(kind, ())
         if parts and not any(is_among(part, words) for part in parts):
             what = f"the {node} computes with a mask, positions or ids ({source}) what PyTorch does not"
             yield Finding("operators", f"{what} for this checkpoint", code=FindingCode.OPERATOR_UNKNOWN)
+        truths += kind in _TRUTHS
+    known = sum(n for name, n in operators.items() if any(is_among(p, set(operator_words(name))) for p in _TRUTH_WORDS))
+    if truths > known + _MASKS:
+        what = f"the file combines truth values that follow from a mask {truths} times, and PyTorch at most {known}"
+        yield Finding("operators", f"{what} for this checkpoint", code=FindingCode.OPERATOR_UNKNOWN)
 
 
 def _computed(flow: DataFlow) -> Iterator[tuple[FlowNode, str]]:
