@@ -40,6 +40,9 @@ _SHAPE_OPERATORS: Final = frozenset(
 #: Operators that change the order of axes.
 _TURNING: Final = frozenset({"permute", "transpose"})
 
+#: Operators that multiply, which is a square where both values are the same.
+_PRODUCTS: Final = frozenset({"mul", "mul_"})
+
 #: Operators that leave the values of an input as they are, in another shape or type.
 _MOVING_OPERATORS: Final = frozenset(
     {
@@ -159,6 +162,8 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         self.identities.update(storage_identity(tensor) for tensor in tensors)
         if any(value.is_floating_point() for value in (*tensors, *made)):
             self.float_operators[name] += not self.norms
+            if name in _PRODUCTS and len(tensors) == 2 and tensors[0] is tensors[1]:
+                self.float_operators["square"] += not self.norms
             self.truncates |= name == "_to_copy" and any(v.dtype in _INTEGER_TYPES for v in made)
         if any(value.is_floating_point() and value.dtype != torch.float64 for value in made):
             self.narrow.add(str(func))

@@ -164,8 +164,8 @@ class DataFlow:
         return tuple(node for node in self._all if any(name in self.reached for name in node.outputs))
 
     @cached_property
-    def shapes(self) -> Mapping[str, tuple[int | str | None, ...]]:
-        """Sizes of the values of the main graph as ONNX infers them: a number, the name of an axis, or None."""
+    def _inferred(self) -> tuple[onnx.ValueInfoProto, ...]:
+        """Types and shapes of the values of the main graph as ONNX infers them."""
         light = light_model(self.exported.proto)
         del light.graph.value_info[:]  # what the file declares is not known to be right
         for output in light.graph.output:
@@ -174,13 +174,22 @@ class DataFlow:
             known = onnx.shape_inference.infer_shapes(light, data_prop=True).graph
         except (RuntimeError, ValueError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError):
             # `check_types` reports what is wrong
-            return {}
+            return ()
+        return (*known.input, *known.value_info, *known.output)
+
+    @cached_property
+    def _types(self) -> Mapping[str, int]:
+        return {value.name: value.type.tensor_type.elem_type for value in self._inferred}
+
+    @cached_property
+    def shapes(self) -> Mapping[str, tuple[int | str | None, ...]]:
+        """Sizes of the values of the main graph as ONNX infers them: a number, the name of an axis, or None."""
         return {
             value.name: tuple(
                 d.dim_value if d.HasField("dim_value") else d.dim_param or None
                 for d in value.type.tensor_type.shape.dim
             )
-            for value in (*known.input, *known.value_info, *known.output)
+            for value in self._inferred
             if value.type.tensor_type.HasField("shape")
         }
 
@@ -264,6 +273,15 @@ class DataFlow:
             return _run_node(node, inputs, opset=self.exported.opset)
         except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError, NotImplementedError):
             return [None] * len(node.outputs)  # the reference lacks the operator; the caller reports the constant
+
+    def converts_to(self, node: FlowNode) -> int:
+        """The element type that a Cast or a CastLike converts to; 0 for another node, and where it is not known."""
+        if node.proto.op_type == "Cast":
+            return next((int(a.i) for a in node.proto.attribute if a.name == "to"), 0)
+        if node.proto.op_type != "CastLike":
+            return 0
+        stored = self._stored.get(node.inputs[1])
+        return self._types.get(node.inputs[1], 0) if stored is None else int(stored.data_type)
 
     def norms_before(self) -> dict[str, frozenset[str]]:
         """For the first output of each reached norm node, the first outputs of the norm nodes that it depends on."""

@@ -100,8 +100,8 @@ def _uses(flow: DataFlow, name: str) -> Iterator[tuple[FlowNode, int]]:
 def _narrow_casts(flow: DataFlow, coverage: Coverage) -> Iterator[Finding]:
     """Conversions to integers that lose large ones."""
     for node in flow.nodes:
-        kind: Any = next((a.i for a in node.proto.attribute if a.name == "to"), 0)
-        narrow = node.proto.op_type == "Cast" and kind in _NARROW and _NARROW[kind] not in coverage.integers
+        kind: Any = flow.converts_to(node)
+        narrow = kind in _NARROW and _NARROW[kind] not in coverage.integers
         if narrow and not all(flow.is_constant(name) for name in node.outputs):
             what = f"the {node} converts to {onnx.TensorProto.DataType.Name(kind)}, which PyTorch does not use"
             yield Finding("types", what, code=FindingCode.CONVERSION)
@@ -111,8 +111,8 @@ def _half_casts(flow: DataFlow) -> Iterator[Finding]:
     """Conversions of data to a half type that the file is not in. A copy without rounding would not show them."""
     own = (flow.exported.dtype, flow.exported.stored_dtype)
     for node in flow.nodes:
-        kind: Any = next((a.i for a in node.proto.attribute if a.name == "to"), 0)
-        other = node.proto.op_type == "Cast" and kind in _HALF and _HALF[kind] not in own
+        kind: Any = flow.converts_to(node)
+        other = kind in _HALF and _HALF[kind] not in own
         if other and not all(flow.is_constant(name) for name in node.outputs):
             what = f"the {node} converts to {_HALF[kind]}, and the file is in {own[0]}"
             yield Finding("types", what, code=FindingCode.CONVERSION)

@@ -20,6 +20,7 @@ from ibnorm_export.verifier.checkpoint.coverage import Coverage
 from ibnorm_export.verifier.checkpoint.operator_names import is_among, operator_words
 from ibnorm_export.verifier.report import Finding
 from ibnorm_export.verifier.static.dataflow import DataFlow, FlowNode
+from ibnorm_export.verifier.static.factors import check_factors
 from ibnorm_export.verifier.static.sizes import COMPARING, check_sizes
 from ibnorm_export.verifier.weights.tool_layouts import BLOCKED_DOMAIN
 
@@ -55,7 +56,8 @@ _PARTS: Final = ("norm", "linalg*", "std*", "var*", "dist*", "cdist")
 #: What a file computes with floating-point data, and words in the names of PyTorch's operators that become it.
 _FUNCTIONS: Final = {
     **dict.fromkeys(("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal"), _CHOOSING),
-    **dict.fromkeys(("Where", "IsNaN", "IsInf"), (*_CHOOSING, "attention", "softmax", "log*")),
+    **dict.fromkeys(("Where", "IsNaN"), (*_CHOOSING, "attention", "softmax", "log*")),
+    "IsInf": _CHOOSING,
     **dict.fromkeys(("Max", "Clip"), (*_CHOOSING, "relu", "log*", "acos")),
     "Min": _CHOOSING,
     "Tanh": ("tanh", "gelu", "mish", "lstm", "gru", "rnn"),
@@ -172,6 +174,11 @@ _NOT_FLOATING: Final = frozenset(
     {"Shape", "Size", "ArgMax", "ArgMin", "NonZero", "IsNaN", "IsInf", "Not", "And", "Or", *COMPARING}
 )
 
+#: Operators that compute truth values of truth values, or move them.
+_OF_TRUTH: Final = frozenset(
+    {"Not", "And", "Or", "Xor", "Cast", "Identity", "Reshape", "Expand", "Unsqueeze", "Squeeze", "Transpose"}
+)
+
 _FLOAT_TYPES: Final = (
     onnx.TensorProto.FLOAT,
     onnx.TensorProto.FLOAT16,
@@ -202,6 +209,8 @@ def check_operators(flow: DataFlow, coverage: Coverage, *, wide_norms: bool = Fa
     expanded = flow.exported.metadata.inlined or not any(node.proto.domain == DOMAIN for node in flow.nodes)
     inlined = norms if expanded else set()
     floating = _floating(flow)
+    on_data = {word for name in coverage.float_operators for word in operator_words(name)}
+    chooses = any(is_among(part, on_data) for part in _CHOOSING)
     functions: dict[str, list[FlowNode]] = {}
     for node in flow.nodes:
         kind = node.proto.op_type
@@ -215,17 +224,46 @@ def check_operators(flow: DataFlow, coverage: Coverage, *, wide_norms: bool = Fa
             if not any(is_among(part, words) for part in _STRUCTURE[kind]):
                 what = "chooses or places values as PyTorch does not for this checkpoint"
                 yield Finding("operators", f"the {node} {what}", code=FindingCode.OPERATOR_UNKNOWN)
-        elif kind == "Cast" and node.inputs[0] in floating:
-            yield from _unknown_conversion(node, coverage)
+        elif kind in ("Cast", "CastLike") and node.inputs[0] in floating:
+            yield from _unknown_conversion(flow, node, coverage=coverage)
         elif kind not in inlined and _is_function(node, floating):
             functions.setdefault(kind, []).append(node)
+        if kind == "Where" and not chooses and _is_data(flow, node, floating):
+            what = "chooses by floating-point data, which PyTorch does not for this checkpoint"
+            yield Finding("operators", f"the {node} {what}", code=FindingCode.OPERATOR_UNKNOWN)
         for activation in _activations(node):
             functions.setdefault(activation, []).append(node)
     unfused = _unfused(coverage.float_operators, flow)
     for kind, nodes in functions.items():
         whole = any(kind in kinds for kinds in _FUSED.values())
         yield from _unknown_functions(kind, nodes, calls=coverage.float_operators if whole else unfused)
+    yield from _more_attention(flow, coverage.float_operators)
+    yield from check_factors(flow, floating, words=on_data, squares=wide_norms)
     yield from check_sizes(flow, floating, operators=coverage.operators)
+
+
+def _more_attention(flow: DataFlow, calls: Mapping[str, int]) -> Iterator[Finding]:
+    """Nodes that are a whole attention, more of them than PyTorch computes; it may compute one in several operators."""
+    nodes = [node for node in flow.nodes if node.proto.op_type in _FUSED["attention"]]
+    known = sum(count for name, count in calls.items() if {"attention", "softmax"} & set(operator_words(name)))
+    if len(nodes) > known:
+        what = f"the file has {counted(len(nodes), 'attention node')}, and PyTorch computes {known} for this checkpoint"
+        yield Finding("operators", what, code=FindingCode.OPERATOR_UNKNOWN)
+
+
+def _is_data(flow: DataFlow, where: FlowNode, floating: set[str]) -> bool:
+    """Whether a Where chooses by floating-point data; that a value which it chooses is NaN does not count."""
+    waiting = [where.inputs[0]]
+    while waiting:
+        node = flow.producer(waiting.pop())
+        if node is None:
+            continue
+        if any(name in floating for name in node.inputs):
+            if node.proto.op_type != "IsNaN" or node.inputs[0] not in where.inputs[1:]:
+                return True
+        elif node.proto.op_type in _OF_TRUTH:
+            waiting += [name for name in node.inputs if name]
+    return False
 
 
 def _unfused(calls: Mapping[str, int], flow: DataFlow) -> Mapping[str, int]:
@@ -263,11 +301,11 @@ def _unknown_functions(kind: str, nodes: list[FlowNode], *, calls: Mapping[str, 
         yield Finding("operators", f"{what} for this checkpoint", code=FindingCode.OPERATOR_UNKNOWN)
 
 
-def _unknown_conversion(node: FlowNode, coverage: Coverage) -> Iterator[Finding]:
+def _unknown_conversion(flow: DataFlow, node: FlowNode, *, coverage: Coverage) -> Iterator[Finding]:
     """A conversion of floating-point data to what PyTorch does not convert it to; `check_inputs` has half types."""
-    to: Any = next((a.i for a in node.proto.attribute if a.name == "to"), 0)
+    to: Any = flow.converts_to(node)
     whole = to in _WHOLE_TYPES and coverage.truncates
-    if to not in (*_FLOAT_TYPES, onnx.TensorProto.BOOL) and not whole:
+    if to and to not in (*_FLOAT_TYPES, onnx.TensorProto.BOOL) and not whole:
         what = f"the {node} converts floating-point data to {onnx.TensorProto.DataType.Name(to)}"
         yield Finding("types", f"{what}, which PyTorch does not", code=FindingCode.CONVERSION)
 
