@@ -50,7 +50,8 @@ def check_format(flow: DataFlow, model: LoadedModel) -> Iterator[Finding]:
     for domain in [domain for domain, count in versions.items() if count > 1]:
         yield Finding("opset", f"the file states two versions of domain {quoted(domain)}", code=FindingCode.OPSET)
     norms = [entry.version for entry in proto.opset_import if entry.domain == DOMAIN]
-    if norms and norms != [OP_VERSION]:
+    used = bool(proto.functions) or any(node.domain == DOMAIN for node in proto.graph.node)
+    if used and norms and norms != [OP_VERSION]:  # ONNX Runtime states a version of every domain that it knows
         yield Finding(
             "opset", f"the norms have version {norms[0]}; the version is {OP_VERSION}", code=FindingCode.OPSET
         )

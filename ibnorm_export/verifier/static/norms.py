@@ -35,7 +35,9 @@ def norm_nodes(flow: DataFlow) -> tuple[NormNode, ...]:
 
 
 def _module(node: NormNode, modules: Mapping[str, IBNorm]) -> str:
-    """The module of a node; its name where a tool has dropped the metadata of nodes."""
+    """The module of a node; its name where a tool has dropped the metadata of nodes, or the owner of its scale."""
+    if not node.module:
+        return node.scale.removesuffix(".weight")
     return node.module if node.module in modules else _REPEATED.sub("", node.module)
 
 
@@ -69,7 +71,10 @@ def check_norms(
             yield Finding(f"norm {node.module}", "in the file but not in the checkpoint", code=FindingCode.NORM_UNKNOWN)
             continue
         where = f"norm {path} (node {node.name})"
-        problems = (*_attribute_problems(node, modules[path]), *_affine_problems(node, modules[path], holds=holds))
+        problems = (
+            *_attribute_problems(node, modules[path]),
+            *_affine_problems(node, path, modules[path], holds=holds),
+        )
         yield from (Finding(where, problem, code=FindingCode.NORM_DIFFERS) for problem in problems)
     yield from _order_problems(flow, modules, coverage=coverage)
 
@@ -101,7 +106,9 @@ def _shown(value: object) -> str:
     return str(np.float32(value)) if isinstance(value, float) else repr(value)
 
 
-def _affine_problems(node: NormNode, module: IBNorm, *, holds: Callable[[str, Tensor], bool]) -> Iterator[str]:
+def _affine_problems(
+    node: NormNode, path: str, module: IBNorm, *, holds: Callable[[str, Tensor], bool]
+) -> Iterator[str]:
     """Scale and bias that are connected to another weight. The value counts, because tools rename."""
     for role, connected, parameter, constant in (
         ("scale", node.scale, module.weight, torch.ones),
@@ -113,7 +120,7 @@ def _affine_problems(node: NormNode, module: IBNorm, *, holds: Callable[[str, Te
             if not connected.startswith(kind):
                 yield f"{role} is connected to {connected!r}; it must be {kind}SIZE"
             continue
-        own = f"{_REPEATED.sub('', node.module)}.{'weight' if role == 'scale' else 'bias'}"
+        own = f"{path}.{'weight' if role == 'scale' else 'bias'}"
         expected = f"{kind}{module.features}" if parameter is None else own
         value = constant(module.features) if parameter is None else parameter
         if connected != expected and not holds(connected, value):
