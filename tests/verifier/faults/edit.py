@@ -222,6 +222,10 @@ class Edit:
         entry = next(p for p in self.proto.metadata_props if p.key == f"ibnorm.{key}")
         entry.value = json.dumps(value)
 
+    def claim_new(self, key: str, value: Any) -> None:
+        """Add an entry to the metadata."""
+        self.proto.metadata_props.add(key=f"ibnorm.{key}", value=json.dumps(value))
+
     def claimed(self, key: str) -> Any:
         """An entry of the metadata."""
         return json.loads(next(p.value for p in self.proto.metadata_props if p.key == f"ibnorm.{key}"))

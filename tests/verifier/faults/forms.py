@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -16,7 +16,7 @@ from ibnorm_export.artifacts.metadata import CacheKind, Task
 from ibnorm_export.artifacts.onnx_file import MODEL_FILE
 from ibnorm_export.artifacts.tensors import DType
 from ibnorm_export.artifacts.tokenizer import write_byte_tokenizer
-from ibnorm_export.exporter.companions import PREPROCESSOR
+from ibnorm_export.exporter.companions import PREPROCESSOR, WEB_FILES, WEB_FOLDER
 from ibnorm_export.exporter.export import ExportOptions
 from ibnorm_export.exporter.genai import export_genai
 from ibnorm_export.exporter.single_file import export_file
@@ -70,6 +70,7 @@ class _Recipe:
     task: Task = Task.FORWARD
     kind: str = "file"
     bits: int = 0
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 _TEXT: Final = Task.TEXT_GENERATION
@@ -88,10 +89,18 @@ FORMS: Final[dict[str, _Recipe]] = {
     "llama int8": _Recipe("llama that is sure", task=_TEXT, kind="folder", bits=8),
     "llama int4": _Recipe("llama that is sure", task=_TEXT, kind="folder", bits=4),
     "llama web": _Recipe("llama", task=_TEXT, kind="web"),
+    "llama web int8": _Recipe("llama that is sure", task=_TEXT, kind="web", bits=8),
+    "llama genai int4": _Recipe("llama that is sure", task=_TEXT, kind="genai", bits=4),
+    "llama opset 18": _Recipe("llama", options={"opset": 18}),
+    "llama one row": _Recipe("llama", options={"shape": {"batch_size": 1, "sequence_length": 16}}),
+    "llama decoder one row": _Recipe("llama", task=_TEXT, options={"shape": {"batch_size": 1}}),
+    "llama decoder fp16": _Recipe("llama", DType.FP16, task=_TEXT),
+    "llama decoder for OpenVINO": _Recipe("llama", task=_TEXT, options={"runtime": "openvino"}),
     "gpt2": _Recipe("gpt2"),
     "gpt2 bf16": _Recipe("gpt2", DType.BF16),
     "gpt2 decoder": _Recipe("gpt2", task=_TEXT, kind="folder"),
     "gpt2 decoder fp16": _Recipe("gpt2", DType.FP16, task=_TEXT, kind="folder"),
+    "gpt2 static": _Recipe("gpt2", task=_TEXT, kind="static"),
     "vit": _Recipe("vit"),
     "vit fp16": _Recipe("vit", DType.FP16),
     "vit bf16": _Recipe("vit", DType.BF16),
@@ -149,16 +158,18 @@ def form(name: str, folder: Path) -> Form:
     model = models.load(checkpoint, task=recipe.task)
     place = folder / name
     single = recipe.kind in ("file", "inlined")
-    file = place / ("right.onnx" if single else f"onnx/{MODEL_FILE}" if recipe.kind == "web" else MODEL_FILE)
+    web = f"{WEB_FOLDER}/{WEB_FILES[{8: 'q8', 4: 'q4'}.get(recipe.bits, 'fp32')]}"
+    file = place / ("right.onnx" if single else web if recipe.kind == "web" else MODEL_FILE)
     if not file.is_file():
         options = ExportOptions(
             dtype=recipe.dtype,
-            inline=recipe.kind == "inlined",
+            inline=True if recipe.kind == "inlined" else None,
             quantization=Quantization(recipe.bits) if recipe.bits else None,
             cache=CacheKind.STATIC if recipe.kind == "static" else CacheKind.DYNAMIC,
+            **recipe.options,
         )
         if recipe.kind == "genai":
-            export_genai(model, place, options=ExportOptions(dtype=recipe.dtype))
+            export_genai(model, place, options=replace(options, inline=None))
         elif recipe.kind == "web":
             export_transformers_js(model, place, options=[options])
         elif single:

@@ -29,12 +29,14 @@ from ibnorm_export.verifier.static import constants
 from ibnorm_export.verifier.static import format as static_format
 from ibnorm_export.verifier.static import inlined as static_inlined
 from ibnorm_export.verifier.static import inputs as static_inputs
+from ibnorm_export.verifier.static import masks as static_masks
 from ibnorm_export.verifier.static import norms as static_norms
 from ibnorm_export.verifier.static import numbers as static_numbers
 from ibnorm_export.verifier.static import operators as static_operators
 from ibnorm_export.verifier.static import sizes as static_sizes
 from ibnorm_export.verifier.static import verdict as static
 from ibnorm_export.verifier.static import weights as static_weights
+from ibnorm_export.verifier.static.dataflow import DataFlow
 from ibnorm_export.verifier.static.verdict import check_static
 from tests.verifier.faults.forms import form
 from tests.verifier.faults.table import KINDS, plant
@@ -166,7 +168,7 @@ MUTANTS = (
     Mutant("values stored twice", static_format, "_tensor_problems", _nothing, "a weight as bytes and", "vit"),
     Mutant("names given twice", static_format, "_repeated_names", _nothing, "an output is listed twice", "vit"),
     Mutant("parts of quantised weights", static_weights, "_part_problems", _nothing, "no zero points", "llama int8"),
-    Mutant("slices of a batch", static_sizes, "_cut_rows", _nothing, "logits of rows from 64 on are zero", "llama"),
+    Mutant("slices of a batch", static_sizes, "_cut_rows", _nothing, "early rows negated by a slice", "llama"),
     Mutant(
         "how often a function is computed",
         static_operators,
@@ -177,6 +179,12 @@ MUTANTS = (
     ),
     Mutant("operators that choose", static_operators, "_STRUCTURE", {}, "rows that a condition keeps", "vit"),
     Mutant("conversions", static_operators, "_unknown_conversion", _nothing, "a branch through text", "llama"),
+    Mutant("factors", static_operators, "check_factors", _nothing, "infinity above 2^18, by doubling", "vit"),
+    Mutant("choices by data", static_operators, "_is_data", _always(False), "a value halved where its multiple", "vit"),
+    Mutant("number of attentions", static_operators, "_more_attention", _nothing, "one attention more", "llama"),
+    Mutant("truth values of masks", static_masks, "_TRUTHS", frozenset(), "padding is ignored for one long", "llama"),
+    Mutant("types of other values", DataFlow, "converts_to", _always(0), "images' values through fp16", "vit bf16"),
+    Mutant("stated target", static, "_entry_problems", _nothing, "a target that takes no", "llama decoder fp16"),
     Mutant("domains", static_operators, "_DOMAINS", _Everything(), "one number replaced by another", "vit"),
     Mutant("data of sizes", static_sizes, "_sizes_as_data", _nothing, "rows from 64 on are zero, by Pad", "llama"),
     Mutant("names of axes", static_format, "_axis_problems", _nothing, "the mask's axis is that", "llama decoder"),

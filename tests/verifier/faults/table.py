@@ -14,10 +14,10 @@ import onnx
 
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.kv_cache import positions
-from ibnorm_export.artifacts.metadata import Target
 from ibnorm_export.artifacts.tensors import Arrays, DType
 from ibnorm_export.errors import IBNormError
 from ibnorm_export.progress import silent
+from ibnorm_export.verifier.checkpoint.samples import fixed_sizes
 from ibnorm_export.verifier.preparation import prepare
 from ibnorm_export.verifier.report import ParityReport
 from ibnorm_export.verifier.verify import VerifyOptions, check_stated, verify
@@ -25,10 +25,12 @@ from tests.verifier.faults import (
     kinds_counts,
     kinds_files,
     kinds_format,
+    kinds_forms,
     kinds_functions,
     kinds_half,
     kinds_interface,
     kinds_norms,
+    kinds_rare,
     kinds_sizes,
     kinds_text,
     kinds_values,
@@ -42,7 +44,7 @@ __all__ = ["KINDS", "Outcome", "cases", "judge", "plant"]
 
 _MODULES: Final = (
     *(kinds_weights, kinds_norms, kinds_text, kinds_values, kinds_half, kinds_functions, kinds_format, kinds_files),
-    *(kinds_sizes, kinds_interface, kinds_counts),
+    *(kinds_sizes, kinds_interface, kinds_counts, kinds_rare, kinds_forms),
 )
 
 KINDS: Final = tuple(kind for module in _MODULES for kind in module.KINDS)
@@ -159,36 +161,50 @@ def _change(planted: ExportedModel, right: Form) -> float | None:
 
 
 def _further_inputs(planted: ExportedModel, right: Form) -> Iterator[Arrays]:
-    """Legal inputs that verification does not draw: many rows, tokens that repeat, very large and constant images."""
+    """Legal inputs that verification does not draw: many rows, repeated tokens, padding, very large values."""
     rng = np.random.default_rng(99)
     model = right.model
     images = [spec for spec in model.inputs if spec.name == "pixel_values"]
     if images:
         shape = [int(n) for n in images[0].shape[1:]]
         ordinary = rng.standard_normal((70, *shape), dtype=np.float32)
-        large = 4.0 if right.dtype is DType.FP16 else 1e5
+        large = 3e4 if right.dtype is DType.FP16 else 1e7
         for image in (ordinary, ordinary[:3] * np.float32(large), np.ones((2, *shape), np.float32)):
             yield {"pixel_values": image}
         return
-    whole = planted.metadata.target is Target.ORT_GENAI
-    for rows, length in ((70, 3), (3, 159), (5, 33)):
+    fixed = fixed_sizes(planted, model)
+    whole = right.name.startswith("llama genai")
+    for rows, length in ((70, 3), (3, 159), (5, 33), (256, 9)):
+        rows, length = fixed.get("batch_size", rows), fixed.get("sequence_length", length)
         ids = rng.integers(0, _VOCABULARY, (rows, length), dtype=np.int64)
-        ids[0], ids[-1] = np.arange(length), 7
+        ids[0, : min(length, _VOCABULARY)], ids[-1] = np.arange(length), 7
         ids[rows // 2, : length // 2 * 2] = np.tile([33, 45], length // 2)
         mask = np.ones_like(ids)
         if not whole:
-            mask[1, : length // 2] = 0
+            mask[-1 if rows < 3 else 1, : length // 2] = 0
+        if not whole and rows == 256:  # every pattern of padding of eight tokens
+            mask[:, :8] = np.arange(256)[:, None] >> np.arange(8) & 1
         yield _text_inputs(model.inputs, ids, mask)
+    if any(spec.floating for spec in model.inputs):
+        past = fixed.get("batch_size", 2)
+        arrays = _text_inputs(model.inputs, np.full((past, 1), 9), np.ones((past, 7), np.int64), past=6)
+        large = 3e3 if right.dtype is DType.FP16 else 1e6
+        yield {
+            name: rng.standard_normal(array.shape, dtype=np.float32) * np.float32(large if "value" in name else 1.0)
+            if name.startswith("past_key_values.")
+            else array
+            for name, array in arrays.items()
+        }
 
 
-def _text_inputs(specs: Any, ids: Any, mask: Any) -> Arrays:
-    """Inputs of a language model without a past."""
+def _text_inputs(specs: Any, ids: Any, mask: Any, *, past: int = 0) -> Arrays:
+    """Inputs of a language model; a cache of zeros."""
     arrays: Arrays = {}
     for spec in specs:
         if spec.floating:
-            shape = (len(ids), int(spec.shape[1]), 0, int(spec.shape[3]))
+            shape = (len(ids), int(spec.shape[1]), past, int(spec.shape[3]))
             arrays[spec.name] = np.zeros(shape, np.float32)
         else:
-            named = {"input_ids": ids, "attention_mask": mask, "position_ids": positions(mask)}
+            named = {"input_ids": ids, "attention_mask": mask, "position_ids": positions(mask)[:, past:]}
             arrays[spec.name] = named[spec.name]
     return arrays
