@@ -1,8 +1,9 @@
 """Which file to ship: sweeps over the demo's two models, and over a model of SmolLM's size for its speed.
 
-The part "demo" runs `ibnorm-export demo` in a new folder, where it finds no results of an earlier run, and measures what
-its sweeps add to its time; the parts "text" and "digits" sweep its models. The model of SmolLM's size (135 M parameters, hidden size 576, 30 layers) has random weights: its size
-and speed are those of a trained one. Its perplexity means nothing, and is not recorded.
+The part "demo" runs `ibnorm-export demo` in a new folder, where it finds no results of an earlier run, and measures
+what its sweeps add to its time; the parts "text" and "digits" sweep its models. The model of SmolLM's size (135 M
+parameters, hidden size 576, 30 layers) has random weights: its size and speed are those of a trained one. Its
+perplexity means nothing, and is not recorded.
 """
 
 from __future__ import annotations
