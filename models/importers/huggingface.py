@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from ibnorm_export.models.containers import TrainingCheckpoint, fit_keys, hash_f
 from ibnorm_export.models.families.causal import CausalFamily
 from ibnorm_export.models.families.family import Family
 from ibnorm_export.models.families.stock_norms import check_replaced, check_stated
+from ibnorm_export.models.plausible_size import StoredWeights, check_counts, check_parameters
 from ibnorm_export.models.registry import TESTED, find_family
 from ibnorm_export.models.weights import nonfinite_warnings, raise_mismatch, tied_names
 from ibnorm_export.op.replace_norms import absorb_offsets, replace_norms
@@ -117,17 +119,29 @@ def _build(
     checkpoint: TrainingCheckpoint | None,
 ) -> tuple[PreTrainedModel, Mapping[str, Any]]:
     """The model with its weights, and transformers' report of the keys."""
+    source = folder / "config.json"
     try:
+        if checkpoint is None:
+            stored = StoredWeights.of_safetensors([f for f in weight_files(folder) if f.suffix == ".safetensors"])
+        else:
+            stored = StoredWeights.of_state(checkpoint.state)
+        check_counts(config, stored, source=source)
         family.check(config)
         with quiet_transformers():
             architecture = with_norms(family.architecture, norms)
+            attention = family.attention_of(config)
+            settings = architecture.config_class.from_pretrained(folder, local_files_only=True)
+            check_parameters(
+                lambda: architecture._from_config(copy.deepcopy(settings), attn_implementation=attention),
+                stored,
+                source=source,
+            )
             given: dict[str, Any] = {"use_safetensors": True}
             if checkpoint is not None:  # transformers would read a pickle itself, by other rules
-                settings = architecture.config_class.from_pretrained(folder, local_files_only=True)
                 given = {"config": settings, "state_dict": dict(checkpoint.state)}
             model, keys = architecture.from_pretrained(
                 folder if checkpoint is None else None,
-                attn_implementation=family.attention_of(config),
+                attn_implementation=attention,
                 dtype="auto",
                 ignore_mismatched_sizes=True,  # the caller reports them by name
                 local_files_only=True,

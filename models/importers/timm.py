@@ -22,6 +22,7 @@ from ibnorm_export.artifacts.tensors import Arrays, InputSpec
 from ibnorm_export.errors import CheckpointError, SpecError
 from ibnorm_export.models.containers import fit_keys, hash_files, read_checkpoint
 from ibnorm_export.models.families.images import images
+from ibnorm_export.models.plausible_size import StoredWeights, check_counts
 from ibnorm_export.models.weights import fill, nonfinite_warnings, tied_names
 from ibnorm_export.op.replace_norms import absorb_offsets, replace_norms
 from ibnorm_export.op.spec import NormConfig
@@ -99,12 +100,13 @@ def load_timm(
         CheckpointError: architecture, arguments, norms or weights do not fit.
     """
     image = _input(folder, config)
+    checkpoint = read_checkpoint(folder, weights=weights)
+    check_counts(config, StoredWeights.of_state(checkpoint.state), source=folder / "config.json")
     module = build_timm(folder, config)
     try:
         replace_norms(module, norms)
     except SpecError as error:
         raise CheckpointError(f"{folder}: {error}") from error
-    checkpoint = read_checkpoint(folder, weights=weights)
     state, stripped = fit_keys(checkpoint.state, module.state_dict().keys(), tied=tied_names(module))
     fill(module, state, source=folder)
     module.eval().requires_grad_(False)

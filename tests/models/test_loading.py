@@ -56,6 +56,22 @@ def test_paths(tmp_path: Path) -> None:
     assert_rejected(tmp_path / "w.safetensors", "--model")
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_hidden_layers": 10**49}, "num_hidden_layers is 1000"),
+        ({"num_hidden_layers": 2000}, "num_hidden_layers is 2000, but the weight files have only"),
+        ({"num_labels": 10**18}, "num_labels is 1000000000000000000, but the weight files have only"),
+        ({"vocab_size": 10**9}, "describes a model of 64,000,0"),
+        ({"intermediate_size": 10**9}, "parameters, but its weight files have only"),
+    ],
+)
+def test_a_configuration_far_larger_than_the_weights(copy: Path, settings: dict[str, int], message: str) -> None:
+    """Nothing is built that the weights could not fill: it would take all time or memory that there is."""
+    change_config(copy, lambda config: config.update(settings))
+    assert_rejected(copy, str(copy / "config.json"), message)
+
+
 @pytest.mark.parametrize("text", ["{", "", "[1]", '"x"', "[" * 100_000])
 def test_config_that_is_not_an_object(copy: Path, text: str) -> None:
     (copy / "config.json").write_text(text)
