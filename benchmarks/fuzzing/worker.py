@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import random
 import resource
@@ -16,10 +17,13 @@ from typing import Any, Final, NoReturn
 from benchmarks.fuzzing.readers import READERS, Unfit, check_message
 from ibnorm_export.errors import IBNormError
 
-__all__ = ["run_case"]
+__all__ = ["SHOW_THREADS", "run_case"]
 
 #: Seconds of processor time after which a case counts as a hang.
 _CASE_S: Final = 30.0
+
+#: On this signal the process writes what its threads do to standard error.
+SHOW_THREADS: Final = signal.SIGUSR1
 
 
 def run_case(name: str, case: int, *, corpus: Path) -> dict[str, Any]:
@@ -69,6 +73,7 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_DATA, (memory_mb << 20, memory_mb << 20))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGPROF, _too_long)
+    faulthandler.register(SHOW_THREADS)
     out = sys.stdout
     print("ready", file=out, flush=True)
     for line in sys.stdin:

@@ -22,6 +22,7 @@ from typing import Any, Final
 
 from benchmarks.fuzzing.corpus import make_corpus
 from benchmarks.fuzzing.readers import READERS
+from benchmarks.fuzzing.worker import SHOW_THREADS
 from benchmarks.report import Report
 from benchmarks.rows import Figure, Row, Target
 
@@ -35,6 +36,10 @@ _START_S: Final = 600.0
 
 #: Seconds that a process takes to end after it has closed its output.
 _END_S: Final = 5.0
+
+#: Seconds that a process takes to show what its threads do, and characters of it that are kept.
+_SHOW_S: Final = 2.0
+_SHOWN: Final = 6000
 
 #: Failures of one reader after which it is left alone.
 _ENOUGH: Final = 50
@@ -59,14 +64,16 @@ class _Worker:
     def __init__(self, corpus: Path, memory_mb: int) -> None:
         self._good = {corpus / reader.file: (corpus / reader.file).read_bytes() for reader in READERS.values()}
         self._command = [sys.executable, "-m", "benchmarks.fuzzing.worker", str(corpus), str(memory_mb)]
+        self._errors = corpus / "standard-error"
         self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
         """Start the process unless it runs, and wait until it has loaded what it needs."""
         if self._process is None:
-            self._process = subprocess.Popen(
-                self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-            )
+            with self._errors.open("w") as errors:
+                self._process = subprocess.Popen(
+                    self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+                )
             _line_within(self._process, _START_S)
 
     def ask(self, reader: str, case: int) -> dict[str, Any]:
@@ -86,11 +93,20 @@ class _Worker:
             return answer
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_END_S)
-        how = "it hangs" if process.poll() is None else f"the process ended with {process.returncode}"
+        how, where = f"the process ended with {process.returncode}", ""
+        if process.poll() is None:
+            how, where = "it hangs", self._threads(process)
         self.stop()
         for file, content in self._good.items():  # the worker could not put back what it had damaged
             file.write_bytes(content)
-        return {"failure": how, "seconds": 0.0, "peak_mb": 0.0}
+        return {"failure": how, "where": where, "seconds": 0.0, "peak_mb": 0.0}
+
+    def _threads(self, process: subprocess.Popen[str]) -> str:
+        """What the threads of a process that hangs do."""
+        before = self._errors.stat().st_size
+        process.send_signal(SHOW_THREADS)
+        time.sleep(_SHOW_S)
+        return self._errors.read_bytes()[before:].decode(errors="replace")[:_SHOWN]
 
     def stop(self) -> None:
         """End the process."""
