@@ -95,6 +95,11 @@ class LatencyVerdict(Report):
         return codes.get(self.decision)
 
     def __str__(self) -> str:
+        return f"{self.text} [{self.code}]" if self.code else self.text
+
+    @property
+    def text(self) -> str:
+        """The figures and the decision in words, without the code of the finding."""
         s = self.spread
         if self.unit_ms is None:
             text = f"ratio {ratio_text(s.ratio)} ({s.text(beside=self.budget)}); budget {self.budget_text}"
@@ -106,7 +111,7 @@ class LatencyVerdict(Report):
         text += f": {self.decision.value}"
         if self.rounds_needed is not None:
             text += f"; {self.rounds_text} would decide"
-        return f"{text} [{self.code}]" if self.code else text
+        return text
 
     @property
     def rounds_text(self) -> str:

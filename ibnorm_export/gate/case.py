@@ -54,4 +54,4 @@ class Case:
         outcome = self.outcome.value.upper() if self.red else self.outcome.value
         text = f"{outcome:11}  {self.suite}  {self.name}"
         text = f"{text}: {self.message}" if self.message else text
-        return f"{text} [{self.code}]" if self.red and self.code else text
+        return f"{text} [{self.code}]" if self.code and self.outcome is not Outcome.SKIPPED else text

@@ -73,7 +73,7 @@ def latency_case(
                 suite,
                 what,
                 outcome=OUTCOMES[verdict.decision],
-                message="; ".join((str(verdict), *judged.notes)),
+                message="; ".join((verdict.text, *judged.notes)),
                 seconds=time.perf_counter() - start,
                 figures={**verdict.to_dict(), **_speed(prepared, budget, ms=judged.ms)},
                 code=verdict.code,
