@@ -21,7 +21,7 @@ class SummaryRow:
         export: name of the export.
         backend: what ran it.
         dtype: type of the file.
-        verdict: the verdict of the comparison.
+        verdict: fail if the comparison, a limit, a budget or an evaluation failed.
         excess: the largest error of an output, as a share of its tolerance.
         output: that output.
         size_bytes: size of the file with its weights.
@@ -60,6 +60,7 @@ def summary_rows(cases: Sequence[Case], parity: Mapping[str, ParityReport]) -> t
     """One row for each comparison, with the first time that was measured of the same file on the same backend."""
     sizes = {case.suite: case.figures["size_bytes"] for case in cases if "size_bytes" in case.figures}
     times: dict[str, Mapping[str, Any]] = {}
+    red = {case.suite for case in cases if case.red}
     for case in cases:
         if "ms" in case.figures:
             times.setdefault(case.suite, case.figures)
@@ -70,15 +71,17 @@ def summary_rows(cases: Sequence[Case], parity: Mapping[str, ParityReport]) -> t
             continue
         backend = numeric.backend
         export = key.removesuffix(parity_key("", backend))
+        suite = f"{export}.{backend}"
+        suites = {f"{export}.static", suite, f"{suite}.layers", f"{suite}.latency", f"{suite}.evaluate"}
         worst = max(numeric.outputs, key=lambda output: output.excess, default=None)
-        found = times.get(f"{export}.{backend}.latency", {})
+        found = times.get(f"{suite}.latency", {})
         speed = {name: found.get(name) for name in ("ms", "tokens_per_s", "samples_per_s", "against")}
         rows.append(
             SummaryRow(
                 export,
                 backend,
                 dtype=numeric.dtype,
-                verdict="pass" if report else "fail",
+                verdict="pass" if report and not suites & red else "fail",
                 excess=None if worst is None else worst.excess,
                 output="" if worst is None else worst.name,
                 size_bytes=sizes.get(export),

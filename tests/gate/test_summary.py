@@ -58,6 +58,19 @@ def test_a_row_has_error_size_time_and_speed() -> None:
     assert other[5:] == ("3.45", "", "", "")
 
 
+@pytest.mark.parametrize("suite", ["a.static", "a.ort-cpu", "a.ort-cpu.latency", "a.ort-cpu.evaluate"])
+def test_a_row_fails_with_each_of_its_cases(suite: str) -> None:
+    """A limit of the check's own, a budget or an evaluation may fail where the comparison passes."""
+    verdicts = {
+        outcome: [row.verdict for row in summary_rows([EXPORT, Case(suite, "limit", outcome=outcome)], COMPARED)]
+        for outcome in Outcome
+    }
+    for outcome in (Outcome.FAIL, Outcome.ERROR):
+        assert verdicts[outcome] == ["fail", "fail" if suite == "a.static" else "pass"]
+    for outcome in (Outcome.PASS, Outcome.SKIPPED, Outcome.CANNOT_TELL):
+        assert verdicts[outcome] == ["pass", "pass"]
+
+
 def test_what_no_row_has_gets_no_column() -> None:
     heads, _ = summary_table(summary_rows([], COMPARED))
     assert heads == ("export", "backend", "type", "verdict", "error of tolerance")
