@@ -23,7 +23,7 @@ __all__ = ["TritonBinary", "backend_folder", "find_triton", "python_environment"
 
 _INSTALL: Final = (
     "pip install --no-deps nvidia-pytriton==0.7.0 (the binary, 150 MB), or put tritonserver on PATH, or start the "
-    "container that the repository's README.md names"
+    "container that README.md names in the folder of `ibnorm-export package`"
 )
 _PACKAGE: Final = "nvidia-pytriton"
 
