@@ -148,8 +148,9 @@ FORMS = {
 #: value of a block, in each of two layers.
 _ROUNDED = 5e-2
 
-#: Runtimes that do, on some processors. The others keep them in float32.
-_ROUND_ACTIVATIONS = ("onnxruntime", Backend.ORT_CPU, Backend.ORT_NODE)
+#: Runtimes that do, on some processors, or in WebGPU for inner sizes that are multiples of 128. The others keep them in
+#: float32.
+_ROUND_ACTIVATIONS = ("onnxruntime", Backend.ORT_CPU, Backend.ORT_NODE, "ort-webgpu")
 
 #: Largest error of runtimes whose functions are approximations: MNN's erf has an absolute error of about 1e-6.
 _APPROXIMATE = {"mnn": 5e-6}
