@@ -171,8 +171,13 @@ function shrink() {
   seen.drawImage(
     ink.canvas, box.left, box.top, box.width, box.height, (SIZE - width) / 2, (SIZE - height) / 2, width, height,
   );
-  const { data } = seen.getImageData(0, 0, SIZE, SIZE);
-  return Uint8ClampedArray.from({ length: SIZE * SIZE }, (_, i) => data[4 * i]);
+  const image = seen.getImageData(0, 0, SIZE, SIZE);
+  const grey = Array.from({ length: SIZE * SIZE }, (_, i) => image.data[4 * i]);
+  const brightest = Math.max(...grey, 1); // a thin stroke has become grey, but the digits of the training are white
+  const pixels = Uint8ClampedArray.from(grey, (value) => (255 * value) / brightest);
+  pixels.forEach((value, i) => image.data.set([value, value, value], 4 * i));
+  seen.putImageData(image, 0, 0);
+  return pixels;
 }
 
 async function classify() {
