@@ -217,9 +217,9 @@ class ModelCandidate:
         if tokens.shape[1] < 2:
             return
         half = tokens.shape[1] // 2
-        others = tokens.copy()
-        others[:, half:] = (tokens[:, half:] + 1) % logits.shape[-1]
-        before = logits[:, :half].astype(np.float32)
+        others = tokens[:1].copy()
+        others[:, half:] = (others[:, half:] + 1) % logits.shape[-1]
+        before = logits[:1, :half].astype(np.float32)
         change = np.abs(self._run(others, names)[:, :half].astype(np.float32) - before)
         if change.max() > _CAUSAL * np.ptp(before):
             raise ModelFileError(
