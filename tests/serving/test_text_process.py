@@ -32,7 +32,11 @@ def worker_of(server: Running) -> psutil.Process:
 
 
 def begin(server: Running) -> Any:
-    """A stream that has received its first piece, and that takes long to finish because others run at the same time."""
+    """A stream that has received its first piece, and that takes long to finish because others run at the same time.
+
+    The worker gives way to the client: on a busy machine it would else finish all texts before the client goes on.
+    """
+    worker_of(server).nice(19)
     client = openai.OpenAI(base_url=f"http://{server.http}/v1", api_key="none", max_retries=0, timeout=PATIENCE_S)
     asked: Any = {"model": "noise", "prompt": "import", "max_tokens": 500, "temperature": 0, "stream": True}
     streams = [client.completions.create(**asked) for _ in range(8)]
