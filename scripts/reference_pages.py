@@ -23,6 +23,7 @@ from ibnorm_export.artifacts.metadata import METADATA_FORMAT, ModelMetadata, Qua
 from ibnorm_export.cli.help_page import parameter_entry, parameter_groups
 from ibnorm_export.cli.main import COMMANDS, app
 from ibnorm_export.errors import ExitCode
+from ibnorm_export.findings.code import FindingCode
 from ibnorm_export.gate import config
 
 __all__ = ["PAGES"]
@@ -446,6 +447,8 @@ def _json_type(schema: dict[str, Any]) -> str:
         return code(schema["$ref"].rpartition("/")[2])
     if "anyOf" in schema:
         return " or ".join(dict.fromkeys(_json_type(kind) for kind in schema["anyOf"]))
+    if schema.get("enum") == [str(member) for member in FindingCode]:
+        return "[code of a finding](findings.md)"
     if "const" in schema or "enum" in schema:
         return ", ".join(code(value) for value in schema.get("enum", [schema.get("const")]))
     if schema.get("type") == "array" and isinstance(schema.get("items"), dict):

@@ -108,6 +108,12 @@ def test_every_schema_is_published(site: Path) -> None:
         assert published == json_schema(command)
 
 
+def test_the_codes_of_findings_are_listed_on_their_page_only() -> None:
+    page = PAGES["reference/json.md"]()
+    assert "IBN101" not in page
+    assert "| `code` | [code of a finding](findings.md) or null |" in page
+
+
 def test_the_pictures_are_those_of_the_script() -> None:
     for name, narrow in DRAWN.items():
         assert (ASSETS / name).read_text(encoding="utf-8") == way(narrow=narrow)
