@@ -185,6 +185,18 @@ def test_labels_of_points_stay_between_the_axes_and_apart() -> None:
     assert min(below - above for above, below in itertools.pairwise(heights)) > 10.0
 
 
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [
+        (["vit.onnx", "vit.fp16.onnx"], ["vit.onnx", "vit.fp16.onnx"]),
+        (["vit.layers.0.layernorm_after", "vit.layers.1"], ["0.layernorm_after", "1"]),
+    ],
+)
+def test_names_of_rows_are_cut_only_where_one_is_too_long(names: list[str], shown: list[str]) -> None:
+    plot = dots("t", "x", names=names, series={"one": [1.0, 2.0]})
+    assert set(shown) <= set(re.findall(r"<text [^>]*>([^<]*)<", plot))
+
+
 def test_an_error_that_is_no_number_or_missing() -> None:
     plot = tolerance_dots("t", names=["a", "b"], series={"fused": [float("inf"), float("nan")]})
     assert "1 of 1 errors" in plot

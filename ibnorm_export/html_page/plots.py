@@ -103,10 +103,10 @@ class Point:
 
 
 def _row_labels(names: Sequence[str]) -> list[str]:
-    """Names without the part that all begin with, and with "…" in the middle of those that remain too long."""
+    """Names, where one is too long without the part that all begin with, and with "…" in those that remain too long."""
     shared = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(min(names), max(names), strict=False))
     common = "".join(one for one, _ in shared) if len(set(names)) > 1 else ""
-    common = common[: common.rfind(".") + 1]
+    common = common[: common.rfind(".") + 1] if max(map(len, names), default=0) > _ROW_LIMIT else ""
     labels, half = [], _ROW_LIMIT // 2
     for name in names:
         name = printable(name.removeprefix(common))
