@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
-import json
-import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -24,6 +20,7 @@ from ibnorm_export.artifacts.tokenizer import read_json
 from ibnorm_export.environment import version_of
 from ibnorm_export.errors import IBNormError, ModelFileError, quoted
 from ibnorm_export.evaluation.endpoint_candidate import EndpointCandidate
+from ibnorm_export.evaluation.identity import hash_of, torch_identity
 from ibnorm_export.evaluation.options import EvaluationOptions
 from ibnorm_export.evaluation.samples import Candidate, ModelFacts, TokenScores, Window
 from ibnorm_export.evaluation.scoring import score_tokens
@@ -37,8 +34,6 @@ from ibnorm_export.runtimes.runner import Backend, Runner
 from ibnorm_export.usable_cores import usable_cores
 
 if TYPE_CHECKING:  # importing torch takes seconds, and exported files do not need it
-    from torch import nn
-
     from ibnorm_export.artifacts.loaded_model import LoadedModel
 
 __all__ = [
@@ -63,9 +58,6 @@ _PACKAGES: Final = {
 
 #: By how much of their range later tokens may move logits: by rounding, in a type such as fp16.
 _CAUSAL: Final = 0.01
-
-#: Packages whose modules do not change without their version, which is known, or the hash of the checkpoint.
-_KNOWN_CODE: Final = ("torch", "transformers", "timm", "torchvision", "ibnorm_export")
 
 
 class _TimedRunner:
@@ -264,7 +256,7 @@ def exported_candidate(exported: ExportedModel, *, name: str, options: Evaluatio
     specs = input_specs(exported)
     return ModelCandidate(
         name,
-        identity=_hash(facts),
+        identity=hash_of(facts),
         facts=ModelFacts(
             folder,
             last if len(shape) == 3 else 0,
@@ -309,7 +301,7 @@ def genai_candidate(exported: ExportedModel, *, name: str, options: EvaluationOp
     facts = [ours.identity, sha256_of(config), version_of("onnxruntime-genai")]
     return ModelCandidate(
         name,
-        identity=_hash({"backend": Target.ORT_GENAI, "facts": facts}),
+        identity=hash_of({"backend": Target.ORT_GENAI, "facts": facts}),
         facts=ours.facts,
         inputs=[spec for spec in input_specs(exported) if spec.name == "input_ids"],
         opener=lambda: _GenaiRunner(folder, options.threads),
@@ -348,46 +340,6 @@ def _image(specs: Sequence[InputSpec]) -> tuple[int, ...]:
     return tuple(size for size in specs[0].shape[1:] if isinstance(size, int))
 
 
-def _torch_identity(model: LoadedModel) -> str:
-    """Hash of what determines the answers of a model in PyTorch: its weights, as they are in memory, and its code.
-
-    The hash of the checkpoint's files is not enough: it does not show which of two sets of weights was chosen, what has
-    changed in memory since, or the code of a model of the user's own.
-    """
-    facts = {
-        "source": model.source_sha256,
-        "weights": _weights_hash(model.module),
-        "modules": re.sub(" at 0x[0-9a-f]+", "", repr(model.module)),
-        "code": _code_hashes(model.module),
-        "backend": "torch",
-        "version": version_of("torch"),
-    }
-    return _hash(facts)
-
-
-def _weights_hash(module: nn.Module) -> str:
-    """Hash of names, types, shapes and values of parameters and buffers."""
-    import torch
-
-    digest = hashlib.sha256()
-    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _code_hashes(module: nn.Module) -> list[str]:
-    """Hashes of the files that define modules, other than those of packages whose versions are known."""
-    files = set()
-    for kind in {type(part) for part in module.modules()}:
-        if kind.__module__.partition(".")[0] not in _KNOWN_CODE:
-            try:
-                files.add(inspect.getsourcefile(kind))
-            except (TypeError, OSError):  # a class of a notebook has no file
-                continue
-    return sorted(sha256_of(Path(file)) for file in files if file and Path(file).is_file())
-
-
 def torch_candidate(model: LoadedModel, *, name: str, identity: str = "") -> ModelCandidate:
     """A checkpoint in PyTorch, in the dtype of its weights.
 
@@ -408,7 +360,7 @@ def torch_candidate(model: LoadedModel, *, name: str, identity: str = "") -> Mod
 
     return ModelCandidate(
         name,
-        identity=identity or _torch_identity(model),
+        identity=identity or torch_identity(model),
         facts=ModelFacts(
             folder,
             model.vocabulary or (0 if image else int(getattr(config, "vocab_size", 0) or 0)),
@@ -429,10 +381,6 @@ def _generate_in_torch(model: LoadedModel) -> TextModel:
     from ibnorm_export.models.loading import load
 
     return open_checkpoint(load(model.source, task=Task.TEXT_GENERATION))
-
-
-def _hash(facts: dict[str, Any]) -> str:
-    return sha256_of(json.dumps(facts, sort_keys=True).encode())
 
 
 def open_candidate(
