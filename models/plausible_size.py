@@ -60,7 +60,8 @@ class StoredWeights:
         sizes: list[int] = []
         for path in files:
             with safe_open(path, framework="pt") as file:
-                sizes += [math.prod(file.get_slice(name).get_shape()) for name in file.keys()]  # noqa: SIM118
+                names = list(file.keys())  # the file is no mapping
+                sizes += [math.prod(file.get_slice(name).get_shape()) for name in names]
         return cls(len(sizes), sum(sizes))
 
 
