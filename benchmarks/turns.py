@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from benchmarks.rows import Figure
 from ibnorm_export.benchmark.statistics import Spread, paired
 
-__all__ = ["REST_S", "Times", "compare", "ms", "share_threads", "take_turns", "timed"]
+__all__ = ["REST_S", "Times", "compare", "ms", "pin_threads", "share_threads", "take_turns", "timed"]
 
 #: Rest of a candidate before its turn, in seconds. ONNX Runtime's threads keep spinning after a run; on two cores they
 #: slow the next candidate by up to 30%.
@@ -23,14 +23,20 @@ REST_S: Final = 0.15
 Times = Mapping[str, NDArray[np.float64]]
 
 
-def share_threads(count: int) -> None:
-    """Give every candidate the same `count` threads on the same cores; call it before any session is opened."""
-    import onnxruntime
+def pin_threads(count: int) -> None:
+    """Keep this process and its threads on `count` cores; call it before any session is opened."""
     import torch
 
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
     torch.set_num_threads(count)
+
+
+def share_threads(count: int) -> None:
+    """Like `pin_threads`, with one pool of `count` threads for all sessions, which must not ask for their own."""
+    import onnxruntime
+
+    pin_threads(count)
     onnxruntime.set_global_thread_pool_sizes(count, 1)
 
 

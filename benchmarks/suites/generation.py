@@ -31,7 +31,7 @@ from onnxruntime_genai.models.builders.llama import LlamaModel
 
 from benchmarks.report import Report
 from benchmarks.rows import Figure, Row, Target
-from benchmarks.turns import compare, ms, share_threads, take_turns, timed
+from benchmarks.turns import compare, ms, pin_threads, take_turns, timed
 from ibnorm_export import IBNormSpec, models
 from ibnorm_export.benchmark.generation import Times, time_stage
 from ibnorm_export.exporter.export import ExportOptions
@@ -187,7 +187,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def measure(options: argparse.Namespace, report: Report) -> None:
     """Build the models and measure every row."""
-    share_threads(THREADS)
+    pin_threads(THREADS)  # each session has its own pool, as in the library's loop
     with tempfile.TemporaryDirectory() as temporary:
         folder: Path = options.models or Path(temporary)
         size = folder / "bytes"
