@@ -277,7 +277,7 @@ def median_rows(passes: list[list[Row]]) -> list[Row]:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--quick", action="store_true", help="Measure the table once, with a fifth of the rounds.")
+    parser.add_argument("--quick", action="store_true", help="A fifth of the rounds.")
     parser.add_argument(
         "--instruction-set", choices=["generic", "avx2", "avx512"], help="Kernels to measure (the widest)."
     )
@@ -303,5 +303,5 @@ def measure(options: argparse.Namespace, report: Report) -> None:
     }
     if options.processor is not None:
         report.facts["processor"] = options.processor
-    for row in median_rows([bench.rows() for _ in range(1 if options.quick else PASSES)]):
+    for row in median_rows([bench.rows() for _ in range(PASSES)]):
         report.add(row)
