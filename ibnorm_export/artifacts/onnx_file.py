@@ -7,9 +7,10 @@ may be where the file itself is linked to.
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import google.protobuf.message
 import numpy as np
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from ibnorm_export.errors import ModelFileError, quoted, shortened
 from ibnorm_export.files import has_file
 
-__all__ = ["GENAI_CONFIG_FILE", "MODEL_FILE", "external_files", "read_model", "read_tensor", "resolve"]
+__all__ = ["GENAI_CONFIG_FILE", "MODEL_FILE", "external_files", "is_onnx", "read_model", "read_tensor", "resolve"]
 
 #: Name of the model in a folder.
 MODEL_FILE: Final = "model.onnx"
@@ -33,6 +34,18 @@ GENAI_CONFIG_FILE: Final = "genai_config.json"
 #: Attributes by which runtimes divide, some of them without a check, which ends the whole process. No other attribute
 #: of the standard operators or of ONNX Runtime's does so (tried with 1.31).
 _DIVISORS: Final = frozenset({"q_num_heads", "kv_num_heads", "group"})
+
+#: How protobuf encodes the fields of a model: an integer, or a length and as many bytes.
+_INTEGER, _WITH_LENGTH = 0, 2
+
+#: Fields that every model has.
+_NEEDED_FIELDS: Final = frozenset(
+    {
+        onnx.ModelProto.IR_VERSION_FIELD_NUMBER,
+        onnx.ModelProto.GRAPH_FIELD_NUMBER,
+        onnx.ModelProto.OPSET_IMPORT_FIELD_NUMBER,
+    }
+)
 
 _ELEMENT_TYPES: Final = frozenset(onnx.TensorProto.DataType.values())
 
@@ -45,6 +58,41 @@ def resolve(path: str | Path) -> Path:
     path = Path(path)
     files = (path / MODEL_FILE, path / "onnx" / MODEL_FILE)
     return next((file for file in files if file.is_file()), path)
+
+
+def is_onnx(path: Path) -> bool:
+    """Whether a file consists of whole fields of an ONNX model, with a graph; what the fields hold is not read."""
+    with path.open("rb") as stream:
+        try:
+            return _outer_fields(stream) >= _NEEDED_FIELDS
+        except ValueError:
+            return False
+
+
+def _outer_fields(stream: BinaryIO) -> set[int]:
+    """The numbers of the fields of a protobuf message; ValueError if the stream holds anything else."""
+    found: set[int] = set()
+    size = os.fstat(stream.fileno()).st_size
+    while stream.tell() < size:
+        number, wire_type = divmod(_variable_integer(stream), 8)
+        value = _variable_integer(stream)
+        if wire_type == _WITH_LENGTH and value <= size - stream.tell():
+            stream.seek(value, os.SEEK_CUR)
+        elif wire_type != _INTEGER or number in found or number == 0:
+            raise ValueError(f"field {number} is not one of a model")
+        found.add(number)
+    return found
+
+
+def _variable_integer(stream: BinaryIO) -> int:
+    """The number that the next bytes encode, seven bits each, the lowest first."""
+    value = 0
+    for shift in range(0, 64, 7):
+        byte = int.from_bytes(stream.read(1) or b"\xff")
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value
+    raise ValueError("a number has no end")
 
 
 def read_model(path: Path) -> onnx.ModelProto:

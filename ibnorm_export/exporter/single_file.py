@@ -26,10 +26,10 @@ import onnx_ir.passes.common as passes
 from ibnorm_export.artifacts.exported_model import ExportedModel
 from ibnorm_export.artifacts.loaded_model import LoadedModel, torch_dtype
 from ibnorm_export.artifacts.metadata import CacheKind, ModelMetadata, Target, Task
-from ibnorm_export.artifacts.onnx_file import MODEL_FILE, read_model
+from ibnorm_export.artifacts.onnx_file import MODEL_FILE, is_onnx, read_model
 from ibnorm_export.artifacts.runtime_versions import oldest_versions, requirements
 from ibnorm_export.artifacts.tensors import DType
-from ibnorm_export.errors import ExportError, ModelFileError
+from ibnorm_export.errors import ExportError
 from ibnorm_export.exporter.block_series import trace_series
 from ibnorm_export.exporter.fixed_shapes import fixed_sizes, with_fixed_sizes
 from ibnorm_export.exporter.options import ExportOptions
@@ -288,16 +288,8 @@ def _check_names(graph: ir.Graph, model: LoadedModel) -> None:
             )
 
 
-def _is_onnx(path: Path) -> bool:
-    try:
-        read_model(path)
-    except ModelFileError:
-        return False
-    return True
-
-
 #: What an export may replace, whatever wrote it.
-ONNX: Final = Kind("an ONNX file", _is_onnx)
+ONNX: Final = Kind("an ONNX file", is_onnx)
 
 
 def _check_path(path: Path, source: Path) -> None:
