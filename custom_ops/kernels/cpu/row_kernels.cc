@@ -34,6 +34,9 @@ using ibnorm::Problem;
 //! Most columns whose float values are kept between passes (64 KiB of stack). Wider rows compute them again.
 constexpr std::int64_t kScratch = 8192;
 
+//! Most columns whose scale and bias are converted once for all rows of a half type. A multiple of kPack.
+constexpr std::int64_t kConverted = 2048;
+
 //! An output of this size, in bytes, leaves the caches of a core before it is read. Streaming stores write it
 //! without reading its cache lines first.
 constexpr std::int64_t kStreamBytes = std::int64_t{1} << 23;
@@ -78,6 +81,7 @@ struct Kernel {
   const char* scale;
   const char* bias;
   bool own_affine;  // scale and bias are of type T, not float
+  bool in_packs;    // scale and bias are floats in whole packs, in the order of their lanes
   std::int64_t cols;
   bool stream;
   std::int64_t ahead;  // bytes from a load from memory to its prefetch
@@ -132,6 +136,7 @@ struct Kernel {
   }
 
   IBNORM_INLINE Pack affine(const char* p, std::int64_t i, int n) const {
+    if (kHalf && in_packs) return Float32::load(p + i * 4);
     if (own_affine) return T::load(p + i * T::kSize, n);
     return T::order(Float32::load(p + i * 4, n));
   }
@@ -219,16 +224,30 @@ void run_rows(const Problem& p, std::int64_t row_begin, std::int64_t row_end, bo
   constexpr std::int64_t kRoom = kFits ? kScratch : 1;
   alignas(64) float kept_x[kRoom];
   alignas(64) float kept_c[kRoom];
-  const Kernel<T, kCompression, kSkip, kFits> kernel{
+  Kernel<T, kCompression, kSkip, kFits> kernel{
       static_cast<const char*>(p.scale),
       static_cast<const char*>(p.bias),
       p.affine_type == p.type,
+      false,
       p.cols,
       stream,
       p.cols * T::kSize / 2,  // less is too late, and more is evicted from an L1 cache of 32 KiB
       1.0F / p.lambd,
       static_cast<double>(p.epsilon),
       reinterpret_cast<char*>(kept_x)};
+  constexpr bool kConverts = kFits && T::kSize == 2;
+  alignas(64) float converted[2][kConverts ? kConverted : 1];
+  if (kConverts && p.cols <= kConverted && row_end - row_begin > 2) {
+    const auto convert = [&](const char* from, float* floats) {
+      char* const to = reinterpret_cast<char*>(floats);
+      for_packs(p.cols, [&](std::int64_t i, int n)
+                            IBNORM_FLAT { Float32::store(to + i * 4, kernel.affine(from, i, n)); });
+      return to;
+    };
+    kernel.scale = convert(kernel.scale, converted[0]);
+    kernel.bias = convert(kernel.bias, converted[1]);
+    kernel.in_packs = true;
+  }
   // c is written into y where y stays in the cache. Otherwise rows use the same buffer in turn.
   const bool c_in_y = T::kSize == 4 && !stream;
   const std::int64_t row_bytes = p.cols * T::kSize;

@@ -172,6 +172,10 @@ struct Float16 : Storage<Float16, 2> {
 //! bfloat16. A vector of memory holds even and odd elements in turn. A pack has the even elements in one
 //! vector and the odd ones in the next, which takes a shift and a mask, where the order of memory would take
 //! shuffles.
+//!
+//! A NaN in a pack has zeros in its lower 16 bits, so that rounding leaves it a NaN: one that was loaded has
+//! them, arithmetic keeps the bits of its operand or makes a NaN that has only its first bits set, and
+//! `order` makes such a NaN of any.
 struct BFloat16 : Storage<BFloat16, 2> {
   using Storage::load;
   using Storage::store;
@@ -222,8 +226,8 @@ struct BFloat16 : Storage<BFloat16, 2> {
     Pack result;
 #pragma GCC unroll 2
     for (int u = 0; u < kVectors; u += 2) {
-      result.v[u] = every_second<0>(a.v[u], a.v[u + 1], lane);
-      result.v[u + 1] = every_second<1>(a.v[u], a.v[u + 1], lane);
+      result.v[u] = one_nan(every_second<0>(a.v[u], a.v[u + 1], lane));
+      result.v[u + 1] = one_nan(every_second<1>(a.v[u], a.v[u + 1], lane));
     }
     return result;
   }
@@ -238,11 +242,13 @@ struct BFloat16 : Storage<BFloat16, 2> {
 #endif
   }
 
+  //! The same NaN for every NaN.
+  static IBNORM_INLINE Vec one_nan(Vec v) { return v == v ? v : splat(__builtin_nanf("")); }
+
   //! The nearest bfloat16, ties to even, in the upper 16 bits; the lower bits are undefined.
   static IBNORM_INLINE Bits rounded(Vec v) {
     const Bits all = (Bits)v;
-    const Bits nearest = all + 0x7FFFU + ((all >> 16) & 1U);
-    return v == v ? nearest : all | 0x400000U;  // a NaN must not round to infinity
+    return all + 0x7FFFU + ((all >> 16) & 1U);
   }
 
   static IBNORM_INLINE Bits join(Vec even, Vec odd) {

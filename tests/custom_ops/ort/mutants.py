@@ -73,7 +73,12 @@ MUTANTS = [
     Mutant(
         "epsilon outside the root", ROWS, "__builtin_sqrt(variance + epsilon)", "(__builtin_sqrt(variance) + epsilon)"
     ),
-    Mutant("tail lanes counted", ROWS, "keep_columns(compressed(row, x), n);", "compressed(row, x);"),
+    Mutant(
+        "tail lanes counted",
+        ROWS,
+        "keep_columns(compressed(row, source(row, i, n)), n);",
+        "compressed(row, source(row, i, n));",
+    ),
     Mutant(
         "last partial pack left out",
         ROWS,
@@ -114,6 +119,21 @@ MUTANTS = [
         "return places != 0;",
     ),
     Mutant("NaN row comes out as numbers", ROWS, "mean - mean == 0.0 ?", "true ?"),
+    Mutant(
+        "NaN of scale keeps bits that rounding carries",
+        STORAGE,
+        "return v == v ? v : splat(",
+        "return true ? v : splat(",
+    ),
+    Mutant(
+        "partial packs of a converted scale shortened",
+        ROWS,
+        "Float32::store(to + i * 4, kernel.affine(from, i, n));",
+        "Float32::store(to + i * 4, kernel.affine(from, i, n), n);",
+    ),
+    Mutant(
+        "bias converted from scale", ROWS, "convert(kernel.bias, converted[1])", "convert(kernel.scale, converted[1])"
+    ),
     Mutant("bfloat16 truncated", STORAGE, "all + 0x7FFFU + ((all >> 16) & 1U);", "all;"),
     Mutant("bfloat16 ties away from even", STORAGE, "all + 0x7FFFU + ((all >> 16) & 1U);", "all + 0x8000U;"),
     Mutant(

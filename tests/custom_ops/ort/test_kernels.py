@@ -213,6 +213,37 @@ def test_nan_and_infinity_stay_in_their_row(
             np.testing.assert_array_equal(y[[0, 4]], healthy[[0, 4]])
 
 
+#: NaN in float32: of every length of payload, quiet and signalling, with both signs.
+NANS = np.array([0x7F800001, 0x7F80FFFF, 0x7FC00000, 0x7FFF8001, 0x7FFFFFFF], np.uint32)
+NANS = np.concatenate([NANS, NANS | 0x80000000])
+
+
+@pytest.mark.parametrize("kind", list(Compression), ids=str)
+@pytest.mark.parametrize(("dtype", "affine"), PAIRS, ids=PAIR_IDS)
+def test_every_nan_stays_one(kernels: Any, dtype: np.dtype[Any], affine: np.dtype[Any], kind: Compression) -> None:
+    """Rounding to bfloat16 adds to the bits, and could turn a NaN with many of them into another number."""
+
+    def nans(of: np.dtype[Any]) -> Array:
+        bits = NANS if of == F32 else np.unique(NANS >> 16).astype(np.uint16) | (1 if of == BF16 else 0x7C01)
+        return bits.view(of)
+
+    for rows, cols in ((1, 17), (8, 199), (2, 4096)):
+        x, scale, bias = make(rows, cols, dtype, affine)
+        for isa in kernels.sets:
+            for parameter in (scale, bias):
+                given = parameter.copy()
+                given[: len(nans(affine))] = nans(affine)
+                pair = (given, bias) if parameter is scale else (scale, given)
+                y = kernels.run(isa, x, *pair, IBNormSpec(kind)).astype(float)
+                np.testing.assert_array_equal(np.isnan(y).all(0), np.arange(cols) < len(nans(affine)))
+                assert not np.isnan(y[:, len(nans(affine)) :]).any()
+            for value in nans(dtype):
+                given = x.copy()
+                given[-1, cols // 2] = value
+                y = kernels.run(isa, given, scale, bias, IBNormSpec(kind)).astype(float)
+                assert np.isnan(y[-1]).all() and not np.isnan(y[:-1]).any(), f"{isa} D={cols}"
+
+
 @pytest.mark.parametrize("kind", list(Compression), ids=str)
 @pytest.mark.parametrize(("dtype", "affine"), PAIRS, ids=PAIR_IDS)
 def test_a_row_of_equal_values_gives_bias(
