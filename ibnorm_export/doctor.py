@@ -51,7 +51,12 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis(Report):
-    """All checks; true if export, verify and bench work on the CPU."""
+    """All checks; true if export, verify and bench work on the CPU.
+
+    Args:
+        checks: each part, and whether it works.
+        environment: machine and package versions.
+    """
 
     checks: tuple[Check, ...]
     environment: dict[str, Any]

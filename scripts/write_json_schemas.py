@@ -20,6 +20,7 @@ from ibnorm_export.benchmark.statistics import Decision
 from ibnorm_export.doctor import Diagnosis
 from ibnorm_export.evaluation.sweep_report import SweepReport
 from ibnorm_export.findings.code import FindingCode
+from ibnorm_export.findings.explanation import Explanation
 from ibnorm_export.gate.case import Outcome
 from ibnorm_export.gate.summary import SummaryRow
 from ibnorm_export.generation.text_model import TextResult
@@ -36,6 +37,7 @@ TEXT: Schema = {"type": "string"}
 WHOLE: Schema = {"type": "integer"}
 FLAG: Schema = {"type": "boolean"}
 ANYTHING: Schema = {"type": "object"}
+SIZE: Schema = {"type": ["integer", "string"]}
 #: JSON has no NaN and no infinity: they are texts.
 NUMBER: Schema = {"anyOf": [{"type": "number"}, {"enum": ["nan", "inf", "-inf"]}]}
 
@@ -55,8 +57,15 @@ def by_name(values: Schema) -> Schema:
     return {"type": "object", "additionalProperties": values}
 
 
+def told(meaning: str, value: Schema) -> Schema:
+    """A value, and what it means."""
+    return {**value, "description": meaning}
+
+
 def closed(about: str, properties: Mapping[str, Schema], optional: Sequence[str] = ()) -> Schema:
-    """An object with these keys and no other."""
+    """An object with these keys and no other; what every key means must be told."""
+    if untold := [name for name, value in properties.items() if not value.get("description")]:
+        raise ValueError(f"{about!r} does not tell what {', '.join(untold)} means")
     required = [name for name in properties if name not in optional]
     return {
         "type": "object",
@@ -67,16 +76,27 @@ def closed(about: str, properties: Mapping[str, Schema], optional: Sequence[str]
     }
 
 
-PASS_OR_FAIL: Schema = {"enum": ["pass", "fail"]}
-DECISION: Schema = {"enum": [decision.value for decision in Decision]}
+VERDICT: Schema = told("what it all comes to", {"enum": ["pass", "fail"]})
+DECISION: Schema = told(
+    "what the measurements lead to; they may be too few to tell", {"enum": [decision.value for decision in Decision]}
+)
 CODE: Schema = {"enum": [code.value for code in FindingCode]}
 TENSOR = closed(
     "A tensor: a size is a number, or the name of a dynamic axis; null is unknown.",
-    {"name": TEXT, "dtype": or_null(TEXT), "shape": or_null(listed({"type": ["integer", "string"]}))},
+    {
+        "name": told("its name in the file", TEXT),
+        "dtype": told("its element type, such as float32; null if it is not known", or_null(TEXT)),
+        "shape": told("its sizes; null if not even their number is known", or_null(listed(SIZE))),
+    },
 )
 NORM = closed(
     "A norm, with lambda and epsilon in canonical form and as shortest decimal numbers.",
-    {"module": TEXT, "op": TEXT, "lambda": NUMBER, "epsilon": NUMBER},
+    {
+        "module": told("path of the norm in the model", TEXT),
+        "op": told("type of its node", TEXT),
+        "lambda": told("the canonical lambda", NUMBER),
+        "epsilon": told("the canonical epsilon", NUMBER),
+    },
 )
 
 
@@ -85,7 +105,7 @@ class Definitions:
 
     #: Keys that the JSON has in addition to the fields of a class.
     ADDED: typing.ClassVar[dict[str, dict[str, Schema]]] = {
-        name: {"verdict": PASS_OR_FAIL} for name in ("StaticReport", "NumericReport", "ExpectedReport")
+        name: {"verdict": VERDICT} for name in ("StaticReport", "NumericReport", "ExpectedReport")
     }
     #: Keys that have another name than the field, and fields that have another form.
     RENAMED: typing.ClassVar[dict[str, dict[str, str]]] = {
@@ -143,7 +163,7 @@ class Definitions:
                     continue
                 other = self.OTHER.get((name, field.name))
                 schema = dict(self.of(hints[field.name]) if other is None else other)
-                if field.name in texts and "$ref" not in schema:
+                if field.name in texts:
                     schema["description"] = texts[field.name]
                 properties[self.RENAMED.get(name, {}).get(field.name, field.name)] = schema
             self.found[name] = closed(summary(kind), {**self.ADDED.get(name, {}), **properties})
@@ -170,15 +190,30 @@ def documented(kind: type) -> dict[str, str]:
     return found
 
 
-FILE = closed("A file that the command read or wrote.", {"path": TEXT, "size_bytes": WHOLE, "sha256": TEXT})
-ERROR = closed("An error, with the exit code of the command.", {"kind": TEXT, "message": TEXT})
+FILE = closed(
+    "A file that the command read or wrote.",
+    {
+        "path": told("where it is, as it was given", TEXT),
+        "size_bytes": told("its size", WHOLE),
+        "sha256": told("the SHA-256 of its content, in hexadecimal digits", TEXT),
+    },
+)
+ERROR = closed(
+    "An error, with the exit code of the command.",
+    {
+        "kind": told("name of the error class in Python, or usage, system, memory or internal", TEXT),
+        "message": told("the line on standard error", TEXT),
+    },
+)
+SCHEMA_NUMBER = told("version of this schema", {"const": SCHEMA_VERSION})
+EXIT_CODE = told("exit code of the command", WHOLE)
 ENVELOPE: dict[str, Schema] = {
-    "schema_version": {"const": SCHEMA_VERSION},
-    "command": TEXT,
-    "version": or_null(TEXT),
-    "date": {"type": "string", "format": "date-time"},
-    "environment": by_name({}),
-    "files": listed(FILE),
+    "schema_version": SCHEMA_NUMBER,
+    "command": told("the command", TEXT),
+    "version": told("version of ibnorm-export; null if it is not installed", or_null(TEXT)),
+    "date": told("when it ran", {"type": "string", "format": "date-time"}),
+    "environment": told("machine and versions of packages, by name", by_name({})),
+    "files": told("the files that the command read and wrote", listed(FILE)),
 }
 
 
@@ -190,64 +225,81 @@ def contents(define: Definitions) -> dict[str, list[Schema]]:
     identity = closed(
         "What one norm of the user's own code is.",
         {
-            "class": TEXT,
-            "member": FLAG,
-            "kind": TEXT,
-            "lambda": or_null(NUMBER),
-            "epsilon": or_null(NUMBER),
-            "grouping": TEXT,
-            "features": WHOLE,
-            "residual": or_null(NUMBER),
-            "parameters": by_name({}),
-            "config": or_null(ANYTHING),
-            "difference": TEXT,
+            "class": told("name of its class", TEXT),
+            "member": told("whether it is an IBNorm, or a norm that this package has", FLAG),
+            "kind": told("what it computes, in words", TEXT),
+            "lambda": told("the canonical lambda; null if it has none", or_null(NUMBER)),
+            "epsilon": told("the canonical epsilon; null if it has none", or_null(NUMBER)),
+            "grouping": told("which values share mean and variance, in words", TEXT),
+            "features": told("number of its features", WHOLE),
+            "residual": told(
+                "what the formula leaves unexplained of its output, relative to it; null if none fits",
+                or_null(NUMBER),
+            ),
+            "parameters": told("what each of its parameters and buffers is, by name", by_name({})),
+            "config": told(
+                "the same as in the ibnorm section of config.json; null if it is no member", or_null(ANYTHING)
+            ),
+            "difference": told("how it differs from the nearest member; empty if it is one", TEXT),
         },
     )
     define.found["NormIdentity"] = identity
     case = closed(
         "One item that was checked.",
         {
-            "suite": TEXT,
-            "name": TEXT,
-            "outcome": {"enum": [o.value for o in Outcome]},
-            "code": or_null(CODE),
-            "message": TEXT,
-            "seconds": NUMBER,
-            "figures": by_name({}),
+            "suite": told('"EXPORT", "EXPORT.BACKEND" or "EXPORT.BACKEND.layers"', TEXT),
+            "name": told("what was checked", TEXT),
+            "outcome": told("its outcome", {"enum": [o.value for o in Outcome]}),
+            "code": told("code of the finding; null for a pass", or_null(CODE)),
+            "message": told("the reason or the figures, in words", TEXT),
+            "seconds": told("how long it took, in seconds", NUMBER),
+            "figures": told("the figures, by name", by_name({})),
         },
     )
-    parity = closed(
-        "A comparison of a file with its checkpoint.", {"verdict": PASS_OR_FAIL, **define.report(ParityReport)}
-    )
+    parity = closed("A comparison of a file with its checkpoint.", {"verdict": VERDICT, **define.report(ParityReport)})
     define.found["Parity"] = parity
-    evaluation = {"verdict": DECISION, "code": or_null(CODE), **define.report(EvaluationReport)}
+    code = told("code of the finding; null if nothing is wrong", or_null(CODE))
+    evaluation = {"verdict": DECISION, "code": code, **define.report(EvaluationReport)}
     define.found["Evaluation"] = closed("An evaluation.", evaluation)
-    bench = {"verdict": PASS_OR_FAIL, **define.report(BenchReport)}
+    bench = {"verdict": VERDICT, **define.report(BenchReport)}
     define.found["Bench"] = closed("A measurement.", bench)
-    sweep = {"verdict": TEXT, **define.report(SweepReport), "evaluation": {"$ref": "#/$defs/Evaluation"}}
+    sweep = {"verdict": VERDICT, **define.report(SweepReport)}
+    sweep["evaluation"] = told("accuracy of all files that pass verification", {"$ref": "#/$defs/Evaluation"})
     define.found["Sweep"] = closed("A sweep over forms of export.", sweep)
-    explanation = dict.fromkeys(("code", "title", "meaning", "importance", "remedy", "example"), TEXT)
+    explanation = {name: told(text, TEXT) for name, text in documented(Explanation).items()}
+    imported_norm = closed(
+        "A norm.",
+        {
+            "path": told("path of the norm in the model", TEXT),
+            "reading": told("what it computes, in words", TEXT),
+            "residual": told("relative error of this reading; null if it is stated, not measured", or_null(NUMBER)),
+        },
+    )
     parity_ref, identity_ref = {"$ref": "#/$defs/Parity"}, {"$ref": "#/$defs/NormIdentity"}
-    export = {"path": TEXT, "size_bytes": WHOLE, "norms": WHOLE, "opset": WHOLE, "dtype": TEXT}
-    export |= {"inputs": listed(TENSOR), "outputs": listed(TENSOR), "notes": listed(TEXT), "warnings": listed(TEXT)}
-    engine = {"path": TEXT, "format": {}, **define.report(EngineDescription)}
-    engine |= {"compute_capabilities": {}, "profiles": listed(ANYTHING), "norms": listed(ANYTHING)}
+    engine = {
+        "path": told("the engine", TEXT),
+        "format": told("version of the description beside the engine", {}),
+        **define.report(EngineDescription),
+        "compute_capabilities": told("GPUs that the engine runs on, such as sm_89, or the runtime's default", {}),
+        "profiles": told("optimisation profiles, in the engine's order", listed(ANYTHING)),
+        "norms": told("what each norm became in the engine", listed(ANYTHING)),
+    }
     return {
         "verify": [parity["properties"]],
-        "bench": [bench, {"verdict": PASS_OR_FAIL, **define.report(GenerationReport)}],
+        "bench": [bench, {"verdict": VERDICT, **define.report(GenerationReport)}],
         "compare": [
             {
                 "verdict": DECISION,
-                "decision": DECISION,
-                "code": or_null(CODE),
-                "ratio": NUMBER,
-                "low": NUMBER,
-                "high": NUMBER,
-                "rounds": WHOLE,
-                "budget": NUMBER,
-                "resolution": NUMBER,
-                "rounds_needed": or_null(WHOLE),
-                "notes": listed(TEXT),
+                "decision": told("the same as verdict", DECISION),
+                "code": code,
+                "ratio": told("time of the second measurement over that of the first; below 1 is faster", NUMBER),
+                "low": told("lower end of the ratio's 95% interval", NUMBER),
+                "high": told("upper end of the ratio's 95% interval", NUMBER),
+                "rounds": told("number of rounds that were compared", WHOLE),
+                "budget": told("the largest ratio that passes", NUMBER),
+                "resolution": told("relative excess over the budget that passes too", NUMBER),
+                "rounds_needed": told("rounds that would decide; null if the decision is made", or_null(WHOLE)),
+                "notes": told("remarks for the reader", listed(TEXT)),
             }
         ],
         "evaluate": [
@@ -256,53 +308,86 @@ def contents(define: Definitions) -> dict[str, list[Schema]]:
         ],
         "check": [
             {
-                "verdict": PASS_OR_FAIL,
-                "config": TEXT,
-                "seconds": NUMBER,
-                "summary": listed(define.of(SummaryRow)),
-                "cases": listed(case),
-                "parity": by_name(parity_ref),
-                "evaluations": by_name({"$ref": "#/$defs/Evaluation"}),
-                "exported": by_name(TEXT),
-                "written": listed(TEXT),
-                "notes": listed(TEXT),
+                "verdict": VERDICT,
+                "config": told("the file of what is checked", TEXT),
+                "seconds": told("how long it took, in seconds", NUMBER),
+                "summary": told("one row for each export on each backend", listed(define.of(SummaryRow))),
+                "cases": told("every item that was checked", listed(case)),
+                "parity": told("each comparison with the checkpoint, by EXPORT.BACKEND", by_name(parity_ref)),
+                "evaluations": told("each evaluation, by its name", by_name({"$ref": "#/$defs/Evaluation"})),
+                "exported": told("the file of each export, by its name", by_name(TEXT)),
+                "written": told("the reports that were written", listed(TEXT)),
+                "notes": told("remarks for the reader", listed(TEXT)),
             },
-            {"path": TEXT},
+            {"path": told("the check.toml that `--init` wrote", TEXT)},
         ],
         "analyze": [define.report(AnalysisReport)],
         "inspect": [define.report(FileInspection), define.report(CheckpointInspection)],
         "identify": [
             identity["properties"],
-            {"passed": FLAG, "norms": by_name(identity_ref), "stock": by_name(TEXT), "refused": by_name(TEXT)},
+            {
+                "passed": told("whether there are norms, and all are members", FLAG),
+                "norms": told("each norm of the checkpoint, by module path", by_name(identity_ref)),
+                "stock": told("class of each norm of PyTorch, by module path; they stay as they are", by_name(TEXT)),
+                "refused": told("why a module cannot be run as a norm, by module path", by_name(TEXT)),
+            },
         ],
-        "doctor": [define.report(Diagnosis, works=FLAG)],
+        "doctor": [define.report(Diagnosis, works=told("whether everything that is needed is there", FLAG))],
         "import": [
             {
-                "path": TEXT,
-                "kind": {"enum": [kind.value for kind in ImportKind]},
-                "family": TEXT,
-                "norms": listed(closed("A norm.", {"path": TEXT, "reading": TEXT, "residual": or_null(NUMBER)})),
-                "tensors": by_name(TEXT),
-                "notes": listed(TEXT),
-                "tokenizer": FLAG,
+                "path": told("the folder that was written", TEXT),
+                "kind": told("which training code wrote it", {"enum": [kind.value for kind in ImportKind]}),
+                "family": told("the architecture", TEXT),
+                "norms": told("the norms", listed(imported_norm)),
+                "tensors": told("where each tensor of the folder comes from, by its name", by_name(TEXT)),
+                "notes": told("remarks for the reader", listed(TEXT)),
+                "tokenizer": told("whether the folder has a tokenizer", FLAG),
             }
         ],
-        "export": [{**export, "metadata": ANYTHING}],
+        "export": [
+            {
+                "path": told("the ONNX file", TEXT),
+                "size_bytes": told("size of the file and its external data", WHOLE),
+                "norms": told("number of IBNorms", WHOLE),
+                "opset": told("version of ONNX's operators", WHOLE),
+                "dtype": told("type of the file", TEXT),
+                "inputs": told("its inputs", listed(TENSOR)),
+                "outputs": told("its outputs", listed(TENSOR)),
+                "notes": told("remarks about the checkpoint", listed(TEXT)),
+                "warnings": told("what may be wrong with the checkpoint", listed(TEXT)),
+                "metadata": told("what the file states about itself: see Metadata", ANYTHING),
+            }
+        ],
         "build-engine": [engine],
-        "package": [{"path": TEXT, "models": by_name({}), "start": TEXT}],
+        "package": [
+            {
+                "path": told("the repository", TEXT),
+                "models": told("how the norms run in each model of the repository, by its name", by_name({})),
+                "start": told("the command that starts a server on it", TEXT),
+            }
+        ],
         "serve": [define.report(ReadyServer)],
-        "generate": [{"backend": TEXT, "prompt": TEXT, **define.report(TextResult)}],
+        "generate": [
+            {
+                "backend": told("the runtime", TEXT),
+                "prompt": told("the text that is continued", TEXT),
+                **define.report(TextResult),
+            }
+        ],
         "demo": [
             {
-                "verdict": PASS_OR_FAIL,
-                "folder": TEXT,
-                "models": listed(ANYTHING),
-                "text": ANYTHING,
-                "sweeps": listed({"$ref": "#/$defs/Sweep"}),
-                "report": TEXT,
+                "verdict": VERDICT,
+                "folder": told("the folder that was written", TEXT),
+                "models": told("each model: its training, parity and latency", listed(ANYTHING)),
+                "text": told("the text of the language model in fp32, by backend", ANYTHING),
+                "sweeps": told("the forms of each model, compared", listed({"$ref": "#/$defs/Sweep"})),
+                "report": told("the page with the results", TEXT),
             }
         ],
-        "explain": [explanation, {"findings": listed(closed("An explanation.", explanation))}],
+        "explain": [
+            explanation,
+            {"findings": told("all findings", listed(closed("An explanation.", explanation)))},
+        ],
     }
 
 
@@ -312,8 +397,9 @@ def schemas() -> dict[str, Schema]:
     for command in contents(Definitions()):
         define = Definitions()
         forms = contents(define)[command]
-        error = {"error": ERROR, "exit_code": WHOLE, "schema_version": {"const": SCHEMA_VERSION}}
-        branches = [closed("The result.", {**ENVELOPE, "command": {"const": command}, **form}) for form in forms]
+        error = {"error": ERROR, "exit_code": EXIT_CODE, "schema_version": SCHEMA_NUMBER}
+        own = {**ENVELOPE, "command": told("the command", {"const": command})}
+        branches = [closed("The result.", {**own, **form}) for form in forms]
         schema = {
             "$schema": "https://json-schema.org/draft/2020-12/schema",
             "title": f"ibnorm-export {command} --json",

@@ -25,9 +25,12 @@ _COLUMNS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """Values before and after compression, in units of lambda: the share of them in each bin.
+    """Values before and after compression, in units of lambda; those beyond the first or last end count in its bin.
 
-    Values beyond the first or last end count in the bin there.
+    Args:
+        ends: the ends of the bins, one more than there are bins.
+        before: share of the values of t in each bin.
+        after: share of the values of g(t) in each bin.
     """
 
     ends: tuple[float, ...]

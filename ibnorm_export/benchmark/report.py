@@ -74,7 +74,14 @@ class Latency:
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """Time of `name` over time of `against`: the median over rounds and the middle half. Below 1 is faster."""
+    """Time of one candidate over that of another, in the same rounds. Below 1 is faster.
+
+    Args:
+        name: the candidate.
+        against: the other one.
+        median: median of the ratio over rounds.
+        p25, p75: quartiles of the ratio over rounds.
+    """
 
     name: str
     against: str
@@ -174,7 +181,18 @@ class BenchReport(Report):
 
 @dataclass(frozen=True, slots=True)
 class GenerationTiming:
-    """One candidate at one prompt length and batch; latencies in ms, throughput in tokens per second of all rows."""
+    """One candidate at one length of the prompt and one batch size.
+
+    Args:
+        name: the candidate.
+        prompt: tokens of the prompt.
+        batch: number of rows.
+        first_token_ms: median time to the first token, in ms.
+        inter_token_p50_ms, inter_token_p90_ms, inter_token_p99_ms: percentiles of the time between tokens, in ms.
+        prefill_tokens_per_s: tokens of the prompt per second, of all rows together.
+        decode_tokens_per_s: generated tokens per second, of all rows together.
+        peak_memory_mb: largest memory of the process, in MB; None if it was not measured.
+    """
 
     name: str
     prompt: int
@@ -191,7 +209,16 @@ class GenerationTiming:
 
 @dataclass(frozen=True, slots=True)
 class GenerationRatio:
-    """Time of `name` over time of `against` in one stage, "first token" or "decode"."""
+    """Time of one candidate over that of another in one stage. Below 1 is faster.
+
+    Args:
+        name: the candidate.
+        against: the other one.
+        stage: "first token" or "decode".
+        prompt: tokens of the prompt.
+        batch: number of rows.
+        spread: the ratio and its interval.
+    """
 
     name: str
     against: str
@@ -218,7 +245,16 @@ _GENERATION_COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class GenerationReport(Report):
-    """All candidates at every prompt length and batch, and the ratios of the first candidate to each other one."""
+    """All candidates at every prompt length and batch, and the ratios of the first candidate to each other one.
+
+    Args:
+        model: the model that was measured.
+        options: prompts, batches and steps that were timed.
+        threads, rounds: number of threads and of rounds of each candidate.
+        timings: each candidate at each prompt length and batch.
+        ratios: the first candidate against each other one.
+        environment: machine and package versions.
+    """
 
     model: str
     options: GenerationOptions

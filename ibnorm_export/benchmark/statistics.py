@@ -42,7 +42,14 @@ class Decision(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """An estimated ratio of times and its interval, whose ends are 0 and infinity if the rounds are too few."""
+    """An estimated ratio of times and its 95% interval.
+
+    Args:
+        ratio: the estimate.
+        low: lower end of the interval; 0 if the rounds are too few for one.
+        high: upper end of the interval; infinity if they are too few.
+        rounds: number of rounds.
+    """
 
     ratio: float
     low: float

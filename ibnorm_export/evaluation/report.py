@@ -110,7 +110,14 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class ChangedAnswer:
-    """A sample to which the candidate gives another answer than the reference. The truth may be unknown, and empty."""
+    """A sample to which the candidate gives another answer than the reference.
+
+    Args:
+        sample: its name.
+        truth: the right answer; empty if it is not known.
+        reference: the reference's answer.
+        candidate: the candidate's answer.
+    """
 
     sample: str
     truth: str
@@ -120,7 +127,13 @@ class ChangedAnswer:
 
 @dataclass(frozen=True, slots=True)
 class ClassResult:
-    """One class: its name, number of samples, and share of them that is recognised."""
+    """How well one class is recognised.
+
+    Args:
+        name: the class.
+        samples: number of its samples.
+        accuracy: share of them that is recognised.
+    """
 
     name: str
     samples: int
@@ -129,7 +142,13 @@ class ClassResult:
 
 @dataclass(frozen=True, slots=True)
 class Confusion:
-    """How often one class is taken for another."""
+    """How often one class is taken for another.
+
+    Args:
+        truth: the class.
+        answer: what it is taken for.
+        count: number of samples.
+    """
 
     truth: str
     answer: str

@@ -81,7 +81,12 @@ def _dominates(costs: tuple[float, ...], others: tuple[float, ...]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Recommendation:
-    """The file to ship and why; the name is empty if no file passes."""
+    """The file to ship.
+
+    Args:
+        name: the file's form; empty if no file passes.
+        why: the reasons, in words.
+    """
 
     name: str
     why: str

@@ -17,7 +17,13 @@ def verdict_word(passed: bool) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is wrong: where, what, and the code that `explain` explains."""
+    """One thing that is wrong.
+
+    Args:
+        where: the node, weight, output or part of the file.
+        what: what is wrong there, in words.
+        code: the code that `ibnorm-export explain` explains.
+    """
 
     where: str
     what: str

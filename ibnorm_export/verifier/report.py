@@ -44,7 +44,11 @@ __all__ = [
 class StaticReport(Report):
     """What reading the file showed; true when nothing is wrong and weights were compared.
 
-    The number of norms may be 0: a baseline has no IBNorm.
+    Args:
+        norms: number of norms that were compared; 0 for a baseline, which has no IBNorm.
+        weights: number of weights that were compared.
+        findings: what is wrong.
+        notes: remarks for the reader.
     """
 
     norms: int

@@ -6,7 +6,7 @@ import hashlib
 import importlib.util
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -49,6 +49,21 @@ def test_the_schemas_are_written_from_the_types(script: ModuleType) -> None:
     for command, schema in script.schemas().items():
         file = script.FOLDER / f"{command}.schema.json"
         assert file.read_text(encoding="utf-8") == script.text_of(schema), "run python scripts/write_json_schemas.py"
+
+
+def test_every_key_has_a_meaning(script: ModuleType) -> None:
+    with pytest.raises(ValueError, match="'A thing' does not tell what size means"):
+        script.closed("A thing", {"name": script.told("its name", script.TEXT), "size": script.WHOLE})
+
+    def keys(value: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+        for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+            yield from keys(part)
+        if isinstance(value, dict) and isinstance(value.get("properties"), dict):
+            yield from value["properties"].items()
+
+    found = [(command, key, about) for command in schema_names() for key, about in keys(json_schema(command))]
+    assert len(found) > 900
+    assert [(command, key) for command, key, about in found if not about.get("description")] == []
 
 
 def test_a_schema_refuses_what_it_does_not_name() -> None:

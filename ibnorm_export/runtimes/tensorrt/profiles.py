@@ -60,7 +60,12 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """One optimisation profile: a range for every dynamic axis of the model."""
+    """One optimisation profile.
+
+    Args:
+        name: its name.
+        ranges: a range for every dynamic axis of the model.
+    """
 
     name: str
     ranges: tuple[Range, ...]

@@ -9,7 +9,14 @@ __all__ = ["ErrorAttribution", "ErrorSource", "OptimiserLevel"]
 
 @dataclass(frozen=True, slots=True)
 class OptimiserLevel:
-    """The worst output at one of ONNX Runtime's optimisation levels, norms as functions."""
+    """The worst output at one of ONNX Runtime's optimisation levels, norms as functions.
+
+    Args:
+        name: the level.
+        error: relative error there.
+        tolerance: the largest error that passes.
+        passed: whether the error is within it.
+    """
 
     name: str
     error: float
@@ -36,7 +43,15 @@ class ErrorSource:
 
 @dataclass(frozen=True, slots=True)
 class ErrorAttribution:
-    """Where the error of the worst output comes from; `summary` is for a person."""
+    """Where the error of the worst output comes from.
+
+    Args:
+        output: the output.
+        dtype: dtype of the file.
+        sources: the steps between the truth and the file's output, in order.
+        levels: the error at each of ONNX Runtime's optimisation levels; empty if it was not measured.
+        summary: the same in words.
+    """
 
     output: str
     dtype: str

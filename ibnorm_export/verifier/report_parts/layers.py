@@ -41,7 +41,10 @@ class LayerParity:
 class LayersReport(Report):
     """Every norm and block in the order of the graph; true when there are some and all pass.
 
-    `first_failure` describes the first that exceeds its tolerance; it is empty if none does.
+    Args:
+        layers: each norm and block.
+        first_failure: the first that exceeds its tolerance, in words; empty if none does.
+        notes: remarks for the reader.
     """
 
     layers: tuple[LayerParity, ...]
