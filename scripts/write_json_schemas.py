@@ -58,8 +58,8 @@ def by_name(values: Schema) -> Schema:
 
 
 def told(meaning: str, value: Schema) -> Schema:
-    """A value, and what it means."""
-    return {**value, "description": meaning}
+    """A value, and what it means, in a phrase without a full stop."""
+    return {**value, "description": f"{meaning}."}
 
 
 def closed(about: str, properties: Mapping[str, Schema], optional: Sequence[str] = ()) -> Schema:
@@ -266,7 +266,7 @@ def contents(define: Definitions) -> dict[str, list[Schema]]:
     sweep = {"verdict": VERDICT, **define.report(SweepReport)}
     sweep["evaluation"] = told("accuracy of all files that pass verification", {"$ref": "#/$defs/Evaluation"})
     define.found["Sweep"] = closed("A sweep over forms of export.", sweep)
-    explanation = {name: told(text, TEXT) for name, text in documented(Explanation).items()}
+    explanation = {name: told(text.removesuffix("."), TEXT) for name, text in documented(Explanation).items()}
     imported_norm = closed(
         "A norm.",
         {
