@@ -37,20 +37,43 @@ def test_the_table_names_what_is_wrong_and_why_files_are_refused() -> None:
         row("ViT", {"error": 3e-7}),
         row("LLaMA", {"error": 1e-6}),
         row("ViT", {"error": 1e-7}, version="1.10.0"),
+        row("ViT", {"error": 1e-7}, version="1.10.0", form="int8"),
         row("LLaMA", {"error": 0.25}, version="1.10.0"),
         row("ResNet", {"error": float("inf")}, version="1.10.0"),
         row("GPT-2", {"refuses": "no | operator"}, form="int4"),
         row("LLaMA", {"refuses": "no | operator"}, form="int4"),
     ]
     assert table(rows).splitlines() == [
-        "| files with functions | default | int4 |",
-        "|---|---|---|",
-        "| ONNX Runtime 1.9.0 | 1e-06 | refuses [1] |",
-        "| ONNX Runtime 1.10.0 | LLaMA **wrong: 2e-01**; ViT 1e-07; ResNet **wrong: NaN** | not run |",
+        "| files with functions | default | int8 | int4 |",
+        "|---|---|---|---|",
+        "| ONNX Runtime 1.9.0 | 1e-06 | not run | refuses [1] |",
+        "| ONNX Runtime 1.10.0 | LLaMA **wrong: 2e-01**; ViT 1e-07; ResNet **wrong: NaN** | 1e-07 | not run |",
         "",
         "Reasons of refusals:",
         "",
         "1. no \\| operator",
+    ]
+
+
+def test_a_runtime_that_ran_one_form_has_a_column_for_each_model() -> None:
+    rows = [
+        *(row("ViT", {"error": 3e-7}, form=form) for form in ("default", "int4")),
+        row("ViT", {"error": 1e-7}, version="1.10.0"),
+        row("LLaMA", {"error": 0.25}, version="1.10.0"),
+        row("ResNet", {"refuses": "no operator"}, version="1.10.0"),
+    ]
+    assert table(rows).splitlines() == [
+        "| files with functions | default | int4 |",
+        "|---|---|---|",
+        "| ONNX Runtime 1.9.0 | 3e-07 | 3e-07 |",
+        "",
+        "| one form only | form | LLaMA | GPT-2 | ViT | ResNet |",
+        "|---|---|---|---|---|---|",
+        "| ONNX Runtime 1.10.0 | default | **wrong: 2e-01** | not run | 1e-07 | refuses [1] |",
+        "",
+        "Reasons of refusals:",
+        "",
+        "1. no operator",
     ]
 
 

@@ -86,7 +86,10 @@ def _cell(rows: Mapping[str, Mapping[str, Any]], notes: list[str]) -> str:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A line for each runtime and version, a column for each form, and the reasons of refusals below."""
+    """A line for each runtime and version, a column for each form, and the reasons of refusals below.
+
+    A runtime that ran one form only, besides those that are made for it, is in a table with a column for each model.
+    """
     places = {title: index for index, title in enumerate(TITLES.values())}  # "onnxruntime" and "ort-cpu" share one
     named = {row["details"]["form"] for row in rows}
     runtimes = sorted(
@@ -96,6 +99,17 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
             [int(p) if p.isdigit() else 0 for p in key[1].split(".")],
         ),
     )
+    ran = {
+        runtime: {
+            row["details"]["form"]
+            for row in rows
+            if (row["details"]["runtime"], row["details"]["version"]) == runtime
+            and not FORMS[row["details"]["form"]].runtimes
+        }
+        for runtime in runtimes
+    }
+    most = max(map(len, ran.values()))
+    once = {runtime: next(iter(forms)) for runtime, forms in ran.items() if len(forms) == 1 < most}
     notes: list[str] = []
     parts = []
     for title, expanded in (("with functions", False), ("with the norms expanded", True)):
@@ -106,10 +120,33 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         ]
         if forms:
             columns = {form: form for form in forms}
-            parts.append(_part(rows, columns, title=f"files {title}", runtimes=runtimes, notes=notes))
+            several = [runtime for runtime in runtimes if runtime not in once]
+            parts.append(_part(rows, columns, title=f"files {title}", runtimes=several, notes=notes))
+    if once:
+        parts.append(_by_model(rows, once, notes=notes))
     parts += _made_for(rows, runtimes=runtimes, notes=notes)
     reasons = "\n".join(f"{index}. {reason}" for index, reason in enumerate(notes, 1))
     return "\n\n".join([*parts, *([f"Reasons of refusals:\n\n{reasons}"] if reasons else [])])
+
+
+def _by_model(rows: Sequence[Mapping[str, Any]], once: Mapping[tuple[str, str], str], *, notes: list[str]) -> str:
+    """A table with a column for each model, and a line for each runtime that ran one form."""
+    lines = [f"| one form only | form | {' | '.join(MODELS)} |", "|---" * (len(MODELS) + 2) + "|"]
+    for (runtime, version), form in once.items():
+        cells = [_cell(_found(rows, runtime, version, form=form, models=[model]), notes) for model in MODELS]
+        cells = [cell.removeprefix(f"{model} ") for model, cell in zip(MODELS, cells, strict=True)]
+        lines.append(f"| {TITLES.get(runtime, runtime)} {version} | {form} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _found(
+    rows: Sequence[Mapping[str, Any]], runtime: str, version: str, *, form: str, models: Sequence[str] = tuple(MODELS)
+) -> dict[str, Mapping[str, Any]]:
+    """The row of each model that a runtime ran in a form."""
+    wanted = (runtime, version, form)
+    rows = [row for row in rows if tuple(row["details"][key] for key in ("runtime", "version", "form")) == wanted]
+    found = {row["details"]["model"]: row for row in rows}
+    return {model: found[model] for model in models if model in found}
 
 
 def _made_for(rows: Sequence[Mapping[str, Any]], *, runtimes: Sequence[tuple[str, str]], notes: list[str]) -> list[str]:
@@ -136,15 +173,7 @@ def _part(
     """A table with a column for each form, and a line for each runtime that ran one of them."""
     lines = [f"| {title} | {' | '.join(columns.values())} |", "|---" * (len(columns) + 1) + "|"]
     for runtime, version in runtimes:
-        cells = []
-        for form in columns:
-            found = {
-                row["details"]["model"]: row
-                for row in rows
-                if (row["details"]["runtime"], row["details"]["version"], row["details"]["form"])
-                == (runtime, version, form)
-            }
-            cells.append(_cell({model: found[model] for model in MODELS if model in found}, notes))
+        cells = [_cell(_found(rows, runtime, version, form=form), notes) for form in columns]
         if set(cells) != {_NOT_RUN}:
             lines.append(f"| {prefix}{TITLES.get(runtime, runtime)} {version} | {' | '.join(cells)} |")
     return "\n".join(lines)
