@@ -24,7 +24,7 @@ BESIDE = 3
 CODE = 1.2
 
 #: What a browser would break at a hyphen.
-OPTION = re.compile(r"(?<![\w-])(?:--?[a-z][a-z-]*|ibnorm-export)(?![\w-])")
+OPTION = re.compile(r"(?<![\w-])(?:--?[a-z][\w-]*|ibnorm-export)(?![\w-])")
 
 
 def on_files(files: Any, *, config: Any) -> Any:

@@ -90,11 +90,9 @@ def test_no_line_ends_inside_an_option() -> None:
     def whole(word: str) -> str:
         return f'<span class="whole">{word}</span>'
 
-    text = (
-        '<p title="--a">use <code>--dry-run</code>, -o or <code>ibnorm-export verify --text=a</code>: a-b - c -- d</p>'
-    )
+    text = '<p title="--a">use <code>--dry-run</code>, -o, --maxShapes or <code>ibnorm-export verify --text=a</code>: a-b - c -- d</p>'
     found = on_page_content(text + "<pre><code>$ x --layers</code></pre>")
-    for word in ("--dry-run", "-o", "ibnorm-export", "--text"):
+    for word in ("--dry-run", "-o", "--maxShapes", "ibnorm-export", "--text"):
         assert whole(word) in found
         text = text.replace(word, whole(word))
     assert found == text + "<pre><code>$ x --layers</code></pre>"
