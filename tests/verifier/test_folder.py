@@ -204,6 +204,14 @@ def test_the_same_data_in_another_layout_passes(genai: Path, model: LoadedModel)
     assert report, report.findings
 
 
+def test_whole_numbers_that_a_tool_wrote_without_a_fraction_pass(portable: Path, model: LoadedModel) -> None:
+    config = portable / "config.json"
+    config.write_text(config.read_text().replace("4.0", "4"))
+    assert json.loads(config.read_text())["ibnorm"]["lambda"] == 4
+    report = check(portable, model)
+    assert report, report.findings
+
+
 def test_a_file_alone_has_a_note(exported_llama: ExportedModel, model: LoadedModel, tmp_path: Path) -> None:
     shutil.copyfile(exported_llama.path, tmp_path / "model.onnx")
     report = check(tmp_path, model)
