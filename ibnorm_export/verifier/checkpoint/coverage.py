@@ -22,8 +22,6 @@ from ibnorm_export.op.torch_op import IBNorm
 
 __all__ = ["Coverage", "measure_coverage"]
 
-_INTEGER_TYPES: Final = frozenset({torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64})
-
 #: The most elements of constants that are kept, all together.
 _MAX_ELEMENTS: Final = 1 << 20
 
@@ -90,7 +88,7 @@ class Coverage:
             `compute_in_float64` widens casts: those that write to a tensor of another dtype.
         operators: names of the operators that ran, without their overloads.
         float_operators: how often each of them took floating-point data, outside of norms.
-        truncates: whether one of them converted floating-point data to integers.
+        truncates: whether one of them converted floating-point data to integers or truth values.
         numbers: numbers that operators were given: Python's own and those of tensors with one element.
         limits: those of them that an operator compares with, or limits a value to.
         equals: those of them that an operator asks whether a value is equal to.
@@ -164,7 +162,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
             self.float_operators[name] += not self.norms
             if name in _PRODUCTS and len(tensors) == 2 and tensors[0] is tensors[1]:
                 self.float_operators["square"] += not self.norms
-            self.truncates |= name == "_to_copy" and any(v.dtype in _INTEGER_TYPES for v in made)
+            self.truncates |= name == "_to_copy" and not any(v.is_floating_point() for v in made)
         if any(value.is_floating_point() and value.dtype != torch.float64 for value in made):
             self.narrow.add(str(func))
         self.integers.update(value.dtype for value in made if not value.is_floating_point())

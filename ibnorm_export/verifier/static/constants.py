@@ -15,7 +15,7 @@ from ibnorm_export.verifier.checkpoint.coverage import Coverage
 from ibnorm_export.verifier.static.dataflow import ConstantUse
 from ibnorm_export.verifier.weights.rotary_tables import rotary_frequencies
 
-__all__ = ["SHAPE_INPUTS", "KnownConstants"]
+__all__ = ["PRODUCTS", "SHAPE_INPUTS", "KnownConstants"]
 
 #: Positions of inputs that state shapes, axes, positions or repetitions, by op type; they are not arithmetic.
 SHAPE_INPUTS: Final = {
@@ -41,6 +41,9 @@ SHAPE_INPUTS: Final = {
     "ReduceProd": {1},
     "ReduceL2": {1},
 }
+
+#: Operators that add up products with a constant.
+PRODUCTS: Final = frozenset({"MatMul", "Gemm", "Conv", "Einsum"})
 
 #: Values that masks consist of.
 _MASK_VALUES: Final = frozenset(
@@ -75,12 +78,19 @@ class KnownConstants:
         shape_input = use.position in SHAPE_INPUTS.get(use.node.proto.op_type, ())
         return shape_input or (use.node.proto.op_type == "Concat" and array.dtype == np.int64 and array.ndim == 1)
 
-    def problem(self, array: NDArray[Any]) -> str:
-        """What is wrong with a constant that is not a weight; empty if it is explained."""
+    def problem(self, array: NDArray[Any], *, multiplies: bool = False) -> str:
+        """What is wrong with a constant that is not a weight; empty if it is explained.
+
+        Args:
+            array: its value.
+            multiplies: whether a node adds up products with it.
+        """
         flat = array.reshape(-1)
         values = np.unique(np.asarray(flat, dtype=np.float64))
         if len(values) <= 1:
-            return ""
+            if not multiplies or array.size < 2 or self._computed(array):
+                return ""
+            return f"all its {array.size} values are {values[0]:g}, and the checkpoint has no such weight"
         if array.dtype == np.bool_ or (len(values) == 2 and _MASK_VALUES.issuperset(values)):
             if _is_causal(array) or self._computed(array):
                 return ""

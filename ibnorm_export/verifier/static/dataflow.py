@@ -29,7 +29,19 @@ from ibnorm_export.artifacts.onnx_file import read_tensor
 from ibnorm_export.errors import ModelFileError, quoted
 from ibnorm_export.op.spec import DOMAIN
 
-__all__ = ["RANDOM_OPERATORS", "ConstantUse", "DataFlow", "FlowNode", "light_model"]
+__all__ = ["FLOAT_TYPES", "RANDOM_OPERATORS", "WHOLE_TYPES", "ConstantUse", "DataFlow", "FlowNode", "light_model"]
+
+#: Element types of floating-point data, and of numbers such as ids and positions.
+FLOAT_TYPES: Final = (
+    onnx.TensorProto.FLOAT,
+    onnx.TensorProto.FLOAT16,
+    onnx.TensorProto.BFLOAT16,
+    onnx.TensorProto.DOUBLE,
+)
+WHOLE_TYPES: Final = (
+    *(onnx.TensorProto.INT8, onnx.TensorProto.INT16, onnx.TensorProto.INT32, onnx.TensorProto.INT64),
+    *(onnx.TensorProto.UINT8, onnx.TensorProto.UINT16, onnx.TensorProto.UINT32, onnx.TensorProto.UINT64),
+)
 
 #: Operators whose result differs from run to run.
 RANDOM_OPERATORS: Final = frozenset(
@@ -278,10 +290,17 @@ class DataFlow:
         """The element type that a Cast or a CastLike converts to; 0 for another node, and where it is not known."""
         if node.proto.op_type == "Cast":
             return next((int(a.i) for a in node.proto.attribute if a.name == "to"), 0)
-        if node.proto.op_type != "CastLike":
-            return 0
-        stored = self._stored.get(node.inputs[1])
-        return self._types.get(node.inputs[1], 0) if stored is None else int(stored.data_type)
+        return self.element_type(node.inputs[1]) if node.proto.op_type == "CastLike" else 0
+
+    def element_type(self, name: str) -> int:
+        """The element type of a value; 0 where it is not known."""
+        stored = self._stored.get(name)
+        return self._types.get(name, 0) if stored is None else int(stored.data_type)
+
+    def renumbers(self, node: FlowNode) -> bool:
+        """Whether a node looks up whole numbers or truth values in a table of such: other ids, positions or masks."""
+        table = node.inputs[0] if node.proto.op_type == "Gather" else ""
+        return self.is_constant(table) and self.element_type(table) in (*WHOLE_TYPES, onnx.TensorProto.BOOL)
 
     def norms_before(self) -> dict[str, frozenset[str]]:
         """For the first output of each reached norm node, the first outputs of the norm nodes that it depends on."""

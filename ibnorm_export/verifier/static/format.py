@@ -32,6 +32,9 @@ _VALUES: Final = (
     "external_data",
 )
 
+#: Operators that never fail, so that it does not matter that no output depends on them.
+_HARMLESS: Final = frozenset({"Identity", "Shape", "Size", "Cast"})
+
 #: Types of floating-point inputs.
 _FLOATS: Final = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 
@@ -68,6 +71,7 @@ def check_format(flow: DataFlow, model: LoadedModel) -> Iterator[Finding]:
     yield from _type_problems(exported, model)
     yield from _axis_problems(exported, model)
     yield from _order_problems(proto.graph)
+    yield from _idle_problems(flow)
 
 
 def _type_problems(exported: ExportedModel, model: LoadedModel) -> Iterator[Finding]:
@@ -124,6 +128,10 @@ def _tensor_problems(graph: onnx.GraphProto) -> Iterator[Finding]:
         stored = [name for name in _VALUES if len(getattr(tensor, name))]
         if len(stored) > 1:
             what = f"its value is in {' and in '.join(stored)}; which one is used depends on the runtime"
+            yield Finding(f"constant {tensor.name}", what, code=FindingCode.CONSTANT_TWICE)
+        keys = Counter(entry.key for entry in tensor.external_data)
+        for key in [key for key, count in keys.items() if count > 1]:
+            what = f"states the {quoted(key)} of its value twice; which one is used depends on the runtime"
             yield Finding(f"constant {tensor.name}", what, code=FindingCode.CONSTANT_TWICE)
 
 
@@ -186,3 +194,12 @@ def _order_problems(graph: onnx.GraphProto) -> Iterator[Finding]:
             yield Finding("order", what, code=FindingCode.FILE_ORDER)
             return
         later.subtract(name for name in node.output if name)
+
+
+def _idle_problems(flow: DataFlow) -> Iterator[Finding]:
+    """Nodes that no output depends on. Runtimes run them too, and they may fail, or never end, for some inputs."""
+    for node in flow.unreached:
+        fixed = all(flow.is_constant(name) for name in node.outputs if name)
+        if not fixed and node.proto.op_type not in _HARMLESS:
+            what = f"no output depends on the {node}, which runs all the same and may fail for some inputs"
+            yield Finding("operators", what, code=FindingCode.OPERATOR_UNKNOWN)

@@ -54,7 +54,17 @@ class _Value:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """One norm that was recognised: its spec, the names of its scale and bias, and the block size of a wide one."""
+    """One norm that was recognised.
+
+    Args:
+        op_type: its compression.
+        lambd: its lambda.
+        epsilon: its epsilon.
+        scale: name of its scale.
+        bias: name of its bias.
+        block: how many values a wide norm adds up at a time; 0 for others.
+        values: names of all values that its definition computes.
+    """
 
     op_type: str
     lambd: float
@@ -63,6 +73,7 @@ class _Found:
     scale: str
     bias: str
     block: int = 0
+    values: frozenset[str] = frozenset()
 
 
 class InlinedNorms:
@@ -84,6 +95,11 @@ class InlinedNorms:
     def block_sizes(self) -> frozenset[int]:
         """How many values the wide norms of the file add up at a time."""
         return frozenset(found.block for found in self._found if found.block)
+
+    @cached_property
+    def values(self) -> frozenset[str]:
+        """Names of all values that norms compute which are written out."""
+        return frozenset().union(*(found.values for found in self._found))
 
     @property
     def recognised(self) -> int:
@@ -157,6 +173,7 @@ class _Pattern:
             scale=bound["scale"].name,
             bias=bound["bias"].name,
             block=0 if block is None else int(block.item()),
+            values=frozenset(value.name for name, value in bound.items() if name in self._producers),
         )
 
     def _skip_conversions(self, name: str) -> str:
@@ -198,7 +215,8 @@ class _Pattern:
         if len(inputs) != len(wanted.input) or not self._same_epsilon(wanted, node.proto):
             return None
         if axes and wanted.op_type == "ReduceMean":
-            return self._match_mean(wanted, inputs, bound=bound, axes=axes)
+            mean = self._match_mean(wanted, inputs, bound=bound, axes=axes)
+            return None if mean is None else {**mean, wanted.output[0]: _Value(node.outputs[0])}
         if axes and wanted.op_type not in _ELEMENTWISE:
             return None
         orders = [inputs, inputs[::-1]] if wanted.op_type in _COMMUTATIVE else [inputs]
@@ -207,7 +225,7 @@ class _Pattern:
             for value, name in zip(wanted.input, order, strict=True):
                 found = None if found is None else self._match(value, _Value(name, axes), bound=found)
             if found is not None:
-                return found
+                return {**found, wanted.output[0]: _Value(node.outputs[0])}
         return None
 
     def _match_mean(

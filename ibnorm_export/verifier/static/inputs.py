@@ -91,7 +91,7 @@ def _uses(flow: DataFlow, name: str) -> Iterator[tuple[FlowNode, int]]:
         for position, read in enumerate(node.inputs):
             if read not in moved or node.proto.op_type in _SHAPES:
                 continue
-            if node.proto.op_type in _MOVING and position == 0:
+            if (node.proto.op_type in _MOVING and position == 0) or flow.renumbers(node):
                 moved.update(node.outputs)
             else:
                 yield node, position

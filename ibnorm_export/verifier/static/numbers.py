@@ -26,7 +26,7 @@ from ibnorm_export.verifier.report import Finding
 from ibnorm_export.verifier.static.constants import SHAPE_INPUTS
 from ibnorm_export.verifier.static.dataflow import RANDOM_OPERATORS, DataFlow, FlowNode
 
-__all__ = ["check_numbers_used"]
+__all__ = ["BRANCHES", "check_numbers_used"]
 
 #: Operators that compare a value with a number, limit it, or choose.
 _LIMITS: Final = frozenset(
@@ -60,7 +60,8 @@ _PLACES: Final = {
 #: Places up to this one are in every sample, so a wrong one shows; and axes are among them.
 _NEAR: Final = 8
 
-_BRANCHES: Final = frozenset({"If", "Loop", "Scan", "SequenceMap"})
+#: Operators that branch or loop.
+BRANCHES: Final = frozenset({"If", "Loop", "Scan", "SequenceMap"})
 
 #: Operators that limit a value on one side or both, whatever it is.
 _BOUNDS: Final = frozenset({"Clip", "Min", "Max"})
@@ -78,13 +79,10 @@ _DEFINITIONS: Final = (
 #: Numbers that bound no value or every value: signs, empty and unlimited ranges.
 _ANY_BOUND: Final = (0.0, 1.0, math.inf, float(2**63 - 1), float(2**31 - 1))
 
-#: Numbers that a comparison may have in any file: those, and the values of masks.
+#: Numbers that a comparison may have in any file; and those of its own type, which masks consist of.
 _ANY_LIMIT: Final = (
     *_ANY_BOUND,
     1.0 + 2.0**-23,
-    *(float(torch.finfo(kind).max) for kind in (torch.float16, torch.bfloat16, torch.float32, torch.float64)),
-    *(float(torch.finfo(kind).tiny) for kind in (torch.float16, torch.bfloat16, torch.float32)),
-    *(float(torch.finfo(kind).eps) for kind in (torch.float16, torch.bfloat16, torch.float32)),
 )
 
 #: The longest side of a patch or kernel of an image, whose square is a number of values.
@@ -127,7 +125,7 @@ def check_numbers_used(
 def _behaviour_problems(flow: DataFlow, node: FlowNode, *, coverage: Coverage) -> Iterator[Finding]:
     """A node that branches, draws random numbers or trains, if PyTorch does not."""
     operator, where = node.proto.op_type, str(node)
-    if operator in _BRANCHES and not _BRANCHING & coverage.operators:
+    if operator in BRANCHES and not _BRANCHING & coverage.operators:
         what = "the file branches or loops, which PyTorch does not for this checkpoint"
         yield Finding(where, what, code=FindingCode.BRANCHES)
     if _drops(flow, node):
@@ -174,14 +172,16 @@ class _Numbers:
         if model.replaced_norms or {"var", "var_mean", "std", "std_mean"} & coverage.operators:
             used |= {size / (size - 1) for size in _sizes(model) if size > 1}  # the factor of an unbiased variance
             used |= {size - 1 for size in _sizes(model)}  # its divisor
+        wide = (torch_dtype(dtype), torch.float32, torch.float64)
+        own = {float(number) for k in map(torch.finfo, wide) for number in (k.max, k.tiny, k.eps)}
         limits = {3.0, 6.0} if {"hardswish", "hardsigmoid", "relu6"} & coverage.operators else set()
         known = {*limits, *coverage.limits, *(s.lambd for s in specs)}
-        self._limits = _sorted({*_ANY_LIMIT, *known})
-        self._equals = _sorted({*_ANY_LIMIT, *known, *coverage.equals})
+        self._limits = _sorted({*_ANY_LIMIT, *own, *known})
+        self._equals = _sorted({*_ANY_LIMIT, *own, *known, *coverage.equals})
         self._bounds = _sorted({*_ANY_BOUND, kind.max, kind.tiny, kind.eps, *known})
         # A number may have been derived from others after these were rounded.
         rounded = {float(torch.tensor(n, dtype=torch_dtype(dtype))) for n in (*used, *_DEFINITIONS)}
-        self._factors = _sorted({*_ANY_LIMIT, *_DEFINITIONS, *_derived({*used, *rounded})})
+        self._factors = _sorted({*_ANY_LIMIT, *own, *_DEFINITIONS, *_derived({*used, *rounded})})
 
         places = {
             int(number) for number in (*used, *coverage.places) if math.isfinite(number) and number == int(number)

@@ -7,24 +7,30 @@ ratio of sizes show in no number of the file, and may act on no input that is ru
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any, Final
 
 import onnx
 
 from ibnorm_export.errors import quoted
 from ibnorm_export.findings.code import FindingCode
-from ibnorm_export.op import onnx_functions
-from ibnorm_export.op.spec import DOMAIN, Compression
+from ibnorm_export.op.spec import DOMAIN
 from ibnorm_export.text_report import counted
 from ibnorm_export.verifier.checkpoint.coverage import Coverage
 from ibnorm_export.verifier.checkpoint.operator_names import is_among, operator_words
 from ibnorm_export.verifier.report import Finding
-from ibnorm_export.verifier.static.dataflow import DataFlow, FlowNode
+from ibnorm_export.verifier.static.dataflow import (
+    FLOAT_TYPES,
+    RANDOM_OPERATORS,
+    WHOLE_TYPES,
+    DataFlow,
+    FlowNode,
+)
 from ibnorm_export.verifier.static.factors import check_factors
 from ibnorm_export.verifier.static.sizes import COMPARING, check_sizes
 from ibnorm_export.verifier.weights.tool_layouts import BLOCKED_DOMAIN
 
-__all__ = ["check_operators"]
+__all__ = ["FUNCTIONS", "check_operators"]
 
 #: Words in the names of PyTorch's operators that compare or choose; the beginning of a word ends with an asterisk.
 _CHOOSING: Final = (
@@ -54,7 +60,7 @@ _ROUNDING: Final = ("floor*", "ceil", "round", "trunc", "remainder", "fmod", "di
 _PARTS: Final = ("norm", "linalg*", "std*", "var*", "dist*", "cdist")
 
 #: What a file computes with floating-point data, and words in the names of PyTorch's operators that become it.
-_FUNCTIONS: Final = {
+FUNCTIONS: Final = {
     **dict.fromkeys(("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal"), _CHOOSING),
     **dict.fromkeys(("Where", "IsNaN"), (*_CHOOSING, "attention", "softmax", "log*")),
     "IsInf": _CHOOSING,
@@ -85,20 +91,24 @@ _FUNCTIONS: Final = {
     "ReverseSequence": ("flip", "lstm", "gru", "rnn"),
     **dict.fromkeys(("LRN", "LpNormalization", "MeanVarianceNormalization"), ("norm", "normalize")),
     **dict.fromkeys(("GroupNormalization", "InstanceNormalization"), ("norm",)),
-    "Exp": ("exp*", "logsumexp", "softplus", "mish", "elu", "celu", "selu"),
+    "Exp": ("exp*", "logsumexp", "softplus", "mish", "elu", "celu", "selu", *_SIGMOIDS),
     "Log": ("log*", "softplus", "mish"),
     "Abs": ("abs", "softsign", "norm", "linalg*"),
     "Sign": ("sign", "sgn", "copysign", *_ROUNDING),
     "Sqrt": ("sqrt", "rsqrt", "norm", "linalg*", "std*", "var*", "pow"),
     "Reciprocal": ("reciprocal", "rsqrt", "div", "pow", "norm"),
     "Pow": ("pow", "square", "norm", "linalg*", "rsqrt", "gelu", "var*", "std*"),
-    **dict.fromkeys(("MaxPool", "LpPool"), ("pool",)),
+    "MaxPool": ("pool",),
+    **dict.fromkeys(("LpPool", "GlobalLpPool"), ("pow", *_PARTS)),
     **dict.fromkeys(("AveragePool", "GlobalAveragePool"), ("pool", "mean")),
     "GlobalMaxPool": ("pool", "max", "amax"),
     **dict.fromkeys(("ReduceMax", "ReduceMin"), ("max", "amax", "min", "amin", "aminmax", *_PARTS)),
     "ReduceProd": ("prod",),
     **dict.fromkeys(("ReduceL1", "ReduceL2", "ReduceSumSquare"), ("pow", "square", "sum", "mean", "abs", *_PARTS)),
     **dict.fromkeys(("ReduceLogSum", "ReduceLogSumExp"), ("log*",)),
+    **dict.fromkeys(("Swish", "SwiGLU"), ("silu", "swish", "glu", "sigmoid")),
+    "RMSNormalization": ("norm", "rsqrt", "sqrt", "pow"),
+    "CumProd": ("cumprod",),
     "ReduceMean": ("mean", "pool", *_PARTS),
     "ReduceSum": ("sum", "mean", "pool", *_PARTS),
 }
@@ -106,7 +116,21 @@ _FUNCTIONS: Final = {
 #: The same for arithmetic of data with data, as opposed to a constant.
 _OF_DATA: Final = {
     "Div": ("div*", "true*", "reciprocal", "rsqrt", "rdiv", "norm", "linalg*", "std*", "var*", "softsign"),
-    "Mul": ("mul*", "addcmul", "pow", "square", "silu", "gelu", "glu", "swish", "hard*", "mish", "sigmoid", *_PARTS),
+    "Mul": (
+        "mul*",
+        "addcmul",
+        "pow",
+        "square",
+        "silu",
+        "gelu",
+        "glu",
+        "swish",
+        "hard*",
+        "mish",
+        "sigmoid",
+        *_PARTS,
+        "copysign",
+    ),
     "Sub": ("sub*", "rsub", "neg", "lerp", "addcmul", *_PARTS),
 }
 
@@ -117,6 +141,7 @@ _STRUCTURE: Final = {
     "Trilu": ("tril", "triu", "diag*", "attention"),
     "CumSum": ("cum*",),
     "Compress": ("masked*", "index", "nonzero"),
+    "NonZero": ("nonzero", "argwhere"),
     "Unique": ("unique*",),
     **dict.fromkeys(
         ("Scatter", "ScatterElements", "ScatterND"), ("scatter*", "put*", "index*", "copy*", "fill*", "masked*")
@@ -140,7 +165,22 @@ _COUNTED: Final = frozenset(
     {
         *("Tanh", "Erf", "Sigmoid", "Softsign", "Softplus", "LeakyRelu", "PRelu", "Elu", "Celu", "Selu", "Mish"),
         *("ThresholdedRelu", "HardSigmoid", "HardSwish", "Relu", "Gelu", "FastGelu", "BiasGelu", "QuickGelu"),
-        *("Softmax", "LogSoftmax", "Exp", "Log", "Abs", "Sign", "Floor", "Ceil", "Round", "Sin", "Cos", "Tan"),
+        *(
+            "Swish",
+            "SwiGLU",
+            "Softmax",
+            "LogSoftmax",
+            "Exp",
+            "Log",
+            "Abs",
+            "Sign",
+            "Floor",
+            "Ceil",
+            "Round",
+            "Sin",
+            "Cos",
+            "Tan",
+        ),
     }
 )
 
@@ -179,35 +219,35 @@ _OF_TRUTH: Final = frozenset(
     {"Not", "And", "Or", "Xor", "Cast", "Identity", "Reshape", "Expand", "Unsqueeze", "Squeeze", "Transpose"}
 )
 
-_FLOAT_TYPES: Final = (
-    onnx.TensorProto.FLOAT,
-    onnx.TensorProto.FLOAT16,
-    onnx.TensorProto.BFLOAT16,
-    onnx.TensorProto.DOUBLE,
+#: Further standard operators that take floating-point data. What they compute shows in the results of ordinary inputs:
+#: sums and products with weights, and values in another order or shape.
+_PLAIN: Final = frozenset(
+    {
+        *("Add", "Sum", "Mean", "Neg", "MatMul", "Gemm", "Einsum", "Conv", "ConvTranspose", "Col2Im", "Attention"),
+        *("LinearAttention", "CausalConvWithState", "RotaryEmbedding", "TensorScatter", "BatchNormalization"),
+        *("LayerNormalization", "Dropout", "Cast", "CastLike", "Identity", "Reshape", "Expand", "Unsqueeze", "Squeeze"),
+        *("Flatten", "Transpose", "Concat", "Gather", "GatherElements", "GatherND", "Slice", "Split", "Pad", "Tile"),
+        *("DepthToSpace", "SpaceToDepth", "Shape", "Size", "SequenceAt", "SequenceLength", "ConcatFromSequence"),
+        *("Optional", "OptionalGetElement", "OptionalHasElement", "Range", "If", "Loop", "Scan", "SequenceMap"),
+        *RANDOM_OPERATORS,
+    }
 )
 
-_WHOLE_TYPES: Final = (
-    *(onnx.TensorProto.INT8, onnx.TensorProto.INT16, onnx.TensorProto.INT32, onnx.TensorProto.INT64),
-    *(onnx.TensorProto.UINT8, onnx.TensorProto.UINT16, onnx.TensorProto.UINT32, onnx.TensorProto.UINT64),
-)
+_RULED: Final = frozenset({*FUNCTIONS, *_OF_DATA, *_STRUCTURE, *_PLAIN})
 
 
-def check_operators(flow: DataFlow, coverage: Coverage, *, wide_norms: bool = False) -> Iterator[Finding]:
+def check_operators(
+    flow: DataFlow, coverage: Coverage, *, norm_values: AbstractSet[str] = frozenset(), wide_norms: bool = False
+) -> Iterator[Finding]:
     """Find functions of floating-point data that PyTorch does not compute, and decisions by sizes.
 
     Args:
         flow: the data flow of the file.
         coverage: the operators of one run of the checkpoint.
+        norm_values: names of the values of norms that are written out, which have the functions of their definition.
         wide_norms: whether norms are written out that are so wide that they are computed in blocks.
     """
     words = {word for name in coverage.operators for word in operator_words(name)}
-    opset = flow.exported.opset
-    # Norms that are written out have the functions of their definition.
-    wide = [(compression.op_type, 2 * onnx_functions.NARROW) for compression in Compression] if wide_norms else []
-    definitions = (onnx_functions.functions(opset), onnx_functions.functions(opset, wide))
-    norms = {node.op_type for bodies in definitions for body in bodies.values() for node in body.node}
-    expanded = flow.exported.metadata.inlined or not any(node.proto.domain == DOMAIN for node in flow.nodes)
-    inlined = norms if expanded else set()
     floating = _floating(flow)
     on_data = {word for name in coverage.float_operators for word in operator_words(name)}
     chooses = any(is_among(part, on_data) for part in _CHOOSING)
@@ -226,8 +266,11 @@ def check_operators(flow: DataFlow, coverage: Coverage, *, wide_norms: bool = Fa
                 yield Finding("operators", f"the {node} {what}", code=FindingCode.OPERATOR_UNKNOWN)
         elif kind in ("Cast", "CastLike") and node.inputs[0] in floating:
             yield from _unknown_conversion(flow, node, coverage=coverage)
-        elif kind not in inlined and _is_function(node, floating):
+        elif _is_function(node, floating) and node.outputs[0] not in norm_values:
             functions.setdefault(kind, []).append(node)
+        elif kind not in _RULED and node.proto.domain in ("", "ai.onnx") and any(n in floating for n in node.inputs):
+            what = f"the {node} is an operator that no export has"
+            yield Finding("operators", what, code=FindingCode.OPERATOR_UNKNOWN)
         if kind == "Where" and not chooses and _is_data(flow, node, floating):
             what = "chooses by floating-point data, which PyTorch does not for this checkpoint"
             yield Finding("operators", f"the {node} {what}", code=FindingCode.OPERATOR_UNKNOWN)
@@ -278,19 +321,19 @@ def _unfused(calls: Mapping[str, int], flow: DataFlow) -> Mapping[str, int]:
 def _is_function(node: FlowNode, floating: set[str]) -> bool:
     """Whether a node computes with floating-point data what PyTorch must compute too."""
     data = [name in floating for name in node.inputs]
-    return all(data) if node.proto.op_type in _OF_DATA else node.proto.op_type in _FUNCTIONS and any(data)
+    return all(data) if node.proto.op_type in _OF_DATA else node.proto.op_type in FUNCTIONS and any(data)
 
 
 def _activations(node: FlowNode) -> Iterator[str]:
     """Functions that a fused operator of ONNX Runtime applies to its result."""
     for attribute in node.proto.attribute:
-        if attribute.name == "activation" and attribute.s.decode(errors="replace") in _FUNCTIONS:
+        if attribute.name == "activation" and attribute.s.decode(errors="replace") in FUNCTIONS:
             yield attribute.s.decode()
 
 
 def _unknown_functions(kind: str, nodes: list[FlowNode], *, calls: Mapping[str, int]) -> Iterator[Finding]:
     """Functions of one type that PyTorch does not compute, or not as often."""
-    parts = _OF_DATA.get(kind) or _FUNCTIONS[kind]
+    parts = _OF_DATA.get(kind) or FUNCTIONS[kind]
     known = sum(n for name, n in calls.items() if any(is_among(part, set(operator_words(name))) for part in parts))
     if not known:
         for node in nodes:
@@ -304,8 +347,8 @@ def _unknown_functions(kind: str, nodes: list[FlowNode], *, calls: Mapping[str, 
 def _unknown_conversion(flow: DataFlow, node: FlowNode, *, coverage: Coverage) -> Iterator[Finding]:
     """A conversion of floating-point data to what PyTorch does not convert it to; `check_inputs` has half types."""
     to: Any = flow.converts_to(node)
-    whole = to in _WHOLE_TYPES and coverage.truncates
-    if to and to not in (*_FLOAT_TYPES, onnx.TensorProto.BOOL) and not whole:
+    whole = to in (*WHOLE_TYPES, onnx.TensorProto.BOOL) and coverage.truncates
+    if to and to not in FLOAT_TYPES and not whole:
         what = f"the {node} converts floating-point data to {onnx.TensorProto.DataType.Name(to)}"
         yield Finding("types", f"{what}, which PyTorch does not", code=FindingCode.CONVERSION)
 
@@ -313,14 +356,14 @@ def _unknown_conversion(flow: DataFlow, node: FlowNode, *, coverage: Coverage) -
 def _floating(flow: DataFlow) -> set[str]:
     """Values that are floating-point data."""
     types = {value.name: value.type.tensor_type.elem_type for value in flow.exported.proto.graph.input}
-    found = {name for name, kind in types.items() if kind in _FLOAT_TYPES}
+    found = {name for name, kind in types.items() if kind in FLOAT_TYPES and not flow.is_constant(name)}
     for node in flow.nodes:
         if node.proto.op_type in _NOT_FLOATING or all(flow.is_constant(name) for name in node.outputs if name):
             continue
         to = next((a.i for a in node.proto.attribute if a.name == "to"), None)
         if node.proto.op_type == "Cast":
             # Positions that are cast are not data of the model; those that meet weights are, after the product.
-            made = to in _FLOAT_TYPES and node.inputs[0] in found
+            made = to in FLOAT_TYPES and node.inputs[0] in found
         elif node.proto.op_type == "Gather":
             table = node.inputs[0]
             value = flow.value(table) if flow.is_constant(table) and not flow.is_large(table) else None

@@ -17,7 +17,7 @@ from ibnorm_export.findings.code import FindingCode
 from ibnorm_export.verifier.checkpoint.operator_names import is_among, operator_words
 from ibnorm_export.verifier.report import Finding
 from ibnorm_export.verifier.static.constants import SHAPE_INPUTS
-from ibnorm_export.verifier.static.dataflow import DataFlow, FlowNode
+from ibnorm_export.verifier.static.dataflow import FLOAT_TYPES, WHOLE_TYPES, DataFlow, FlowNode
 
 __all__ = ["COMPARING", "check_sizes"]
 
@@ -25,7 +25,9 @@ __all__ = ["COMPARING", "check_sizes"]
 COMPARING: Final = frozenset({"Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal"})
 
 #: Operators that limit a size or divide it. What follows may depend on it in steps.
-_STEPPING: Final = frozenset({"Mod", "Max", "Min", "Clip", "Relu", "Sign", "Abs", "Pow", "BitShift"})
+_STEPPING: Final = frozenset(
+    {"Mod", "Max", "Min", "Clip", "Relu", "Sign", "Abs", "Pow", "BitShift", "Floor", "Ceil", "Round"}
+)
 
 #: Operators that make many values of sizes.
 _SPREADING: Final = frozenset({"Range", "ConstantOfShape", "Expand", "EyeLike", "OneHot", "NonZero", "CumSum", "Tile"})
@@ -79,15 +81,16 @@ def check_sizes(flow: DataFlow, floating: set[str], *, operators: Collection[str
         operators: names of PyTorch's operators that ran.
     """
     words = {word for name in operators for word in operator_words(name)}
-    yield from _cut_rows(flow, floating)
+    rows = _RowCounts(flow, floating)
+    yield from _cut_rows(flow, floating, rows=rows)
+    yield from _looked_up_sizes(flow, rows)
     yield from _compared_sizes(flow, words)
     yield from _moved_rows(flow, floating, words=words)
     yield from _sizes_as_data(flow, floating)
 
 
-def _cut_rows(flow: DataFlow, floating: set[str]) -> Iterator[Finding]:
+def _cut_rows(flow: DataFlow, floating: set[str], *, rows: _RowCounts) -> Iterator[Finding]:
     """Slices of data that end, or begin, at a row that few batches have, or where the number of rows decides."""
-    rows = _RowCounts(flow, floating)
     for node in flow.nodes:
         if node.proto.op_type != "Slice" or node.inputs[0] not in floating:
             continue
@@ -106,6 +109,17 @@ def _cut_rows(flow: DataFlow, floating: set[str]) -> Iterator[Finding]:
             elif (0 in (known or [0]) and not rows.is_count(name)) or rows.follows(name):
                 what = f"the {node} cuts data at a place that is computed from sizes, the number of rows among them"
                 yield Finding("operators", f"{what}; PyTorch does not", code=FindingCode.SIZES_DECIDE)
+
+
+def _looked_up_sizes(flow: DataFlow, rows: _RowCounts) -> Iterator[Finding]:
+    """Tables of numbers that end at some size, and floating-point numbers that lose digits in a large batch."""
+    for node in flow.nodes:
+        if flow.renumbers(node) and rows.is_size(node.inputs[1]):
+            what = f"the {node} looks up a size in a table of numbers, which larger inputs exceed"
+            yield Finding("operators", f"{what}; PyTorch does not", code=FindingCode.SIZES_DECIDE)
+        elif flow.converts_to(node) in FLOAT_TYPES and (rows.is_count(node.inputs[0]) or rows.follows(node.inputs[0])):
+            what = f"the {node} makes a floating-point number of the number of rows, which PyTorch does not"
+            yield Finding("operators", what, code=FindingCode.SIZES_DECIDE)
 
 
 class _RowCounts:
@@ -140,6 +154,10 @@ class _RowCounts:
     def is_count(self, name: str) -> bool:
         """Whether a value is the number of rows itself."""
         return self._counts.get(name) == (True,) and name not in self._computed
+
+    def is_size(self, name: str) -> bool:
+        """Whether a value is made of sizes only, and is not a range of them."""
+        return name in self._counts
 
     def follows(self, name: str) -> bool:
         """Whether a value is computed from the number of rows."""
@@ -190,7 +208,7 @@ def _compared_sizes(flow: DataFlow, words: AbstractSet[str]) -> Iterator[Finding
         if kind in ("Shape", "Size"):
             sizes.update(node.outputs)
         elif by_size and kind not in _SPREADING:
-            if cause is None and (kind in (*COMPARING, *_STEPPING) or _divides(flow, node)):
+            if cause is None and _steps(flow, node):
                 cause = node
             if cause is None:
                 sizes.update(node.outputs)
@@ -216,7 +234,7 @@ def _moved_rows(flow: DataFlow, floating: set[str], *, words: AbstractSet[str]) 
         elif given and all(name in numbers for name in given):
             numbers.update(node.outputs)
             cause = next((stepped[name] for name in given if name in stepped), None)
-            if cause is None and (kind in (*COMPARING, *_STEPPING, "Where") or _divides(flow, node)):
+            if cause is None and (kind == "Where" or _steps(flow, node)):
                 cause = node
             if cause is not None:
                 stepped.update(dict.fromkeys(node.outputs, cause))
@@ -228,12 +246,18 @@ def _moved_rows(flow: DataFlow, floating: set[str], *, words: AbstractSet[str]) 
                 yield Finding("operators", f"{what}; PyTorch does not", code=FindingCode.SIZES_DECIDE)
 
 
-def _divides(flow: DataFlow, node: FlowNode) -> bool:
-    """Whether a node divides by a number. Exporters divide sizes by each other."""
-    if node.proto.op_type != "Div" or not flow.is_constant(node.inputs[1]):
-        return False
-    divisor = flow.value(node.inputs[1])
-    return divisor is None or bool((divisor != 1).any())
+def _steps(flow: DataFlow, node: FlowNode) -> bool:
+    """Whether a result follows sizes in steps: by a limit, a comparison, a division by a number, or whole numbers.
+
+    Exporters divide sizes by each other.
+    """
+    kind = node.proto.op_type
+    if kind in (*COMPARING, *_STEPPING):
+        return True
+    if kind == "Div" and flow.is_constant(node.inputs[1]):
+        divisor = flow.value(node.inputs[1])
+        return divisor is None or bool((divisor != 1).any())
+    return flow.converts_to(node) in WHOLE_TYPES and flow.element_type(node.inputs[0]) in FLOAT_TYPES
 
 
 def _sizes_as_data(flow: DataFlow, floating: set[str]) -> Iterator[Finding]:

@@ -57,7 +57,11 @@ def check_static(exported: ExportedModel, model: LoadedModel, *, coverage: Cover
         *check_functions(flow),
         *check_types(exported),
         *check_format(flow, model),
-        *(() if own_code else check_operators(flow, coverage, wide_norms=bool(inlined.block_sizes))),
+        *(
+            ()
+            if own_code
+            else check_operators(flow, coverage, norm_values=inlined.values, wide_norms=bool(inlined.block_sizes))
+        ),
         *check_inputs(flow, coverage, own_code=own_code),
         *(() if own_code else check_masks(flow, coverage)),
         *_claim_problems(exported, model, flow=flow),

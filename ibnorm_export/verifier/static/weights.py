@@ -16,7 +16,7 @@ from ibnorm_export.findings.code import FindingCode
 from ibnorm_export.text_report import counted
 from ibnorm_export.verifier.checkpoint.coverage import Coverage
 from ibnorm_export.verifier.report import Finding
-from ibnorm_export.verifier.static.constants import KnownConstants
+from ibnorm_export.verifier.static.constants import PRODUCTS, KnownConstants
 from ibnorm_export.verifier.static.dataflow import ConstantUse, DataFlow, FlowNode
 from ibnorm_export.verifier.tolerances import QUANTIZATION_STEPS
 from ibnorm_export.verifier.weights.stored import QuantizedValues, StoredWeight, StoredWeights
@@ -148,13 +148,18 @@ def _compare_unnamed(
             report.add(tensors)
         elif origins := known.origins(array):  # what PyTorch computes from weights before it meets the input
             report.add(known.weights(origins))
-        elif problem := known.problem(array):
+        elif problem := known.problem(array, multiplies=_multiplies(use)):
             nearest = values.nearest(array)
             report.findings.append(
                 Finding(
                     f"constant {use.name}", f"{_place(use)}; {nearest or problem}", code=FindingCode.CONSTANT_UNKNOWN
                 )
             )
+
+
+def _multiplies(use: ConstantUse) -> bool:
+    """Whether a node adds up products with a constant; the third input is a bias."""
+    return use.node is not None and use.node.proto.op_type in PRODUCTS and use.position < 2
 
 
 def _fill(name: str) -> tuple[str, float]:

@@ -15,7 +15,7 @@ import onnx.helper
 from tests.verifier.faults.edit import Edit, Nodes
 from tests.verifier.faults.kind import Kind
 
-__all__ = ["KINDS"]
+__all__ = ["KINDS", "seen_for"]
 
 _Build = Callable[[Nodes, str], str]
 
@@ -66,7 +66,7 @@ def _is_pattern(n: Nodes, mask: str, *pattern: int) -> str:
     return found
 
 
-def _seen_for(*pattern: int) -> _Build:
+def seen_for(*pattern: int) -> _Build:
     """Padding is ignored in rows of a pattern."""
     return lambda n, mask: n("Cast", n("Or", _truth(n, mask), _is_pattern(n, mask, *pattern)), to=_INT64)
 
@@ -226,10 +226,10 @@ KINDS: Final[tuple[Kind, ...]] = tuple(
         "patterns of padding": (
             ("padding is ignored in a file of one row", _ONE_ROW, _mask(_all_seen), ""),
             ("a hole of one token is closed", (*_DECODERS, "llama", "llama decoder for OpenVINO"), _mask(_closed), ""),
-            ("padding is ignored for one pattern", (*_TEXTS, *_DECODERS[1:]), _mask(_seen_for(0, 1, 0, 1)), ""),
+            ("padding is ignored for one pattern", (*_TEXTS, *_DECODERS[1:]), _mask(seen_for(0, 1, 0, 1)), ""),
             ("logits are zero for one pattern", (*_TEXTS, *_DECODERS[1:]), _logits(_zero_for(1, 0, 1, 0)), ""),
             ("logits of the first row for one pattern", _TEXTS, _logits(_row_for(1, 0, 1, 0, 0)), ""),
-            ("padding is ignored for one long pattern", _TEXTS, _mask(_seen_for(0, 1, 0, 1, 1, 0, 1, 0)), ""),
+            ("padding is ignored for one long pattern", _TEXTS, _mask(seen_for(0, 1, 0, 1, 1, 0, 1, 0)), ""),
             ("logits are zero for one long pattern", _TEXTS, _logits(_zero_for(1, 0, 1, 0, 1, 1, 0, 1)), ""),
             ("a target that takes no padding is stated", ("llama decoder fp16",), _target_without_padding, ""),
             (

@@ -95,7 +95,7 @@ MUTANTS = (
     ),
     Mutant("number of norms", static, "check_norms", _nothing, "a norm has a second node", "llama"),
     Mutant(
-        "inlined norms", static_inlined.InlinedNorms, "take", _always(True), "inlined: another epsilon", "vit inlined"
+        "inlined norms", static_inlined.InlinedNorms, "take", _always(True), "inlined: scales exchanged", "vit inlined"
     ),
     Mutant("bodies of functions", static, "check_functions", _nothing, "a body without Abs", "llama"),
     Mutant("types", static, "check_types", _nothing, "one fp16 weight is stored in fp32", "vit fp16"),
@@ -147,7 +147,7 @@ MUTANTS = (
         "attention within 150 tokens",
         "llama genai",
     ),
-    Mutant("branches", static_numbers, "_BRANCHES", frozenset(), "a scan that carries the row before", "vit"),
+    Mutant("branches", static_numbers, "BRANCHES", frozenset(), "a scan that carries the row before", "vit"),
     Mutant("functions", static, "check_operators", _nothing, "a limit of eight times the first row's", "llama"),
     Mutant("sizes", static_sizes, "_compared_sizes", _nothing, "a batch that is split at a limit", "resnet"),
     Mutant("numbers of rows", static_sizes, "_moved_rows", _nothing, "row numbers that stop", "vit"),
@@ -182,7 +182,18 @@ MUTANTS = (
     Mutant("factors", static_operators, "check_factors", _nothing, "infinity above 2^18, by doubling", "vit"),
     Mutant("choices by data", static_operators, "_is_data", _always(False), "a value halved where its multiple", "vit"),
     Mutant("number of attentions", static_operators, "_more_attention", _nothing, "one attention more", "llama"),
-    Mutant("truth values of masks", static_masks, "_TRUTHS", frozenset(), "padding is ignored for one long", "llama"),
+    Mutant("truth values of masks", static_masks, "_MASKS", 10**6, "padding is ignored for one long", "llama"),
+    Mutant("tables of numbers", DataFlow, "renumbers", _always(False), "ids from a table of ids", "gpt2"),
+    Mutant("tables of sizes", static_sizes, "_looked_up_sizes", _nothing, "a shape from a table of 64", "vit"),
+    Mutant("idle nodes", static_format, "_idle_problems", _nothing, "an idle table of 64 rows", "vit"),
+    Mutant(
+        "values of norms that are written out",
+        static_operators,
+        "_is_function",
+        _always(False),
+        "a branch through a tangent, beside written-out norms",
+        "vit inlined",
+    ),
     Mutant("types of other values", DataFlow, "converts_to", _always(0), "images' values through fp16", "vit bf16"),
     Mutant("stated target", static, "_entry_problems", _nothing, "a target that takes no", "llama decoder fp16"),
     Mutant("domains", static_operators, "_DOMAINS", _Everything(), "one number replaced by another", "vit"),

@@ -22,6 +22,7 @@ from ibnorm_export.verifier.preparation import prepare
 from ibnorm_export.verifier.report import ParityReport
 from ibnorm_export.verifier.verify import VerifyOptions, check_stated, verify
 from tests.verifier.faults import (
+    kinds_blind,
     kinds_counts,
     kinds_files,
     kinds_format,
@@ -44,7 +45,7 @@ __all__ = ["KINDS", "Outcome", "cases", "judge", "plant"]
 
 _MODULES: Final = (
     *(kinds_weights, kinds_norms, kinds_text, kinds_values, kinds_half, kinds_functions, kinds_format, kinds_files),
-    *(kinds_sizes, kinds_interface, kinds_counts, kinds_rare, kinds_forms),
+    *(kinds_sizes, kinds_interface, kinds_counts, kinds_rare, kinds_forms, kinds_blind),
 )
 
 KINDS: Final = tuple(kind for module in _MODULES for kind in module.KINDS)

@@ -66,6 +66,13 @@ SOME: dict[str, tuple[str, set[str]]] = {
     "the activation of a convolution is a limit": ("resnet", {"static"}),
     "a weight as bytes and as numbers": ("vit", {"static"}),
     "genai: a key twice": ("llama genai", {"folder"}),
+    "zero becomes one, by a conversion": ("resnet", {"static"}),
+    "a pattern of six, with a cache": ("gpt2 decoder", {"static"}),
+    "doubled with the negative": ("llama decoder", {"static"}),
+    "times 4 and over 4 around a convolution": ("resnet batch", {"static"}),
+    "row numbers start again, by a conversion": ("llama", {"static"}),
+    "positions lose digits in a large batch": ("llama", {"static"}),
+    "an idle loop": ("resnet", {"static"}),
 }
 
 
@@ -122,6 +129,8 @@ def test_there_are_40_unusual_exports_with_different_names() -> None:
         "code: fixed sizes",  # code without a dynamic axis
         "code: time first",  # logits whose axes are in another order than those of the ids
         "modernbert, a mean over tokens",  # code that asks whether a mask has an effect, and sums it too
+        "weights that are inputs with a default",
+        "sigmoids of several nodes",
         "deberta-v2, relative positions",  # positions that are clamped, and gathered by
     ],
 )

@@ -11,6 +11,8 @@ from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+import onnx
+import onnx.helper
 import torch
 from torch import Tensor, nn
 
@@ -247,6 +249,7 @@ class UnusualExport:
         target: of language models: "portable" or "ort-genai".
         options: how it is exported.
         change: changes the weights of the model.
+        rewrite: changes the file as a tool does.
     """
 
     name: str
@@ -257,6 +260,7 @@ class UnusualExport:
     target: str = "portable"
     options: dict[str, Any] = field(default_factory=dict)
     change: Callable[[nn.Module], object] | None = None
+    rewrite: Callable[[onnx.ModelProto], object] | None = None
 
 
 def _sure(model: nn.Module) -> None:
@@ -268,6 +272,29 @@ def _double_precision_of_biases(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             parameter.data += torch.linspace(-3, 3, parameter.numel()).reshape(parameter.shape)
+
+
+def _weights_as_inputs(proto: onnx.ModelProto) -> None:
+    """Every weight is an input with a default, as in old files."""
+    for tensor in proto.graph.initializer:
+        proto.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+
+
+def _written_sigmoids(proto: onnx.ModelProto) -> None:
+    """A sigmoid as 1 / (1 + exp(-x))."""
+    make, one = onnx.helper.make_node, onnx.helper.make_tensor("one", onnx.TensorProto.FLOAT, [], [1.0])
+    proto.graph.initializer.append(one)
+    for node in [node for node in proto.graph.node if node.op_type == "Sigmoid"]:
+        place, (name,) = list(proto.graph.node).index(node), node.output
+        proto.graph.node.remove(node)
+        made = [
+            make("Neg", [node.input[0]], [f"{name}/negative"]),
+            make("Exp", [f"{name}/negative"], [f"{name}/power"]),
+            make("Add", [f"{name}/power", "one"], [f"{name}/sum"]),
+            make("Div", ["one", f"{name}/sum"], [name]),
+        ]
+        for index, new in enumerate(made):
+            proto.graph.node.insert(place + index, new)
 
 
 def _of(name: str, **changes: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -422,6 +449,8 @@ UNUSUAL: Final = (
         config={"architectures": ["ModernBertForSequenceClassification"], "classifier_pooling": "mean"},
     ),
     UnusualExport("deberta-v2, relative positions", _DEBERTA),
+    UnusualExport("weights that are inputs with a default", _VIT, rewrite=_weights_as_inputs),
+    UnusualExport("sigmoids of several nodes", _LLAMA, norms={"bias": False}, rewrite=_written_sigmoids),
 )
 
 
@@ -467,6 +496,10 @@ def _made(case: UnusualExport, folder: Path) -> tuple[ExportedModel, LoadedModel
         single = case.task is Task.FORWARD
         path = folder / ("right.onnx" if single else "out")
         exported = export(model, path, options=ExportOptions(**case.options), target=case.target)
+        if case.rewrite is not None:
+            proto = onnx.load(exported.path)
+            case.rewrite(proto)
+            onnx.save(proto, exported.path)
         made.write_text(json.dumps(str(exported.path.relative_to(folder))))
     return ExportedModel(folder / str(json.loads(made.read_text()))), model
 
