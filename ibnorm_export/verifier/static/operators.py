@@ -14,6 +14,7 @@ import onnx
 
 from ibnorm_export.errors import quoted
 from ibnorm_export.findings.code import FindingCode
+from ibnorm_export.op import onnx_functions
 from ibnorm_export.op.spec import DOMAIN
 from ibnorm_export.text_report import counted
 from ibnorm_export.verifier.checkpoint.coverage import Coverage
@@ -237,7 +238,12 @@ _RULED: Final = frozenset({*FUNCTIONS, *_OF_DATA, *_STRUCTURE, *_PLAIN})
 
 
 def check_operators(
-    flow: DataFlow, coverage: Coverage, *, norm_values: AbstractSet[str] = frozenset(), wide_norms: bool = False
+    flow: DataFlow,
+    coverage: Coverage,
+    *,
+    norm_values: AbstractSet[str] = frozenset(),
+    wide_norms: bool = False,
+    lost_norms: bool = False,
 ) -> Iterator[Finding]:
     """Find functions of floating-point data that PyTorch does not compute, and decisions by sizes.
 
@@ -246,8 +252,11 @@ def check_operators(
         coverage: the operators of one run of the checkpoint.
         norm_values: names of the values of norms that are written out, which have the functions of their definition.
         wide_norms: whether norms are written out that are so wide that they are computed in blocks.
+        lost_norms: whether a norm was not recognised, which is a finding of its own: its operators are not another one.
     """
     words = {word for name in coverage.operators for word in operator_words(name)}
+    bodies = onnx_functions.functions(flow.exported.opset).values() if lost_norms else ()
+    parts_of_norms = {node.op_type for body in bodies for node in body.node}
     floating = _floating(flow)
     on_data = {word for name in coverage.float_operators for word in operator_words(name)}
     chooses = any(is_among(part, on_data) for part in _CHOOSING)
@@ -266,8 +275,9 @@ def check_operators(
                 yield Finding("operators", f"the {node} {what}", code=FindingCode.OPERATOR_UNKNOWN)
         elif kind in ("Cast", "CastLike") and node.inputs[0] in floating:
             yield from _unknown_conversion(flow, node, coverage=coverage)
-        elif _is_function(node, floating) and node.outputs[0] not in norm_values:
-            functions.setdefault(kind, []).append(node)
+        elif _is_function(node, floating):
+            if kind not in parts_of_norms and node.outputs[0] not in norm_values:
+                functions.setdefault(kind, []).append(node)
         elif kind not in _RULED and node.proto.domain in ("", "ai.onnx") and any(n in floating for n in node.inputs):
             what = f"the {node} is an operator that no export has"
             yield Finding("operators", what, code=FindingCode.OPERATOR_UNKNOWN)
