@@ -3,8 +3,9 @@
 The ones after these are unusual: further architectures, code of users, opsets, sizes and settings.
 
 Each export has a number. Its outcome is written to a file as soon as it is known, so an interrupted run continues where
-it stopped, and several processes can share the work. With `--folder`, the exports are kept: an emulated processor then
-only verifies them, e.g. `qemu-x86_64 -cpu Haswell python -m benchmarks.run false_alarms --processor "Haswell (AVX2)"`.
+it stopped, and several processes can share the work through `--folder`, which keeps exports and outcomes. An older
+processor, e.g. `python -m tests.processors.run avx2 python -m benchmarks.run false_alarms --processor "AVX2"`, needs a
+folder of its own: PyTorch's random weights differ in their last bits from processor to processor.
 """
 
 from __future__ import annotations
