@@ -173,7 +173,7 @@ def form(name: str, folder: Path) -> Form:
         elif recipe.kind == "web":
             export_transformers_js(model, place, options=[options])
         elif single:
-            place.mkdir()
+            place.mkdir(exist_ok=True)  # another process may be making the same form
             export_file(model, file, options=options)
         else:
             export_folder(model, place, options=options)
