@@ -29,7 +29,7 @@ def evaluate_command(
     models: Annotated[
         list[str],
         typer.Argument(
-            metavar="MODEL...",
+            metavar="MODEL",
             help="Exported files or folders, checkpoints, which PyTorch runs, and text endpoints "
             "(http://HOST:PORT/v1). MODEL@BACKEND chooses a runtime for one of them, e.g. vit.onnx@openvino. With "
             "--sweep, one checkpoint.",
@@ -61,7 +61,7 @@ def evaluate_command(
         list[str] | None,
         typer.Option(
             "--sweep",
-            metavar="AXIS=VALUE,...",
+            metavar="AXIS=VALUES",
             help="Export the checkpoint in every combination, verify, time and evaluate each file, and recommend one: "
             f"{', '.join(AXES)}, as in --sweep dtype=fp32,fp16,int8,int4 block-size=32,128.",
         ),

@@ -89,7 +89,7 @@ class ExitCode(enum.IntEnum):
     UNAVAILABLE = 3  # a runtime, library or device is missing on this machine
     INTERNAL_ERROR = 70  # a defect of this program; --debug shows the traceback
     INTERRUPTED = 130  # Ctrl-C or SIGTERM; nothing is left half-written
-    BROKEN_PIPE = 141  # whatever reads stdout has closed it
+    BROKEN_PIPE = 141  # the reader of stdout has closed it
 
 
 class IBNormError(Exception):

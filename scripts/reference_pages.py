@@ -109,7 +109,8 @@ def _command(name: str, command: Any, context: Any) -> list[str]:
     usage = " ".join(usage.replace("{", "").replace("}", "").split())
     lines.append(f"```text\nibnorm-export {name} {usage} [OPTIONS]\n```".replace("  ", " "))
     if examples:
-        shown = [line.strip() for line in re.split(r"[:;]\s+|\n", examples) if line.strip().startswith("ibnorm-export")]
+        lines_below = (line.strip() for line in examples.lstrip("s: ").splitlines())
+        shown = [line for line in lines_below if line.startswith("ibnorm-export")]
         if shown:
             lines += ["Example:", "```text\n" + "\n".join(shown) + "\n```"]
     return [*lines, _options(command, context)]
@@ -208,7 +209,7 @@ def _members(thing: type) -> list[str]:
         value = member.__func__ if isinstance(member, classmethod | staticmethod) else member
         if name.startswith("_") or not (inspect.isfunction(value) or isinstance(value, property)):
             continue
-        if text := docstring(value).text:
+        if value.__doc__ and (text := docstring(value).text):  # not what a base class of another package says
             call = name if isinstance(value, property) else f"{name}{_parameters(value, skip_self=True)}"
             rows.append((code(call), text))
     return ["**Members**", table(["member", "meaning"], rows)] if rows else []

@@ -26,6 +26,9 @@ CODE = 1.2
 #: What a browser would break at a hyphen.
 OPTION = re.compile(r"(?<![\w-])(?:--?[a-z][\w-]*|ibnorm-export)(?![\w-])")
 
+#: After what a line may end in a path or in a name of code.
+JOINT = re.compile(r"(?<=\w)[/_.(](?=[A-Za-z])")
+
 
 def on_files(files: Any, *, config: Any) -> Any:
     """Add the generated pages and plots to those of docs/."""
@@ -57,13 +60,16 @@ def _benchmarks() -> str:
 def on_page_content(content: str, **_: Any) -> str:
     """Mark the tables that are too wide for a phone, and give each of their cells the head of its column.
 
-    No line of the page ends inside an option, or in the middle of the command's name.
+    No line of the page ends inside an option, or in the middle of the command's name. Long paths and names of code may
+    break at their joints.
     """
     content = re.sub(
         r"<table>.*?</table>", lambda match: _stackable(_whole_numbers(match[0])), content, flags=re.DOTALL
     )
     parts = re.split(r"(<pre.*?</pre>|<[^>]+>)", content, flags=re.DOTALL)
-    parts[::2] = [OPTION.sub(r'<span class="whole">\g<0></span>', text) for text in parts[::2]]
+    in_code = [False, *(tag == "<code>" for tag in parts[1::2])]
+    texts = [JOINT.sub(r"\g<0><wbr>", text) if code else text for text, code in zip(parts[::2], in_code, strict=True)]
+    parts[::2] = [OPTION.sub(r'<span class="whole">\g<0></span>', text) for text in texts]
     return "".join(parts)
 
 

@@ -196,8 +196,6 @@ class CandidateResult:
 class EvaluationReport(Report):
     """True when there are results and no candidate failed. "Cannot tell" is not a failure.
 
-    It has more than eight fields because each is one part of the page.
-
     Args:
         task: name of the task.
         data: what it was evaluated on.

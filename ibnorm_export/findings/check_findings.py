@@ -12,7 +12,7 @@ TEXTS: Final[dict[Code, tuple[str, str, str, str, str]]] = {
     Code.STEP_FAILED: (
         "A step of the check ended in an error",
         "The export, comparison or measurement could not be done.",
-        "Nothing is known about this case, so the check is red.",
+        "Nothing is known about this case, so the check fails.",
         "Read the message; run the command of this step alone, for example `ibnorm-export export`.",
         "The checkpoint's folder was renamed.",
     ),
@@ -61,7 +61,7 @@ TEXTS: Final[dict[Code, tuple[str, str, str, str, str]]] = {
     Code.CONDITIONS_DIFFER: (
         "The two measurements were made under different conditions",
         "A difference that you allowed, or the version of a package, is not the same in both.",
-        "The change of time may come from it.",
+        "The difference in time may come from it.",
         "Measure both again under the same conditions if you want to compare the files alone.",
         "ibnorm-export compare a.json b.json --allow runtime",
     ),

@@ -55,7 +55,7 @@ TEXTS: Final[dict[Code, tuple[str, str, str, str, str]]] = {
         "Node or a package of it is not there",
         "The backends ort-web and ort-node run files in Node.",
         "Files cannot be verified for a browser.",
-        "Install Node 20 or later and the package, and give its folder with --npm.",
+        "Install Node 18 or later and the package, and give its folder with --npm.",
         "npm install --ignore-scripts --prefix DIR onnxruntime-web",
     ),
     Code.NO_TRITON: (
@@ -97,7 +97,7 @@ TEXTS: Final[dict[Code, tuple[str, str, str, str, str]]] = {
         "How the checkpoint was read",
         "The checkpoint leaves something open or is written in a form that had to be translated.",
         "If the reading is wrong, every export of it is.",
-        "Check the sentence. `verify --expected` compares with values that your training code saved.",
+        "Check the note. `verify --expected` compares with values that your training code saved.",
         "The names of the weights had the prefix module., which was removed.",
     ),
     Code.CHECKPOINT_WARNING: (

@@ -72,7 +72,7 @@ TEXTS: Final[dict[Code, tuple[str, str, str, str, str]]] = {
         "Where the error comes from",
         "The step from the checkpoint to the running file that adds the error: mapping, dtype, exporter, optimiser or "
         "kernel.",
-        "It tells whom to ask and what to change.",
+        "It shows where the problem is and what to change.",
         "For the optimiser, use a newer runtime; for the kernel, use --kernels function and report it; for the "
         "exporter, report it with the checkpoint's config.",
         "error source optimiser",
@@ -136,7 +136,7 @@ TEXTS: Final[dict[Code, tuple[str, str, str, str, str]]] = {
     Code.EXPECTED_UNFIT: (
         "The expected values are too rough for a comparison",
         "On these inputs, the dtype of the training code differs from float64 too much.",
-        "Neither a right nor a wrong file could be told.",
+        "A right file could not be told from a wrong one.",
         "Save values that were computed in fp32, or other inputs.",
         "Values of a run under autocast in bf16.",
     ),
@@ -150,7 +150,7 @@ TEXTS: Final[dict[Code, tuple[str, str, str, str, str]]] = {
     Code.EXPECTED_CHECKPOINT: (
         "The checkpoint does not give the values of the training code",
         "PyTorch, with this checkpoint and config, differs from what the training code computed.",
-        "The config describes another model than the one that was trained: every export of it is wrong.",
+        "The config describes another model than the one that was trained, so every export of it is wrong.",
         "Use the reading that the message names, compare the weights, and check that the model was in evaluation mode.",
         "This reading fits: lambda 8 instead of 4.",
     ),

@@ -125,9 +125,11 @@ class EvaluationCheck:
         max_drop: the largest loss that passes: of accuracy as a share, of perplexity as a relative increase.
         backend: what runs the export.
         limit: number of samples; all if it is absent.
-        max_length, stride: windows of perplexity, in tokens.
+        max_length: length of a window for perplexity, in tokens.
+        stride: distance between two windows, in tokens.
         max_unreadable: share of samples that may be unreadable.
-        tokenizer, preprocessing: folders, in place of the checkpoint.
+        tokenizer: folder of the tokenizer, if not the checkpoint's.
+        preprocessing: folder of the settings of images, if not the checkpoint's.
         tasks: names of tasks of lm-eval; all of the data folder's own if it is absent.
     """
 

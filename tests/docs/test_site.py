@@ -76,7 +76,7 @@ def test_a_table_that_is_too_wide_for_a_phone_can_stack() -> None:
         row = "".join(f"<td>{word}</td>" for word in words)
         return f"<table>\n<thead>\n<tr>{head}</tr>\n</thead>\n<tbody>\n<tr>{row}</tr>\n</tbody>\n</table>"
 
-    narrow, wide = table("short words wrap " * 20, "1.5"), table("<code>a_long_name_of</code>", "x" * 30, "A &amp; b")
+    narrow, wide = table("short words wrap " * 20, "1.5"), table("<code>longnameofcode</code>", "x" * 30, "A &amp; b")
     assert on_page_content(narrow) == narrow
     stacked = wide.replace("<table>", "<table data-stack>").replace("<td>x", '<td data-head="head 1">x')
     assert on_page_content(wide) == stacked.replace("<td>A", '<td data-head="head 2">A')
@@ -90,12 +90,26 @@ def test_no_line_ends_inside_an_option() -> None:
     def whole(word: str) -> str:
         return f'<span class="whole">{word}</span>'
 
-    text = '<p title="--a">use <code>--dry-run</code>, -o, --maxShapes or <code>ibnorm-export verify --text=a</code>: a-b - c -- d</p>'
+    text = (
+        '<p title="--a">use <code>--dry-run</code>, -o, --maxShapes or <code>ibnorm-export verify --text=a</code>: '
+        "a-b - c -- d</p>"
+    )
     found = on_page_content(text + "<pre><code>$ x --layers</code></pre>")
     for word in ("--dry-run", "-o", "--maxShapes", "ibnorm-export", "--text"):
         assert whole(word) in found
         text = text.replace(word, whole(word))
     assert found == text + "<pre><code>$ x --layers</code></pre>"
+
+
+def test_paths_and_names_of_code_break_at_their_joints() -> None:
+    from scripts.site_hooks import on_page_content
+
+    text = (
+        "<p>a/b.c <code>tests/a_test.py</code> <code>torch.load(path) 0.5 1_000</code></p><pre><code>a/b</code></pre>"
+    )
+    assert on_page_content(text) == text.replace("tests/a_test.py", "tests/<wbr>a_<wbr>test.<wbr>py").replace(
+        "torch.load(path)", "torch.<wbr>load(<wbr>path)"
+    )
 
 
 def test_every_schema_is_published(site: Path) -> None:
