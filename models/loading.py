@@ -102,5 +102,5 @@ def load(
         raise CheckpointError(f"{path} is an exported file; give the checkpoint that it was exported from")
     raise CheckpointError(
         f"{path} is a file of weights, which do not define the architecture. Give a Hugging Face folder, or add "
-        "--model package.module:factory"
+        "--model package.module:factory (for evaluate: model= of load in Python, or of [[export]] in check.toml)"
     )

@@ -27,8 +27,9 @@ TEXTS: Final[dict[Code, tuple[str, str, str, str, str]]] = {
         "Activations above 65504 overflow in fp16.",
     ),
     Code.NOT_FINITE: (
-        "The output has NaN or infinity where PyTorch has numbers",
-        "The file overflows, divides by zero, or masks a whole row, on an input for which PyTorch does not.",
+        "The output has NaN or infinity",
+        "The file overflows, divides by zero, or masks a whole row where PyTorch has numbers; or, if the message says "
+        "so, PyTorch overflows in this dtype too, and the model does not fit it.",
         "One NaN spoils everything that is computed from it.",
         "Run verify with --layers to see the first layer. For fp16 try bf16 or fp32.",
         "logits: 12 values are NaN in random sample 3.",
@@ -74,7 +75,8 @@ TEXTS: Final[dict[Code, tuple[str, str, str, str, str]]] = {
         "kernel.",
         "It shows where the problem is and what to change.",
         "For the optimiser, use a newer runtime; for the kernel, use --kernels function and report it; for the "
-        "exporter, report it with the checkpoint's config.",
+        "exporter, export again: if the new file is right, something changed this one, else report it with the "
+        "checkpoint's config.",
         "error source optimiser",
     ),
     Code.FIRST_LAYER: (

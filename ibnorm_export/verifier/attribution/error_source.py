@@ -172,4 +172,5 @@ def _summarise(name: str, dtype: str, variants: _Variants, *, sources: Sequence[
     responsible = next((source for source in sources if source.responsible), None)
     if responsible is None:
         return f"{measured}; no step exceeds its tolerance"
-    return f"{measured}. The {responsible.name} is responsible: {responsible.explanation}"
+    later = ", if nothing changed the file since" if responsible.name == "exporter" else ""
+    return f"{measured}. The {responsible.name} is responsible{later}: {responsible.explanation}"
