@@ -19,7 +19,7 @@ __all__ = ["on_files", "on_page_content"]
 ROOT = Path(__file__).resolve().parents[1]
 
 #: Characters of a line on a phone of 390 px, those that the space beside a cell takes, and the width of one of code.
-PHONE = 52
+PHONE = 50
 BESIDE = 3
 CODE = 1.2
 
