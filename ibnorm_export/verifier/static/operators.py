@@ -20,13 +20,7 @@ from ibnorm_export.text_report import counted
 from ibnorm_export.verifier.checkpoint.coverage import Coverage
 from ibnorm_export.verifier.checkpoint.operator_names import is_among, operator_words
 from ibnorm_export.verifier.report import Finding
-from ibnorm_export.verifier.static.dataflow import (
-    FLOAT_TYPES,
-    RANDOM_OPERATORS,
-    WHOLE_TYPES,
-    DataFlow,
-    FlowNode,
-)
+from ibnorm_export.verifier.static.dataflow import FLOAT_TYPES, RANDOM_OPERATORS, WHOLE_TYPES, DataFlow, FlowNode
 from ibnorm_export.verifier.static.factors import check_factors
 from ibnorm_export.verifier.static.sizes import COMPARING, check_sizes
 from ibnorm_export.verifier.weights.tool_layouts import BLOCKED_DOMAIN
@@ -118,19 +112,8 @@ FUNCTIONS: Final = {
 _OF_DATA: Final = {
     "Div": ("div*", "true*", "reciprocal", "rsqrt", "rdiv", "norm", "linalg*", "std*", "var*", "softsign"),
     "Mul": (
-        "mul*",
-        "addcmul",
-        "pow",
-        "square",
-        "silu",
-        "gelu",
-        "glu",
-        "swish",
-        "hard*",
-        "mish",
-        "sigmoid",
+        *("mul*", "addcmul", "pow", "square", "silu", "gelu", "glu", "swish", "hard*", "mish", "sigmoid", "copysign"),
         *_PARTS,
-        "copysign",
     ),
     "Sub": ("sub*", "rsub", "neg", "lerp", "addcmul", *_PARTS),
 }
@@ -166,22 +149,8 @@ _COUNTED: Final = frozenset(
     {
         *("Tanh", "Erf", "Sigmoid", "Softsign", "Softplus", "LeakyRelu", "PRelu", "Elu", "Celu", "Selu", "Mish"),
         *("ThresholdedRelu", "HardSigmoid", "HardSwish", "Relu", "Gelu", "FastGelu", "BiasGelu", "QuickGelu"),
-        *(
-            "Swish",
-            "SwiGLU",
-            "Softmax",
-            "LogSoftmax",
-            "Exp",
-            "Log",
-            "Abs",
-            "Sign",
-            "Floor",
-            "Ceil",
-            "Round",
-            "Sin",
-            "Cos",
-            "Tan",
-        ),
+        *("Softmax", "LogSoftmax", "Exp", "Log", "Abs", "Sign", "Floor", "Ceil", "Round", "Sin", "Cos", "Tan"),
+        *("Swish", "SwiGLU"),
     }
 )
 

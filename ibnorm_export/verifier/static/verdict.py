@@ -53,17 +53,19 @@ def check_static(exported: ExportedModel, model: LoadedModel, *, coverage: Cover
     inlined = InlinedNorms(flow, {module.spec for module in modules.values()}, holds=holds)
     weights = compare_weights(flow, model, coverage=coverage, values=values)
     norm_findings = tuple(check_norms(flow, modules, coverage=coverage, holds=holds, inlined=inlined))
-    written_out: dict[str, Any] = {
-        "norm_values": inlined.values,
-        "wide_norms": bool(inlined.block_sizes),
-        "lost_norms": any(finding.code is FindingCode.NORM_COUNT for finding in norm_findings),
-    }
+    operator_findings = check_operators(
+        flow,
+        coverage,
+        norm_values=inlined.values,
+        wide_norms=bool(inlined.block_sizes),
+        lost_norms=any(finding.code is FindingCode.NORM_COUNT for finding in norm_findings),
+    )
     findings = (
         *norm_findings,
         *check_functions(flow),
         *check_types(exported),
         *check_format(flow, model),
-        *(() if own_code else check_operators(flow, coverage, **written_out)),
+        *(() if own_code else operator_findings),
         *check_inputs(flow, coverage, own_code=own_code),
         *(() if own_code else check_masks(flow, coverage)),
         *_claim_problems(exported, model, flow=flow),
