@@ -156,7 +156,7 @@ def load_custom(
     elif inputs is None:
         raise CheckpointError(
             f"--model {reference} returned {type(made).__name__}, whose inputs are not known: give example inputs with "
-            "--inputs FILE.npz (inputs= in Python; of [export.parity] in check.toml), or return an "
+            "--inputs FILE.npz (inputs= in Python, inputs in [export.parity] of check.toml), or return an "
             "ibnorm_export.CustomModel"
         )
     elif isinstance(inputs, ExportedModel):

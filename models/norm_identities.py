@@ -116,7 +116,7 @@ def _sample_call(made: CustomModel | nn.Module, model: str, inputs: Inputs | Non
     if inputs is None:
         raise CheckpointError(
             f"--model {model} returned {type(made).__name__}, whose inputs are not known: give example inputs with "
-            "--inputs FILE.npz (inputs= in Python; of [export.parity] in check.toml), or return an "
+            "--inputs FILE.npz (inputs= in Python, inputs in [export.parity] of check.toml), or return an "
             "ibnorm_export.CustomModel"
         )
     arguments = read_arguments(made, inputs)
